@@ -1,0 +1,162 @@
+"""Where things are in a stock Hugging Face LVLM: declared once for each family."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cdkit.errors import CdkitError
+from cdkit.registry import Registry, unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """The rotary embedding of a decoder's attention."""
+
+    inverse_frequencies: Float[Tensor, " half"]
+    """Radians a position, for each pair of dimensions; dimensions beyond 2 x half are not rotated."""
+    interleaved: bool
+    """Pairs are (0, 1), (2, 3), ... where True; (0, half), (1, half + 1), ... where False."""
+
+
+class ModelAdapter(abc.ABC):
+    """Says where a model family keeps what the engine needs. No state, no modelling code.
+
+    Registered under `config.model_type`. Admission test: with no method on, logits equal the stock
+    model's, and CMAC's equal the independent reference.
+    """
+
+    causal_prefix: ClassVar[bool]
+    """Whether states up to the image's last token do not depend on what follows: then branches that
+    differ only after the image share them (PaliGemma: no)."""
+    example: ClassVar[str]
+    """A hub name that this adapter runs."""
+
+    @abc.abstractmethod
+    def check(self, model: nn.Module) -> None:
+        """Raise a CdkitError where this very model cannot be supported, saying why."""
+
+    @abc.abstractmethod
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The text decoder: its forward takes `inputs_embeds`, a 2-D mask, positions and a cache."""
+
+    @abc.abstractmethod
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The decoder's layers, in order."""
+
+    @abc.abstractmethod
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a decoder layer."""
+
+    @abc.abstractmethod
+    def reader(self, model: nn.Module) -> nn.Module:
+        """The module whose forward's logits `generate` reads."""
+
+    @abc.abstractmethod
+    def encoder(self, model: nn.Module) -> tuple[nn.Module, str]:
+        """(owner, attribute) of the image encoder that `generate` or forward calls."""
+
+    @abc.abstractmethod
+    def features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
+        """The image tokens' features in an output of the encoder, image by image."""
+
+    @abc.abstractmethod
+    def image_index(
+        self, model: nn.Module, ids: Int[Tensor, "rows tokens"]
+    ) -> Int[Tensor, "rows tokens"]:
+        """For each token of a prompt the number of its image in the row, from 0; -1 for text."""
+
+    @abc.abstractmethod
+    def embed(
+        self, model: nn.Module, ids: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens hidden"]:
+        """The embeddings of text tokens as the decoder gets them."""
+
+    @abc.abstractmethod
+    def logits(
+        self, model: nn.Module, hidden: Float[Tensor, "rows hidden"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """Next-token logits from a layer's output: the final norm, then the output head."""
+
+    @abc.abstractmethod
+    def rotary(self, model: nn.Module) -> Rotary | None:
+        """The decoder's rotary embedding; None where it has none or its frequencies change."""
+
+    @abc.abstractmethod
+    def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
+        """Where an instruction goes that comes before everything else, as a token index."""
+
+    @abc.abstractmethod
+    def prompt(self, question: str, *, images: int, processor: Any) -> str:
+        """The text to give the processor: `images` placeholders and the question, as a chat turn."""
+
+
+ADAPTERS = Registry[ModelAdapter](
+    ModelAdapter,  # type: ignore[type-abstract]
+    what="model adapter",
+    folder="cdkit.models",
+    group="cdkit.models",
+)
+
+
+def adapter_for(model: nn.Module) -> ModelAdapter:
+    """The adapter of a model's `config.model_type`, after its check of this very model."""
+    config = getattr(unwrap(model), "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type is None:
+        raise CdkitError(
+            f"{type(model).__name__} has no config.model_type; pass a Hugging Face model, such as "
+            "AutoModelForImageTextToText.from_pretrained(...)"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise CdkitError(
+            f"{model_type} is an encoder-decoder: its text attends to the image by cross-attention, "
+            "and cdkit's methods are defined for decoder-only models"
+        )
+    if model_type not in ADAPTERS:
+        raise CdkitError(
+            unknown("model adapter", model_type, ADAPTERS)
+            + " To add a family, subclass cdkit.ModelAdapter and register it under that name."
+        )
+    adapter = ADAPTERS[model_type]()
+    adapter.check(unwrap(model))
+    return adapter
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside a PEFT wrapper; its adapters stay active."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if inner is not None else model
+
+
+def rotate(
+    x: Float[Tensor, "rows heads tokens head_dim"],
+    by: Float[Tensor, "rows tokens"],
+    rotary: Rotary,
+) -> Float[Tensor, "rows heads tokens head_dim"]:
+    """Move already rotated queries or keys by `by` positions: RoPE rotations compose."""
+    frequencies = rotary.inverse_frequencies.to(device=x.device, dtype=torch.float64)
+    angle = (by.double()[..., None] * frequencies)[:, None]
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    width = 2 * frequencies.shape[0]
+    turned, still = x[..., :width], x[..., width:]
+    if rotary.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        return torch.cat((pairs.flatten(-2), still), dim=-1)
+    a, b = turned.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, still), dim=-1)
+
+
+def chat_prompt(question: str, *, images: int, processor: Any, fallback: str) -> str:
+    """The processor's chat template where it has one, else `fallback.format(images=, question=)`."""
+    if getattr(processor, "chat_template", None):
+        content: list[Mapping[str, str]] = [{"type": "image"}] * images
+        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        text = processor.apply_chat_template([message], add_generation_prompt=True)
+        return str(text)
+    return fallback.format(images="<image>\n" * images, question=question)

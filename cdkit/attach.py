@@ -1,0 +1,317 @@
+"""Attach a method to a stock model: its own `generate` runs with it until the block ends."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from cdkit.adapter import adapter_for, unwrap
+from cdkit.attention import HANDLE, KEY, LayerAttention
+from cdkit.cache import BranchedCache
+from cdkit.engine import Engine, Forward
+from cdkit.errors import CdkitError
+from cdkit.guard import GuardedProcessors, RecordingCriteria
+from cdkit.limits import check_inference
+from cdkit.method import Method, kind_of
+from cdkit.reading import read
+from cdkit.trace import Trace, make_trace
+
+ATTACHED = "_cdkit_attached"
+"""The attribute of a model under which the attachment in force stands."""
+
+
+def attach(
+    model: nn.Module,
+    method: Method,
+    *,
+    processor: Any = None,
+    seed: int = 0,
+    sample_ids: Sequence[str] | None = None,
+    trace: Collection[str] = (),
+    optimize: bool = True,
+) -> "Attachment":
+    """Run `method` under the model's own `generate`, as long as the `with` block lasts.
+
+        with cdkit.attach(model, cdkit.load("cmac"), processor=processor) as run:
+            out = model.generate(**inputs, max_new_tokens=64)
+
+    Greedy decoding, sampling, beams, streamers, logits processors and batches are Hugging Face's.
+    A plain call of the model is scored with the method too: its tokens are one prompt's. Leaving
+    restores the model to the bit, also after an exception; attaching again replaces.
+
+    `processor` is needed by methods that write text into the prompt. All noise is drawn from
+    (`seed`, sample id); `sample_ids` names each prompt of the calls to come, else a digest of its
+    pixels and tokens does. `trace` keeps "logits", "image_attention" or "mask" of each step of the
+    latest call in `run.trace`. `optimize=False` forces every branch through the model even where it
+    cannot matter and shares nothing between them: same tokens, slower; for tests.
+
+    Raises CdkitError where the method cannot run on this model, before anything is changed.
+    """
+    return Attachment(
+        model,
+        method,
+        processor=processor,
+        seed=seed,
+        sample_ids=None if sample_ids is None else tuple(sample_ids),
+        trace=make_trace(trace),
+        optimize=optimize,
+    )
+
+
+class Attachment:
+    """A method on a model; a context manager. `trace` holds what was asked for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        processor: Any,
+        seed: int,
+        sample_ids: tuple[str, ...] | None,
+        trace: Trace,
+        optimize: bool,
+    ) -> None:
+        if not isinstance(method, Method):
+            raise CdkitError(f"method must be a cdkit.Method, such as cdkit.load('cmac'), got {method!r}")
+        _refuse_compiled(model)
+        _refuse_virtual_tokens(model)
+        self.method, self.trace = method, trace
+        self._patches = _Patches()
+        self._model = unwrap(model)
+        adapter = adapter_for(model)
+        forced = not optimize or bool(trace.wanted)
+        if not forced and method.calibrator is not None and method.calibrator.idle:
+            method = replace(method, calibrator=None)
+        branches = method.branches if forced else method.live_branches
+        for branch in branches:
+            for distortion in branch.prompt:
+                if distortion.needs_text and processor is None:
+                    raise CdkitError(
+                        f"{kind_of(distortion)} writes text into the prompt: pass processor= to "
+                        "cdkit.attach"
+                    )
+        hooked = bool(
+            method.calibrator is not None
+            or method.interventions
+            or any(branch.attention for branch in branches)
+            or trace.wanted & {"image_attention", "mask"}
+        )
+        self._active = forced or not method.idle
+        self._rotary = adapter.rotary(self._model)
+        decoder = adapter.decoder(self._model)
+        if method.calibrator is not None and self._rotary is None:
+            raise CdkitError(
+                f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no rotary "
+                "embedding with fixed frequencies; use a method without a calibrator"
+            )
+        if hooked and not _can_be_hooked(decoder):
+            raise CdkitError(
+                f"{type(decoder).__name__} does not take its attention from Hugging Face's "
+                f"attention interface, which {method.name} needs; use a method that changes only "
+                "the inputs, such as vcd"
+            )
+        self._engine = Engine(
+            model=self._model,
+            adapter=adapter,
+            method=method,
+            processor=processor,
+            seed=seed,
+            sample_ids=sample_ids,
+            optimize=optimize,
+            hooked=hooked,
+            trace=trace,
+            branches=branches,
+        )
+
+    def __enter__(self) -> Self:
+        if (standing := self._model.__dict__.get(ATTACHED)) is not None:
+            standing.detach()
+        if not self._active:
+            return self
+        check_inference_mode_only(self._model, self.method)
+        try:
+            self._wire()
+        except BaseException:
+            self._patches.undo()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Restore the model; a second call does nothing."""
+        self._patches.undo()
+
+    def _wire(self) -> None:
+        engine, model, patches = self._engine, self._model, self._patches
+        adapter = engine.adapter
+        patches.set(model, ATTACHED, self)
+        patches.wrap(model, "generate", self._generate)
+        reader, decoder = adapter.reader(model), adapter.decoder(model)
+        patches.wrap(*adapter.encoder(model), engine.encode)
+        patches.wrap(decoder, "forward", engine.decode)
+        patches.wrap(reader, "forward", functools.partial(read, engine))
+        layers = adapter.layers(model)
+        if engine.method.readout is not None:
+            wanted = engine.method.readout.layers(len(layers))
+            for name, index in wanted.items():
+                patches.hook(layers[index], functools.partial(_keep_last_row, engine, name))
+        if engine.hooked:
+            for index, layer in enumerate(layers):
+                attention = LayerAttention(
+                    layer=index,
+                    rotary=self._rotary,
+                    changes=engine.changes,
+                    current=lambda: engine.attention,
+                )
+                patches.set(adapter.attention(layer), HANDLE, attention)
+            config: Any = decoder.config
+            if "flash" in str(config._attn_implementation) or "flex" in str(config._attn_implementation):
+                warnings.warn(
+                    f"cdkit runs the text attention through PyTorch's SDPA instead of "
+                    f"{config._attn_implementation} while {self.method.name} is attached",
+                    stacklevel=3,
+                )
+            patches.set(config, "_attn_implementation_internal", KEY)
+
+    def _generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's generate, after noting the prompts; its processors guarded."""
+        engine = self._engine
+        given = dict(inspect.signature(generate).bind_partial(*args, **kwargs).arguments)
+        given |= given.pop("kwargs", {})
+        given.setdefault("input_ids", given.get("inputs"))
+        reader: Any = engine.adapter.reader(self._model)
+        defaults = given.get("generation_config") or reader.generation_config
+        if self._model.training:
+            raise CdkitError(f"{self.method.name} runs at inference only: call model.eval() first")
+        engine.session = engine.open_session(given, defaults=defaults, plain=False)
+        engine.trace.steps.clear()
+        guards = _Patches()
+        criteria: list[RecordingCriteria] = []
+
+        def stopping(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            criteria[:] = [RecordingCriteria(make(*args, **kwargs))]
+            return criteria[0]
+
+        def processors(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            config, length = kwargs["generation_config"], kwargs["input_ids_seq_length"]
+            return GuardedProcessors(
+                make(*args, **kwargs),
+                method=engine.method,
+                original=lambda: engine.last_original,
+                finished=lambda ids: _finished(ids[:, length:], config, criteria),
+                prompt_length=length,
+                beams=config.num_beams or 1,
+            )
+
+        try:
+            guards.wrap(reader, "_get_logits_processor", processors)
+            guards.wrap(reader, "_get_stopping_criteria", stopping)
+            output = generate(*args, **kwargs)
+        finally:
+            guards.undo()
+            engine.session, engine.last_original = None, None
+        cache = getattr(output, "past_key_values", None)
+        if isinstance(cache, BranchedCache):
+            plain: Cache = cache.original()
+            output.past_key_values = plain
+        return output
+
+
+def check_inference_mode_only(model: nn.Module, method: Method) -> None:
+    """Refuse a model in train mode at once; gradients are checked at each call."""
+    with torch.no_grad():
+        check_inference(model, method)
+
+
+def _finished(generated: Tensor, config: Any, criteria: Sequence[RecordingCriteria]) -> Tensor:
+    """Rows that have ended, whose candidates nobody will choose from."""
+    ends = getattr(config, "_eos_token_tensor", None)
+    done = generated.new_zeros(generated.shape[0], dtype=torch.bool)
+    if ends is not None and generated.shape[1]:
+        done = torch.isin(generated, ends.to(generated.device)).any(dim=1)
+    stopped = criteria[0].stopped if criteria else None
+    if stopped is not None and stopped.shape == done.shape:
+        done = done | stopped.to(done.device)
+    return done
+
+
+def _keep_last_row(
+    engine: Engine, name: str, module: nn.Module, inputs: object, output: Any
+) -> None:
+    if engine.call is not None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        engine.call.readouts[name] = hidden[:, -1]
+
+
+def _can_be_hooked(decoder: Any) -> bool:
+    check = getattr(decoder, "_can_set_attn_implementation", None)
+    return bool(check is not None and check())
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    compiled = hasattr(model, "_orig_mod") or any(
+        module._compiled_call_impl is not None
+        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+    if compiled:
+        raise CdkitError(
+            "this model, or a module in it, is compiled with torch.compile, which would not see the "
+            "method's branches; attach to the model as it was before torch.compile"
+        )
+
+
+def _refuse_virtual_tokens(model: nn.Module) -> None:
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise CdkitError(
+            f"{type(config).__name__} puts virtual tokens before the prompt, where cdkit cannot "
+            "place the image; use an adapter that changes weights, such as LoRA"
+        )
+
+
+class _Patches:
+    """Instance attributes that were set, and how to put back what was there."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        if name in owner.__dict__:
+            old = owner.__dict__[name]
+            self._undo.append(lambda: owner.__dict__.__setitem__(name, old))
+        else:
+            self._undo.append(lambda: owner.__dict__.pop(name, None))
+        owner.__dict__[name] = value
+
+    def wrap(self, owner: Any, name: str, around: Forward) -> None:
+        """Put `around(inner, ...)` in the place of a bound method, with its signature."""
+        inner = getattr(owner, name)
+
+        @functools.wraps(inner)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return around(inner, *args, **kwargs)
+
+        self.set(owner, name, wrapper)
+
+    def hook(self, module: nn.Module, hook: Callable[..., None]) -> None:
+        self._undo.append(module.register_forward_hook(hook).remove)
+
+    def undo(self) -> None:
+        while self._undo:
+            self._undo.pop()()

@@ -1,0 +1,274 @@
+"""The one attention function: fast kernels, but for the text rows that a method changes."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cdkit.adapter import Rotary, rotate
+from cdkit.batch import BranchedBatch, Chunk
+from cdkit.segment import CrossModalSegment, ImageColumns
+from cdkit.trace import Step
+
+KEY = "cdkit"
+"""The name in Hugging Face's attention registries: the one trace that cdkit leaves in a process."""
+HANDLE = "_cdkit_attention"
+"""The attribute of an attention module under which `attach` puts its `LayerAttention`."""
+
+Change = Callable[[CrossModalSegment], CrossModalSegment]
+
+
+@dataclass
+class AttentionCall:
+    """What all layers need to know of the decoder call that is under way."""
+
+    batch: BranchedBatch
+    chunk: Chunk
+    step: Step
+    wanted: frozenset[str]
+    layers_run: int = 0
+
+    @property
+    def looks(self) -> bool:
+        """Whether a trace asks for what only the materialised rows show."""
+        return bool(self.wanted & {"image_attention", "mask"})
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """The attention of one decoder layer while a method is attached."""
+
+    layer: int
+    rotary: Rotary | None
+    changes: Callable[[str], Sequence[Change]]
+    """Branch -> what is done to its segments, in order."""
+    current: Callable[[], AttentionCall | None]
+    """The decoder call under way; None outside of one."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "rows heads tokens head_dim"],
+        key: Float[Tensor, "rows kv_heads columns head_dim"],
+        value: Float[Tensor, "rows kv_heads columns head_dim"],
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Float[Tensor, "rows tokens heads head_dim"]:
+        def fast() -> Tensor:
+            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+
+        call = self.current()
+        if call is None:
+            return fast()
+        call.layers_run += 1
+        batch, first = call.batch, call.chunk.first_text
+        everywhere = call.looks or batch.calibrator is not None
+        touched = [name for name in batch.branches if everywhere or self.changes(name)]
+        if not touched or first == call.chunk.length:
+            return fast()
+        allowed = _allowed(mask, call.chunk, key)
+        stock = fast() if first > 0 or len(touched) < len(batch.branches) else None
+        late = []
+        for name in batch.branches:
+            rows = batch.rows_of(name)
+            if name in touched:
+                late.append(
+                    self._text_rows(
+                        call, name, query[rows, :, first:], key[rows], value[rows],
+                        allowed=allowed[rows if allowed.shape[0] > 1 else slice(1)],
+                        scaling=kwargs["scaling"],
+                    )
+                )  # fmt: skip
+            elif stock is not None:
+                late.append(stock[rows, first:])
+        changed = torch.cat(late)
+        return changed if stock is None else torch.cat((stock[:, :first], changed), dim=1)
+
+    def _text_rows(
+        self,
+        call: AttentionCall,
+        branch: str,
+        query: Float[Tensor, "rows heads text head_dim"],
+        key: Float[Tensor, "rows kv_heads columns head_dim"],
+        value: Float[Tensor, "rows kv_heads columns head_dim"],
+        *,
+        allowed: Bool[Tensor, "#rows text columns"],
+        scaling: float,
+    ) -> Float[Tensor, "rows text heads head_dim"]:
+        """One branch's attention with its cross-modal segment materialised."""
+        batch, chunk = call.batch, call.chunk
+        rows, first, total = batch.rows_of(branch), chunk.first_text, key.shape[2]
+        image = self._image_columns(batch, chunk, branch, key, value)
+        is_text = chunk.is_text[rows, first:].to(key.device)
+        columns = batch.layout.columns[rows].to(key.device)
+        allowed = allowed.expand(query.shape[0], -1, -1)
+        reach = repeat(columns.clamp(max=total - 1), "r i -> r t i", t=allowed.shape[1])
+        there = (image.valid & (columns < total))[:, None]
+        cells = allowed.gather(-1, reach) & there & is_text[..., None]
+
+        wide = query.to(torch.promote_types(query.dtype, torch.float32))
+        turned = wide
+        if chunk.query_shift is not None and self.rotary is not None:
+            turned = rotate(wide, chunk.query_shift[rows, first:].to(key.device), self.rotary)
+        segment = CrossModalSegment(
+            image=image,
+            queries=turned,
+            logits=(scaling * _scores(turned, image.keys)).masked_fill(~cells[:, None], -math.inf),
+            cells=cells,
+            prompt=_of_prompt(batch, chunk, is_text),
+            token_index=batch.token_index(chunk)[rows, first:].to(key.device),
+        )
+        before = segment
+        for change in self.changes(branch):
+            segment = change(segment)
+
+        in_segment = _image_mask(batch, branch, total).to(key.device)[:, None] & is_text[..., None]
+        elsewhere = (scaling * _scores(wide, key)).masked_fill(
+            (~allowed | in_segment)[:, None], -math.inf
+        )
+        weights = _softmax(torch.cat((segment.logits, elsewhere), dim=-1))
+        on_image, on_text = weights.split([columns.shape[1], total], dim=-1)
+        _record(call, branch, self.layer, before, segment, on_image)
+        out = _segment_output(segment, on_image) + _weighted(on_text, value)
+        return rearrange(out, "rows heads text dim -> rows text heads dim")
+
+    def _image_columns(
+        self,
+        batch: BranchedBatch,
+        chunk: Chunk,
+        branch: str,
+        key: Float[Tensor, "rows kv_heads columns head_dim"],
+        value: Float[Tensor, "rows kv_heads columns head_dim"],
+    ) -> ImageColumns:
+        """The branch's image columns: made when the whole prompt is there, then kept."""
+        if (kept := batch.columns.get((self.layer, branch))) is not None:
+            return kept
+        rows, layout = batch.rows_of(branch), batch.layout
+        columns = layout.columns[rows].to(key.device)
+        reach = columns.clamp(max=key.shape[2] - 1)
+
+        def select(x: Tensor) -> Tensor:
+            index = repeat(reach, "r i -> r h i d", h=x.shape[1], d=x.shape[3])
+            return x.gather(2, index)
+
+        keys = select(key)
+        shift = batch.image_shift()
+        if shift is not None and self.rotary is not None:
+            wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
+            keys = rotate(wide, shift[rows].to(key.device), self.rotary).to(keys.dtype)
+        image = ImageColumns(
+            keys=keys,
+            values=select(value),
+            valid=layout.valid[rows].to(key.device) & (columns < key.shape[2]),
+            image_index=layout.image_index[rows].gather(1, layout.columns[rows]).to(key.device),
+            token_index=layout.token_index[rows].gather(1, layout.columns[rows]).to(key.device),
+            streams=batch.streams[rows].to(key.device),
+            layer=self.layer,
+        )
+        if chunk.stop >= layout.length:
+            batch.columns[self.layer, branch] = image
+        return image
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What Hugging Face's attention modules call while a method is attached to their model."""
+    layer: LayerAttention = getattr(module, HANDLE)
+    return layer(module, query, key, value, attention_mask, **kwargs), None
+
+
+AttentionInterface.register(KEY, _attention)
+# Without a mask function of its own the mask may arrive as None where it is needed: silently not
+# causal. SDPA's own leaves it out only where plain causality is meant.
+AttentionMaskInterface.register(KEY, sdpa_mask)
+
+
+def _allowed(
+    mask: Tensor | None, chunk: Chunk, key: Float[Tensor, "rows kv_heads columns head_dim"]
+) -> Bool[Tensor, "one_or_rows text columns"]:
+    """Which columns the chunk's text rows may attend to."""
+    if mask is None:
+        columns = torch.arange(key.shape[2], device=key.device)
+        return (columns <= columns[-chunk.length :, None][chunk.first_text :])[None]
+    if mask.dtype != torch.bool:
+        mask = mask >= 0  # additive: 0 or a large negative number
+    return mask[:, 0, chunk.first_text :, : key.shape[2]]
+
+
+def _of_prompt(
+    batch: BranchedBatch, chunk: Chunk, is_text: Bool[Tensor, "rows text"]
+) -> Bool[Tensor, "rows text"]:
+    columns = torch.arange(chunk.start + chunk.first_text, chunk.stop, device=is_text.device)
+    return (columns < batch.layout.length) & is_text
+
+
+def _image_mask(batch: BranchedBatch, branch: str, total: int) -> Bool[Tensor, "rows columns"]:
+    """True on the image columns among the first `total`."""
+    is_image = batch.layout.image_index[batch.rows_of(branch)] >= 0
+    return nn.functional.pad(is_image, (0, max(0, total - is_image.shape[1])))[:, :total]
+
+
+def _scores(
+    query: Float[Tensor, "rows heads text head_dim"],
+    key: Float[Tensor, "rows kv_heads columns head_dim"],
+) -> Float[Tensor, "rows heads text columns"]:
+    """`q k^T` in the query's dtype; grouped heads share a key that is never repeated."""
+    grouped = rearrange(query, "r (kv g) t d -> r kv (g t) d", kv=key.shape[1])
+    scores = grouped @ key.to(query.dtype).transpose(-1, -2)
+    return rearrange(scores, "r kv (g t) c -> r (kv g) t c", t=query.shape[2])
+
+
+def _weighted(
+    weights: Float[Tensor, "rows heads text columns"],
+    value: Float[Tensor, "rows kv_heads columns head_dim"],
+) -> Float[Tensor, "rows heads text head_dim"]:
+    grouped = rearrange(weights.to(value.dtype), "r (kv g) t c -> r kv (g t) c", kv=value.shape[1])
+    return rearrange(grouped @ value, "r kv (g t) d -> r (kv g) t d", t=weights.shape[2])
+
+
+def _softmax(
+    scores: Float[Tensor, "rows heads text columns"],
+) -> Float[Tensor, "rows heads text columns"]:
+    """Softmax, and zeros for rows of padding, which attend to nothing."""
+    dead = torch.isneginf(scores).all(dim=-1, keepdim=True)
+    return scores.masked_fill(dead, 0).softmax(dim=-1).masked_fill(dead, 0)
+
+
+def _segment_output(
+    segment: CrossModalSegment, weights: Float[Tensor, "rows heads text image"]
+) -> Float[Tensor, "rows heads text head_dim"]:
+    """`((1 - M) * A) V + (M * A) V'`, where the method replaced the values of the cells M."""
+    if segment.replaced is None or segment.replacement is None:
+        return _weighted(weights, segment.image.values)
+    kept = weights.masked_fill(segment.replaced, 0)
+    return _weighted(kept, segment.image.values) + _weighted(weights - kept, segment.replacement)
+
+
+def _record(
+    call: AttentionCall,
+    branch: str,
+    layer: int,
+    before: CrossModalSegment,
+    after: CrossModalSegment,
+    weights: Float[Tensor, "rows heads text image"],
+) -> None:
+    if "image_attention" in call.wanted:
+        call.step.image_attention.setdefault(branch, {})[layer] = weights[:, :, -1].clone()
+    if "mask" in call.wanted:
+        cut = torch.isneginf(after.logits) & ~torch.isneginf(before.logits)
+        mask = cut if after.replaced is None else cut | after.replaced
+        call.step.mask.setdefault(branch, {})[layer] = mask

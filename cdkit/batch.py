@@ -1,0 +1,125 @@
+"""One batch of prompts while it is decoded: the rows of all branches, and what each step needs."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cdkit.calibrator import PositionCalibrator
+from cdkit.combiner import State
+from cdkit.layout import Layout
+from cdkit.segment import ImageColumns
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """The columns that one forward call of the decoder adds."""
+
+    start: int
+    length: int
+    first_text: int
+    """The first of the chunk's columns, counted from `start`, in which any row is text after an
+    image; `length` where there is none."""
+    is_text: Bool[Tensor, "rows tokens"]
+    query_shift: Float[Tensor, "rows tokens"] | None
+    """Calibrated minus ordinary position of the chunk's tokens; None without a calibrator."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(eq=False)
+class BranchedBatch:
+    """The state that belongs to one batch: it lives in its cache, so that batches never mix."""
+
+    calibrator: PositionCalibrator | None
+    branches: tuple[str, ...]
+    """"original", then the distorted branches that run."""
+    layout: Layout
+    """Of the prompts of all rows."""
+    positions: Int[Tensor, "rows tokens"]
+    """Of all tokens so far, as the decoder was given them."""
+    streams: Int[Tensor, " rows"]
+    padding: int
+    """How many columns stand left of the original branch's prompts, for the longer ones of others."""
+    real: Bool[Tensor, "rows tokens"]
+    seen: int = 0
+    step: int = 0
+    state: State = field(default_factory=dict)
+    columns: dict[tuple[int, str], ImageColumns] = field(default_factory=dict)
+    """(layer, branch) -> its image columns, kept once the whole prompt is there."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one branch."""
+        return self.layout.rows // len(self.branches)
+
+    def rows_of(self, branch: str) -> slice:
+        index = self.branches.index(branch)
+        return slice(index * self.rows, (index + 1) * self.rows)
+
+    def image_shift(self) -> Float[Tensor, "rows image"] | None:
+        """Calibrated minus ordinary position of the image tokens."""
+        shift = self._shift(self.positions[:, : self.layout.length])
+        if shift is None:
+            return None
+        # where only a part of the prompt is there yet, the columns that lack are not read
+        return shift.gather(1, self.layout.columns.clamp(max=shift.shape[1] - 1))
+
+    def _shift(self, positions: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"] | None:
+        if self.calibrator is None:
+            return None
+        total = positions.shape[1]
+        is_image = self.layout.image_index[:, :total] >= 0
+        is_image = torch.nn.functional.pad(is_image, (0, total - is_image.shape[1]))
+        return self.calibrator.calibrate(positions, is_image) - positions.double()
+
+    def extend(
+        self, positions: Int[Tensor, "_ new"] | None, real: Bool[Tensor, "rows new"] | None, new: int
+    ) -> None:
+        """Note `new` more columns; `positions` and `real` are the original branch's."""
+        branches, device = len(self.branches), self.positions.device
+        if positions is None:
+            # Hugging Face's default: the number of columns before it
+            positions = torch.arange(new, device=device)[None] + self.seen - self.padding
+        if real is None:
+            real = torch.ones(self.rows, new, dtype=torch.bool, device=device)
+        # branches whose prompt is longer or shorter keep their distance to the original branch
+        last = self.positions[:, -1:]
+        offset = last - last[: self.rows].repeat(branches, 1)
+        positions = positions.expand(self.rows, -1).repeat(branches, 1) + offset
+        self.positions = torch.cat((self.positions, positions), dim=1)
+        self.real = torch.cat((self.real, real.repeat(branches, 1)), dim=1)
+
+    def chunk(self, stop: int) -> Chunk:
+        """The columns from `seen` to `stop`."""
+        start, prompt = self.seen, self.layout.length
+        has_image = self.layout.valid.any(dim=1, keepdim=True)
+        generated = has_image & self.real[:, max(start, prompt) : stop]
+        first_text = self.layout.first_text - start
+        if not self.layout.valid.shape[1]:
+            first_text = stop - start
+        shift = self._shift(self.positions[:, :stop])
+        return Chunk(
+            start=start,
+            length=stop - start,
+            first_text=max(0, min(stop - start, first_text)),
+            is_text=torch.cat((self.layout.is_text[:, start:stop], generated), dim=1),
+            query_shift=None if shift is None else shift[:, start:],
+        )
+
+    def mask(self, rows: int, stop: int) -> Bool[Tensor, "rows tokens"] | None:
+        """The decoder's 2-D mask up to `stop`; None without padding, which keeps the fast kernels."""
+        return self.real[:rows, :stop] if self.layout.padded else None
+
+    def token_index(self, chunk: Chunk) -> Int[Tensor, "rows tokens"]:
+        """The place of the chunk's tokens in their rows, padding not counted."""
+        index = (self.real[:, : chunk.stop].long().cumsum(dim=-1) - 1).clamp(min=0)
+        return index[:, chunk.start :]
+
+    def reorder(self, indices: Int[Tensor, " rows"]) -> None:
+        """Follow the beams. A beam never leaves its sample, so what the prompt decided stays."""
+        self.positions, self.real = self.positions[indices], self.real[indices]
+        self.state = {name: value[indices[: self.rows]] for name, value in self.state.items()}

@@ -1,0 +1,78 @@
+"""How the branches' logits become the logits that `generate` reads."""
+
+import abc
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.registry import Registry
+
+State = Mapping[str, Tensor]
+"""What a combiner carries from step to step: tensors whose first axis is the rows of the batch.
+Empty at the first step; the engine reorders it with the beams."""
+OnEmpty = Literal["raise", "original"]
+
+
+class LogitCombiner(abc.ABC):
+    """(original logits, named other logits, step, state) -> (logits, state); pure."""
+
+    bibtex: ClassVar[str] = ""
+    by_step: ClassVar[bool]
+    """Whether the result depends on `step` or `state`: then a plain forward call, which has no
+    steps, is refused."""
+    on_empty: OnEmpty
+    """A field: what to do where the user's processors remove every token that is left."""
+
+    @abc.abstractmethod
+    def reads(self, name: str) -> bool:
+        """Whether the logits of that branch can change the result; if not, it need not be run."""
+
+    @abc.abstractmethod
+    def combine(
+        self,
+        original: Float[Tensor, "rows vocab"],
+        others: Mapping[str, Float[Tensor, "rows vocab"]],
+        *,
+        step: int,
+        state: State,
+    ) -> tuple[Float[Tensor, "rows vocab"], State]:
+        """Raw logits in, before temperature, top-k and top-p; -inf on tokens that are ruled out.
+
+        `others` maps branch names, and the names of a `LayerReadout`, to logits; it holds at least
+        those that `reads` asks for.
+        """
+
+    @property
+    @abc.abstractmethod
+    def idle(self) -> bool:
+        """Whether, with no other logits, these parameters return the original ones untouched."""
+
+
+class LayerReadout(abc.ABC):
+    """Next-token logits of inner layers of the original branch (DoLa, DeCo): no second branch."""
+
+    bibtex: ClassVar[str] = ""
+
+    @abc.abstractmethod
+    def layers(self, count: int) -> Mapping[str, int]:
+        """Name -> index of the decoder layer, out of `count`, whose output is read.
+
+        The engine puts the last row through the final norm and the output head and passes the
+        logits to the combiner under that name.
+        """
+
+
+COMBINERS = Registry[LogitCombiner](
+    LogitCombiner,  # type: ignore[type-abstract]
+    what="logit combiner",
+    folder="cdkit.strategies",
+    group="cdkit.strategies",
+)
+READOUTS = Registry[LayerReadout](
+    LayerReadout,  # type: ignore[type-abstract]
+    what="layer readout",
+    folder="cdkit.strategies",
+    group="cdkit.strategies",
+)

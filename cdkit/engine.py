@@ -1,0 +1,360 @@
+"""What happens between `generate` and the model while a method is on.
+
+`generate` stays Hugging Face's. The decoder's forward gets the rows of all branches, the attention
+of those rows is changed where the method says so, and the forward that `generate` reads hands back
+logits of the original batch size.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from cdkit.adapter import ModelAdapter
+from cdkit.attention import AttentionCall, Change
+from cdkit.batch import BranchedBatch, Chunk
+from cdkit.cache import BranchedCache, repeat_rows
+from cdkit.errors import CdkitError
+from cdkit.layout import make_layout
+from cdkit.limits import check_arguments, check_cache, check_whole_prompt
+from cdkit.method import ORIGINAL, Branch, Method
+from cdkit.rows import PromptRows, features_of_rows, place_features, rewritten, stack
+from cdkit.session import Session
+from cdkit.trace import Step, Trace
+
+Forward = Callable[..., Any]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of the forward that `generate` reads."""
+
+    step: Step
+    batch: BranchedBatch | None = None
+    columns: int = 0
+    """How many columns the decoder was given."""
+    aligned: int = 0
+    """The last columns of the decoder's input in which every branch has the same token."""
+    readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Engine:
+    """One method on one model."""
+
+    model: nn.Module
+    adapter: ModelAdapter
+    method: Method
+    processor: Any
+    seed: int
+    sample_ids: tuple[str, ...] | None
+    optimize: bool
+    hooked: bool
+    """Whether the decoder's attention goes through `cdkit.attention`."""
+    trace: Trace
+    branches: tuple[Branch, ...]
+    """The distorted branches that run."""
+    session: Session | None = None
+    call: Call | None = None
+    attention: AttentionCall | None = None
+    last_original: Float[Tensor, "rows vocab"] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (ORIGINAL, *(branch.name for branch in self.branches))
+
+    def changes(self, branch: str) -> Sequence[Change]:
+        """What is done to a branch's cross-modal segments: distortions, then interventions."""
+        own = [d.distort for b in self.branches if b.name == branch for d in b.attention]
+        return own + [i.intervene for i in self.method.interventions if branch in i.branches]
+
+    # ---- noting the prompts ----------------------------------------------------------------
+
+    def open_session(
+        self, given: dict[str, Any], *, defaults: object, plain: bool
+    ) -> Session:
+        """Note the prompts, after everything that can be refused was."""
+        method = self.method
+        check_arguments(given, defaults, method)
+        check_cache(given.get("past_key_values"))
+        if not plain:
+            check_whole_prompt(given, defaults, method)
+        elif method.combiner.by_step:
+            raise CdkitError(f"{method.name} depends on the step; a plain call has none: generate")
+        ids = given.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
+        mask = given.get("attention_mask")
+        if mask is None:
+            mask = self._not_padding(ids, defaults)
+        elif mask.ndim != 2:
+            raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
+        real = mask.to(ids.device).bool()
+        image_index = self.adapter.image_index(self.model, ids).masked_fill(~real, -1)
+        pixels = given.get("pixel_values")
+        session = Session(
+            ids=ids,
+            real=real,
+            image_index=image_index,
+            pixels=pixels,
+            seed=self.seed,
+            given_ids=self.sample_ids,
+        )
+        if self.branches or self.method.calibrator or self.method.interventions:
+            for row, images in enumerate(session.images):
+                if images == 0:
+                    raise CdkitError(
+                        f"prompt {row} has no image, and {method.name} is about the image; put an "
+                        "image placeholder into the prompt, or generate without cdkit.attach"
+                    )
+        for branch in self.branches:
+            if branch.pixel and pixels is None:
+                raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
+        return session
+
+    def _not_padding(self, ids: Int[Tensor, "samples tokens"], defaults: object) -> Tensor:
+        """Hugging Face's rule for a missing mask: pad tokens are padding unless they end a text."""
+        pad, eos = (getattr(defaults, name, None) for name in ("pad_token_id", "eos_token_id"))
+        ends = eos if isinstance(eos, list) else [eos]
+        if pad is None or pad in ends:
+            return torch.ones_like(ids)
+        return (ids != pad).long()
+
+    # ---- the image encoder -----------------------------------------------------------------
+
+    def encode(self, encode: Forward, *args: Any, **kwargs: Any) -> Any:
+        """The originals as ever; the branches' distorted images beside them."""
+        output = encode(*args, **kwargs)
+        if self.session is not None:
+            bound = inspect.signature(encode).bind_partial(*args, **kwargs)
+            pixels = bound.arguments.get("pixel_values")
+            for branch in self.branches:
+                if branch.pixel and pixels is not None:
+                    bound.arguments["pixel_values"] = self.session.distorted_pixels(branch, pixels)
+                    distorted = encode(*bound.args, **bound.kwargs)
+                    self.session.features[branch.name] = self.adapter.features(distorted)
+        return output
+
+    # ---- the decoder -----------------------------------------------------------------------
+
+    def decode(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        """Run the rows of all branches; the output has them all."""
+        call = self.call
+        if call is None or args or kwargs.get("inputs_embeds") is None:
+            raise CdkitError(
+                f"with {self.method.name} attached, call the model itself or its generate; its "
+                "decoder alone has no logits to combine"
+            )
+        cache = kwargs.get("past_key_values")
+        call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
+        if isinstance(cache, BranchedCache):
+            if cache.owner is not self:
+                raise CdkitError("past_key_values was made under another cdkit.attach; start anew")
+            call.batch = cache.batch
+            inner, embeds = cache.inner, self._next_rows(cache.batch, kwargs)
+        else:
+            call.batch, embeds = self._first_rows(kwargs)
+            inner = cache
+            if inner is None and self._caches(kwargs):
+                inner = DynamicCache(config=self.adapter.decoder(self.model).config)
+        kwargs["past_key_values"] = inner
+        output = self._run(forward, call.batch, embeds, kwargs)
+        if output.past_key_values is not None:
+            output.past_key_values = BranchedCache(
+                output.past_key_values, batch=call.batch, owner=self
+            )
+        return output
+
+    def _caches(self, kwargs: dict[str, Any]) -> bool:
+        asked = kwargs.get("use_cache")
+        default = getattr(self.adapter.decoder(self.model).config, "use_cache", True)
+        return bool(default if asked is None else asked)
+
+    def _run(
+        self,
+        forward: Forward,
+        batch: BranchedBatch,
+        embeds: Float[Tensor, "rows tokens hidden"],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The decoder on the new columns; what the branches share goes through it once."""
+        assert self.call is not None
+        stop = batch.seen + embeds.shape[1]
+        first = batch.chunk(stop).first_text
+        hidden = []
+        if self._shares_prefix(batch, first, embeds.shape[1], kwargs):
+            shared = self._decoder_call(forward, batch, embeds[: batch.rows, :first], kwargs)
+            repeat_rows(kwargs["past_key_values"], len(batch.branches))
+            hidden.append(shared.last_hidden_state.repeat(len(batch.branches), 1, 1))
+            embeds = embeds[:, first:]
+        output = self._decoder_call(forward, batch, embeds, kwargs)
+        hidden.append(output.last_hidden_state)
+        # columns that only longer prompts of other branches have are nobody's logits
+        output.last_hidden_state = torch.cat(hidden, dim=1)[:, -self.call.columns :]
+        return output
+
+    def _shares_prefix(
+        self, batch: BranchedBatch, first: int, length: int, kwargs: dict[str, Any]
+    ) -> bool:
+        return (
+            self.optimize
+            and self.adapter.causal_prefix
+            and len(batch.branches) > 1
+            and batch.seen == 0
+            and 0 < first < length
+            and kwargs["past_key_values"] is not None
+            and not any(branch.pixel or branch.prompt for branch in self.branches)
+        )
+
+    def _decoder_call(
+        self,
+        forward: Forward,
+        batch: BranchedBatch,
+        embeds: Float[Tensor, "rows tokens hidden"],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        assert self.call is not None
+        rows, stop = embeds.shape[0], batch.seen + embeds.shape[1]
+        chunk: Chunk = batch.chunk(stop)
+        self.attention = AttentionCall(batch, chunk, self.call.step, self.trace.wanted)
+        try:
+            output = forward(
+                **kwargs
+                | {
+                    "inputs_embeds": embeds,
+                    "attention_mask": batch.mask(rows, stop),
+                    "position_ids": batch.positions[:rows, batch.seen : stop],
+                }
+            )
+            layers = len(self.adapter.layers(self.model))
+            if self.hooked and self.attention.layers_run != layers:
+                raise CdkitError(
+                    f"{self.method.name} changes the attention, but only "
+                    f"{self.attention.layers_run} of {layers} layers of "
+                    f"{type(self.adapter.decoder(self.model)).__name__} came through it; this model "
+                    "does not use Hugging Face's attention interface"
+                )
+        finally:
+            self.attention = None
+        batch.seen = stop
+        return output
+
+    def _first_rows(
+        self, kwargs: dict[str, Any]
+    ) -> tuple[BranchedBatch, Float[Tensor, "rows tokens hidden"]]:
+        """The batch of new prompts. Without a cache, generated tokens may follow them."""
+        session = self.session
+        assert session is not None
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        positions = kwargs.get("position_ids")
+        rows, given = embeds.shape[:2]
+        prompt = session.ids.shape[1]
+        expand = rows // session.ids.shape[0]
+        ids = session.ids.repeat_interleave(expand, dim=0)
+        image_index = session.image_index.repeat_interleave(expand, dim=0)
+        real = session.real.repeat_interleave(expand, dim=0)
+        if mask is not None:
+            if mask.ndim != 2:
+                raise CdkitError(
+                    f"the decoder got a {mask.ndim}-D mask; cdkit needs the 2-D one (dynamic cache)"
+                )
+            real = torch.cat((mask[:, :prompt].bool(), real[:, mask.shape[1] :]), dim=1)
+        if positions is None:
+            positions = torch.arange(given, device=embeds.device)[None]
+        positions = positions.expand(rows, -1)
+        here = min(prompt, given)  # fewer than the prompt: a chunk of it
+        original = PromptRows(
+            embeds[:, :here], real[:, :here], image_index[:, :here], positions[:, :here]
+        )
+        blocks = [original] + [
+            self._branch_rows(branch, original, ids, image_index) for branch in self.branches
+        ]
+        stacked, layout = stack(blocks)
+        if here < prompt:
+            layout = make_layout(
+                image_index.repeat(len(blocks), 1), real.repeat(len(blocks), 1)
+            )
+        batch = BranchedBatch(
+            calibrator=self.method.calibrator,
+            branches=self.names,
+            layout=layout,
+            positions=stacked.positions,
+            streams=session.streams(expand).repeat(len(blocks)),
+            padding=stacked.real.shape[1] - here,
+            real=stacked.real,
+        )
+        tail = embeds[:, here:]
+        if tail.shape[1]:
+            late = None if mask is None else mask[:, here:].bool()
+            batch.extend(positions[:, here:], late, tail.shape[1])
+            batch.step = tail.shape[1]
+        return batch, torch.cat((stacked.embeds, tail.repeat(len(blocks), 1, 1)), dim=1)
+
+    def _branch_rows(
+        self,
+        branch: Branch,
+        original: PromptRows,
+        ids: Int[Tensor, "rows tokens"],
+        image_index: Int[Tensor, "rows tokens"],
+    ) -> PromptRows:
+        """A branch's rows of new prompts: its own image features, its own prompt."""
+        features = self._features(branch, rows=ids.shape[0])
+        if branch.prompt:
+            session = self.session
+            assert session is not None and self.call is not None
+            block, aligned = rewritten(
+                original,
+                ids,
+                branch,
+                model=self.model,
+                adapter=self.adapter,
+                expand=ids.shape[0] // session.ids.shape[0],
+                tokenizer=getattr(self.processor, "tokenizer", self.processor),
+                features=features,
+            )
+            self.call.aligned = min(self.call.aligned, aligned)
+            return block
+        if features is None:
+            return original
+        embeds = place_features(original.embeds, image_index, features)
+        return replace(original, embeds=embeds)
+
+    def _features(
+        self, branch: Branch, rows: int
+    ) -> list[Float[Tensor, "image_tokens hidden"]] | None:
+        """Each row's features of the branch's distorted images; None where it distorts none."""
+        if not branch.pixel:
+            return None
+        if self.session is None or branch.name not in self.session.features:
+            raise CdkitError(
+                f"branch {branch.name!r} distorts pixels, but the image came encoded; pass "
+                "pixel_values"
+            )
+        images = self.session.images
+        return features_of_rows(self.session.features[branch.name], images, rows // len(images))
+
+    def _next_rows(
+        self, batch: BranchedBatch, kwargs: dict[str, Any]
+    ) -> Float[Tensor, "rows tokens hidden"]:
+        """The new columns of a batch that has a cache: generated tokens, or more of the prompt."""
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        new, start = embeds.shape[1], batch.seen
+        real = None if mask is None else mask[:, -new:].bool()
+        batch.extend(kwargs.get("position_ids"), real, new)
+        if start >= batch.layout.length:
+            return embeds.repeat(len(batch.branches), 1, 1)
+        image_index = batch.layout.image_index[: batch.rows]
+        blocks = [embeds]
+        for branch in self.branches:
+            features = self._features(branch, batch.rows)
+            blocks.append(
+                embeds
+                if features is None
+                else place_features(embeds, image_index, features, start=start)
+            )
+        return torch.cat(blocks)

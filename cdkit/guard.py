@@ -1,0 +1,88 @@
+"""The rule for removed candidates: never an arbitrary token, where no plausible one is left."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from cdkit.contrast import implausible_everywhere
+from cdkit.errors import CdkitError
+from cdkit.method import Method
+
+
+class GuardedProcessors(LogitsProcessorList):
+    """The user's processors and warpers; what they leave is checked before a token is chosen.
+
+    A row that has finished is left alone, and so is a beam that dies while another beam of its
+    sample lives: its candidates are at -inf, so that none of them is chosen.
+    """
+
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        *,
+        method: Method,
+        original: Callable[[], Float[Tensor, "rows vocab"] | None],
+        finished: Callable[[Int[Tensor, "rows tokens"]], Bool[Tensor, " rows"]],
+        prompt_length: int,
+        beams: int,
+    ) -> None:
+        super().__init__(processors)
+        self._method, self._original, self._finished = method, original, finished
+        self._prompt_length, self._beams = prompt_length, beams
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        scores: Float[Tensor, "rows vocab"],
+        **kwargs: Any,
+    ) -> Float[Tensor, "rows vocab"]:
+        left = super().__call__(input_ids, scores, **kwargs)
+        empty = implausible_everywhere(left)
+        if not bool(empty.any()):
+            return left
+        original = self._original()
+        if self._method.combiner.on_empty == "original" and original is not None:
+            original = original.to(left)
+            if self._beams > 1:  # beam search hands its processors log-probabilities
+                original = original.log_softmax(dim=-1)
+            again = super().__call__(input_ids, original, **kwargs)
+            left = torch.where(empty[:, None], again, left)
+            empty = implausible_everywhere(left)
+        lost = empty & ~self._finished(input_ids)
+        if self._beams > 1:
+            groups = empty.view(-1, self._beams).all(dim=1, keepdim=True)
+            lost = lost & groups.expand(-1, self._beams).reshape(-1)
+        if bool(lost.any()):
+            raise CdkitError(self._message(int(lost.nonzero()[0]), input_ids.shape[1]))
+        return left
+
+    def _message(self, row: int, length: int) -> str:
+        beta = getattr(self._method.combiner, "beta", 0)
+        kept = f"the plausibility constraint (beta={beta}) keeps" if beta else "there is"
+        advice = (
+            "use a smaller beta, or on_empty='original' to fall back to the original logits there"
+            if beta and self._method.combiner.on_empty == "raise"
+            else "ask less of the logits processors"
+        )
+        return (
+            f"{self._method.name}, step {length - self._prompt_length}, row {row}: the logits "
+            f"processors remove every token that {kept}; {advice}"
+        )
+
+
+class RecordingCriteria(StoppingCriteriaList):
+    """The user's stopping criteria, remembering which rows they have stopped."""
+
+    def __init__(self, criteria: StoppingCriteriaList) -> None:
+        super().__init__(criteria)
+        self.stopped: Bool[Tensor, " rows"] | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done: Tensor = super().__call__(input_ids, scores, **kwargs)
+        same_rows = self.stopped is not None and self.stopped.shape == done.shape
+        self.stopped = (self.stopped | done) if same_rows else done  # type: ignore[operator]
+        return done

@@ -1,0 +1,96 @@
+"""What a method cannot run with, said before the first token."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from cdkit.errors import CdkitError
+from cdkit.method import Method
+
+REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "assistant_model": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
+    "prompt_lookup_num_tokens": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
+    "assistant_early_exit": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
+    "custom_generate": (lambda v: v is not None, "a custom loop may not keep to HF's contract"),
+    "dola_layers": (lambda v: v is not None, "it brings its own contrast"),
+    "penalty_alpha": (lambda v: bool(v), "contrastive search re-ranks with hidden states"),
+    "guidance_scale": (lambda v: v not in (None, 1, 1.0), "it runs the model once more by itself"),
+    "cache_implementation": (
+        lambda v: v not in (None, "dynamic"),
+        "the branches need the dynamic cache",
+    ),
+    "output_hidden_states": (lambda v: bool(v), "they would hold the rows of every branch"),
+    "output_attentions": (lambda v: bool(v), "use trace=('image_attention',) of cdkit.attach"),
+    "token_healing": (lambda v: bool(v), "it rewrites the prompt"),
+    "inputs_embeds": (lambda v: v is not None, "image tokens are found by their ids; pass input_ids"),
+    "labels": (lambda v: v is not None, "methods act at inference; compute a loss without them"),
+}
+"""Argument of `generate` or forward -> (is it asked for, why it is refused)."""
+
+
+def check_arguments(given: Mapping[str, Any], defaults: object, method: Method) -> None:
+    """Raise where an argument, or the generation config behind it, asks for what is refused."""
+    for name, (asked, why) in REFUSED.items():
+        value = given.get(name)
+        value = getattr(defaults, name, None) if value is None else value
+        if asked(value):
+            raise CdkitError(
+                f"{method.name} cannot run with {name}={_short(value)}: {why}. "
+                "Leave it out, or generate without cdkit.attach"
+            )
+
+
+def check_whole_prompt(given: Mapping[str, Any], defaults: object, method: Method) -> None:
+    """Raise where the prompt would be split after the image and a part forbids that."""
+
+    def setting(name: str) -> Any:
+        value = given.get(name)
+        return getattr(defaults, name, None) if value is None else value
+
+    rewrites = [branch.name for branch in method.branches if branch.prompt]
+    splits = []
+    if setting("prefill_chunk_size") is not None:
+        splits.append(f"prefill_chunk_size={setting('prefill_chunk_size')}")
+        if rewrites:
+            raise CdkitError(
+                f"{method.name} cannot run with {splits[0]}: branch {rewrites[0]!r} has a prompt of "
+                "its own, which does not split where the original does; leave it out"
+            )
+    if setting("use_cache") is False:
+        splits.append("use_cache=False")
+    if splits and method.whole_prompt_parts:
+        part = method.whole_prompt_parts[0]
+        raise CdkitError(
+            f"{method.name} cannot run with {splits[0]}: the threshold of {part} is taken over all "
+            "text rows of the prompt, which this splits. Use scope='row', or leave it out"
+        )
+
+
+def check_cache(cache: object) -> None:
+    """Raise where a given cache already holds tokens: their branches are not in it."""
+    if isinstance(cache, Cache) and cache.get_seq_length() > 0:
+        raise CdkitError(
+            f"past_key_values holds {cache.get_seq_length()} tokens of one branch only; pass the "
+            "whole prompt, or the cache that this attached model returned"
+        )
+    if isinstance(cache, Cache) and cache.is_compileable:
+        raise CdkitError(
+            f"{type(cache).__name__} has a fixed size, which the branches' rows do not fit; leave "
+            "past_key_values out"
+        )
+
+
+def check_inference(model: torch.nn.Module, method: Method) -> None:
+    """Raise in train mode, or where gradients would be taken."""
+    if model.training:
+        raise CdkitError(f"{method.name} runs at inference only: call model.eval() first")
+    if torch.is_grad_enabled():
+        raise CdkitError(
+            f"{method.name} runs without gradients: call the model under torch.inference_mode()"
+        )
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__

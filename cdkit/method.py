@@ -1,0 +1,168 @@
+"""A method: distorted branches, interventions and a calibrator, and how their logits combine."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from cdkit.calibrator import CALIBRATORS, PositionCalibrator
+from cdkit.combiner import COMBINERS, READOUTS, LayerReadout, LogitCombiner
+from cdkit.errors import CdkitError
+from cdkit.registry import Registry
+from cdkit.strategy import (
+    DISTORTIONS,
+    INTERVENTIONS,
+    AttentionDistortion,
+    DistortionStrategy,
+    Intervention,
+    PixelDistortion,
+    PromptDistortion,
+)
+
+ORIGINAL = "original"
+"""The name of the branch that is not distorted."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One distorted branch: its distortions are applied in their order."""
+
+    name: str
+    distortions: tuple[DistortionStrategy, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name == ORIGINAL or "." in self.name:
+            raise CdkitError(
+                f"a branch needs a name without dots other than {ORIGINAL!r}, got {self.name!r}"
+            )
+        if not self.distortions:
+            raise CdkitError(
+                f"branch {self.name!r} has no distortion; use the distortion 'identical' for a "
+                "branch that is not distorted"
+            )
+
+    @property
+    def pixel(self) -> tuple[PixelDistortion, ...]:
+        return tuple(d for d in self.distortions if isinstance(d, PixelDistortion))
+
+    @property
+    def prompt(self) -> tuple[PromptDistortion, ...]:
+        return tuple(d for d in self.distortions if isinstance(d, PromptDistortion))
+
+    @property
+    def attention(self) -> tuple[AttentionDistortion, ...]:
+        return tuple(d for d in self.distortions if isinstance(d, AttentionDistortion))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A decoding method as a value: hashable, and equal where its parts are equal."""
+
+    name: str
+    combiner: LogitCombiner
+    branches: tuple[Branch, ...] = ()
+    calibrator: PositionCalibrator | None = None
+    interventions: tuple[Intervention, ...] = ()
+    readout: LayerReadout | None = None
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        names = [branch.name for branch in self.branches]
+        if len(set(names)) < len(names):
+            raise CdkitError(f"branch names must differ, got {', '.join(names)}")
+        for intervention in self.interventions:
+            for name in intervention.branches:
+                if name not in (ORIGINAL, *names):
+                    raise CdkitError(
+                        f"{kind_of(intervention)} acts on branch {name!r}, but {self.name} has "
+                        f"{', '.join((ORIGINAL, *names))}"
+                    )
+        pairs: tuple[tuple[str, float], ...] = getattr(self.combiner, "alphas", ())
+        for name, _ in pairs:
+            if name not in names:
+                raise CdkitError(
+                    f"alphas names branch {name!r}, but {self.name} has "
+                    f"{', '.join(names) or 'no distorted branch'}"
+                )
+
+    @property
+    def live_branches(self) -> tuple[Branch, ...]:
+        """The branches whose logits can change the result."""
+        return tuple(branch for branch in self.branches if self.combiner.reads(branch.name))
+
+    @property
+    def idle(self) -> bool:
+        """Whether the method has nothing to do: then the stock model runs untouched."""
+        return (
+            not self.live_branches
+            and not self.interventions
+            and self.readout is None
+            and self.combiner.idle
+            and (self.calibrator is None or self.calibrator.idle)
+        )
+
+    @property
+    def whole_prompt_parts(self) -> tuple[str, ...]:
+        """The kinds of the parts that need all text rows of a prompt in one call."""
+        parts = [d for branch in self.branches for d in branch.attention]
+        return tuple(kind_of(part) for part in (*parts, *self.interventions) if part.whole_prompt)
+
+    def parts(self) -> Iterator[tuple[str, Any]]:
+        """(dotted place, part) of every part, the combiner first."""
+        yield "combiner", self.combiner
+        if self.calibrator is not None:
+            yield "calibrator", self.calibrator
+        if self.readout is not None:
+            yield "readout", self.readout
+        for intervention in self.interventions:
+            yield f"interventions.{kind_of(intervention)}", intervention
+        for branch in self.branches:
+            for distortion in branch.distortions:
+                yield f"{branch.name}.{kind_of(distortion)}", distortion
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole method as plain data, every default spelt out; `cdkit.load` reads it back."""
+        data: dict[str, Any] = {"name": self.name, "summary": self.summary}
+        data["combiner"] = describe(self.combiner)
+        if self.calibrator is not None:
+            data["calibrator"] = describe(self.calibrator)
+        if self.readout is not None:
+            data["readout"] = describe(self.readout)
+        if self.interventions:
+            data["interventions"] = [describe(part) for part in self.interventions]
+        data["branches"] = [
+            {"name": branch.name, "distortions": [describe(part) for part in branch.distortions]}
+            for branch in self.branches
+        ]
+        return data
+
+
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    "combiner": COMBINERS,
+    "calibrator": CALIBRATORS,
+    "readout": READOUTS,
+    "interventions": INTERVENTIONS,
+    "distortions": DISTORTIONS,
+}
+"""The table of a method's configuration -> the registry that its `kind` is looked up in."""
+
+
+def kind_of(part: object) -> str:
+    """The registered name of a part's class, or the class's own name where it is not registered."""
+    for registry in REGISTRIES.values():
+        if isinstance(part, registry.base):
+            for name, known in registry.items():
+                if known is type(part):
+                    return name
+    return type(part).__name__
+
+
+def describe(part: object) -> dict[str, Any]:
+    """A part as plain data: its kind and all of its parameters."""
+    if not is_dataclass(part):
+        raise TypeError(f"{type(part).__name__} must be a frozen dataclass to be described")
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    return {"kind": kind_of(part)} | {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,96 @@
+"""The forward whose logits `generate` reads: all branches go in, combined logits come out."""
+
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.engine import Call, Engine, Forward
+from cdkit.errors import CdkitError
+from cdkit.limits import check_inference
+from cdkit.method import ORIGINAL
+from cdkit.trace import Step
+
+
+def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """Call the model's forward with all branches' rows and combine the logits."""
+    given = dict(inspect.signature(forward).bind_partial(*args, **kwargs).arguments)
+    given |= given.pop("kwargs", {})
+    check_inference(engine.model, engine.method)
+    if given.get("return_dict") is False:
+        raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
+    plain = engine.session is None
+    if plain:
+        engine.trace.steps.clear()
+        if not _continues(given):
+            engine.session = engine.open_session(given, defaults=engine.model.config, plain=True)
+    engine.call = call = Call(Step())
+    try:
+        output = forward(*args, **kwargs)
+    finally:
+        engine.call = None
+        if plain:
+            engine.session = None
+    output.logits = _combined(engine, call, output.logits, every_column=plain)
+    return output
+
+
+def _continues(given: dict[str, Any]) -> bool:
+    """Whether the call goes on with a cache that holds all branches."""
+    from cdkit.cache import BranchedCache
+
+    return isinstance(given.get("past_key_values"), BranchedCache)
+
+
+def _combined(
+    engine: Engine, call: Call, logits: Float[Tensor, "rows columns vocab"], *, every_column: bool
+) -> Float[Tensor, "original_rows columns vocab"]:
+    batch = call.batch
+    if batch is None:
+        raise CdkitError(
+            f"the decoder of {type(engine.model).__name__} was not called by its forward; the "
+            f"adapter of {engine.method.name} does not fit this model"
+        )
+    if not every_column:
+        logits = logits[:, -1:]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    blocks = wide.chunk(len(batch.branches))
+    original = blocks[0]
+    if batch.seen < batch.layout.length:
+        return original  # a chunk of the prompt: nobody reads these
+    others = dict(zip(batch.branches[1:], blocks[1:], strict=True))
+    for name, hidden in call.readouts.items():
+        others[name] = engine.adapter.logits(engine.model, hidden[: batch.rows])[:, None].to(wide)
+    columns = original.shape[1]
+    if every_column:
+        _check_alignment(engine, call, columns)
+    flat = {name: block.flatten(0, 1) for name, block in {ORIGINAL: original, **others}.items()}
+    first = flat.pop(ORIGINAL)
+    combined, batch.state = engine.method.combiner.combine(
+        first, flat, step=batch.step, state=batch.state
+    )
+    batch.step += 1
+    engine.last_original = first
+    if "logits" in engine.trace.wanted:
+        call.step.logits = {ORIGINAL: first.clone()} | {k: v.clone() for k, v in flat.items()}
+        call.step.combined = combined.clone()
+    if engine.trace.wanted:
+        engine.trace.steps.append(call.step)
+    return combined.unflatten(0, (batch.rows, columns))
+
+
+def _check_alignment(engine: Engine, call: Call, columns: int) -> None:
+    """In a plain call each column's logits need the same token in every branch."""
+    if columns == 1:
+        return
+    if call.readouts:
+        raise CdkitError(
+            f"{engine.method.name} reads inner layers at the last token only; pass logits_to_keep=1"
+        )
+    if columns > call.aligned:
+        raise CdkitError(
+            f"{engine.method.name} changes the prompt: only its last {call.aligned} tokens stand in "
+            f"every branch, but logits of {columns} were asked for; pass logits_to_keep"
+        )

@@ -1,0 +1,110 @@
+"""The cross-modal segment: text rows after an image, times the columns of the image before them."""
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cdkit.errors import CdkitError
+
+Scope = Literal["call", "head", "row"]
+"""Which cells share one threshold.
+
+`call`: the prompt's text rows of one sample over all heads; each generated row by itself.
+`head`: the same, and each head by itself. `row`: each row by itself, over all heads.
+"""
+
+
+def check_scope(scope: str) -> None:
+    if scope not in get_args(Scope):
+        raise CdkitError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageColumns:
+    """One layer's image tokens of each prompt, the same for the whole answer.
+
+    Rows with fewer image tokens than others are padded at the end; `valid` says which are real.
+    """
+
+    keys: Float[Tensor, "rows kv_heads image head_dim"]
+    """As in the cache; at the calibrated positions, where the method has a calibrator."""
+    values: Float[Tensor, "rows kv_heads image head_dim"]
+    valid: Bool[Tensor, "rows image"]
+    image_index: Int[Tensor, "rows image"]
+    """Which image of the prompt a column belongs to, from 0."""
+    token_index: Int[Tensor, "rows image"]
+    """The token's place in the prompt, padding not counted."""
+    streams: Int[Tensor, " rows"]
+    """A random key for each row's (seed, sample id); see `cdkit.noise.cell_uniform`."""
+    layer: int
+    memory: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Hashable, compute: Callable[["ImageColumns"], Tensor]) -> Tensor:
+        """`compute(self)`, done at the first step and kept for the whole answer.
+
+        `compute` must be a pure function of the columns, and `key` must name it: a strategy passes
+        itself, so that two strategies with equal parameters share the tensor.
+        """
+        if key not in self.memory:
+            self.memory[key] = compute(self)
+        return self.memory[key]
+
+    def mean_values(self) -> Float[Tensor, "rows kv_heads image head_dim"]:
+        """For each column the mean value of its own image, per head and dimension."""
+        same_image = (
+            rearrange(self.image_index, "rows image -> rows 1 image")
+            == rearrange(self.image_index, "rows other -> rows other 1")
+        ) & rearrange(self.valid, "rows image -> rows 1 image")
+        share = same_image.to(self.values.dtype)
+        share = share / share.sum(dim=-1, keepdim=True).clamp(min=1)
+        return torch.einsum("roi,rhid->rhod", share, self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class CrossModalSegment:
+    """One layer's cross-modal segment for some rows of the batch, as a strategy sees it.
+
+    A strategy answers with `dataclasses.replace(segment, ...)`: new `logits`, or `replaced` cells
+    with their `replacement` values. Nothing else may differ, and nothing is written in place.
+    """
+
+    image: ImageColumns
+    queries: Float[Tensor, "rows heads text head_dim"]
+    logits: Float[Tensor, "rows heads text image"]
+    """Before the softmax, in float32 or better; -inf off the cells."""
+    cells: Bool[Tensor, "rows text image"]
+    """True where the row is text, the column an earlier image token, and neither is padding."""
+    prompt: Bool[Tensor, "rows text"]
+    """Rows of the prompt; the others were generated."""
+    token_index: Int[Tensor, "rows text"]
+    """The text row's place in the sequence, padding not counted."""
+    replaced: Bool[Tensor, "rows heads text image"] | None = None
+    replacement: Float[Tensor, "rows kv_heads image head_dim"] | None = None
+
+    def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
+        """`1[A > mean(A)]` on the cells of each group of `scope`, False off the cells.
+
+        CMAC, equation 5; the groups are ours (see `Scope`): a neighbour in the batch never counts.
+        """
+        cells = repeat(self.cells, "r t i -> r h t i", h=self.logits.shape[1])
+        total = self.logits.masked_fill(~cells, 0)
+        count = cells.to(self.logits.dtype)
+        over = (-1,) if scope == "head" else (1, -1)
+        total, count = total.sum(over, keepdim=True), count.sum(over, keepdim=True)
+        if scope != "row":
+            of_prompt = rearrange(self.prompt, "r t -> r 1 t 1").to(total.dtype)
+            total, count = (
+                torch.where(of_prompt.bool(), (x * of_prompt).sum(2, keepdim=True), x)
+                for x in (total, count)
+            )
+        return cells & (self.logits > total / count.clamp(min=1))
+
+    def without(self, mask: Bool[Tensor, "rows heads text image"]) -> Tensor:
+        """The logits with the masked cells at -inf: weight 0 after the softmax renormalises."""
+        return self.logits.masked_fill(mask, -math.inf)

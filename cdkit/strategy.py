@@ -1,0 +1,143 @@
+"""What a distorted branch, or an intervention, may change, and how a plug-in says so.
+
+Every part of a method is a frozen dataclass: its fields are its hyper-parameters, checked in
+`__post_init__`. It holds no state between calls, writes to none of its arguments, and takes all
+its randomness from what it is passed.
+"""
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.errors import CdkitError
+from cdkit.registry import Registry
+from cdkit.segment import CrossModalSegment
+
+Touch = Literal["pixels", "prompt", "logits", "values"]
+"""What a strategy changes: the pixels; the prompt; the attention logits, or the values, of the
+cells between text rows and the image before them."""
+
+
+class DistortionStrategy(abc.ABC):
+    """Makes a distorted branch from the original one. Subclass one of the three kinds below."""
+
+    bibtex: ClassVar[str] = ""
+    """The paper that introduced it, as one BibTeX entry; empty for a control of ours."""
+    touches: ClassVar[frozenset[Touch]]
+    """All that it changes; the contract suite holds it to that."""
+
+
+class PixelDistortion(DistortionStrategy):
+    """Distorts the image before it is encoded."""
+
+    touches = frozenset({"pixels"})
+
+    @abc.abstractmethod
+    def distort(
+        self, pixels: Float[Tensor, "*shape"], *, generator: torch.Generator
+    ) -> Float[Tensor, "*shape"]:
+        """Distort the pixels of one sample, as its processor normalised them, on the CPU.
+
+        All randomness is drawn from `generator`: it belongs to (seed, sample).
+        """
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One sample's prompt as token ids, without padding, each image token in its place."""
+
+    ids: tuple[int, ...]
+    is_image: tuple[bool, ...]
+    system_slot: int
+    """Where the adapter puts an instruction that comes before everything else."""
+    question_slot: int
+    """Where the text after the last image starts."""
+    encode: Callable[[str], tuple[int, ...]]
+    """Text to token ids, without special tokens; needs a processor."""
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.is_image):
+            raise CdkitError(f"{len(self.ids)} ids but {len(self.is_image)} image flags")
+
+    def insert(self, text: str, *, at: int) -> "Prompt":
+        """The prompt with `text` before the token `at`."""
+        new = self.encode(text)
+        return replace(
+            self,
+            ids=self.ids[:at] + new + self.ids[at:],
+            is_image=self.is_image[:at] + (False,) * len(new) + self.is_image[at:],
+        )
+
+    def without_image(self) -> "Prompt":
+        """The prompt with every image token taken out."""
+        kept = tuple(i for i, image in zip(self.ids, self.is_image, strict=True) if not image)
+        return replace(self, ids=kept, is_image=(False,) * len(kept))
+
+
+class PromptDistortion(DistortionStrategy):
+    """Distorts the prompt: another instruction, no image."""
+
+    touches = frozenset({"prompt"})
+    needs_text: ClassVar[bool]
+    """Whether it calls `Prompt.encode`: then `attach` asks for a processor."""
+
+    @abc.abstractmethod
+    def distort(self, prompt: Prompt) -> Prompt:
+        """The branch's prompt. Image tokens may be taken out all together, never added or moved."""
+
+
+class AttentionDistortion(DistortionStrategy):
+    """Distorts the cross-modal attention of every decoder layer.
+
+    States up to the last token of the first image are those of the original branch, so that the
+    engine computes them once.
+    """
+
+    @property
+    @abc.abstractmethod
+    def whole_prompt(self) -> bool:
+        """Whether a cell depends on the prompt's other rows (a threshold over all of them).
+
+        Then the engine refuses what would split the prompt after the image: `prefill_chunk_size`,
+        a given cache, `use_cache=False`.
+        """
+
+    @abc.abstractmethod
+    def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
+        """The segment with new `logits` or with `replaced` cells and their `replacement`."""
+
+
+class Intervention(abc.ABC):
+    """Changes the cross-modal attention of chosen branches, the original one too (PAI, VAF)."""
+
+    bibtex: ClassVar[str] = ""
+    branches: tuple[str, ...]
+    """A field: names of the branches it acts on; "original" is the original one."""
+
+    @property
+    @abc.abstractmethod
+    def whole_prompt(self) -> bool:
+        """As `AttentionDistortion.whole_prompt`."""
+
+    @abc.abstractmethod
+    def intervene(self, segment: CrossModalSegment) -> CrossModalSegment:
+        """As `AttentionDistortion.distort`."""
+
+
+DISTORTIONS = Registry[DistortionStrategy](
+    DistortionStrategy,  # type: ignore[type-abstract]
+    what="distortion strategy",
+    folder="cdkit.strategies",
+    group="cdkit.strategies",
+)
+INTERVENTIONS = Registry[Intervention](
+    Intervention,  # type: ignore[type-abstract]
+    what="intervention",
+    folder="cdkit.strategies",
+    group="cdkit.strategies",
+)

@@ -1,0 +1,47 @@
+"""What a run saw, step by step, when it was asked to keep it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cdkit.errors import CdkitError
+from cdkit.registry import UnknownNameError, unknown
+
+Wanted = Literal["logits", "image_attention", "mask"]
+
+
+@dataclass
+class Step:
+    """One forward call whose logits `generate` read (or one plain call)."""
+
+    logits: dict[str, Float[Tensor, "rows vocab"]] = field(default_factory=dict)
+    """Branch -> raw next-token logits; "original" is the original branch."""
+    combined: Float[Tensor, "rows vocab"] | None = None
+    """What `generate` got: -inf where the plausibility constraint removes a token."""
+    image_attention: dict[str, dict[int, Float[Tensor, "rows heads image"]]] = field(
+        default_factory=dict
+    )
+    """Branch -> layer -> the last row's weights on the image tokens, after the softmax."""
+    mask: dict[str, dict[int, Bool[Tensor, "rows heads text image"]]] = field(default_factory=dict)
+    """Branch -> layer -> the cells whose value was replaced or whose weight was cut."""
+
+
+@dataclass
+class Trace:
+    """The steps of the latest `generate` call, or of the latest plain call."""
+
+    wanted: frozenset[str]
+    steps: list[Step] = field(default_factory=list)
+
+
+def make_trace(wanted: Collection[str]) -> Trace:
+    """A trace of `logits`, `image_attention`, `mask`, or any of them."""
+    if isinstance(wanted, str):
+        raise CdkitError(f"trace must be a list of names, such as ({wanted!r},)")
+    for name in wanted:
+        if name not in get_args(Wanted):
+            raise UnknownNameError(unknown("trace", name, get_args(Wanted)))
+    return Trace(frozenset(wanted))

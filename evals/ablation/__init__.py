@@ -1,0 +1,1 @@
+"""The ablation: a grid of methods and benchmarks, run, compared and reported."""

@@ -1,0 +1,89 @@
+"""`cdkit generate`: one prompt, several methods, side by side."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+import cdkit
+from cdkit.errors import CdkitError
+from cdkit.evals.ablation.engine import Engine, Generated
+from cdkit.evals.ablation.pictures import load_picture
+from cdkit.method import Method
+
+NARROWEST = 24
+"""Characters that a method's column needs; below that, each method gets a line instead."""
+
+
+def overrides(given: Sequence[str]) -> dict[str, Any]:
+    """`["alpha=1.0", "scope=row"]` as parameters; a value is read as TOML, else as text."""
+    found: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value):
+            raise CdkitError(f"--set takes NAME=VALUE, such as alpha=1.0, got {item!r}")
+        if name in found:
+            raise CdkitError(f"--set gives {name!r} twice")
+        try:
+            found[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = value
+    return found
+
+
+def methods(
+    name: str | None, parameters: Mapping[str, Any], more: Sequence[str]
+) -> dict[str, Method]:
+    """The methods to compare by what the table calls them: --method first, with its parameters."""
+    found: dict[str, Method] = {}
+    if name is not None:
+        told = ", ".join(f"{key} {value}" for key, value in parameters.items())
+        found[f"{name}, {told}" if told else name] = cdkit.load(name, **parameters)
+    for other in more:
+        found.setdefault(other, cdkit.load(other))
+    return found
+
+
+def answer(
+    model_name: str,
+    methods: Mapping[str, Method],
+    prompt: str,
+    images: Sequence[Path],
+    *,
+    max_new_tokens: int,
+    temperature: float | None,
+    seed: int,
+) -> dict[str, Generated]:
+    """Each method's answer, greedy without a temperature; sampling shares its random numbers."""
+    if temperature is not None and not temperature > 0:
+        raise CdkitError(f"--temperature must be above 0, got {temperature:g}")
+    pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
+    model, processor = cdkit.load_model(model_name)
+    engine = Engine(model, processor, temperature or 1.0, noise_seed=seed)
+    inputs = engine.encode([pictures], [prompt])
+    sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
+    drawn = None if temperature is None else seed
+    return {
+        name: engine.answers(method, inputs, [sample_id], limit=max_new_tokens, seed=drawn)[0]
+        for name, method in methods.items()
+    }
+
+
+def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:
+    """A column a method where the terminal is wide enough, else a line a method."""
+    texts = {name: _text(answer) for name, answer in answers.items()}
+    if len(answers) * (NARROWEST + 3) <= width:
+        table = Table(*texts, show_lines=False)
+        table.add_row(*texts.values())
+        return table
+    table = Table("method", "answer", show_lines=True)
+    for name, text in texts.items():
+        table.add_row(name, text)
+    return table
+
+
+def _text(answer: Generated) -> str:
+    return escape(answer.text) + (" [dim](cut off)[/dim]" if answer.truncated else "")

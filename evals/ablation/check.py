@@ -1,0 +1,123 @@
+"""The proof that stored logits and `generate` agree, made anew in every run on a sample of it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.evals.ablation.plan import Arm, passes
+from cdkit.evals.ablation.run import Batch, Decode, Runner, first_noise
+
+STAGE = "checks against generate"
+TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
+HALF_TOLERANCE = 0.5
+"""bfloat16 logits of one row alone and of the same row in a batch do differ by so much."""
+
+
+class MismatchError(RuntimeError):
+    """Stored logits and `generate` disagree: a bug of cdkit or of a plug-in, never the user's."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and how far apart it was at most."""
+
+    questions: int
+    arms: int
+    logits_compared: int
+    largest_difference: float
+    tolerance: float
+    tokens_compared: int
+    near_ties: int
+    """Tokens that differ, but whose logits are within the tolerance of each other."""
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
+    """Run `generate` with each arm's own method on `count` yes/no questions drawn at random.
+
+    Compared are the logits that `generate` reads at the first step, and the first token of the
+    whole answer under every decode, with what the run computed from the shared branches.
+    """
+    engine = runner.engine
+    tolerance = TOLERANCE.get(engine.model.dtype, HALF_TOLERANCE)
+    drawn = _draw(batches, count)
+    runner.progress.start(STAGE, sum(len(batch.asked) for batch in drawn))
+    compared = tokens = ties = 0
+    largest = 0.0
+    arms = set[str]()
+    for batch in drawn:
+        inputs = engine.inputs(batch.questions)
+        ids = batch.sample_ids
+        for work in passes(runner.arms[name] for name in batch.asked):
+            logits, _ = engine.first_step(work.method, inputs, ids)
+            for arm in work.arms:
+                ours, _ = runner.combine(work, arm, logits)
+                _, theirs = engine.first_step(arm.method, inputs, ids)
+                both = ours.isfinite() & theirs.isfinite()
+                largest = max(largest, float((ours - theirs)[both].abs().max()))
+                compared += int(both.sum())
+                if largest > tolerance:
+                    raise MismatchError(
+                        f"the logits of {arm.name} from shared branches differ from generate's by "
+                        f"{largest:.3g}, more than {tolerance:g}"
+                    )
+                for decode in batch.asked[arm.name]:
+                    ties += _compare_tokens(runner, arm, decode, batch, ours, tolerance)
+                    tokens += len(batch.questions)
+                arms.add(arm.name)
+                runner.progress.advance(STAGE)
+    asked = sum(len(batch.questions) for batch in drawn)
+    return Proof(asked, len(arms), compared, largest, tolerance, tokens, ties)
+
+
+def _compare_tokens(
+    runner: Runner,
+    arm: Arm,
+    decode: Decode,
+    batch: Batch,
+    logits: Float[Tensor, "rows vocab"],
+    tolerance: float,
+) -> int:
+    """Whole answers by `generate` must start with what the run stored; returns the near ties."""
+    engine = runner.engine
+    generated = engine.answers(
+        arm.method,
+        engine.inputs(batch.questions),
+        batch.sample_ids,
+        limit=batch.questions[0].limit,
+        seed=decode.seed,
+    )
+    scores = logits / engine.temperature + first_noise(decode, batch.sample_ids, logits)
+    ties = 0
+    for row, question in enumerate(batch.questions):
+        stored = runner.answers[question, arm.name, decode].text
+        if generated[row].text.startswith(stored):
+            continue
+        ranked = scores[row].topk(2).values
+        if float(ranked[0] - ranked[1]) > tolerance:
+            raise MismatchError(
+                f"{arm.name}, {decode}: {question.prompt!r} on {question.image.name} is "
+                f"{stored!r} from stored logits, {generated[row].text!r} from generate"
+            )
+        ties += 1
+    return ties
+
+
+def _draw(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Some yes/no questions of each kind of batch, `count` of each at most, all seen alike."""
+    kinds: dict[object, list[Batch]] = {}
+    for batch in batches:
+        if batch.questions[0].yes_no:
+            kinds.setdefault(frozenset(batch.asked), []).append(batch)
+    drawn = []
+    for alike in kinds.values():
+        longest = max(alike, key=lambda batch: len(batch.questions))
+        chosen = Random(0).sample(longest.questions, min(count, len(longest.questions)))
+        drawn.append(Batch(tuple(chosen), longest.asked))
+    return drawn

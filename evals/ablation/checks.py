@@ -1,0 +1,47 @@
+"""Checks of what a grid file holds; each error names the place, what was given and what may be."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from cdkit.errors import CdkitError
+from cdkit.registry import unknown
+
+
+def check_names(
+    where: str, given: Iterable[object], known: Iterable[str], what: str = "value"
+) -> None:
+    """Each of `given` is one of `known`, none twice."""
+    allowed, seen = tuple(known), set[object]()
+    for name in given:
+        if name not in allowed:
+            raise CdkitError(f"{where}: {unknown(what, str(name), allowed)}")
+        if name in seen:
+            raise CdkitError(f"{where} holds {name!r} twice")
+        seen.add(name)
+
+
+def as_table(where: str, given: object) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise CdkitError(f"{where} must be a table of keys, got {given!r}")
+    return given
+
+
+def as_tuple(where: str, given: object) -> tuple[Any, ...]:
+    if not isinstance(given, list | tuple):
+        raise CdkitError(f"{where} must be a list, got {given!r}")
+    return tuple(given)
+
+
+def check_text(where: str, given: object) -> None:
+    if not isinstance(given, str) or not given:
+        raise CdkitError(f"{where} must be a text, got {given!r}")
+
+
+def check_integer(where: str, given: object, *, low: int) -> None:
+    if not isinstance(given, int) or isinstance(given, bool) or given < low:
+        raise CdkitError(f"{where} must be a whole number from {low} on, got {given!r}")
+
+
+def check_number(where: str, given: object, *, above: float) -> None:
+    if not isinstance(given, int | float) or isinstance(given, bool) or not given > above:
+        raise CdkitError(f"{where} must be a number above {above:g}, got {given!r}")

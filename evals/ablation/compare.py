@@ -1,0 +1,76 @@
+"""From tallies to tables: each method against the plain run of the same decode mode."""
+
+from collections.abc import Mapping, Sequence
+
+from cdkit.benchmark import Tally
+from cdkit.evals.ablation.grid import PLAIN
+from cdkit.evals.ablation.results import SIGNIFICANT, Cell, Row, Table, direction
+from cdkit.evals.statistics import Comparison, compare, holm, resample
+
+Runs = Mapping[str, Sequence[Tally]]
+"""Method -> one tally a seed (greedy: one)."""
+
+
+def table(
+    benchmark: str,
+    mode: str,
+    runs: Runs,
+    *,
+    sections: Mapping[str, Sequence[str]],
+    show: Sequence[str] = (),
+    resamples: int = 2000,
+) -> Table:
+    """The table of one benchmark and mode. Holm's family is all of its tests.
+
+    A metric that is neither good nor bad (the yes ratio, a length) has an interval but no test.
+    """
+    tally = runs[PLAIN][0]
+    metrics = tuple(show) or tally.metrics
+    base = resample(runs[PLAIN], resamples=resamples, only=metrics)
+    compared = {
+        method: compare(run, runs[PLAIN], resamples=resamples, only=metrics)
+        for method, run in runs.items()
+        if method != PLAIN
+    }
+    tested = [(method, m) for method in compared for m in metrics if direction(m)]
+    p_values = [compared[method][metric].p for method, metric in tested]
+    adjusted = dict(zip(tested, holm(p_values), strict=True))
+    top = {
+        m: max(
+            direction(m) * v for v in (base.values[m], *(c[m].run.value for c in compared.values()))
+        )
+        for m in metrics
+    }
+    rows = {PLAIN: Row(PLAIN, {m: Cell(base.estimate(m)) for m in metrics})} | {
+        method: Row(
+            method,
+            {m: _cell(of[m], direction(m), adjusted.get((method, m)), top[m]) for m in metrics},
+        )
+        for method, of in compared.items()
+    }
+    return Table(
+        benchmark,
+        mode,
+        seeds=len(runs[PLAIN]),
+        images=len(tally.images),
+        samples=len(tally.samples),
+        metrics=metrics,
+        sections={
+            title: tuple(rows[name] for name in names if name in rows)
+            for title, names in sections.items()
+        },
+    )
+
+
+def _cell(comparison: Comparison, sign: int, p_holm: float | None, top: float) -> Cell:
+    verdict = ""
+    if p_holm is not None and p_holm < SIGNIFICANT:
+        verdict = "better" if sign * comparison.difference.value > 0 else "worse"
+    return Cell(
+        comparison.run,
+        comparison.difference,
+        p=comparison.p if sign else None,
+        p_holm=p_holm,
+        verdict=verdict,
+        best=verdict == "better" and sign * comparison.run.value == top,
+    )

@@ -1,0 +1,160 @@
+"""What an ablation runs: frozen dataclasses, every value checked. `toml.read` builds them.
+
+A grid names a model, methods (presets with parameter overrides), benchmarks, decode modes, seeds,
+parameter sweeps and how the methods are grouped in the tables. Strings `world:NAME` stand for files
+of the embedded micro-world, which is drawn anew for each run. docs/ablate.md explains each key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cdkit.errors import CdkitError
+from cdkit.evals.ablation.checks import check_integer, check_names, check_number, check_text
+
+GREEDY, SAMPLE = DECODE = ("greedy", "sample")
+PLAIN = "plain"
+"""The method that every difference is taken to; a grid must have it."""
+
+WORLD_PREFIX = "world:"
+
+Options = Mapping[str, Any]  # keyword arguments of classes that check them themselves
+
+
+@dataclass(frozen=True)
+class World:
+    """The micro-world that a grid draws: `images` photographs from `seed`.
+
+    `exam_images` more are drawn for each subset of MME.
+    """
+
+    images: int = 150
+    exam_images: int = 60
+    seed: int = 2026
+
+    def __post_init__(self) -> None:
+        check_integer("images of [world]", self.images, low=2)
+        check_integer("exam_images of [world]", self.exam_images, low=2)
+        check_integer("seed of [world]", self.seed, low=0)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A preset (or the path of a method file) and the parameters that depart from it."""
+
+    preset: str
+    overrides: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_text("preset of a method", self.preset)
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """A registered benchmark, the fields it is built with and the folder of its images."""
+
+    type: str
+    image_folder: str
+    options: Options = field(default_factory=dict)
+    decode: tuple[str, ...] = ()
+    """Empty: the grid's own modes."""
+    show: tuple[str, ...] = ()
+    """The metrics in the tables; empty: all."""
+
+    def __post_init__(self) -> None:
+        check_text("type of a benchmark", self.type)
+        check_text("image_folder of a benchmark", self.image_folder)
+        check_names("decode of a benchmark", self.decode, DECODE, "decode mode")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The values that a method's parameters take, one parameter at a time, and where."""
+
+    values: Mapping[str, tuple[Any, ...]]
+    benchmarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Misses on a yes/no benchmark, counted by the place of the object in the image sequence."""
+
+    benchmark: str
+    placement: str
+    methods: tuple[str, ...]
+    bins: int = 4
+
+    def __post_init__(self) -> None:
+        check_integer("bins of [position]", self.bins, low=2)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All of one ablation."""
+
+    model: str = "micro"
+    dtype: str = "float32"
+    decode: tuple[str, ...] = DECODE
+    seeds: tuple[int, ...] = (0, 1, 2)
+    temperature: float = 1.0
+    batch: int = 64
+    resamples: int = 2000
+    check: int = 16
+    """So many samples of a benchmark are answered by `generate` as well and must agree."""
+    world: World | None = None
+    benchmarks: Mapping[str, BenchmarkSpec] = field(default_factory=dict)
+    methods: Mapping[str, MethodSpec] = field(default_factory=dict)
+    tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+    position: Position | None = None
+
+    def __post_init__(self) -> None:
+        check_text("model", self.model)
+        check_names("dtype", (self.dtype,), ("float32", "bfloat16", "float16"), "dtype")
+        check_names("decode", self.decode, DECODE, "decode mode")
+        for seed in self.seeds:
+            check_integer("seeds", seed, low=0)
+        if len(set(self.seeds)) < max(len(self.seeds), 1):
+            raise CdkitError(f"seeds must be different numbers, at least one: {list(self.seeds)}")
+        check_number("temperature", self.temperature, above=0)
+        check_integer("batch", self.batch, low=1)
+        check_integer("resamples", self.resamples, low=100)
+        check_integer("check", self.check, low=0)
+        if not self.decode or not self.benchmarks:
+            raise CdkitError("a grid needs at least one decode mode and one [benchmarks.NAME]")
+        if PLAIN not in self.methods:
+            raise CdkitError(f"a grid needs [methods.{PLAIN}]: every difference is taken to it")
+        self._check_references()
+        if self.world is None:
+            self._refuse_world_files()
+
+    def _check_references(self) -> None:
+        method, benchmark = "method of the grid", "benchmark of the grid"
+        for title, names in self.tables.items():
+            check_names(f"{title} of [tables]", names, self.methods, method)
+        check_names("[sweeps]", self.sweeps, self.methods, method)
+        for name, sweep in self.sweeps.items():
+            check_names(f"[sweeps.{name}]", sweep.benchmarks, self.benchmarks, benchmark)
+        if self.position is not None:
+            where = "[position]"
+            check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
+            check_names(where, self.position.methods, self.methods, method)
+
+    def _refuse_world_files(self) -> None:
+        for name, spec in self.benchmarks.items():
+            for value in (spec.image_folder, *spec.options.values()):
+                if isinstance(value, str) and value.startswith(WORLD_PREFIX):
+                    raise CdkitError(
+                        f"[benchmarks.{name}] asks for {value!r}, but the grid has no [world]"
+                    )
+
+    def modes_of(self, benchmark: str) -> tuple[str, ...]:
+        """The decode modes one benchmark runs under."""
+        own = self.benchmarks[benchmark].decode or self.decode
+        return tuple(mode for mode in self.decode if mode in own)
+
+    def sections(self) -> Mapping[str, tuple[str, ...]]:
+        """Methods as the tables group them; what no table names comes last."""
+        named = {name for names in self.tables.values() for name in names}
+        rest = tuple(name for name in self.methods if name not in named)
+        return {**self.tables, **({"others" if self.tables else "methods": rest} if rest else {})}

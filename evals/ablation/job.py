@@ -1,0 +1,245 @@
+"""`cdkit ablate`: a grid in, a folder with everything about its run out."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cdkit
+from cdkit.benchmark import Answer, Tally
+from cdkit.errors import CdkitError
+from cdkit.evals.ablation import compare, manifest, plan, report, toml
+from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
+from cdkit.evals.ablation.check import prove
+from cdkit.evals.ablation.engine import Engine
+from cdkit.evals.ablation.figures import placed, position_figure, sweep_figures
+from cdkit.evals.ablation.grid import GREEDY, PLAIN, Grid
+from cdkit.evals.ablation.plan import Arm, SweepPoint
+from cdkit.evals.ablation.progress import Stages
+from cdkit.evals.ablation.questions import Question
+from cdkit.evals.ablation.results import Example, Figure, Results, Table
+from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
+
+EXAMPLES = 6
+LOADING, WRITING, TABLES = "world and model", "files", "intervals and tests"
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """A grid with everything built that it names: what can be wrong with it is wrong by now."""
+
+    grid: Grid
+    arms: tuple[Arm, ...]
+    points: tuple[SweepPoint, ...]
+    loaded: tuple[Loaded, ...]
+    files: object
+
+
+def prepare(grid: Grid, folder: Path) -> Ablation:
+    """Build the methods and the benchmarks; draws the world's files into `folder`."""
+    arms, points = plan.arms(grid), plan.sweep_points(grid)
+    files = draw_world(grid.world, folder / "world") if grid.world is not None else None
+    return Ablation(grid, arms, points, load_benchmarks(grid, files), files)
+
+
+def new_folder(output: Path, name: str | None) -> Path:
+    """An empty folder for one run; one that is there already is never written into."""
+    folder = output / (name or datetime.now().strftime("ablation-%Y%m%d-%H%M%S"))
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise CdkitError(
+            f"{folder} is there already: give another --name, or remove it first"
+        ) from None
+    return folder
+
+
+def ablate(grid: Grid, folder: Path, stages: Stages) -> Results:
+    """Run the grid and leave config, predictions, metrics, manifest and report in `folder`."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
+    stages.start(LOADING, 2)
+    job = prepare(grid, folder)
+    stages.advance(LOADING)
+    model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
+    engine = Engine(model, processor, grid.temperature)
+    stages.advance(LOADING)
+
+    runner = Runner(engine, {a.name: a for a in _all_arms(job)}, stages)
+    batches = batches_of(_demand(job), grid.batch, engine.lengths)
+    undecided = runner.run(batches, grid.batch)
+    proof = prove(runner, batches, grid.check) if grid.check else None
+    stages.start(WRITING, 1)
+    _write_predictions(folder / "predictions.jsonl", job, runner.answers)
+    stages.advance(WRITING)
+
+    tables = _tables(job, runner.answers, stages)
+    results = Results(tables, _figures(job, runner.answers), _examples(job, runner.answers))
+    facts = manifest.manifest(
+        folder.name,
+        grid,
+        engine,
+        job.loaded,
+        job.arms,
+        proof,
+        undecided=undecided,
+        started=started,
+        seconds=stages.seconds,
+    )
+    _write_json(folder / "manifest.json", facts)
+    _write_json(folder / "metrics.json", metrics(results))
+    report.write(folder / "report.html", results, facts)
+    return results
+
+
+def metrics(results: Results) -> dict[str, object]:
+    """Every number of the tables and figures, as plain data."""
+    return {
+        "tables": [
+            {
+                "benchmark": table.benchmark,
+                "mode": table.mode,
+                "seeds": table.seeds,
+                "images": table.images,
+                "samples": table.samples,
+                "methods": {
+                    name: {metric: asdict(cell) for metric, cell in row.cells.items()}
+                    for name, row in table.rows.items()
+                },
+            }
+            for table in results.tables
+        ],
+        "figures": [asdict(figure) for figure in results.figures],
+    }
+
+
+def _all_arms(job: Ablation) -> Iterable[Arm]:
+    return (*job.arms, *(point.arm for point in job.points))
+
+
+def _demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
+    """What each distinct question is asked by: benchmarks that share it ask it once."""
+    demand: dict[Question, dict[str, frozenset[Decode]]] = {}
+    for item in job.loaded:
+        asked = {arm.name: _decodes(job.grid, item.name) for arm in job.arms}
+        for point in job.points:
+            if item.name in job.grid.sweeps[point.method].benchmarks:
+                asked[point.arm.name] = frozenset({Decode()})
+        for name in _positions(job.grid, item.name):
+            asked[name] |= {Decode()}
+        for question in item.questions.values():
+            known = demand.setdefault(question, {})
+            for name, decodes in asked.items():
+                known[name] = known.get(name, frozenset()) | decodes
+    return demand
+
+
+def _positions(grid: Grid, benchmark: str) -> tuple[str, ...]:
+    wanted = grid.position
+    return wanted.methods if wanted is not None and wanted.benchmark == benchmark else ()
+
+
+def _decodes(grid: Grid, benchmark: str) -> frozenset[Decode]:
+    found = set[Decode]()
+    for mode in grid.modes_of(benchmark):
+        found |= {Decode()} if mode == GREEDY else {Decode(mode, seed) for seed in grid.seeds}
+    return frozenset(found)
+
+
+def _answers_of(item: Loaded, arm: str, decode: Decode, answers: Answers) -> dict[str, Answer]:
+    return {name: answers[asked, arm, decode] for name, asked in item.questions.items()}
+
+
+def _write_predictions(path: Path, job: Ablation, answers: Answers) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        for item in job.loaded:
+            for arm in job.arms:
+                for decode in sorted(_decodes(job.grid, item.name), key=str):
+                    head = {"benchmark": item.name, "method": arm.name, **asdict(decode)}
+                    for name, answer in _answers_of(item, arm.name, decode, answers).items():
+                        row = head | {"id": name} | asdict(answer)
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...]:
+    wanted = [(item, mode) for item in job.loaded for mode in job.grid.modes_of(item.name)]
+    stages.start(TABLES, len(wanted))
+    tables = []
+    for item, mode in wanted:
+        decodes = [d for d in _decodes(job.grid, item.name) if d.mode == mode]
+        decodes.sort(key=lambda decode: decode.seed or 0)
+        runs = {
+            arm.name: [_tally(item, arm.name, decode, answers) for decode in decodes]
+            for arm in job.arms
+        }
+        tables.append(
+            compare.table(
+                item.name,
+                mode,
+                runs,
+                sections=job.grid.sections(),
+                show=item.show,
+                resamples=job.grid.resamples,
+            )
+        )
+        stages.advance(TABLES)
+    return tuple(tables)
+
+
+def _tally(item: Loaded, arm: str, decode: Decode, answers: Answers) -> Tally:
+    return item.benchmark.tally(_answers_of(item, arm, decode, answers))
+
+
+def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
+    figures: list[Figure] = []
+    resamples = job.grid.resamples
+    for item in job.loaded:
+        points = [
+            (point, _tally(item, point.arm.name, Decode(), answers))
+            for point in job.points
+            if item.name in job.grid.sweeps[point.method].benchmarks
+        ]
+        if points:
+            plain = _tally(item, PLAIN, Decode(), answers)
+            figures += sweep_figures(item.name, points, plain, resamples=resamples)
+        if methods := _positions(job.grid, item.name):
+            assert job.grid.position is not None  # else there were no methods
+            path = Path(resolve(job.grid.position.placement, job.files))
+            said = {m: _answers_of(item, m, Decode(), answers) for m in methods}
+            places = placed(item.benchmark.samples(), path)
+            bins = job.grid.position.bins
+            figures.append(position_figure(item.name, places, said, bins=bins, resamples=resamples))
+    return tuple(figures)
+
+
+def _examples(job: Ablation, answers: Answers) -> tuple[Example, ...]:
+    """The first open questions; without any, the first that the methods answer differently."""
+    found = []
+    for item in job.loaded:
+        if GREEDY not in job.grid.modes_of(item.name):
+            continue
+        for question in item.questions.values():
+            said: dict[str, list[str]] = {}
+            for arm in job.arms:
+                answer = answers[question, arm.name, Decode()].text
+                said.setdefault(answer, []).append(arm.name)
+            if question.yes_no and len(said) == 1:
+                continue
+            shown = {", ".join(names): answer for answer, names in said.items()}
+            found.append((question.yes_no, item.name, question, shown))
+            if sum(name == item.name for _, name, *_ in found) == EXAMPLES:
+                break
+    found.sort(key=lambda example: example[0])  # open questions first
+    return tuple(
+        Example(name, q.prompt, q.image.read_bytes(), _media_type(q.image), shown)
+        for _, name, q, shown in found[:EXAMPLES]
+    )
+
+
+def _media_type(image: Path) -> str:
+    return {".jpg": "image/jpeg", ".jpeg": "image/jpeg"}.get(image.suffix.lower(), "image/png")
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

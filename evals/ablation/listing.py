@@ -1,0 +1,49 @@
+"""`cdkit list`: what there is, one line each, and its papers."""
+
+import inspect
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cdkit
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name, one line about it, and its BibTeX where it comes from a paper."""
+
+    name: str
+    summary: str
+    bibtex: str = ""
+
+
+def entries(topic: str) -> tuple[Entry, ...]:
+    """All of one topic, by name."""
+    if topic == "methods":
+        return tuple(Entry(name, text, _papers(name)) for name, text in cdkit.presets().items())
+    return tuple(
+        Entry(name, first_sentence(kind), textwrap.dedent(getattr(kind, "bibtex", "")).strip())
+        for registry in TOPICS[topic]
+        for name, kind in registry.items()
+    )
+
+
+TOPICS: Mapping[str, tuple[Mapping[str, type], ...]] = {
+    "methods": (),
+    "strategies": (cdkit.DISTORTIONS, cdkit.INTERVENTIONS, cdkit.COMBINERS, cdkit.READOUTS),
+    "calibrators": (cdkit.CALIBRATORS,),
+    "models": (cdkit.ADAPTERS,),
+    "benchmarks": (cdkit.BENCHMARKS,),
+}
+
+
+def first_sentence(kind: type) -> str:
+    """The first paragraph of a class's docstring, in one line."""
+    text = inspect.getdoc(kind) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _papers(preset: str) -> str:
+    """The papers of a preset's parts, each once."""
+    texts = [getattr(part, "bibtex", "") for _, part in cdkit.load(preset).parts()]
+    return "\n\n".join(dict.fromkeys(textwrap.dedent(text).strip() for text in texts if text))

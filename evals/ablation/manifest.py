@@ -1,0 +1,126 @@
+"""What a result depends on, as plain data: versions, files, prompt, parser, limits, seeds."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from cdkit.benchmark import sha256
+from cdkit.evals.ablation.benchmarks import Loaded
+from cdkit.evals.ablation.check import Proof
+from cdkit.evals.ablation.engine import Engine
+from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.ablation.plan import Arm
+
+
+def manifest(
+    name: str,
+    grid: Grid,
+    engine: Engine,
+    loaded: Sequence[Loaded],
+    arms: Sequence[Arm],
+    proof: Proof | None,
+    *,
+    undecided: int,
+    started: str,
+    seconds: Mapping[str, float],
+) -> dict[str, object]:
+    """Everything but the numbers; `summary` is what the report shows of it."""
+    model = engine.model
+    example = loaded[0].benchmark.samples()[0].prompt
+    wall = sum(seconds.values())
+    return {
+        "name": name,
+        "date": started,
+        "wall_seconds": wall,
+        "stages": {stage: round(spent, 2) for stage, spent in seconds.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                package: _version(package)
+                for package in ("cdkit", "torch", "transformers", "numpy")
+            },
+        },
+        "platform": {
+            "system": platform.platform(),
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "device": str(model.device),
+        },
+        "model": {
+            "name": grid.model,
+            "type": model.config.model_type,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "files": model_files(str(model.name_or_path)),
+        },
+        "prompt": engine.prompt(example),
+        "padding": engine.processor.tokenizer.padding_side,
+        "batch": grid.batch,
+        "temperature": grid.temperature,
+        "seeds": {
+            "sampling": list(grid.seeds),
+            "noise_of_branches": engine.noise_seed,
+            "world": grid.world.seed if grid.world else None,
+        },
+        "world": vars(grid.world) if grid.world else None,
+        "benchmarks": {item.name: item.benchmark.describe() for item in loaded},
+        "methods": {arm.name: arm.method.to_dict() for arm in arms},
+        "first_token": {
+            "rule": "a yes/no question is decided by its first token where that token reads yes or "
+            "no in any case; any other answer is generated in full",
+            "yes_tokens": list(engine.yes_ids),
+            "no_tokens": list(engine.no_ids),
+            "generated_instead": undecided,
+            "proof": proof.as_dict() if proof else None,
+        },
+        "statistics": {
+            "interval": "paired percentile bootstrap, 95 %, images (and seeds) resampled",
+            "resamples": grid.resamples,
+            "test": "sign-flip by image, Holm over each table",
+        },
+        "summary": _summary(grid, engine, proof, wall, undecided),
+    }
+
+
+def model_files(path: str) -> dict[str, str]:
+    """The SHA-256 of a local checkpoint's weights; nothing for a model from the hub."""
+    folder = Path(path)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return {file.name: sha256(file.read_bytes()) for file in files}
+
+
+def _summary(
+    grid: Grid, engine: Engine, proof: Proof | None, wall: float, undecided: int
+) -> dict[str, str]:
+    parameters = sum(p.numel() for p in engine.model.parameters())
+    summary = {
+        "model": f"{grid.model} ({parameters / 1e6:.2f} M parameters, {engine.model.dtype})",
+        "prompt": engine.prompt("QUESTION"),
+        "seeds": f"sampling {', '.join(map(str, grid.seeds))} at temperature {grid.temperature:g}; "
+        f"noise of the branches {engine.noise_seed}",
+        "batch": f"{grid.batch}, {engine.processor.tokenizer.padding_side} padding",
+        "first tokens": f"{undecided} answers to yes/no questions were generated in full because "
+        "their first token is neither yes nor no",
+        "software": f"cdkit {_version('cdkit')}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, Python {platform.python_version()}",
+        "wall time": f"{wall:.0f} s without imports",
+    }
+    if grid.world is not None:
+        summary["world"] = f"{grid.world.images} images, seed {grid.world.seed}"
+    if proof is not None:
+        summary["stored logits"] = (
+            f"equal to generate's on {proof.questions} questions under {proof.arms} methods: "
+            f"{proof.logits_compared} logits within {proof.largest_difference:.1g}, "
+            f"{proof.tokens_compared} answers the same ({proof.near_ties} near ties)"
+        )
+    return summary
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)

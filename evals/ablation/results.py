@@ -1,0 +1,118 @@
+"""What a run found, ready to be shown: the tables, the curves and the examples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cdkit.evals.statistics import Estimate
+
+SIGNIFICANT = 0.05
+LOWER_IS_BETTER = frozenset({"chair_s", "chair_i"})
+NEITHER_IS_BETTER = frozenset({"yes_ratio", "unknown", "mean_length", "truncated"})
+"""Shown with their intervals, never marked: more or less of it is neither good nor bad."""
+COUNTS = frozenset({"unknown", "truncated", "mean_length"})
+POINTS = ("hallucination", "perception", "cognition")
+"""What MME's totals are called, whichever tasks they are over."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one method: its value, and how far it stands from the plain run."""
+
+    value: Estimate
+    difference: Estimate | None = None
+    """None in the plain run's own row."""
+    p: float | None = None
+    """Sign-flip by image, before Holm."""
+    p_holm: float | None = None
+    """Adjusted over the table; None for a metric that is neither good nor bad."""
+    verdict: str = ""
+    """"better" or "worse" than the plain run where Holm's test says so, else nothing."""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    method: str
+    cells: Mapping[str, Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One benchmark under one decode mode."""
+
+    benchmark: str
+    mode: str
+    seeds: int
+    images: int
+    samples: int
+    metrics: tuple[str, ...]
+    sections: Mapping[str, tuple[Row, ...]]
+
+    @property
+    def title(self) -> str:
+        seeds = f", {self.seeds} seeds" if self.mode == "sample" else ""
+        decode = {"greedy": "greedy", "sample": "sampling"}.get(self.mode, self.mode)
+        return f"{self.benchmark}, {decode}{seeds}"
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """Each method once, however many sections show it."""
+        return {row.method: row for rows in self.sections.values() for row in rows}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric of one method against a parameter, or against a place."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Curves with their axes, in the units shown; `reference` is a level drawn across.
+
+    `ticks` name the places 0, 1, ... where what is swept is no number.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    ticks: tuple[str, ...] = ()
+    reference: Estimate | None = None
+    reference_label: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question and what each method answered, greedily."""
+
+    benchmark: str
+    prompt: str
+    image: bytes
+    """PNG, or whatever the file held."""
+    media_type: str
+    answers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Results:
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+    examples: tuple[Example, ...] = ()
+    checks: Mapping[str, object] = field(default_factory=dict)
+
+
+def direction(metric: str) -> int:
+    """1 where more of it is better, -1 where less is, 0 where it is neither."""
+    name = metric.rsplit(".", 1)[-1]
+    return 0 if name in NEITHER_IS_BETTER else -1 if name in LOWER_IS_BETTER else 1
+
+
+def scale(metric: str) -> float:
+    """100 for shares, which are shown in percent; 1 for counts, lengths and MME's points."""
+    name = metric.rsplit(".", 1)[-1]
+    return 1.0 if name in COUNTS or name == "score" or name.startswith(POINTS) else 100.0

@@ -1,0 +1,267 @@
+"""The command line. Heavy modules are imported inside the commands, so that `--help` is quick."""
+
+import functools
+import importlib.metadata
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cdkit.errors import CdkitError
+
+Parameters = ParamSpec("Parameters")
+
+WIDTH = 132
+"""Of tables that go to a file or a pipe."""
+
+def _examples(*lines: str) -> str:
+    """Commands as a Markdown list, for the foot of a help page."""
+    return "\n\n".join(["Examples:", *(f"- `{line}`" for line in lines)])
+
+
+app = typer.Typer(
+    name="cdkit",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="Contrastive decoding for vision-language models, under Hugging Face's own generate.",
+    epilog=_examples("cdkit ablate", "cdkit generate --image photo.png --prompt 'is there a cat ?'"),
+)
+
+
+def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """What the user can mend is one line on stderr and exit 1; an interrupt is exit 130."""
+
+    @functools.wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (CdkitError, OSError) as error:
+            _complain(f"error: {_one_line(error)}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cdkit {importlib.metadata.version('cdkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog=_examples(
+        "cdkit ablate",
+        "cdkit ablate --quick --name trial",
+        "cdkit ablate my_grid.toml --output results",
+    )
+)
+@guarded
+def ablate(
+    file: Annotated[
+        Path | None, typer.Argument(help="A grid in TOML (docs/ablate.md).", show_default=False)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short form: the grid's [quick] section.")
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The run's folder; by default its date and time.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+) -> None:
+    """Compare methods on benchmarks, with intervals, tests and controls.
+
+    Without FILE it runs the two ablations of the CMAC paper (modules; distortions), with VCD, ICD
+    and the controls beside them, on the model and the world that come with the package: POPE,
+    CHAIR and MME's hallucination subset, greedy and sampling.
+
+    It prints the tables and leaves OUTPUT/NAME/: report.html, metrics.json, predictions.jsonl,
+    manifest.json and config.toml, which `cdkit ablate` takes again.
+    """
+    from cdkit.evals.ablation import toml
+
+    grid = toml.read(file, quick=quick)  # a misspelt key is told before seconds of imports
+    _quiet()
+    from cdkit.evals.ablation import job, terminal
+    from cdkit.evals.ablation.progress import shown
+
+    folder = job.new_folder(output, name)
+    with shown(Console(stderr=True)) as stages:
+        results = job.ablate(grid, folder, stages)
+    console = _console()
+    for table in results.tables:
+        console.print(terminal.render(table))
+        console.print()
+    console.print(terminal.legend())
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog=_examples(
+        "cdkit generate --image photo.png --prompt 'is there a cat ?'",
+        "cdkit generate --image photo.png --prompt 'describe the image .' --compare plain,vcd,cmac",
+        "cdkit generate --model llava-hf/llava-1.5-7b-hf --method cmac --set alpha=1.0 "
+        "--set gamma=3.0 --image photo.png --prompt 'What is on the table?' --sample --seed 1",
+    )
+)
+@guarded
+def generate(
+    prompt: Annotated[str, typer.Option(help="The question, without a chat template.")],
+    image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several images.")],
+    model: Annotated[
+        str, typer.Option(help="micro, a checkpoint's folder, or a name on the hub.")
+    ] = "micro",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="A preset (see: cdkit list methods) or a .toml file.", show_default="cmac"
+        ),
+    ] = None,
+    compare: Annotated[
+        str, typer.Option(help="More methods, with commas between.", show_default=False)
+    ] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A parameter of --method: alpha=1.0; repeat it for more."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample in place of greedy.")] = False,
+    temperature: Annotated[float, typer.Option(help="Of --sample.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of --sample and of all noise.")] = 0,
+) -> None:
+    """Answer a prompt about images, under one method or under several side by side."""
+    _quiet()
+    from cdkit.evals.ablation import answering
+
+    names = [name.strip() for name in compare.split(",") if name.strip()]
+    if method is None and not names:
+        method = "cmac"
+    if method is None and set_:
+        raise CdkitError("--set belongs to --method: give one")
+    methods = answering.methods(method, answering.overrides(set_ or []), names)
+    answers = answering.answer(
+        model,
+        methods,
+        prompt,
+        image,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature if sample else None,
+        seed=seed,
+    )
+    console = _console()
+    console.print(answering.side_by_side(answers, console.width))
+
+
+class Topic(StrEnum):
+    """What `cdkit list` can list."""
+
+    METHODS = "methods"
+    STRATEGIES = "strategies"
+    CALIBRATORS = "calibrators"
+    MODELS = "models"
+    BENCHMARKS = "benchmarks"
+
+
+@app.command("list", epilog=_examples("cdkit list", "cdkit list methods", "cdkit list --cite"))
+@guarded
+def list_(
+    topic: Annotated[
+        Topic | None, typer.Argument(help="One of them; all without it.", show_default=False)
+    ] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="With the papers, as BibTeX.")] = False,
+) -> None:
+    """Show the methods, strategies, calibrators, models and benchmarks there are, a line each."""
+    _quiet()
+    from cdkit.evals.ablation import listing
+
+    console = _console()
+    for each in [topic] if topic else Topic:
+        table = Table(title=each.value, title_justify="left", box=None, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        for entry in listing.entries(each.value):
+            table.add_row(entry.name, entry.summary)
+            if cite and entry.bibtex:
+                table.add_row("", Text(entry.bibtex, style="dim"))
+        console.print(table)
+        console.print()
+
+
+@app.command(
+    "train-micro",
+    epilog=_examples(
+        "cdkit train-micro my_model",
+        "cdkit generate --model my_model --image photo.png --prompt 'is there a cat ?'",
+    ),
+)
+@guarded
+def train_micro(
+    output: Annotated[Path, typer.Argument(help="The folder to write the checkpoint to.")],
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="A minute of training: a model that runs, not one that sees."),
+    ] = False,
+) -> None:
+    """Train the embedded model anew on its world: the recipe of the checkpoint in the package.
+
+    Takes about half an hour on two cores. docs/microworld.md tells what it learns, and how well.
+    """
+    _quiet()
+    from cdkit.evals.microworld.train import train_micro as train
+
+    done = train(output, quick=quick)
+    minutes = sum(done.seconds.values()) / 60
+    _console().print(f"wrote {done.folder} after {minutes:.1f} min", highlight=False)
+
+
+def main() -> None:
+    """The entry point `cdkit`."""
+    app()
+
+
+def _console() -> Console:
+    """Tables are wide: where nobody watches, width is not what the terminal happens to say."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, WIDTH))
+
+
+def _quiet() -> None:
+    """Keep transformers' and torch's own bars and warnings out of the output."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("lightning", "pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,184 @@
+"""POPE: is there a THING in the image? Half of the questions are about things that are not."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal, final
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cdkit.benchmark import (
+    BENCHMARKS,
+    Answer,
+    Benchmark,
+    OfSums,
+    Sample,
+    Tally,
+    Weighed,
+    image_index,
+    share,
+)
+from cdkit.errors import CdkitError
+from cdkit.evals.files import Source, json_rows, located, read, text_of, yes_or_no
+from cdkit.evals.ranking import image_auc, matched_right
+from cdkit.registry import unknown
+
+WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own
+Said = Literal["yes", "no", "unknown"]
+Columns = Mapping[str, Float[np.ndarray, " samples"]]
+
+
+def reference(text: str, label: str) -> Said:
+    """As POPE's own script: No, not or no among the words before the first full stop, else yes."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def strict(text: str, label: str) -> Said:
+    """Yes or no as a whole word, in any case, in the first sentence; both or neither: unknown.
+
+    A sentence ends at `.`, `!`, `?` or a line break; one without a word is passed over.
+    """
+    sentences = (WORD.findall(part) for part in re.split(r"[.!?\n]", text))
+    first = {word.lower() for word in next((words for words in sentences if words), [])}
+    if ("yes" in first) == ("no" in first):
+        return "unknown"
+    return "yes" if "yes" in first else "no"
+
+
+def vcd(text: str, label: str) -> Said:
+    """As VCD's script: does the answer CONTAIN the label? ("snowboard" contains a "no".)
+
+    It looks at the label, so it is no parser: only for comparison with numbers made by it.
+    """
+    if label in text.lower():
+        return "yes" if label == "yes" else "no"
+    return "no" if label == "yes" else "yes"
+
+
+@dataclass(frozen=True)
+class Parser:
+    """How an answer is read; the version changes where the reading of any answer does."""
+
+    parse: Callable[[str, str], Said]
+    version: int
+
+
+PARSERS: Mapping[str, Parser] = {
+    "strict": Parser(strict, version=1),
+    "reference": Parser(reference, version=1),
+    "vcd": Parser(vcd, version=1),
+}
+
+
+def yes_no_metrics(prefix: str) -> dict[str, OfSums]:
+    """Accuracy and its like from the sums of the columns `PREFIXyes`, `PREFIXhit`, ...
+
+    Positive is yes. Precision without a predicted yes, recall without a yes label and F1 without a
+    hit are 0. `yes_ratio` is the share of predicted yes in all questions; `unknown` is a count.
+    """
+
+    def of(part: str, whole: str) -> OfSums:
+        return lambda s: share(s[prefix + part], s[whole])
+
+    return {
+        f"{prefix}accuracy": of("right", "one"),
+        f"{prefix}precision": of("hit", f"{prefix}yes"),
+        f"{prefix}recall": of("hit", "label"),
+        f"{prefix}f1": lambda s: share(2 * s[f"{prefix}hit"], s[f"{prefix}yes"] + s["label"]),
+        f"{prefix}yes_ratio": of("yes", "one"),
+        f"{prefix}unknown": lambda s: s[f"{prefix}unknown"],
+    }
+
+
+def ranked(columns: Columns, images: Int[np.ndarray, " samples"]) -> Weighed:
+    """The AUC of the column `yes_score` for the column `label`."""
+    return image_auc(columns["yes_score"], columns["label"], images)
+
+
+@final
+@BENCHMARKS.register("pope")
+@dataclass(frozen=True)
+class POPE(Benchmark):
+    """Object hallucination by yes/no questions about images (one file: one negative sampling).
+
+    The file holds one JSON object a line: `question_id`, `image` (or the circulating typo
+    `imange`), `text`, `label`. The first of `parsers` gives the metrics their plain names, the
+    others stand beside it as `NAME.accuracy` and so on. Metrics are fractions of one; `unknown` is
+    a count, and an unknown answer is wrong. AUC and accuracy at a matched yes-rate are there where
+    every answer carries a yes score.
+    """
+
+    bibtex: ClassVar[str] = """@inproceedings{li2023pope,
+  title={Evaluating Object Hallucination in Large Vision-Language Models},
+  author={Li, Yifan and Du, Yifan and Zhou, Kun and Wang, Jinpeng and Zhao, Wayne Xin
+          and Wen, Ji-Rong},
+  booktitle={EMNLP}, year={2023}}"""
+
+    path: Path
+    parsers: tuple[str, ...] = ("strict", "reference")
+    max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if not self.parsers or len(set(self.parsers)) < len(self.parsers):
+            raise CdkitError(f"parsers are {self.parsers}: name one or more, none twice")
+        for name in self.parsers:
+            if name not in PARSERS:
+                raise CdkitError(unknown("parser of POPE answers", name, PARSERS))
+        self._samples  # noqa: B018  (a broken file fails now, not after the model has run)
+
+    def samples(self) -> tuple[Sample, ...]:
+        return self._samples
+
+    def sources(self) -> Mapping[str, str]:
+        return {str(self.path): self._source.sha256}
+
+    def versions(self) -> Mapping[str, int]:
+        return {name: PARSERS[name].version for name in self.parsers}
+
+    def count(self, answers: Sequence[Answer]) -> Tally:
+        labels = [sample.target == "yes" for sample in self._samples]
+        columns = {"one": np.ones(len(labels)), "label": np.array(labels, dtype=np.float64)}
+        sums: dict[str, OfSums] = {}
+        binary: dict[str, str] = {}
+        for i, name in enumerate(self.parsers):
+            prefix = "" if i == 0 else f"{name}."
+            parse = PARSERS[name].parse
+            asked = zip(answers, self._samples, strict=True)
+            said = np.array([parse(a.text, s.target or "") for a, s in asked])
+            columns[f"{prefix}yes"] = (said == "yes").astype(np.float64)
+            columns[f"{prefix}unknown"] = (said == "unknown").astype(np.float64)
+            columns[f"{prefix}right"] = (said == np.where(labels, "yes", "no")).astype(np.float64)
+            columns[f"{prefix}hit"] = columns["label"] * columns[f"{prefix}yes"]
+            sums |= yes_no_metrics(prefix)
+            binary[f"{prefix}accuracy"] = f"{prefix}right"
+        scores = [a.yes_score for a in answers if a.yes_score is not None]
+        if len(scores) < len(answers):
+            return Tally(self._samples, columns, sums, binary=binary)
+        images = image_index(self._samples)
+        columns["yes_score"] = np.array(scores)
+        columns["matched"] = matched_right(columns["yes_score"], columns["label"], images)
+        sums["matched_accuracy"] = lambda s: share(s["matched"], s["one"])
+        binary["matched_accuracy"] = "matched"
+        return Tally(self._samples, columns, sums, prepared={"auc": ranked}, binary=binary)
+
+    @cached_property
+    def _source(self) -> Source:
+        return read(self.path)
+
+    @cached_property
+    def _samples(self) -> tuple[Sample, ...]:
+        found: dict[str, Sample] = {}
+        for where, row in json_rows(self._source):
+            name = text_of(row, "question_id", where=where)
+            if name in found:
+                raise CdkitError(f"{where} has the question_id {name} again: each id stands once")
+            image = text_of(row, "image", "imange", where=where)
+            prompt = text_of(row, "text", where=where)
+            label = yes_or_no(text_of(row, "label", where=where), where)
+            with located(where):
+                found[name] = Sample(name, image, prompt, group=image, target=label)
+        return tuple(found.values())

@@ -1,0 +1,67 @@
+"""Figures of yes/no questions that no shift towards yes or towards no can change."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+FOLDS = 5
+
+
+def image_auc(
+    scores: Float[np.ndarray, " samples"],
+    labels: Float[np.ndarray, " samples"],
+    images: Int[np.ndarray, " samples"],
+) -> Callable[[Float[np.ndarray, "resamples images"]], Float[np.ndarray, " resamples"]]:
+    """AUC as a function of image weights: the weighted share of (yes, no) pairs of questions where
+    the yes question scores higher; ties count half, and a pair weighs the product of its weights.
+
+    `labels` are 1 (yes) or 0; `images` numbers each sample's image from 0. The pairs won are summed
+    once into a table of images by images, so that any number of weightings costs one matrix
+    product. Without a pair the AUC is one half: nothing is known about the ranking.
+    """
+    count = int(images.max()) + 1
+    yes = labels > 0
+    yes_scores, yes_images = scores[yes], images[yes]
+    won = np.zeros((count, count))
+    for image in np.unique(images[~yes]):
+        lower = np.sort(scores[~yes & (images == image)])
+        below = np.searchsorted(lower, yes_scores, "left")
+        up_to = np.searchsorted(lower, yes_scores, "right")
+        won[:, image] = np.bincount(yes_images, weights=(below + up_to) / 2, minlength=count)
+    positives = np.bincount(yes_images, minlength=count).astype(np.float64)
+    negatives = np.bincount(images[~yes], minlength=count).astype(np.float64)
+
+    def weighed(
+        weights: Float[np.ndarray, "resamples images"],
+    ) -> Float[np.ndarray, " resamples"]:
+        pairs = (weights @ positives) * (weights @ negatives)
+        wins = np.einsum("ri,ri->r", weights @ won, weights)
+        return np.where(pairs > 0, wins / np.where(pairs > 0, pairs, 1), 0.5)
+
+    return weighed
+
+
+def matched_right(
+    scores: Float[np.ndarray, " samples"],
+    labels: Float[np.ndarray, " samples"],
+    images: Int[np.ndarray, " samples"],
+) -> Float[np.ndarray, " samples"]:
+    """Whether "yes where the score reaches t" is right (1) or not (0); t makes yes as frequent as
+    it is true and is never chosen on the images it is used for.
+
+    Image number i belongs to fold i modulo `FOLDS`. A fold's t is chosen on the OTHER folds: of the
+    scores observed there, and of "above them all", it is the one for which the number of samples at
+    or above it comes nearest to the number of yes labels (of two equally near, the higher). Tied
+    scores stay together. With one image there is nothing to choose on, and all answers are no.
+    """
+    said = np.zeros(len(scores), dtype=np.bool_)
+    fold = images % FOLDS
+    for held in np.unique(fold):
+        other = fold != held
+        found, counts = np.unique(scores[other], return_counts=True)
+        thresholds = np.concatenate([[np.inf], found[::-1]])
+        reached = np.concatenate([[0], np.cumsum(counts[::-1])])
+        best = np.argmin(np.abs(reached - labels[other].sum()))  # the first of equals: the higher
+        said[~other] = (scores[~other] >= thresholds[best]) & (reached[best] > 0)
+    return np.where(said == (labels > 0), 1.0, 0.0)

@@ -1,0 +1,30 @@
+"""CMAC's ablation of the distortion: strong cross-modal attention is cut, not averaged."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from cdkit.segment import CrossModalSegment, Scope, check_scope
+from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
+
+
+@DISTORTIONS.register("attention_mask")
+@dataclass(frozen=True)
+class AttentionMask(AttentionDistortion):
+    """Cells above the segment's mean logit get weight 0: logit -inf, the rest renormalised.
+
+    The mask is IMD's, `1[A > mean(A)]` by `scope`; source: the ablation of the CMAC paper.
+    """
+
+    touches: ClassVar[frozenset[Touch]] = frozenset({"logits"})
+
+    scope: Scope = "call"
+
+    def __post_init__(self) -> None:
+        check_scope(self.scope)
+
+    @property
+    def whole_prompt(self) -> bool:
+        return self.scope != "row"
+
+    def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
+        return replace(segment, logits=segment.without(segment.above_mean(self.scope)))

@@ -1,0 +1,67 @@
+"""The combiner of the contrastive methods."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
+from cdkit.contrast import contrast
+from cdkit.errors import CdkitError
+
+
+@COMBINERS.register("contrast")
+@dataclass(frozen=True)
+class Contrast(LogitCombiner):
+    """`(1 + alpha) l - alpha l~` on tokens with `p >= beta * max(p)` on the original branch.
+
+    Defaults alpha 1, beta 0.1 (VCD). Several distorted branches: `(1 + sum alpha_k) l -
+    sum alpha_k l~_k`, where `alphas` holds (branch name, alpha) pairs for those that differ from
+    `alpha`. `beta` 0 switches the plausibility constraint off.
+    `on_empty` "original" falls back to the original logits in a row where the user's processors
+    remove every plausible token; "raise" is an error that names beta and the step.
+    """
+
+    bibtex: ClassVar[str] = """@inproceedings{li2023contrastive,
+  title     = {Contrastive Decoding: Open-ended Text Generation as Optimization},
+  author    = {Li, Xiang Lisa and Holtzman, Ari and Fried, Daniel and Liang, Percy and
+               Eisner, Jason and Hashimoto, Tatsunori and Zettlemoyer, Luke and Lewis, Mike},
+  booktitle = {ACL},
+  year      = {2023}
+}"""
+    by_step: ClassVar[bool] = False
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    alphas: tuple[tuple[str, float], ...] = ()
+    on_empty: OnEmpty = "raise"
+
+    def __post_init__(self) -> None:
+        for alpha in (self.alpha, *dict(self.alphas).values()):
+            if not 0 <= alpha < float("inf"):
+                raise CdkitError(f"alpha must be a finite number >= 0, got {alpha}")
+        if not 0 <= self.beta <= 1:
+            raise CdkitError(f"beta must be in [0, 1] (0: no constraint), got {self.beta}")
+        if self.on_empty not in get_args(OnEmpty):
+            allowed = ", ".join(get_args(OnEmpty))
+            raise CdkitError(f"on_empty must be one of {allowed}, got {self.on_empty!r}")
+
+    @property
+    def idle(self) -> bool:
+        return self.beta == 0
+
+    def reads(self, name: str) -> bool:
+        return dict(self.alphas).get(name, self.alpha) != 0
+
+    def combine(
+        self,
+        original: Float[Tensor, "rows vocab"],
+        others: Mapping[str, Float[Tensor, "rows vocab"]],
+        *,
+        step: int,
+        state: State,
+    ) -> tuple[Float[Tensor, "rows vocab"], State]:
+        alphas = [dict(self.alphas).get(name, self.alpha) for name in others]
+        return contrast(original, list(others.values()), alphas=alphas, beta=self.beta), state

@@ -1,0 +1,44 @@
+"""Instruction contrastive decoding (ICD): the distorted branch gets a disturbing role prefix."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from cdkit.errors import CdkitError
+from cdkit.strategy import DISTORTIONS, Prompt, PromptDistortion
+
+Place = Literal["system", "question"]
+
+
+@DISTORTIONS.register("instruction_prefix")
+@dataclass(frozen=True)
+class InstructionPrefix(PromptDistortion):
+    """A role prefix that confuses the model, put in the system slot of the prompt.
+
+    The default text is the authors' for LLaVA-1.5 (p1k0pan/ICD). `place` "question" puts it after
+    the image, before the question: there the distorted branch shares the image with the original.
+    """
+
+    bibtex: ClassVar[str] = """@inproceedings{wang2024icd,
+  title     = {Mitigating Hallucinations in Large Vision-Language Models with
+               Instruction Contrastive Decoding},
+  author    = {Wang, Xintong and Pan, Jingheng and Ding, Liang and Biemann, Chris},
+  booktitle = {Findings of ACL},
+  year      = {2024}
+}"""
+    needs_text: ClassVar[bool] = True
+
+    instruction: str = (
+        "You are a confused objects detector to provide a fuzzy overview or impression "
+        "of the image."
+    )
+    place: Place = "system"
+
+    def __post_init__(self) -> None:
+        if not self.instruction.strip():
+            raise CdkitError("instruction must not be empty")
+        if self.place not in get_args(Place):
+            raise CdkitError(f"place must be one of {', '.join(get_args(Place))}, got {self.place!r}")
+
+    def distort(self, prompt: Prompt) -> Prompt:
+        slot = prompt.system_slot if self.place == "system" else prompt.question_slot
+        return prompt.insert(self.instruction, at=slot)

@@ -1,0 +1,50 @@
+"""A control: sharper logits without any second branch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
+from cdkit.errors import CdkitError
+
+
+@COMBINERS.register("sharpen")
+@dataclass(frozen=True)
+class Sharpen(LogitCombiner):
+    """`power * l` (default 2), which is temperature `1 / power`.
+
+    Greedy answers cannot change. What a contrastive method gains under sampling beyond this is not
+    due to a peaked distribution alone (arXiv 2504.10020).
+    """
+
+    by_step: ClassVar[bool] = False
+
+    power: float = 2.0
+    on_empty: OnEmpty = "raise"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < float("inf"):
+            raise CdkitError(f"power must be a finite number > 0, got {self.power}")
+        if self.on_empty not in get_args(OnEmpty):
+            allowed = ", ".join(get_args(OnEmpty))
+            raise CdkitError(f"on_empty must be one of {allowed}, got {self.on_empty!r}")
+
+    @property
+    def idle(self) -> bool:
+        return self.power == 1
+
+    def reads(self, name: str) -> bool:
+        return False
+
+    def combine(
+        self,
+        original: Float[Tensor, "rows vocab"],
+        others: Mapping[str, Float[Tensor, "rows vocab"]],
+        *,
+        step: int,
+        state: State,
+    ) -> tuple[Float[Tensor, "rows vocab"], State]:
+        return self.power * original, state

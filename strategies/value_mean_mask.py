@@ -1,0 +1,59 @@
+"""Important-modality distortion (IMD), the distortion of CMAC: strong cells see the mean value."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.errors import CdkitError
+from cdkit.segment import CrossModalSegment, ImageColumns, Scope, check_scope
+from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
+
+ValueMean = Literal["dim", "scalar"]
+
+
+@DISTORTIONS.register("value_mean_mask")
+@dataclass(frozen=True)
+class ValueMeanMask(AttentionDistortion):
+    """IMD: `O = ((1 - M) * A) V + (M * A) mu(V)`, `M = 1[logits > their mean]`, in every layer.
+
+    Weights are not renormalised. `value_mean` "dim" (the paper) averages each dimension over an
+    image's tokens; "scalar" (the public code) averages over the head's dimensions as well. `scope`
+    says which cells share a mean; the public code's group runs over the whole batch, ours never
+    leaves a sample. Sources: the CMAC paper, section 3; lijm48/IMCCD.
+    """
+
+    bibtex: ClassVar[str] = """@inproceedings{li2026cmac,
+  title     = {Cross-Modal Attention Calibration for {LVLM} Hallucination Mitigation},
+  booktitle = {CVPR},
+  year      = {2026},
+  note      = {Earlier versions: IMCCD, arXiv:2501.01926}
+}"""
+    touches: ClassVar[frozenset[Touch]] = frozenset({"values"})
+
+    value_mean: ValueMean = "dim"
+    scope: Scope = "call"
+
+    def __post_init__(self) -> None:
+        check_scope(self.scope)
+        if self.value_mean not in get_args(ValueMean):
+            allowed = ", ".join(get_args(ValueMean))
+            raise CdkitError(f"value_mean must be one of {allowed}, got {self.value_mean!r}")
+
+    @property
+    def whole_prompt(self) -> bool:
+        return self.scope != "row"
+
+    def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
+        return replace(
+            segment,
+            replaced=segment.above_mean(self.scope),
+            replacement=segment.image.once(self, self._mean),
+        )
+
+    def _mean(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads image head_dim"]:
+        mean = image.mean_values()
+        if self.value_mean == "scalar":
+            mean = mean.mean(dim=-1, keepdim=True).expand_as(mean)
+        return mean

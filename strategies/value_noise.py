@@ -1,0 +1,69 @@
+"""CMAC's ablation of the distortion: the values behind strong attention are noised."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.errors import CdkitError
+from cdkit.noise import DIFFUSION_STEPS, cell_normal, diffuse, diffusion_signal_kept
+from cdkit.segment import CrossModalSegment, ImageColumns, Scope, check_scope
+from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
+
+
+@DISTORTIONS.register("value_noise")
+@dataclass(frozen=True)
+class ValueNoise(AttentionDistortion):
+    """Cells above the segment's mean logit see `sqrt(a) V + sqrt(1 - a) noise` in place of V.
+
+    VCD's schedule with `step` 999 and `beta_max` 0.01 keeps `a` = 0.0063 of the variance; the
+    noise has the mean and the standard deviation of the sample's image values in that layer, and is
+    drawn once for each (seed, sample, layer, image token): the public code (lijm48/IMCCD) draws
+    anew at every call. The mask is IMD's. Source: the ablation of the CMAC paper.
+    """
+
+    touches: ClassVar[frozenset[Touch]] = frozenset({"values"})
+
+    step: int = 999
+    beta_max: float = 0.01
+    scope: Scope = "call"
+
+    def __post_init__(self) -> None:
+        check_scope(self.scope)
+        if not 0 <= self.step < DIFFUSION_STEPS:
+            raise CdkitError(f"step must be in [0, {DIFFUSION_STEPS}), got {self.step}")
+        if not 1e-5 < self.beta_max < 1:
+            raise CdkitError(f"beta_max must be in (1e-5, 1), got {self.beta_max}")
+
+    @property
+    def whole_prompt(self) -> bool:
+        return self.scope != "row"
+
+    def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
+        return replace(
+            segment,
+            replaced=segment.above_mean(self.scope),
+            replacement=segment.image.once(self, self._noised),
+        )
+
+    def _noised(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads image head_dim"]:
+        heads, dims = image.values.shape[1], image.values.shape[3]
+        device = image.values.device
+        normal = cell_normal(
+            rearrange(image.streams, "rows -> rows 1 1 1"),
+            image.layer,
+            rearrange(image.token_index, "rows image -> rows 1 image 1"),
+            rearrange(torch.arange(heads, device=device), "heads -> heads 1 1"),
+            torch.arange(dims, device=device),
+        )
+        values = image.values.to(torch.promote_types(image.values.dtype, torch.float32))
+        real = rearrange(image.valid, "rows image -> rows 1 image 1").to(values.dtype)
+        count = real.sum((1, 2, 3), keepdim=True).clamp(min=1) * heads * dims
+        mean = (values * real).sum((1, 2, 3), keepdim=True) / count
+        spread = ((values - mean).square() * real).sum((1, 2, 3), keepdim=True) / count
+        noise = mean + spread.sqrt() * normal.to(values.dtype)
+        kept = diffusion_signal_kept(self.step, beta_max=self.beta_max)
+        return diffuse(values, noise, kept=kept).to(image.values.dtype)

@@ -1,0 +1,183 @@
+"""Tables from tallies, and the page that shows them."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cdkit.benchmark import Answer, Tally
+from cdkit.evals.ablation import compare, report, terminal, wording
+from cdkit.evals.ablation.results import Curve, Example, Figure, Results, Table
+from cdkit.evals.pope import POPE
+from cdkit.evals.statistics import Estimate
+
+IMAGES = 60
+METRICS = ("accuracy", "yes_ratio", "auc")
+SECTIONS = {"ours": ("plain", "good"), "controls": ("same", "bad", "good")}
+
+
+@pytest.fixture(scope="module")
+def pope(tmp_path_factory: pytest.TempPathFactory) -> POPE:
+    path = tmp_path_factory.mktemp("pope") / "questions.json"
+    rows = [
+        {
+            "question_id": 4 * i + j,
+            "image": f"{i}.png",
+            "text": "is there a cat ?",
+            "label": ("yes", "no")[j % 2],
+        }
+        for i in range(IMAGES)
+        for j in range(4)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return POPE(path)
+
+
+def run(pope: POPE, accuracy: float, seeds: int = 1) -> list[Tally]:
+    found = []
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        answers = {}
+        for sample in pope.samples():
+            right = rng.random() < accuracy
+            yes = (sample.target == "yes") == right
+            score = float(rng.normal() + (1 if yes else -1))
+            answers[sample.id] = Answer("yes" if yes else "no", score)
+        found.append(pope.tally(answers))
+    return found
+
+
+@pytest.fixture(scope="module")
+def table(pope: POPE) -> Table:
+    runs = {name: run(pope, a) for name, a in (("plain", 0.7), ("same", 0.7), ("good", 0.95))}
+    runs["bad"] = run(pope, 0.4)
+    return compare.table("pope", "greedy", runs, sections=SECTIONS, show=METRICS, resamples=200)
+
+
+def test_only_a_significant_gain_is_marked_best(table: Table) -> None:
+    rows = table.rows
+    assert [name for name, row in rows.items() if row.cells["accuracy"].best] == ["good"]
+    assert rows["good"].cells["accuracy"].verdict == "better"
+    assert rows["bad"].cells["accuracy"].verdict == "worse"
+    assert rows["same"].cells["accuracy"].verdict == ""
+    assert rows["same"].cells["accuracy"].difference == Estimate(0.0, 0.0, 0.0)
+
+
+def test_what_is_neither_good_nor_bad_is_not_tested(table: Table) -> None:
+    for row in table.rows.values():
+        assert row.cells["yes_ratio"].p_holm is None and not row.cells["yes_ratio"].best
+
+
+def test_holm_covers_the_whole_table(table: Table) -> None:
+    tests = [c for r in table.rows.values() for c in r.cells.values() if c.p_holm is not None]
+    assert len(tests) == 3 * 2  # three methods but plain, two metrics that have a better side
+    smallest = min(tests, key=lambda cell: cell.p or 0)
+    assert smallest.p_holm == pytest.approx(len(tests) * (smallest.p or 0))
+
+
+def test_the_terminal_shows_each_value_with_its_interval(table: Table) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal.render(table))
+    text = console.export_text()
+    cell = table.rows["good"].cells["accuracy"]
+    assert wording.number(cell.value.value, "accuracy") + " *" in text
+    assert cell.difference is not None
+    assert wording.difference(cell.difference, "accuracy") in text
+    assert "controls" in text
+
+
+def results(table: Table) -> Results:
+    band = tuple(Estimate(y, y - 1, y + 1) for y in (70.0, 80.0, 75.0))
+    curve = Curve("accuracy", (1.0, 2.0, 3.0), band)
+    figure = Figure("gamma", "gamma", "%", (curve,), reference=Estimate(70.0, 69.0, 71.0))
+    said = {"plain": "<script>alert('x')</script>", "good": 'a "cat" & a dog'}
+    example = Example("chair", "<b>describe</b>", b"\x89PNG", "image/png", said)
+    return Results((table,), (figure,), (example,))
+
+
+MANIFEST = {
+    "name": "<i>trial</i>",
+    "date": "2026-11-22",
+    "wall_seconds": 12.3,
+    "model": {"name": "micro"},
+    "platform": {"machine": "x86_64", "cores": 2},
+    "world": None,
+    "summary": {"prompt": "USER: <image>\nQUESTION ASSISTANT:"},
+}
+
+
+@pytest.fixture(scope="module")
+def page(table: Table) -> str:
+    return report.render(results(table), MANIFEST)
+
+
+def test_answers_are_escaped(page: str) -> None:
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
+    assert "<i>trial" not in page and "<b>describe" not in page
+
+
+def test_the_page_loads_nothing(page: str) -> None:
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
+    assert "@import" not in page and "url(" not in page
+    pictures = re.findall(r"src=\"data:(image/[a-z+]+);base64,", page)
+    assert pictures.count("image/svg+xml") == 2 and pictures.count("image/png") == 1
+
+
+class Tags(HTMLParser):
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed(page: str) -> None:
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+
+
+def test_the_page_says_what_its_intervals_cover(page: str) -> None:
+    assert "not the training of the one model" in page
+
+
+def test_the_same_results_make_the_same_page(table: Table, page: str) -> None:
+    assert report.render(results(table), MANIFEST) == page
+
+
+def test_report_is_written_as_utf8(table: Table, tmp_path: Path) -> None:
+    report.write(tmp_path / "report.html", results(table), MANIFEST)
+    assert "★" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("accuracy", "accuracy % ↑"),
+        ("chair_i", "CHAIR_i % ↓"),
+        ("existence.score", "existence ↑"),
+        ("reference.accuracy", "reference.accuracy % ↑"),
+        ("unknown", "unknown"),
+        ("hallucination", "hallucination ↑"),
+    ],
+)
+def test_headings_have_units_and_directions(metric: str, told: str) -> None:
+    assert wording.heading(metric) == told
+
+
+def test_a_negative_number_has_a_minus_sign() -> None:
+    assert wording.difference(Estimate(-0.04, -0.051, 0.001), "accuracy") == "−4.0 [−5.1, +0.1]"
+    assert wording.difference(Estimate(-4.0, -5.1, 0.1), "mme.score") == "−4.0 [−5.1, +0.1]"
