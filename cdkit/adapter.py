@@ -18,7 +18,7 @@ class Rotary:
     """The rotary embedding of a decoder's attention."""
 
     inverse_frequencies: Float[Tensor, " half"]
-    """Radians a position, for each pair of dimensions; dimensions beyond 2 x half are not rotated."""
+    """Radians a position for each pair of dimensions; those beyond 2 x half are not rotated."""
     interleaved: bool
     """Pairs are (0, 1), (2, 3), ... where True; (0, half), (1, half + 1), ... where False."""
 
@@ -42,7 +42,7 @@ class ModelAdapter(abc.ABC):
 
     @abc.abstractmethod
     def decoder(self, model: nn.Module) -> nn.Module:
-        """The text decoder: its forward takes `inputs_embeds`, a 2-D mask, positions and a cache."""
+        """The text decoder: its forward takes `inputs_embeds`, a 2-D mask, positions, a cache."""
 
     @abc.abstractmethod
     def layers(self, model: nn.Module) -> Sequence[nn.Module]:
@@ -92,7 +92,7 @@ class ModelAdapter(abc.ABC):
 
     @abc.abstractmethod
     def prompt(self, question: str, *, images: int, processor: Any) -> str:
-        """The text to give the processor: `images` placeholders and the question, as a chat turn."""
+        """The text to give the processor: `images` placeholders, the question, as a chat turn."""
 
 
 ADAPTERS = Registry[ModelAdapter](
@@ -114,8 +114,8 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
         )
     if getattr(config, "is_encoder_decoder", False):
         raise CdkitError(
-            f"{model_type} is an encoder-decoder: its text attends to the image by cross-attention, "
-            "and cdkit's methods are defined for decoder-only models"
+            f"{model_type} is an encoder-decoder: its text attends to the image by cross-attention "
+            "alone, and cdkit's methods are defined for decoder-only models"
         )
     if model_type not in ADAPTERS:
         raise CdkitError(
@@ -153,7 +153,7 @@ def rotate(
 
 
 def chat_prompt(question: str, *, images: int, processor: Any, fallback: str) -> str:
-    """The processor's chat template where it has one, else `fallback.format(images=, question=)`."""
+    """By the processor's chat template where it has one, else by `fallback`."""
     if getattr(processor, "chat_template", None):
         content: list[Mapping[str, str]] = [{"type": "image"}] * images
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}

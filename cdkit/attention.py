@@ -135,7 +135,7 @@ class LayerAttention:
             (~allowed | in_segment)[:, None], -math.inf
         )
         weights = _softmax(torch.cat((segment.logits, elsewhere), dim=-1))
-        on_image, on_text = weights.split([columns.shape[1], total], dim=-1)
+        on_image, on_text = weights[..., :-total], weights[..., -total:]
         _record(call, branch, self.layer, before, segment, on_image)
         out = _segment_output(segment, on_image) + _weighted(on_text, value)
         return rearrange(out, "rows heads text dim -> rows text heads dim")

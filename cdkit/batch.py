@@ -43,7 +43,7 @@ class BranchedBatch:
     """Of all tokens so far, as the decoder was given them."""
     streams: Int[Tensor, " rows"]
     padding: int
-    """How many columns stand left of the original branch's prompts, for the longer ones of others."""
+    """How many columns stand before the original prompts, for longer ones of other branches."""
     real: Bool[Tensor, "rows tokens"]
     seen: int = 0
     step: int = 0
@@ -77,7 +77,10 @@ class BranchedBatch:
         return self.calibrator.calibrate(positions, is_image) - positions.double()
 
     def extend(
-        self, positions: Int[Tensor, "_ new"] | None, real: Bool[Tensor, "rows new"] | None, new: int
+        self,
+        positions: Int[Tensor, "_ new"] | None,
+        real: Bool[Tensor, "rows new"] | None,
+        new: int,
     ) -> None:
         """Note `new` more columns; `positions` and `real` are the original branch's."""
         branches, device = len(self.branches), self.positions.device
@@ -111,7 +114,7 @@ class BranchedBatch:
         )
 
     def mask(self, rows: int, stop: int) -> Bool[Tensor, "rows tokens"] | None:
-        """The decoder's 2-D mask up to `stop`; None without padding, which keeps the fast kernels."""
+        """The decoder's mask up to `stop`; None without padding, which keeps the fast kernels."""
         return self.real[:rows, :stop] if self.layout.padded else None
 
     def token_index(self, chunk: Chunk) -> Int[Tensor, "rows tokens"]:

@@ -102,8 +102,8 @@ class Tally:
 
     `columns` holds one number a sample. A metric in `sums` is computed from the weighted sums of
     the columns; one in `prepared` is made once from the columns and the samples' image numbers, and
-    then maps image weights to values. `binary` names the metrics that count
-    a 0/1 column and nothing else, and that column.
+    then maps image weights to values. `binary` names the metrics that count a 0/1 column and
+    nothing else, and that column.
     """
 
     samples: tuple[Sample, ...]
@@ -150,14 +150,16 @@ class Tally:
         table = weights @ np.stack(list(self.by_image.values()), axis=1)  # resamples, columns
         sums = {name: table[:, i] for i, name in enumerate(self.by_image)}
         found = {n: of(sums) for n, of in self.sums.items() if only is None or n in only}
-        for name, of in self._ready.items():
+        for name, prepare in self.prepared.items():
             if only is None or name in only:
-                found[name] = of(weights)
+                if name not in self._ready:
+                    self._ready[name] = prepare(self.columns, self.image_of)
+                found[name] = self._ready[name](weights)
         return found
 
     @cached_property
-    def _ready(self) -> Mapping[str, Weighed]:
-        return {n: prepare(self.columns, self.image_of) for n, prepare in self.prepared.items()}
+    def _ready(self) -> dict[str, Weighed]:
+        return {}  # filled by `at`, each metric when it is first asked for
 
     def values(self) -> dict[str, float]:
         """The metrics of the answers as they are: every image weighs one."""
@@ -232,6 +234,12 @@ BENCHMARKS: Registry[Benchmark] = Registry(
     folder="cdkit.evals",
     group="cdkit.benchmarks",
 )
+
+
+def check_limit(max_new_tokens: int) -> None:
+    """A CdkitError for a token limit that allows no answer."""
+    if max_new_tokens < 1:
+        raise CdkitError(f"max_new_tokens is {max_new_tokens}: an answer needs 1 or more")
 
 
 def sha256(data: bytes) -> str:

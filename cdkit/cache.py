@@ -1,7 +1,8 @@
 """The cache that `generate` holds while a method is on: all branches' rows in one."""
 
+from typing import Any
+
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
@@ -23,10 +24,10 @@ class BranchedCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.inner.get_seq_length(layer_idx) - self.batch.padding
 
-    def reorder_cache(self, beam_idx: Int[Tensor, " rows"]) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Every branch follows the beams of the original one."""
         rows = self.batch.rows
-        indices = torch.cat([beam_idx + k * rows for k in range(len(self.batch.branches))])
+        indices: Any = torch.cat([beam_idx + k * rows for k in range(len(self.batch.branches))])
         self.inner.reorder_cache(indices)
         self.batch.reorder(indices)
 
@@ -39,19 +40,19 @@ class BranchedCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> None:
         raise CdkitError("a cache with distorted branches cannot be cut; pass the rows you want")
 
-
     def original(self) -> Cache:
         """A plain cache of the original branch alone, as the stock model would have left it."""
         plain = DynamicCache()
-        for index, layer in enumerate(self.layers):
+        layers: Any = self.layers
+        for index, layer in enumerate(layers):
             if layer.keys is not None:
                 rows, columns = slice(self.batch.rows), slice(self.batch.padding, None)
                 plain.update(layer.keys[rows, :, columns], layer.values[rows, :, columns], index)
         return plain
 
 
-def repeat_rows(cache: Cache, branches: int) -> None:
-    """Branch a cache of the shared prefix: its rows `branches` times, one branch after the other."""
+def repeat_rows(cache: Any, branches: int) -> None:
+    """Branch a cache of the shared prefix: its rows `branches` times, branch after branch."""
     for layer in cache.layers:
         if layer.keys is not None and layer.keys.numel():
             rows = torch.arange(layer.keys.shape[0], device=layer.keys.device).repeat(branches)

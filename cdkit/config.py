@@ -108,7 +108,9 @@ def override(method: Method, overrides: Mapping[str, Any]) -> Method:
         old = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
         return build(type(part), old | changes[place], f"{method.name}, {place}")
 
-    new = dict(zip((p for p, _ in method.parts()), (changed(*p) for p in method.parts()), strict=True))
+    new = dict(
+        zip((p for p, _ in method.parts()), (changed(*p) for p in method.parts()), strict=True)
+    )
     parts = iter(new.values())
     return dataclasses.replace(
         method,

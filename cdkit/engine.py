@@ -75,9 +75,7 @@ class Engine:
 
     # ---- noting the prompts ----------------------------------------------------------------
 
-    def open_session(
-        self, given: dict[str, Any], *, defaults: object, plain: bool
-    ) -> Session:
+    def open_session(self, given: dict[str, Any], *, defaults: object, plain: bool) -> Session:
         """Note the prompts, after everything that can be refused was."""
         method = self.method
         check_arguments(given, defaults, method)
@@ -123,7 +121,7 @@ class Engine:
         ends = eos if isinstance(eos, list) else [eos]
         if pad is None or pad in ends:
             return torch.ones_like(ids)
-        return (ids != pad).long()
+        return ids.ne(int(pad)).long()
 
     # ---- the image encoder -----------------------------------------------------------------
 
@@ -150,19 +148,20 @@ class Engine:
                 f"with {self.method.name} attached, call the model itself or its generate; its "
                 "decoder alone has no logits to combine"
             )
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
         if isinstance(cache, BranchedCache):
             if cache.owner is not self:
                 raise CdkitError("past_key_values was made under another cdkit.attach; start anew")
             call.batch = cache.batch
-            inner, embeds = cache.inner, self._next_rows(cache.batch, kwargs)
+            embeds = self._next_rows(cache.batch, kwargs)
+            cache = cache.inner
         else:
             call.batch, embeds = self._first_rows(kwargs)
-            inner = cache
-            if inner is None and self._caches(kwargs):
-                inner = DynamicCache(config=self.adapter.decoder(self.model).config)
-        kwargs["past_key_values"] = inner
+            if cache is None and self._caches(kwargs):
+                decoder: Any = self.adapter.decoder(self.model)
+                cache = DynamicCache(config=decoder.config)
+        kwargs["past_key_values"] = cache
         output = self._run(forward, call.batch, embeds, kwargs)
         if output.past_key_values is not None:
             output.past_key_values = BranchedCache(
@@ -236,8 +235,8 @@ class Engine:
                 raise CdkitError(
                     f"{self.method.name} changes the attention, but only "
                     f"{self.attention.layers_run} of {layers} layers of "
-                    f"{type(self.adapter.decoder(self.model)).__name__} came through it; this model "
-                    "does not use Hugging Face's attention interface"
+                    f"{type(self.adapter.decoder(self.model)).__name__} came through it; this "
+                    "model does not use Hugging Face's attention interface"
                 )
         finally:
             self.attention = None
@@ -276,9 +275,7 @@ class Engine:
         ]
         stacked, layout = stack(blocks)
         if here < prompt:
-            layout = make_layout(
-                image_index.repeat(len(blocks), 1), real.repeat(len(blocks), 1)
-            )
+            layout = make_layout(image_index.repeat(len(blocks), 1), real.repeat(len(blocks), 1))
         batch = BranchedBatch(
             calibrator=self.method.calibrator,
             branches=self.names,
@@ -342,7 +339,8 @@ class Engine:
         self, batch: BranchedBatch, kwargs: dict[str, Any]
     ) -> Float[Tensor, "rows tokens hidden"]:
         """The new columns of a batch that has a cache: generated tokens, or more of the prompt."""
-        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        embeds: Tensor = kwargs["inputs_embeds"]
+        mask = kwargs.get("attention_mask")
         new, start = embeds.shape[1], batch.seen
         real = None if mask is None else mask[:, -new:].bool()
         batch.extend(kwargs.get("position_ids"), real, new)

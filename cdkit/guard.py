@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from cdkit.contrast import implausible_everywhere
 from cdkit.errors import CdkitError
+from cdkit.logits import implausible_everywhere
 from cdkit.method import Method
 
 
@@ -40,7 +40,8 @@ class GuardedProcessors(LogitsProcessorList):
         scores: Float[Tensor, "rows vocab"],
         **kwargs: Any,
     ) -> Float[Tensor, "rows vocab"]:
-        left = super().__call__(input_ids, scores, **kwargs)
+        processed: Callable[..., Any] = super().__call__
+        left: Tensor = processed(input_ids, scores, **kwargs)
         empty = implausible_everywhere(left)
         if not bool(empty.any()):
             return left
@@ -49,7 +50,7 @@ class GuardedProcessors(LogitsProcessorList):
             original = original.to(left)
             if self._beams > 1:  # beam search hands its processors log-probabilities
                 original = original.log_softmax(dim=-1)
-            again = super().__call__(input_ids, original, **kwargs)
+            again = processed(input_ids, original, **kwargs)
             left = torch.where(empty[:, None], again, left)
             empty = implausible_everywhere(left)
         lost = empty & ~self._finished(input_ids)
@@ -81,8 +82,10 @@ class RecordingCriteria(StoppingCriteriaList):
         super().__init__(criteria)
         self.stopped: Bool[Tensor, " rows"] | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         done: Tensor = super().__call__(input_ids, scores, **kwargs)
-        same_rows = self.stopped is not None and self.stopped.shape == done.shape
-        self.stopped = (self.stopped | done) if same_rows else done  # type: ignore[operator]
+        if self.stopped is not None and self.stopped.shape == done.shape:
+            self.stopped = self.stopped | done
+        else:
+            self.stopped = done
         return done

@@ -11,7 +11,10 @@ from cdkit.method import Method
 
 REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "assistant_model": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
-    "prompt_lookup_num_tokens": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
+    "prompt_lookup_num_tokens": (
+        lambda v: v is not None,
+        "assisted decoding checks tokens in chunks",
+    ),
     "assistant_early_exit": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
     "custom_generate": (lambda v: v is not None, "a custom loop may not keep to HF's contract"),
     "dola_layers": (lambda v: v is not None, "it brings its own contrast"),
@@ -24,7 +27,10 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "output_hidden_states": (lambda v: bool(v), "they would hold the rows of every branch"),
     "output_attentions": (lambda v: bool(v), "use trace=('image_attention',) of cdkit.attach"),
     "token_healing": (lambda v: bool(v), "it rewrites the prompt"),
-    "inputs_embeds": (lambda v: v is not None, "image tokens are found by their ids; pass input_ids"),
+    "inputs_embeds": (
+        lambda v: v is not None,
+        "image tokens are found by their ids; pass input_ids",
+    ),
     "labels": (lambda v: v is not None, "methods act at inference; compute a loss without them"),
 }
 """Argument of `generate` or forward -> (is it asked for, why it is refused)."""
@@ -55,8 +61,8 @@ def check_whole_prompt(given: Mapping[str, Any], defaults: object, method: Metho
         splits.append(f"prefill_chunk_size={setting('prefill_chunk_size')}")
         if rewrites:
             raise CdkitError(
-                f"{method.name} cannot run with {splits[0]}: branch {rewrites[0]!r} has a prompt of "
-                "its own, which does not split where the original does; leave it out"
+                f"{method.name} cannot run with {splits[0]}: branch {rewrites[0]!r} has a prompt "
+                "of its own, which does not split where the original does; leave it out"
             )
     if setting("use_cache") is False:
         splits.append("use_cache=False")

@@ -103,8 +103,9 @@ class Method:
     @property
     def whole_prompt_parts(self) -> tuple[str, ...]:
         """The kinds of the parts that need all text rows of a prompt in one call."""
-        parts = [d for branch in self.branches for d in branch.attention]
-        return tuple(kind_of(part) for part in (*parts, *self.interventions) if part.whole_prompt)
+        parts: list[AttentionDistortion | Intervention] = [*self.interventions]
+        parts += [d for branch in self.branches for d in branch.attention]
+        return tuple(kind_of(part) for part in parts if part.whole_prompt)
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         """(dotted place, part) of every part, the combiner first."""

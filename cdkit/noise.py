@@ -41,7 +41,8 @@ def cell_normal(
     streams: Int[Tensor, "*#cells"], *coordinates: Int[Tensor, "*#cells"] | int
 ) -> Float[Tensor, "*cells"]:
     """Standard normal float64 numbers, one for each broadcast tuple (stream, coordinates)."""
-    return torch.special.ndtri(cell_uniform(streams, *coordinates))
+    normal: Tensor = torch.special.ndtri(cell_uniform(streams, *coordinates))
+    return normal
 
 
 def diffusion_signal_kept(step: int, *, beta_max: float = 5e-3) -> float:

@@ -29,12 +29,14 @@ def load_model(
     if path == micro_path():
         dtype = torch.float32 if dtype == "auto" else dtype
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, device_map=device_map
         )
-        processor = AutoProcessor.from_pretrained(path)
+        processor: Any = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, ImportError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first_line = (
+            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        )
         raise CdkitError(f"cannot load the model {str(name_or_path)!r}: {first_line}") from None
     if getattr(processor, "tokenizer", None) is not None:
         processor.tokenizer.padding_side = "left"  # generation continues at the right end

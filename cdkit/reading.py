@@ -78,7 +78,7 @@ def _combined(
         call.step.combined = combined.clone()
     if engine.trace.wanted:
         engine.trace.steps.append(call.step)
-    return combined.unflatten(0, (batch.rows, columns))
+    return combined.view(batch.rows, columns, -1)
 
 
 def _check_alignment(engine: Engine, call: Call, columns: int) -> None:
@@ -91,6 +91,6 @@ def _check_alignment(engine: Engine, call: Call, columns: int) -> None:
         )
     if columns > call.aligned:
         raise CdkitError(
-            f"{engine.method.name} changes the prompt: only its last {call.aligned} tokens stand in "
-            f"every branch, but logits of {columns} were asked for; pass logits_to_keep"
+            f"{engine.method.name} changes the prompt: only its last {call.aligned} tokens stand "
+            f"in every branch, but logits of {columns} were asked for; pass logits_to_keep"
         )

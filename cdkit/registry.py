@@ -5,12 +5,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cdkit.errors import CdkitError
 
 T = TypeVar("T")
-Class = TypeVar("Class", bound=type)  # kept as it is, so the decorated class keeps its own type
+Class = TypeVar("Class", bound=type[Any])  # so that a decorated class keeps its own type
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
@@ -31,15 +31,18 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         """A class decorator. A taken name is a ValueError, a stranger to `base` a TypeError."""
 
         def add(cls: Class) -> Class:
-            if name in self._classes:
-                taken = _where(self._classes[name])
-                raise ValueError(f"{name!r} is taken by {taken}; give {_where(cls)} another name")
-            if not issubclass(cls, self.base):
-                raise TypeError(f"{_where(cls)} must be a subclass of {_where(self.base)}")
-            self._classes[name] = cls
+            self._add(name, cls)
             return cls
 
         return add
+
+    def _add(self, name: str, cls: type[Any]) -> None:
+        if name in self._classes:
+            taken = _where(self._classes[name])
+            raise ValueError(f"{name!r} is taken by {taken}; give {_where(cls)} another name")
+        if not issubclass(cls, self.base):
+            raise TypeError(f"{_where(cls)} must be a subclass of {_where(self.base)}")
+        self._classes[name] = cls
 
     def name_of(self, cls: type[T]) -> str:
         """The name a class is registered under; a LookupError for a class that is not."""
@@ -72,7 +75,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             for entry in entry_points(group=self._group):
                 entry.load()
         except BaseException:
-            self._loaded = False  # else a broken file would look like an empty registry from here on
+            self._loaded = (
+                False  # else a broken file would look like an empty registry from here on
+            )
             raise
 
 

@@ -114,6 +114,7 @@ def rewritten(
 
     Also how many last tokens of every prompt are those of the original one.
     """
+
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -139,16 +140,15 @@ def rewritten(
     length = max(len(prompt.ids) for prompt in prompts)
     device = ids.device
 
-    def padded(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "rows tokens"]:
-        return torch.tensor(
-            [[value] * (length - len(row)) + list(row) for row in rows], device=device
-        )
+    def padded(row: Sequence[int], value: int) -> list[int]:
+        return [value] * (length - len(row)) + list(row)
 
-    new_ids = padded([prompt.ids for prompt in prompts], 0)
-    is_image = padded([prompt.is_image for prompt in prompts], 0).bool()
-    real = padded([[1] * len(prompt.ids) for prompt in prompts], 0).bool()
-    image_index = adapter.image_index(model, new_ids).masked_fill(~is_image, -1)
-    embeds = adapter.embed(model, new_ids.masked_fill(is_image, 0)).to(original.embeds.dtype)
+    new_ids = torch.tensor([padded(prompt.ids, -1) for prompt in prompts], device=device)
+    flags = torch.tensor([padded(prompt.is_image, 0) for prompt in prompts], device=device)
+    on_image, real = flags == 1, new_ids >= 0
+    image_index = adapter.image_index(model, new_ids).masked_fill(~on_image, -1)
+    text_ids = new_ids.masked_fill(on_image | ~real, 0)
+    embeds = adapter.embed(model, text_ids).to(original.embeds.dtype)
     rows = PromptRows(
         place_features(embeds, image_index, features or features_in(original)),
         real,

@@ -130,7 +130,7 @@ class Intervention(abc.ABC):
 
 
 DISTORTIONS = Registry[DistortionStrategy](
-    DistortionStrategy,  # type: ignore[type-abstract]
+    DistortionStrategy,
     what="distortion strategy",
     folder="cdkit.strategies",
     group="cdkit.strategies",

@@ -64,7 +64,8 @@ class Llava(ModelAdapter):
         tokens = (vision.image_size // vision.patch_size) ** 2
         tokens += model.config.vision_feature_select_strategy == "full"  # keeps the class token
         is_image = ids == model.config.image_token_id
-        return ((is_image.cumsum(dim=-1) - 1) // tokens).masked_fill(~is_image, -1)
+        number: Tensor = (is_image.cumsum(dim=-1) - 1) // tokens
+        return number.masked_fill(~is_image, -1)
 
     def embed(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
@@ -79,8 +80,8 @@ class Llava(ModelAdapter):
         return logits
 
     def rotary(self, model: Any) -> Rotary | None:
-        embedding = getattr(self.decoder(model), "rotary_emb", None)
-        if getattr(embedding, "rope_type", None) not in FIXED_ROPE:
+        embedding: Any = getattr(self.decoder(model), "rotary_emb", None)
+        if embedding is None or embedding.rope_type not in FIXED_ROPE:
             return None
         return Rotary(embedding.inv_freq, interleaved=False)
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
-from cdkit.contrast import contrast
 from cdkit.errors import CdkitError
+from cdkit.logits import contrast
 
 
 @COMBINERS.register("contrast")

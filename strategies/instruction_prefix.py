@@ -37,7 +37,9 @@ class InstructionPrefix(PromptDistortion):
         if not self.instruction.strip():
             raise CdkitError("instruction must not be empty")
         if self.place not in get_args(Place):
-            raise CdkitError(f"place must be one of {', '.join(get_args(Place))}, got {self.place!r}")
+            raise CdkitError(
+                f"place must be one of {', '.join(get_args(Place))}, got {self.place!r}"
+            )
 
     def distort(self, prompt: Prompt) -> Prompt:
         slot = prompt.system_slot if self.place == "system" else prompt.question_slot

@@ -16,7 +16,7 @@ from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 @DISTORTIONS.register("random_mask")
 @dataclass(frozen=True)
 class RandomMask(AttentionDistortion):
-    """In each text row and head as many cells as IMD's mask has there, but random ones, see the mean.
+    """As many cells as IMD's mask has in a text row and head, but random ones, see the mean.
 
     What it changes against the original branch is due to averaging values at all; what IMD changes
     beyond it is due to choosing the cells by their attention. A cell's rank is a random number of

@@ -17,7 +17,7 @@ def contrast(
     alphas: Sequence[float],
     beta: float,
 ) -> Float[Tensor, "*rows vocab"]:
-    """`l + sum_k alpha_k (l - l~_k)`, and -inf on tokens that the original branch finds implausible.
+    """`l + sum_k alpha_k (l - l~_k)`, and -inf where the original branch finds a token implausible.
 
     One distorted branch with weight alpha is `(1 + alpha) l - alpha l~` (VCD's equation 3, and
     classifier-free guidance with scale `1 + alpha`). `beta` 0 switches the constraint off.
@@ -32,9 +32,7 @@ def contrast(
     return combined.masked_fill(~plausible(original, beta), -math.inf)
 
 
-def plausible(
-    original: Float[Tensor, "*rows vocab"], beta: float
-) -> Bool[Tensor, "*rows vocab"]:
+def plausible(original: Float[Tensor, "*rows vocab"], beta: float) -> Bool[Tensor, "*rows vocab"]:
     """The adaptive plausibility constraint: `p_v >= beta * max(p)` on the original branch.
 
     Li et al. 2023 (contrastive decoding), equation 2. The softmax normaliser cancels, so the test

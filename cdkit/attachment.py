@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,9 @@ class Attachment:
         optimize: bool,
     ) -> None:
         if not isinstance(method, Method):
-            raise CdkitError(f"method must be a cdkit.Method, such as cdkit.load('cmac'), got {method!r}")
+            raise CdkitError(
+                f"method must be a cdkit.Method, such as cdkit.load('cmac'), got {method!r}"
+            )
         _refuse_compiled(model)
         _refuse_virtual_tokens(model)
         self.method, self.trace = method, trace
@@ -109,8 +111,8 @@ class Attachment:
         decoder = adapter.decoder(self._model)
         if method.calibrator is not None and self._rotary is None:
             raise CdkitError(
-                f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no rotary "
-                "embedding with fixed frequencies; use a method without a calibrator"
+                f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
+                "rotary embedding of fixed frequencies; use a method without a calibrator"
             )
         if hooked and not _can_be_hooked(decoder):
             raise CdkitError(
@@ -131,7 +133,7 @@ class Attachment:
             branches=branches,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Attachment":
         if (standing := self._model.__dict__.get(ATTACHED)) is not None:
             standing.detach()
         if not self._active:
@@ -180,7 +182,9 @@ class Attachment:
                 )
                 patches.set(adapter.attention(layer), HANDLE, attention)
             config: Any = decoder.config
-            if "flash" in str(config._attn_implementation) or "flex" in str(config._attn_implementation):
+            if "flash" in str(config._attn_implementation) or "flex" in str(
+                config._attn_implementation
+            ):
                 warnings.warn(
                     f"cdkit runs the text attention through PyTorch's SDPA instead of "
                     f"{config._attn_implementation} while {self.method.name} is attached",
@@ -271,8 +275,8 @@ def _refuse_compiled(model: nn.Module) -> None:
     )
     if compiled:
         raise CdkitError(
-            "this model, or a module in it, is compiled with torch.compile, which would not see the "
-            "method's branches; attach to the model as it was before torch.compile"
+            "this model, or a module in it, is compiled with torch.compile, which would not see "
+            "the method's branches; attach to the model as it was before torch.compile"
         )
 
 
