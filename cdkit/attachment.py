@@ -1,7 +1,6 @@
 """Attach a method to a stock model: its own `generate` runs with it until the block ends."""
 
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from transformers import Cache
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention
 from cdkit.cache import BranchedCache
-from cdkit.engine import Engine, Forward
+from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.guard import GuardedProcessors, RecordingCriteria
 from cdkit.limits import check_inference
@@ -195,8 +194,7 @@ class Attachment:
     def _generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generate, after noting the prompts; its processors guarded."""
         engine = self._engine
-        given = dict(inspect.signature(generate).bind_partial(*args, **kwargs).arguments)
-        given |= given.pop("kwargs", {})
+        given = arguments(generate, *args, **kwargs)
         given.setdefault("input_ids", given.get("inputs"))
         reader: Any = engine.adapter.reader(self._model)
         defaults = given.get("generation_config") or reader.generation_config

@@ -30,6 +30,12 @@ from cdkit.trace import Step, Trace
 Forward = Callable[..., Any]
 
 
+def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What a call passes, by name. Hugging Face's wrappers want it by name, too."""
+    given = dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
+    return given | given.pop("kwargs", {})
+
+
 @dataclass(eq=False)
 class Call:
     """One call of the forward that `generate` reads."""
@@ -128,13 +134,12 @@ class Engine:
     def encode(self, encode: Forward, *args: Any, **kwargs: Any) -> Any:
         """The originals as ever; the branches' distorted images beside them."""
         output = encode(*args, **kwargs)
-        if self.session is not None:
-            bound = inspect.signature(encode).bind_partial(*args, **kwargs)
-            pixels = bound.arguments.get("pixel_values")
+        given = arguments(encode, *args, **kwargs)
+        if self.session is not None and given.get("pixel_values") is not None:
             for branch in self.branches:
-                if branch.pixel and pixels is not None:
-                    bound.arguments["pixel_values"] = self.session.distorted_pixels(branch, pixels)
-                    distorted = encode(*bound.args, **bound.kwargs)
+                if branch.pixel:
+                    pixels = self.session.distorted_pixels(branch, given["pixel_values"])
+                    distorted = encode(**given | {"pixel_values": pixels})
                     self.session.features[branch.name] = self.adapter.features(distorted)
         return output
 

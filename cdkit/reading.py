@@ -1,13 +1,13 @@
 """The forward whose logits `generate` reads: all branches go in, combined logits come out."""
 
-import inspect
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.engine import Call, Engine, Forward
+from cdkit.cache import BranchedCache
+from cdkit.engine import Call, Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.limits import check_inference
 from cdkit.method import ORIGINAL
@@ -16,8 +16,7 @@ from cdkit.trace import Step
 
 def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """Call the model's forward with all branches' rows and combine the logits."""
-    given = dict(inspect.signature(forward).bind_partial(*args, **kwargs).arguments)
-    given |= given.pop("kwargs", {})
+    given = arguments(forward, *args, **kwargs)
     check_inference(engine.model, engine.method)
     if given.get("return_dict") is False:
         raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
@@ -39,8 +38,6 @@ def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
 
 def _continues(given: dict[str, Any]) -> bool:
     """Whether the call goes on with a cache that holds all branches."""
-    from cdkit.cache import BranchedCache
-
     return isinstance(given.get("past_key_values"), BranchedCache)
 
 

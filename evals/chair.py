@@ -10,7 +10,7 @@ from typing import ClassVar, final
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, share
+from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
 from cdkit.evals.coco import Instances, read_captions, read_instances
 from cdkit.evals.files import Source, located, read
@@ -98,6 +98,7 @@ class CHAIR(Benchmark):
     max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
+        check_limit(self.max_new_tokens)
         both = (self.instances is not None, self.captions is not None)
         if both != ((self.ground_truth is None,) * 2):
             raise CdkitError(

@@ -19,8 +19,9 @@ from cdkit.errors import CdkitError
 
 Parameters = ParamSpec("Parameters")
 
-WIDTH = 132
+WIDTH = 150
 """Of tables that go to a file or a pipe."""
+
 
 def _examples(*lines: str) -> str:
     """Commands as a Markdown list, for the foot of a help page."""
@@ -34,7 +35,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     help="Contrastive decoding for vision-language models, under Hugging Face's own generate.",
-    epilog=_examples("cdkit ablate", "cdkit generate --image photo.png --prompt 'is there a cat ?'"),
+    epilog=_examples(
+        "cdkit ablate", "cdkit generate --image photo.png --prompt 'is there a cat ?'"
+    ),
 )
 
 
@@ -121,7 +124,7 @@ def ablate(
         results = job.ablate(grid, folder, stages)
     console = _console()
     for table in results.tables:
-        console.print(terminal.render(table))
+        console.print(terminal.render(table, console.width))
         console.print()
     console.print(terminal.legend())
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -252,7 +255,8 @@ def main() -> None:
 def _console() -> Console:
     """Tables are wide: where nobody watches, width is not what the terminal happens to say."""
     console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, WIDTH))
+    free = not console.is_terminal and "COLUMNS" not in os.environ
+    return Console(width=WIDTH) if free else console
 
 
 def _quiet() -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, share
+from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
 from cdkit.evals.files import Source, located, read, yes_or_no
 from cdkit.registry import unknown
@@ -119,6 +119,7 @@ class MME(Benchmark):
     max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
+        check_limit(self.max_new_tokens)
         for task in self.tasks:
             if task not in TASKS:
                 raise CdkitError(unknown("MME task", task, TASKS))

@@ -18,6 +18,7 @@ from cdkit.benchmark import (
     Sample,
     Tally,
     Weighed,
+    check_limit,
     image_index,
     share,
 )
@@ -123,6 +124,7 @@ class POPE(Benchmark):
     max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
+        check_limit(self.max_new_tokens)
         if not self.parsers or len(set(self.parsers)) < len(self.parsers):
             raise CdkitError(f"parsers are {self.parsers}: name one or more, none twice")
         for name in self.parsers:

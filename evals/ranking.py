@@ -60,8 +60,8 @@ def matched_right(
     for held in np.unique(fold):
         other = fold != held
         found, counts = np.unique(scores[other], return_counts=True)
-        thresholds = np.concatenate([[np.inf], found[::-1]])
+        thresholds = np.concatenate([[np.nan], found[::-1]])  # no score reaches nan: above them all
         reached = np.concatenate([[0], np.cumsum(counts[::-1])])
         best = np.argmin(np.abs(reached - labels[other].sum()))  # the first of equals: the higher
-        said[~other] = (scores[~other] >= thresholds[best]) & (reached[best] > 0)
+        said[~other] = scores[~other] >= thresholds[best]
     return np.where(said == (labels > 0), 1.0, 0.0)

@@ -141,7 +141,8 @@ def _joined(a: Tally, b: Tally) -> Tally:
     )
     shared = a.columns.keys() & b.columns.keys()
     columns = {name: np.concatenate([a.columns[name], b.columns[name]]) for name in shared}
-    return Tally(samples, columns, a.sums, prepared=a.prepared)
+    prepared = {name: a.prepared[name] for name in a.prepared if name in b.prepared}
+    return Tally(samples, columns, a.sums, prepared=prepared)
 
 
 def _swapped(

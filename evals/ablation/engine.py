@@ -15,7 +15,7 @@ import cdkit
 from cdkit.evals.ablation.gumbel import GumbelSampling
 from cdkit.evals.ablation.pictures import load_picture
 from cdkit.evals.ablation.questions import Question
-from cdkit.method import ORIGINAL, Method
+from cdkit.method import Method
 
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 

@@ -1,5 +1,8 @@
 """The tables in the terminal."""
 
+from collections.abc import Mapping
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -8,6 +11,7 @@ from cdkit.evals.ablation.results import Cell, Table, direction
 from cdkit.evals.ablation.wording import difference, heading, number
 
 STYLES = {"better": "green", "worse": "red", "": ""}
+GAP = 2  # blanks between columns
 LEGEND = (
     "Second line: difference to plain with its paired 95 % bootstrap interval, resampled by image"
     " and seed. Green or red: significantly better or worse than plain (sign-flip test by image,"
@@ -16,26 +20,42 @@ LEGEND = (
 )
 
 
-def render(table: Table) -> RenderableType:
-    """A Rich table: a row a method, in each cell the value above its difference to plain."""
-    shown = RichTable(
-        title=f"{table.title} ({table.images} images, {table.samples} samples)",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        pad_edge=False,
-    )
+def render(table: Table, width: int) -> RenderableType:
+    """Rich tables: a row a method, in each cell the value above its difference to plain.
+
+    No interval is ever cut: metrics that do not fit beside one another go into a second table.
+    """
+    columns = {m: _column(table, m) for m in table.metrics}
+    first = max(map(len, ["method", *table.rows]))
+    parts: list[list[str]] = [[]]
+    room = width
+    for metric, cells in columns.items():
+        wide = max(len(line) for cell in cells.values() for line in cell.plain.split("\n")) + GAP
+        if parts[-1] and room < wide:
+            parts.append([])
+        if not parts[-1]:
+            room = width - first
+        parts[-1].append(metric)
+        room -= wide
+    shown = [_part(table, {m: columns[m] for m in part}) for part in parts]
+    size = f"{table.images} images, {table.samples} samples"
+    return Group(Text(f"{table.title} ({size})", style="bold"), *shown)
+
+
+def _column(table: Table, metric: str) -> dict[str, Text]:
+    return {name: _cell(row.cells[metric], metric) for name, row in table.rows.items()}
+
+
+def _part(table: Table, columns: Mapping[str, Mapping[str, Text]]) -> RichTable:
+    shown = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     shown.add_column("method", no_wrap=True)
-    for metric in table.metrics:
-        shown.add_column(heading(metric), justify="right", no_wrap=True)
+    for metric in columns:
+        shown.add_column(heading(metric), justify="right")
     for title, rows in table.sections.items():
-        if not rows:
-            continue
-        shown.add_row(Text(title, style="italic dim"))
-        for row in rows:
-            cells = [_cell(row.cells[metric], metric) for metric in table.metrics]
-            shown.add_row(row.method, *cells)
-        shown.add_section()
+        if rows:
+            shown.add_row(Text(title, style="italic dim"))
+            for row in rows:
+                shown.add_row(row.method, *(cells[row.method] for cells in columns.values()))
     return shown
 
 

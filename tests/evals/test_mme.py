@@ -119,8 +119,10 @@ def test_an_image_is_one_unit_over_all_tasks(tmp_path: Path) -> None:
 
 
 def test_recorded_answers_are_read(tmp_path: Path) -> None:
-    text = "a.png\tIs it?\tYes\tYes, it is\na.png\tIs it not?\tno\t\n"
-    benchmark = MME(folder(tmp_path / "mme", OCR=text))
+    files = folder(tmp_path / "mme", OCR="")
+    rows = b"a.png\tIs it?\tYes\tYes, it is\r\na.png\tIs it not?\tno\t\r\n"
+    (files / "OCR.txt").write_bytes(rows)
+    benchmark = MME(files)
     assert benchmark.recorded() == {"OCR/1": Answer("Yes, it is"), "OCR/2": Answer("")}
     assert benchmark.score(benchmark.recorded())["OCR.score"] == 50
     assert MME(folder(tmp_path / "bare", OCR=pair("a.png"))).recorded() == {}

@@ -175,6 +175,21 @@ def test_runs_with_and_without_scores_share_the_other_metrics(tmp_path: Path) ->
         compare([ours], [theirs], only=["auc"])
 
 
+def test_fixed_thresholds_give_the_spread_over_fresh_images() -> None:
+    """Resampling holds the matched thresholds fixed: its error must be the true one."""
+    generator = np.random.default_rng(5)
+    labels, images = np.array([1.0, 0.0] * 180), np.repeat(np.arange(60), 6)
+
+    def fresh() -> np.ndarray:
+        scores = labels + generator.normal(size=360) + generator.normal(size=60)[images]
+        return matched_right(scores, labels, images)
+
+    runs = [fresh() for _ in range(400)]
+    weights = generator.multinomial(60, np.full(60, 1 / 60), size=400) / 60
+    inside = [np.std(weights @ run.reshape(60, 6).mean(axis=1)) for run in runs[:50]]
+    assert np.mean(inside) == pytest.approx(np.std([run.mean() for run in runs]), rel=0.15)
+
+
 def test_weights_count_for_every_metric(tmp_path: Path) -> None:
     """An image at weight two is the image asked twice, for each metric but the fixed thresholds."""
     generator = np.random.default_rng(1)
@@ -265,12 +280,14 @@ def test_broken_bytes_are_one_clear_error(tmp_path: Path) -> None:
             POPE(path)
 
 
-def test_unknown_parsers_are_refused(tmp_path: Path) -> None:
+def test_faulty_settings(tmp_path: Path) -> None:
     path = write(tmp_path / "p.json", GOOD)
     with pytest.raises(CdkitError, match=r"'strikt'. Did you mean 'strict'\?"):
         POPE(path, parsers=("strikt",))
     with pytest.raises(CdkitError, match="name one or more, none twice"):
         POPE(path, parsers=("vcd", "vcd"))
+    with pytest.raises(CdkitError, match="max_new_tokens is 0: an answer needs 1 or more"):
+        POPE(path, max_new_tokens=0)
 
 
 def test_every_sample_is_answered_once(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_holm_covers_the_whole_table(table: Table) -> None:
 
 def test_the_terminal_shows_each_value_with_its_interval(table: Table) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(terminal.render(table))
+    console.print(terminal.render(table, 120))
     text = console.export_text()
     cell = table.rows["good"].cells["accuracy"]
     assert wording.number(cell.value.value, "accuracy") + " *" in text

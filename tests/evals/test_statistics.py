@@ -199,16 +199,16 @@ def test_holm_refuses_what_is_no_p_value() -> None:
 
 def test_intervals_and_tests_hold_their_level_on_clustered_questions() -> None:
     generator = np.random.default_rng(7)
-    repeats, covered, swapped, coin = 150, 0, 0, 0
+    repeats, covered, swapped, coin = 100, 0, 0, 0
     for repeat in range(repeats):
         ours, theirs = simulated(generator, images=40, lift=0.0)
         result = compare(
-            [tally(ours)], [tally(theirs)], resamples=300, draws=299, seed=repeat, only=["accuracy"]
+            [tally(ours)], [tally(theirs)], resamples=200, draws=199, seed=repeat, only=["accuracy"]
         )["accuracy"]
         covered += result.difference.low <= 0 <= result.difference.high
         swapped += result.p <= 0.05
         coin += (result.mcnemar or 0) <= 0.05
-    assert 0.88 <= covered / repeats <= 0.99
+    assert 0.87 <= covered / repeats <= 0.99
     assert swapped / repeats <= 0.10
     assert coin / repeats > 0.12  # why McNemar stands beside and decides nothing
 
