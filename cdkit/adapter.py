@@ -61,7 +61,7 @@ class ModelAdapter(abc.ABC):
         """(owner, attribute) of the image encoder that `generate` or forward calls."""
 
     @abc.abstractmethod
-    def features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
+    def features(self, output: Any) -> Sequence[Float[Tensor, "_ hidden"]]:
         """The image tokens' features in an output of the encoder, image by image."""
 
     @abc.abstractmethod

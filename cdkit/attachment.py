@@ -16,7 +16,7 @@ from cdkit.attention import HANDLE, KEY, LayerAttention
 from cdkit.cache import BranchedCache
 from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError
-from cdkit.guard import GuardedProcessors, RecordingCriteria
+from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_inference
 from cdkit.method import Method, kind_of
 from cdkit.reading import read
@@ -223,6 +223,7 @@ class Attachment:
         try:
             guards.wrap(reader, "_get_logits_processor", processors)
             guards.wrap(reader, "_get_stopping_criteria", stopping)
+            guards.wrap(reader, "_get_top_k_continuations", top_continuations)
             output = generate(*args, **kwargs)
         finally:
             guards.undo()

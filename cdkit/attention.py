@@ -124,13 +124,13 @@ class LayerAttention:
             logits=(scaling * _scores(turned, image.keys)).masked_fill(~cells[:, None], -math.inf),
             cells=cells,
             prompt=_of_prompt(batch, chunk, is_text),
-            token_index=batch.token_index(chunk)[rows, first:].to(key.device),
+            token_index=chunk.token_index[rows, first:].to(key.device),
         )
         before = segment
         for change in self.changes(branch):
             segment = change(segment)
 
-        in_segment = _image_mask(batch, branch, total).to(key.device)[:, None] & is_text[..., None]
+        in_segment = chunk.is_image[rows].to(key.device)[:, None] & is_text[..., None]
         elsewhere = (scaling * _scores(wide, key)).masked_fill(
             (~allowed | in_segment)[:, None], -math.inf
         )
@@ -151,7 +151,8 @@ class LayerAttention:
         """The branch's image columns: made when the whole prompt is there, then kept."""
         if (kept := batch.columns.get((self.layer, branch))) is not None:
             return kept
-        rows, layout = batch.rows_of(branch), batch.layout
+        rows, layout, streams = batch.rows_of(branch), batch.layout, batch.streams
+        assert streams is not None
         columns = layout.columns[rows].to(key.device)
         reach = columns.clamp(max=key.shape[2] - 1)
 
@@ -170,7 +171,7 @@ class LayerAttention:
             valid=layout.valid[rows].to(key.device) & (columns < key.shape[2]),
             image_index=layout.image_index[rows].gather(1, layout.columns[rows]).to(key.device),
             token_index=layout.token_index[rows].gather(1, layout.columns[rows]).to(key.device),
-            streams=batch.streams[rows].to(key.device),
+            streams=streams[rows].to(key.device),
             layer=self.layer,
         )
         if chunk.stop >= layout.length:
@@ -214,12 +215,6 @@ def _of_prompt(
 ) -> Bool[Tensor, "rows text"]:
     columns = torch.arange(chunk.start + chunk.first_text, chunk.stop, device=is_text.device)
     return (columns < batch.layout.length) & is_text
-
-
-def _image_mask(batch: BranchedBatch, branch: str, total: int) -> Bool[Tensor, "rows columns"]:
-    """True on the image columns among the first `total`."""
-    is_image = batch.layout.image_index[batch.rows_of(branch)] >= 0
-    return nn.functional.pad(is_image, (0, max(0, total - is_image.shape[1])))[:, :total]
 
 
 def _scores(

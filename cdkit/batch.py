@@ -22,6 +22,10 @@ class Chunk:
     """The first of the chunk's columns, counted from `start`, in which any row is text after an
     image; `length` where there is none."""
     is_text: Bool[Tensor, "rows tokens"]
+    token_index: Int[Tensor, "rows tokens"]
+    """The place of the chunk's tokens in their rows, padding not counted."""
+    is_image: Bool[Tensor, "rows columns"]
+    """All columns up to `stop`: True on image tokens."""
     query_shift: Float[Tensor, "rows tokens"] | None
     """Calibrated minus ordinary position of the chunk's tokens; None without a calibrator."""
 
@@ -41,7 +45,8 @@ class BranchedBatch:
     """Of the prompts of all rows."""
     positions: Int[Tensor, "rows tokens"]
     """Of all tokens so far, as the decoder was given them."""
-    streams: Int[Tensor, " rows"]
+    streams: Int[Tensor, " rows"] | None
+    """A random key for each row; None where the attention is left alone."""
     padding: int
     """How many columns stand before the original prompts, for longer ones of other branches."""
     real: Bool[Tensor, "rows tokens"]
@@ -71,10 +76,13 @@ class BranchedBatch:
     def _shift(self, positions: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"] | None:
         if self.calibrator is None:
             return None
-        total = positions.shape[1]
-        is_image = self.layout.image_index[:, :total] >= 0
-        is_image = torch.nn.functional.pad(is_image, (0, total - is_image.shape[1]))
+        is_image = self._is_image(positions.shape[1])
         return self.calibrator.calibrate(positions, is_image) - positions.double()
+
+    def _is_image(self, total: int) -> Bool[Tensor, "rows columns"]:
+        """Image tokens among the first `total` columns; what was generated is text."""
+        is_image = self.layout.image_index[:, :total] >= 0
+        return torch.nn.functional.pad(is_image, (0, total - is_image.shape[1]))
 
     def extend(
         self,
@@ -105,22 +113,20 @@ class BranchedBatch:
         if not self.layout.valid.shape[1]:
             first_text = stop - start
         shift = self._shift(self.positions[:, :stop])
+        token_index = (self.real[:, :stop].long().cumsum(dim=-1) - 1).clamp(min=0)
         return Chunk(
             start=start,
             length=stop - start,
             first_text=max(0, min(stop - start, first_text)),
             is_text=torch.cat((self.layout.is_text[:, start:stop], generated), dim=1),
+            token_index=token_index[:, start:],
+            is_image=self._is_image(stop),
             query_shift=None if shift is None else shift[:, start:],
         )
 
     def mask(self, rows: int, stop: int) -> Bool[Tensor, "rows tokens"] | None:
         """The decoder's mask up to `stop`; None without padding, which keeps the fast kernels."""
         return self.real[:rows, :stop] if self.layout.padded else None
-
-    def token_index(self, chunk: Chunk) -> Int[Tensor, "rows tokens"]:
-        """The place of the chunk's tokens in their rows, padding not counted."""
-        index = (self.real[:, : chunk.stop].long().cumsum(dim=-1) - 1).clamp(min=0)
-        return index[:, chunk.start :]
 
     def reorder(self, indices: Int[Tensor, " rows"]) -> None:
         """Follow the beams. A beam never leaves its sample, so what the prompt decided stays."""

@@ -32,7 +32,7 @@ Forward = Callable[..., Any]
 
 def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What a call passes, by name. Hugging Face's wrappers want it by name, too."""
-    given = dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
+    given: dict[str, Any] = inspect.signature(function).bind_partial(*args, **kwargs).arguments
     return given | given.pop("kwargs", {})
 
 
@@ -188,29 +188,28 @@ class Engine:
     ) -> Any:
         """The decoder on the new columns; what the branches share goes through it once."""
         assert self.call is not None
-        stop = batch.seen + embeds.shape[1]
-        first = batch.chunk(stop).first_text
+        chunk = batch.chunk(batch.seen + embeds.shape[1])
+        first = chunk.first_text
         hidden = []
-        if self._shares_prefix(batch, first, embeds.shape[1], kwargs):
-            shared = self._decoder_call(forward, batch, embeds[: batch.rows, :first], kwargs)
+        if self._shares_prefix(batch, chunk, kwargs):
+            own = embeds[: batch.rows, :first]
+            shared = self._decoder_call(forward, batch, batch.chunk(first), own, kwargs)
             repeat_rows(kwargs["past_key_values"], len(batch.branches))
             hidden.append(shared.last_hidden_state.repeat(len(batch.branches), 1, 1))
-            embeds = embeds[:, first:]
-        output = self._decoder_call(forward, batch, embeds, kwargs)
+            chunk, embeds = batch.chunk(chunk.stop), embeds[:, first:]
+        output = self._decoder_call(forward, batch, chunk, embeds, kwargs)
         hidden.append(output.last_hidden_state)
         # columns that only longer prompts of other branches have are nobody's logits
         output.last_hidden_state = torch.cat(hidden, dim=1)[:, -self.call.columns :]
         return output
 
-    def _shares_prefix(
-        self, batch: BranchedBatch, first: int, length: int, kwargs: dict[str, Any]
-    ) -> bool:
+    def _shares_prefix(self, batch: BranchedBatch, chunk: Chunk, kwargs: dict[str, Any]) -> bool:
         return (
             self.optimize
             and self.adapter.causal_prefix
             and len(batch.branches) > 1
             and batch.seen == 0
-            and 0 < first < length
+            and 0 < chunk.first_text < chunk.length
             and kwargs["past_key_values"] is not None
             and not any(branch.pixel or branch.prompt for branch in self.branches)
         )
@@ -219,12 +218,12 @@ class Engine:
         self,
         forward: Forward,
         batch: BranchedBatch,
+        chunk: Chunk,
         embeds: Float[Tensor, "rows tokens hidden"],
         kwargs: dict[str, Any],
     ) -> Any:
         assert self.call is not None
-        rows, stop = embeds.shape[0], batch.seen + embeds.shape[1]
-        chunk: Chunk = batch.chunk(stop)
+        rows, stop = embeds.shape[0], chunk.stop
         self.attention = AttentionCall(batch, chunk, self.call.step, self.trace.wanted)
         try:
             output = forward(
@@ -232,7 +231,7 @@ class Engine:
                 | {
                     "inputs_embeds": embeds,
                     "attention_mask": batch.mask(rows, stop),
-                    "position_ids": batch.positions[:rows, batch.seen : stop],
+                    "position_ids": batch.positions[:rows, chunk.start : stop],
                 }
             )
             layers = len(self.adapter.layers(self.model))
@@ -286,7 +285,7 @@ class Engine:
             branches=self.names,
             layout=layout,
             positions=stacked.positions,
-            streams=session.streams(expand).repeat(len(blocks)),
+            streams=session.streams(expand).repeat(len(blocks)) if self.hooked else None,
             padding=stacked.real.shape[1] - here,
             real=stacked.real,
         )
@@ -328,7 +327,7 @@ class Engine:
 
     def _features(
         self, branch: Branch, rows: int
-    ) -> list[Float[Tensor, "image_tokens hidden"]] | None:
+    ) -> list[Float[Tensor, "_ hidden"]] | None:
         """Each row's features of the branch's distorted images; None where it distorts none."""
         if not branch.pixel:
             return None

@@ -89,3 +89,24 @@ class RecordingCriteria(StoppingCriteriaList):
         else:
             self.stopped = done
         return done
+
+
+def top_continuations(inner: Callable[..., Any], **kwargs: Any) -> Any:
+    """Beam sampling's draw, where fewer candidates are left than Hugging Face draws.
+
+    It draws without replacement, and torch's multinomial makes arbitrary indices up where it runs
+    out of candidates: there all that are left are taken, the best first, as beam search does.
+    """
+    scores: Tensor = kwargs["accumulated_log_probs"]
+    few = (scores.softmax(dim=-1) > 0).sum(dim=-1) < kwargs["beams_to_keep"]
+    if not kwargs["do_sample"] or not bool(few.any()):
+        return inner(**kwargs)
+    valid = scores.masked_fill(
+        few[:, None], 0
+    )  # rows that are not drawn from still must be drawable
+    drawn = inner(**kwargs | {"accumulated_log_probs": valid})
+    taken = inner(**kwargs | {"do_sample": False})
+    return tuple(
+        torch.where(few.view(-1, *[1] * (draw.ndim - 1)), take, draw)
+        for draw, take in zip(drawn, taken, strict=True)
+    )

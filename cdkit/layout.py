@@ -67,7 +67,7 @@ def make_layout(
     return Layout(**{**vars(layout), "first_text": first})
 
 
-def left_pad(x: Tensor, length: int, value: float) -> Tensor:
+def left_pad(x: Tensor, length: int, value: float | int) -> Tensor:
     """`x` (rows, tokens, ...) with `value` before each row, `length` tokens in all."""
     missing = length - x.shape[1]
     if missing == 0:

@@ -50,7 +50,7 @@ def stack(branches: Sequence[PromptRows]) -> tuple[PromptRows, Layout]:
 def place_features(
     embeds: Float[Tensor, "rows tokens hidden"],
     image_index: Int[Tensor, "rows all_tokens"],
-    features: Sequence[Float[Tensor, "image_tokens hidden"]],
+    features: Sequence[Float[Tensor, "_ hidden"]],
     *,
     start: int = 0,
 ) -> Float[Tensor, "rows tokens hidden"]:
@@ -77,8 +77,8 @@ def place_features(
 
 
 def features_of_rows(
-    features: Sequence[Float[Tensor, "tokens hidden"]], images: Sequence[int], expand: int
-) -> list[Float[Tensor, "tokens hidden"]]:
+    features: Sequence[Float[Tensor, "_ hidden"]], images: Sequence[int], expand: int
+) -> list[Float[Tensor, "_ hidden"]]:
     """Features image by image -> one tensor a row, where each sample has `expand` rows."""
     rows, start = [], 0
     for count in images:
@@ -91,7 +91,7 @@ def features_of_rows(
 
 def features_in(
     original: PromptRows,
-) -> list[Float[Tensor, "tokens hidden"]]:
+) -> list[Float[Tensor, "_ hidden"]]:
     """The image features that stand in the original rows' embeddings."""
     return [
         embeds[index >= 0]
@@ -108,7 +108,7 @@ def rewritten(
     adapter: ModelAdapter,
     expand: int,
     tokenizer: Any,
-    features: Sequence[Float[Tensor, "image_tokens hidden"]] | None,
+    features: Sequence[Float[Tensor, "_ hidden"]] | None,
 ) -> tuple[PromptRows, int]:
     """A branch whose prompts are distorted: its own tokens, its own padding, its own positions.
 

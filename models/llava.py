@@ -54,7 +54,7 @@ class Llava(ModelAdapter):
     def encoder(self, model: Any) -> tuple[nn.Module, str]:
         return model.model, "get_image_features"
 
-    def features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
+    def features(self, output: Any) -> Sequence[Float[Tensor, "_ hidden"]]:
         return list(output.pooler_output)
 
     def image_index(

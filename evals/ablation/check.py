@@ -47,7 +47,7 @@ def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
     engine = runner.engine
     tolerance = TOLERANCE.get(engine.model.dtype, HALF_TOLERANCE)
     drawn = _draw(batches, count)
-    runner.progress.start(STAGE, sum(len(batch.asked) for batch in drawn))
+    runner.stages.start(STAGE, sum(len(batch.asked) for batch in drawn))
     compared = tokens = ties = 0
     largest = 0.0
     arms = set[str]()
@@ -71,7 +71,7 @@ def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
                     ties += _compare_tokens(runner, arm, decode, batch, ours, tolerance)
                     tokens += len(batch.questions)
                 arms.add(arm.name)
-                runner.progress.advance(STAGE)
+                runner.stages.advance(STAGE)
     asked = sum(len(batch.questions) for batch in drawn)
     return Proof(asked, len(arms), compared, largest, tolerance, tokens, ties)
 

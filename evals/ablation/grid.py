@@ -116,7 +116,7 @@ class Grid:
             check_integer("seeds", seed, low=0)
         if len(set(self.seeds)) < max(len(self.seeds), 1):
             raise CdkitError(f"seeds must be different numbers, at least one: {list(self.seeds)}")
-        check_number("temperature", self.temperature, above=0)
+        check_number("temperature", self.temperature, above=0.0)
         check_integer("batch", self.batch, low=1)
         check_integer("resamples", self.resamples, low=100)
         check_integer("check", self.check, low=0)

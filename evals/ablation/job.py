@@ -1,6 +1,7 @@
 """`cdkit ablate`: a grid in, a folder with everything about its run out."""
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -45,7 +46,11 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
 
 def new_folder(output: Path, name: str | None) -> Path:
     """An empty folder for one run; one that is there already is never written into."""
-    folder = output / (name or datetime.now().strftime("ablation-%Y%m%d-%H%M%S"))
+    if name is None:
+        name = datetime.now().strftime("ablation-%Y%m%d-%H%M%S")
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise CdkitError(f"--name must be the name of a folder inside --output, got {name!r}")
+    folder = output / name
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -60,7 +65,11 @@ def ablate(grid: Grid, folder: Path, stages: Stages) -> Results:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
     stages.start(LOADING, 2)
-    job = prepare(grid, folder)
+    try:
+        job = prepare(grid, folder)
+    except CdkitError:
+        shutil.rmtree(folder)  # nothing has run: the name stays free for the mended grid
+        raise
     stages.advance(LOADING)
     model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
     engine = Engine(model, processor, grid.temperature)

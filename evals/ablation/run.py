@@ -7,7 +7,6 @@ under every arm and decode are functions of the branches' logits; any other answ
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -18,18 +17,11 @@ from cdkit.evals.ablation.engine import Engine, Logits
 from cdkit.evals.ablation.grid import GREEDY
 from cdkit.evals.ablation.gumbel import gumbel_noise, streams
 from cdkit.evals.ablation.plan import Arm, Pass, passes, unconstrained
+from cdkit.evals.ablation.progress import Stages
 from cdkit.evals.ablation.questions import Question
 from cdkit.method import ORIGINAL
 
 YES_NO, OPEN, UNDECIDED = "yes/no questions", "open questions", "undecided answers"
-
-
-class Progress(Protocol):
-    """Told how long each stage is, and of each finished unit of its work."""
-
-    def start(self, stage: str, total: int) -> None: ...
-
-    def advance(self, stage: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class Runner:
 
     engine: Engine
     arms: Mapping[str, Arm]
-    progress: Progress
+    stages: Stages
     answers: Answers = field(default_factory=dict)
     scores: dict[tuple[Question, str], float] = field(default_factory=dict)
 
@@ -77,7 +69,7 @@ class Runner:
             (YES_NO, sum(len(self._passes(b)) for b in batches if b.stage == YES_NO)),
             (OPEN, sum(len(d) for b in batches if b.stage == OPEN for d in b.asked.values())),
         ):
-            self.progress.start(stage, work)
+            self.stages.start(stage, work)
         for batch in batches:
             inputs = self.engine.inputs(batch.questions)
             if batch.stage == YES_NO:
@@ -86,7 +78,7 @@ class Runner:
             for name, decodes in batch.asked.items():
                 for decode in sorted(decodes, key=str):
                     self._generate(self.arms[name], decode, batch.questions, inputs)
-                    self.progress.advance(OPEN)
+                    self.stages.advance(OPEN)
         return self._undecided(batches, size)
 
     def _passes(self, batch: Batch) -> tuple[Pass, ...]:
@@ -105,7 +97,7 @@ class Runner:
                         noise[decode] = first_noise(decode, batch.sample_ids, combined)
                     tokens = (combined / self.engine.temperature + noise[decode]).argmax(dim=-1)
                     self._decide(arm, decode, batch.questions, tokens.tolist())
-            self.progress.advance(YES_NO)
+            self.stages.advance(YES_NO)
 
     def combine(
         self, work: Pass, arm: Arm, logits: Logits
@@ -137,10 +129,10 @@ class Runner:
                         if (question, name, decode) not in self.answers:
                             left.setdefault((name, decode), []).append(question)
         parts = [(key, part) for key, qs in left.items() for part in _parts(qs, size)]
-        self.progress.start(UNDECIDED, len(parts))
+        self.stages.start(UNDECIDED, len(parts))
         for (name, decode), part in parts:
             self._generate(self.arms[name], decode, part, self.engine.inputs(part))
-            self.progress.advance(UNDECIDED)
+            self.stages.advance(UNDECIDED)
         return sum(map(len, left.values()))
 
     def _generate(

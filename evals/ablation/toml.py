@@ -161,4 +161,5 @@ def _key(key: str) -> str:
 def _value(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(value)  # for texts, numbers and booleans, JSON is TOML
+    # JSON's texts, numbers and booleans are TOML's, but for DEL, which TOML wants escaped
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

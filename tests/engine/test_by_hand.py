@@ -1,0 +1,139 @@
+"""Each decode mode against the same mode written out here, one uncached call a token.
+
+The logits come from plain calls on one unpadded prompt at a time, with a threshold for each row
+(`scope="row"`), so that nothing of a cache, of a batch or of `generate` is in them. The plain call
+itself is held to independent equations elsewhere.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cdkit
+
+QUESTIONS = ("is there a cat ?", "before <image> w3 <image> w4 in the image ?")
+NEW = 5
+Inputs = dict[str, Tensor]
+Logits = Callable[[Inputs, list[int]], Tensor]
+
+
+def by_row(name: str) -> cdkit.Method:
+    method = cdkit.load(name)
+    return cdkit.load(name, scope="row") if method.whole_prompt_parts else method
+
+
+@pytest.fixture(params=[name for name in cdkit.presets() if not cdkit.load(name).idle])
+def method(request: pytest.FixtureRequest) -> cdkit.Method:
+    return by_row(request.param)
+
+
+@pytest.fixture
+def next_logits(model: Any, processor: Any, method: cdkit.Method) -> Logits:
+    """One prompt and the tokens after it -> the next token's combined logits."""
+
+    def score(inputs: Inputs, answer: list[int]) -> Tensor:
+        ids = torch.cat((inputs["input_ids"], torch.tensor([answer], dtype=torch.long)), dim=1)
+        # the noise of a sample belongs to its prompt: name it, for here the prompt grows
+        attached = cdkit.attach(model, method, processor=processor, sample_ids=["a"], seed=3)
+        with torch.no_grad(), attached:
+            out = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=inputs["pixel_values"],
+                logits_to_keep=1,
+                use_cache=False,
+            )
+        logits: Tensor = out.logits[0, -1]
+        return logits
+
+    return score
+
+
+def generate(
+    model: Any, method: cdkit.Method, processor: Any, inputs: Inputs, **asked: Any
+) -> list[list[int]]:
+    count = inputs["input_ids"].shape[0]
+    with cdkit.attach(model, method, processor=processor, sample_ids=["a"] * count, seed=3):
+        ids = model.generate(**inputs, max_new_tokens=NEW, **asked)
+    answers: list[list[int]] = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    return answers
+
+
+def test_greedy(
+    model: Any,
+    processor: Any,
+    method: cdkit.Method,
+    next_logits: Logits,
+    make_inputs: Callable[..., Inputs],
+) -> None:
+    wanted = []
+    for question in QUESTIONS:
+        answer: list[int] = []
+        for _ in range(NEW):
+            answer.append(int(next_logits(make_inputs(question), answer).argmax()))
+        wanted.append(answer)
+    given = generate(model, method, processor, make_inputs(*QUESTIONS), do_sample=False)
+    assert given == wanted
+
+
+def test_sampling(
+    model: Any,
+    processor: Any,
+    method: cdkit.Method,
+    next_logits: Logits,
+    make_inputs: Callable[..., Inputs],
+) -> None:
+    """Temperature after the contrast; one draw a step for the whole batch."""
+    torch.manual_seed(1)
+    wanted: list[list[int]] = [[] for _ in QUESTIONS]
+    for _ in range(NEW):
+        rows = [
+            next_logits(make_inputs(question), answer)
+            for question, answer in zip(QUESTIONS, wanted, strict=True)
+        ]
+        chances = (torch.stack(rows) / 1.5).softmax(dim=-1)
+        for answer, token in zip(wanted, chances.multinomial(1)[:, 0].tolist(), strict=True):
+            answer.append(token)
+    torch.manual_seed(1)
+    inputs = make_inputs(*QUESTIONS)
+    given = generate(
+        model, method, processor, inputs, do_sample=True, temperature=1.5, top_k=0, top_p=1.0
+    )
+    assert given == wanted
+
+
+def test_beams(
+    model: Any,
+    processor: Any,
+    method: cdkit.Method,
+    next_logits: Logits,
+    make_inputs: Callable[..., Inputs],
+) -> None:
+    """Without an end token beam search is this: the three best sums of log-probabilities go on.
+
+    Hugging Face starts the second and third beam at -1e9, as copies that any candidate beats: they
+    matter where the plausibility constraint leaves less than three, and are not compared here.
+    """
+    wanted = []
+    for question in QUESTIONS:
+        beams: list[tuple[float, list[int]]] = [(0.0, []), (-1e9, []), (-1e9, [])]
+        for _ in range(NEW):
+            longer = []
+            for score, answer in beams:
+                chances = next_logits(make_inputs(question), answer).log_softmax(dim=-1)
+                best = chances.topk(6)
+                longer += [
+                    (score + float(c), [*answer, int(i)])
+                    for c, i in zip(best.values, best.indices, strict=True)
+                ]
+            beams = sorted(longer, key=lambda beam: -beam[0])[:3]
+        wanted.append([answer for score, answer in beams if score > -1e8])
+    inputs = make_inputs(*QUESTIONS)
+    beams3 = {"do_sample": False, "num_beams": 3, "num_return_sequences": 3}
+    rows = generate(model, method, processor, inputs, **beams3)
+    given = [rows[3 * i : 3 * i + len(best)] for i, best in enumerate(wanted)]
+    assert given == wanted
+    assert sum(map(len, wanted)) >= 4  # this seed leaves enough to compare

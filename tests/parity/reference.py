@@ -1,0 +1,335 @@
+"""A Llama decoder written out from the equations, with CMAC and its variants inside.
+
+One sequence, one branch, no cache, float64, every row recomputed. Nothing here comes from cdkit: it
+is what cdkit is compared with. A `fault` makes one known mistake, to prove that the comparison
+would see it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Fault = Literal[
+    "renormalised",
+    "calibrated_text",
+    "rows_off_by_one",
+    "scalar_mean",
+    "not_causal",
+    "shared_threshold",
+    "one_group",
+    "ordinary_threshold",
+    "mean_over_images",
+    "later_image",
+    "first_layer_only",
+    "tiled_heads",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """The weights of a Llama decoder and its output head."""
+
+    state: Mapping[str, Tensor]
+    layers: int
+    heads: int
+    kv_heads: int
+    eps: float
+    theta: float
+
+    @classmethod
+    def of(cls, model: Any) -> "Decoder":
+        """The decoder of a LLaVA model."""
+        config = model.config.text_config
+        return cls(
+            state={name: tensor.double() for name, tensor in model.state_dict().items()},
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            eps=config.rms_norm_eps,
+            theta=config.rope_parameters["rope_theta"],
+        )
+
+    def weight(self, name: str) -> Tensor:
+        return self.state[f"model.language_model.{name}.weight"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done to the cross-modal segment of one branch."""
+
+    distortion: Literal["none", "mean_dim", "mean_scalar", "cut", "noise"] = "none"
+    scope: Literal["call", "head", "row"] = "call"
+    calibrated: bool = False
+    gamma: float = 1.0
+    first_gap: Literal["scaled", "unit"] = "scaled"
+    text_step: float = 1.0
+    kept: float = 0.0
+    """Of the value noise: the share of the signal's variance that is left."""
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence_:
+    """One prompt and what was generated after it."""
+
+    embeds: Tensor
+    """(tokens, hidden)."""
+    image: tuple[int, ...]
+    """For each token the number of its image, -1 for text."""
+    prompt: int
+    """How many of the tokens are the prompt's."""
+    noise: Tensor | None = None
+    """Standard normal numbers for the value noise: (layers, image tokens, kv heads, head dim)."""
+
+
+@dataclass(eq=False)
+class Result:
+    """What a branch computed for one sequence."""
+
+    logits: Tensor
+    """(tokens, vocab)."""
+    weights: list[Tensor] = field(default_factory=list)
+    """A layer each: attention weights (heads, rows, columns)."""
+    masks: list[Tensor] = field(default_factory=list)
+    """A layer each: the cells that were distorted (heads, rows, columns)."""
+    keys: list[Tensor] = field(default_factory=list)
+    """A layer each, before RoPE: (tokens, kv heads, head dim)."""
+    values: list[Tensor] = field(default_factory=list)
+
+
+def calibrated_positions(image: Sequence[int], rules: Rules) -> Tensor:
+    """CMPC's running sum, counted from 1 at the first text token."""
+    positions, here = [], 0.0
+    for number in image:
+        here += rules.text_step if number < 0 else 1 / rules.gamma
+        late = number >= 0 and rules.first_gap == "unit"
+        positions.append(here + (1 - 1 / rules.gamma if late else 0.0))
+    return torch.tensor(positions, dtype=torch.float64)
+
+
+def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotate the pairs (i, i + d/2) of (tokens, heads, d) by `position * theta ** (-2 i / d)`."""
+    half = x.shape[-1] // 2
+    rate = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = positions[:, None, None] * rate
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def attention_logits(query: Tensor, key: Tensor, positions: Tensor, decoder: Decoder) -> Tensor:
+    """`Q_p K_p^T / sqrt(d)` of (tokens, heads, d): (heads, rows, columns)."""
+    q, k = rope(query, positions, decoder.theta), rope(key, positions, decoder.theta)
+    return torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(query.shape[-1])
+
+
+def cross_modal(sequence: Sequence_, fault: Fault | None = None) -> Tensor:
+    """(rows, columns): True where the row is text and the column an earlier image token."""
+    image = torch.tensor(sequence.image)
+    tokens = torch.arange(len(image))
+    earlier = tokens[None, :] < tokens[:, None]
+    if fault == "later_image":  # only the latest image before the row
+        seen = image.cummax(0).values
+        earlier = earlier & (image[None, :] == seen[:, None])
+    return (image[:, None] < 0) & (image[None, :] >= 0) & earlier
+
+
+def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[Result]:
+    """A branch's logits for every token of each sequence; the sequences do not mix."""
+    states = [sequence.embeds.double() for sequence in sequences]
+    results = [Result(torch.empty(0)) for _ in sequences]
+    for layer in range(decoder.layers):
+        parts = [
+            _Layer(decoder, layer, state, sequence, rules)
+            for state, sequence in zip(states, sequences, strict=True)
+        ]
+        shared = _shared_threshold(parts) if rules.fault == "shared_threshold" else None
+        states = [part.output(result, shared) for part, result in zip(parts, results, strict=True)]
+    for state, result in zip(states, results, strict=True):
+        final = rms_norm(state, decoder.weight("norm"), decoder.eps)
+        result.logits = final @ decoder.state["lm_head.weight"].T
+    return results
+
+
+def with_foreign_past(
+    decoder: Decoder, sequence: Sequence_, rules: Rules, original: Result
+) -> Tensor:
+    """The fault of early VCD: the last row's logits with the original's columns before it."""
+    state = sequence.embeds.double()
+    for layer in range(decoder.layers):
+        part = _Layer(decoder, layer, state, sequence, rules)
+        past = len(sequence.image) - 1
+        part.use_past(original.keys[layer][:past], original.values[layer][:past])
+        state = part.output(Result(torch.empty(0)), None)
+    final = rms_norm(state[-1], decoder.weight("norm"), decoder.eps)
+    return final @ decoder.state["lm_head.weight"].T
+
+
+class _Layer:
+    """One decoder layer on one sequence."""
+
+    def __init__(
+        self, decoder: Decoder, layer: int, state: Tensor, sequence: Sequence_, rules: Rules
+    ) -> None:
+        self.decoder, self.layer, self.state = decoder, layer, state
+        self.sequence, self.rules = sequence, rules
+        x = rms_norm(state, self._weight("input_layernorm"), decoder.eps)
+        self.query = self._split(x @ self._weight("self_attn.q_proj").T, decoder.heads)
+        self.key = self._split(x @ self._weight("self_attn.k_proj").T, decoder.kv_heads)
+        self.value = self._split(x @ self._weight("self_attn.v_proj").T, decoder.kv_heads)
+        self._set_logits()
+
+    def _weight(self, name: str) -> Tensor:
+        return self.decoder.weight(f"layers.{self.layer}.{name}")
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(x.shape[0], heads, -1)
+
+    def _per_head(self, x: Tensor) -> Tensor:
+        """(tokens, kv heads, d) -> (tokens, heads, d): each head stands beside its copies."""
+        copies = self.decoder.heads // self.decoder.kv_heads
+        if self.rules.fault == "tiled_heads":
+            return x.repeat(1, copies, 1)
+        return x.repeat_interleave(copies, dim=1)
+
+    def use_past(self, keys: Tensor, values: Tensor) -> None:
+        self.key = torch.cat((keys, self.key[len(keys) :]))
+        self.value = torch.cat((values, self.value[len(values) :]))
+        self._set_logits()
+
+    def _set_logits(self) -> None:
+        """The attention logits with the cross-modal segment calibrated, and the segment's cells."""
+        fault, tokens = self.rules.fault, len(self.sequence.image)
+        key = self._per_head(self.key)
+        ordinary = torch.arange(1, tokens + 1, dtype=torch.float64)
+        self.cells = cross_modal(self.sequence, fault)
+        self.ordinary = attention_logits(self.query, key, ordinary, self.decoder)
+        self.logits = self.ordinary
+        if self.rules.calibrated:
+            moved = calibrated_positions(self.sequence.image, self.rules)
+            if fault == "rows_off_by_one":
+                moved = moved + (torch.tensor(self.sequence.image) < 0).double()
+            calibrated = attention_logits(self.query, key, moved, self.decoder)
+            everywhere = torch.ones_like(self.cells)
+            where = everywhere if fault == "calibrated_text" else self.cells
+            self.logits = torch.where(where, calibrated, self.ordinary)
+
+    def groups(self) -> list[list[int]]:
+        """The rows that share a threshold: logical, whatever was computed together."""
+        tokens, prompt = len(self.sequence.image), self.sequence.prompt
+        if self.rules.fault == "one_group":
+            return [list(range(tokens))]
+        if self.rules.scope == "row":
+            return [[row] for row in range(tokens)]
+        return [list(range(prompt)), *([row] for row in range(prompt, tokens))]
+
+    def mask(self, shared: Tensor | None) -> Tensor:
+        """`M = 1[logits > mean of their group]` on the cells: (heads, rows, columns)."""
+        judged = self.ordinary if self.rules.fault == "ordinary_threshold" else self.logits
+        mask = torch.zeros_like(judged, dtype=torch.bool)
+        for rows in self.groups():
+            cells = self.cells[rows]
+            if not cells.any():
+                continue
+            for heads in self._head_groups():
+                group = judged[heads][:, rows][:, cells]
+                limit = group.mean() if shared is None or rows[0] > 0 else shared
+                above = judged[heads][:, rows] > limit
+                for index, head in enumerate(heads):
+                    mask[head, rows] = above[index] & cells
+        return mask
+
+    def _head_groups(self) -> list[list[int]]:
+        heads = list(range(self.decoder.heads))
+        return [[head] for head in heads] if self.rules.scope == "head" else [heads]
+
+    def _replacement(self) -> Tensor:
+        """What masked cells see in place of their value: (tokens, heads, d)."""
+        image = torch.tensor(self.sequence.image)
+        value = self.value
+        if self.rules.distortion == "noise":
+            assert self.sequence.noise is not None
+            own = value[image >= 0]
+            spread = (own - own.mean()).pow(2).mean().sqrt()
+            noise = own.mean() + spread * self.sequence.noise[self.layer]
+            new = value.clone()
+            kept = self.rules.kept
+            new[image >= 0] = math.sqrt(kept) * own + math.sqrt(1 - kept) * noise
+            return self._per_head(new)
+        new = torch.zeros_like(value)
+        for number in range(int(image.max()) + 1):
+            own = value[image == number]
+            if self.rules.fault == "mean_over_images":
+                own = value[image >= 0]
+            mean = own.mean(0)  # a vector for each head
+            if self.rules.distortion == "mean_scalar" or self.rules.fault == "scalar_mean":
+                mean = own.mean((0, 2))[:, None].expand_as(mean)  # a number for each head
+            new[image == number] = mean
+        return self._per_head(new)
+
+    def output(self, result: Result, shared: Tensor | None) -> Tensor:
+        """The layer's output states."""
+        tokens = len(self.sequence.image)
+        distortion = self.rules.distortion
+        if self.rules.fault == "first_layer_only" and self.layer > 0:
+            distortion = "none"
+        mask = torch.zeros_like(self.logits, dtype=torch.bool)
+        if distortion != "none":
+            mask = self.mask(shared)
+        causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        if self.rules.fault == "not_causal":
+            causal[:] = True
+        seen = self.logits.masked_fill(~causal, -math.inf)
+        if distortion == "cut":
+            seen = seen.masked_fill(mask, -math.inf)
+        weights = seen.softmax(-1)
+        value = self._per_head(self.value)
+        if distortion in ("none", "cut"):
+            out = torch.einsum("hij,jhd->ihd", weights, value)
+        else:
+            kept, cut = weights * ~mask, weights * mask
+            if self.rules.fault == "renormalised":
+                kept = kept / kept.sum(-1, keepdim=True).clamp(min=1e-9)
+            out = torch.einsum("hij,jhd->ihd", kept, value)
+            out = out + torch.einsum("hij,jhd->ihd", cut, self._replacement())
+        result.weights.append(weights)
+        result.masks.append(mask)
+        result.keys.append(self.key)
+        result.values.append(self.value)
+        state = self.state + out.flatten(1) @ self._weight("self_attn.o_proj").T
+        x = rms_norm(state, self._weight("post_attention_layernorm"), self.decoder.eps)
+        gate = torch.nn.functional.silu(x @ self._weight("mlp.gate_proj").T)
+        inner = gate * (x @ self._weight("mlp.up_proj").T)
+        return state + inner @ self._weight("mlp.down_proj").T
+
+
+def _shared_threshold(parts: Sequence[_Layer]) -> Tensor:
+    """The fault of IMCCD's code: one threshold for all prompts of the batch."""
+    cells = []
+    for part in parts:
+        inside = part.cells.clone()
+        inside[part.sequence.prompt :] = False
+        cells.append(part.logits[:, inside].flatten())
+    return torch.cat(cells).mean()
+
+
+def contrast(
+    original: Tensor, distorted: Sequence[Tensor], alphas: Sequence[float], beta: float
+) -> Tensor:
+    """`(1 + sum a) l - sum a l~`, -inf where `softmax(l) < beta max softmax(l)`."""
+    combined = (1 + sum(alphas)) * original
+    for alpha, logits in zip(alphas, distorted, strict=True):
+        combined = combined - alpha * logits
+    return combined if beta == 0 else apply_constraint(combined, original, beta)
+
+
+def apply_constraint(combined: Tensor, judge: Tensor, beta: float) -> Tensor:
+    p = judge.softmax(-1)
+    return combined.masked_fill(p < beta * p.max(-1, keepdim=True).values, -math.inf)

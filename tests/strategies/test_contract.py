@@ -1,0 +1,60 @@
+"""The contract suite over the whole registry, and over every part of every preset."""
+
+import pytest
+
+import cdkit
+from cdkit.testing import (
+    check_calibrator,
+    check_combiner,
+    check_readout,
+    check_strategy,
+    variants,
+)
+
+PARTS = [part for name in cdkit.presets() for _, part in cdkit.load(name).parts()]
+
+
+@pytest.mark.parametrize("name", [*cdkit.DISTORTIONS, *cdkit.INTERVENTIONS])
+def test_strategies(name: str) -> None:
+    registry = cdkit.DISTORTIONS if name in cdkit.DISTORTIONS else cdkit.INTERVENTIONS
+    for strategy in variants(registry[name]):
+        check_strategy(strategy)
+
+
+@pytest.mark.parametrize("name", cdkit.CALIBRATORS)
+def test_calibrators(name: str) -> None:
+    for calibrator in variants(cdkit.CALIBRATORS[name]):
+        check_calibrator(calibrator)
+
+
+@pytest.mark.parametrize("name", cdkit.COMBINERS)
+def test_combiners(name: str) -> None:
+    for combiner in variants(cdkit.COMBINERS[name]):
+        check_combiner(combiner)
+        check_combiner(combiner, names=())
+        check_combiner(combiner, names=("a", "b"))
+
+
+def test_readouts() -> None:  # a loop: none is registered yet
+    for cls in cdkit.READOUTS.values():
+        for readout in variants(cls):
+            check_readout(readout)
+
+
+@pytest.mark.parametrize("part", dict.fromkeys(PARTS), ids=repr)
+def test_the_parts_of_presets(part: object) -> None:
+    match part:
+        case cdkit.LogitCombiner():
+            check_combiner(part)
+        case cdkit.PositionCalibrator():
+            check_calibrator(part)
+        case cdkit.LayerReadout():
+            check_readout(part)
+        case cdkit.DistortionStrategy() | cdkit.Intervention():
+            check_strategy(part)
+        case _:
+            raise AssertionError(f"no contract for {part!r}")
+
+
+def test_the_registries_are_not_empty() -> None:
+    assert cdkit.DISTORTIONS and cdkit.CALIBRATORS and cdkit.COMBINERS and cdkit.presets()
