@@ -1,0 +1,37 @@
+"""The Python of the pages runs as it is written."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=str)
+def test_the_code_of_a_page_runs(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType(f"page_{page.stem}")  # a real module: its classes can be pickled
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for code in BLOCK.findall(page.read_text()):
+        exec(compile(code, str(page), "exec"), vars(module))
+
+
+def links() -> list[tuple[Path, str]]:
+    found = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in target:
+                found.append((page, target))
+    return found
+
+
+@pytest.mark.parametrize(("page", "target"), links(), ids=str)
+def test_links_between_pages_lead_somewhere(page: Path, target: str) -> None:
+    assert (page.parent / target).exists(), f"{page.name} links to {target}"
