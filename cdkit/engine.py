@@ -33,7 +33,8 @@ Forward = Callable[..., Any]
 def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What a call passes, by name. Hugging Face's wrappers want it by name, too."""
     given: dict[str, Any] = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    return given | given.pop("kwargs", {})
+    rest: dict[str, Any] = given.pop("kwargs", {})
+    return {**given, **rest}
 
 
 @dataclass(eq=False)
@@ -325,9 +326,7 @@ class Engine:
         embeds = place_features(original.embeds, image_index, features)
         return replace(original, embeds=embeds)
 
-    def _features(
-        self, branch: Branch, rows: int
-    ) -> list[Float[Tensor, "_ hidden"]] | None:
+    def _features(self, branch: Branch, rows: int) -> list[Float[Tensor, "_ hidden"]] | None:
         """Each row's features of the branch's distorted images; None where it distorts none."""
         if not branch.pixel:
             return None

@@ -55,15 +55,21 @@ class ImageColumns:
             self.memory[key] = compute(self)
         return self.memory[key]
 
+    def shares(self) -> Float[Tensor, "rows image image"]:
+        """Row i averages over the tokens of token i's own image: its rows sum to 1.
+
+        Averages never reach into another image: a text row between two images must not depend on
+        the later one.
+        """
+        index = self.image_index
+        same = (index[:, :, None] == index[:, None, :]) & self.valid[:, None, :]
+        shares = same.to(torch.promote_types(self.values.dtype, torch.float32))
+        return shares / shares.sum(dim=-1, keepdim=True).clamp(min=1)
+
     def mean_values(self) -> Float[Tensor, "rows kv_heads image head_dim"]:
         """For each column the mean value of its own image, per head and dimension."""
-        same_image = (
-            rearrange(self.image_index, "rows image -> rows 1 image")
-            == rearrange(self.image_index, "rows other -> rows other 1")
-        ) & rearrange(self.valid, "rows image -> rows 1 image")
-        share = same_image.to(self.values.dtype)
-        share = share / share.sum(dim=-1, keepdim=True).clamp(min=1)
-        return torch.einsum("roi,rhid->rhod", share, self.values)
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        return (self.shares()[:, None] @ values).to(self.values.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,10 +66,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"cdkit {importlib.metadata.version('cdkit')}")
         raise typer.Exit
+    return wanted  # Typer passes on what a callback returns
 
 
 @app.callback()
@@ -119,15 +120,15 @@ def ablate(
     from cdkit.evals.ablation import job, terminal
     from cdkit.evals.ablation.progress import shown
 
-    folder = job.new_folder(output, name)
+    prepared = job.prepare(grid, job.new_folder(output, name))
     with shown(Console(stderr=True)) as stages:
-        results = job.ablate(grid, folder, stages)
+        results = job.ablate(prepared, stages)
     console = _console()
     for table in results.tables:
         console.print(terminal.render(table, console.width))
         console.print()
     console.print(terminal.legend())
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {prepared.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 @app.command(

@@ -19,9 +19,9 @@ from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 class ValueNoise(AttentionDistortion):
     """Cells above the segment's mean logit see `sqrt(a) V + sqrt(1 - a) noise` in place of V.
 
-    VCD's schedule with `step` 999 and `beta_max` 0.01 keeps `a` = 0.0063 of the variance; the
-    noise has the mean and the standard deviation of the sample's image values in that layer, and is
-    drawn once for each (seed, sample, layer, image token): the public code (lijm48/IMCCD) draws
+    VCD's schedule with `step` 999 and `beta_max` 0.01 keeps `a` = 0.0066 of the variance; the
+    noise has the mean and the standard deviation of the image's values in that layer, and is drawn
+    once for each (seed, sample, layer, image token): the public code (lijm48/IMCCD) draws
     anew at every call. The mask is IMD's. Source: the ablation of the CMAC paper.
     """
 
@@ -60,10 +60,9 @@ class ValueNoise(AttentionDistortion):
             torch.arange(dims, device=device),
         )
         values = image.values.to(torch.promote_types(image.values.dtype, torch.float32))
-        real = rearrange(image.valid, "rows image -> rows 1 image 1").to(values.dtype)
-        count = real.sum((1, 2, 3), keepdim=True).clamp(min=1) * heads * dims
-        mean = (values * real).sum((1, 2, 3), keepdim=True) / count
-        spread = ((values - mean).square() * real).sum((1, 2, 3), keepdim=True) / count
+        over_image = rearrange(image.shares(), "rows image other -> rows 1 image other")
+        mean = over_image @ values.mean((1, 3), keepdim=True)
+        spread = over_image @ (values - mean).square().mean((1, 3), keepdim=True)
         noise = mean + spread.sqrt() * normal.to(values.dtype)
         kept = diffusion_signal_kept(self.step, beta_max=self.beta_max)
         return diffuse(values, noise, kept=kept).to(image.values.dtype)

@@ -1,7 +1,7 @@
 """The proof that stored logits and `generate` agree, made anew in every run on a sample of it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
 
 import torch
@@ -33,9 +33,6 @@ class Proof:
     tokens_compared: int
     near_ties: int
     """Tokens that differ, but whose logits are within the tolerance of each other."""
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:

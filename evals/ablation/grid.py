@@ -98,6 +98,8 @@ class Grid:
     seeds: tuple[int, ...] = (0, 1, 2)
     temperature: float = 1.0
     batch: int = 64
+    threads: int = 0
+    """torch's threads while the grid runs; 0 leaves them as they are."""
     resamples: int = 2000
     check: int = 16
     """So many samples of a benchmark are answered by `generate` as well and must agree."""
@@ -118,6 +120,7 @@ class Grid:
             raise CdkitError(f"seeds must be different numbers, at least one: {list(self.seeds)}")
         check_number("temperature", self.temperature, above=0.0)
         check_integer("batch", self.batch, low=1)
+        check_integer("threads", self.threads, low=0)
         check_integer("resamples", self.resamples, low=100)
         check_integer("check", self.check, low=0)
         if not self.decode or not self.benchmarks:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import torch
 
 import cdkit
 from cdkit.benchmark import Answer, Tally
@@ -23,7 +25,7 @@ from cdkit.evals.ablation.results import Example, Figure, Results, Table
 from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
 
 EXAMPLES = 6
-LOADING, WRITING, TABLES = "world and model", "files", "intervals and tests"
+TABLES = "intervals and tests"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,17 +33,12 @@ class Ablation:
     """A grid with everything built that it names: what can be wrong with it is wrong by now."""
 
     grid: Grid
+    folder: Path
     arms: tuple[Arm, ...]
     points: tuple[SweepPoint, ...]
     loaded: tuple[Loaded, ...]
     files: object
-
-
-def prepare(grid: Grid, folder: Path) -> Ablation:
-    """Build the methods and the benchmarks; draws the world's files into `folder`."""
-    arms, points = plan.arms(grid), plan.sweep_points(grid)
-    files = draw_world(grid.world, folder / "world") if grid.world is not None else None
-    return Ablation(grid, arms, points, load_benchmarks(grid, files), files)
+    started: datetime
 
 
 def new_folder(output: Path, name: str | None) -> Path:
@@ -60,28 +57,42 @@ def new_folder(output: Path, name: str | None) -> Path:
     return folder
 
 
-def ablate(grid: Grid, folder: Path, stages: Stages) -> Results:
-    """Run the grid and leave config, predictions, metrics, manifest and report in `folder`."""
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
-    stages.start(LOADING, 2)
+def prepare(grid: Grid, folder: Path) -> Ablation:
+    """Build the methods and the benchmarks; draws the world's files into `folder`.
+
+    Where the grid turns out to be wrong the folder is removed: the name stays free.
+    """
+    started = datetime.now(UTC)
     try:
-        job = prepare(grid, folder)
+        arms, points = plan.arms(grid), plan.sweep_points(grid)
+        files = draw_world(grid.world, folder / "world") if grid.world is not None else None
+        loaded = load_benchmarks(grid, files)
     except CdkitError:
-        shutil.rmtree(folder)  # nothing has run: the name stays free for the mended grid
+        shutil.rmtree(folder)
         raise
-    stages.advance(LOADING)
+    (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
+    return Ablation(grid, folder, arms, points, loaded, files, started)
+
+
+def ablate(job: Ablation, stages: Stages) -> Results:
+    """Run it and leave predictions, metrics, manifest and report in its folder."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.grid.threads or threads)
+    try:
+        return _ablate(job, stages)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _ablate(job: Ablation, stages: Stages) -> Results:
+    grid, folder = job.grid, job.folder
     model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
     engine = Engine(model, processor, grid.temperature)
-    stages.advance(LOADING)
-
-    runner = Runner(engine, {a.name: a for a in _all_arms(job)}, stages)
-    batches = batches_of(_demand(job), grid.batch, engine.lengths)
+    runner = Runner(engine, {a.name: a for a in all_arms(job)}, stages)
+    batches = batches_of(demand(job), grid.batch, engine.lengths)
     undecided = runner.run(batches, grid.batch)
     proof = prove(runner, batches, grid.check) if grid.check else None
-    stages.start(WRITING, 1)
     _write_predictions(folder / "predictions.jsonl", job, runner.answers)
-    stages.advance(WRITING)
 
     tables = _tables(job, runner.answers, stages)
     results = Results(tables, _figures(job, runner.answers), _examples(job, runner.answers))
@@ -93,8 +104,8 @@ def ablate(grid: Grid, folder: Path, stages: Stages) -> Results:
         job.arms,
         proof,
         undecided=undecided,
-        started=started,
-        seconds=stages.seconds,
+        started=job.started,
+        stages=stages.seconds,
     )
     _write_json(folder / "manifest.json", facts)
     _write_json(folder / "metrics.json", metrics(results))
@@ -123,13 +134,14 @@ def metrics(results: Results) -> dict[str, object]:
     }
 
 
-def _all_arms(job: Ablation) -> Iterable[Arm]:
+def all_arms(job: Ablation) -> tuple[Arm, ...]:
+    """The grid's methods and the points of its sweeps."""
     return (*job.arms, *(point.arm for point in job.points))
 
 
-def _demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
+def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
     """What each distinct question is asked by: benchmarks that share it ask it once."""
-    demand: dict[Question, dict[str, frozenset[Decode]]] = {}
+    found: dict[Question, dict[str, frozenset[Decode]]] = {}
     for item in job.loaded:
         asked = {arm.name: _decodes(job.grid, item.name) for arm in job.arms}
         for point in job.points:
@@ -138,10 +150,10 @@ def _demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]
         for name in _positions(job.grid, item.name):
             asked[name] |= {Decode()}
         for question in item.questions.values():
-            known = demand.setdefault(question, {})
+            known = found.setdefault(question, {})
             for name, decodes in asked.items():
                 known[name] = known.get(name, frozenset()) | decodes
-    return demand
+    return found
 
 
 def _positions(grid: Grid, benchmark: str) -> tuple[str, ...]:

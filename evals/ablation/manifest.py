@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -26,18 +28,18 @@ def manifest(
     proof: Proof | None,
     *,
     undecided: int,
-    started: str,
-    seconds: Mapping[str, float],
+    started: datetime,
+    stages: Mapping[str, float],
 ) -> dict[str, object]:
     """Everything but the numbers; `summary` is what the report shows of it."""
     model = engine.model
     example = loaded[0].benchmark.samples()[0].prompt
-    wall = sum(seconds.values())
+    wall = (datetime.now(UTC) - started).total_seconds()
     return {
         "name": name,
-        "date": started,
+        "date": started.isoformat(timespec="seconds"),
         "wall_seconds": wall,
-        "stages": {stage: round(spent, 2) for stage, spent in seconds.items()},
+        "stages": {stage: round(spent, 2) for stage, spent in stages.items()},
         "versions": {
             "python": platform.python_version(),
             **{
@@ -77,7 +79,7 @@ def manifest(
             "yes_tokens": list(engine.yes_ids),
             "no_tokens": list(engine.no_ids),
             "generated_instead": undecided,
-            "proof": proof.as_dict() if proof else None,
+            "proof": asdict(proof) if proof else None,
         },
         "statistics": {
             "interval": "paired percentile bootstrap, 95 %, images (and seeds) resampled",

@@ -96,7 +96,10 @@ def _shared(method: Method) -> object:
     if method.interventions or method.readout is not None:
         # these name branches, or hand their own logits to the combiner: such a method runs alone
         return (calibrator, method.interventions, method.readout, method.branches)
-    return calibrator
+    # a branch with its own pixels or prompt cannot share the original's prefix, and would keep the
+    # other branches of a pass from sharing it
+    apart = any(branch.pixel or branch.prompt for branch in method.live_branches)
+    return (calibrator, apart)
 
 
 def _pass(arms: tuple[Arm, ...]) -> Pass:

@@ -37,6 +37,7 @@ def render(results: Results, manifest: Mapping[str, object]) -> str:
         heading=wording.heading,
         number=wording.number,
         difference=wording.difference,
+        interval=wording.interval,
         p_value=wording.p_value,
     )
 

@@ -70,7 +70,7 @@ class Runner:
             (OPEN, sum(len(d) for b in batches if b.stage == OPEN for d in b.asked.values())),
         ):
             self.stages.start(stage, work)
-        for batch in batches:
+        for batch in sorted(batches, key=lambda batch: batch.stage == OPEN):
             inputs = self.engine.inputs(batch.questions)
             if batch.stage == YES_NO:
                 self._first_steps(batch, inputs)

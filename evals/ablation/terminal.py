@@ -7,16 +7,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from cdkit.evals.ablation.results import Cell, Table, direction
-from cdkit.evals.ablation.wording import difference, heading, number
+from cdkit.evals.ablation.results import Cell, Table
+from cdkit.evals.ablation.wording import difference, heading, interval, number
 
-STYLES = {"better": "green", "worse": "red", "": ""}
+STYLES = {"better": "green", "worse": "red", "": "dim"}
 GAP = 2  # blanks between columns
 LEGEND = (
     "Second line: difference to plain with its paired 95 % bootstrap interval, resampled by image"
-    " and seed. Green or red: significantly better or worse than plain (sign-flip test by image,"
-    " Holm over the table, p < .05); * the best of a column, where that test says so. The intervals"
-    " cover images and seeds, not the training of the one model."
+    " and seed (plain: the interval of its own value). Green or red: significantly better or worse"
+    " than plain (sign-flip test by image, Holm over the table, p < .05); * the best of a column,"
+    " where that test says so. The intervals cover images and seeds, not the training of the one"
+    " model."
 )
 
 
@@ -26,7 +27,7 @@ def render(table: Table, width: int) -> RenderableType:
     No interval is ever cut: metrics that do not fit beside one another go into a second table.
     """
     columns = {m: _column(table, m) for m in table.metrics}
-    first = max(map(len, ["method", *table.rows]))
+    first = _first_width(table)
     parts: list[list[str]] = [[]]
     room = width
     for metric, cells in columns.items():
@@ -46,9 +47,15 @@ def _column(table: Table, metric: str) -> dict[str, Text]:
     return {name: _cell(row.cells[metric], metric) for name, row in table.rows.items()}
 
 
+def _first_width(table: Table) -> int:
+    titles = [word for title in table.sections for word in title.split()]
+    return max(map(len, ["method", *table.rows, *titles]))
+
+
 def _part(table: Table, columns: Mapping[str, Mapping[str, Text]]) -> RichTable:
     shown = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    shown.add_column("method", no_wrap=True)
+    # the first column is as wide as its longest word; a section's longer title is folded
+    shown.add_column("method", width=_first_width(table))
     for metric in columns:
         shown.add_column(heading(metric), justify="right")
     for title, rows in table.sections.items():
@@ -66,7 +73,6 @@ def legend() -> RenderableType:
 def _cell(cell: Cell, metric: str) -> Text:
     value = Text(number(cell.value.value, metric) + (" *" if cell.best else ""))
     value.stylize("bold" if cell.best else "")
-    if cell.difference is not None:
-        colour = STYLES[cell.verdict] or ("" if direction(metric) else "dim")
-        value.append("\n" + difference(cell.difference, metric), style=colour or "dim")
-    return value
+    if cell.difference is None:
+        return value.append("\n" + interval(cell.value, metric), style="dim")
+    return value.append("\n" + difference(cell.difference, metric), style=STYLES[cell.verdict])

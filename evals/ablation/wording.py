@@ -31,6 +31,10 @@ def number(value: float, metric: str) -> str:
     return f"{value * scale(metric):.1f}".replace("-", MINUS)
 
 
+def interval(estimate: Estimate, metric: str) -> str:
+    return f"[{number(estimate.low, metric)}, {number(estimate.high, metric)}]"
+
+
 def difference(estimate: Estimate, metric: str) -> str:
     """`+4.0 [2.5, 5.5]`: in points where the metric is a share."""
     value, low, high = (

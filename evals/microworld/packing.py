@@ -64,7 +64,7 @@ def pack(world: World, words: Words, lessons: Sequence[tuple[Picture, Lesson]]) 
     length = max(len(row.ids) for row in rows)
     labels = [patch_labels(world, picture) for picture, _ in lessons]
 
-    def stack(name: str, filler: float) -> np.ndarray:
+    def stack(name: str, filler: int) -> np.ndarray:
         lines = [getattr(row, name) for row in rows]
         return np.array([line + [filler] * (length - len(line)) for line in lines])
 
@@ -75,7 +75,7 @@ def pack(world: World, words: Words, lessons: Sequence[tuple[Picture, Lesson]]) 
         torch.from_numpy(stack("positions", 0)),
         torch.from_numpy(stack("block", PADDING)),
         torch.from_numpy(stack("target", IGNORED)),
-        torch.from_numpy(stack("weight", 0.0)).float(),
+        torch.from_numpy(stack("weight", 0)).float(),
         torch.tensor(nouns, dtype=torch.long).reshape(-1, 6),
         torch.from_numpy(np.stack([category for category, _ in labels])),
         torch.from_numpy(np.stack([color for _, color in labels])),

@@ -169,7 +169,7 @@ class LanguageStage(_Taught):
             0.3 * self._alike(batch, projected) + 0.3 * self._knowing(batch, states[self.middle])
         )
 
-    def _alike(self, batch: Packed, projected: Float[Tensor, "batch image width"]) -> Tensor:
+    def _alike(self, batch: Packed, projected: Float[Tensor, "batch image hidden"]) -> Tensor:
         there = batch.categories >= 0
         table: Tensor = self.model.model.language_model.embed_tokens.weight
         scores = projected[there] @ table.T * 4
@@ -177,7 +177,7 @@ class LanguageStage(_Taught):
             scores[:, self.colors].float(), batch.colors[there]
         )
 
-    def _knowing(self, batch: Packed, state: Float[Tensor, "batch text width"]) -> Tensor:
+    def _knowing(self, batch: Packed, state: Float[Tensor, "batch text hidden"]) -> Tensor:
         where = batch.nouns
         read = self.reader(state[where[:, 0], where[:, 1]]).float().split(self.sizes, -1)
         losses = [
@@ -189,7 +189,7 @@ class LanguageStage(_Taught):
 
 def see(
     model: LlavaForConditionalGeneration, pixel_values: Float[Tensor, "batch 3 height width"]
-) -> Float[Tensor, "batch image width"]:
+) -> Float[Tensor, "batch image hidden"]:
     """The patches as the vision tower gives them to the projector: last layer, no class token."""
     seen = model.model.vision_tower(pixel_values, output_hidden_states=True)
     patches: Tensor = seen.hidden_states[-1][:, 1:]
@@ -199,9 +199,9 @@ def see(
 def read(
     model: LlavaForConditionalGeneration,
     batch: Packed,
-    projected: Float[Tensor, "batch image width"],
+    projected: Float[Tensor, "batch image hidden"],
     image_token: int,
-) -> tuple[Float[Tensor, "batch text width"], ...]:
+) -> tuple[Float[Tensor, "batch text hidden"], ...]:
     """The language model's hidden states, embedding first; the last one is normed."""
     embedded = model.get_input_embeddings()(batch.input_ids)
     here = (batch.input_ids == image_token)[..., None]

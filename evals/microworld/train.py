@@ -87,7 +87,8 @@ def teach_vision(
     """The first stage, in place; gives the loss of each step."""
     pl.seed_everything(recipe.seed + 1, verbose=False)
     lessons = Lessons(world, words_of(world), recipe.vision, recipe.seed + 1)
-    return _fit(VisionStage(model, world, recipe.vision), lessons, progress, callbacks)
+    stage = VisionStage(model, world, recipe.vision)
+    return _fit(stage, DataLoader(lessons, batch_size=None), progress, callbacks)
 
 
 def teach_language(
@@ -102,7 +103,7 @@ def teach_language(
     words = words_of(world)
     lessons = Lessons(world, words, recipe.language, recipe.seed + 2)
     stage = LanguageStage(model, world, recipe.language, words)
-    return _fit(stage, lessons, progress, callbacks)
+    return _fit(stage, DataLoader(lessons, batch_size=None), progress, callbacks)
 
 
 def words_of(world: World) -> Words:
@@ -116,18 +117,18 @@ def words_of(world: World) -> Words:
 
 
 def _fit(
-    stage: VisionStage | LanguageStage,
-    lessons: Lessons,
+    taught: VisionStage | LanguageStage,
+    lessons: DataLoader[Packed],
     progress: bool,
     callbacks: Sequence[Callback],
 ) -> tuple[float, ...]:
     losses = _Losses()
     bars = [TQDMProgressBar(refresh_rate=10)] if progress else []
-    precision: Any = lessons.stage.precision
+    precision: Any = taught.stage.precision
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
-        max_steps=lessons.stage.steps,
+        max_steps=taught.stage.steps,
         max_epochs=1,
         precision=precision,
         gradient_clip_val=1.0,
@@ -137,12 +138,12 @@ def _fit(
         enable_checkpointing=False,
         logger=False,
     )
-    stage.train()
+    taught.train()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
-        trainer.fit(stage, DataLoader(lessons, batch_size=None))
-    stage.model.train(False)
+        trainer.fit(taught, lessons)
+    taught.model.train(False)
     return tuple(losses.seen)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import cdkit
 
-QUESTIONS = ("is there a cat ?", "<image> <image> w3 w4 in the image ?")
+QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
 

@@ -47,7 +47,7 @@ def test_batch_mates_order_and_size(
     assert backwards == together[::-1]
     assert pair == [together[1], together[3]]
     assert [single for (single,), _ in singles] == together
-    close = {"rtol": 0, "atol": 1e-9}
+    close: dict[str, Any] = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(turned, logits.flip(1), **close)
     torch.testing.assert_close(two, logits[:, [1, 3]], **close)
     alone = torch.cat([logits for _, logits in singles], dim=1)

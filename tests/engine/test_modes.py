@@ -22,7 +22,7 @@ MODES: dict[str, dict[str, Any]] = {
     "a single token": {"max_new_tokens": 1},
 }
 SPLIT = ("no cache", "chunked prefill")
-QUESTIONS = ("is there a cat ?", "<image> <image> w3 w4 in the image ?")
+QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Run = Callable[..., Tensor]
 
 
@@ -171,7 +171,7 @@ def test_shared_work_changes_nothing(
     logits_of: Run,
 ) -> None:
     """Each optimisation on and off: `optimize=False` runs every branch through the whole prompt."""
-    inputs = make_inputs("before <image> after ?", "<image> <image> w3 w4 in the image ?")
+    inputs = make_inputs("before <image> after ?", "<image> w3 <image> w4 in the image ?")
     runs = []
     for optimize in (True, False):
         with cdkit.attach(model, cdkit.load(name), processor=processor, optimize=optimize):

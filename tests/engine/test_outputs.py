@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -18,16 +18,15 @@ from transformers import (
 
 import cdkit
 
-QUESTIONS = ("is there a cat ?", "<image> <image> w3 w4 in the image ?")
+QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
+hf: Any = transformers  # much of it is not typed
 FULL = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
 
 
 def generate(model: Any, inputs: Inputs, **asked: Any) -> Any:
-    return model.generate(
-        **inputs, **({"max_new_tokens": 5, "do_sample": False} | FULL | asked)
-    )
+    return model.generate(**inputs, **({"max_new_tokens": 5, "do_sample": False} | FULL | asked))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 1.0])
@@ -49,9 +48,7 @@ def test_logits_are_contrasted_and_constrained(
         assert kept.sum(dim=-1).min() >= 1 and (kept.all() == (beta == 0))
 
 
-def test_the_original_branch_of_imd_is_the_stock_model(
-    model: Any, make_inputs: MakeInputs
-) -> None:
+def test_the_original_branch_of_imd_is_the_stock_model(model: Any, make_inputs: MakeInputs) -> None:
     inputs = make_inputs(*QUESTIONS)
     with cdkit.attach(model, cdkit.load("cmac_imd"), trace=("logits",)) as run:
         out = generate(model, inputs)
@@ -71,9 +68,7 @@ def test_the_original_branch_of_imd_is_the_stock_model(
 
 def test_scores_come_after_the_processors(model: Any, make_inputs: MakeInputs) -> None:
     with cdkit.attach(model, cdkit.load("cmac")):
-        out = generate(
-            model, make_inputs(*QUESTIONS), do_sample=True, temperature=0.5, top_k=2
-        )
+        out = generate(model, make_inputs(*QUESTIONS), do_sample=True, temperature=0.5, top_k=2)
     for logits, scores in zip(out.logits, out.scores, strict=True):
         best = logits.double().topk(2)
         kept = scores > -math.inf
@@ -93,7 +88,7 @@ def test_the_returned_cache_is_a_plain_one_of_the_original_branch(
         out = generate(model, inputs, num_beams=beams)
     cache = out.past_key_values
     stock = generate(model, inputs, num_beams=beams).past_key_values
-    assert type(cache) is type(stock) is DynamicCache
+    assert type(cache) is type(stock) is hf.DynamicCache
     assert cache.get_seq_length() == stock.get_seq_length()
     for given, wanted in zip(cache.layers, stock.layers, strict=True):
         assert given.keys.shape == wanted.keys.shape
@@ -174,9 +169,7 @@ class Keep(LogitsProcessor):
 def test_logits_processors_get_the_combined_logits(model: Any, make_inputs: MakeInputs) -> None:
     keep = Keep()
     with cdkit.attach(model, cdkit.load("cmac")):
-        out = generate(
-            model, make_inputs(*QUESTIONS), logits_processor=LogitsProcessorList([keep])
-        )
+        out = generate(model, make_inputs(*QUESTIONS), logits_processor=LogitsProcessorList([keep]))
     assert len(keep.scores) == 5
     for given, wanted in zip(keep.scores, out.logits, strict=True):
         assert given.equal(wanted.to(given)) and given.isneginf().any()
@@ -196,11 +189,9 @@ def test_the_arguments_of_generate_may_come_in_any_form(
     model: Any, make_inputs: MakeInputs
 ) -> None:
     """`inputs` positionally, a generation config, and arguments over it."""
-    from transformers import GenerationConfig
-
     inputs = make_inputs(*QUESTIONS)
     ids, rest = inputs["input_ids"], {k: v for k, v in inputs.items() if k != "input_ids"}
-    config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0)
+    config = hf.GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0)
     with cdkit.attach(model, cdkit.load("cmac")):
         wanted = model.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert model.generate(ids, **rest, generation_config=config).equal(wanted)
@@ -223,7 +214,9 @@ def test_a_missing_mask_means_no_padding_or_hugging_faces_guess(
             torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
-def test_a_generated_image_id_is_text(make_model: Callable[..., Any], make_inputs: MakeInputs) -> None:
+def test_a_generated_image_id_is_text(
+    make_model: Callable[..., Any], make_inputs: MakeInputs
+) -> None:
     own = make_model()
     with torch.no_grad():
         own.lm_head.bias[own.config.image_token_id] = 100.0  # it says nothing else

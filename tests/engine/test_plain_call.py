@@ -9,7 +9,7 @@ from torch import Tensor
 
 import cdkit
 
-QUESTIONS = ("is there a cat ?", "<image> <image> w3 w4 in the image ?")
+QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
 ACTIVE = [name for name in cdkit.presets() if not cdkit.load(name).idle]
@@ -80,9 +80,13 @@ def test_teacher_forcing_equals_decoding_step_by_step(
 ) -> None:
     """With a threshold for each row the columns of an answer are those of its decoding."""
     inputs = make_inputs(QUESTIONS[0])
-    with cdkit.attach(model, cdkit.load(name, scope="row"), sample_ids=["a"], trace=("logits",)) as run:
+    with cdkit.attach(
+        model, cdkit.load(name, scope="row"), sample_ids=["a"], trace=("logits",)
+    ) as run:
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-        steps = torch.stack([step.combined for step in run.trace.steps if step.combined is not None])
+        steps = torch.stack(
+            [step.combined for step in run.trace.steps if step.combined is not None]
+        )
         forced = call(
             model,
             input_ids=ids,
@@ -94,9 +98,7 @@ def test_teacher_forcing_equals_decoding_step_by_step(
 
 
 @pytest.mark.parametrize("name", ACTIVE)
-def test_going_on_by_hand(
-    name: str, model: Any, processor: Any, make_inputs: MakeInputs
-) -> None:
+def test_going_on_by_hand(name: str, model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     """The cache of a plain call goes into the next one: greedy decoding in six lines."""
     inputs = make_inputs(*QUESTIONS)
     with cdkit.attach(model, cdkit.load(name), processor=processor):

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 import cdkit
 
-QUESTIONS = ("is there a cat ?", "<image> <image> w3 w4 in the image ?")
+QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True},
@@ -39,7 +39,9 @@ def test_suppressed_tokens_raise(model: Any, make_inputs: MakeInputs, mode: dict
     inputs = make_inputs(*QUESTIONS)
     banned = plausible_at_first(model, inputs, 0.5)
     with cdkit.attach(model, cdkit.load("cmac_imd", beta=0.5)):
-        with pytest.raises(cdkit.CdkitError, match=r"cmac_imd, step 0, row 0: .*beta=0\.5") as error:
+        with pytest.raises(
+            cdkit.CdkitError, match=r"cmac_imd, step 0, row 0: .*beta=0\.5"
+        ) as error:
             model.generate(**inputs, max_new_tokens=3, suppress_tokens=banned, **mode)
     assert "use a smaller beta, or on_empty='original'" in str(error.value)
 
@@ -58,9 +60,7 @@ def test_the_error_names_the_step_and_the_row(model: Any, make_inputs: MakeInput
     processors = LogitsProcessorList([Late([0])])
     with cdkit.attach(model, cdkit.load("vcd")):
         with pytest.raises(cdkit.CdkitError, match=r"^vcd, step 2, row 1: .*beta=0\.1"):
-            model.generate(
-                **inputs, max_new_tokens=4, do_sample=False, logits_processor=processors
-            )
+            model.generate(**inputs, max_new_tokens=4, do_sample=False, logits_processor=processors)
 
 
 def test_the_original_logits_take_over(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import cdkit
 
-QUESTIONS = ("is there a cat ?", "<image> <image> w3 w4 in the image ?")
+QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 LAYERS, HEADS, COLUMNS = 3, 4, 18  # two images of 9 tokens in the second prompt
 MakeInputs = Callable[..., dict[str, Tensor]]
 
@@ -132,7 +132,8 @@ def test_states_before_the_image_are_equal_in_both_branches(
     for name in after_image:
         seen.clear()
         hooks = [
-            layer.register_forward_hook(lambda m, i, output: seen.append(output)) for layer in layers
+            layer.register_forward_hook(lambda m, i, output: seen.append(output))
+            for layer in layers
         ]
         with cdkit.attach(model, cdkit.load(name), optimize=False), torch.no_grad():
             model(**inputs)
@@ -147,7 +148,8 @@ def test_states_before_the_image_are_equal_in_both_branches(
 
 
 def test_unknown_traces(model: Any) -> None:
-    with pytest.raises(cdkit.CdkitError, match="no trace is called 'logit'. Did you mean 'logits'"):
+    hint = r"no trace is called 'logit'\. Did you mean 'logits'"
+    with pytest.raises(cdkit.CdkitError, match=hint):
         cdkit.attach(model, cdkit.load("cmac"), trace=("logit",))
     with pytest.raises(cdkit.CdkitError, match="trace must be a list of names"):
         cdkit.attach(model, cdkit.load("cmac"), trace="logits")

@@ -4,22 +4,27 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import accelerate
-import accelerate.hooks
+import accelerate  # type: ignore[import-untyped]
+import accelerate.hooks  # type: ignore[import-untyped]
 import peft
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import ImageTextToTextPipeline
 
 import cdkit
 
-QUESTIONS = ("is there a cat ?", "<image> <image> w3 w4 in the image ?")
+QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
 Run = Callable[..., Tensor]
 METHODS = ("cmac", "vcd", "icd")
+# of the libraries, none of it about what is called here
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is dep:DeprecationWarning"),
+]
 
 
 @pytest.fixture
@@ -77,7 +82,7 @@ def test_prompt_tuning_is_refused(own: Any) -> None:
         cdkit.attach(wrapped, cdkit.load("cmac"))
 
 
-class Counting(accelerate.hooks.ModelHook):
+class Counting(accelerate.hooks.ModelHook):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
@@ -109,9 +114,7 @@ def test_accelerate_hooks_go_on(
         assert logits_of(own, inputs, max_new_tokens=3).equal(wanted)
 
 
-def test_weights_offloaded_by_accelerate(
-    own: Any, make_inputs: MakeInputs, logits_of: Run
-) -> None:
+def test_weights_offloaded_by_accelerate(own: Any, make_inputs: MakeInputs, logits_of: Run) -> None:
     inputs = make_inputs(*QUESTIONS)
     stock = logits_of(own, inputs)
     with cdkit.attach(own, cdkit.load("cmac")):
@@ -125,7 +128,7 @@ def test_weights_offloaded_by_accelerate(
 
 @pytest.mark.parametrize("part", ["whole", "in place", "layer"])
 def test_compiled_models_are_refused(part: str, own: Any) -> None:
-    model = own
+    model: Any = own
     if part == "whole":
         model = torch.compile(own)
     elif part == "in place":
@@ -141,7 +144,8 @@ def test_compiled_models_are_refused(part: str, own: Any) -> None:
 def test_a_pipeline(
     name: str, own: Any, processor: Any, image: Callable[[int], Image.Image]
 ) -> None:
-    pipeline = ImageTextToTextPipeline(model=own, processor=processor)
+    hf: Any = transformers  # much of it is not typed
+    pipeline = hf.ImageTextToTextPipeline(model=own, processor=processor)
     asked: dict[str, Any] = {
         "text": "USER: <image> is there a cat ? ASSISTANT:",
         "generate_kwargs": {"max_new_tokens": 5, "do_sample": False},
@@ -152,7 +156,7 @@ def test_a_pipeline(
         given = pipeline(images=image(3), **asked)[0]["generated_text"]
         inputs = processor(images=[image(3)], text=[asked["text"]], return_tensors="pt")
         ids = own.generate(**inputs, max_new_tokens=5, do_sample=False)
-    assert given == processor.tokenizer.decode(ids[0, -5:]) != stock
+    assert given.strip() == processor.tokenizer.decode(ids[0, -5:]) != stock.strip()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

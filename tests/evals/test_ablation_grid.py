@@ -108,7 +108,7 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(CdkitError, match=r"grid\.toml.*" + message.replace("?", r"\?")):
             toml.read(file)
-    with pytest.raises(CdkitError, match="cannot read the grid .*absent.toml: No such file"):
+    with pytest.raises(CdkitError, match=r"cannot read the grid .*absent\.toml: No such file"):
         toml.read(tmp_path / "absent.toml")
     file.write_text("[quick]\n[methods.plain]\n")
     with pytest.raises(CdkitError, match=r"no \[quick\] section"):

@@ -106,9 +106,7 @@ def test_a_set_parameter_names_the_column(picture: Path) -> None:
         (["--sample", "--temperature", "0"], "--temperature must be above 0, got 0"),
     ],
 )
-def test_a_bad_option_is_one_clear_error(
-    picture: Path, arguments: list[str], message: str
-) -> None:
+def test_a_bad_option_is_one_clear_error(picture: Path, arguments: list[str], message: str) -> None:
     assert message in refused("generate", "--prompt", PROMPT, "--image", picture, *arguments)
 
 
@@ -151,7 +149,12 @@ plain = {{}}
         ("pop", "q.json", "", "no benchmark is called 'pop'. Did you mean 'pope'?"),
         ("pope", "absent.json", "", "absent.json cannot be read"),
         ("pope", "empty.json", "", "empty.json is empty"),
-        ("pope", "q.json", 'parser = "strict"', "no key is called 'parser'. Did you mean 'parsers'"),
+        (
+            "pope",
+            "q.json",
+            'parser = "strict"',
+            "no key is called 'parser'. Did you mean 'parsers'",
+        ),
         ("pope", "q.json", 'show = ["acuracy"]', "no metric is called 'acuracy'. Did you mean"),
         ("pope", "lost.json", "", "needs the image"),
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 import cdkit
 
-from .against import IMD, Ran, branch_logits, generate
+from .against import IMD, NOISE, Ran, Rewrite, branch_logits, generate
 from .reference import Rules, contrast
-from .test_inputs import noised
+from .test_inputs import ROLE, noised, unchanged, with_role
 from .tiny import Sample, sample, tiny
 
 SAMPLES = (sample(3, 5, seed=31), sample(2, 2, seed=32))
@@ -20,28 +21,31 @@ Logits = Callable[[Sample, Sequence[int]], Tensor]
 """(sample, generated tokens) -> the combined logits of the next token."""
 
 
-def _cmac(one: Sample, generated: Sequence[int], beta: float) -> Tensor:
-    tokens = torch.tensor([[*generated, 0]])  # the last one is not fed
-    rules = replace(IMD, scope="row")
-    original = branch_logits(tiny(2), [one], tokens, replace(rules, distortion="none"))
-    distorted = branch_logits(tiny(2), [one], tokens, rules)
-    return contrast(original, [distorted], [3.0], beta)[0, -1]
-
-
-def _vcd(one: Sample, generated: Sequence[int], beta: float) -> Tensor:
-    tokens = torch.tensor([[*generated, 0]])
-    original = branch_logits(tiny(2), [one], tokens, Rules())
-    distorted = branch_logits(tiny(2), [one], tokens, Rules(), rewrite=noised(500))
-    return contrast(original, [distorted], [1.0], beta)[0, -1]
-
-
-def by_hand(name: str, beta: float) -> Logits:
-    compute = {"cmac": _cmac, "vcd": _vcd}[name]
-    return lambda one, generated: compute(one, generated, beta).float()  # as generate reads them
+RULES: dict[str, tuple[Rules, Rewrite]] = {
+    "cmac": (replace(IMD, scope="row"), unchanged),
+    "value_noise": (NOISE, unchanged),
+    "vcd": (Rules(), noised(500)),
+    "icd": (Rules(), with_role("system")),
+}
 
 
 def method(name: str, beta: float) -> cdkit.Method:
-    return cdkit.load(name, beta=beta, **({"scope": "row"} if name == "cmac" else {}))
+    more = {"cmac": {"scope": "row"}, "icd": {"instruction": ROLE}}
+    return cdkit.load(name, beta=beta, **more.get(name, {}))
+
+
+def by_hand(name: str, beta: float) -> Logits:
+    rules, rewrite = RULES[name]
+    combiner = method(name, beta).combiner
+
+    def logits(one: Sample, generated: Sequence[int]) -> Tensor:
+        tokens = torch.tensor([[*generated, 0]])  # the last one is not fed
+        original = branch_logits(tiny(2), [one], tokens, replace(rules, distortion="none"))
+        distorted = branch_logits(tiny(2), [one], tokens, rules, rewrite=rewrite)
+        combined = contrast(original, [distorted], [getattr(combiner, "alpha", 0.0)], beta)
+        return combined[0, -1].float()  # as generate reads them
+
+    return logits
 
 
 def greedy(logits: Logits, one: Sample, processed: Callable[[Tensor], Tensor]) -> list[int]:
@@ -97,7 +101,7 @@ def lists(ran: Ran) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("optimize", [True, False])
-@pytest.mark.parametrize("name", ["cmac", "vcd"])
+@pytest.mark.parametrize("name", RULES)
 def test_greedy(name: str, optimize: bool) -> None:
     ran = generate(tiny(2), method(name, 0.1), SAMPLES, steps=STEPS, optimize=optimize, trace=())
     logits = by_hand(name, 0.1)
@@ -150,8 +154,10 @@ def test_sampling_with_temperature_and_top_k(name: str) -> None:
 
 
 @pytest.mark.parametrize("optimize", [True, False])
-@pytest.mark.parametrize("name", ["cmac", "vcd"])
-@pytest.mark.parametrize(("count", "beta"), [(2, 0.0), (3, 0.0), (2, 0.05)])
+@pytest.mark.parametrize(
+    ("name", "count", "beta"),
+    [(name, 2, 0.0) for name in RULES] + [("cmac", 3, 0.05), ("vcd", 3, 0.05)],
+)
 def test_beam_search(name: str, count: int, beta: float, optimize: bool) -> None:
     ran = generate(
         tiny(2), method(name, beta), SAMPLES, steps=STEPS, optimize=optimize, trace=(),
@@ -174,14 +180,14 @@ def test_beam_search_moves_between_beams() -> None:
 
 
 @pytest.mark.parametrize("name", ["cmac", "vcd"])
-def test_the_plain_model_decodes_otherwise(name: str) -> None:
-    """By hand and with cdkit, every mode above differs from the model without the method."""
+def test_the_method_changes_every_mode(name: str) -> None:
     plain, seed = cdkit.load("plain"), 0
-    for how in (
+    modes: tuple[dict[str, Any], ...] = (
         {"do_sample": False},
         {"do_sample": True, "top_k": 0},
         {"num_beams": 3, "num_return_sequences": 3},
-    ):
+    )
+    for how in modes:
         answers = []
         for one in plain, method(name, 0.0):
             torch.manual_seed(seed)

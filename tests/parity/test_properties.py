@@ -34,7 +34,7 @@ ALPHAS, BETAS = st.floats(0, 4), st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])
 GAMMAS = st.floats(1, 4)
 
 
-@settings(max_examples=25)
+@settings(max_examples=16)
 @given(prompts(), KV_HEADS, SCOPES, ALPHAS, BETAS, GAMMAS, st.integers(0, 3), st.data())
 def test_optimisations_change_nothing(
     samples: tuple[Sample, ...],
@@ -59,7 +59,7 @@ def test_optimisations_change_nothing(
     assert torch.equal(bare.tokens, slow.tokens)
 
 
-@settings(max_examples=15)
+@settings(max_examples=12)
 @given(prompts(), KV_HEADS, SCOPES, ALPHAS, BETAS, GAMMAS, st.sampled_from(["scaled", "unit"]))
 def test_any_configuration_equals_the_reference(
     samples: tuple[Sample, ...],

@@ -1,0 +1,284 @@
+"""The contract suite finds each broken promise of all other parts, and of parts as values."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import cdkit
+from cdkit.combiner import OnEmpty, State
+from cdkit.strategy import Touch
+from cdkit.testing import (
+    check_calibrator,
+    check_combiner,
+    check_readout,
+    check_strategy,
+    variants,
+)
+
+
+@dataclass(frozen=True)
+class Positions(cdkit.PositionCalibrator):
+    """Does what it is given."""
+
+    change: Callable[[Tensor, Tensor], Tensor]
+    is_idle: bool = False
+
+    @property
+    def idle(self) -> bool:
+        return self.is_idle
+
+    def calibrate(self, positions: Tensor, is_image: Tensor) -> Tensor:
+        return self.change(positions, is_image)
+
+
+def ordinary(positions: Tensor, is_image: Tensor) -> Tensor:
+    return positions.double()
+
+
+POSITIONS: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
+    (lambda p, i: -p.double(), "positions never decrease"),
+    (lambda p, i: p.float(), "positions are float64"),
+    (lambda p, i: p[:, 1:].double(), "one position a token"),
+    (lambda p, i: p.double() / 0.0, "positions are finite"),
+    (lambda p, i: p.double() / p.shape[1], "a position depends on no later token"),
+    (lambda p, i: p * (1 + 0.01 * i.sum()).double(), "a position depends on no later token"),
+    (lambda p, i: p * 1.0 / (1 + i[:1, 0]).double(), "rows of the batch are independent"),
+    (lambda p, i: p.double() ** 2, "a constant added to all positions only moves them"),
+    (ordinary, "idle says whether every distance stays"),
+]
+
+
+@pytest.mark.parametrize(("change", "promise"), POSITIONS)
+def test_positions(change: Callable[[Tensor, Tensor], Tensor], promise: str) -> None:
+    @dataclass(frozen=True)
+    class Here(Positions):
+        """Found again by pickle, as a lambda would not be."""
+
+        change: Any = None
+
+        def __reduce__(self) -> Any:
+            return (_same, (id(self),))
+
+    part = Here(change)
+    _kept[id(part)] = part
+    with pytest.raises(AssertionError, match=re.escape(promise)):
+        check_calibrator(part)
+
+
+_kept: dict[int, Any] = {}
+
+
+def _same(key: int) -> Any:
+    return _kept[key]
+
+
+def test_an_idle_calibrator() -> None:
+    check_calibrator(Positions(ordinary, is_idle=True))
+
+
+@dataclass(frozen=True)
+class Combiner(cdkit.LogitCombiner):
+    """Does what it is given."""
+
+    by_step: ClassVar[bool] = False
+    change: Callable[..., Any]
+    read: bool = True
+    is_idle: bool = False
+    on_empty: OnEmpty = "raise"
+
+    @property
+    def idle(self) -> bool:
+        return self.is_idle
+
+    def reads(self, name: str) -> bool:
+        return self.read
+
+    def combine(
+        self, original: Tensor, others: Mapping[str, Tensor], *, step: int, state: State
+    ) -> tuple[Tensor, State]:
+        result: tuple[Tensor, State] = self.change(original, others, step, state)
+        return result
+
+
+def as_it_is(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original, state
+
+
+def nan(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original * math.nan, state
+
+
+def none_left(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original.masked_fill(original < 2.5, -math.inf), state
+
+
+def batch_mean(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original - original.mean(dim=0), state
+
+
+def by_step(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original * (1 + step), state
+
+
+def keeps_state(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original, {"last": original}
+
+
+def flat_state(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original, {"last": original.mean()}
+
+
+def reads_others(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original + sum(others.values()), state
+
+
+def adds_in_place(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original.add_(1), state
+
+
+def narrow(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return original[:, 1:], state
+
+
+def twice(original: Tensor, others: Mapping[str, Tensor], step: int, state: State) -> Any:
+    return 2 * original, state
+
+
+COMBINERS: list[tuple[Combiner, str]] = [
+    (Combiner(nan), "combined logits are finite, or -inf"),
+    (Combiner(none_left), "a token is left in every row"),
+    (Combiner(batch_mean), "rows of the batch are independent"),
+    (Combiner(by_step), "with by_step = False no step and no state counts"),
+    (Combiner(keeps_state), "with by_step = False it keeps no state"),
+    (Combiner(flat_state), "state tensors begin with the rows"),
+    (Combiner(reads_others, False), "logits that it does not read (distorted) are unread"),
+    (Combiner(adds_in_place), "nothing is written into what it is passed"),
+    (Combiner(narrow), "the result has the shape of the logits"),
+    (Combiner(twice, is_idle=True), "an idle combiner returns the original"),
+    (Combiner(as_it_is, on_empty="never"), "on_empty is 'raise' or 'original'"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("part", "promise"), COMBINERS, ids=[p for _, p in COMBINERS])
+def test_combiners(part: Combiner, promise: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(promise)):
+        check_combiner(part)
+
+
+def test_a_sound_combiner() -> None:
+    check_combiner(Combiner(as_it_is, is_idle=True))
+
+
+@dataclass(frozen=True)
+class Readout(cdkit.LayerReadout):
+    """Does what it is given."""
+
+    found: tuple[tuple[str, int], ...]
+
+    def layers(self, count: int) -> Mapping[str, int]:
+        return dict(self.found)
+
+
+def test_readouts() -> None:
+    check_readout(Readout((("last", -1),)))
+    for found, promise in (
+        ((), "it names a layer"),
+        ((("original", 1),), "no layer is called 'original'"),
+        ((("deep", 20),), "its layers are among 8"),
+    ):
+        with pytest.raises(AssertionError, match=promise):
+            check_readout(Readout(found))
+
+
+# ---- parts are values ----------------------------------------------------------------------------
+
+
+@dataclass
+class Thawed(cdkit.PixelDistortion):
+    """Not frozen."""
+
+    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return pixels
+
+
+@dataclass(frozen=True)
+class Undocumented(cdkit.PixelDistortion):
+    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return pixels
+
+
+@dataclass(frozen=True)
+class Listed(cdkit.PixelDistortion):
+    """A list cannot be hashed."""
+
+    values: Any = (1,)
+
+    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Unequal(cdkit.PixelDistortion):
+    """Without equality."""
+
+    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return pixels
+
+
+@dataclass(frozen=True)
+class Greedy(cdkit.PixelDistortion):
+    """Declares what pixels cannot touch."""
+
+    touches: ClassVar[frozenset[Touch]] = frozenset({"pixels", "values"})
+
+    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return pixels
+
+
+VALUES: list[tuple[Any, str]] = [
+    (Thawed(), "it is a frozen dataclass"),
+    (Undocumented(), "it has a docstring"),
+    (Listed([1]), "it can be hashed"),
+    (Listed(lambda: 1), "it can be pickled"),
+    (Unequal(), "equal parameters make equal parts"),
+    (Greedy(), "touches is a frozenset out of ['pixels']"),
+    (cdkit.DISTORTIONS, "it is a frozen dataclass"),
+]
+
+
+@pytest.mark.parametrize(("part", "promise"), VALUES, ids=[p for _, p in VALUES])
+def test_values(part: Any, promise: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(promise)):
+        check_strategy(part)
+
+
+def test_a_stranger() -> None:
+    @dataclass(frozen=True)
+    class Stranger:
+        """None of the kinds."""
+
+        def __reduce__(self) -> Any:
+            return (_same, (0,))
+
+    _kept[0] = Stranger()  # its checks as a value need it to be found again
+    with pytest.raises(AssertionError, match="must subclass PixelDistortion, PromptDistortion"):
+        check_strategy(_kept[0])
+    for check, base in (
+        (check_calibrator, "PositionCalibrator"),
+        (check_combiner, "LogitCombiner"),
+        (check_readout, "LayerReadout"),
+    ):
+        with pytest.raises(AssertionError, match=f"it subclasses {base}"):
+            check(_kept[0])
+
+
+def test_variants_try_every_choice() -> None:
+    found = set(variants(cdkit.DISTORTIONS["value_mean_mask"]))
+    default = cdkit.DISTORTIONS["value_mean_mask"]()
+    assert default in found and len(found) == 1 + 1 + 2  # value_mean: 1 other; scope: 2 others
