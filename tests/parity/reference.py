@@ -254,25 +254,28 @@ class _Layer:
         """What masked cells see in place of their value: (tokens, heads, d)."""
         image = torch.tensor(self.sequence.image)
         value = self.value
-        if self.rules.distortion == "noise":
-            assert self.sequence.noise is not None
-            own = value[image >= 0]
-            spread = (own - own.mean()).pow(2).mean().sqrt()
-            noise = own.mean() + spread * self.sequence.noise[self.layer]
-            new = value.clone()
-            kept = self.rules.kept
-            new[image >= 0] = math.sqrt(kept) * own + math.sqrt(1 - kept) * noise
-            return self._per_head(new)
         new = torch.zeros_like(value)
         for number in range(int(image.max()) + 1):
             own = value[image == number]
             if self.rules.fault == "mean_over_images":
                 own = value[image >= 0]
+            if self.rules.distortion == "noise":
+                new[image == number] = self._noised(number)
+                continue
             mean = own.mean(0)  # a vector for each head
             if self.rules.distortion == "mean_scalar" or self.rules.fault == "scalar_mean":
                 mean = own.mean((0, 2))[:, None].expand_as(mean)  # a number for each head
             new[image == number] = mean
         return self._per_head(new)
+
+    def _noised(self, number: int) -> Tensor:
+        """An image's values with noise of their own mean and standard deviation."""
+        assert self.sequence.noise is not None
+        image = torch.tensor(self.sequence.image)
+        own = self.value[image == number]
+        normal = self.sequence.noise[self.layer][image[image >= 0] == number]
+        noise = own.mean() + (own - own.mean()).pow(2).mean().sqrt() * normal
+        return math.sqrt(self.rules.kept) * own + math.sqrt(1 - self.rules.kept) * noise
 
     def output(self, result: Result, shared: Tensor | None) -> Tensor:
         """The layer's output states."""

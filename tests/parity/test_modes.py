@@ -131,7 +131,7 @@ def test_sampling(name: str, returned: int) -> None:
     logits = by_hand(name, 0.05)
     rows = [one for one in SAMPLES for _ in range(returned)]
     answers = set()
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         ran = generate(
             tiny(2), method(name, 0.05), SAMPLES, steps=STEPS, trace=(),

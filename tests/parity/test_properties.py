@@ -34,7 +34,7 @@ ALPHAS, BETAS = st.floats(0, 4), st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0])
 GAMMAS = st.floats(1, 4)
 
 
-@settings(max_examples=16)
+@settings(max_examples=12)
 @given(prompts(), KV_HEADS, SCOPES, ALPHAS, BETAS, GAMMAS, st.integers(0, 3), st.data())
 def test_optimisations_change_nothing(
     samples: tuple[Sample, ...],
@@ -59,7 +59,7 @@ def test_optimisations_change_nothing(
     assert torch.equal(bare.tokens, slow.tokens)
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(prompts(), KV_HEADS, SCOPES, ALPHAS, BETAS, GAMMAS, st.sampled_from(["scaled", "unit"]))
 def test_any_configuration_equals_the_reference(
     samples: tuple[Sample, ...],
@@ -79,7 +79,7 @@ def test_any_configuration_equals_the_reference(
     assert_close(ran.logits, expected, within=1e-9 * (1 + 2 * alpha))
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(prompts(), SCOPES, st.booleans())
 def test_gamma_one_is_no_calibration(
     samples: tuple[Sample, ...], scope: Scope, optimize: bool
@@ -102,7 +102,7 @@ def constant(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
     )
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(prompts(bare=True), SCOPES, st.floats(1, 4))
 def test_constant_image_values_make_the_distortion_idle(
     samples: tuple[Sample, ...], scope: Scope, gamma: float

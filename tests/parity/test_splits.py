@@ -25,8 +25,8 @@ from .against import (
     tolerance,
 )
 from .reference import Rules, contrast
-from .test_inputs import noised, stock_logits, unchanged
-from .tiny import IMAGE, Sample, batch, sample, tiny
+from .test_inputs import ROLE, noised, stock_logits, unchanged, with_role
+from .tiny import IMAGE, Sample, WordTokenizer, batch, sample, tiny
 
 SAMPLES = (sample(3, 5, seed=41), sample(2, 3, 6, seed=42), sample(0, 4, seed=43, bos=False))
 
@@ -41,9 +41,8 @@ def test_a_chunked_prompt(case: str, chunk: int) -> None:
     assert_close(have, {"combined": expected}, within=tolerance(method))
 
 
-# Text between two images is noised with the statistics of the images that are there so far.
-@pytest.mark.xfail(reason="value_noise reads all images of a sample; reported to the engine")
 def test_value_noise_of_a_chunked_prompt() -> None:
+    """Text between two images does not wait for the statistics of the second one."""
     method, rules = cdkit.load("value_noise", scope="row"), replace(NOISE, scope="row")
     ran = generate(tiny(2), method, SAMPLES, prefill_chunk_size=7, steps=3)
     expected = one_branch(tiny(2), SAMPLES, ran.tokens, rules, method)["combined"]
@@ -86,6 +85,22 @@ def test_a_cache_that_is_continued(scope: str, pieces: Sequence[int]) -> None:
     )
     expected = contrast(original, [distorted], [3.0], 0.0)[0]
     assert_close({"all": torch.cat(logits)}, {"all": expected}, within=tolerance(method))
+
+
+def test_a_cache_of_longer_branches_that_is_continued() -> None:
+    """Each branch keeps its own positions where the distorted prompt is longer."""
+    model, method = tiny(2), cdkit.load("icd", instruction=ROLE, beta=0.0)
+    one, later = SAMPLES[1], [5, 17, 33]
+    with cdkit.attach(model, method, processor=WordTokenizer()), torch.no_grad():
+        first = model(**batch([one]), logits_to_keep=1, use_cache=True)
+        cache = first.past_key_values
+        assert cache.get_seq_length() == len(one.ids)
+        rest = model(input_ids=torch.tensor([later]), past_key_values=cache)
+    tokens = torch.tensor([[*later, 0]])  # the last one is not fed
+    original = stock_logits(model, [one], tokens, unchanged)
+    distorted = stock_logits(model, [one], tokens, with_role("system"))
+    expected = contrast(original, [distorted], [1.0], 0.0)[0]
+    assert_close({"l": torch.cat((first.logits[0], rest.logits[0]))}, {"l": expected}, within=1e-8)
 
 
 def test_a_row_that_has_ended_does_not_disturb_the_others() -> None:
