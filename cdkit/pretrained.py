@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cdkit.errors import CdkitError
@@ -33,7 +34,7 @@ def load_model(
             path, dtype=dtype, device_map=device_map
         )
         processor: Any = AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first_line = (
             str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         )

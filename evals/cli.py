@@ -119,13 +119,14 @@ def ablate(
     _quiet()
     from cdkit.evals.ablation import job, terminal
     from cdkit.evals.ablation.progress import shown
+    from cdkit.evals.ablation.views import overview, view
 
     prepared = job.prepare(grid, job.new_folder(output, name))
     with shown(Console(stderr=True)) as stages:
         results = job.ablate(prepared, stages)
     console = _console()
-    for table in results.tables:
-        console.print(terminal.render(table, console.width))
+    for shown_view in (overview(results.tables), *map(view, results.tables)):
+        console.print(terminal.render(shown_view, console.width))
         console.print()
     console.print(terminal.legend())
     console.print(f"report: {prepared.folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -134,7 +135,7 @@ def ablate(
 @app.command(
     epilog=_examples(
         "cdkit generate --image photo.png --prompt 'is there a cat ?'",
-        "cdkit generate --image photo.png --prompt 'describe the image .' --compare plain,vcd,cmac",
+        "cdkit generate --image photo.png --prompt 'Please describe this image in detail.' --compare plain,vcd,cmac",
         "cdkit generate --model llava-hf/llava-1.5-7b-hf --method cmac --set alpha=1.0 "
         "--set gamma=3.0 --image photo.png --prompt 'What is on the table?' --sample --seed 1",
     )
@@ -268,5 +269,5 @@ def _quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("lightning", "pytorch_lightning", "lightning.pytorch"):
+    for name in ("huggingface_hub", "lightning", "pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)

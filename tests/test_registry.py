@@ -33,7 +33,9 @@ def make(folder: str) -> Registry[DistortionStrategy]:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[DistortionStrategy]]:
+def registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Registry[DistortionStrategy]]:
     """One entry, and an empty folder to look in."""
     (tmp_path / "cdkit_empty_folder").mkdir()
     (tmp_path / "cdkit_empty_folder" / "__init__.py").touch()

@@ -38,6 +38,7 @@ class Ablation:
     points: tuple[SweepPoint, ...]
     loaded: tuple[Loaded, ...]
     files: object
+    engine: Engine
     started: datetime
 
 
@@ -58,7 +59,7 @@ def new_folder(output: Path, name: str | None) -> Path:
 
 
 def prepare(grid: Grid, folder: Path) -> Ablation:
-    """Build the methods and the benchmarks; draws the world's files into `folder`.
+    """Build the methods and the benchmarks, load the model; the world is drawn into `folder`.
 
     Where the grid turns out to be wrong the folder is removed: the name stays free.
     """
@@ -67,11 +68,13 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
         arms, points = plan.arms(grid), plan.sweep_points(grid)
         files = draw_world(grid.world, folder / "world") if grid.world is not None else None
         loaded = load_benchmarks(grid, files)
-    except CdkitError:
+        model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
+    except (CdkitError, OSError):
         shutil.rmtree(folder)
         raise
+    engine = Engine(model, processor, grid.temperature)
     (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
-    return Ablation(grid, folder, arms, points, loaded, files, started)
+    return Ablation(grid, folder, arms, points, loaded, files, engine, started)
 
 
 def ablate(job: Ablation, stages: Stages) -> Results:
@@ -85,9 +88,7 @@ def ablate(job: Ablation, stages: Stages) -> Results:
 
 
 def _ablate(job: Ablation, stages: Stages) -> Results:
-    grid, folder = job.grid, job.folder
-    model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
-    engine = Engine(model, processor, grid.temperature)
+    grid, folder, engine = job.grid, job.folder, job.engine
     runner = Runner(engine, {a.name: a for a in all_arms(job)}, stages)
     batches = batches_of(demand(job), grid.batch, engine.lengths)
     undecided = runner.run(batches, grid.batch)

@@ -29,12 +29,11 @@ def render(results: Results, manifest: Mapping[str, object]) -> str:
     environment.filters["image"] = _data_uri
     return environment.get_template(TEMPLATE).render(
         results=results,
+        views=[overview(results.tables), *map(view, results.tables)],
         manifest=manifest,
         raw=json.dumps(manifest, indent=2, default=str),
         forests=_forests(results.tables),
         figures=[(figure, plots.curves(figure)) for figure in results.figures],
-        direction=direction,
-        heading=wording.heading,
         number=wording.number,
         difference=wording.difference,
         interval=wording.interval,

@@ -1,7 +1,7 @@
 """What a run found, ready to be shown: the tables, the curves and the examples."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cdkit.evals.statistics import Estimate
 
@@ -28,6 +28,11 @@ class Cell:
     verdict: str = ""
     """"better" or "worse" than the plain run where Holm's test says so, else nothing."""
     best: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What stands beside the value, so that a verdict does not hang on colour."""
+        return " ★" if self.best else {"better": " ▲", "worse": " ▼"}.get(self.verdict, "")
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,6 @@ class Results:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     examples: tuple[Example, ...] = ()
-    checks: Mapping[str, object] = field(default_factory=dict)
 
 
 def direction(metric: str) -> int:

@@ -72,7 +72,7 @@ def _spoil(image: Pixels, picture: Picture, tint: Pixels, rng: np.random.Generat
     """Fog takes the contrast away, down to nothing; blur averages boxes; noise adds to the rest."""
     if picture.fault == "fog":
         keep = np.float32((1 - picture.strength) ** 1.5)
-        return tint + (image - tint) * keep
+        return np.asarray(tint + (image - tint) * keep, np.float32)
     if picture.fault == "blur":
         box = (2, 4, 8)[min(int(picture.strength * 3), 2)]
         side = image.shape[0] // box
@@ -80,7 +80,8 @@ def _spoil(image: Pixels, picture: Picture, tint: Pixels, rng: np.random.Generat
         return means.repeat(box, 0).repeat(box, 1)
     if picture.fault == "noise":
         extra = np.float32(0.45 * picture.strength)
-        return image + extra * rng.standard_normal(image.shape, np.float32)
+        grain = rng.standard_normal(image.shape, np.float32)
+        return np.asarray(image + extra * grain, np.float32)
     return image
 
 

@@ -152,7 +152,12 @@ class _Losses(Callback):
         self.seen: list[float] = []
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Packed, idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Packed,
+        batch_idx: int,
     ) -> None:
         self.seen.append(float(trainer.callback_metrics["loss"]))
 
@@ -166,7 +171,12 @@ class _Saving(Callback):
         self.model, self.world, self.folder = model, world, folder
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Packed, idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Packed,
+        batch_idx: int,
     ) -> None:
         if trainer.global_step % self.EVERY == 0:
             save(self.model, self.world, self.folder)

@@ -15,7 +15,7 @@ from torch import Tensor
 import cdkit
 
 QUESTIONS = ("is there a cat ?", "before <image> w3 <image> w4 in the image ?")
-NEW = 5
+NEW = 4
 Inputs = dict[str, Tensor]
 Logits = Callable[[Inputs, list[int]], Tensor]
 
@@ -112,28 +112,28 @@ def test_beams(
     next_logits: Logits,
     make_inputs: Callable[..., Inputs],
 ) -> None:
-    """Without an end token beam search is this: the three best sums of log-probabilities go on.
+    """Without an end token beam search is this: the two best sums of log-probabilities go on.
 
-    Hugging Face starts the second and third beam at -1e9, as copies that any candidate beats: they
-    matter where the plausibility constraint leaves less than three, and are not compared here.
+    Hugging Face starts the second beam at -1e9, a copy that any candidate beats: it matters where
+    the plausibility constraint leaves one candidate, and is not compared here.
     """
     wanted = []
     for question in QUESTIONS:
-        beams: list[tuple[float, list[int]]] = [(0.0, []), (-1e9, []), (-1e9, [])]
+        beams: list[tuple[float, list[int]]] = [(0.0, []), (-1e9, [])]
         for _ in range(NEW):
             longer = []
             for score, answer in beams:
                 chances = next_logits(make_inputs(question), answer).log_softmax(dim=-1)
-                best = chances.topk(6)
+                best = chances.topk(4)
                 longer += [
                     (score + float(c), [*answer, int(i)])
                     for c, i in zip(best.values, best.indices, strict=True)
                 ]
-            beams = sorted(longer, key=lambda beam: -beam[0])[:3]
+            beams = sorted(longer, key=lambda beam: -beam[0])[:2]
         wanted.append([answer for score, answer in beams if score > -1e8])
     inputs = make_inputs(*QUESTIONS)
-    beams3 = {"do_sample": False, "num_beams": 3, "num_return_sequences": 3}
-    rows = generate(model, method, processor, inputs, **beams3)
-    given = [rows[3 * i : 3 * i + len(best)] for i, best in enumerate(wanted)]
+    asked = {"do_sample": False, "num_beams": 2, "num_return_sequences": 2}
+    rows = generate(model, method, processor, inputs, **asked)
+    given = [rows[2 * i : 2 * i + len(best)] for i, best in enumerate(wanted)]
     assert given == wanted
-    assert sum(map(len, wanted)) >= 4  # this seed leaves enough to compare
+    assert sum(map(len, wanted)) >= 3  # this seed leaves enough to compare

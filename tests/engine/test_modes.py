@@ -115,7 +115,7 @@ def test_split_runs_equal_the_whole_run(
 
 
 @pytest.mark.parametrize("name", ACTIVE)
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [1, 7])
 def test_chunks_of_any_size(
     name: str,
     size: int,

@@ -76,6 +76,13 @@ def test_arguments_that_stand_in_a_generation_config(
             untouched.generate(**inputs, generation_config=config)
 
 
+def test_a_generation_config_that_splits_the_prompt(untouched: Any, inputs: Inputs) -> None:
+    config = hf.GenerationConfig(max_new_tokens=2, use_cache=False, pad_token_id=0)
+    with cdkit.attach(untouched, CMAC):
+        with pytest.raises(cdkit.CdkitError, match="cannot run with use_cache=False"):
+            untouched.generate(**inputs, generation_config=config)
+
+
 @pytest.mark.parametrize(
     "asked", [{"output_hidden_states": True}, {"labels": torch.zeros(1, 3).long()}], ids=str
 )
@@ -182,6 +189,7 @@ def test_ids_and_masks_of_other_shapes(untouched: Any, inputs: Inputs) -> None:
             untouched.generate(**wide, max_new_tokens=2)
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 def test_a_method_that_is_none(model: Any) -> None:
     with pytest.raises(cdkit.CdkitError, match=r"such as cdkit\.load\('cmac'\), got 'cmac'"):
         cdkit.attach(model, "cmac")  # type: ignore[arg-type]
@@ -290,6 +298,7 @@ NAMES: list[tuple[Callable[[], object], str]] = [
 ]
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 @pytest.mark.parametrize(("load", "message"), NAMES, ids=[message for _, message in NAMES])
 def test_names_and_parameters(load: Callable[[], object], message: str) -> None:
     with pytest.raises(cdkit.CdkitError, match=re.escape(message)) as error:

@@ -205,6 +205,36 @@ def test_a_row_that_a_criterion_stopped_is_left_alone(model: Any, make_inputs: M
     assert out[1].equal(free[1])
 
 
+@pytest.mark.parametrize("beams", [2, 3])
+def test_a_finished_sample_of_a_beam_search_is_left_alone(
+    beams: int, model: Any, make_inputs: MakeInputs
+) -> None:
+    """All that is plausible of prompt 0 ends it; its beams then hold what nobody will choose."""
+    inputs = make_inputs(*QUESTIONS)
+    length = inputs["input_ids"].shape[1]
+
+    class EmptyFirstSample(SuppressTokensLogitsProcessor):
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            banned = scores.clone()
+            if input_ids.shape[1] > length:
+                banned[:beams] = -float("inf")
+            return banned
+
+    asked = {"max_new_tokens": 4, "do_sample": False, "num_beams": beams}
+    with cdkit.attach(model, cdkit.load("plausibility", beta=1.0)):
+        free = model.generate(**inputs, **asked)
+        end = int(free[0, length])
+        assert end not in free[1, length:].tolist()
+        out = model.generate(
+            **inputs,
+            **asked,
+            eos_token_id=end,
+            logits_processor=LogitsProcessorList([EmptyFirstSample([0])]),
+        )
+    assert set(out[0, length:].tolist()) == {end}  # which is what beam search fills up with
+    assert out[1].equal(free[1])
+
+
 def test_without_the_constraint_the_message_does_not_blame_beta(
     model: Any, make_inputs: MakeInputs, mode: dict[str, Any]
 ) -> None:

@@ -18,7 +18,7 @@ from cdkit.evals.ablation.check import MismatchError, prove
 from cdkit.evals.ablation.engine import Engine
 from cdkit.evals.ablation.gumbel import gumbel_noise, streams
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.plan import passes
+from cdkit.evals.ablation.plan import Arm, passes
 from cdkit.evals.ablation.progress import Stages
 from cdkit.evals.ablation.results import Results
 from cdkit.evals.ablation.run import Batch, Decode, Runner, batches_of
@@ -26,11 +26,11 @@ from cdkit.evals.ablation.run import Batch, Decode, Runner, batches_of
 GRID = """
 seeds = [0, 1]
 resamples = 100
-check = 3
+check = 1
 threads = 1
 
 [world]
-images = 4
+images = 3
 exam_images = 2
 
 [benchmarks.pope]
@@ -47,22 +47,21 @@ instances = "world:annotations"
 captions = "world:captions"
 images = "world:caption_images"
 prompt = "world:caption_prompt"
-max_new_tokens = 6
+max_new_tokens = 4
 decode = ["greedy"]
 
 [benchmarks.mme]
 type = "mme"
 image_folder = "world:images"
 folder = "world:mme"
+tasks = ["existence"]
 decode = ["greedy"]
 
 [methods]
 plain = {}
 cmac = {}
-vcd = {}
-plausibility = {}
-identical = {}
-"cmac row" = { preset = "cmac", scope = "row", alpha = 1.0 }
+constraint = { preset = "plausibility", beta = 0.2 }
+identical = { beta = 0.2 }
 
 [sweeps.cmac]
 benchmarks = ["pope"]
@@ -92,9 +91,9 @@ def folder(prepared: Ablation, results: Results) -> Path:
     return prepared.folder
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(*cdkit.load_model("micro"))
+@pytest.fixture
+def engine(prepared: Ablation) -> Engine:
+    return prepared.engine
 
 
 def predictions(folder: Path) -> list[dict[str, Any]]:
@@ -129,7 +128,7 @@ def test_the_manifest_says_what_a_result_depends_on(folder: Path) -> None:
     assert all(len(digest) == 64 for digest in pope["sources"].values())
     assert "<image>" in manifest["prompt"]
     assert manifest["seeds"]["sampling"] == [0, 1]
-    assert manifest["methods"]["cmac row"]["branches"][0]["distortions"][0]["scope"] == "row"
+    assert manifest["methods"]["identical"]["combiner"]["beta"] == 0.2
     proof = manifest["first_token"]["proof"]
     assert proof["questions"] > 0 and proof["tokens_compared"] > 0
     assert proof["largest_difference"] <= proof["tolerance"]
@@ -165,7 +164,7 @@ def test_an_identical_branch_is_the_plausibility_constraint(folder: Path) -> Non
     def texts(method: str) -> list[str]:
         return [row["text"] for row in predictions(folder) if row["method"] == method]
 
-    assert texts("identical") == texts("plausibility")
+    assert texts("identical") == texts("constraint")
 
 
 def test_a_sweep_passes_through_the_preset(results: Results) -> None:
@@ -182,15 +181,22 @@ def test_misses_are_counted_by_place(results: Results) -> None:
     assert all(0 <= point.value <= 100 for curve in figure.curves for point in curve.y)
 
 
-def test_each_set_of_branches_runs_once(prepared: Ablation) -> None:
-    shared = passes([*prepared.arms, *(point.arm for point in prepared.points)])
-    # uncalibrated (and gamma 1), gamma 2; the alphas and the controls cost nothing
-    assert len(shared) == 2
-    assert sum(len(work.arms) for work in shared) == len(prepared.arms) + len(prepared.points)
+def test_each_set_of_branches_runs_once() -> None:
+    names = ("plain", "plausibility", "identical", "cmac_imd", "cmac", "cmac_cmpc", "vcd", "icd")
+    arms = [Arm(name, cdkit.load(name)) for name in names]
+    arms += [Arm(f"alpha {a}", cdkit.load("cmac", alpha=a)) for a in (0.0, 1.0, 2.0)]
+    arms += [Arm(f"gamma {g}", cdkit.load("cmac", gamma=g)) for g in (1.0, 3.0)]
+    together = [{arm.name for arm in work.arms} for work in passes(arms)]
+    assert together == [
+        {"plain", "plausibility", "identical", "cmac_imd", "gamma 1.0"},  # gamma 1 moves nothing
+        {"cmac", "cmac_cmpc", "alpha 0.0", "alpha 1.0", "alpha 2.0"},
+        {"vcd", "icd"},  # with their own pixels or prompt they share no prefix
+        {"gamma 3.0"},
+    ]
 
 
 def some_batches(prepared: Ablation, engine: Engine, size: int) -> list[Batch]:
-    demand = dict(list(job.demand(prepared).items())[:10])
+    demand = dict(list(job.demand(prepared).items())[:6])
     return batches_of(demand, size, engine.lengths)
 
 
@@ -235,7 +241,9 @@ def test_the_check_notices_other_logits(
         return combined + 0.01, scores
 
     monkeypatch.setattr(Runner, "combine", shifted)
-    with pytest.raises(MismatchError, match=r"from shared branches differ from generate's by 0\.01"):
+    with pytest.raises(
+        MismatchError, match=r"from shared branches differ from generate's by 0\.01"
+    ):
         prove(run, batches, 2)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from cdkit.benchmark import Answer, Tally
 from cdkit.evals.ablation import compare, report, terminal, wording
 from cdkit.evals.ablation.results import Curve, Example, Figure, Results, Table
+from cdkit.evals.ablation.views import overview, view
 from cdkit.evals.pope import POPE
 from cdkit.evals.statistics import Estimate
 
@@ -82,13 +83,31 @@ def test_holm_covers_the_whole_table(table: Table) -> None:
 
 def test_the_terminal_shows_each_value_with_its_interval(table: Table) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(terminal.render(table, 120))
+    console.print(terminal.render(view(table), 120))
     text = console.export_text()
     cell = table.rows["good"].cells["accuracy"]
-    assert wording.number(cell.value.value, "accuracy") + " *" in text
+    assert wording.number(cell.value.value, "accuracy") + " ★" in text
     assert cell.difference is not None
     assert wording.difference(cell.difference, "accuracy") in text
     assert "controls" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 150])
+def test_no_interval_is_ever_cut(table: Table, width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(terminal.render(view(table), width))
+    text = console.export_text()
+    for row in table.rows.values():
+        for metric, cell in row.cells.items():
+            if cell.difference is not None:
+                assert wording.difference(cell.difference, metric) in text
+
+
+def test_the_overview_has_one_column_a_table(table: Table) -> None:
+    shown = overview([table, table])
+    assert [column.metric for column in shown.columns] == ["accuracy", "accuracy"]
+    assert shown.columns[0].heading == "pope, greedy: accuracy % ↑"
+    assert shown.methods == ("plain", "good", "same", "bad")
 
 
 def results(table: Table) -> Results:

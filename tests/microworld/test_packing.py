@@ -1,5 +1,7 @@
 """A packed lesson must be the ordinary prompts of its questions: what is taught is asked."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -35,7 +37,7 @@ def test_each_block_equals_the_ordinary_prompt_of_its_question() -> None:
     taught = lessons(2)
     batch = pack(WORLD, WORDS, taught)
     model = build_model(WORLD, seed=3).train(False)
-    processor = build_processor(WORLD)
+    processor: Any = build_processor(WORLD)
     projected = model.model.multi_modal_projector(see(model, batch.pixel_values))
     packed = model.lm_head(read(model, batch, projected, WORDS.index["<image>"])[-1])
     for row, (picture, lesson) in enumerate(taught):

@@ -49,7 +49,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source") / "package"
     shutil.copytree(PACKAGE, source)
     target = tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
     subprocess.run(
         [*pip, "--disable-pip-version-check", "--quiet", "--target", str(target), str(source)],
         check=True,
@@ -80,7 +88,9 @@ def test_without_it_the_name_is_unknown() -> None:
 
 
 def test_the_command_line_lists_it(site: Path) -> None:
-    ran = python("from cdkit.evals.cli import main; import sys; sys.argv[1:] = ['list']; main()", site)
+    ran = python(
+        "from cdkit.evals.cli import main; import sys; sys.argv[1:] = ['list']; main()", site
+    )
     assert ran.returncode == 0, ran.stderr
     assert "blurred" in ran.stdout and "Contrast with a blurred image" in " ".join(
         ran.stdout.split()

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-import cdkit
 import torch
-from cdkit.strategy import DISTORTIONS
 from jaxtyping import Float
 from torch import Tensor
+
+import cdkit
+from cdkit.strategy import DISTORTIONS
 
 
 @DISTORTIONS.register("blur")
