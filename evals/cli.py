@@ -135,7 +135,8 @@ def ablate(
 @app.command(
     epilog=_examples(
         "cdkit generate --image photo.png --prompt 'is there a cat ?'",
-        "cdkit generate --image photo.png --prompt 'Please describe this image in detail.' --compare plain,vcd,cmac",
+        "cdkit generate --image photo.png --prompt 'Please describe this image in detail.' "
+        "--compare plain,vcd,cmac",
         "cdkit generate --model llava-hf/llava-1.5-7b-hf --method cmac --set alpha=1.0 "
         "--set gamma=3.0 --image photo.png --prompt 'What is on the table?' --sample --seed 1",
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cdkit.segment import CrossModalSegment, Scope, check_scope
+from cdkit.strategies.cmac_paper import CMAC
 from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 
 
@@ -15,6 +16,7 @@ class AttentionMask(AttentionDistortion):
     The mask is IMD's, `1[A > mean(A)]` by `scope`; source: the ablation of the CMAC paper.
     """
 
+    bibtex: ClassVar[str] = CMAC
     touches: ClassVar[frozenset[Touch]] = frozenset({"logits"})
 
     scope: Scope = "call"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cdkit.calibrator import CALIBRATORS, PositionCalibrator
 from cdkit.errors import CdkitError
+from cdkit.strategies.cmac_paper import CMAC
 
 FirstGap = Literal["scaled", "unit"]
 
@@ -25,7 +26,7 @@ class ScaledPositions(PositionCalibrator):
     for Qwen-VL. Source: the CMAC paper, section 3.
     """
 
-    bibtex: ClassVar[str] = ""  # CMAC's entry stands with value_mean_mask
+    bibtex: ClassVar[str] = CMAC
 
     gamma: float = 2.0
     first_gap: FirstGap = "scaled"

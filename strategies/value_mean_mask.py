@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cdkit.errors import CdkitError
 from cdkit.segment import CrossModalSegment, ImageColumns, Scope, check_scope
+from cdkit.strategies.cmac_paper import CMAC
 from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 
 ValueMean = Literal["dim", "scalar"]
@@ -24,12 +25,7 @@ class ValueMeanMask(AttentionDistortion):
     leaves a sample. Sources: the CMAC paper, section 3; lijm48/IMCCD.
     """
 
-    bibtex: ClassVar[str] = """@inproceedings{li2026cmac,
-  title     = {Cross-Modal Attention Calibration for {LVLM} Hallucination Mitigation},
-  booktitle = {CVPR},
-  year      = {2026},
-  note      = {Earlier versions: IMCCD, arXiv:2501.01926}
-}"""
+    bibtex: ClassVar[str] = CMAC
     touches: ClassVar[frozenset[Touch]] = frozenset({"values"})
 
     value_mean: ValueMean = "dim"

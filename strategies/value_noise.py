@@ -11,6 +11,7 @@ from torch import Tensor
 from cdkit.errors import CdkitError
 from cdkit.noise import DIFFUSION_STEPS, cell_normal, diffuse, diffusion_signal_kept
 from cdkit.segment import CrossModalSegment, ImageColumns, Scope, check_scope
+from cdkit.strategies.cmac_paper import CMAC
 from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 
 
@@ -25,6 +26,7 @@ class ValueNoise(AttentionDistortion):
     anew at every call. The mask is IMD's. Source: the ablation of the CMAC paper.
     """
 
+    bibtex: ClassVar[str] = CMAC
     touches: ClassVar[frozenset[Touch]] = frozenset({"values"})
 
     step: int = 999

@@ -148,6 +148,7 @@ def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
         for point in job.points:
             if item.name in job.grid.sweeps[point.method].benchmarks:
                 asked[point.arm.name] = frozenset({Decode()})
+                asked[PLAIN] |= {Decode()}  # the level that the curves are seen against
         for name in _positions(job.grid, item.name):
             asked[name] |= {Decode()}
         for question in item.questions.values():

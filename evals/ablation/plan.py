@@ -65,7 +65,7 @@ def arms(grid: Grid) -> tuple[Arm, ...]:
 def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
     """Every value of every sweep, over the method's own other parameters."""
     return tuple(
-        SweepPoint(name, parameter, value, Arm(f"{name}, {parameter} {value}", method))
+        SweepPoint(name, parameter, value, Arm(f"sweep of {name}: {parameter} {value}", method))
         for name, sweep in grid.sweeps.items()
         for parameter, values in sweep.values.items()
         for value in values

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cdkit.evals.ablation import plots, wording
 from cdkit.evals.ablation.results import Example, Results, Table, direction
+from cdkit.evals.ablation.views import overview, view
 
 TEMPLATE = "report.html"
 

@@ -1,6 +1,5 @@
 """The two stages of training: the vision tower learns to see, then the rest to speak."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -53,22 +52,24 @@ class Stage:
         return min(1.0, max(0.0, (share - self.clean) / self.worsening))
 
 
-class Lessons(IterableDataset[Packed]):
-    """A stage's batches, a pure function of (seed, step)."""
+class Lessons(Dataset[Packed]):
+    """A stage's batches: item `step` is a pure function of (seed, step)."""
 
     def __init__(self, world: World, words: Words, stage: Stage, seed: int) -> None:
         self.world, self.words, self.stage, self.seed = world, words, stage, seed
 
-    def __iter__(self) -> Iterator[Packed]:
-        for step in range(self.stage.steps):
-            rng = np.random.default_rng([self.seed, step])
-            hardness = self.stage.hardness(step)
-            degraded = self.world.degraded * (0.2 + 0.8 * hardness)
-            lessons = []
-            for _ in range(self.stage.batch):
-                picture = draw_picture(self.world, rng, degraded=degraded)
-                lessons.append((picture, draw_lesson(self.world, picture, rng, hardness)))
-            yield pack(self.world, self.words, lessons)
+    def __len__(self) -> int:
+        return self.stage.steps
+
+    def __getitem__(self, step: int) -> Packed:
+        rng = np.random.default_rng([self.seed, step])
+        hardness = self.stage.hardness(step)
+        degraded = self.world.degraded * (0.2 + 0.8 * hardness)
+        lessons = []
+        for _ in range(self.stage.batch):
+            picture = draw_picture(self.world, rng, degraded=degraded)
+            lessons.append((picture, draw_lesson(self.world, picture, rng, hardness)))
+        return pack(self.world, self.words, lessons)
 
 
 class _Taught(pl.LightningModule):

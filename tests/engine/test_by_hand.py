@@ -55,6 +55,7 @@ def next_logits(model: Any, processor: Any, method: cdkit.Method) -> Logits:
 def generate(
     model: Any, method: cdkit.Method, processor: Any, inputs: Inputs, **asked: Any
 ) -> list[list[int]]:
+    """The new tokens of a run."""
     count = inputs["input_ids"].shape[0]
     with cdkit.attach(model, method, processor=processor, sample_ids=["a"] * count, seed=3):
         ids = model.generate(**inputs, max_new_tokens=NEW, **asked)
@@ -69,14 +70,18 @@ def test_greedy(
     next_logits: Logits,
     make_inputs: Callable[..., Inputs],
 ) -> None:
-    wanted = []
-    for question in QUESTIONS:
+    inputs = make_inputs(*QUESTIONS)
+    names = {"processor": processor, "sample_ids": ["a", "a"], "seed": 3}
+    with cdkit.attach(model, method, trace=("logits",), **names) as run:
+        ids = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    for row, question in enumerate(QUESTIONS):
         answer: list[int] = []
-        for _ in range(NEW):
-            answer.append(int(next_logits(make_inputs(question), answer).argmax()))
-        wanted.append(answer)
-    given = generate(model, method, processor, make_inputs(*QUESTIONS), do_sample=False)
-    assert given == wanted
+        for step in run.trace.steps:
+            logits = next_logits(make_inputs(question), answer)
+            assert step.combined is not None
+            torch.testing.assert_close(step.combined[row], logits, rtol=0, atol=1e-5)
+            answer.append(int(logits.argmax()))
+        assert ids[row, -NEW:].tolist() == answer
 
 
 def test_sampling(

@@ -106,7 +106,9 @@ def test_going_on_by_hand(name: str, model: Any, processor: Any, make_inputs: Ma
         place, mask = positions(inputs), inputs["attention_mask"]
         out = call(model, **inputs, position_ids=place, logits_to_keep=1, use_cache=True)
         ids = [out.logits[:, -1].argmax(dim=-1, keepdim=True)]
-        for _ in range(4):
+        for step in range(4):
+            # Hugging Face sees the original branch's length, whatever the other branches hold
+            assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + step
             place, mask = place[:, -1:] + 1, torch.nn.functional.pad(mask, (0, 1), value=1)
             out = call(
                 model,
@@ -119,10 +121,13 @@ def test_going_on_by_hand(name: str, model: Any, processor: Any, make_inputs: Ma
     assert torch.cat(ids, dim=1).equal(wanted[:, -5:])
 
 
-def test_two_generations_by_hand_do_not_mix(model: Any, make_inputs: MakeInputs) -> None:
-    """Two prompts decoded in turns, each with its own cache."""
+@pytest.mark.parametrize("name", ACTIVE)
+def test_two_generations_by_hand_do_not_mix(
+    name: str, model: Any, processor: Any, make_inputs: MakeInputs
+) -> None:
+    """Two prompts decoded in turns, each with its own cache; positions are counted for us."""
     questions = ("is there a cat ?", "w1 w2 <image> w3")
-    with cdkit.attach(model, cdkit.load("cmac"), sample_ids=["a"]):
+    with cdkit.attach(model, cdkit.load(name), processor=processor, sample_ids=["a"]):
         wanted = [
             model.generate(**make_inputs(q), max_new_tokens=4, do_sample=False)[0, -4:].tolist()
             for q in questions

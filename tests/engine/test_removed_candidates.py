@@ -77,6 +77,30 @@ def test_the_original_logits_take_over(
     assert given.equal(stock)
 
 
+class BanTheBest(SuppressTokensLogitsProcessor):
+    """Removes each row's best token: with beta 1 that is all that the constraint keeps."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        return scores.scatter(-1, scores.argmax(dim=-1, keepdim=True), -float("inf"))
+
+
+def test_the_original_logits_take_over_at_every_step(
+    model: Any, make_inputs: MakeInputs, mode: dict[str, Any]
+) -> None:
+    """Beams, too, are then ranked as the stock model's: by log-probabilities."""
+    inputs = make_inputs(*QUESTIONS)
+    asked = {"max_new_tokens": 5, "logits_processor": LogitsProcessorList([BanTheBest([0])])} | mode
+    runs = []
+    for method in ("cmac_imd", None):
+        torch.manual_seed(0)
+        if method is None:
+            runs.append(model.generate(**inputs, **asked))
+            continue
+        with cdkit.attach(model, cdkit.load(method, beta=1.0, on_empty="original")):
+            runs.append(model.generate(**inputs, **asked))
+    assert runs[0].equal(runs[1])
+
+
 def test_only_the_empty_row_falls_back(model: Any, make_inputs: MakeInputs) -> None:
     inputs = make_inputs(*QUESTIONS)
     first = plausible_at_first(model, make_inputs(QUESTIONS[0]), 0.9)
