@@ -73,4 +73,7 @@ def _cell(comparison: Comparison, sign: int, p_holm: float | None, top: float) -
         p_holm=p_holm,
         verdict=verdict,
         best=verdict == "better" and sign * comparison.run.value == top,
+        gained=comparison.gained,
+        lost=comparison.lost,
+        mcnemar=comparison.mcnemar,
     )

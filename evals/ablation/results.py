@@ -28,6 +28,12 @@ class Cell:
     verdict: str = ""
     """"better" or "worse" than the plain run where Holm's test says so, else nothing."""
     best: bool = False
+    gained: int | None = None
+    """Answers that are right here and wrong in the plain run (of CHAIR_s: that hallucinate here
+    and not there); `lost` the other way round. Known for shares of one greedy run."""
+    lost: int | None = None
+    mcnemar: float | None = None
+    """Its exact p, which takes questions for independent: beside the test by image only."""
 
     @property
     def mark(self) -> str:

@@ -200,13 +200,21 @@ def test_state_goes_with_the_beams(model: Any, make_inputs: MakeInputs) -> None:
             longer = sorted(longer, key=lambda beam: -beam[0])[:width]
             moved |= step > 0 and [beam[3] for beam in longer] != list(range(width))
             beams = [beam[:3] for beam in longer]
-        wanted.append(beams[0][1])
+        wanted += [(answer, score / steps) for score, answer, _ in beams]
     assert moved  # else no state had to follow
     with cdkit.attach(model, method, sample_ids=["a", "a"]):
-        ids = model.generate(
-            **make_inputs(*QUESTIONS), max_new_tokens=steps, do_sample=False, num_beams=width
+        out = model.generate(
+            **make_inputs(*QUESTIONS),
+            max_new_tokens=steps,
+            do_sample=False,
+            num_beams=width,
+            num_return_sequences=width,
+            output_scores=True,
+            return_dict_in_generate=True,
         )
-    assert ids[:, -steps:].tolist() == wanted
+    assert out.sequences[:, -steps:].tolist() == [answer for answer, _ in wanted]
+    scores = torch.tensor([score for _, score in wanted])
+    torch.testing.assert_close(out.sequences_scores, scores, rtol=0, atol=1e-5)
 
 
 def test_a_combiner_that_counts_steps_refuses_a_plain_call(

@@ -192,7 +192,8 @@ def test_bibtex_stands_once_for_each_paper() -> None:
         *cdkit.DISTORTIONS.values(), *cdkit.COMBINERS.values(), *cdkit.CALIBRATORS.values(),
         *cdkit.INTERVENTIONS.values(), *cdkit.READOUTS.values(),
     ]  # fmt: skip
-    entries = [part.bibtex for part in parts if part.bibtex]
-    assert len(entries) == len(set(entries)) >= 3
+    entries = {part.bibtex for part in parts if part.bibtex}
+    keys = {entry.partition(",")[0] for entry in entries}
+    assert len(keys) == len(entries) >= 3  # one text for each paper, whoever shows it
     for entry in entries:
         assert entry.startswith("@") and entry.count("{") == entry.count("}")
