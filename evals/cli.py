@@ -216,7 +216,7 @@ def list_(
         table = Table(title=each.value, title_justify="left", box=None, show_header=False)
         table.add_column(style="bold", no_wrap=True)
         for entry in listing.entries(each.value):
-            table.add_row(entry.name, entry.summary)
+            table.add_row(entry.name, Text(entry.summary))  # Text: brackets are no markup
             if cite and entry.bibtex:
                 table.add_row("", Text(entry.bibtex, style="dim"))
         console.print(table)

@@ -74,7 +74,7 @@ def answer(
 
 def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:
     """A column a method where the terminal is wide enough, else a line a method."""
-    texts = {name: _text(answer) for name, answer in answers.items()}
+    texts = {escape(name): _text(answer) for name, answer in answers.items()}
     if len(answers) * (NARROWEST + 3) <= width:
         table = Table(*texts, show_lines=False)
         table.add_row(*texts.values())

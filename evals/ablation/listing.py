@@ -44,6 +44,7 @@ def first_sentence(kind: type) -> str:
 
 
 def _papers(preset: str) -> str:
-    """The papers of a preset's parts, each once."""
-    texts = [getattr(part, "bibtex", "") for _, part in cdkit.load(preset).parts()]
+    """The papers of a preset's parts, each once; a part with nothing to do is none of them."""
+    parts = [part for _, part in cdkit.load(preset).parts() if not getattr(part, "idle", False)]
+    texts = [getattr(part, "bibtex", "") for part in parts]
     return "\n\n".join(dict.fromkeys(textwrap.dedent(text).strip() for text in texts if text))

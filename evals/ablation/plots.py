@@ -34,7 +34,14 @@ def curves(figure: Figure) -> str:
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
     if len(figure.curves) > 1 or figure.reference is not None:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(  # above the axes, so that it hides no curve
+            frameon=False,
+            fontsize=8,
+            ncols=4,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0,
+        )
     return _svg(canvas)
 
 

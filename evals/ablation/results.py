@@ -61,7 +61,8 @@ class Table:
 
     @property
     def title(self) -> str:
-        seeds = f", {self.seeds} seeds" if self.mode == "sample" else ""
+        plural = "s" if self.seeds > 1 else ""
+        seeds = f", {self.seeds} seed{plural}" if self.mode == "sample" else ""
         decode = {"greedy": "greedy", "sample": "sampling"}.get(self.mode, self.mode)
         return f"{self.benchmark}, {decode}{seeds}"
 

@@ -12,7 +12,8 @@ from cdkit.evals.ablation.views import Column, View
 from cdkit.evals.ablation.wording import difference, interval, number
 
 STYLES = {"better": "green", "worse": "red", "": "dim"}
-GAP = 2  # blanks between columns
+GAP = 3  # between columns: a blank on either side and the divider, which is a blank too
+EDGES = 2
 LEGEND = (
     "Second line: difference to plain with its paired 95 % bootstrap interval, resampled by image"
     " and seed (plain: the interval of its own value). ▲ ▼: significantly better or worse than"
@@ -27,11 +28,12 @@ def render(view: View, width: int) -> RenderableType:
     No interval is ever cut: columns that do not fit beside one another go into a second table.
     """
     parts: list[list[Column]] = [[]]
-    room = width - _first_width(view)
+    whole = width - EDGES - _first_width(view)
+    room = whole
     for column in view.columns:
         if parts[-1] and room < _width(column):
             parts.append([])
-            room = width - _first_width(view)
+            room = whole
         parts[-1].append(column)
         room -= _width(column)
     title = Text(view.title, style="bold").append(f" ({view.size})", style="not bold")
@@ -47,11 +49,11 @@ def _part(view: View, columns: Sequence[Column]) -> RichTable:
     shown = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     shown.add_column("method", width=_first_width(view))
     for column in columns:
-        shown.add_column(column.heading, justify="right", min_width=_width(column) - GAP)
+        shown.add_column(Text(column.heading), justify="right", min_width=_width(column) - GAP)
     for title, methods in view.sections.items():
         shown.add_row(Text(title, style="italic dim"))
         for method in methods:
-            shown.add_row(method, *(_cell(c.cells[method], c.metric) for c in columns))
+            shown.add_row(Text(method), *(_cell(c.cells[method], c.metric) for c in columns))
     return shown
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from cdkit.errors import CdkitError
 from cdkit.evals import cli
-from cdkit.evals.ablation import answering, job
+from cdkit.evals.ablation import answering, job, listing
 from cdkit.evals.ablation.engine import Generated
 
 PROMPT = "is there a cat ?"
@@ -74,6 +74,28 @@ def test_every_topic_lists_something(topic: str) -> None:
 
 def test_cite_prints_bibtex() -> None:
     assert "@inproceedings{" in run("list", "benchmarks", "--cite").stdout
+
+
+def test_brackets_are_no_markup() -> None:
+    assert listing.first_sentence(Bracketed) == "Cells with [logits > their mean] are cut."
+    for topic in ("methods", "strategies"):
+        told = [entry.summary for entry in listing.entries(topic)]
+        shown = run("list", topic).stdout
+        assert all(word in shown for summary in told for word in summary.split())
+
+
+class Bracketed:
+    """Cells with [logits > their
+    mean] are cut.
+
+    Nothing of this is shown.
+    """
+
+
+def test_a_part_with_nothing_to_do_is_not_cited() -> None:
+    papers = {entry.name: entry.bibtex for entry in listing.entries("methods")}
+    assert papers["plain"] == "" and "li2023contrastive" in papers["vcd"]
+    assert "li2023contrastive" not in papers["cmac_cmpc"]
 
 
 def test_two_methods_side_by_side(picture: Path) -> None:
