@@ -7,6 +7,7 @@ from importlib import resources
 from importlib.metadata import entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cdkit.errors import CdkitError
@@ -198,7 +199,16 @@ def _check_keys(data: Mapping[str, Any], known: Sequence[str], where: str) -> No
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    """Plain data to the type that a field declares; an int is a float too, nothing else bends."""
+    """Plain data to the type that a field declares.
+
+    A text is a path where a path is wanted and an int is a float too; nothing else bends.
+    """
+    if isinstance(hint, UnionType):
+        if value is None and NoneType in get_args(hint):
+            return None
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     if get_origin(hint) is tuple:
         inner = get_args(hint)
         if not isinstance(value, list | tuple):

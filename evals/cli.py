@@ -19,7 +19,7 @@ from cdkit.errors import CdkitError
 
 Parameters = ParamSpec("Parameters")
 
-WIDTH = 150
+WIDTH = 160
 """Of tables that go to a file or a pipe."""
 
 

@@ -28,7 +28,7 @@ def render(view: View, width: int) -> RenderableType:
     No interval is ever cut: columns that do not fit beside one another go into a second table.
     """
     parts: list[list[Column]] = [[]]
-    whole = width - EDGES - _first_width(view)
+    whole = width - EDGES - _first_width(view) - GAP
     room = whole
     for column in view.columns:
         if parts[-1] and room < _width(column):
@@ -64,8 +64,9 @@ def _first_width(view: View) -> int:
 
 
 def _width(column: Column) -> int:
+    """Of the longest line in its cells or word in its heading, and the gap."""
     lines = [_cell(c, column.metric).plain.split("\n") for c in column.cells.values()]
-    return max(len(line) for cell in lines for line in cell) + GAP
+    return max(len(line) for cell in [column.heading.split(), *lines] for line in cell) + GAP
 
 
 def _cell(cell: Cell, metric: str) -> Text:
