@@ -1,6 +1,7 @@
 """Where things are in a stock Hugging Face LVLM: declared once for each family."""
 
 import abc
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -150,6 +151,33 @@ def rotate(
         return torch.cat((pairs.flatten(-2), still), dim=-1)
     a, b = turned.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, still), dim=-1)
+
+
+def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
+    """The decoder's rotary embedding, found by trying its own function out.
+
+    Tokens turned to position 3 and then by 2 more must be where the model's `apply_rotary_pos_emb`
+    turns them at position 5. None where neither pairing of dimensions does that.
+    """
+    apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    frequencies: Tensor | None = getattr(embedding, "inv_freq", None)
+    if apply is None or frequencies is None or frequencies.is_meta:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    width = getattr(attention, "head_dim", 2 * frequencies.shape[0])
+    x = torch.randn(1, 1, 1, width, generator=generator).to(frequencies.device)
+
+    def turned(position: int) -> Tensor:
+        at = torch.tensor([[position]], device=x.device)
+        out: Tensor = apply(x, x, *embedding(x, position_ids=at))[0]
+        return out
+
+    for interleaved in (False, True):
+        rotary = Rotary(frequencies, interleaved=interleaved)
+        moved = rotate(turned(3), torch.full((1, 1), 2.0, device=x.device), rotary)
+        if torch.allclose(moved, turned(5), atol=1e-4):
+            return rotary
+    return None
 
 
 def chat_prompt(question: str, *, images: int, processor: Any, fallback: str) -> str:

@@ -1,15 +1,16 @@
 """Attach a method to a stock model: its own `generate` runs with it until the block ends."""
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention
@@ -82,6 +83,11 @@ class Attachment:
             raise CdkitError(
                 f"method must be a cdkit.Method, such as cdkit.load('cmac'), got {method!r}"
             )
+        if not isinstance(model, nn.Module):
+            raise CdkitError(
+                f"model must be a Hugging Face model, got {type(model).__name__}; of a pipeline "
+                "pass its .model"
+            )
         _refuse_compiled(model)
         _refuse_virtual_tokens(model)
         self.method, self.trace = method, trace
@@ -107,7 +113,7 @@ class Attachment:
         )
         self._active = forced or not method.idle
         self._rotary = adapter.rotary(self._model)
-        decoder = adapter.decoder(self._model)
+        decoder: Any = adapter.decoder(self._model)
         if method.calibrator is not None and self._rotary is None:
             raise CdkitError(
                 f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
@@ -118,6 +124,13 @@ class Attachment:
                 f"{type(decoder).__name__} does not take its attention from Hugging Face's "
                 f"attention interface, which {method.name} needs; use a method that changes only "
                 "the inputs, such as vcd"
+            )
+        if hooked and any(DynamicCache(config=decoder.config).is_sliding):
+            raise CdkitError(
+                f"{type(decoder).__name__} has sliding-window attention, in which image tokens "
+                f"leave the cache while {method.name} still needs them; load the model with a "
+                "config without sliding_window if your prompts are shorter, or use a method that changes "
+                "only the inputs, such as vcd"
             )
         self._engine = Engine(
             model=self._model,
@@ -152,6 +165,15 @@ class Attachment:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise CdkitError(
+            "leave the block of cdkit.attach before the model is copied or pickled: "
+            f"{self.method.name} is wired into this very model"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        self.__deepcopy__(None)
 
     def detach(self) -> None:
         """Restore the model; a second call does nothing."""
@@ -189,15 +211,24 @@ class Attachment:
                     f"{config._attn_implementation} while {self.method.name} is attached",
                     stacklevel=3,
                 )
-            patches.set(config, "_attn_implementation_internal", KEY)
+            # a copy of the config: another model may have been built from the same object
+            own = copy.copy(config)
+            own._attn_implementation_internal = KEY
+            for module in (decoder, *(adapter.attention(layer) for layer in layers)):
+                patches.set(module, "config", own)
 
     def _generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generate, after noting the prompts; its processors guarded."""
+        with self._engine.lock:
+            return self._guarded_generate(generate, *args, **kwargs)
+
+    def _guarded_generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
         engine = self._engine
         given = arguments(generate, *args, **kwargs)
         given.setdefault("input_ids", given.get("inputs"))
         reader: Any = engine.adapter.reader(self._model)
-        defaults = given.get("generation_config") or reader.generation_config
+        chosen = given.get("generation_config")
+        defaults = [config for config in (chosen, reader.generation_config) if config is not None]
         if self._model.training:
             raise CdkitError(f"{self.method.name} runs at inference only: call model.eval() first")
         engine.session = engine.open_session(given, defaults=defaults, plain=False)

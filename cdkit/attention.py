@@ -186,11 +186,9 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, None]:
     """What Hugging Face's attention modules call while a method is attached to their model."""
-    layer: LayerAttention | None = getattr(module, HANDLE, None)
-    if layer is None:  # another model that was built from the same config object
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    layer: LayerAttention = getattr(module, HANDLE)
     return layer(module, query, key, value, attention_mask, **kwargs), None
 
 

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cdkit.errors import CdkitError
-from cdkit.method import REGISTRIES, Branch, Method
+from cdkit.method import REGISTRIES, Branch, Method, kind_of
 from cdkit.registry import Registry, UnknownNameError, unknown
 
 PRESET_GROUP = "cdkit.presets"
@@ -25,6 +25,8 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
     parameter of that name, a dotted name tells which: `**{"noise.diffusion_noise.step": 999}`, or
     any end of it that is unique.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise CdkitError(f"a method is a preset's name or a path, got {name_or_path!r}")
     method = parse_method(_read(name_or_path), source=str(name_or_path))
     return override(method, overrides) if overrides else method
 
@@ -109,10 +111,7 @@ def override(method: Method, overrides: Mapping[str, Any]) -> Method:
         old = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
         return build(type(part), old | changes[place], f"{method.name}, {place}")
 
-    new = dict(
-        zip((p for p, _ in method.parts()), (changed(*p) for p in method.parts()), strict=True)
-    )
-    parts = iter(new.values())
+    parts = iter([changed(place, part) for place, part in method.parts()])
     return dataclasses.replace(
         method,
         combiner=next(parts),
@@ -128,24 +127,23 @@ def override(method: Method, overrides: Mapping[str, Any]) -> Method:
 
 def _find(method: Method, name: str) -> tuple[str, str]:
     """(place of the part, parameter) that `name` is a unique dotted end of."""
-    full = {
-        f"{place}.{field.name}": (place, field.name)
-        for place, part in method.parts()
-        for field in dataclasses.fields(part)
-    }
-    # `contrast.alpha` fits combiner.alpha too: a part may be called by its kind
+    named: dict[str, tuple[str, str]] = {}
+    for place, part in method.parts():
+        for field in dataclasses.fields(part):
+            named[f"{place}.{field.name}"] = (place, field.name)
+            if "." not in place:  # combiner, calibrator, readout: their kind names them as well
+                named[f"{place}.{kind_of(part)}.{field.name}"] = (place, field.name)
     found = {
-        place: target
-        for place, target in full.items()
-        if place == name or place.endswith(f".{name}")
+        target: full
+        for full, target in reversed(named.items())
+        if full == name or full.endswith(f".{name}")
     }
     if len(found) == 1:
-        return next(iter(found.values()))
+        return next(iter(found))
     if found:
-        raise CdkitError(
-            f"{method.name} has {name!r} more than once; say which: {', '.join(sorted(found))}"
-        )
-    known = {parameter for _, parameter in full.values()} | ({*full} if "." in name else set())
+        places = ", ".join(sorted(found.values()))
+        raise CdkitError(f"{method.name} has {name!r} more than once; say which: {places}")
+    known = {*named} if "." in name else {parameter for _, parameter in named.values()}
     raise UnknownNameError(unknown(f"parameter of {method.name}", name, known))
 
 

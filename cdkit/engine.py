@@ -6,6 +6,7 @@ logits of the original batch size.
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,7 @@ from cdkit.batch import BranchedBatch, Chunk
 from cdkit.cache import BranchedCache, repeat_rows
 from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
-from cdkit.limits import check_arguments, check_cache, check_whole_prompt
+from cdkit.limits import check_arguments, check_cache, check_whole_prompt, setting
 from cdkit.method import ORIGINAL, Branch, Method
 from cdkit.rows import PromptRows, features_of_rows, place_features, rewritten, stack
 from cdkit.session import Session
@@ -70,6 +71,8 @@ class Engine:
     call: Call | None = None
     attention: AttentionCall | None = None
     last_original: Float[Tensor, "rows vocab"] | None = None
+    lock: Any = field(default_factory=threading.RLock)
+    """One call at a time: a second thread waits."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +85,9 @@ class Engine:
 
     # ---- noting the prompts ----------------------------------------------------------------
 
-    def open_session(self, given: dict[str, Any], *, defaults: object, plain: bool) -> Session:
+    def open_session(
+        self, given: dict[str, Any], *, defaults: Sequence[object], plain: bool
+    ) -> Session:
         """Note the prompts, after everything that can be refused was."""
         method = self.method
         check_arguments(given, defaults, method)
@@ -96,7 +101,8 @@ class Engine:
             raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
         mask = given.get("attention_mask")
         if mask is None:
-            mask = self._not_padding(ids, defaults)
+            # a plain call has no rule for a missing mask: every token counts
+            mask = torch.ones_like(ids) if plain else self._not_padding(ids, given, defaults)
         elif mask.ndim != 2:
             raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
         real = mask.to(ids.device).bool()
@@ -122,9 +128,14 @@ class Engine:
                 raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
         return session
 
-    def _not_padding(self, ids: Int[Tensor, "samples tokens"], defaults: object) -> Tensor:
+    def _not_padding(
+        self,
+        ids: Int[Tensor, "samples tokens"],
+        given: dict[str, Any],
+        defaults: Sequence[object],
+    ) -> Int[Tensor, "samples tokens"]:
         """Hugging Face's rule for a missing mask: pad tokens are padding unless they end a text."""
-        pad, eos = (getattr(defaults, name, None) for name in ("pad_token_id", "eos_token_id"))
+        pad, eos = (setting(name, given, defaults) for name in ("pad_token_id", "eos_token_id"))
         ends = eos if isinstance(eos, list) else [eos]
         if pad is None or pad in ends:
             return torch.ones_like(ids)
@@ -309,6 +320,11 @@ class Engine:
         if branch.prompt:
             session = self.session
             assert session is not None and self.call is not None
+            if not bool(original.real[:, -1].all()):
+                raise CdkitError(
+                    f"branch {branch.name!r} has prompts of its own, which end where the original "
+                    "ones end: pad on the left (processor.tokenizer.padding_side = 'left')"
+                )
             block, aligned = rewritten(
                 original,
                 ids,

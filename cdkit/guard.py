@@ -58,7 +58,13 @@ class GuardedProcessors(LogitsProcessorList):
             groups = empty.view(-1, self._beams).all(dim=1, keepdim=True)
             lost = lost & groups.expand(-1, self._beams).reshape(-1)
         if bool(lost.any()):
-            raise CdkitError(self._message(int(lost.nonzero()[0]), input_ids.shape[1]))
+            row = int(lost.nonzero()[0])
+            if original is not None and bool(original[row].isnan().any()):
+                raise CdkitError(
+                    f"{self._method.name}, row {row}: the model's logits are not numbers (NaN); "
+                    "check its weights and its dtype"
+                )
+            raise CdkitError(self._message(row, input_ids.shape[1]))
         return left
 
     def _message(self, row: int, length: int) -> str:

@@ -1,6 +1,6 @@
 """What a method cannot run with, said before the first token."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,11 +36,16 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """Argument of `generate` or forward -> (is it asked for, why it is refused)."""
 
 
-def check_arguments(given: Mapping[str, Any], defaults: object, method: Method) -> None:
-    """Raise where an argument, or the generation config behind it, asks for what is refused."""
+def setting(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> Any:
+    """An argument's value: as given, else as the first of the configs behind it has it."""
+    values = [given.get(name), *(getattr(config, name, None) for config in defaults)]
+    return next((value for value in values if value is not None), None)
+
+
+def check_arguments(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
+    """Raise where an argument, or a generation config behind it, asks for what is refused."""
     for name, (asked, why) in REFUSED.items():
-        value = given.get(name)
-        value = getattr(defaults, name, None) if value is None else value
+        value = setting(name, given, defaults)
         if asked(value):
             raise CdkitError(
                 f"{method.name} cannot run with {name}={_short(value)}: {why}. "
@@ -48,30 +53,36 @@ def check_arguments(given: Mapping[str, Any], defaults: object, method: Method) 
             )
 
 
-def check_whole_prompt(given: Mapping[str, Any], defaults: object, method: Method) -> None:
-    """Raise where the prompt would be split after the image and a part forbids that."""
-
-    def setting(name: str) -> Any:
-        value = given.get(name)
-        return getattr(defaults, name, None) if value is None else value
-
+def check_whole_prompt(
+    given: Mapping[str, Any], defaults: Sequence[object], method: Method
+) -> None:
+    """Raise where a prompt, or an answer, would be split in a way that a part forbids."""
+    chunk, uncached = (
+        setting("prefill_chunk_size", given, defaults),
+        (setting("use_cache", given, defaults) is False),
+    )
     rewrites = [branch.name for branch in method.branches if branch.prompt]
-    splits = []
-    if setting("prefill_chunk_size") is not None:
-        splits.append(f"prefill_chunk_size={setting('prefill_chunk_size')}")
-        if rewrites:
-            raise CdkitError(
-                f"{method.name} cannot run with {splits[0]}: branch {rewrites[0]!r} has a prompt "
-                "of its own, which does not split where the original does; leave it out"
-            )
-    if setting("use_cache") is False:
-        splits.append("use_cache=False")
-    if splits and method.whole_prompt_parts:
-        part = method.whole_prompt_parts[0]
+    if chunk is not None and rewrites:
         raise CdkitError(
-            f"{method.name} cannot run with {splits[0]}: the threshold of {part} is taken over all "
-            "text rows of the prompt, which this splits. Use scope='row', or leave it out"
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {rewrites[0]!r} has "
+            "a prompt of its own, which does not split where the original does; leave it out"
         )
+    if uncached and method.combiner.by_step:
+        raise CdkitError(
+            f"{method.name} cannot run with use_cache=False: its combiner carries a state from "
+            "step to step, which lives in the cache; leave it out"
+        )
+    if (chunk is not None or uncached) and method.whole_prompt_parts:
+        asked = "use_cache=False" if chunk is None else f"prefill_chunk_size={chunk}"
+        refuse_split(method, asked)
+
+
+def refuse_split(method: Method, asked: str) -> None:
+    part = method.whole_prompt_parts[0]
+    raise CdkitError(
+        f"{method.name} cannot run with {asked}: the threshold of {part} is taken over all text "
+        "rows of the prompt, which this splits. Use scope='row', or leave it out"
+    )
 
 
 def check_cache(cache: object) -> None:

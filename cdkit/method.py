@@ -1,6 +1,6 @@
 """A method: distorted branches, interventions and a calibrator, and how their logits combine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -114,11 +114,9 @@ class Method:
             yield "calibrator", self.calibrator
         if self.readout is not None:
             yield "readout", self.readout
-        for intervention in self.interventions:
-            yield f"interventions.{kind_of(intervention)}", intervention
+        yield from _numbered("interventions", self.interventions)
         for branch in self.branches:
-            for distortion in branch.distortions:
-                yield f"{branch.name}.{kind_of(distortion)}", distortion
+            yield from _numbered(branch.name, branch.distortions)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole method as plain data, every default spelt out; `cdkit.load` reads it back."""
@@ -155,6 +153,15 @@ def kind_of(part: object) -> str:
                 if known is type(part):
                     return name
     return type(part).__name__
+
+
+def _numbered(place: str, parts: Sequence[object]) -> Iterator[tuple[str, Any]]:
+    """`place.kind` of each part; the second of a kind is `place.kind_2`."""
+    seen: dict[str, int] = {}
+    for part in parts:
+        kind = kind_of(part)
+        seen[kind] = seen.get(kind, 0) + 1
+        yield f"{place}.{kind}" + (f"_{seen[kind]}" if seen[kind] > 1 else ""), part
 
 
 def describe(part: object) -> dict[str, Any]:

@@ -9,22 +9,29 @@ from torch import Tensor
 from cdkit.cache import BranchedCache
 from cdkit.engine import Call, Engine, Forward, arguments
 from cdkit.errors import CdkitError
-from cdkit.limits import check_inference
+from cdkit.limits import check_arguments, check_inference, refuse_split
 from cdkit.method import ORIGINAL
 from cdkit.trace import Step
 
 
 def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """Call the model's forward with all branches' rows and combine the logits."""
+    with engine.lock:
+        return _read(engine, forward, *args, **kwargs)
+
+
+def _read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     given = arguments(forward, *args, **kwargs)
     check_inference(engine.model, engine.method)
     if given.get("return_dict") is False:
         raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
     plain = engine.session is None
-    if plain:
+    config: Any = engine.model.config
+    if plain and isinstance(given.get("past_key_values"), BranchedCache):
+        _check_continuation(engine, given)
+    elif plain:
         engine.trace.steps.clear()
-        if not _continues(given):
-            engine.session = engine.open_session(given, defaults=engine.model.config, plain=True)
+        engine.session = engine.open_session(given, defaults=[config], plain=True)
     engine.call = call = Call(Step())
     try:
         output = forward(*args, **kwargs)
@@ -32,13 +39,18 @@ def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         engine.call = None
         if plain:
             engine.session = None
+    if plain:
+        _check_alignment(engine, call, given.get("logits_to_keep", 0), output.logits.shape[1])
     output.logits = _combined(engine, call, output.logits, every_column=plain)
     return output
 
 
-def _continues(given: dict[str, Any]) -> bool:
-    """Whether the call goes on with a cache that holds all branches."""
-    return isinstance(given.get("past_key_values"), BranchedCache)
+def _check_continuation(engine: Engine, given: dict[str, Any]) -> None:
+    """A plain call that goes on with a cache that holds all branches."""
+    check_arguments(given, [engine.model.config], engine.method)
+    ids = given.get("input_ids")
+    if ids is not None and ids.shape[1] > 1 and engine.method.whole_prompt_parts:
+        refuse_split(engine.method, f"past_key_values and {ids.shape[1]} more tokens in one call")
 
 
 def _combined(
@@ -61,8 +73,6 @@ def _combined(
     for name, hidden in call.readouts.items():
         others[name] = engine.adapter.logits(engine.model, hidden[: batch.rows])[:, None].to(wide)
     columns = original.shape[1]
-    if every_column:
-        _check_alignment(engine, call, columns)
     flat = {name: block.flatten(0, 1) for name, block in {ORIGINAL: original, **others}.items()}
     first = flat.pop(ORIGINAL)
     combined, batch.state = engine.method.combiner.combine(
@@ -78,16 +88,17 @@ def _combined(
     return combined.view(batch.rows, columns, -1)
 
 
-def _check_alignment(engine: Engine, call: Call, columns: int) -> None:
+def _check_alignment(engine: Engine, call: Call, keep: int | Tensor, columns: int) -> None:
     """In a plain call each column's logits need the same token in every branch."""
-    if columns == 1:
-        return
-    if call.readouts:
+    last = columns
+    if isinstance(keep, Tensor):  # these columns; the first of them stands so far from the end
+        last = int((call.columns - keep % call.columns).max())
+    if call.readouts and last > 1:
         raise CdkitError(
             f"{engine.method.name} reads inner layers at the last token only; pass logits_to_keep=1"
         )
-    if columns > call.aligned:
+    if last > call.aligned:
         raise CdkitError(
             f"{engine.method.name} changes the prompt: only its last {call.aligned} tokens stand "
-            f"in every branch, but logits of {columns} were asked for; pass logits_to_keep"
+            f"in every branch, but logits of the last {last} were asked for; pass logits_to_keep"
         )

@@ -163,7 +163,9 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample in place of greedy.")] = False,
-    temperature: Annotated[float, typer.Option(help="Of --sample.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of --sample; 1 without it.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of --sample and of all noise.")] = 0,
 ) -> None:
     """Answer a prompt about images, under one method or under several side by side."""
@@ -173,6 +175,8 @@ def generate(
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if method is None and not names:
         method = "cmac"
+    if temperature is not None and not sample:
+        raise CdkitError("--temperature belongs to --sample: give both, or neither")
     if method is None and set_:
         raise CdkitError("--set belongs to --method: give one")
     methods = answering.methods(method, answering.overrides(set_ or []), names)
@@ -182,7 +186,7 @@ def generate(
         prompt,
         image,
         max_new_tokens=max_new_tokens,
-        temperature=temperature if sample else None,
+        temperature=(1.0 if temperature is None else temperature) if sample else None,
         seed=seed,
     )
     console = _console()

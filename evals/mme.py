@@ -204,13 +204,14 @@ def _read_task(task: str, source: Source, subfolder: str) -> list[Question]:
         if (image, question) in asked:
             raise CdkitError(f"{where} asks the same of {image} again: each question stands once")
         asked.add((image, question))
+        target = yes_or_no(cells[2], where)
         with located(where):
             sample = Sample(
                 id=f"{task}/{number + 1}",
                 image="/".join(filter(None, (subfolder.replace("{task}", task), image))),
                 prompt=question,
                 group=image,
-                target=yes_or_no(cells[2], where),
+                target=target,
             )
         found.append(Question(task, sample, cells[3] if len(cells) == 4 else None))
     return found

@@ -6,11 +6,16 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cdkit.adapter import ADAPTERS, ModelAdapter, Rotary, chat_prompt
+from cdkit.adapter import ADAPTERS, ModelAdapter, Rotary, chat_prompt, probe_rotary
 from cdkit.errors import CdkitError
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """RoPE types whose frequencies do not change with the length of the sequence."""
+
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""Vision towers whose images are one square grid of patches each."""
+CLASS_TOKEN = ("clip_vision_model",)
+"""Towers that put a class token before the patches."""
 
 
 @ADAPTERS.register("llava")
@@ -26,10 +31,11 @@ class Llava(ModelAdapter):
                 f"{type(model).__name__} has no output head; load the model with "
                 "LlavaForConditionalGeneration or AutoModelForImageTextToText"
             )
-        if model.config.vision_config.model_type == "pixtral":
+        tower = model.config.vision_config.model_type
+        if tower not in TOWERS:
             raise CdkitError(
-                "LLaVA with a Pixtral tower has images of several sizes, which this adapter does "
-                "not know yet; use a checkpoint with a CLIP or SigLIP tower"
+                f"LLaVA with a {tower} tower is not supported yet: this adapter must know how many "
+                f"tokens an image has. Use a checkpoint with one of {', '.join(TOWERS)}"
             )
         if not all(hasattr(layer, "self_attn") for layer in self.layers(model)):
             raise CdkitError(
@@ -60,10 +66,12 @@ class Llava(ModelAdapter):
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        vision = model.config.vision_config
+        config = model.config
+        vision = config.vision_config
         tokens = (vision.image_size // vision.patch_size) ** 2
-        tokens += model.config.vision_feature_select_strategy == "full"  # keeps the class token
-        is_image = ids == model.config.image_token_id
+        tokens += vision.model_type in CLASS_TOKEN
+        tokens -= config.vision_feature_select_strategy == "default"  # drops the first token
+        is_image = ids == config.image_token_id
         number: Tensor = (is_image.cumsum(dim=-1) - 1) // tokens
         return number.masked_fill(~is_image, -1)
 
@@ -83,7 +91,7 @@ class Llava(ModelAdapter):
         embedding: Any = getattr(self.decoder(model), "rotary_emb", None)
         if embedding is None or embedding.rope_type not in FIXED_ROPE:
             return None
-        return Rotary(embedding.inv_freq, interleaved=False)
+        return probe_rotary(self.attention(self.layers(model)[0]), embedding)
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
         bos = getattr(tokenizer, "bos_token_id", None)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation.checks import check_number
 from cdkit.evals.ablation.engine import Engine, Generated
 from cdkit.evals.ablation.pictures import load_picture
 from cdkit.method import Method
@@ -58,8 +59,8 @@ def answer(
     seed: int,
 ) -> dict[str, Generated]:
     """Each method's answer, greedy without a temperature; sampling shares its random numbers."""
-    if temperature is not None and not temperature > 0:
-        raise CdkitError(f"--temperature must be above 0, got {temperature:g}")
+    if temperature is not None:
+        check_number("--temperature", temperature, above=0.0)
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
     model, processor = cdkit.load_model(model_name)
     engine = Engine(model, processor, temperature or 1.0, noise_seed=seed)

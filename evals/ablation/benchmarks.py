@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from cdkit.benchmark import BENCHMARKS, Answer, Benchmark
+from cdkit.config import build
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.checks import check_names
 from cdkit.evals.ablation.grid import WORLD_PREFIX, BenchmarkSpec, Grid, World
@@ -60,21 +61,10 @@ def _load(name: str, spec: BenchmarkSpec, files: object) -> Loaded:
     fields = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     own = {f.name for f in dataclasses.fields(BenchmarkSpec)} - {"options"}
     check_names(where, spec.options, {*fields, *own}, "key")
-    hints = get_type_hints(kind)
-    values = {k: _typed(resolve(v, files), hints[k]) for k, v in spec.options.items()}
-    try:
-        benchmark = kind(**values)
-    except TypeError as error:  # a field without a default that the grid does not give
-        raise CdkitError(f"{where}: {error}; its keys are {', '.join(fields)}") from None
+    values = {key: resolve(value, files) for key, value in spec.options.items()}
+    benchmark: Benchmark = build(kind, values, where)
     images, limit = Path(resolve(spec.image_folder, files)), benchmark.max_new_tokens
     questions = {s.id: question_of(s, images, limit) for s in benchmark.samples()}
     known = benchmark.tally({s.id: Answer("yes", 0.0) for s in benchmark.samples()}).metrics
     check_names(f"show of {where}", spec.show, known, "metric")
     return Loaded(name, benchmark, questions, spec.show)
-
-
-def _typed(value: object, hint: object) -> object:
-    """TOML has no paths and no tuples."""
-    if isinstance(value, str) and "Path" in str(hint):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value

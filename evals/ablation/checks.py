@@ -1,5 +1,6 @@
 """Checks of what a grid file holds; each error names the place, what was given and what may be."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,5 +44,6 @@ def check_integer(where: str, given: object, *, low: int) -> None:
 
 
 def check_number(where: str, given: object, *, above: float) -> None:
-    if not isinstance(given, int | float) or isinstance(given, bool) or not given > above:
-        raise CdkitError(f"{where} must be a number above {above:g}, got {given!r}")
+    number = float(given) if isinstance(given, int | float) else math.nan
+    if isinstance(given, bool) or not above < number < math.inf:
+        raise CdkitError(f"{where} must be a finite number above {above:g}, got {given!r}")

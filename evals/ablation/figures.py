@@ -73,7 +73,8 @@ def placed(samples: Sequence[Sample], placement: Path) -> tuple[Place, ...]:
         )
     except (OSError, json.JSONDecodeError) as error:
         raise CdkitError(f"cannot read the placement file {placement}: {error}") from None
-    last = max(max(_tokens(o)) for image in objects.values() for o in image["objects"])
+    tokens = [max(_tokens(o)) for image in objects.values() for o in image["objects"]]
+    last = max(tokens, default=0) or 1
     found = []
     for sample in samples:
         if sample.target != "yes" or sample.image not in objects:
@@ -97,7 +98,7 @@ def position_figure(
     `answers`: method -> sample id -> answer. An unknown answer is a miss too.
     """
     bin_of = np.minimum((np.array([p.at for p in places]) * bins).astype(int), bins - 1)
-    names = [str(b) for b in range(bins)]
+    names = [str(b) for b in range(bins) if (bin_of == b).any()]  # no object there, no share
     curves = []
     for method, said in answers.items():
         missed = np.array([strict(said[p.sample.id].text, "yes") != "yes" for p in places])
@@ -111,7 +112,7 @@ def position_figure(
         curves.append(
             Curve(
                 method,
-                tuple((b + 0.5) / bins for b in range(bins)),
+                tuple((int(b) + 0.5) / bins for b in names),
                 tuple(_shown(drawn.estimate(b), "missed") for b in names),
             )
         )

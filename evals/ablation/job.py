@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from cdkit.evals.ablation import compare, manifest, plan, report, toml
 from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
 from cdkit.evals.ablation.check import prove
 from cdkit.evals.ablation.engine import Engine
-from cdkit.evals.ablation.figures import placed, position_figure, sweep_figures
+from cdkit.evals.ablation.figures import Place, placed, position_figure, sweep_figures
 from cdkit.evals.ablation.grid import GREEDY, PLAIN, Grid
 from cdkit.evals.ablation.plan import Arm, SweepPoint
 from cdkit.evals.ablation.progress import Stages
@@ -37,7 +37,8 @@ class Ablation:
     arms: tuple[Arm, ...]
     points: tuple[SweepPoint, ...]
     loaded: tuple[Loaded, ...]
-    files: object
+    places: tuple[Place, ...]
+    """Of `grid.position`: the questions that it counts."""
     engine: Engine
     started: datetime
 
@@ -68,13 +69,28 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
         arms, points = plan.arms(grid), plan.sweep_points(grid)
         files = draw_world(grid.world, folder / "world") if grid.world is not None else None
         loaded = load_benchmarks(grid, files)
+        places = _places(grid, loaded, files)
         model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
     except (CdkitError, OSError):
         shutil.rmtree(folder)
         raise
     engine = Engine(model, processor, grid.temperature)
     (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
-    return Ablation(grid, folder, arms, points, loaded, files, engine, started)
+    return Ablation(grid, folder, arms, points, loaded, places, engine, started)
+
+
+def _places(grid: Grid, loaded: Sequence[Loaded], files: object) -> tuple[Place, ...]:
+    if grid.position is None:
+        return ()
+    path = Path(resolve(grid.position.placement, files))
+    (item,) = (item for item in loaded if item.name == grid.position.benchmark)
+    found = placed(item.benchmark.samples(), path)
+    if not found:
+        raise CdkitError(
+            f"[position]: {path} places no object that {item.name} asks about; each image there "
+            "needs an object whose category stands in a question with the answer yes"
+        )
+    return found
 
 
 def ablate(job: Ablation, stages: Stages) -> Results:
@@ -228,11 +244,11 @@ def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
             figures += sweep_figures(item.name, points, plain, resamples=resamples)
         if methods := _positions(job.grid, item.name):
             assert job.grid.position is not None  # else there were no methods
-            path = Path(resolve(job.grid.position.placement, job.files))
             said = {m: _answers_of(item, m, Decode(), answers) for m in methods}
-            places = placed(item.benchmark.samples(), path)
             bins = job.grid.position.bins
-            figures.append(position_figure(item.name, places, said, bins=bins, resamples=resamples))
+            figures.append(
+                position_figure(item.name, job.places, said, bins=bins, resamples=resamples)
+            )
     return tuple(figures)
 
 

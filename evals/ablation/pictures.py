@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cdkit.errors import CdkitError
 
@@ -11,10 +12,23 @@ def load_picture(path: Path) -> Image.Image:
     """The whole image in RGB; what is missing, truncated or no image raises."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")  # reads all of it: a truncated file fails here
+            upright = ImageOps.exif_transpose(image)  # reads it all: a truncated file fails here
+            return _eight_bits(upright).convert("RGB")
     except FileNotFoundError:
         raise CdkitError(f"no such image: {path}") from None
     except UnidentifiedImageError:
         raise CdkitError(f"{path} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CdkitError(f"cannot read the image {path}: {error}") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greys scaled to 8 bits: Pillow's own conversion would clip them to white."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 bits a channel")
+    if not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise ValueError("its pixels have more than 16 bits; save it with 8 bits a channel")
+    return Image.fromarray((pixels / 257).round().astype(np.uint8))

@@ -121,16 +121,16 @@ class Runner:
                 )
 
     def _undecided(self, batches: Sequence[Batch], size: int) -> int:
-        left: dict[tuple[str, Decode], list[Question]] = {}
+        left: dict[tuple[str, Decode, int], list[Question]] = {}
         for batch in batches:
             for name, decodes in batch.asked.items():
                 for decode in decodes:
                     for question in batch.questions:
                         if (question, name, decode) not in self.answers:
-                            left.setdefault((name, decode), []).append(question)
+                            left.setdefault((name, decode, question.limit), []).append(question)
         parts = [(key, part) for key, qs in left.items() for part in _parts(qs, size)]
         self.stages.start(UNDECIDED, len(parts))
-        for (name, decode), part in parts:
+        for (name, decode, _), part in parts:
             self._generate(self.arms[name], decode, part, self.engine.inputs(part))
             self.stages.advance(UNDECIDED)
         return sum(map(len, left.values()))
@@ -146,7 +146,7 @@ class Runner:
             arm.method,
             inputs,
             [q.sample_id for q in questions],
-            limit=max(q.limit for q in questions),
+            limit=questions[0].limit,
             seed=decode.seed,
         )
         for question, answer in zip(questions, made, strict=True):
