@@ -163,18 +163,18 @@ def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
     frequencies: Tensor | None = getattr(embedding, "inv_freq", None)
     if apply is None or frequencies is None or frequencies.is_meta:
         return None
-    generator = torch.Generator().manual_seed(0)
-    width = getattr(attention, "head_dim", 2 * frequencies.shape[0])
-    x = torch.randn(1, 1, 1, width, generator=generator).to(frequencies.device)
+    at = torch.zeros(1, 1, dtype=torch.long, device=frequencies.device)
+    like = torch.zeros(1, dtype=torch.float32, device=frequencies.device)
+    width = embedding(like, position_ids=at)[0].shape[-1]  # less than a head where RoPE is partial
+    x = torch.randn(1, 1, 1, width, generator=torch.Generator().manual_seed(0)).to(like)
 
     def turned(position: int) -> Tensor:
-        at = torch.tensor([[position]], device=x.device)
-        out: Tensor = apply(x, x, *embedding(x, position_ids=at))[0]
+        out: Tensor = apply(x, x, *embedding(x, position_ids=at + position))[0]
         return out
 
     for interleaved in (False, True):
         rotary = Rotary(frequencies, interleaved=interleaved)
-        moved = rotate(turned(3), torch.full((1, 1), 2.0, device=x.device), rotary)
+        moved = rotate(turned(3), torch.full((1, 1), 2.0).to(x), rotary)
         if torch.allclose(moved, turned(5), atol=1e-4):
             return rotary
     return None

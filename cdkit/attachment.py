@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from cdkit.adapter import adapter_for, unwrap
-from cdkit.attention import HANDLE, KEY, LayerAttention
+from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
 from cdkit.cache import BranchedCache
 from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError
@@ -65,7 +65,7 @@ def attach(
     )
 
 
-class Attachment:
+class Attachment(Wired):
     """A method on a model; a context manager. `trace` holds what was asked for."""
 
     def __init__(
@@ -112,7 +112,7 @@ class Attachment:
             or trace.wanted & {"image_attention", "mask"}
         )
         self._active = forced or not method.idle
-        self._rotary = adapter.rotary(self._model)
+        self._rotary = None if method.calibrator is None else adapter.rotary(self._model)
         decoder: Any = adapter.decoder(self._model)
         if method.calibrator is not None and self._rotary is None:
             raise CdkitError(
@@ -125,13 +125,6 @@ class Attachment:
                 f"attention interface, which {method.name} needs; use a method that changes only "
                 "the inputs, such as vcd"
             )
-        if hooked and any(DynamicCache(config=decoder.config).is_sliding):
-            raise CdkitError(
-                f"{type(decoder).__name__} has sliding-window attention, in which image tokens "
-                f"leave the cache while {method.name} still needs them; load the model with a "
-                "config without sliding_window if your prompts are shorter, or use a method that changes "
-                "only the inputs, such as vcd"
-            )
         self._engine = Engine(
             model=self._model,
             adapter=adapter,
@@ -141,6 +134,7 @@ class Attachment:
             sample_ids=sample_ids,
             optimize=optimize,
             hooked=hooked,
+            window=_sliding_window(decoder) if hooked else None,
             trace=trace,
             branches=branches,
         )
@@ -165,15 +159,6 @@ class Attachment:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise CdkitError(
-            "leave the block of cdkit.attach before the model is copied or pickled: "
-            f"{self.method.name} is wired into this very model"
-        )
-
-    def __reduce__(self) -> NoReturn:
-        self.__deepcopy__(None)
 
     def detach(self) -> None:
         """Restore the model; a second call does nothing."""
@@ -290,6 +275,12 @@ def _keep_last_row(
     if engine.call is not None:
         hidden = output[0] if isinstance(output, tuple) else output
         engine.call.readouts[name] = hidden[:, -1]
+
+
+def _sliding_window(decoder: Any) -> int | None:
+    """The shortest window of the decoder's layers; None where all keep all tokens."""
+    layers: list[Any] = DynamicCache(config=decoder.config).layers
+    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
 
 
 def _can_be_hooked(decoder: Any) -> bool:

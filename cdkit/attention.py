@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from einops import rearrange, repeat
@@ -15,6 +15,7 @@ from transformers.masking_utils import sdpa_mask
 
 from cdkit.adapter import Rotary, rotate
 from cdkit.batch import BranchedBatch, Chunk
+from cdkit.errors import CdkitError
 from cdkit.segment import CrossModalSegment, ImageColumns
 from cdkit.trace import Step
 
@@ -42,8 +43,18 @@ class AttentionCall:
         return bool(self.wanted & {"image_attention", "mask"})
 
 
+class Wired:
+    """What an attached model carries: it belongs to that very model, and to no copy of it."""
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise CdkitError("leave the block of cdkit.attach before the model is copied or pickled")
+
+    def __reduce__(self) -> NoReturn:
+        self.__deepcopy__(None)
+
+
 @dataclass(frozen=True, eq=False)
-class LayerAttention:
+class LayerAttention(Wired):
     """The attention of one decoder layer while a method is attached."""
 
     layer: int
@@ -69,6 +80,11 @@ class LayerAttention:
         if call is None:
             return fast()
         call.layers_run += 1
+        if key.shape[2] < call.chunk.stop:
+            raise CdkitError(
+                f"layer {self.layer} keeps only {key.shape[2]} of {call.chunk.stop} tokens (a "
+                "sliding window), perhaps without the image: ask for a shorter answer"
+            )
         batch, first = call.batch, call.chunk.first_text
         everywhere = call.looks or batch.calibrator is not None
         touched = [name for name in batch.branches if everywhere or self.changes(name)]

@@ -38,6 +38,14 @@ def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return {**given, **rest}
 
 
+def _new_tokens(ids: Tensor, given: dict[str, Any], defaults: Sequence[object]) -> int:
+    """How many tokens `generate` may add: Hugging Face adds 20 where nothing is said."""
+    new, longest = (setting(name, given, defaults) for name in ("max_new_tokens", "max_length"))
+    if new is not None:
+        return int(new)
+    return 20 if longest is None else max(0, int(longest) - ids.shape[1])
+
+
 @dataclass(eq=False)
 class Call:
     """One call of the forward that `generate` reads."""
@@ -64,6 +72,8 @@ class Engine:
     optimize: bool
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
+    window: int | None
+    """So many tokens the decoder's sliding layers keep, where the method needs the image's."""
     trace: Trace
     branches: tuple[Branch, ...]
     """The distorted branches that run."""
@@ -99,6 +109,7 @@ class Engine:
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
+        self._check_window(ids.shape[1] + (0 if plain else _new_tokens(ids, given, defaults)))
         mask = given.get("attention_mask")
         if mask is None:
             # a plain call has no rule for a missing mask: every token counts
@@ -127,6 +138,15 @@ class Engine:
             if branch.pixel and pixels is None:
                 raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
         return session
+
+    def _check_window(self, longest: int) -> None:
+        if self.window is not None and longest > self.window:
+            raise CdkitError(
+                f"{self.method.name} needs the image tokens all along, but the decoder's sliding "
+                f"window keeps {self.window} tokens and prompt and answer may reach {longest}: "
+                "shorten the prompt or max_new_tokens, or use a method that changes only the "
+                "inputs, such as vcd"
+            )
 
     def _not_padding(
         self,

@@ -93,7 +93,9 @@ def _check_alignment(engine: Engine, call: Call, keep: int | Tensor, columns: in
     last = columns
     if isinstance(keep, Tensor):  # these columns; the first of them stands so far from the end
         last = int((call.columns - keep % call.columns).max())
-    if call.readouts and last > 1:
+    if last == 1:
+        return  # what generate reads: the last token's logits, whatever stands before it
+    if call.readouts:
         raise CdkitError(
             f"{engine.method.name} reads inner layers at the last token only; pass logits_to_keep=1"
         )

@@ -73,6 +73,8 @@ def placed(samples: Sequence[Sample], placement: Path) -> tuple[Place, ...]:
         )
     except (OSError, json.JSONDecodeError) as error:
         raise CdkitError(f"cannot read the placement file {placement}: {error}") from None
+    if not isinstance(objects, dict):
+        raise CdkitError(f"{placement} must hold one JSON object, image name -> objects")
     tokens = [max(_tokens(o)) for image in objects.values() for o in image["objects"]]
     last = max(tokens, default=0) or 1
     found = []

@@ -115,7 +115,7 @@ def _summary(
     }
     if grid.world is not None:
         summary["world"] = f"{grid.world.images} images, seed {grid.world.seed}"
-    if proof is not None:
+    if proof is not None and proof.questions:
         summary["stored logits"] = (
             f"equal to generate's on {proof.questions} questions under {proof.arms} methods: "
             f"{proof.logits_compared} logits within {proof.largest_difference:.1g}, "

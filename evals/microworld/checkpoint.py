@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from cdkit.errors import CdkitError
 from cdkit.evals.microworld.text import SPECIAL, vocabulary
 from cdkit.evals.microworld.world import World
 
@@ -154,12 +155,43 @@ def _initialise(model: LlavaForConditionalGeneration, seed: int) -> None:
         layer.self_attn.k_proj.weight[:rows] = layer.self_attn.q_proj.weight[:rows]
 
 
+FILES = frozenset(
+    (
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    )
+)
+"""What `save` writes."""
+
+
+def check_target(folder: Path) -> None:
+    """Raise where `save` would replace anything but an earlier checkpoint of its own."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CdkitError(f"{folder} is a file: name a folder for the checkpoint")
+    strangers = sorted({path.name for path in folder.iterdir()} - FILES)
+    if strangers:
+        raise CdkitError(
+            f"{folder} holds {strangers[0]}, which is no part of a checkpoint: name a new folder, "
+            "or the folder of an earlier checkpoint, which is replaced"
+        )
+
+
 def save(model: LlavaForConditionalGeneration, world: World, folder: Path) -> None:
     """Write model and processor for `from_pretrained(folder)`; replaces the folder in one step.
+
+    A folder that holds anything but an earlier checkpoint is refused.
 
     The weights are stored in half precision. The config keeps `float32`, so that they are loaded
     as float32: arithmetic in half precision would be slow on a CPU.
     """
+    check_target(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     state = {name: value.half() for name, value in model.state_dict().items()}

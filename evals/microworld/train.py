@@ -13,7 +13,12 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
-from cdkit.evals.microworld.checkpoint import build_model, build_tokenizer, save
+from cdkit.evals.microworld.checkpoint import (
+    build_model,
+    build_tokenizer,
+    check_target,
+    save,
+)
 from cdkit.evals.microworld.packing import Packed, Words
 from cdkit.evals.microworld.stages import LanguageStage, Lessons, Stage, VisionStage
 from cdkit.evals.microworld.text import vocabulary
@@ -65,6 +70,7 @@ def train_micro(
     recipe = recipe or (QUICK if quick else RECIPE)
     torch.set_num_threads(recipe.threads)
     folder = Path(output)
+    check_target(folder)
     model = build_model(world, recipe.seed)
     saving = _Saving(model, world, folder)
     stages = {"vision": teach_vision, "language": teach_language}

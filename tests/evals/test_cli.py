@@ -125,7 +125,8 @@ def test_a_set_parameter_names_the_column(picture: Path) -> None:
         (["--set", "alpha"], "--set takes NAME=VALUE, such as alpha=1.0, got 'alpha'"),
         (["--set", "beta=0.1", "--set", "beta=0.2"], "--set gives 'beta' twice"),
         (["--compare", "plain", "--set", "beta=0.1"], "--set belongs to --method"),
-        (["--sample", "--temperature", "0"], "--temperature must be above 0, got 0"),
+        (["--sample", "--temperature", "0"], "--temperature must be a finite number above 0"),
+        (["--temperature", "2"], "--temperature belongs to --sample: give both, or neither"),
     ],
 )
 def test_a_bad_option_is_one_clear_error(picture: Path, arguments: list[str], message: str) -> None:

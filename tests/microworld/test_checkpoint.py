@@ -10,10 +10,12 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 import cdkit.models
+from cdkit.errors import CdkitError
 from cdkit.evals.microworld import WORLD
 from cdkit.evals.microworld.checkpoint import build_processor
 from cdkit.evals.microworld.drawing import render
 from cdkit.evals.microworld.text import CAPTION_PROMPT, NEUTRAL_ROLES, vocabulary
+from cdkit.evals.microworld.train import train_micro
 from cdkit.evals.microworld.world import Picture, draw_picture
 
 MICRO = Path(cdkit.models.__file__).parent / "micro"
@@ -127,3 +129,12 @@ def test_it_takes_any_photo(processor: Any) -> None:
     photo = Image.new("RGB", (200, 120), "red")
     inputs = processor(images=[photo], text=["USER: <image>\nhi ASSISTANT:"], return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_nothing_but_an_earlier_checkpoint_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CdkitError, match=r"holds thesis\.tex, which is no part of a checkpoint"):
+        train_micro(tmp_path, quick=True, progress=False)
+    with pytest.raises(CdkitError, match=r"thesis\.tex is a file: name a folder"):
+        train_micro(tmp_path / "thesis.tex", quick=True, progress=False)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
