@@ -18,7 +18,7 @@ from cdkit.cache import BranchedCache
 from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
-from cdkit.limits import check_inference
+from cdkit.limits import check_eval
 from cdkit.method import Method, kind_of
 from cdkit.reading import read
 from cdkit.trace import Trace, make_trace
@@ -59,7 +59,7 @@ def attach(
         method,
         processor=processor,
         seed=seed,
-        sample_ids=None if sample_ids is None else tuple(sample_ids),
+        sample_ids=sample_ids,
         trace=make_trace(trace),
         optimize=optimize,
     )
@@ -75,7 +75,7 @@ class Attachment(Wired):
         *,
         processor: Any,
         seed: int,
-        sample_ids: tuple[str, ...] | None,
+        sample_ids: Sequence[str] | None,
         trace: Trace,
         optimize: bool,
     ) -> None:
@@ -83,6 +83,8 @@ class Attachment(Wired):
             raise CdkitError(
                 f"method must be a cdkit.Method, such as cdkit.load('cmac'), got {method!r}"
             )
+        if isinstance(sample_ids, str):
+            raise CdkitError(f"sample_ids must be a list, one name a prompt, got {sample_ids!r}")
         if not isinstance(model, nn.Module):
             raise CdkitError(
                 f"model must be a Hugging Face model, got {type(model).__name__}; of a pipeline "
@@ -131,7 +133,7 @@ class Attachment(Wired):
             method=method,
             processor=processor,
             seed=seed,
-            sample_ids=sample_ids,
+            sample_ids=None if sample_ids is None else tuple(sample_ids),
             optimize=optimize,
             hooked=hooked,
             window=_sliding_window(decoder) if hooked else None,
@@ -144,7 +146,7 @@ class Attachment(Wired):
             standing.detach()
         if not self._active:
             return self
-        check_inference_mode_only(self._model, self.method)
+        check_eval(self._model, self.method)
         try:
             self._wire()
         except BaseException:
@@ -214,8 +216,7 @@ class Attachment(Wired):
         reader: Any = engine.adapter.reader(self._model)
         chosen = given.get("generation_config")
         defaults = [config for config in (chosen, reader.generation_config) if config is not None]
-        if self._model.training:
-            raise CdkitError(f"{self.method.name} runs at inference only: call model.eval() first")
+        check_eval(self._model, self.method)
         engine.session = engine.open_session(given, defaults=defaults, plain=False)
         engine.trace.steps.clear()
         guards = _Patches()
@@ -249,12 +250,6 @@ class Attachment(Wired):
             plain: Cache = cache.original()
             output.past_key_values = plain
         return output
-
-
-def check_inference_mode_only(model: nn.Module, method: Method) -> None:
-    """Refuse a model in train mode at once; gradients are checked at each call."""
-    with torch.no_grad():
-        check_inference(model, method)
 
 
 def _finished(generated: Tensor, config: Any, criteria: Sequence[RecordingCriteria]) -> Tensor:

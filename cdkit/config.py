@@ -10,6 +10,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from cdkit.errors import CdkitError
 from cdkit.method import REGISTRIES, Branch, Method, kind_of
 from cdkit.registry import Registry, UnknownNameError, unknown
@@ -205,6 +207,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         if value is None and NoneType in get_args(hint):
             return None
         (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    if isinstance(value, np.generic):
+        value = value.item()  # a sweep by numpy hands these over; a method is plain data
     if hint is Path and isinstance(value, str):
         return Path(value)
     if get_origin(hint) is tuple:
@@ -221,5 +225,5 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
     )
     if wrong:
-        raise CdkitError(f"{name} must be a {hint.__name__}, got {value!r}")
+        raise CdkitError(f"{name} must be of type {hint.__name__}, got {value!r}")
     return value

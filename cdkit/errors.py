@@ -1,4 +1,7 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this. And the checks that raise it."""
+
+import math
+from typing import Any, get_args
 
 
 class CdkitError(ValueError):
@@ -6,3 +9,19 @@ class CdkitError(ValueError):
 
     The command line prints it without a traceback and exits with 1. Any other exception is a bug.
     """
+
+
+def check_choice(name: str, value: object, allowed: Any) -> None:
+    """Raise unless `value` is one of the members of the Literal type `allowed`."""
+    if value not in get_args(allowed):
+        choices = ", ".join(map(str, get_args(allowed)))
+        raise CdkitError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def check_finite(name: str, value: object, *, low: float | int, above: bool = False) -> None:
+    """Raise unless `value` is a finite number >= `low`, or > `low` where it must stand above."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    x = float(value) if number else math.nan  # type: ignore[arg-type]
+    if not math.isfinite(x) or x < low or (above and x == low):
+        sign = ">" if above else ">="
+        raise CdkitError(f"{name} must be a finite number {sign} {low:g}, got {value!r}")

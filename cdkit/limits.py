@@ -89,8 +89,8 @@ def check_cache(cache: object) -> None:
     """Raise where a given cache already holds tokens: their branches are not in it."""
     if isinstance(cache, Cache) and cache.get_seq_length() > 0:
         raise CdkitError(
-            f"past_key_values holds {cache.get_seq_length()} tokens of one branch only; pass the "
-            "whole prompt, or the cache that this attached model returned"
+            f"past_key_values already holds {cache.get_seq_length()} tokens, which generate cannot "
+            "go on with while a method is attached; leave it out and pass the whole text"
         )
     if isinstance(cache, Cache) and cache.is_compileable:
         raise CdkitError(
@@ -99,10 +99,14 @@ def check_cache(cache: object) -> None:
         )
 
 
-def check_inference(model: torch.nn.Module, method: Method) -> None:
-    """Raise in train mode, or where gradients would be taken."""
+def check_eval(model: torch.nn.Module, method: Method) -> None:
+    """Raise in train mode."""
     if model.training:
         raise CdkitError(f"{method.name} runs at inference only: call model.eval() first")
+
+
+def check_no_grad(method: Method) -> None:
+    """Raise where gradients would be taken."""
     if torch.is_grad_enabled():
         raise CdkitError(
             f"{method.name} runs without gradients: call the model under torch.inference_mode()"

@@ -76,9 +76,15 @@ class Method:
                         f"{kind_of(intervention)} acts on branch {name!r}, but {self.name} has "
                         f"{', '.join((ORIGINAL, *names))}"
                     )
+        alpha = getattr(self.combiner, "alpha", 0)
+        if alpha and not self.branches and self.readout is None:
+            raise CdkitError(
+                f"{self.name} has no distorted branch to contrast with, so alpha={alpha} would do "
+                "nothing: set alpha = 0, or give it a branch"
+            )
         pairs: tuple[tuple[str, float], ...] = getattr(self.combiner, "alphas", ())
         for name, _ in pairs:
-            if name not in names:
+            if name not in names and self.readout is None:
                 raise CdkitError(
                     f"alphas names branch {name!r}, but {self.name} has "
                     f"{', '.join(names) or 'no distorted branch'}"

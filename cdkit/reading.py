@@ -9,7 +9,7 @@ from torch import Tensor
 from cdkit.cache import BranchedCache
 from cdkit.engine import Call, Engine, Forward, arguments
 from cdkit.errors import CdkitError
-from cdkit.limits import check_arguments, check_inference, refuse_split
+from cdkit.limits import check_arguments, check_eval, check_no_grad, refuse_split
 from cdkit.method import ORIGINAL
 from cdkit.trace import Step
 
@@ -22,7 +22,8 @@ def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
 
 def _read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     given = arguments(forward, *args, **kwargs)
-    check_inference(engine.model, engine.method)
+    check_eval(engine.model, engine.method)
+    check_no_grad(engine.method)
     if given.get("return_dict") is False:
         raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
     plain = engine.session is None

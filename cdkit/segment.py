@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cdkit.errors import CdkitError
+from cdkit.errors import check_choice
 
 Scope = Literal["call", "head", "row"]
 """Which cells share one threshold.
@@ -21,8 +21,7 @@ Scope = Literal["call", "head", "row"]
 
 
 def check_scope(scope: str) -> None:
-    if scope not in get_args(Scope):
-        raise CdkitError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}")
+    check_choice("scope", scope, Scope)
 
 
 @dataclass(frozen=True, eq=False)

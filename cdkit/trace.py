@@ -39,8 +39,10 @@ class Trace:
 
 def make_trace(wanted: Collection[str]) -> Trace:
     """A trace of `logits`, `image_attention`, `mask`, or any of them."""
-    if isinstance(wanted, str):
-        raise CdkitError(f"trace must be a list of names, such as ({wanted!r},)")
+    if isinstance(wanted, str) or not isinstance(wanted, Collection):
+        raise CdkitError(
+            f"trace must be a list of names out of {', '.join(get_args(Wanted))}, got {wanted!r}"
+        )
     for name in wanted:
         if name not in get_args(Wanted):
             raise UnknownNameError(unknown("trace", name, get_args(Wanted)))

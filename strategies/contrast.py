@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_choice, check_finite
 from cdkit.logits import contrast
 
 
@@ -40,13 +40,13 @@ class Contrast(LogitCombiner):
 
     def __post_init__(self) -> None:
         for alpha in (self.alpha, *dict(self.alphas).values()):
-            if not 0 <= alpha < float("inf"):
-                raise CdkitError(f"alpha must be a finite number >= 0, got {alpha}")
-        if not 0 <= self.beta <= 1:
+            check_finite("alpha", alpha, low=0)
+        if len(dict(self.alphas)) < len(self.alphas):
+            raise CdkitError(f"alphas names a branch twice: {self.alphas}")
+        check_finite("beta", self.beta, low=0)
+        if self.beta > 1:
             raise CdkitError(f"beta must be in [0, 1] (0: no constraint), got {self.beta}")
-        if self.on_empty not in get_args(OnEmpty):
-            allowed = ", ".join(get_args(OnEmpty))
-            raise CdkitError(f"on_empty must be one of {allowed}, got {self.on_empty!r}")
+        check_choice("on_empty", self.on_empty, OnEmpty)
 
     @property
     def idle(self) -> bool:

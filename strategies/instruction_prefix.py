@@ -1,9 +1,9 @@
 """Instruction contrastive decoding (ICD): the distorted branch gets a disturbing role prefix."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_choice
 from cdkit.strategy import DISTORTIONS, Prompt, PromptDistortion
 
 Place = Literal["system", "question"]
@@ -15,7 +15,7 @@ class InstructionPrefix(PromptDistortion):
     """A role prefix that confuses the model, put in the system slot of the prompt.
 
     The default text is the authors' for LLaVA-1.5 (p1k0pan/ICD). `place` "question" puts it after
-    the image, before the question: there the distorted branch shares the image with the original.
+    the image, before the question: there both branches have the same states up to the image.
     """
 
     bibtex: ClassVar[str] = """@inproceedings{wang2024icd,
@@ -36,10 +36,7 @@ class InstructionPrefix(PromptDistortion):
     def __post_init__(self) -> None:
         if not self.instruction.strip():
             raise CdkitError("instruction must not be empty")
-        if self.place not in get_args(Place):
-            raise CdkitError(
-                f"place must be one of {', '.join(get_args(Place))}, got {self.place!r}"
-            )
+        check_choice("place", self.place, Place)
 
     def distort(self, prompt: Prompt) -> Prompt:
         slot = prompt.system_slot if self.place == "system" else prompt.question_slot

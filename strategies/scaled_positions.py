@@ -1,13 +1,13 @@
 """Cross-modal position calibration (CMPC), the calibrator of CMAC."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.calibrator import CALIBRATORS, PositionCalibrator
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_choice, check_finite
 from cdkit.strategies.cmac_paper import CMAC
 
 FirstGap = Literal["scaled", "unit"]
@@ -33,12 +33,10 @@ class ScaledPositions(PositionCalibrator):
     text_step: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 1:
-            raise CdkitError(f"gamma must be >= 1, got {self.gamma}")
-        if self.first_gap not in get_args(FirstGap):
-            allowed = ", ".join(get_args(FirstGap))
-            raise CdkitError(f"first_gap must be one of {allowed}, got {self.first_gap!r}")
-        if not 0 < self.text_step <= 1:
+        check_finite("gamma", self.gamma, low=1)
+        check_choice("first_gap", self.first_gap, FirstGap)
+        check_finite("text_step", self.text_step, low=0, above=True)
+        if self.text_step > 1:
             raise CdkitError(f"text_step must be in (0, 1], got {self.text_step}")
 
     @property

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
-from cdkit.errors import CdkitError
+from cdkit.errors import check_choice, check_finite
 
 
 @COMBINERS.register("sharpen")
@@ -26,11 +26,8 @@ class Sharpen(LogitCombiner):
     on_empty: OnEmpty = "raise"
 
     def __post_init__(self) -> None:
-        if not 0 < self.power < float("inf"):
-            raise CdkitError(f"power must be a finite number > 0, got {self.power}")
-        if self.on_empty not in get_args(OnEmpty):
-            allowed = ", ".join(get_args(OnEmpty))
-            raise CdkitError(f"on_empty must be one of {allowed}, got {self.on_empty!r}")
+        check_finite("power", self.power, low=0, above=True)
+        check_choice("on_empty", self.on_empty, OnEmpty)
 
     @property
     def idle(self) -> bool:

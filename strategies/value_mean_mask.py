@@ -1,12 +1,12 @@
 """Important-modality distortion (IMD), the distortion of CMAC: strong cells see the mean value."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.errors import CdkitError
+from cdkit.errors import check_choice
 from cdkit.segment import CrossModalSegment, ImageColumns, Scope, check_scope
 from cdkit.strategies.cmac_paper import CMAC
 from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
@@ -33,9 +33,7 @@ class ValueMeanMask(AttentionDistortion):
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
-        if self.value_mean not in get_args(ValueMean):
-            allowed = ", ".join(get_args(ValueMean))
-            raise CdkitError(f"value_mean must be one of {allowed}, got {self.value_mean!r}")
+        check_choice("value_mean", self.value_mean, ValueMean)
 
     @property
     def whole_prompt(self) -> bool:

@@ -115,7 +115,7 @@ def _pass(arms: tuple[Arm, ...]) -> Pass:
             places[arm.name, branch.name] = name
     union = Method(
         name="+".join(dict.fromkeys(arm.name for arm in arms)),
-        combiner=Contrast(alpha=1.0, beta=0.0),  # reads, and so computes, every branch
+        combiner=Contrast(alpha=1.0 if names else 0.0, beta=0.0),  # reads, so computes, all
         calibrator=first.calibrator,
         branches=tuple(Branch(name, distortions) for distortions, name in names.items()),
     )

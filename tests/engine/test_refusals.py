@@ -124,7 +124,7 @@ def test_given_caches(model: Any, inputs: Inputs) -> None:
     with cdkit.attach(model, CMAC), torch.no_grad():
         length = inputs["input_ids"].shape[1]
         for run in (model.generate, model):
-            with pytest.raises(cdkit.CdkitError, match=f"holds {length} tokens of one branch only"):
+            with pytest.raises(cdkit.CdkitError, match=f"already holds {length} tokens"):
                 run(**inputs, past_key_values=filled)
             with pytest.raises(cdkit.CdkitError, match="StaticCache has a fixed size"):
                 run(**inputs, past_key_values=fixed)
@@ -282,14 +282,14 @@ NAMES: list[tuple[Callable[[], object], str]] = [
     (lambda: cdkit.load("cmac", alpha=-1.0), "alpha must be a finite number >= 0, got -1.0"),
     (lambda: cdkit.load("cmac", alpha=float("nan")), "alpha must be a finite number >= 0, got nan"),
     (lambda: cdkit.load("cmac", beta=1.5), "beta must be in [0, 1] (0: no constraint), got 1.5"),
-    (lambda: cdkit.load("cmac", gamma=0.5), "gamma must be >= 1, got 0.5"),
-    (lambda: cdkit.load("cmac", gamma="2"), "gamma must be a float, got '2'"),
+    (lambda: cdkit.load("cmac", gamma=0.5), "gamma must be a finite number >= 1, got 0.5"),
+    (lambda: cdkit.load("cmac", gamma="2"), "gamma must be of type float, got '2'"),
     (lambda: cdkit.load("cmac", scope="rows"), "scope must be one of call, head, row, got 'rows'"),
     (lambda: cdkit.load("cmac", value_mean="dims"), "value_mean must be one of dim, scalar"),
     (lambda: cdkit.load("cmac", first_gap="one"), "first_gap must be one of scaled, unit"),
     (lambda: cdkit.load("cmac", on_empty="ignore"), "on_empty must be one of raise, original"),
     (lambda: cdkit.load("vcd", step=1000), "step must be in [0, 1000), got 1000"),
-    (lambda: cdkit.load("vcd", step=True), "step must be a int, got True"),
+    (lambda: cdkit.load("vcd", step=True), "step must be of type int, got True"),
     (lambda: cdkit.load("icd", instruction=" "), "instruction must not be empty"),
     (lambda: cdkit.load("icd", place="end"), "place must be one of system, question, got 'end'"),
     (lambda: cdkit.load("sharpening", power=0.0), "power must be a finite number > 0, got 0.0"),

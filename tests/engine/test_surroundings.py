@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -264,3 +265,31 @@ def test_what_is_no_model_and_no_method() -> None:
         cdkit.attach(None, CMAC)  # type: ignore[arg-type]
     with pytest.raises(cdkit.CdkitError, match="a preset's name or a path, got None"):
         cdkit.load(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: cdkit.load("cmac_cmpc", alpha=3.0), "so alpha=3.0 would do nothing"),
+        (lambda: cdkit.load("cmac", alphas=[["distorted", 1.0]] * 2), "names a branch twice"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(
+    build: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(cdkit.CdkitError, match=re.escape(message)):
+        build()
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    swept = cdkit.load("vcd", alpha=np.float32(0.5), step=np.int64(7))
+    assert swept == cdkit.load("vcd", alpha=0.5, step=7)
+    assert type(swept.to_dict()["combiner"]["alpha"]) is float
+
+
+@pytest.mark.usefixtures("as_for_a_user")
+def test_lists_that_are_one_text(model: Any) -> None:
+    with pytest.raises(cdkit.CdkitError, match="sample_ids must be a list, one name a prompt"):
+        cdkit.attach(model, CMAC, sample_ids="ab")
+    with pytest.raises(cdkit.CdkitError, match="trace must be a list of names out of logits, "):
+        cdkit.attach(model, CMAC, trace=None)  # type: ignore[arg-type]

@@ -151,5 +151,5 @@ def test_unknown_traces(model: Any) -> None:
     hint = r"no trace is called 'logit'\. Did you mean 'logits'"
     with pytest.raises(cdkit.CdkitError, match=hint):
         cdkit.attach(model, cdkit.load("cmac"), trace=("logit",))
-    with pytest.raises(cdkit.CdkitError, match="trace must be a list of names"):
+    with pytest.raises(cdkit.CdkitError, match="trace must be a list of names out of logits"):
         cdkit.attach(model, cdkit.load("cmac"), trace="logits")

@@ -136,7 +136,10 @@ FILES: list[tuple[str, str]] = [
     ),
     ('[combiner]\nkind = "contrast"\nalfa = 1', "is called 'alfa'. Did you mean 'alpha'"),
     ('[combiner]\nkind = "contrast"\nalpha = -1', "contrast: alpha must be a finite number >= 0"),
-    ('[combiner]\nkind = "contrast"\nalpha = "1"', "contrast: alpha must be a float, got '1'"),
+    (
+        '[combiner]\nkind = "contrast"\nalpha = "1"',
+        "contrast: alpha must be of type float, got '1'",
+    ),
     ('[combiner]\nkind = "contrast"\n[combinr]\n', "is called 'combinr'. Did you mean 'combiner'"),
     ('[combiner]\nkind = "contrast"\n[[branches]]\n', "branch 'distorted' has no distortion"),
     ('branches = 3\n[combiner]\nkind = "contrast"', "branches must be a list of tables, got 3"),
