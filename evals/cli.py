@@ -224,6 +224,8 @@ def list_(
             if cite and entry.bibtex:
                 table.add_row("", Text(entry.bibtex, style="dim"))
         console.print(table)
+        if each is Topic.MODELS:
+            console.print(listing.EMBEDDED, highlight=False)
         console.print()
 
 
@@ -243,6 +245,8 @@ def train_micro(
     ] = False,
 ) -> None:
     """Train the embedded model anew on its world: the recipe of the checkpoint in the package.
+
+    An earlier checkpoint in the folder is replaced; a folder that holds anything else is refused.
 
     Takes about half an hour on two cores. docs/microworld.md tells what it learns, and how well.
     """

@@ -1,5 +1,6 @@
 """The proof that stored logits and `generate` agree, made anew in every run on a sample of it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -8,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.evals.ablation.plan import Arm, passes
+from cdkit.evals.ablation.engine import Logits
+from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.ablation.run import Batch, Decode, Runner, first_noise
+from cdkit.method import ORIGINAL
 
 STAGE = "checks against generate"
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
@@ -38,8 +41,9 @@ class Proof:
 def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
     """Run `generate` with each arm's own method on `count` yes/no questions drawn at random.
 
-    Compared are the logits that `generate` reads at the first step, and the first token of the
-    whole answer under every decode, with what the run computed from the shared branches.
+    Compared are the logits that `generate` reads at the first step, which tokens are ruled out
+    there, and the first word of the whole answer under every decode, with what the run computed
+    from the shared branches. Text after a first token that decides is not read.
     """
     engine = runner.engine
     tolerance = TOLERANCE.get(engine.model.dtype, HALF_TOLERANCE)
@@ -57,6 +61,7 @@ def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
                 ours, _ = runner.combine(work, arm, logits)
                 _, theirs = engine.first_step(arm.method, inputs, ids)
                 both = ours.isfinite() & theirs.isfinite()
+                compare_removed(runner, work, arm, logits, ours, theirs, tolerance)
                 largest = max(largest, float((ours - theirs)[both].abs().max()))
                 compared += int(both.sum())
                 if largest > tolerance:
@@ -71,6 +76,40 @@ def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
                 runner.stages.advance(STAGE)
     asked = sum(len(batch.questions) for batch in drawn)
     return Proof(asked, len(arms), compared, largest, tolerance, tokens, ties)
+
+
+def compare_removed(
+    runner: Runner,
+    work: Pass,
+    arm: Arm,
+    logits: Logits,
+    ours: Float[Tensor, "rows vocab"],
+    theirs: Float[Tensor, "rows vocab"],
+    tolerance: float,
+) -> None:
+    """Both must remove the same tokens, but for those at the very edge of the constraint.
+
+    A token is at the edge if original logits that are off by at most `tolerance` (its own one way,
+    the others the other way) keep it in one case and remove it in the other.
+    """
+    if bool((ours.isnan() | theirs.isnan()).any()) or not bool(
+        (ours.isfinite() & theirs.isfinite()).any(dim=-1).all()
+    ):
+        raise MismatchError(f"{arm.name}: there are logits that are no numbers, or none is finite")
+    unlike = ours.isfinite() != theirs.isfinite()
+    if not bool(unlike.any()):
+        return
+    shift = torch.where(unlike, tolerance, -tolerance)
+    kept = []
+    for moved in (logits[ORIGINAL] + shift, logits[ORIGINAL] - shift):
+        combined, _ = runner.combine(work, arm, {**logits, ORIGINAL: moved})
+        kept.append(combined.isfinite())
+    wrong = unlike & (kept[0] == kept[1])
+    if bool(wrong.any()):
+        raise MismatchError(
+            f"{arm.name}: {int(wrong.sum())} tokens are removed from the logits of shared "
+            "branches and kept by generate, or the other way round"
+        )
 
 
 def _compare_tokens(
@@ -94,7 +133,7 @@ def _compare_tokens(
     ties = 0
     for row, question in enumerate(batch.questions):
         stored = runner.answers[question, arm.name, decode].text
-        if generated[row].text.startswith(stored):
+        if begins(generated[row].text, stored):
             continue
         ranked = scores[row].topk(2).values
         if float(ranked[0] - ranked[1]) > tolerance:
@@ -104,6 +143,11 @@ def _compare_tokens(
             )
         ties += 1
     return ties
+
+
+def begins(text: str, stored: str) -> bool:
+    """Whether `text` starts with `stored` as whole words: "no, sir" with "no", "nowhere" not."""
+    return re.match(rf"{re.escape(stored)}(?!\w)", text) is not None
 
 
 def _draw(batches: Sequence[Batch], count: int) -> list[Batch]:

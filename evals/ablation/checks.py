@@ -1,7 +1,7 @@
 """Checks of what a grid file holds; each error names the place, what was given and what may be."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from cdkit.errors import CdkitError
@@ -31,6 +31,12 @@ def as_tuple(where: str, given: object) -> tuple[Any, ...]:
     if not isinstance(given, list | tuple):
         raise CdkitError(f"{where} must be a list, got {given!r}")
     return tuple(given)
+
+
+def check_some(where: str, given: Collection[object], what: str) -> None:
+    """An empty list would do nothing, and silently."""
+    if not given:
+        raise CdkitError(f"{where} is empty: name at least one {what}, or leave it out")
 
 
 def check_text(where: str, given: object) -> None:

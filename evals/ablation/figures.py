@@ -1,15 +1,11 @@
 """Curves: metrics against a swept parameter, misses against the place in the image sequence."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from cdkit.benchmark import Answer, OfSums, Sample, Tally
-from cdkit.errors import CdkitError
+from cdkit.benchmark import Answer, OfSums, Tally
+from cdkit.evals.ablation.placement import Place
 from cdkit.evals.ablation.plan import SweepPoint
 from cdkit.evals.ablation.results import Curve, Figure, scale
 from cdkit.evals.pope import strict
@@ -57,36 +53,6 @@ def sweep_figures(
     return tuple(figures)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Of a yes question about an object that stands once in its image: where it stands, 0..1."""
-
-    sample: Sample
-    at: float
-
-
-def placed(samples: Sequence[Sample], placement: Path) -> tuple[Place, ...]:
-    """The yes questions whose object the placement file shows exactly once in the image."""
-    try:
-        objects: Mapping[str, Mapping[str, list[dict[str, object]]]] = json.loads(
-            placement.read_text(encoding="utf-8")
-        )
-    except (OSError, json.JSONDecodeError) as error:
-        raise CdkitError(f"cannot read the placement file {placement}: {error}") from None
-    if not isinstance(objects, dict):
-        raise CdkitError(f"{placement} must hold one JSON object, image name -> objects")
-    tokens = [max(_tokens(o)) for image in objects.values() for o in image["objects"]]
-    last = max(tokens, default=0) or 1
-    found = []
-    for sample in samples:
-        if sample.target != "yes" or sample.image not in objects:
-            continue
-        asked = [o for o in objects[sample.image]["objects"] if _asks(sample, str(o["category"]))]
-        if len(asked) == 1:
-            found.append(Place(sample, float(np.mean(_tokens(asked[0]))) / last))
-    return tuple(found)
-
-
 def position_figure(
     benchmark: str,
     places: Sequence[Place],
@@ -131,17 +97,6 @@ def position_figure(
 def _share(part: str, whole: str) -> OfSums:
     """One column's sum over another's; 0 where a resample has nothing there."""
     return lambda sums: sums[part] / np.maximum(sums[whole], 1)
-
-
-def _asks(sample: Sample, category: str) -> bool:
-    return re.search(rf"\b{re.escape(category)}\b", sample.prompt) is not None
-
-
-def _tokens(placed: Mapping[str, object]) -> list[int]:
-    tokens = placed.get("tokens")
-    if not isinstance(tokens, list) or not tokens:
-        raise CdkitError("each object of a placement file needs its image tokens as a list")
-    return tokens
 
 
 def _shown(estimate: Estimate, metric: str) -> Estimate:

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.checks import check_integer, check_names, check_number, check_text
+from cdkit.evals.ablation.checks import (
+    check_integer,
+    check_names,
+    check_number,
+    check_some,
+    check_text,
+)
 
 GREEDY, SAMPLE = DECODE = ("greedy", "sample")
 PLAIN = "plain"
@@ -85,6 +91,7 @@ class Position:
     bins: int = 4
 
     def __post_init__(self) -> None:
+        check_some("methods of [position]", self.methods, "method")
         check_integer("bins of [position]", self.bins, low=2)
 
 
@@ -134,22 +141,36 @@ class Grid:
     def _check_references(self) -> None:
         method, benchmark = "method of the grid", "benchmark of the grid"
         for title, names in self.tables.items():
+            check_some(f"{title} of [tables]", names, "method")
             check_names(f"{title} of [tables]", names, self.methods, method)
+        for name, spec in self.benchmarks.items():
+            where = f"decode of [benchmarks.{name}] narrows the grid's"
+            check_names(where, spec.decode, self.decode, "decode mode of the grid")
         check_names("[sweeps]", self.sweeps, self.methods, method)
         for name, sweep in self.sweeps.items():
-            check_names(f"[sweeps.{name}]", sweep.benchmarks, self.benchmarks, benchmark)
+            where = f"[sweeps.{name}]"
+            check_some(f"benchmarks of {where}", sweep.benchmarks, "benchmark")
+            check_names(where, sweep.benchmarks, self.benchmarks, benchmark)
+            if not sweep.values:
+                raise CdkitError(f"{where} needs a parameter with its values: alpha = [1.0, 2.0]")
+            for parameter, values in sweep.values.items():
+                check_some(f"{parameter} of {where}", values, "value")
         if self.position is not None:
             where = "[position]"
             check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
             check_names(where, self.position.methods, self.methods, method)
 
     def _refuse_world_files(self) -> None:
-        for name, spec in self.benchmarks.items():
-            for value in (spec.image_folder, *spec.options.values()):
+        paths: dict[str, tuple[object, ...]] = {
+            f"[benchmarks.{name}]": (spec.image_folder, *spec.options.values())
+            for name, spec in self.benchmarks.items()
+        }
+        if self.position is not None:
+            paths["[position]"] = (self.position.placement,)
+        for where, values in paths.items():
+            for value in values:
                 if isinstance(value, str) and value.startswith(WORLD_PREFIX):
-                    raise CdkitError(
-                        f"[benchmarks.{name}] asks for {value!r}, but the grid has no [world]"
-                    )
+                    raise CdkitError(f"{where} asks for {value!r}, but the grid has no [world]")
 
     def modes_of(self, benchmark: str) -> tuple[str, ...]:
         """The decode modes one benchmark runs under."""
@@ -160,4 +181,7 @@ class Grid:
         """Methods as the tables group them; what no table names comes last."""
         named = {name for names in self.tables.values() for name in names}
         rest = tuple(name for name in self.methods if name not in named)
-        return {**self.tables, **({"others" if self.tables else "methods": rest} if rest else {})}
+        if not rest:
+            return self.tables
+        title = "others" if self.tables else "methods"
+        return {**self.tables, title: (*self.tables.get(title, ()), *rest)}

@@ -16,8 +16,10 @@ from cdkit.evals.ablation import compare, manifest, plan, report, toml
 from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
 from cdkit.evals.ablation.check import prove
 from cdkit.evals.ablation.engine import Engine
-from cdkit.evals.ablation.figures import Place, placed, position_figure, sweep_figures
+from cdkit.evals.ablation.figures import position_figure, sweep_figures
 from cdkit.evals.ablation.grid import GREEDY, PLAIN, Grid
+from cdkit.evals.ablation.pictures import load_picture
+from cdkit.evals.ablation.placement import Place, placed
 from cdkit.evals.ablation.plan import Arm, SweepPoint
 from cdkit.evals.ablation.progress import Stages
 from cdkit.evals.ablation.questions import Question
@@ -39,6 +41,8 @@ class Ablation:
     loaded: tuple[Loaded, ...]
     places: tuple[Place, ...]
     """Of `grid.position`: the questions that it counts."""
+    sources: Mapping[str, str]
+    """SHA-256 of the grid's other files, by path: methods' and the placement file."""
     engine: Engine
     started: datetime
 
@@ -62,7 +66,8 @@ def new_folder(output: Path, name: str | None) -> Path:
 def prepare(grid: Grid, folder: Path) -> Ablation:
     """Build the methods and the benchmarks, load the model; the world is drawn into `folder`.
 
-    Where the grid turns out to be wrong the folder is removed: the name stays free.
+    Where the grid turns out to be wrong, an image cannot be read or the user interrupts, the folder
+    is removed: the name stays free.
     """
     started = datetime.now(UTC)
     try:
@@ -70,19 +75,26 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
         files = draw_world(grid.world, folder / "world") if grid.world is not None else None
         loaded = load_benchmarks(grid, files)
         places = _places(grid, loaded, files)
+        sources = manifest.sources(grid, _placement(grid, files))
+        for image in dict.fromkeys(q.image for item in loaded for q in item.questions.values()):
+            load_picture(image)  # a truncated one is told now, not after minutes
         model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
-    except (CdkitError, OSError):
-        shutil.rmtree(folder)
+        engine = Engine(model, processor, grid.temperature)
+        (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    engine = Engine(model, processor, grid.temperature)
-    (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
-    return Ablation(grid, folder, arms, points, loaded, places, engine, started)
+    return Ablation(grid, folder, arms, points, loaded, places, sources, engine, started)
+
+
+def _placement(grid: Grid, files: object) -> Path | None:
+    return Path(resolve(grid.position.placement, files)) if grid.position is not None else None
 
 
 def _places(grid: Grid, loaded: Sequence[Loaded], files: object) -> tuple[Place, ...]:
-    if grid.position is None:
+    path = _placement(grid, files)
+    if grid.position is None or path is None:
         return ()
-    path = Path(resolve(grid.position.placement, files))
     (item,) = (item for item in loaded if item.name == grid.position.benchmark)
     found = placed(item.benchmark.samples(), path)
     if not found:
@@ -120,6 +132,7 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
         job.loaded,
         job.arms,
         proof,
+        sources=job.sources,
         undecided=undecided,
         started=job.started,
         stages=stages.seconds,
@@ -160,18 +173,24 @@ def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
     """What each distinct question is asked by: benchmarks that share it ask it once."""
     found: dict[Question, dict[str, frozenset[Decode]]] = {}
     for item in job.loaded:
-        asked = {arm.name: _decodes(job.grid, item.name) for arm in job.arms}
-        for point in job.points:
-            if item.name in job.grid.sweeps[point.method].benchmarks:
-                asked[point.arm.name] = frozenset({Decode()})
-                asked[PLAIN] |= {Decode()}  # the level that the curves are seen against
-        for name in _positions(job.grid, item.name):
-            asked[name] |= {Decode()}
+        asked = asked_of(job, item.name)
         for question in item.questions.values():
             known = found.setdefault(question, {})
             for name, decodes in asked.items():
                 known[name] = known.get(name, frozenset()) | decodes
     return found
+
+
+def asked_of(job: Ablation, benchmark: str) -> dict[str, frozenset[Decode]]:
+    """Arm's name -> the decodes that the benchmark's tables and figures need of it."""
+    asked = {arm.name: _decodes(job.grid, benchmark) for arm in job.arms}
+    for point in job.points:
+        if benchmark in job.grid.sweeps[point.method].benchmarks:
+            asked[point.arm.name] = frozenset({Decode()})
+            asked[PLAIN] |= {Decode()}  # the level that the curves are seen against
+    for name in _positions(job.grid, benchmark):
+        asked[name] |= {Decode()}
+    return asked
 
 
 def _positions(grid: Grid, benchmark: str) -> tuple[str, ...]:
@@ -193,10 +212,10 @@ def _answers_of(item: Loaded, arm: str, decode: Decode, answers: Answers) -> dic
 def _write_predictions(path: Path, job: Ablation, answers: Answers) -> None:
     with path.open("a", encoding="utf-8") as file:
         for item in job.loaded:
-            for arm in job.arms:
-                for decode in sorted(_decodes(job.grid, item.name), key=str):
-                    head = {"benchmark": item.name, "method": arm.name, **asdict(decode)}
-                    for name, answer in _answers_of(item, arm.name, decode, answers).items():
+            for arm, decodes in asked_of(job, item.name).items():
+                for decode in sorted(decodes, key=str):
+                    head = {"benchmark": item.name, "method": arm, **asdict(decode)}
+                    for name, answer in _answers_of(item, arm, decode, answers).items():
                         row = head | {"id": name} | asdict(answer)
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -37,6 +37,9 @@ TOPICS: Mapping[str, tuple[Mapping[str, type], ...]] = {
 }
 
 
+EMBEDDED = "The embedded model, micro, is a LLaVA checkpoint: the adapter llava."
+
+
 def first_sentence(kind: type) -> str:
     """The first paragraph of a class's docstring, in one line."""
     text = inspect.getdoc(kind) or ""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 
+import cdkit
 from cdkit.benchmark import sha256
 from cdkit.evals.ablation.benchmarks import Loaded
 from cdkit.evals.ablation.check import Proof
@@ -27,6 +28,7 @@ def manifest(
     arms: Sequence[Arm],
     proof: Proof | None,
     *,
+    sources: Mapping[str, str],
     undecided: int,
     started: datetime,
     stages: Mapping[str, float],
@@ -60,6 +62,7 @@ def manifest(
             "parameters": sum(p.numel() for p in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
             "files": model_files(str(model.name_or_path)),
+            "revision": getattr(model.config, "_commit_hash", None),
         },
         "prompt": engine.prompt(example),
         "padding": engine.processor.tokenizer.padding_side,
@@ -72,6 +75,7 @@ def manifest(
         },
         "world": vars(grid.world) if grid.world else None,
         "benchmarks": {item.name: item.benchmark.describe() for item in loaded},
+        "sources": dict(sources),
         "methods": {arm.name: arm.method.to_dict() for arm in arms},
         "first_token": {
             "rule": "a yes/no question is decided by its first token where that token reads yes or "
@@ -97,6 +101,14 @@ def model_files(path: str) -> dict[str, str]:
     return {file.name: sha256(file.read_bytes()) for file in files}
 
 
+def sources(grid: Grid, placement: Path | None) -> dict[str, str]:
+    """The SHA-256 of the methods' own files and of the placement file, by path."""
+    presets = cdkit.presets()
+    named = [Path(s.preset) for s in grid.methods.values() if s.preset not in presets]
+    paths = [*named, *([placement] if placement is not None else [])]
+    return {str(path): sha256(path.read_bytes()) for path in dict.fromkeys(paths)}
+
+
 def _summary(
     grid: Grid, engine: Engine, proof: Proof | None, wall: float, undecided: int
 ) -> dict[str, str]:
@@ -108,7 +120,7 @@ def _summary(
         f"noise of the branches {engine.noise_seed}",
         "batch": f"{grid.batch}, {engine.processor.tokenizer.padding_side} padding",
         "first tokens": f"{undecided} answers to yes/no questions were generated in full because "
-        "their first token is neither yes nor no",
+        "their first token is neither yes nor no; text after one that decides is not read",
         "software": f"cdkit {_version('cdkit')}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}",
         "wall time": f"{wall:.0f} s without imports",
@@ -119,7 +131,8 @@ def _summary(
         summary["stored logits"] = (
             f"equal to generate's on {proof.questions} questions under {proof.arms} methods: "
             f"{proof.logits_compared} logits within {proof.largest_difference:.1g}, "
-            f"{proof.tokens_compared} answers the same ({proof.near_ties} near ties)"
+            f"the first words of {proof.tokens_compared} answers the same "
+            f"({proof.near_ties} near ties)"
         )
     return summary
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.checks import as_table, as_tuple, check_names
+from cdkit.evals.ablation.checks import as_table, as_tuple, check_names, check_text
 from cdkit.evals.ablation.grid import BenchmarkSpec, Grid, MethodSpec, Position, Sweep, World
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -102,13 +102,17 @@ READERS: Mapping[str, Callable[[str, object], object]] = {
 
 
 def _section(where: str, kind: type[World | Position], table: object) -> World | Position:
-    given = as_table(where, table)
+    given: dict[str, Any] = dict(as_table(where, table))
     check_names(where, given, (f.name for f in fields(kind)), "key")
     for key in (f.name for f in fields(kind) if f.default is MISSING):
         if key not in given:
             raise CdkitError(f"{where} needs the key {key!r}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return kind(**values)
+    for field in fields(kind):
+        if field.type is str and field.name in given:
+            check_text(f"{field.name} of {where}", given[field.name])
+    if "methods" in given:
+        given["methods"] = as_tuple(f"methods of {where}", given["methods"])
+    return kind(**given)
 
 
 def _laid_over(table: Table, short: Table) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -170,7 +172,16 @@ FILES = frozenset(
 
 
 def check_target(folder: Path) -> None:
-    """Raise where `save` would replace anything but an earlier checkpoint of its own."""
+    """Raise where `save` could not write, or would replace anything but an earlier checkpoint."""
+    if folder.is_symlink() and not folder.exists():
+        raise CdkitError(f"{folder} is a link to nothing: name a folder for the checkpoint")
+    parent = folder.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=parent):
+            pass  # it can be written to: better known before half an hour of training
+    except OSError as error:
+        raise CdkitError(f"cannot write to {parent}: {error.strerror}") from None
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -191,17 +202,32 @@ def save(model: LlavaForConditionalGeneration, world: World, folder: Path) -> No
     The weights are stored in half precision. The config keeps `float32`, so that they are loaded
     as float32: arithmetic in half precision would be slow on a CPU.
     """
+    folder = folder.resolve()
     check_target(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    state = {name: value.half() for name, value in model.state_dict().items()}
-    model.save_pretrained(fresh, state_dict=state)
-    build_processor(world).save_pretrained(fresh)
-    fresh.chmod(0o755)  # a temporary folder is private, and so are safetensors' files
-    for path in fresh.iterdir():
-        path.chmod(0o644)
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    if folder.exists():
+    with _beside(folder) as fresh, _beside(folder) as old:
+        state = {name: value.half() for name, value in model.state_dict().items()}
+        model.save_pretrained(fresh, state_dict=state)
+        build_processor(world).save_pretrained(fresh)
+        fresh.chmod(0o755)  # a temporary folder is private, and so are safetensors' files
+        for path in fresh.iterdir():
+            path.chmod(0o644)
+        if not folder.exists():
+            os.replace(fresh, folder)
+            return
         os.replace(folder, old / "replaced")
-    os.replace(fresh, folder)
-    shutil.rmtree(old)
+        try:
+            os.replace(fresh, folder)
+        except BaseException:
+            os.replace(old / "replaced", folder)
+            raise
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk, so that a move is one step; gone after the block."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

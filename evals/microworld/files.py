@@ -166,7 +166,12 @@ def _placement(world: World, picture: Picture) -> dict[str, Any]:
                 "tokens": tokens,
             }
         )
-    return {"fault": picture.fault, "strength": picture.strength, "objects": objects}
+    return {
+        "fault": picture.fault,
+        "strength": picture.strength,
+        "image_tokens": world.patches**2,
+        "objects": objects,
+    }
 
 
 def _write_exam(

@@ -1,8 +1,10 @@
 """One seeded command from nothing to the embedded checkpoint (Lightning, CPU)."""
 
+import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,26 +133,41 @@ def _fit(
     losses = _Losses()
     bars = [TQDMProgressBar(refresh_rate=10)] if progress else []
     precision: Any = taught.stage.precision
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=taught.stage.steps,
-        max_epochs=1,
-        precision=precision,
-        gradient_clip_val=1.0,
-        callbacks=[losses, *bars, *callbacks],
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=False,
-    )
     taught.train()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet():
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=taught.stage.steps,
+            max_epochs=1,
+            precision=precision,
+            gradient_clip_val=1.0,
+            callbacks=[losses, *bars, *callbacks],
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            logger=False,
+        )
         trainer.fit(taught, lessons)
     taught.model.train(False)
     return tuple(losses.seen)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's lines about devices, and its advertisements, stay unsaid."""
+    packages = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
+    loggers = [logging.getLogger(f"{package}.utilities.rank_zero") for package in packages]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 class _Losses(Callback):

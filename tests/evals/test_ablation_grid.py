@@ -12,6 +12,8 @@ from cdkit.errors import CdkitError
 from cdkit.evals.ablation import toml
 from cdkit.evals.ablation.grid import Grid
 
+POSITION = {"benchmark": "pope", "placement": "placement.json", "methods": ["plain"]}
+SWEEP = {"benchmarks": ["pope"]}
 POPE = {"type": "pope", "image_folder": "photos", "path": "questions.json"}
 
 
@@ -55,7 +57,7 @@ VALUES = st.one_of(
 @given(
     overrides=st.dictionaries(TEXT.filter(lambda key: key != "preset"), VALUES, max_size=4),
     seeds=st.lists(st.integers(0, 99), unique=True, min_size=1, max_size=4),
-    values=st.lists(VALUES, max_size=4),
+    values=st.lists(VALUES, min_size=1, max_size=4),
 )
 def test_any_grid_reads_back(
     overrides: dict[str, Any], seeds: list[int], values: list[Any]
@@ -75,7 +77,7 @@ def test_any_grid_reads_back(
         ({"seeds": 3}, "seeds must be a list, got 3"),
         ({"seeds": [-1]}, "seeds must be a whole number from 0 on, got -1"),
         ({"decode": ["gredy"]}, "no decode mode is called 'gredy'. Did you mean 'greedy'?"),
-        ({"temperature": 0.0}, "temperature must be a number above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
         ({"resamples": 3}, "resamples must be a whole number from 100 on, got 3"),
         ({"dtype": "float8"}, "no dtype is called 'float8'"),
         ({"methods": {"cmac": {}}}, "a grid needs [methods.plain]"),
@@ -91,6 +93,25 @@ def test_any_grid_reads_back(
         ({"position": {"benchmark": "pope"}}, "[position] needs the key 'placement'"),
         ({"only": ["popes"]}, "no benchmark of the grid is called 'popes'. Did you mean 'pope'?"),
         ({"benchmarks": {"pope": POPE | {"path": "world:pope"}}}, "but the grid has no [world]"),
+        ({"position": POSITION | {"placement": "world:p"}}, "[position] asks for 'world:p', but"),
+        (
+            {"position": POSITION | {"placement": 3}},
+            "placement of [position] must be a text, got 3",
+        ),
+        ({"position": POSITION | {"benchmark": [1]}}, "benchmark of [position] must be a text"),
+        ({"position": POSITION | {"methods": []}}, "methods of [position] is empty"),
+        ({"position": POSITION | {"methods": "plain"}}, "methods of [position] must be a list"),
+        ({"tables": {"mine": []}}, "mine of [tables] is empty"),
+        ({"sweeps": {"cmac": SWEEP | {"alpha": []}}}, "alpha of [sweeps.cmac] is empty"),
+        ({"sweeps": {"cmac": SWEEP}}, "[sweeps.cmac] needs a parameter with its values"),
+        (
+            {"sweeps": {"cmac": {"alpha": [1.0], "benchmarks": []}}},
+            "benchmarks of [sweeps.cmac] is empty",
+        ),
+        (
+            {"decode": ["greedy"], "benchmarks": {"pope": POPE | {"decode": ["sample"]}}},
+            "decode of [benchmarks.pope] narrows the grid's: no decode mode of the grid is called",
+        ),
     ],
 )
 def test_each_fault_is_one_clear_error(changes: dict[str, Any], message: str) -> None:
@@ -119,6 +140,11 @@ def test_methods_that_no_table_names_come_last() -> None:
     grid = toml.parse(table(tables={"first": ["plain"]}))
     assert grid.sections() == {"first": ("plain",), "others": ("cmac",)}
     assert toml.parse(table()).sections() == {"methods": ("plain", "cmac")}
+    methods = {name: dict[str, Any]() for name in ("plain", "vcd", "cmac")}
+    grid = toml.parse(table(tables={"others": ["vcd"]}, methods=methods))
+    assert grid.sections() == {"others": ("vcd", "plain", "cmac")}
+    grid = toml.parse(table(tables={"all": ["cmac", "plain"]}))
+    assert grid.sections() == {"all": ("cmac", "plain")}
 
 
 def test_a_benchmark_may_narrow_the_decode_modes() -> None:

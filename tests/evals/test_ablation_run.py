@@ -1,9 +1,12 @@
 """A whole run, small, on the embedded model; and the proof that its short cut is one."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,18 @@ import torch
 
 import cdkit
 from cdkit.benchmark import Answer
-from cdkit.evals.ablation import job, toml
-from cdkit.evals.ablation.check import MismatchError, prove
-from cdkit.evals.ablation.engine import Engine
+from cdkit.errors import CdkitError
+from cdkit.evals.ablation import benchmarks, job, manifest, toml
+from cdkit.evals.ablation.check import MismatchError, begins, compare_removed, prove
+from cdkit.evals.ablation.engine import Engine, Logits
+from cdkit.evals.ablation.grid import Grid, MethodSpec
 from cdkit.evals.ablation.gumbel import gumbel_noise, streams
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.plan import Arm, passes
+from cdkit.evals.ablation.plan import Arm, Pass, passes, unconstrained
 from cdkit.evals.ablation.progress import Stages
 from cdkit.evals.ablation.results import Results
 from cdkit.evals.ablation.run import Batch, Decode, Runner, batches_of
+from cdkit.method import ORIGINAL
 
 GRID = """
 seeds = [0, 1]
@@ -118,18 +124,85 @@ def test_the_folder_holds_the_whole_run(prepared: Ablation, folder: Path) -> Non
     assert toml.read(folder / "config.toml") == prepared.grid
 
 
+def test_every_answer_that_was_asked_is_written(prepared: Ablation, folder: Path) -> None:
+    rows = predictions(folder)
+    found = [(r["benchmark"], r["method"], r["mode"], r["seed"], r["id"]) for r in rows]
+    wanted = {
+        (item.name, arm, decode.mode, decode.seed, name)
+        for item in prepared.loaded
+        for arm, decodes in job.asked_of(prepared, item.name).items()
+        for decode in decodes
+        for name in item.questions
+    }
+    assert len(found) == len(set(found)) and set(found) == wanted
+    assert "sweep of cmac: alpha 3.0" in {row["method"] for row in rows}
+
+
+def grid_of(**changes: Any) -> Grid:
+    return toml.parse(tomllib.loads(GRID) | changes)
+
+
+def test_an_interrupted_start_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cdkit, "load_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job.prepare(grid_of(), job.new_folder(tmp_path, "first"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_image_is_told_before_the_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = benchmarks.draw_world
+
+    def spoilt(*args: Any) -> Any:
+        files: Any = draw(*args)
+        image = sorted(files.images.glob("mme_*.png"))[-1]
+        image.write_bytes(image.read_bytes()[:-200])
+        return files
+
+    monkeypatch.setattr(job, "draw_world", spoilt)
+    monkeypatch.setattr(cdkit, "load_model", lambda *args, **kwargs: pytest.fail("too late"))
+    small = grid_of()
+    tasks = dict(small.benchmarks["mme"].options) | {"tasks": ["position"]}
+    mme = dataclasses.replace(small.benchmarks["mme"], options=tasks)
+    small = dataclasses.replace(small, benchmarks={**small.benchmarks, "mme": mme})
+    with pytest.raises(CdkitError, match=r"cannot read the image .*mme_position"):
+        job.prepare(small, job.new_folder(tmp_path, "first"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_of_methods_and_places_are_hashed(prepared: Ablation, tmp_path: Path) -> None:
+    (placement,) = prepared.sources
+    assert placement.endswith("placement.json")
+    own = tmp_path / "own.toml"
+    own.write_text("summary = 'mine'")
+    methods = {"plain": MethodSpec("plain"), "own": MethodSpec(str(own))}
+    hashed = manifest.sources(
+        Grid(benchmarks=prepared.grid.benchmarks, methods=methods, world=prepared.grid.world), None
+    )
+    assert hashed == {str(own): hashlib.sha256(own.read_bytes()).hexdigest()}
+
+
 def test_the_manifest_says_what_a_result_depends_on(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["versions"].keys() >= {"python", "torch", "transformers", "cdkit"}
-    assert manifest["model"]["files"].keys() == {"model.safetensors"}
-    assert manifest["model"]["dtype"] == "float32" and manifest["padding"] == "left"
-    pope = manifest["benchmarks"]["pope"]
+    facts = json.loads((folder / "manifest.json").read_text())
+    assert facts["versions"].keys() >= {"python", "torch", "transformers", "cdkit"}
+    assert facts["model"]["files"].keys() == {"model.safetensors"}
+    assert facts["model"]["revision"] is None
+    (digest,) = facts["sources"].values()
+    assert len(digest) == 64
+    assert facts["model"]["dtype"] == "float32" and facts["padding"] == "left"
+    pope = facts["benchmarks"]["pope"]
     assert pope["parsers"] == ["strict", "reference"] and pope["max_new_tokens"] == 16
     assert all(len(digest) == 64 for digest in pope["sources"].values())
-    assert "<image>" in manifest["prompt"]
-    assert manifest["seeds"]["sampling"] == [0, 1]
-    assert manifest["methods"]["identical"]["combiner"]["beta"] == 0.2
-    proof = manifest["first_token"]["proof"]
+    assert "<image>" in facts["prompt"]
+    assert facts["seeds"]["sampling"] == [0, 1]
+    assert facts["methods"]["identical"]["combiner"]["beta"] == 0.2
+    proof = facts["first_token"]["proof"]
     assert proof["questions"] > 0 and proof["tokens_compared"] > 0
     assert proof["largest_difference"] <= proof["tolerance"]
 
@@ -245,6 +318,64 @@ def test_the_check_notices_other_logits(
         MismatchError, match=r"from shared branches differ from generate's by 0\.01"
     ):
         prove(run, batches, 2)
+
+
+def test_the_check_notices_a_missing_constraint(
+    prepared: Ablation, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = answered(prepared, engine, 64)
+    combine = Runner.combine
+
+    def free(self: Runner, work: Pass, arm: Arm, logits: Logits) -> Any:
+        loose = dataclasses.replace(arm.method, combiner=unconstrained(arm.method.combiner))
+        # the pass's own method stays: it tells which branches are whose
+        places = {(arm.name, b.name): work.places[arm.name, b.name] for b in loose.live_branches}
+        changed = dataclasses.replace(work, places=places)
+        return combine(self, changed, dataclasses.replace(arm, method=loose), logits)
+
+    monkeypatch.setattr(Runner, "combine", free)
+    with pytest.raises(MismatchError, match="tokens are removed from the logits of shared"):
+        prove(run, some_batches(prepared, engine, 64), 2)
+
+
+@pytest.mark.parametrize(("above", "allowed"), [(1e-4, True), (-1e-4, True), (0.5, False)])
+def test_only_at_the_edge_of_the_constraint_may_tokens_differ(
+    prepared: Ablation, engine: Engine, above: float, allowed: bool
+) -> None:
+    run, arm = runner(prepared, engine), Arm("constraint", cdkit.load("plausibility", beta=0.1))
+    (work,) = passes([arm])
+    original = torch.zeros(1, len(engine.processor.tokenizer))
+    original[0, :2] = torch.tensor([10.0, 10 + math.log(0.1) + above])
+    ours, _ = run.combine(work, arm, {ORIGINAL: original})
+    theirs = ours.clone()
+    theirs[0, 1] = -math.inf if above > 0 else original[0, 1]
+    refused = pytest.raises(MismatchError, match="tokens are removed")
+    expected: AbstractContextManager[object] = nullcontext() if allowed else refused
+    with expected:
+        compare_removed(run, work, arm, {ORIGINAL: original}, ours, theirs, 2e-3)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_the_check_notices_logits_that_are_no_numbers(
+    prepared: Ablation, engine: Engine, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    run = answered(prepared, engine, 64)
+    combine = Runner.combine
+
+    def spoilt(self: Runner, *args: Any) -> Any:
+        combined, scores = combine(self, *args)
+        return torch.full_like(combined, value), scores
+
+    monkeypatch.setattr(Runner, "combine", spoilt)
+    with pytest.raises(MismatchError, match="no numbers, or none is finite"):
+        prove(run, some_batches(prepared, engine, 64), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"), [("no", True), ("no, sir", True), ("nowhere", False), ("yes", False)]
+)
+def test_whole_words_are_compared(text: str, same: bool) -> None:
+    assert begins(text, "no") is same
 
 
 def test_the_check_notices_another_answer(prepared: Ablation, engine: Engine) -> None:

@@ -72,6 +72,14 @@ def test_every_topic_lists_something(topic: str) -> None:
     assert result.exit_code == 0 and len(result.stdout.strip().splitlines()) >= 2
 
 
+def test_the_embedded_model_is_named() -> None:
+    assert "micro, is a LLaVA checkpoint" in run("list", "models").stdout
+
+
+def test_train_micro_says_what_it_replaces() -> None:
+    assert "An earlier checkpoint in the folder is replaced" in run("train-micro", "--help").stdout
+
+
 def test_cite_prints_bibtex() -> None:
     assert "@inproceedings{" in run("list", "benchmarks", "--cite").stdout
 

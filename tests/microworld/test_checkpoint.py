@@ -11,8 +11,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 
 import cdkit.models
 from cdkit.errors import CdkitError
-from cdkit.evals.microworld import WORLD
-from cdkit.evals.microworld.checkpoint import build_processor
+from cdkit.evals.microworld import WORLD, checkpoint, train
+from cdkit.evals.microworld.checkpoint import build_model, build_processor, save
 from cdkit.evals.microworld.drawing import render
 from cdkit.evals.microworld.text import CAPTION_PROMPT, NEUTRAL_ROLES, vocabulary
 from cdkit.evals.microworld.train import train_micro
@@ -138,3 +138,29 @@ def test_nothing_but_an_earlier_checkpoint_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(CdkitError, match=r"thesis\.tex is a file: name a folder"):
         train_micro(tmp_path / "thesis.tex", quick=True, progress=False)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_parent_that_takes_nothing_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(train, "build_model", lambda *args: pytest.fail("too late"))
+    with pytest.raises(CdkitError, match=r"cannot write to .*file"):
+        train_micro(tmp_path / "file" / "model", quick=True, progress=False)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = build_model(WORLD, 0)
+    save(model, WORLD, Path("micro"))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+
+    def full(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "build_processor", full)
+    with pytest.raises(OSError, match="no space"):
+        save(model, WORLD, Path("micro"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before

@@ -108,6 +108,7 @@ def test_placement_names_the_image_tokens_of_each_object(files: BenchmarkFiles) 
     placement = json.loads(files.placement.read_text())
     assert placement.keys() == boxes.keys()
     for image, entry in placement.items():
+        assert entry["image_tokens"] == 64
         for thing, (name, token, _) in zip(entry["objects"], boxes[image], strict=True):
             assert thing["category"] == name
             assert token in thing["tokens"] and thing["token"] == thing["tokens"][0]

@@ -21,9 +21,13 @@ def threads() -> object:
     torch.set_num_threads(before)
 
 
-def test_a_short_run_learns_and_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
+def test_a_short_run_learns_and_leaves_a_loadable_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = train_micro(tmp_path / "micro", recipe=TINY, progress=False)
     assert done.folder == tmp_path / "micro"
+    told = caplog.text + "".join(capfd.readouterr())
+    assert "Tip" not in told and "GPU" not in told  # Lightning's own lines
     for name, losses in done.losses.items():
         assert len(losses) == 12
         assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), name
