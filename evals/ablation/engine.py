@@ -41,6 +41,7 @@ class Engine:
     processor: Any
     temperature: float = 1.0
     noise_seed: int = 0
+    num_beams: int = 4
 
     def inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
         """A left-padded batch of questions, one image each, on the model's device."""
@@ -86,8 +87,12 @@ class Engine:
         *,
         limit: int,
         seed: int | None,
+        beams: bool = False,
     ) -> list[Generated]:
-        """Whole answers by `generate`: greedy without a seed, else sampled by the Gumbel trick."""
+        """Whole answers by `generate`: greedy without a seed, else sampled by the Gumbel trick.
+
+        With `beams` the best of a beam search instead.
+        """
         length = inputs["input_ids"].shape[1]
         processors = LogitsProcessorList()
         if seed is not None:
@@ -96,7 +101,8 @@ class Engine:
             )
             processors.append(sampling)
         with self._attached(method, sample_ids):
-            ids = self._generate(inputs, limit, logits_processor=processors)
+            num_beams = self.num_beams if beams else 1
+            ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
         return [self._decoded(row[length:].tolist(), limit) for row in ids]
 
     def decode(self, token: int) -> str:
@@ -134,9 +140,8 @@ class Engine:
         )
 
     def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
-        return self.model.generate(
-            **inputs, max_new_tokens=limit, do_sample=False, num_beams=1, **options
-        )
+        options = {"num_beams": 1} | options
+        return self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, **options)
 
     def _decoded(self, ids: list[int], limit: int) -> Generated:
         ends = self.model.generation_config.eos_token_id

@@ -18,7 +18,7 @@ from cdkit.evals.ablation.checks import (
     check_text,
 )
 
-GREEDY, SAMPLE = DECODE = ("greedy", "sample")
+GREEDY, SAMPLE, BEAM = DECODE = ("greedy", "sample", "beam")
 PLAIN = "plain"
 """The method that every difference is taken to; a grid must have it."""
 
@@ -101,9 +101,11 @@ class Grid:
 
     model: str = "micro"
     dtype: str = "float32"
-    decode: tuple[str, ...] = DECODE
+    decode: tuple[str, ...] = (GREEDY, SAMPLE)
     seeds: tuple[int, ...] = (0, 1, 2)
     temperature: float = 1.0
+    num_beams: int = 4
+    """Of the decode mode "beam"."""
     batch: int = 64
     threads: int = 0
     """torch's threads while the grid runs; 0 leaves them as they are."""
@@ -126,6 +128,7 @@ class Grid:
         if len(set(self.seeds)) < max(len(self.seeds), 1):
             raise CdkitError(f"seeds must be different numbers, at least one: {list(self.seeds)}")
         check_number("temperature", self.temperature, above=0.0)
+        check_integer("num_beams", self.num_beams, low=2)
         check_integer("batch", self.batch, low=1)
         check_integer("threads", self.threads, low=0)
         check_integer("resamples", self.resamples, low=100)

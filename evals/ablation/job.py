@@ -17,7 +17,7 @@ from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks,
 from cdkit.evals.ablation.check import prove
 from cdkit.evals.ablation.engine import Engine
 from cdkit.evals.ablation.figures import position_figure, sweep_figures
-from cdkit.evals.ablation.grid import GREEDY, PLAIN, Grid
+from cdkit.evals.ablation.grid import GREEDY, PLAIN, SAMPLE, Grid
 from cdkit.evals.ablation.pictures import load_picture
 from cdkit.evals.ablation.placement import Place, placed
 from cdkit.evals.ablation.plan import Arm, SweepPoint
@@ -79,7 +79,7 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
         for image in dict.fromkeys(q.image for item in loaded for q in item.questions.values()):
             load_picture(image)  # a truncated one is told now, not after minutes
         model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
-        engine = Engine(model, processor, grid.temperature)
+        engine = Engine(model, processor, grid.temperature, num_beams=grid.num_beams)
         (folder / "config.toml").write_text(toml.dumps(grid), encoding="utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -201,7 +201,8 @@ def _positions(grid: Grid, benchmark: str) -> tuple[str, ...]:
 def _decodes(grid: Grid, benchmark: str) -> frozenset[Decode]:
     found = set[Decode]()
     for mode in grid.modes_of(benchmark):
-        found |= {Decode()} if mode == GREEDY else {Decode(mode, seed) for seed in grid.seeds}
+        seeds = grid.seeds if mode == SAMPLE else (None,)
+        found |= {Decode(mode, seed) for seed in seeds}
     return frozenset(found)
 
 

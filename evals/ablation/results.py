@@ -63,7 +63,7 @@ class Table:
     def title(self) -> str:
         plural = "s" if self.seeds > 1 else ""
         seeds = f", {self.seeds} seed{plural}" if self.mode == "sample" else ""
-        decode = {"greedy": "greedy", "sample": "sampling"}.get(self.mode, self.mode)
+        decode = {"sample": "sampling", "beam": "beam search"}.get(self.mode, self.mode)
         return f"{self.benchmark}, {decode}{seeds}"
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdkit.benchmark import Answer
 from cdkit.evals.ablation.engine import Engine, Logits
-from cdkit.evals.ablation.grid import GREEDY
+from cdkit.evals.ablation.grid import BEAM, GREEDY
 from cdkit.evals.ablation.gumbel import gumbel_noise, streams
 from cdkit.evals.ablation.plan import Arm, Pass, passes, unconstrained
 from cdkit.evals.ablation.progress import Stages
@@ -26,7 +26,7 @@ YES_NO, OPEN, UNDECIDED = "yes/no questions", "open questions", "undecided answe
 
 @dataclass(frozen=True)
 class Decode:
-    """Greedy (no seed), or sampling under one seed."""
+    """Greedy or beam search (no seed), or sampling under one seed."""
 
     mode: str = GREEDY
     seed: int | None = None
@@ -93,6 +93,8 @@ class Runner:
                 for question, score in zip(batch.questions, scores.tolist(), strict=True):
                     self.scores[question, arm.name] = score
                 for decode in batch.asked[arm.name]:
+                    if decode.mode == BEAM:
+                        continue  # a beam's first token depends on those that follow
                     if decode not in noise:
                         noise[decode] = first_noise(decode, batch.sample_ids, combined)
                     tokens = (combined / self.engine.temperature + noise[decode]).argmax(dim=-1)
@@ -133,7 +135,7 @@ class Runner:
         for (name, decode, _), part in parts:
             self._generate(self.arms[name], decode, part, self.engine.inputs(part))
             self.stages.advance(UNDECIDED)
-        return sum(map(len, left.values()))
+        return sum(len(qs) for (_, decode, _), qs in left.items() if decode.mode != BEAM)
 
     def _generate(
         self,
@@ -148,6 +150,7 @@ class Runner:
             [q.sample_id for q in questions],
             limit=questions[0].limit,
             seed=decode.seed,
+            beams=decode.mode == BEAM,
         )
         for question, answer in zip(questions, made, strict=True):
             self.answers[question, arm.name, decode] = Answer(

@@ -30,6 +30,8 @@ from cdkit.evals.ablation.run import Batch, Decode, Runner, batches_of
 from cdkit.method import ORIGINAL
 
 GRID = """
+decode = ["greedy", "sample", "beam"]
+num_beams = 2
 seeds = [0, 1]
 resamples = 100
 check = 1
@@ -124,6 +126,25 @@ def test_the_folder_holds_the_whole_run(prepared: Ablation, folder: Path) -> Non
     assert toml.read(folder / "config.toml") == prepared.grid
 
 
+def test_beams_are_those_of_generate(prepared: Ablation, folder: Path) -> None:
+    """Whole answers, one question at a time, against the run's batches."""
+    engine = prepared.engine
+    (pope,) = (item for item in prepared.loaded if item.name == "pope")
+    (cmac,) = (arm for arm in prepared.arms if arm.name == "cmac")
+    found = said(folder, benchmark="pope", method="cmac", mode="beam", seed=None)
+    assert found.keys() == pope.questions.keys()
+    for name, question in list(pope.questions.items())[:4]:
+        inputs = engine.inputs([question])
+        with cdkit.attach(engine.model, cmac.method, sample_ids=[question.sample_id]):
+            ids = engine.model.generate(
+                **inputs, max_new_tokens=question.limit, num_beams=2, do_sample=False
+            )
+        text = engine.processor.decode(
+            ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        assert found[name].text == text.strip()
+
+
 def test_every_answer_that_was_asked_is_written(prepared: Ablation, folder: Path) -> None:
     rows = predictions(folder)
     found = [(r["benchmark"], r["method"], r["mode"], r["seed"], r["id"]) for r in rows]
@@ -210,8 +231,12 @@ def test_the_manifest_says_what_a_result_depends_on(folder: Path) -> None:
 def test_every_table_has_every_method(prepared: Ablation, results: Results) -> None:
     titles = [(table.benchmark, table.mode, table.seeds) for table in results.tables]
     assert titles == [
-        ("pope", "greedy", 1), ("pope", "sample", 2), ("chair", "greedy", 1), ("mme", "greedy", 1)
-    ]  # fmt: skip
+        ("pope", "greedy", 1),
+        ("pope", "sample", 2),
+        ("pope", "beam", 1),
+        ("chair", "greedy", 1),
+        ("mme", "greedy", 1),
+    ]
     for table in results.tables:
         assert table.rows.keys() == prepared.grid.methods.keys()
 
