@@ -190,12 +190,11 @@ class Attachment(Wired):
                 )
                 patches.set(adapter.attention(layer), HANDLE, attention)
             config: Any = decoder.config
-            if "flash" in str(config._attn_implementation) or "flex" in str(
-                config._attn_implementation
-            ):
+            kernel = str(config._attn_implementation)
+            if "flash" in kernel or "flex" in kernel:
                 warnings.warn(
-                    f"cdkit runs the text attention through PyTorch's SDPA instead of "
-                    f"{config._attn_implementation} while {self.method.name} is attached",
+                    f"cdkit runs the text attention through PyTorch's SDPA instead of {kernel} "
+                    f"while {self.method.name} is attached",
                     stacklevel=3,
                 )
             # a copy of the config: another model may have been built from the same object

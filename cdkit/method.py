@@ -154,10 +154,8 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
 def kind_of(part: object) -> str:
     """The registered name of a part's class, or the class's own name where it is not registered."""
     for registry in REGISTRIES.values():
-        if isinstance(part, registry.base):
-            for name, known in registry.items():
-                if known is type(part):
-                    return name
+        if type(part) in registry.values():
+            return registry.name_of(type(part))
     return type(part).__name__
 
 
