@@ -1,22 +1,20 @@
 """Where the tokens of a sequence stand, as the cross-modal segment counts it."""
 
 import abc
-from typing import ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cdkit.part import Part
 from cdkit.registry import Registry
 
 
-class PositionCalibrator(abc.ABC):
+class PositionCalibrator(Part, abc.ABC):
     """Token positions in, (fractional) positions out; a pure function, used by every branch.
 
     The engine recomputes only the cross-modal logits with these positions. Only differences of
     positions matter (RoPE), so a constant may be added to a row.
     """
-
-    bibtex: ClassVar[str] = ""
 
     @abc.abstractmethod
     def calibrate(

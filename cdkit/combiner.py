@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from cdkit.part import Part
 from cdkit.registry import Registry
 
 State = Mapping[str, Tensor]
@@ -15,10 +16,9 @@ Empty at the first step; the engine reorders it with the beams."""
 OnEmpty = Literal["raise", "original"]
 
 
-class LogitCombiner(abc.ABC):
+class LogitCombiner(Part, abc.ABC):
     """(original logits, named other logits, step, state) -> (logits, state); pure."""
 
-    bibtex: ClassVar[str] = ""
     by_step: ClassVar[bool]
     """Whether the result depends on `step` or `state`: then a plain forward call, which has no
     steps, is refused."""
@@ -50,10 +50,8 @@ class LogitCombiner(abc.ABC):
         """Whether, with no other logits, these parameters return the original ones untouched."""
 
 
-class LayerReadout(abc.ABC):
+class LayerReadout(Part, abc.ABC):
     """Next-token logits of inner layers of the original branch (DoLa, DeCo): no second branch."""
-
-    bibtex: ClassVar[str] = ""
 
     @abc.abstractmethod
     def layers(self, count: int) -> Mapping[str, int]:

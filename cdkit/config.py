@@ -62,6 +62,7 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
     return Method(
         name=str(data.get("name", Path(source).stem)),
         summary=str(data.get("summary", "")),
+        source=str(data.get("source", "")),
         combiner=parse_part("combiner", data["combiner"], source),
         calibrator=parse_part("calibrator", data["calibrator"], source)
         if "calibrator" in data

@@ -64,6 +64,8 @@ class Method:
     interventions: tuple[Intervention, ...] = ()
     readout: LayerReadout | None = None
     summary: str = ""
+    source: str = ""
+    """Where a preset's parameters come from."""
 
     def __post_init__(self) -> None:
         names = [branch.name for branch in self.branches]
@@ -126,7 +128,11 @@ class Method:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole method as plain data, every default spelt out; `cdkit.load` reads it back."""
-        data: dict[str, Any] = {"name": self.name, "summary": self.summary}
+        data: dict[str, Any] = {
+            "name": self.name,
+            "summary": self.summary,
+            "source": self.source,
+        }
         data["combiner"] = describe(self.combiner)
         if self.calibrator is not None:
             data["calibrator"] = describe(self.calibrator)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.errors import CdkitError
+from cdkit.part import Part
 from cdkit.registry import Registry
 from cdkit.segment import CrossModalSegment
 
@@ -23,11 +24,9 @@ Touch = Literal["pixels", "prompt", "logits", "values"]
 cells between text rows and the image before them."""
 
 
-class DistortionStrategy(abc.ABC):
+class DistortionStrategy(Part, abc.ABC):
     """Makes a distorted branch from the original one. Subclass one of the three kinds below."""
 
-    bibtex: ClassVar[str] = ""
-    """The paper that introduced it, as one BibTeX entry; empty for a control of ours."""
     touches: ClassVar[frozenset[Touch]]
     """All that it changes; the contract suite holds it to that."""
 
@@ -112,10 +111,9 @@ class AttentionDistortion(DistortionStrategy):
         """The segment with new `logits` or with `replaced` cells and their `replacement`."""
 
 
-class Intervention(abc.ABC):
+class Intervention(Part, abc.ABC):
     """Changes the cross-modal attention of chosen branches, the original one too (PAI, VAF)."""
 
-    bibtex: ClassVar[str] = ""
     branches: tuple[str, ...]
     """A field: names of the branches it acts on; "original" is the original one."""
 
