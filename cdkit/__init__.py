@@ -26,17 +26,22 @@ if TYPE_CHECKING:
     from cdkit.config import presets as presets
     from cdkit.errors import CdkitError as CdkitError
     from cdkit.logits import contrast as contrast
+    from cdkit.loop import LOOPS as LOOPS
+    from cdkit.loop import DecodingLoop as DecodingLoop
     from cdkit.logits import plausible as plausible
     from cdkit.method import Branch as Branch
     from cdkit.method import Method as Method
     from cdkit.pretrained import load_model as load_model
     from cdkit.registry import Registry as Registry
+    from cdkit.schedule import SCHEDULES as SCHEDULES
+    from cdkit.schedule import AlphaSchedule as AlphaSchedule
     from cdkit.segment import CrossModalSegment as CrossModalSegment
     from cdkit.segment import ImageColumns as ImageColumns
     from cdkit.strategy import DISTORTIONS as DISTORTIONS
     from cdkit.strategy import INTERVENTIONS as INTERVENTIONS
     from cdkit.strategy import AttentionDistortion as AttentionDistortion
     from cdkit.strategy import DistortionStrategy as DistortionStrategy
+    from cdkit.strategy import FeatureDistortion as FeatureDistortion
     from cdkit.strategy import Intervention as Intervention
     from cdkit.strategy import PixelDistortion as PixelDistortion
     from cdkit.strategy import Prompt as Prompt
@@ -52,16 +57,19 @@ _HOMES = {
     "combiner": ("COMBINERS", "READOUTS", "LayerReadout", "LogitCombiner"),
     "config": ("load", "presets"),
     "logits": ("contrast", "plausible"),
+    "loop": ("LOOPS", "DecodingLoop"),
     "errors": ("CdkitError",),
     "method": ("Branch", "Method"),
     "pretrained": ("load_model",),
     "registry": ("Registry",),
+    "schedule": ("SCHEDULES", "AlphaSchedule"),
     "segment": ("CrossModalSegment", "ImageColumns"),
     "strategy": (
         "DISTORTIONS",
         "INTERVENTIONS",
         "AttentionDistortion",
         "DistortionStrategy",
+        "FeatureDistortion",
         "Intervention",
         "PixelDistortion",
         "Prompt",

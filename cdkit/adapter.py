@@ -79,9 +79,9 @@ class ModelAdapter(abc.ABC):
 
     @abc.abstractmethod
     def logits(
-        self, model: nn.Module, hidden: Float[Tensor, "rows hidden"]
+        self, model: nn.Module, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
-        """Next-token logits from a layer's output: the final norm, then the output head."""
+        """Next-token logits from a layer's output: the final norm (if asked), the output head."""
 
     @abc.abstractmethod
     def rotary(self, model: nn.Module) -> Rotary | None:

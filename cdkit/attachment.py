@@ -19,6 +19,7 @@ from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_eval
+from cdkit.looping import run_loop
 from cdkit.method import Method, kind_of
 from cdkit.reading import read
 from cdkit.trace import Trace, make_trace
@@ -110,7 +111,9 @@ class Attachment(Wired):
         hooked = bool(
             method.calibrator is not None
             or method.interventions
-            or any(branch.attention for branch in branches)
+            or method.loop is not None
+            or any(branch.attention or branch.feature for branch in branches)
+            or any(schedule.reads_attention for schedule in method.schedules)
             or trace.wanted & {"image_attention", "mask"}
         )
         self._active = forced or not method.idle
@@ -177,15 +180,19 @@ class Attachment(Wired):
         patches.wrap(reader, "forward", functools.partial(read, engine))
         layers = adapter.layers(model)
         if engine.method.readout is not None:
-            wanted = engine.method.readout.layers(len(layers))
-            for name, index in wanted.items():
-                patches.hook(layers[index], functools.partial(_keep_last_row, engine, name))
+            for name, passed in engine.method.readout.layers(len(layers)).items():
+                keep = functools.partial(_keep_last_row, engine, name)
+                if passed == 0:
+                    patches.hook_before(layers[0], keep)
+                else:
+                    patches.hook(layers[passed - 1], keep)
         if engine.hooked:
             for index, layer in enumerate(layers):
                 attention = LayerAttention(
                     layer=index,
+                    depth=len(layers),
                     rotary=self._rotary,
-                    changes=engine.changes,
+                    changes=functools.partial(engine.changes, layer=index),
                     current=lambda: engine.attention,
                 )
                 patches.set(adapter.attention(layer), HANDLE, attention)
@@ -236,6 +243,9 @@ class Attachment(Wired):
                 beams=config.num_beams or 1,
             )
 
+        if self.method.loop is not None:
+            loop = functools.partial(run_loop, engine)
+            kwargs["custom_generate"] = loop
         try:
             guards.wrap(reader, "_get_logits_processor", processors)
             guards.wrap(reader, "_get_stopping_criteria", stopping)
@@ -243,7 +253,7 @@ class Attachment(Wired):
             output = generate(*args, **kwargs)
         finally:
             guards.undo()
-            engine.session, engine.last_original = None, None
+            engine.session, engine.last_original, engine.last_weights = None, None, None
         cache = getattr(output, "past_key_values", None)
         if isinstance(cache, BranchedCache):
             plain: Cache = cache.original()
@@ -263,11 +273,9 @@ def _finished(generated: Tensor, config: Any, criteria: Sequence[RecordingCriter
     return done
 
 
-def _keep_last_row(
-    engine: Engine, name: str, module: nn.Module, inputs: object, output: Any
-) -> None:
+def _keep_last_row(engine: Engine, name: str, states: Any) -> None:
     if engine.call is not None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = states[0] if isinstance(states, tuple) else states
         engine.call.readouts[name] = hidden[:, -1]
 
 
@@ -328,8 +336,21 @@ class _Patches:
 
         self.set(owner, name, wrapper)
 
-    def hook(self, module: nn.Module, hook: Callable[..., None]) -> None:
+    def hook(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+        """Show what the module gives."""
+
+        def hook(module: nn.Module, given: object, output: Any) -> None:
+            see(output)
+
         self._undo.append(module.register_forward_hook(hook).remove)
+
+    def hook_before(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+        """Show what the module is given first."""
+
+        def hook(module: nn.Module, given: Any, named: Any) -> None:
+            see(given or named["hidden_states"])
+
+        self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def undo(self) -> None:
         while self._undo:

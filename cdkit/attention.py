@@ -1,13 +1,13 @@
 """The one attention function: fast kernels, but for the text rows that a method changes."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -16,7 +16,8 @@ from transformers.masking_utils import sdpa_mask
 from cdkit.adapter import Rotary, rotate
 from cdkit.batch import BranchedBatch, Chunk
 from cdkit.errors import CdkitError
-from cdkit.segment import CrossModalSegment, ImageColumns
+from cdkit.method import ORIGINAL
+from cdkit.segment import CrossModalSegment, ImageColumns, softmax
 from cdkit.trace import Step
 
 KEY = "cdkit"
@@ -27,6 +28,16 @@ HANDLE = "_cdkit_attention"
 Change = Callable[[CrossModalSegment], CrossModalSegment]
 
 
+@dataclass(frozen=True)
+class SignalsWanted:
+    """What is noted of the original branch's attention in a decoder call, whatever is traced."""
+
+    image: bool = False
+    """`image_logits` and `image_weights`, in every layer."""
+    last_layer: bool = False
+    """`last_weights`."""
+
+
 @dataclass
 class AttentionCall:
     """What all layers need to know of the decoder call that is under way."""
@@ -34,8 +45,18 @@ class AttentionCall:
     batch: BranchedBatch
     chunk: Chunk
     step: Step
-    wanted: frozenset[str]
+    wanted: frozenset[str] = frozenset()
+    signals: SignalsWanted = SignalsWanted()
     layers_run: int = 0
+    carried: dict[str, dict[Hashable, Tensor]] = field(default_factory=dict)
+    """Branch -> what its layers leave to those above them."""
+    image_logits: list[Float[Tensor, " rows"]] = field(default_factory=list)
+    """A layer each: the original branch's last row, its logits summed over the image and averaged
+    over heads."""
+    image_weights: list[Float[Tensor, "rows image"]] = field(default_factory=list)
+    """A layer each: that row's weights on the image, averaged over heads."""
+    last_weights: Float[Tensor, "rows heads new columns"] | None = None
+    """The last layer's weights of the original branch's predicting rows, over all columns."""
 
     @property
     def looks(self) -> bool:
@@ -58,9 +79,10 @@ class LayerAttention(Wired):
     """The attention of one decoder layer while a method is attached."""
 
     layer: int
+    depth: int
     rotary: Rotary | None
     changes: Callable[[str], Sequence[Change]]
-    """Branch -> what is done to its segments, in order."""
+    """Branch -> what is done to its segments in this layer, in order."""
     current: Callable[[], AttentionCall | None]
     """The decoder call under way; None outside of one."""
 
@@ -87,26 +109,40 @@ class LayerAttention(Wired):
             )
         batch, first = call.batch, call.chunk.first_text
         everywhere = call.looks or batch.calibrator is not None
-        touched = [name for name in batch.branches if everywhere or self.changes(name)]
+        touched = [
+            name
+            for name in batch.branches
+            if everywhere or self.changes(name) or (name == ORIGINAL and self._noted(call))
+        ]
         if not touched or first == call.chunk.length:
             return fast()
         allowed = _allowed(mask, call.chunk, key)
         stock = fast() if first > 0 or len(touched) < len(batch.branches) else None
-        late = []
+        blocks = []
         for name in batch.branches:
             rows = batch.rows_of(name)
-            if name in touched:
-                late.append(
-                    self._text_rows(
-                        call, name, query[rows, :, first:], key[rows], value[rows],
-                        allowed=allowed[rows if allowed.shape[0] > 1 else slice(1)],
-                        scaling=kwargs["scaling"],
-                    )
-                )  # fmt: skip
-            elif stock is not None:
-                late.append(stock[rows, first:])
-        changed = torch.cat(late)
-        return changed if stock is None else torch.cat((stock[:, :first], changed), dim=1)
+            if name not in touched:
+                assert stock is not None
+                blocks.append(stock[rows])
+                continue
+            late, hidden = self._text_rows(
+                call, name, query[rows, :, first:], key[rows], value[rows],
+                allowed=allowed[rows if allowed.shape[0] > 1 else slice(1), first:],
+                scaling=kwargs["scaling"],
+            )  # fmt: skip
+            early = None if stock is None or first == 0 else stock[rows, :first]
+            if early is not None and hidden is not None:
+                seen = allowed[rows if allowed.shape[0] > 1 else slice(1), :first]
+                early = sdpa_attention_forward(
+                    module, query[rows, :, :first], key[rows], value[rows],
+                    _hide(seen, hidden, call.chunk.start)[:, None], **kwargs,
+                )[0]  # fmt: skip
+            blocks.append(late if early is None else torch.cat((early, late), dim=1))
+        return torch.cat(blocks)
+
+    def _noted(self, call: AttentionCall) -> bool:
+        last = self.layer == self.depth - 1
+        return call.signals.image or (call.signals.last_layer and last)
 
     def _text_rows(
         self,
@@ -118,8 +154,11 @@ class LayerAttention(Wired):
         *,
         allowed: Bool[Tensor, "#rows text columns"],
         scaling: float,
-    ) -> Float[Tensor, "rows text heads head_dim"]:
-        """One branch's attention with its cross-modal segment materialised."""
+    ) -> tuple[Float[Tensor, "rows text heads head_dim"], Bool[Tensor, "rows columns"] | None]:
+        """One branch's attention with its cross-modal segment materialised.
+
+        Also the columns that the method hides from rows of the image.
+        """
         batch, chunk = call.batch, call.chunk
         rows, first, total = batch.rows_of(branch), chunk.first_text, key.shape[2]
         image = self._image_columns(batch, chunk, branch, key, value)
@@ -134,27 +173,63 @@ class LayerAttention(Wired):
         turned = wide
         if chunk.query_shift is not None and self.rotary is not None:
             turned = rotate(wide, chunk.query_shift[rows, first:].to(key.device), self.rotary)
+        in_segment = chunk.is_image[rows].to(key.device)[:, None] & is_text[..., None]
         segment = CrossModalSegment(
             image=image,
             queries=turned,
             logits=(scaling * _scores(turned, image.keys)).masked_fill(~cells[:, None], -math.inf),
             cells=cells,
             prompt=_of_prompt(batch, chunk, is_text),
+            predicts=chunk.predicts[rows, first:].to(key.device) & is_text,
             token_index=chunk.token_index[rows, first:].to(key.device),
+            text_logits=(scaling * _scores(wide, key)).masked_fill(
+                (~allowed | in_segment)[:, None], -math.inf
+            ),
+            before_image=chunk.before_image[rows].to(key.device),
+            carried=call.carried.setdefault(branch, {}),
         )
         before = segment
         for change in self.changes(branch):
             segment = change(segment)
+        hidden = None
+        if segment.hidden is not None:
+            cut = (segment.hidden & there[:, 0]).long()
+            nowhere = cut.new_zeros(cut.shape[0], total)
+            hidden = nowhere.scatter_add(1, reach[:, 0], cut) > 0
+            seen = _hide(allowed, hidden, chunk.start + first) | is_text[..., None]
+            segment = replace(
+                segment, text_logits=segment.text_logits.masked_fill(~seen[:, None], -math.inf)
+            )
 
-        in_segment = chunk.is_image[rows].to(key.device)[:, None] & is_text[..., None]
-        elsewhere = (scaling * _scores(wide, key)).masked_fill(
-            (~allowed | in_segment)[:, None], -math.inf
-        )
-        weights = _softmax(torch.cat((segment.logits, elsewhere), dim=-1))
+        weights = softmax(torch.cat((segment.logits, segment.text_logits), dim=-1))
         on_image, on_text = weights[..., :-total], weights[..., -total:]
         _record(call, branch, self.layer, before, segment, on_image)
+        if branch == ORIGINAL:
+            self._note(call, before, weights, reach)
         out = _segment_output(segment, on_image) + _weighted(on_text, value)
-        return rearrange(out, "rows heads text dim -> rows text heads dim")
+        return rearrange(out, "rows heads text dim -> rows text heads dim"), hidden
+
+    def _note(
+        self,
+        call: AttentionCall,
+        segment: CrossModalSegment,
+        weights: Float[Tensor, "rows heads text all_columns"],
+        reach: Int[Tensor, "rows text image"],
+    ) -> None:
+        """Keep what schedules, feature distortions and loops want to know."""
+        if not self._noted(call):
+            return
+        images = segment.logits.shape[-1]
+        on_image, on_text = weights[..., :images], weights[..., images:]
+        if call.signals.image:
+            logits = segment.logits.masked_fill(~segment.cells[:, None], 0)
+            call.image_logits.append(logits[:, :, -1].sum(-1).mean(1))
+            call.image_weights.append(on_image[:, :, -1].mean(1))
+        predicting = call.chunk.stop - max(call.chunk.start, call.batch.layout.length - 1)
+        if call.signals.last_layer and self.layer == self.depth - 1 and predicting > 0:
+            last = slice(-predicting, None)
+            index = repeat(reach[:, last], "r t i -> r h t i", h=weights.shape[1])
+            call.last_weights = on_text[:, :, last].scatter_add(-1, index, on_image[:, :, last])
 
     def _image_columns(
         self,
@@ -189,6 +264,7 @@ class LayerAttention(Wired):
             token_index=layout.token_index[rows].gather(1, layout.columns[rows]).to(key.device),
             streams=streams[rows].to(key.device),
             layer=self.layer,
+            depth=self.depth,
         )
         if chunk.stop >= layout.length:
             batch.columns[self.layer, branch] = image
@@ -216,14 +292,25 @@ AttentionMaskInterface.register(KEY, sdpa_mask)
 
 def _allowed(
     mask: Tensor | None, chunk: Chunk, key: Float[Tensor, "rows kv_heads columns head_dim"]
-) -> Bool[Tensor, "one_or_rows text columns"]:
-    """Which columns the chunk's text rows may attend to."""
+) -> Bool[Tensor, "one_or_rows tokens columns"]:
+    """Which columns the chunk's rows may attend to."""
     if mask is None:
         columns = torch.arange(key.shape[2], device=key.device)
-        return (columns <= columns[-chunk.length :, None][chunk.first_text :])[None]
+        return (columns <= columns[-chunk.length :, None])[None]
     if mask.dtype != torch.bool:
         mask = mask >= 0  # additive: 0 or a large negative number
-    return mask[:, 0, chunk.first_text :, : key.shape[2]]
+    return mask[:, 0, :, : key.shape[2]]
+
+
+def _hide(
+    allowed: Bool[Tensor, "#rows tokens columns"], hidden: Bool[Tensor, "rows columns"], start: int
+) -> Bool[Tensor, "rows tokens columns"]:
+    """`allowed` without the hidden columns; a row that would see nothing sees itself."""
+    seen = allowed & ~hidden[:, None]
+    columns = torch.arange(allowed.shape[2], device=allowed.device)
+    rows = torch.arange(start, start + allowed.shape[1], device=allowed.device)
+    itself = columns == rows[:, None]
+    return seen | (allowed & itself & ~seen.any(dim=-1, keepdim=True))
 
 
 def _of_prompt(
@@ -249,14 +336,6 @@ def _weighted(
 ) -> Float[Tensor, "rows heads text head_dim"]:
     grouped = rearrange(weights.to(value.dtype), "r (kv g) t c -> r kv (g t) c", kv=value.shape[1])
     return rearrange(grouped @ value, "r kv (g t) d -> r (kv g) t d", t=weights.shape[2])
-
-
-def _softmax(
-    scores: Float[Tensor, "rows heads text columns"],
-) -> Float[Tensor, "rows heads text columns"]:
-    """Softmax, and zeros for rows of padding, which attend to nothing."""
-    dead = torch.isneginf(scores).all(dim=-1, keepdim=True)
-    return scores.masked_fill(dead, 0).softmax(dim=-1).masked_fill(dead, 0)
 
 
 def _segment_output(

@@ -1,6 +1,6 @@
 """One batch of prompts while it is decoded: the rows of all branches, and what each step needs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +26,10 @@ class Chunk:
     """The place of the chunk's tokens in their rows, padding not counted."""
     is_image: Bool[Tensor, "rows columns"]
     """All columns up to `stop`: True on image tokens."""
+    before_image: Bool[Tensor, "rows columns"]
+    """All columns up to `stop`: True on text before the first image."""
+    predicts: Bool[Tensor, "rows tokens"]
+    """The chunk's tokens that predict the next one: a prompt's last, and each generated one."""
     query_shift: Float[Tensor, "rows tokens"] | None
     """Calibrated minus ordinary position of the chunk's tokens; None without a calibrator."""
 
@@ -52,7 +56,8 @@ class BranchedBatch:
     real: Bool[Tensor, "rows tokens"]
     seen: int = 0
     step: int = 0
-    state: State = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+    """What the combiner and each schedule carry along, by their place in the method."""
     columns: dict[tuple[int, str], ImageColumns] = field(default_factory=dict)
     """(layer, branch) -> its image columns, kept once the whole prompt is there."""
 
@@ -114,13 +119,18 @@ class BranchedBatch:
             first_text = stop - start
         shift = self._shift(self.positions[:, :stop])
         token_index = (self.real[:, :stop].long().cumsum(dim=-1) - 1).clamp(min=0)
+        columns = torch.arange(stop, device=self.real.device)
+        is_image = self._is_image(stop)
+        before_image = ~is_image.cummax(dim=-1).values & self.real[:, :stop]
         return Chunk(
             start=start,
             length=stop - start,
             first_text=max(0, min(stop - start, first_text)),
             is_text=torch.cat((self.layout.is_text[:, start:stop], generated), dim=1),
             token_index=token_index[:, start:],
-            is_image=self._is_image(stop),
+            is_image=is_image,
+            before_image=before_image & (columns < prompt),
+            predicts=(columns >= self.layout.last[:, None])[:, start:],
             query_shift=None if shift is None else shift[:, start:],
         )
 
@@ -131,4 +141,28 @@ class BranchedBatch:
     def reorder(self, indices: Int[Tensor, " rows"]) -> None:
         """Follow the beams. A beam never leaves its sample, so what the prompt decided stays."""
         self.positions, self.real = self.positions[indices], self.real[indices]
-        self.state = {name: value[indices[: self.rows]] for name, value in self.state.items()}
+        own = indices[: self.rows]
+        self.states = {
+            place: {name: value[own] for name, value in state.items()}
+            for place, state in self.states.items()
+        }
+
+    def in_every_branch(self, rows: Int[Tensor, " chosen"]) -> Int[Tensor, " all_rows"]:
+        """Rows of the original branch, then the same rows of each distorted branch."""
+        return torch.cat([rows + k * self.rows for k in range(len(self.branches))])
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedBatch":
+        """A batch of its own that goes on with copies of these rows."""
+        every = self.in_every_branch(rows)
+        return replace(
+            self,
+            layout=self.layout.select(every),
+            positions=self.positions[every],
+            streams=None if self.streams is None else self.streams[every.to(self.streams.device)],
+            real=self.real[every],
+            states={
+                place: {name: value[rows] for name, value in state.items()}
+                for place, state in self.states.items()
+            },
+            columns={place: image.select(rows) for place, image in self.columns.items()},
+        )

@@ -1,6 +1,6 @@
 """The cache that `generate` holds while a method is on: all branches' rows in one."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ class BranchedCache(Cache):
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Every branch follows the beams of the original one."""
-        rows = self.batch.rows
-        indices: Any = torch.cat([beam_idx + k * rows for k in range(len(self.batch.branches))])
+        indices: Any = self.batch.in_every_branch(beam_idx)
         self.inner.reorder_cache(indices)
         self.batch.reorder(indices)
 
@@ -39,6 +38,15 @@ class BranchedCache(Cache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         raise CdkitError("a cache with distorted branches cannot be cut; pass the rows you want")
+
+    def select(self, rows: Tensor) -> "BranchedCache":
+        """A cache of its own with copies of these rows, in every branch."""
+        batch = self.batch.select(rows)
+        chosen = self.batch.in_every_branch(rows)
+        inner, layers = DynamicCache(), cast(Any, self.layers)
+        for index, layer in enumerate(layers):
+            inner.update(layer.keys[chosen], layer.values[chosen], index)
+        return BranchedCache(inner, batch=batch, owner=self.owner)
 
     def original(self) -> Cache:
         """A plain cache of the original branch alone, as the stock model would have left it."""

@@ -22,6 +22,9 @@ class LogitCombiner(Part, abc.ABC):
     by_step: ClassVar[bool]
     """Whether the result depends on `step` or `state`: then a plain forward call, which has no
     steps, is refused."""
+    contrastive: ClassVar[bool] = False
+    """Whether other logits count only through their differences to the original ones, so that
+    logits equal to them change nothing: then schedules may scale alpha."""
     on_empty: OnEmpty
     """A field: what to do where the user's processors remove every token that is left."""
 
@@ -53,12 +56,17 @@ class LogitCombiner(Part, abc.ABC):
 class LayerReadout(Part, abc.ABC):
     """Next-token logits of inner layers of the original branch (DoLa, DeCo): no second branch."""
 
+    norm: bool = True
+    """Whether the final norm comes before the output head; a field of those that may differ."""
+
     @abc.abstractmethod
     def layers(self, count: int) -> Mapping[str, int]:
-        """Name -> index of the decoder layer, out of `count`, whose output is read.
+        """Name -> how many of the decoder's `count` layers the state that is read has passed.
 
-        The engine puts the last row through the final norm and the output head and passes the
-        logits to the combiner under that name.
+        0 are the embeddings, `count` is what the last layer gives.
+
+        The engine puts the last row through the final norm (where `norm` says so) and the output
+        head, and passes the logits to the combiner under that name.
         """
 
 

@@ -68,6 +68,10 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
         if "calibrator" in data
         else None,
         readout=parse_part("readout", data["readout"], source) if "readout" in data else None,
+        loop=parse_part("loop", data["loop"], source) if "loop" in data else None,
+        schedules=tuple(
+            parse_part("schedules", part, source) for part in _tables(data, "schedules", source)
+        ),
         interventions=tuple(
             parse_part("interventions", part, source)
             for part in _tables(data, "interventions", source)
@@ -120,6 +124,8 @@ def override(method: Method, overrides: Mapping[str, Any]) -> Method:
         combiner=next(parts),
         calibrator=next(parts) if method.calibrator is not None else None,
         readout=next(parts) if method.readout is not None else None,
+        loop=next(parts) if method.loop is not None else None,
+        schedules=tuple(next(parts) for _ in method.schedules),
         interventions=tuple(next(parts) for _ in method.interventions),
         branches=tuple(
             Branch(branch.name, tuple(next(parts) for _ in branch.distortions))
@@ -134,7 +140,7 @@ def _find(method: Method, name: str) -> tuple[str, str]:
     for place, part in method.parts():
         for field in dataclasses.fields(part):
             named[f"{place}.{field.name}"] = (place, field.name)
-            if "." not in place:  # combiner, calibrator, readout: their kind names them as well
+            if "." not in place:  # combiner, calibrator, readout, loop: their kind names them too
                 named[f"{place}.{kind_of(part)}.{field.name}"] = (place, field.name)
     found = {
         target: full

@@ -9,6 +9,7 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,15 +18,23 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from cdkit.adapter import ModelAdapter
-from cdkit.attention import AttentionCall, Change
+from cdkit.attention import AttentionCall, Change, SignalsWanted
 from cdkit.batch import BranchedBatch, Chunk
 from cdkit.cache import BranchedCache, repeat_rows
+from cdkit.depth import layers_within
 from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
-from cdkit.limits import check_arguments, check_cache, check_whole_prompt, setting
+from cdkit.limits import (
+    check_arguments,
+    check_cache,
+    check_mode,
+    check_whole_prompt,
+    setting,
+)
 from cdkit.method import ORIGINAL, Branch, Method
-from cdkit.rows import PromptRows, features_of_rows, place_features, rewritten, stack
+from cdkit.rows import PromptRows, features_in, features_of_rows, place_features, rewritten, stack
 from cdkit.session import Session
+from cdkit.strategy import AttentionDistortion, Intervention
 from cdkit.trace import Step, Trace
 
 Forward = Callable[..., Any]
@@ -57,6 +66,8 @@ class Call:
     aligned: int = 0
     """The last columns of the decoder's input in which every branch has the same token."""
     readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
+    seen: AttentionCall | None = None
+    """What was noted of the attention."""
 
 
 @dataclass(eq=False)
@@ -81,6 +92,8 @@ class Engine:
     call: Call | None = None
     attention: AttentionCall | None = None
     last_original: Float[Tensor, "rows vocab"] | None = None
+    last_weights: Float[Tensor, "rows heads new columns"] | None = None
+    """Of the latest call, where the method brings its own loop."""
     lock: Any = field(default_factory=threading.RLock)
     """One call at a time: a second thread waits."""
 
@@ -88,10 +101,26 @@ class Engine:
     def names(self) -> tuple[str, ...]:
         return (ORIGINAL, *(branch.name for branch in self.branches))
 
-    def changes(self, branch: str) -> Sequence[Change]:
+    def changes(self, branch: str, *, layer: int) -> Sequence[Change]:
         """What is done to a branch's cross-modal segments: distortions, then interventions."""
-        own = [d.distort for b in self.branches if b.name == branch for d in b.attention]
-        return own + [i.intervene for i in self.method.interventions if branch in i.branches]
+
+        def acts(part: AttentionDistortion | Intervention) -> bool:
+            return layer in layers_within(part.layers, self.depth)
+
+        own = [d.distort for b in self.branches if b.name == branch for d in b.attention if acts(d)]
+        acting = [i for i in self.method.interventions if branch in i.branches and acts(i)]
+        return own + [i.intervene for i in acting]
+
+    @cached_property
+    def depth(self) -> int:
+        return len(self.adapter.layers(self.model))
+
+    @property
+    def signals(self) -> SignalsWanted:
+        return SignalsWanted(
+            image=any(schedule.reads_attention for schedule in self.method.schedules),
+            last_layer=self.method.loop is not None,
+        )
 
     # ---- noting the prompts ----------------------------------------------------------------
 
@@ -103,9 +132,12 @@ class Engine:
         check_arguments(given, defaults, method)
         check_cache(given.get("past_key_values"))
         if not plain:
+            check_mode(given, defaults, method)
             check_whole_prompt(given, defaults, method)
-        elif method.combiner.by_step:
+        elif method.by_step:
             raise CdkitError(f"{method.name} depends on the step; a plain call has none: generate")
+        elif method.loop is not None:
+            raise CdkitError(f"{method.name} is a way to decode; a plain call has none: generate")
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
@@ -134,10 +166,24 @@ class Engine:
                         f"prompt {row} has no image, and {method.name} is about the image; put an "
                         "image placeholder into the prompt, or generate without cdkit.attach"
                     )
+        self._check_last_row(session)
         for branch in self.branches:
             if branch.pixel and pixels is None:
                 raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
         return session
+
+    def _check_last_row(self, session: Session) -> None:
+        """What the original branch looks at is read off a text row that follows the image."""
+        looks = any(branch.feature for branch in self.branches) or self.signals.image
+        if not looks and self.method.loop is None:
+            return
+        last = make_layout(session.image_index, session.real).last[:, None]
+        for row, number in enumerate(session.image_index.gather(1, last)[:, 0].tolist()):
+            if number >= 0:
+                raise CdkitError(
+                    f"prompt {row} ends with an image, but {self.method.name} reads where its last "
+                    "text token looks; put the question after the image"
+                )
 
     def _check_window(self, longest: int) -> None:
         if self.window is not None and longest > self.window:
@@ -194,7 +240,8 @@ class Engine:
             embeds = self._next_rows(cache.batch, kwargs)
             cache = cache.inner
         else:
-            call.batch, embeds = self._first_rows(kwargs)
+            self._look(forward, kwargs)
+            call.batch, embeds = self._first_rows(kwargs, self.branches)
             if cache is None and self._caches(kwargs):
                 decoder: Any = self.adapter.decoder(self.model)
                 cache = DynamicCache(config=decoder.config)
@@ -205,6 +252,31 @@ class Engine:
                 output.past_key_values, batch=call.batch, owner=self
             )
         return output
+
+    def _look(self, forward: Forward, kwargs: dict[str, Any]) -> None:
+        """Make the features that depend on where the original branch looks: once a prompt."""
+        session = self.session
+        assert session is not None
+        branches = [b for b in self.branches if b.feature and b.name not in session.looked]
+        if not branches:
+            return
+        prompt = session.ids.shape[1]
+        of_prompt = {
+            name: kwargs[name][:, :prompt]
+            for name in ("inputs_embeds", "attention_mask", "position_ids")
+            if kwargs.get(name) is not None
+        }
+        batch, embeds = self._first_rows(of_prompt, branches=())
+        call = AttentionCall(batch, batch.chunk(prompt), Step(), signals=SignalsWanted(image=True))
+        uncached = kwargs | {"past_key_values": None, "use_cache": False}
+        self._decoder_call(forward, call, embeds, uncached)
+        attention = torch.stack(call.image_weights, dim=1)
+        rows = features_in(embeds, batch.layout.image_index)
+        expand = batch.rows // session.ids.shape[0]
+        for branch in branches:
+            features = self._features(branch, rows=batch.rows) if branch.pixel else rows
+            assert features is not None
+            session.look(branch, features[::expand], attention[::expand])
 
     def _caches(self, kwargs: dict[str, Any]) -> bool:
         asked = kwargs.get("use_cache")
@@ -225,15 +297,23 @@ class Engine:
         hidden = []
         if self._shares_prefix(batch, chunk, kwargs):
             own = embeds[: batch.rows, :first]
-            shared = self._decoder_call(forward, batch, batch.chunk(first), own, kwargs)
+            shared = self._decoder_call(
+                forward, self._attention_call(batch, batch.chunk(first)), own, kwargs
+            )
             repeat_rows(kwargs["past_key_values"], len(batch.branches))
             hidden.append(shared.last_hidden_state.repeat(len(batch.branches), 1, 1))
             chunk, embeds = batch.chunk(chunk.stop), embeds[:, first:]
-        output = self._decoder_call(forward, batch, chunk, embeds, kwargs)
+        attention = self._attention_call(batch, chunk)
+        output = self._decoder_call(forward, attention, embeds, kwargs)
+        self.call.seen = attention
         hidden.append(output.last_hidden_state)
         # columns that only longer prompts of other branches have are nobody's logits
         output.last_hidden_state = torch.cat(hidden, dim=1)[:, -self.call.columns :]
         return output
+
+    def _attention_call(self, batch: BranchedBatch, chunk: Chunk) -> AttentionCall:
+        assert self.call is not None
+        return AttentionCall(batch, chunk, self.call.step, self.trace.wanted, self.signals)
 
     def _shares_prefix(self, batch: BranchedBatch, chunk: Chunk, kwargs: dict[str, Any]) -> bool:
         return (
@@ -243,20 +323,19 @@ class Engine:
             and batch.seen == 0
             and 0 < chunk.first_text < chunk.length
             and kwargs["past_key_values"] is not None
-            and not any(branch.pixel or branch.prompt for branch in self.branches)
+            and all(branch.keeps_prefix for branch in self.branches)
         )
 
     def _decoder_call(
         self,
         forward: Forward,
-        batch: BranchedBatch,
-        chunk: Chunk,
+        call: AttentionCall,
         embeds: Float[Tensor, "rows tokens hidden"],
         kwargs: dict[str, Any],
     ) -> Any:
-        assert self.call is not None
+        batch, chunk = call.batch, call.chunk
         rows, stop = embeds.shape[0], chunk.stop
-        self.attention = AttentionCall(batch, chunk, self.call.step, self.trace.wanted)
+        self.attention = call
         try:
             output = forward(
                 **kwargs
@@ -266,13 +345,11 @@ class Engine:
                     "position_ids": batch.positions[:rows, chunk.start : stop],
                 }
             )
-            layers = len(self.adapter.layers(self.model))
-            if self.hooked and self.attention.layers_run != layers:
+            if self.hooked and call.layers_run != self.depth:
                 raise CdkitError(
-                    f"{self.method.name} changes the attention, but only "
-                    f"{self.attention.layers_run} of {layers} layers of "
-                    f"{type(self.adapter.decoder(self.model)).__name__} came through it; this "
-                    "model does not use Hugging Face's attention interface"
+                    f"{self.method.name} looks into the attention, but only {call.layers_run} of "
+                    f"{self.depth} layers of {type(self.adapter.decoder(self.model)).__name__} "
+                    "came through it; this model does not use Hugging Face's attention interface"
                 )
         finally:
             self.attention = None
@@ -280,7 +357,7 @@ class Engine:
         return output
 
     def _first_rows(
-        self, kwargs: dict[str, Any]
+        self, kwargs: dict[str, Any], branches: Sequence[Branch]
     ) -> tuple[BranchedBatch, Float[Tensor, "rows tokens hidden"]]:
         """The batch of new prompts. Without a cache, generated tokens may follow them."""
         session = self.session
@@ -307,14 +384,14 @@ class Engine:
             embeds[:, :here], real[:, :here], image_index[:, :here], positions[:, :here]
         )
         blocks = [original] + [
-            self._branch_rows(branch, original, ids, image_index) for branch in self.branches
+            self._branch_rows(branch, original, ids, image_index) for branch in branches
         ]
         stacked, layout = stack(blocks)
         if here < prompt:
             layout = make_layout(image_index.repeat(len(blocks), 1), real.repeat(len(blocks), 1))
         batch = BranchedBatch(
             calibrator=self.method.calibrator,
-            branches=self.names,
+            branches=(ORIGINAL, *(branch.name for branch in branches)),
             layout=layout,
             positions=stacked.positions,
             streams=session.streams(expand).repeat(len(blocks)) if self.hooked else None,
@@ -364,6 +441,10 @@ class Engine:
 
     def _features(self, branch: Branch, rows: int) -> list[Float[Tensor, "_ hidden"]] | None:
         """Each row's features of the branch's distorted images; None where it distorts none."""
+        session = self.session
+        if session is not None and branch.name in session.looked:
+            features = session.looked[branch.name]
+            return [own for own in features for _ in range(rows // len(features))]
         if not branch.pixel:
             return None
         if self.session is None or branch.name not in self.session.features:

@@ -1,6 +1,6 @@
 """Where a batch of prompts has its image tokens, its padding, and its first text after an image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -33,10 +33,25 @@ class Layout:
     def length(self) -> int:
         return self.real.shape[1]
 
+    def select(self, rows: Int[Tensor, " chosen"]) -> "Layout":
+        return replace(
+            self,
+            image_index=self.image_index[rows],
+            real=self.real[rows],
+            columns=self.columns[rows],
+            valid=self.valid[rows],
+        )
+
     @property
     def token_index(self) -> Int[Tensor, "rows tokens"]:
         """A token's place in its row, padding not counted."""
         return (self.real.long().cumsum(dim=-1) - 1).clamp(min=0)
+
+    @property
+    def last(self) -> Int[Tensor, " rows"]:
+        """The column of each prompt's last token."""
+        columns = torch.arange(self.length, device=self.real.device)
+        return columns.masked_fill(~self.real, 0).amax(dim=-1)
 
     @property
     def is_text(self) -> Bool[Tensor, "rows tokens"]:

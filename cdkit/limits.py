@@ -7,7 +7,8 @@ import torch
 from transformers import Cache
 
 from cdkit.errors import CdkitError
-from cdkit.method import Method
+from cdkit.loop import Mode
+from cdkit.method import Method, kind_of
 
 REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "assistant_model": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
@@ -53,6 +54,33 @@ def check_arguments(given: Mapping[str, Any], defaults: Sequence[object], method
             )
 
 
+def mode_of(given: Mapping[str, Any], defaults: Sequence[object]) -> Mode:
+    """The decode mode that the arguments of `generate`, and the configs behind them, ask for."""
+    beams = (setting("num_beams", given, defaults) or 1) > 1
+    if setting("do_sample", given, defaults):
+        return "beam sample" if beams else "sample"
+    return "beam" if beams else "greedy"
+
+
+MODE_ARGUMENTS: Mapping[Mode, str] = {
+    "greedy": "do_sample=False, num_beams=1",
+    "sample": "do_sample=True, num_beams=1",
+    "beam": "do_sample=False, num_beams=5, say",
+    "beam sample": "do_sample=True, num_beams=5, say",
+}
+
+
+def check_mode(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
+    """Raise where `generate` decodes in a mode that the method is not defined for."""
+    mode = mode_of(given, defaults)
+    if mode not in method.modes:
+        modes = "; ".join(f"{mode} ({MODE_ARGUMENTS[mode]})" for mode in method.modes)
+        raise CdkitError(
+            f"{method.name} is not defined for decode mode {mode!r} ({kind_of(method.loop)} "
+            f"brings a loop of its own). It is defined for: {modes}"
+        )
+
+
 def check_whole_prompt(
     given: Mapping[str, Any], defaults: Sequence[object], method: Method
 ) -> None:
@@ -67,10 +95,16 @@ def check_whole_prompt(
             f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {rewrites[0]!r} has "
             "a prompt of its own, which does not split where the original does; leave it out"
         )
-    if uncached and method.combiner.by_step:
+    if uncached and (method.by_step or method.loop is not None):
         raise CdkitError(
-            f"{method.name} cannot run with use_cache=False: its combiner carries a state from "
-            "step to step, which lives in the cache; leave it out"
+            f"{method.name} cannot run with use_cache=False: what it carries from step to step "
+            "lives in the cache; leave it out"
+        )
+    looks = [branch.name for branch in method.branches if branch.feature]
+    if chunk is not None and looks:
+        raise CdkitError(
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {looks[0]!r} is made "
+            "from the attention of the prompt's last row, before the prompt goes in; leave it out"
         )
     if (chunk is not None or uncached) and method.whole_prompt_parts:
         asked = "use_cache=False" if chunk is None else f"prefill_chunk_size={chunk}"

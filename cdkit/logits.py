@@ -43,6 +43,15 @@ def plausible(original: Float[Tensor, "*rows vocab"], beta: float) -> Bool[Tenso
     return original >= original.amax(dim=-1, keepdim=True) + math.log(beta)
 
 
+def scale_difference(
+    original: Float[Tensor, "rows vocab"],
+    other: Float[Tensor, "rows vocab"],
+    factor: Float[Tensor, " rows"],
+) -> Float[Tensor, "rows vocab"]:
+    """`l + s (l~ - l)`: contrast with it by alpha is contrast with `l~` by `s alpha`."""
+    return original + factor[:, None] * (other - original)
+
+
 def implausible_everywhere(scores: Float[Tensor, "rows vocab"]) -> Bool[Tensor, " rows"]:
     """Rows in which no token is left."""
     return torch.isneginf(scores).all(dim=-1)

@@ -7,12 +7,15 @@ from typing import Any
 from cdkit.calibrator import CALIBRATORS, PositionCalibrator
 from cdkit.combiner import COMBINERS, READOUTS, LayerReadout, LogitCombiner
 from cdkit.errors import CdkitError
+from cdkit.loop import LOOPS, MODES, DecodingLoop, Mode
 from cdkit.registry import Registry
+from cdkit.schedule import SCHEDULES, AlphaSchedule
 from cdkit.strategy import (
     DISTORTIONS,
     INTERVENTIONS,
     AttentionDistortion,
     DistortionStrategy,
+    FeatureDistortion,
     Intervention,
     PixelDistortion,
     PromptDistortion,
@@ -45,8 +48,18 @@ class Branch:
         return tuple(d for d in self.distortions if isinstance(d, PixelDistortion))
 
     @property
+    def feature(self) -> tuple[FeatureDistortion, ...]:
+        return tuple(d for d in self.distortions if isinstance(d, FeatureDistortion))
+
+    @property
     def prompt(self) -> tuple[PromptDistortion, ...]:
         return tuple(d for d in self.distortions if isinstance(d, PromptDistortion))
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether its states up to the first image's last token are the original branch's."""
+        inputs = self.pixel or self.feature or self.prompt
+        return not inputs and all(distortion.keeps_prefix for distortion in self.attention)
 
     @property
     def attention(self) -> tuple[AttentionDistortion, ...]:
@@ -63,6 +76,8 @@ class Method:
     calibrator: PositionCalibrator | None = None
     interventions: tuple[Intervention, ...] = ()
     readout: LayerReadout | None = None
+    schedules: tuple[AlphaSchedule, ...] = ()
+    loop: DecodingLoop | None = None
     summary: str = ""
     source: str = ""
     """Where a preset's parameters come from."""
@@ -91,6 +106,21 @@ class Method:
                     f"alphas names branch {name!r}, but {self.name} has "
                     f"{', '.join(names) or 'no distorted branch'}"
                 )
+        if self.schedules and not self.live_branches:
+            raise CdkitError(
+                f"{kind_of(self.schedules[0])} scales alpha, but {self.name} contrasts with no "
+                "branch: give it one, or take the schedule out"
+            )
+        if self.schedules and not self.combiner.contrastive:
+            raise CdkitError(
+                f"{kind_of(self.schedules[0])} scales alpha, but {kind_of(self.combiner)} does not "
+                "take differences to the original branch; use the combiner 'contrast'"
+            )
+        if self.loop is not None and self.by_step:
+            raise CdkitError(
+                f"{kind_of(self.loop)} takes tokens back, so {self.name} cannot carry a state from "
+                "step to step: use no schedule, and a combiner that depends on no step"
+            )
 
     @property
     def live_branches(self) -> tuple[Branch, ...]:
@@ -104,9 +134,20 @@ class Method:
             not self.live_branches
             and not self.interventions
             and self.readout is None
+            and self.loop is None
             and self.combiner.idle
             and (self.calibrator is None or self.calibrator.idle)
         )
+
+    @property
+    def by_step(self) -> bool:
+        """Whether a step's logits depend on the steps before it."""
+        return self.combiner.by_step or bool(self.schedules)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The decode modes that the method is defined for."""
+        return tuple(m for m in MODES if self.loop is None or m in self.loop.modes)
 
     @property
     def whole_prompt_parts(self) -> tuple[str, ...]:
@@ -122,6 +163,9 @@ class Method:
             yield "calibrator", self.calibrator
         if self.readout is not None:
             yield "readout", self.readout
+        if self.loop is not None:
+            yield "loop", self.loop
+        yield from _numbered("schedules", self.schedules)
         yield from _numbered("interventions", self.interventions)
         for branch in self.branches:
             yield from _numbered(branch.name, branch.distortions)
@@ -138,6 +182,10 @@ class Method:
             data["calibrator"] = describe(self.calibrator)
         if self.readout is not None:
             data["readout"] = describe(self.readout)
+        if self.loop is not None:
+            data["loop"] = describe(self.loop)
+        if self.schedules:
+            data["schedules"] = [describe(part) for part in self.schedules]
         if self.interventions:
             data["interventions"] = [describe(part) for part in self.interventions]
         data["branches"] = [
@@ -151,6 +199,8 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "combiner": COMBINERS,
     "calibrator": CALIBRATORS,
     "readout": READOUTS,
+    "loop": LOOPS,
+    "schedules": SCHEDULES,
     "interventions": INTERVENTIONS,
     "distortions": DISTORTIONS,
 }

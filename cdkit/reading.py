@@ -1,16 +1,20 @@
 """The forward whose logits `generate` reads: all branches go in, combined logits come out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cdkit.batch import BranchedBatch
 from cdkit.cache import BranchedCache
 from cdkit.engine import Call, Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.limits import check_arguments, check_eval, check_no_grad, refuse_split
+from cdkit.logits import scale_difference
 from cdkit.method import ORIGINAL
+from cdkit.schedule import Signals
 from cdkit.trace import Step
 
 
@@ -71,22 +75,58 @@ def _combined(
     if batch.seen < batch.layout.length:
         return original  # a chunk of the prompt: nobody reads these
     others = dict(zip(batch.branches[1:], blocks[1:], strict=True))
+    readout = engine.method.readout
     for name, hidden in call.readouts.items():
-        others[name] = engine.adapter.logits(engine.model, hidden[: batch.rows])[:, None].to(wide)
+        norm = readout is None or readout.norm
+        read_out = engine.adapter.logits(engine.model, hidden[: batch.rows], norm=norm)
+        others[name] = read_out[:, None].to(wide)
     columns = original.shape[1]
     flat = {name: block.flatten(0, 1) for name, block in {ORIGINAL: original, **others}.items()}
     first = flat.pop(ORIGINAL)
-    combined, batch.state = engine.method.combiner.combine(
-        first, flat, step=batch.step, state=batch.state
+    if engine.method.schedules:
+        flat = _scaled(engine, call, batch, first, flat)
+    combined, batch.states["combiner"] = engine.method.combiner.combine(
+        first, flat, step=batch.step, state=batch.states.get("combiner", {})
     )
     batch.step += 1
     engine.last_original = first
+    engine.last_weights = None if call.seen is None else call.seen.last_weights
     if "logits" in engine.trace.wanted:
         call.step.logits = {ORIGINAL: first.clone()} | {k: v.clone() for k, v in flat.items()}
         call.step.combined = combined.clone()
     if engine.trace.wanted:
         engine.trace.steps.append(call.step)
     return combined.view(batch.rows, columns, -1)
+
+
+def _scaled(
+    engine: Engine,
+    call: Call,
+    batch: BranchedBatch,
+    original: Float[Tensor, "rows vocab"],
+    others: Mapping[str, Float[Tensor, "rows vocab"]],
+) -> dict[str, Float[Tensor, "rows vocab"]]:
+    """The distorted logits moved towards the original ones: alpha times what the schedules say."""
+    signals = _signals(call, original)
+    factor = original.new_ones(original.shape[0])
+    for index, schedule in enumerate(engine.method.schedules):
+        place = f"schedules.{index}"
+        scale, batch.states[place] = schedule.scale(
+            signals, step=batch.step, state=batch.states.get(place, {})
+        )
+        factor = factor * scale.to(factor)
+    if engine.trace.wanted:
+        call.step.alpha_scale = factor.clone()
+    return {name: scale_difference(original, other, factor) for name, other in others.items()}
+
+
+def _signals(call: Call, original: Float[Tensor, "rows vocab"]) -> Signals:
+    seen = call.seen
+    if seen is None or not seen.image_logits:
+        return Signals(original, None, None)
+    logits = torch.stack(seen.image_logits).mean(0).to(original.device)
+    mass = torch.stack([weights.sum(-1) for weights in seen.image_weights]).mean(0)
+    return Signals(original, logits, mass.to(original.device))
 
 
 def _check_alignment(engine: Engine, call: Call, keep: int | Tensor, columns: int) -> None:

@@ -90,13 +90,10 @@ def features_of_rows(
 
 
 def features_in(
-    original: PromptRows,
+    embeds: Float[Tensor, "rows tokens hidden"], image_index: Int[Tensor, "rows tokens"]
 ) -> list[Float[Tensor, "_ hidden"]]:
-    """The image features that stand in the original rows' embeddings."""
-    return [
-        embeds[index >= 0]
-        for embeds, index in zip(original.embeds, original.image_index, strict=True)
-    ]
+    """The image features that stand in each row's embeddings."""
+    return [row[index >= 0] for row, index in zip(embeds, image_index, strict=True)]
 
 
 def rewritten(
@@ -150,7 +147,9 @@ def rewritten(
     text_ids = new_ids.masked_fill(on_image | ~real, 0)
     embeds = adapter.embed(model, text_ids).to(original.embeds.dtype)
     rows = PromptRows(
-        place_features(embeds, image_index, features or features_in(original)),
+        place_features(
+            embeds, image_index, features or features_in(original.embeds, original.image_index)
+        ),
         real,
         image_index,
         (real.long().cumsum(dim=-1) - 1).clamp(min=0),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -42,17 +42,33 @@ class ImageColumns:
     streams: Int[Tensor, " rows"]
     """A random key for each row's (seed, sample id); see `cdkit.noise.cell_uniform`."""
     layer: int
+    depth: int
+    """How many layers the decoder has."""
     memory: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
 
     def once(self, key: Hashable, compute: Callable[["ImageColumns"], Tensor]) -> Tensor:
         """`compute(self)`, done at the first step and kept for the whole answer.
 
-        `compute` must be a pure function of the columns, and `key` must name it: a strategy passes
-        itself, so that two strategies with equal parameters share the tensor.
+        `compute` must be a pure function of the columns, rows first, and `key` must name it: a
+        strategy passes itself, so that two strategies with equal parameters share the tensor.
         """
         if key not in self.memory:
             self.memory[key] = compute(self)
         return self.memory[key]
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> "ImageColumns":
+        """Copies of these rows; what is remembered comes along."""
+        own = rows.to(self.keys.device)
+        return replace(
+            self,
+            keys=self.keys[own],
+            values=self.values[own],
+            valid=self.valid[own],
+            image_index=self.image_index[own],
+            token_index=self.token_index[own],
+            streams=self.streams[own],
+            memory={key: value[own] for key, value in self.memory.items()},
+        )
 
     def shares(self) -> Float[Tensor, "rows image image"]:
         """Row i averages over the tokens of token i's own image: its rows sum to 1.
@@ -75,8 +91,9 @@ class ImageColumns:
 class CrossModalSegment:
     """One layer's cross-modal segment for some rows of the batch, as a strategy sees it.
 
-    A strategy answers with `dataclasses.replace(segment, ...)`: new `logits`, or `replaced` cells
-    with their `replacement` values. Nothing else may differ, and nothing is written in place.
+    A strategy answers with `dataclasses.replace(segment, ...)`: new `logits` or `text_logits`,
+    `replaced` cells with their `replacement` values, or `hidden` image tokens. Nothing else may
+    differ, and nothing but `carried` is written to.
     """
 
     image: ImageColumns
@@ -87,10 +104,23 @@ class CrossModalSegment:
     """True where the row is text, the column an earlier image token, and neither is padding."""
     prompt: Bool[Tensor, "rows text"]
     """Rows of the prompt; the others were generated."""
+    predicts: Bool[Tensor, "rows text"]
+    """Rows that predict the next token: the last of the prompt, and each generated one."""
     token_index: Int[Tensor, "rows text"]
     """The text row's place in the sequence, padding not counted."""
+    text_logits: Float[Tensor, "rows heads text columns"]
+    """The rows' logits on the columns of all tokens so far, -inf on the image columns and wherever
+    a row may not look."""
+    before_image: Bool[Tensor, "rows columns"]
+    """Columns of the text before the first image (the system prompt), without padding."""
     replaced: Bool[Tensor, "rows heads text image"] | None = None
     replacement: Float[Tensor, "rows kv_heads image head_dim"] | None = None
+    hidden: Bool[Tensor, "rows image"] | None = None
+    """Image tokens that rows of the image, too, may not see in this layer (token pruning); only a
+    strategy without `keeps_prefix` may say so. The text rows' own cells are cut by `logits`."""
+    carried: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    """What one layer leaves to those above it in this very forward call. A strategy writes under
+    itself."""
 
     def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
         """`1[A > mean(A)]` on the cells of each group of `scope`, False off the cells.
@@ -110,6 +140,19 @@ class CrossModalSegment:
             )
         return cells & (self.logits > total / count.clamp(min=1))
 
+    def weights(self) -> Float[Tensor, "rows heads text image"]:
+        """The attention weights on the image: the softmax runs over the text columns as well."""
+        image = self.logits.shape[-1]
+        return softmax(torch.cat((self.logits, self.text_logits), dim=-1))[..., :image]
+
     def without(self, mask: Bool[Tensor, "rows heads text image"]) -> Tensor:
         """The logits with the masked cells at -inf: weight 0 after the softmax renormalises."""
         return self.logits.masked_fill(mask, -math.inf)
+
+
+def softmax(
+    logits: Float[Tensor, "rows heads text columns"],
+) -> Float[Tensor, "rows heads text columns"]:
+    """Softmax, and zeros for rows of padding, which attend to nothing."""
+    dead = torch.isneginf(logits).all(dim=-1, keepdim=True)
+    return logits.masked_fill(dead, 0).softmax(dim=-1).masked_fill(dead, 0)

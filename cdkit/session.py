@@ -27,6 +27,8 @@ class Session:
     given_ids: tuple[str, ...] | None
     features: dict[str, Sequence[Tensor]] = field(default_factory=dict)
     """Branch -> features of its distorted images, image by image."""
+    looked: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Branch -> each sample's features, made from where the original branch looks."""
 
     def __post_init__(self) -> None:
         samples = self.ids.shape[0]
@@ -60,6 +62,22 @@ class Session:
         """A random key for each row; the rows of one sample share it."""
         keys = [stream(self.seed, name) for name in self.sample_ids]
         return torch.tensor(keys).repeat_interleave(expand)
+
+    def look(
+        self,
+        branch: Branch,
+        features: Sequence[Float[Tensor, "_ hidden"]],
+        attention: Float[Tensor, "samples layers image"],
+    ) -> None:
+        """Make the branch's features of each sample, given where its last prompt row looks."""
+        made = []
+        for name, own, seen in zip(self.sample_ids, features, attention, strict=True):
+            seen = seen[:, : own.shape[0]]
+            for distortion in branch.feature:
+                random = generator(self.seed, name, type(distortion).__name__)
+                own = distortion.distort(own, seen, generator=random)
+            made.append(own)
+        self.looked[branch.name] = made
 
     def distorted_pixels(self, branch: Branch, pixels: Tensor) -> Tensor:
         """The branch's images: each sample's noise comes from (seed, sample id) alone."""

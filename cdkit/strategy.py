@@ -14,14 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cdkit.depth import EVERY_LAYER, Depth
 from cdkit.errors import CdkitError
 from cdkit.part import Part
 from cdkit.registry import Registry
 from cdkit.segment import CrossModalSegment
 
-Touch = Literal["pixels", "prompt", "logits", "values"]
-"""What a strategy changes: the pixels; the prompt; the attention logits, or the values, of the
-cells between text rows and the image before them."""
+Touch = Literal["pixels", "features", "prompt", "logits", "text_logits", "values"]
+"""What a strategy changes: the pixels; the features that the encoder makes of them; the prompt; the
+attention logits, or the values, of the cells between text rows and the image before them; the
+logits of those rows on the text."""
 
 
 class DistortionStrategy(Part, abc.ABC):
@@ -78,6 +80,30 @@ class Prompt:
         return replace(self, ids=kept, is_image=(False,) * len(kept))
 
 
+class FeatureDistortion(DistortionStrategy):
+    """Distorts the image features that the decoder is given, by what the original branch looked at.
+
+    The engine runs the original branch over the prompt once more to know that.
+    """
+
+    touches = frozenset({"features"})
+
+    @abc.abstractmethod
+    def distort(
+        self,
+        features: Float[Tensor, "tokens hidden"],
+        attention: Float[Tensor, "layers tokens"],
+        *,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "tokens hidden"]:
+        """Distort the features of all image tokens of one sample.
+
+        `attention` holds the weights of the prompt's last row on them in each layer, after the
+        softmax over the whole row, averaged over heads, in float32 or better. All randomness is
+        drawn from `generator`, on the CPU: it belongs to (seed, sample).
+        """
+
+
 class PromptDistortion(DistortionStrategy):
     """Distorts the prompt: another instruction, no image."""
 
@@ -91,11 +117,13 @@ class PromptDistortion(DistortionStrategy):
 
 
 class AttentionDistortion(DistortionStrategy):
-    """Distorts the cross-modal attention of every decoder layer.
+    """Distorts the cross-modal attention."""
 
-    States up to the last token of the first image are those of the original branch, so that the
-    engine computes them once.
-    """
+    keeps_prefix: ClassVar[bool] = True
+    """Whether states up to the last token of the first image are those of the original branch: then
+    the engine computes them once."""
+    layers: Depth = EVERY_LAYER
+    """Where it acts; a field of those that do not act in every decoder layer."""
 
     @property
     @abc.abstractmethod
@@ -116,6 +144,8 @@ class Intervention(Part, abc.ABC):
 
     branches: tuple[str, ...]
     """A field: names of the branches it acts on; "original" is the original one."""
+    layers: Depth = EVERY_LAYER
+    """As `AttentionDistortion.layers`."""
 
     @property
     @abc.abstractmethod

@@ -171,8 +171,8 @@ def check_readout(readout: Any) -> None:
         layers = readout.layers(count)
         require(bool(layers), readout, "it names a layer")
         require(ORIGINAL not in layers, readout, f"no layer is called {ORIGINAL!r}")
-        inside = all(-count <= index < count for index in layers.values())
-        require(inside, readout, f"its layers are among {count}", layers)
+        inside = all(0 <= passed <= count for passed in layers.values())
+        require(inside, readout, f"its states have passed 0 to {count} layers", layers)
 
 
 # ---- values --------------------------------------------------------------------------------------

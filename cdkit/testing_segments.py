@@ -126,14 +126,21 @@ def example_segment(
         token_index=torch.arange(2, 8).repeat(3, 1),
         streams=torch.tensor([11, 22, 33]),
         layer=1,
+        depth=4,
     )
+    text_logits = normal(4, 3, 4, 6, 14)
+    text_logits[..., 2:8] = -math.inf  # the image columns
+    ahead = torch.arange(14) > torch.arange(8, 14)[:, None]
     return CrossModalSegment(
         image=image,
         queries=queries.to(dtype),
         logits=logits.to(dtype).masked_fill(~cells[:, None], -math.inf),
         cells=cells,
         prompt=prompt,
+        predicts=torch.tensor([False] * 3 + [True] * 3).repeat(3, 1),
         token_index=torch.arange(8, 14).repeat(3, 1),
+        text_logits=text_logits.to(dtype).masked_fill(ahead, -math.inf),
+        before_image=(torch.arange(14) < 2).repeat(3, 1),
     )
 
 
@@ -144,15 +151,18 @@ def _cut(
     image = {
         field.name: getattr(segment.image, field.name)[rows]
         for field in dataclasses.fields(ImageColumns)
-        if field.name not in ("layer", "memory")
+        if field.name not in ("layer", "depth", "memory")
     }
     return CrossModalSegment(
-        image=ImageColumns(**image, layer=segment.image.layer),
+        image=ImageColumns(**image, layer=segment.image.layer, depth=segment.image.depth),
         queries=segment.queries[rows][:, :, text],
         logits=segment.logits[rows][:, :, text],
         cells=segment.cells[rows][:, text],
         prompt=segment.prompt[rows][:, text],
+        predicts=segment.predicts[rows][:, text],
         token_index=segment.token_index[rows][:, text],
+        text_logits=segment.text_logits[rows][:, :, text],
+        before_image=segment.before_image[rows],
         replaced=None if segment.replaced is None else segment.replaced[rows][:, :, text],
         replacement=None if segment.replacement is None else segment.replacement[rows],
     )

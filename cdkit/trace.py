@@ -21,6 +21,8 @@ class Step:
     """Branch -> raw next-token logits; "original" is the original branch."""
     combined: Float[Tensor, "rows vocab"] | None = None
     """What `generate` got: -inf where the plausibility constraint removes a token."""
+    alpha_scale: Float[Tensor, " rows"] | None = None
+    """What the schedules multiplied alpha by; None without any."""
     image_attention: dict[str, dict[int, Float[Tensor, "rows heads image"]]] = field(
         default_factory=dict
     )

@@ -82,9 +82,10 @@ class Llava(ModelAdapter):
         return embeddings
 
     def logits(
-        self, model: Any, hidden: Float[Tensor, "rows hidden"]
+        self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
-        logits: Tensor = model.lm_head(model.model.language_model.norm(hidden))
+        decoder: Any = self.decoder(model)
+        logits: Tensor = model.lm_head(decoder.norm(hidden) if norm else hidden)
         return logits
 
     def rotary(self, model: Any) -> Rotary | None:

@@ -43,7 +43,7 @@ class FirstAndLast(cdkit.LayerReadout):
     """The first and the last decoder layer."""
 
     def layers(self, count: int) -> Mapping[str, int]:
-        return {"first": 0, "last": count - 1}
+        return {"first": 1, "last": count}
 
 
 @dataclass(frozen=True)
