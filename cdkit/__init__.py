@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from cdkit.config import presets as presets
     from cdkit.errors import CdkitError as CdkitError
     from cdkit.logits import contrast as contrast
+    from cdkit.logits import plausible as plausible
     from cdkit.loop import LOOPS as LOOPS
     from cdkit.loop import DecodingLoop as DecodingLoop
-    from cdkit.logits import plausible as plausible
     from cdkit.method import Branch as Branch
     from cdkit.method import Method as Method
     from cdkit.pretrained import load_model as load_model

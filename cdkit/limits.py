@@ -103,8 +103,8 @@ def check_whole_prompt(
     looks = [branch.name for branch in method.branches if branch.feature]
     if chunk is not None and looks:
         raise CdkitError(
-            f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {looks[0]!r} is made "
-            "from the attention of the prompt's last row, before the prompt goes in; leave it out"
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {looks[0]!r} is "
+            "made from where the prompt's last row looks, before the prompt goes in; leave it out"
         )
     if (chunk is not None or uncached) and method.whole_prompt_parts:
         asked = "use_cache=False" if chunk is None else f"prefill_chunk_size={chunk}"

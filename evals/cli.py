@@ -12,7 +12,6 @@ from typing import Annotated, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cdkit.errors import CdkitError
@@ -209,24 +208,24 @@ def list_(
     topic: Annotated[
         Topic | None, typer.Argument(help="One of them; all without it.", show_default=False)
     ] = None,
-    cite: Annotated[bool, typer.Option("--cite", help="With the papers, as BibTeX.")] = False,
+    cite: Annotated[
+        bool, typer.Option("--cite", help="With formulas, parameters, sources and BibTeX.")
+    ] = False,
 ) -> None:
     """Show the methods, strategies, calibrators, models and benchmarks there are, a line each."""
     _quiet()
-    from cdkit.evals.ablation import listing
+    from cdkit.evals import listing
 
     console = _console()
-    for each in [topic] if topic else Topic:
-        table = Table(title=each.value, title_justify="left", box=None, show_header=False)
-        table.add_column(style="bold", no_wrap=True)
-        for entry in listing.entries(each.value):
-            table.add_row(entry.name, Text(entry.summary))  # Text: brackets are no markup
-            if cite and entry.bibtex:
-                table.add_row("", Text(entry.bibtex, style="dim"))
-        console.print(table)
+    listed = {each: listing.entries(each.value) for each in ([topic] if topic else Topic)}
+    for each, entries in listed.items():
+        console.print(listing.shown(each.value, entries, cite=cite))
         if each is Topic.MODELS:
             console.print(listing.EMBEDDED, highlight=False)
         console.print()
+    if cite:
+        for paper in listing.papers([entry for entries in listed.values() for entry in entries]):
+            console.print(Text(f"{paper}\n"), soft_wrap=True)  # to be copied, so never wrapped
 
 
 @app.command(

@@ -11,11 +11,16 @@ from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 @DISTORTIONS.register("attention_mask")
 @dataclass(frozen=True)
 class AttentionMask(AttentionDistortion):
-    """Cells above the segment's mean logit get weight 0: logit -inf, the rest renormalised.
+    """Cells above the segment's mean logit get weight 0, and the rest is renormalised.
 
-    The mask is IMD's, `1[A > mean(A)]` by `scope`; source: the ablation of the CMAC paper.
+    The mask is that of IMD (`value_mean_mask`).
     """
 
+    formula: ClassVar[str] = (
+        "logits~ = -inf where M = 1, M = 1[logits > their mean over scope]; before the softmax, "
+        "in every layer"
+    )
+    source: ClassVar[str] = "the CMAC paper, its ablation of the distortion"
     bibtex: ClassVar[str] = CMAC
     touches: ClassVar[frozenset[Touch]] = frozenset({"logits"})
 

@@ -1,5 +1,8 @@
 """The paper behind several files of this folder: IMD, CMPC and their ablations."""
 
+CODE = "lijm48/IMCCD, transformers/models/llama/modeling_llama.py, commit 9db52a0"
+"""Its public code."""
+
 CMAC = """@misc{li2025imccd,
   title  = {Mitigating Hallucination for Large Vision Language Model by
             Inter-Modality Correlation Calibration Decoding},

@@ -15,15 +15,22 @@ from cdkit.logits import contrast
 @COMBINERS.register("contrast")
 @dataclass(frozen=True)
 class Contrast(LogitCombiner):
-    """`(1 + alpha) l - alpha l~` on tokens with `p >= beta * max(p)` on the original branch.
+    """The original logits moved away from the distorted ones, among plausible tokens alone.
 
-    Defaults alpha 1, beta 0.1 (VCD). Several distorted branches: `(1 + sum alpha_k) l -
-    sum alpha_k l~_k`, where `alphas` holds (branch name, alpha) pairs for those that differ from
-    `alpha`. `beta` 0 switches the plausibility constraint off.
+    With several distorted branches, `alphas` holds (branch name, alpha) pairs for those that differ
+    from `alpha`. `beta` 0 switches the plausibility constraint off.
     `on_empty` "original" falls back to the original logits in a row where the user's processors
     remove every plausible token; "raise" is an error that names beta and the step.
     """
 
+    formula: ClassVar[str] = (
+        "(1 + alpha) l - alpha l~ on tokens with p >= beta max(p), -inf elsewhere; "
+        "several branches: (1 + sum alphas) l - sum alphas l~"
+    )
+    source: ClassVar[str] = (
+        "DAMO-NLP-SG/VCD, vcd_utils/vcd_sample.py, commit d6568ff, and its argparse defaults; "
+        "the constraint: the paper on contrastive decoding, which contrasts two models"
+    )
     bibtex: ClassVar[str] = """@inproceedings{li2023contrastive,
   title     = {Contrastive Decoding: Open-ended Text Generation as Optimization},
   author    = {Li, Xiang Lisa and Holtzman, Ari and Fried, Daniel and Liang, Percy and
@@ -32,6 +39,7 @@ class Contrast(LogitCombiner):
   year      = {2023}
 }"""
     by_step: ClassVar[bool] = False
+    contrastive: ClassVar[bool] = True
 
     alpha: float = 1.0
     beta: float = 0.1

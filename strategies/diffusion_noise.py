@@ -15,14 +15,17 @@ from cdkit.strategy import DISTORTIONS, PixelDistortion
 @DISTORTIONS.register("diffusion_noise")
 @dataclass(frozen=True)
 class DiffusionNoise(PixelDistortion):
-    """Image noised by the DDPM forward process: `sqrt(a) pixels + sqrt(1 - a) noise`.
+    """The image noised by `step` of 1000 steps of the DDPM forward process.
 
-    `a` is the share of the signal's variance that is kept after `step` of 1000 diffusion steps with
-    the authors' sigmoid schedule, on normalised pixels: 0.99998 at step 0, 0.745 at the default of
-    500, 0.081 at 999. The authors' scripts use 500 to 999. Source: DAMO-NLP-SG/VCD,
-    vcd_utils/vcd_add_noise.py.
+    `a`, the share of the signal's variance that is kept, is 0.99998 at step 0, 0.745 at the default
+    of 500, 0.081 at 999; the authors' scripts use 500 to 999.
     """
 
+    formula: ClassVar[str] = (
+        "pixels~ = sqrt(a) pixels + sqrt(1 - a) noise, a = product of 1 - b_t over t = 0 .. step, "
+        "b_t = 1e-5 + (0.005 - 1e-5) sigmoid(-6 + 12 t / 999); on normalised pixels"
+    )
+    source: ClassVar[str] = "DAMO-NLP-SG/VCD, vcd_utils/vcd_add_noise.py, commit d6568ff"
     bibtex: ClassVar[str] = """@inproceedings{leng2024vcd,
   title     = {Mitigating Object Hallucinations in Large Vision-Language Models through
                Visual Contrastive Decoding},

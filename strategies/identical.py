@@ -1,4 +1,4 @@
-"""A control: a distorted branch that is not distorted."""
+"""A control of ours: a distorted branch that is not distorted."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,6 +12,7 @@ from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 class Identical(AttentionDistortion):
     """Changes nothing, so that contrast with it must equal the plausibility constraint alone."""
 
+    formula: ClassVar[str] = "l~ = l"
     touches: ClassVar[frozenset[Touch]] = frozenset()
 
     @property

@@ -14,10 +14,15 @@ Place = Literal["system", "question"]
 class InstructionPrefix(PromptDistortion):
     """A role prefix that confuses the model, put in the system slot of the prompt.
 
-    The default text is the authors' for LLaVA-1.5 (p1k0pan/ICD). `place` "question" puts it after
-    the image, before the question: there both branches have the same states up to the image.
+    `place` "question" puts it after the image, before the question: there both branches have the
+    same states up to the image.
     """
 
+    formula: ClassVar[str] = "prompt~ = prompt with instruction put in at place"
+    source: ClassVar[str] = (
+        "p1k0pan/ICD, experiments/gen_scripts/icd_llava_pope.py, commit 2fa44c5 "
+        "(the fourth of the five prefixes it tries)"
+    )
     bibtex: ClassVar[str] = """@inproceedings{wang2024icd,
   title     = {Mitigating Hallucinations in Large Vision-Language Models with
                Instruction Contrastive Decoding},

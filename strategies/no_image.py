@@ -1,4 +1,4 @@
-"""A control: the distorted branch does not see the image at all."""
+"""A control of ours: the distorted branch does not see the image at all."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +11,7 @@ from cdkit.strategy import DISTORTIONS, Prompt, PromptDistortion
 class NoImage(PromptDistortion):
     """The prompt with its image tokens taken out: the contrast removes the language prior alone."""
 
+    formula: ClassVar[str] = "prompt~ = prompt without its image tokens"
     needs_text: ClassVar[bool] = False
 
     def distort(self, prompt: Prompt) -> Prompt:

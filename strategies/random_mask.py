@@ -1,4 +1,4 @@
-"""A control: IMD with a random mask of the same size."""
+"""A control of ours: IMD with a random mask of the same size."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -23,6 +23,10 @@ class RandomMask(AttentionDistortion):
     (seed, sample, layer, head, text row, image token).
     """
 
+    formula: ClassVar[str] = (
+        "O~ = ((1 - M) * A) V + (M * A) mu(V), M = a random mask of 0 and 1 with as many 1 in each "
+        "head and text row as 1[logits > their mean over scope]; in every layer"
+    )
     touches: ClassVar[frozenset[Touch]] = frozenset({"values"})
 
     scope: Scope = "call"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cdkit.calibrator import CALIBRATORS, PositionCalibrator
 from cdkit.errors import CdkitError, check_choice, check_finite
-from cdkit.strategies.cmac_paper import CMAC
+from cdkit.strategies.cmac_paper import CMAC, CODE
 
 FirstGap = Literal["scaled", "unit"]
 
@@ -16,16 +16,20 @@ FirstGap = Literal["scaled", "unit"]
 @CALIBRATORS.register("scaled_positions")
 @dataclass(frozen=True)
 class ScaledPositions(PositionCalibrator):
-    """CMPC: a token advances the position by one, an image token by `1 / gamma` (default 1/2).
+    """CMPC: a token advances the position by one, an image token by less.
 
-    Counted from 1: text before the image `1..m`, image token i at `m + i / gamma`, the j-th text
-    token after it at `m + n / gamma + j`; several images: the same running sum. `first_gap` "unit"
-    (the public code, lijm48/IMCCD) puts the first image token 1 after the text, so that image
-    tokens stand `1 - 1 / gamma` later, and the text after the image where it stood. `text_step` is
-    what a text token advances by: 1 in the paper, 2/3 with an image step of 1/3 in the public code
-    for Qwen-VL. Source: the CMAC paper, section 3.
+    So, with the default of 2 for `gamma`, text before the image stands at `1..m`, image token i at
+    `m + i / 2`, the j-th text token after it at `m + n / 2 + j`; several images: the same running
+    sum. `first_gap` "unit" (the public code) puts the first image token 1 after the text, and the
+    text after the image where it stood. `text_step` is 1 in the paper; the public code for Qwen-VL
+    has 2/3, with an image step of 1/3.
     """
 
+    formula: ClassVar[str] = (
+        "position = text_step * text tokens + image tokens / gamma, both counted up to and with "
+        "this one; first_gap unit: 1 - 1 / gamma more on image tokens; cross-modal logits only"
+    )
+    source: ClassVar[str] = f"the CMAC paper, section 3; first_gap unit: {CODE}"
     bibtex: ClassVar[str] = CMAC
 
     gamma: float = 2.0

@@ -1,4 +1,4 @@
-"""A control: sharper logits without any second branch."""
+"""A control of ours: sharper logits without any second branch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from cdkit.errors import check_choice, check_finite
 @COMBINERS.register("sharpen")
 @dataclass(frozen=True)
 class Sharpen(LogitCombiner):
-    """`power * l` (default 2), which is temperature `1 / power`.
+    """The logits times `power`, which is temperature `1 / power`.
 
     Greedy answers cannot change. What a contrastive method gains under sampling beyond this is not
     due to a peaked distribution alone (arXiv 2504.10020).
     """
 
+    formula: ClassVar[str] = "power * l"
     by_step: ClassVar[bool] = False
 
     power: float = 2.0

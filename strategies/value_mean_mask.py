@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cdkit.errors import check_choice
 from cdkit.segment import CrossModalSegment, ImageColumns, Scope, check_scope
-from cdkit.strategies.cmac_paper import CMAC
+from cdkit.strategies.cmac_paper import CMAC, CODE
 from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 
 ValueMean = Literal["dim", "scalar"]
@@ -17,14 +17,19 @@ ValueMean = Literal["dim", "scalar"]
 @DISTORTIONS.register("value_mean_mask")
 @dataclass(frozen=True)
 class ValueMeanMask(AttentionDistortion):
-    """IMD: `O = ((1 - M) * A) V + (M * A) mu(V)`, `M = 1[logits > their mean]`, in every layer.
+    """IMD: text rows that attend strongly to an image token see the mean value in its place.
 
     Weights are not renormalised. `value_mean` "dim" (the paper) averages each dimension over an
     image's tokens; "scalar" (the public code) averages over the head's dimensions as well. `scope`
     says which cells share a mean; the public code's group runs over the whole batch, ours never
-    leaves a sample. Sources: the CMAC paper, section 3; lijm48/IMCCD.
+    leaves a sample.
     """
 
+    formula: ClassVar[str] = (
+        "O~ = ((1 - M) * A) V + (M * A) mu(V), M = 1[logits > their mean over scope], "
+        "mu(V) = the image's values averaged by value_mean; in every layer"
+    )
+    source: ClassVar[str] = f"the CMAC paper, section 3; value_mean scalar: {CODE}"
     bibtex: ClassVar[str] = CMAC
     touches: ClassVar[frozenset[Touch]] = frozenset({"values"})
 

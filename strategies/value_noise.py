@@ -11,21 +11,27 @@ from torch import Tensor
 from cdkit.errors import CdkitError
 from cdkit.noise import DIFFUSION_STEPS, cell_normal, diffuse, diffusion_signal_kept
 from cdkit.segment import CrossModalSegment, ImageColumns, Scope, check_scope
-from cdkit.strategies.cmac_paper import CMAC
+from cdkit.strategies.cmac_paper import CMAC, CODE
 from cdkit.strategy import DISTORTIONS, AttentionDistortion, Touch
 
 
 @DISTORTIONS.register("value_noise")
 @dataclass(frozen=True)
 class ValueNoise(AttentionDistortion):
-    """Cells above the segment's mean logit see `sqrt(a) V + sqrt(1 - a) noise` in place of V.
+    """Cells above the segment's mean logit see a noised value.
 
     VCD's schedule with `step` 999 and `beta_max` 0.01 keeps `a` = 0.0066 of the variance; the
     noise has the mean and the standard deviation of the image's values in that layer, and is drawn
-    once for each (seed, sample, layer, image token): the public code (lijm48/IMCCD) draws
-    anew at every call. The mask is IMD's. Source: the ablation of the CMAC paper.
+    once for each (seed, sample, layer, image token): the public code draws anew at every call. The
+    mask is that of IMD (`value_mean_mask`).
     """
 
+    formula: ClassVar[str] = (
+        "O~ = ((1 - M) * A) V + (M * A) V~, M = 1[logits > their mean over scope], "
+        "V~ = sqrt(a) V + sqrt(1 - a) noise, a = product of 1 - b_t over t = 0 .. step, "
+        "b_t = 1e-5 + (beta_max - 1e-5) sigmoid(-6 + 12 t / 999); in every layer"
+    )
+    source: ClassVar[str] = f"the CMAC paper, its ablation of the distortion; {CODE}"
     bibtex: ClassVar[str] = CMAC
     touches: ClassVar[frozenset[Touch]] = frozenset({"values"})
 

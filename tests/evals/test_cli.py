@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from cdkit.errors import CdkitError
 from cdkit.evals import cli
-from cdkit.evals.ablation import answering, job, listing
+from cdkit.evals.ablation import answering, job
 from cdkit.evals.ablation.engine import Generated
 
 PROMPT = "is there a cat ?"
@@ -58,52 +58,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert result.exit_code == 2 and "Traceback" not in result.output
 
 
-def test_list_shows_a_line_each() -> None:
-    result = run("list", "methods")
-    assert result.exit_code == 0
-    names = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
-    assert {"plain", "vcd", "icd", "cmac", "imccd"} <= set(names)
-    assert "@" not in result.stdout
-
-
-@pytest.mark.parametrize("topic", ["strategies", "calibrators", "models", "benchmarks"])
-def test_every_topic_lists_something(topic: str) -> None:
-    result = run("list", topic)
-    assert result.exit_code == 0 and len(result.stdout.strip().splitlines()) >= 2
-
-
-def test_the_embedded_model_is_named() -> None:
-    assert "micro, is a LLaVA checkpoint" in run("list", "models").stdout
-
-
 def test_train_micro_says_what_it_replaces() -> None:
     assert "An earlier checkpoint in the folder is replaced" in run("train-micro", "--help").stdout
-
-
-def test_cite_prints_bibtex() -> None:
-    assert "@inproceedings{" in run("list", "benchmarks", "--cite").stdout
-
-
-def test_brackets_are_no_markup() -> None:
-    assert listing.first_sentence(Bracketed) == "Cells with [logits > their mean] are cut."
-    for topic in ("methods", "strategies"):
-        told = [entry.summary for entry in listing.entries(topic)]
-        shown = run("list", topic).stdout
-        assert all(word in shown for summary in told for word in summary.split())
-
-
-class Bracketed:
-    """Cells with [logits > their
-    mean] are cut.
-
-    Nothing of this is shown.
-    """
-
-
-def test_a_part_with_nothing_to_do_is_not_cited() -> None:
-    papers = {entry.name: entry.bibtex for entry in listing.entries("methods")}
-    assert papers["plain"] == "" and "li2023contrastive" in papers["vcd"]
-    assert "li2023contrastive" not in papers["cmac_cmpc"]
 
 
 def test_two_methods_side_by_side(picture: Path) -> None:
