@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, LogitsProcessorList
 
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
@@ -19,7 +19,7 @@ from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_eval
-from cdkit.looping import run_loop
+from cdkit.looping import of_each_prompt, run_loop, unexpanded
 from cdkit.method import Method, kind_of
 from cdkit.reading import read
 from cdkit.trace import Trace, make_trace
@@ -232,10 +232,15 @@ class Attachment(Wired):
             criteria[:] = [RecordingCriteria(make(*args, **kwargs))]
             return criteria[0]
 
-        def processors(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            config, length = kwargs["generation_config"], kwargs["input_ids_seq_length"]
+        def processors(make: Callable[..., Any], **kwargs: Any) -> Any:
+            if self.method.loop is None:
+                return guarded(make(**kwargs), kwargs)
+            return [guarded(make(**own), own) for own in of_each_prompt(kwargs)]
+
+        def guarded(processors: LogitsProcessorList, given: dict[str, Any]) -> GuardedProcessors:
+            config, length = given["generation_config"], given["input_ids_seq_length"]
             return GuardedProcessors(
-                make(*args, **kwargs),
+                processors,
                 method=engine.method,
                 original=lambda: engine.last_original,
                 finished=lambda ids: _finished(ids[:, length:], config, criteria),
@@ -244,8 +249,8 @@ class Attachment(Wired):
             )
 
         if self.method.loop is not None:
-            loop = functools.partial(run_loop, engine)
-            kwargs["custom_generate"] = loop
+            kwargs["custom_generate"] = functools.partial(run_loop, engine)
+            guards.wrap(reader, "_expand_inputs_for_generation", unexpanded)
         try:
             guards.wrap(reader, "_get_logits_processor", processors)
             guards.wrap(reader, "_get_stopping_criteria", stopping)

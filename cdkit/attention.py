@@ -223,8 +223,12 @@ class LayerAttention(Wired):
         on_image, on_text = weights[..., :images], weights[..., images:]
         if call.signals.image:
             logits = segment.logits.masked_fill(~segment.cells[:, None], 0)
-            call.image_logits.append(logits[:, :, -1].sum(-1).mean(1))
-            call.image_weights.append(on_image[:, :, -1].mean(1))
+            rows, text = segment.predicts.shape
+            # with padding on the right the last row is not the last column
+            at = torch.arange(text, device=logits.device).mul(segment.predicts).amax(dim=-1)
+            each = torch.arange(rows, device=logits.device)
+            call.image_logits.append(logits[each, :, at].sum(-1).mean(1))
+            call.image_weights.append(on_image[each, :, at].mean(1))
         predicting = call.chunk.stop - max(call.chunk.start, call.batch.layout.length - 1)
         if call.signals.last_layer and self.layer == self.depth - 1 and predicting > 0:
             last = slice(-predicting, None)

@@ -1,8 +1,12 @@
 """The cache that `generate` holds while a method is on: all branches' rows in one."""
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
@@ -39,14 +43,21 @@ class BranchedCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> None:
         raise CdkitError("a cache with distorted branches cannot be cut; pass the rows you want")
 
-    def select(self, rows: Tensor) -> "BranchedCache":
+    def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedCache":
         """A cache of its own with copies of these rows, in every branch."""
-        batch = self.batch.select(rows)
         chosen = self.batch.in_every_branch(rows)
-        inner, layers = DynamicCache(), cast(Any, self.layers)
-        for index, layer in enumerate(layers):
-            inner.update(layer.keys[chosen], layer.values[chosen], index)
-        return BranchedCache(inner, batch=batch, owner=self.owner)
+        inner = _copied(self.inner, lambda x: x[chosen.to(x.device)])
+        return BranchedCache(inner, batch=self.batch.select(rows), owner=self.owner)
+
+    def fork(self) -> "BranchedCache":
+        """A cache of its own with the same rows: what is added to one of them is not in the other.
+
+        Nothing is copied, as neither layers nor batch write into a tensor.
+        """
+        batch = replace(
+            self.batch, states=dict(self.batch.states), columns=dict(self.batch.columns)
+        )
+        return BranchedCache(_copied(self.inner, lambda x: x), batch=batch, owner=self.owner)
 
     def original(self) -> Cache:
         """A plain cache of the original branch alone, as the stock model would have left it."""
@@ -57,6 +68,17 @@ class BranchedCache(Cache):
                 rows, columns = slice(self.batch.rows), slice(self.batch.padding, None)
                 plain.update(layer.keys[rows, :, columns], layer.values[rows, :, columns], index)
         return plain
+
+
+def _copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
+    """A cache of its own, whose layers hold what `change` makes of this one's keys and values."""
+    own, layers = copy.copy(cache), []
+    for layer in cast(Any, cache.layers):
+        layers.append(copy.copy(layer))
+        if layer.keys is not None:
+            layers[-1].keys, layers[-1].values = change(layer.keys), change(layer.values)
+    own.layers = layers
+    return own
 
 
 def repeat_rows(cache: Any, branches: int) -> None:

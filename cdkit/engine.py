@@ -27,6 +27,7 @@ from cdkit.layout import make_layout
 from cdkit.limits import (
     check_arguments,
     check_cache,
+    check_loop,
     check_mode,
     check_whole_prompt,
     setting,
@@ -141,6 +142,8 @@ class Engine:
         ids = given.get("input_ids")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
+        if method.loop is not None:
+            check_loop(given, defaults, method)
         self._check_window(ids.shape[1] + (0 if plain else _new_tokens(ids, given, defaults)))
         mask = given.get("attention_mask")
         if mask is None:
@@ -159,7 +162,8 @@ class Engine:
             seed=self.seed,
             given_ids=self.sample_ids,
         )
-        if self.branches or self.method.calibrator or self.method.interventions:
+        looks = self.method.calibrator or self.method.interventions or self.method.loop
+        if self.branches or looks:
             for row, images in enumerate(session.images):
                 if images == 0:
                     raise CdkitError(
@@ -174,7 +178,11 @@ class Engine:
 
     def _check_last_row(self, session: Session) -> None:
         """What the original branch looks at is read off a text row that follows the image."""
-        looks = any(branch.feature for branch in self.branches) or self.signals.image
+        # what rows of the image may see (`hidden`) is read off that row, too
+        looks = any(
+            b.feature or not all(d.keeps_prefix for d in b.attention) for b in self.branches
+        )
+        looks = looks or self.signals.image
         if not looks and self.method.loop is None:
             return
         last = make_layout(session.image_index, session.real).last[:, None]
@@ -270,7 +278,7 @@ class Engine:
         call = AttentionCall(batch, batch.chunk(prompt), Step(), signals=SignalsWanted(image=True))
         uncached = kwargs | {"past_key_values": None, "use_cache": False}
         self._decoder_call(forward, call, embeds, uncached)
-        attention = torch.stack(call.image_weights, dim=1)
+        attention = torch.stack([seen.to(embeds.device) for seen in call.image_weights], dim=1)
         rows = features_in(embeds, batch.layout.image_index)
         expand = batch.rows // session.ids.shape[0]
         for branch in branches:

@@ -81,6 +81,22 @@ def check_mode(given: Mapping[str, Any], defaults: Sequence[object], method: Met
         )
 
 
+def check_loop(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
+    """Raise where an argument asks for what a loop of the method's own does not keep to."""
+    refused = {
+        "streamer": "its tokens may be taken back; leave it out",
+        "synced_gpus": "each process decodes as long as it needs; leave it out",
+        "output_scores": "use trace=('logits',) of cdkit.attach, or leave it out",
+        "output_logits": "use trace=('logits',) of cdkit.attach, or leave it out",
+    }
+    for name, why in refused.items():
+        if setting(name, given, defaults):
+            raise CdkitError(
+                f"{method.name} cannot run with {name}: {kind_of(method.loop)} brings its own "
+                f"loop; {why}"
+            )
+
+
 def check_whole_prompt(
     given: Mapping[str, Any], defaults: Sequence[object], method: Method
 ) -> None:
@@ -113,9 +129,12 @@ def check_whole_prompt(
 
 def refuse_split(method: Method, asked: str) -> None:
     part = method.whole_prompt_parts[0]
+    scoped = any(kind_of(own) == part and hasattr(own, "scope") for _, own in method.parts())
+    why = f"the threshold of {part} is taken over" if scoped else f"{part} depends on"
+    leave = "Use scope='row', or leave it out" if scoped else "Leave it out"
     raise CdkitError(
-        f"{method.name} cannot run with {asked}: the threshold of {part} is taken over all text "
-        "rows of the prompt, which this splits. Use scope='row', or leave it out"
+        f"{method.name} cannot run with {asked}: {why} all text rows of the prompt, which this "
+        f"splits. {leave}"
     )
 
 

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, get_args
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from cdkit.part import Part
 from cdkit.registry import Registry
@@ -23,40 +22,65 @@ class Rows:
 
     logits: Float[Tensor, "rows vocab"]
     """The method's combined logits of the next token."""
+    original: Float[Tensor, "rows vocab"]
+    """Those of the original branch alone."""
     weights: Float[Tensor, "rows heads new columns"]
     """Attention weights of the tokens that were fed last (a prompt's last one), in the last layer
-    of the original branch, over all columns so far, padding included."""
+    of the original branch: the prompt's columns, padding included, then the generated ones."""
     cache: object
 
 
 @dataclass(frozen=True, eq=False)
 class Decoding(abc.ABC):
-    """What a loop is given: the model with the method on, the prompts, and what was asked for."""
+    """What a loop is given: the model with the method on, one prompt, and what was asked for.
+
+    Each prompt of a batch has a decoding of its own, since each may take other tokens back.
+    """
 
     prompt: Rows
-    """One row a sample."""
-    prompt_ids: Int[Tensor, "samples columns"]
-    image_columns: Bool[Tensor, "samples columns"]
-    """The prompts' columns that hold image tokens."""
-    logits_processor: LogitsProcessorList
-    """The user's, to be given log-probabilities as Hugging Face's beam search does."""
-    stopping_criteria: StoppingCriteriaList
+    """One row."""
+    prompt_ids: Int[Tensor, " columns"]
+    image_columns: Bool[Tensor, " columns"]
+    """The prompt's columns that hold image tokens."""
     ends: tuple[int, ...]
     """Tokens that end an answer."""
     max_new_tokens: int
     beams: int
     returned: int
-    """How many answers each sample gives back."""
+    """How many answers the prompt gives back."""
     length_penalty: float
-    early_stopping: bool | str
+    early_stopping: bool | str | None
 
     @abc.abstractmethod
     def select(self, rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:
         """Copies of these rows, in this order; one row may be taken more than once."""
 
     @abc.abstractmethod
-    def extend(self, rows: Rows, tokens: Int[Tensor, "rows new"]) -> Rows:
-        """The rows after one or more tokens."""
+    def extend(
+        self,
+        rows: Rows,
+        tokens: Int[Tensor, "chosen new"],
+        *,
+        parents: Int[Tensor, " chosen"] | None = None,
+    ) -> Rows:
+        """Rows `parents` (all of them where None is said) after one or more tokens each."""
+
+    @abc.abstractmethod
+    def processed(
+        self,
+        rows: Rows,
+        generated: Int[Tensor, "rows new"],
+        scores: Float[Tensor, "rows vocab"],
+    ) -> Float[Tensor, "rows vocab"]:
+        """The scores of the next token after the user's logits processors.
+
+        There are at most `beams` rows. A beam search passes log-probabilities, as Hugging Face's
+        does. Raises where no token is left in any row.
+        """
+
+    @abc.abstractmethod
+    def ended(self, generated: Int[Tensor, "rows new"]) -> Bool[Tensor, " rows"]:
+        """Which answers end here, by an end token, their length or the user's criteria."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +99,8 @@ class DecodingLoop(Part, abc.ABC):
     """The modes it stands in for; `generate` in another one is refused before the first token."""
 
     @abc.abstractmethod
-    def run(self, decoding: Decoding) -> Sequence[Sequence[Found]]:
-        """For each sample its `decoding.returned` answers, the best first."""
+    def run(self, decoding: Decoding) -> Sequence[Found]:
+        """The prompt's `decoding.returned` answers, the best first."""
 
 
 LOOPS = Registry[DecodingLoop](

@@ -1,19 +1,27 @@
 """Run a method's own decode loop inside `generate(custom_generate=...)`."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
+from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerationMode
 
 from cdkit.cache import BranchedCache
 from cdkit.engine import Engine
 from cdkit.errors import CdkitError
-from cdkit.loop import Decoding, Found, Rows
+from cdkit.loop import Decoding, Found, Mode, Rows
+
+STOCK: Mapping[Mode, GenerationMode] = {
+    "greedy": GenerationMode.GREEDY_SEARCH,
+    "sample": GenerationMode.SAMPLE,
+    "beam": GenerationMode.BEAM_SEARCH,
+    "beam sample": GenerationMode.BEAM_SAMPLE,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +30,21 @@ class ModelDecoding(Decoding):
 
     engine: Engine
     model: Any
+    logits_processor: LogitsProcessorList
+    stopping_criteria: StoppingCriteriaList
 
     def select(self, rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:
         return _select(rows, indices)
 
-    def extend(self, rows: Rows, tokens: Int[Tensor, "rows new"]) -> Rows:
-        every = torch.arange(tokens.shape[0], device=tokens.device)
-        cache = _cache(rows).select(every)  # the model writes into its cache
+    def extend(
+        self,
+        rows: Rows,
+        tokens: Int[Tensor, "chosen new"],
+        *,
+        parents: Int[Tensor, " chosen"] | None = None,
+    ) -> Rows:
+        # the model writes into the cache that it is given
+        cache = _cache(rows).fork() if parents is None else _cache(rows).select(parents)
         batch = cache.batch
         ahead = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         output = self.model(
@@ -40,61 +56,121 @@ class ModelDecoding(Decoding):
         )
         return _rows(self.engine, output)
 
+    def processed(
+        self,
+        rows: Rows,
+        generated: Int[Tensor, "rows new"],
+        scores: Float[Tensor, "rows vocab"],
+    ) -> Float[Tensor, "rows vocab"]:
+        count = scores.shape[0]
+        # a processor may count on so many rows a prompt: those that lack are copies of the last
+        padded = torch.arange(max(count, self.beams), device=scores.device).clamp(max=count - 1)
+        self.engine.last_original = rows.original[padded]
+        left: Tensor = self.logits_processor(self._ids(generated[padded]), scores[padded])  # type: ignore[arg-type]
+        return left[:count]
+
+    def ended(self, generated: Int[Tensor, "rows new"]) -> Bool[Tensor, " rows"]:
+        done: Tensor = self.stopping_criteria(self._ids(generated), None)  # type: ignore[arg-type]
+        return done
+
+    def _ids(self, generated: Int[Tensor, "rows new"]) -> Int[Tensor, "rows tokens"]:
+        return torch.cat((self.prompt_ids.expand(generated.shape[0], -1), generated), dim=1)
+
+
+def of_each_prompt(arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What Hugging Face makes logits processors of, for each prompt as if it came alone."""
+    beams, allowed = arguments["generation_config"].num_beams, arguments["prefix_allowed_tokens_fn"]
+    ids, inputs = arguments["encoder_input_ids"], arguments["model_kwargs"]
+    mask = inputs.get("attention_mask")
+    for sample in range(ids.shape[0]):
+        rows = None if mask is None else mask[sample].expand(beams, -1)
+        own = allowed and functools.partial(_allowed, allowed, sample)
+        yield {
+            **arguments,
+            "encoder_input_ids": ids[sample : sample + 1],
+            "model_kwargs": {**inputs, "attention_mask": rows},
+            "prefix_allowed_tokens_fn": own,
+        }
+
+
+def _allowed(
+    allowed: Callable[[int, Tensor], Any], sample: int, _: int, ids: Int[Tensor, " tokens"]
+) -> Any:
+    return allowed(sample, ids)
+
+
+def unexpanded(expand: Callable[..., Any], **given: Any) -> Any:
+    """In the place of Hugging Face's expansion to beams: a loop starts from one row a prompt."""
+    return expand(**given | {"expand_size": 1})
+
 
 def run_loop(
     engine: Engine,
     model: Any,
-    input_ids: Int[Tensor, "rows tokens"],
-    logits_processor: LogitsProcessorList,
+    input_ids: Int[Tensor, "samples tokens"],
+    logits_processor: Sequence[LogitsProcessorList],
     stopping_criteria: StoppingCriteriaList,
     generation_config: Any,
     **inputs: Any,
 ) -> Any:
-    """What Hugging Face's `generate` calls in place of its own loop."""
+    """What Hugging Face's `generate` calls in place of its own loop, with a list of processors for
+    each prompt."""
     config, loop = generation_config, engine.method.loop
     assert loop is not None
-    for name in ("output_scores", "output_logits"):
-        if getattr(config, name, None):
-            raise CdkitError(
-                f"{engine.method.name} brings its own decode loop, which keeps no {name[7:]} of "
-                f"each step; leave {name} out, or use trace=('logits',) of cdkit.attach"
-            )
-    expanded = max(config.num_beams, config.num_return_sequences)
-    first = torch.arange(0, input_ids.shape[0], expanded, device=input_ids.device)
+    _check_stock(engine, config)
     inputs = {name: value for name, value in inputs.items() if name != "synced_gpus"}
     prompts = _rows(engine, model._prefill(input_ids, config, inputs))
-    layout = _cache(prompts).batch.layout
-    prompt_ids = input_ids[first]
-    width = prompt_ids.shape[1]
+    batch = _cache(prompts).batch
+    is_image = batch.layout.image_index[: batch.rows, batch.padding :] >= 0
     ends = getattr(config, "_eos_token_tensor", None)
-    found = loop.run(
-        ModelDecoding(
+    found = []
+    for sample, ids in enumerate(input_ids):
+        own = torch.tensor([sample], device=ids.device)
+        decoding = ModelDecoding(
             engine=engine,
             model=model,
-            prompt=_select(prompts, first),
-            prompt_ids=prompt_ids,
-            image_columns=(layout.image_index[: input_ids.shape[0]] >= 0)[first],
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
+            prompt=_select(prompts, own),
+            prompt_ids=ids,
+            image_columns=is_image[sample],
+            logits_processor=logits_processor[sample],
+            # a copy that records nothing: what ends a continuation has not stopped a row
+            stopping_criteria=StoppingCriteriaList(stopping_criteria),
             ends=() if ends is None else tuple(ends.tolist()),
-            max_new_tokens=config.max_length - width,
+            max_new_tokens=config.max_length - len(ids),
             beams=config.num_beams,
             returned=config.num_return_sequences,
             length_penalty=float(config.length_penalty),
             early_stopping=config.early_stopping,
         )
-    )
-    return _output(found, prompt_ids, config)
+        answers = loop.run(decoding)
+        if len(answers) < decoding.returned:
+            raise CdkitError(
+                f"{engine.method.name} found {len(answers)} answers to prompt {sample}, but "
+                f"num_return_sequences={decoding.returned}; ask for fewer"
+            )
+        found += answers[: decoding.returned]
+    return _output(found, input_ids, config)
+
+
+def _check_stock(engine: Engine, config: Any) -> None:
+    """Raise where arguments ask for another kind of search than their mode's own."""
+    mode = config.get_generation_mode()
+    if mode not in (wanted := [STOCK[own] for own in engine.method.modes]):
+        raise CdkitError(
+            f"{engine.method.name} brings its own loop in place of {', '.join(wanted)}, but the "
+            f"arguments of generate ask for {mode}; leave out those that do"
+        )
 
 
 def _rows(engine: Engine, output: Any) -> Rows:
-    weights = engine.last_weights
-    assert weights is not None
-    return Rows(output.logits[:, -1], weights, output.past_key_values)
+    cache, weights, original = output.past_key_values, engine.last_weights, engine.last_original
+    assert isinstance(cache, BranchedCache) and weights is not None and original is not None
+    return Rows(output.logits[:, -1], original, weights[..., cache.batch.padding :], cache)
 
 
 def _select(rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:
-    return Rows(rows.logits[indices], rows.weights[indices], _cache(rows).select(indices))
+    cache = _cache(rows).select(indices)
+    return Rows(rows.logits[indices], rows.original[indices], rows.weights[indices], cache)
 
 
 def _cache(rows: Rows) -> BranchedCache:
@@ -102,19 +178,16 @@ def _cache(rows: Rows) -> BranchedCache:
     return rows.cache
 
 
-def _output(
-    found: Sequence[Sequence[Found]], prompt_ids: Int[Tensor, "samples columns"], config: Any
-) -> Any:
+def _output(found: Sequence[Found], prompt_ids: Int[Tensor, "samples columns"], config: Any) -> Any:
     """Prompts and answers, padded to one length, as Hugging Face's beam search gives them."""
-    answers = [answer for sample in found for answer in sample]
-    longest = max(len(answer.tokens) for answer in answers)
+    longest = max(len(answer.tokens) for answer in found)
     pad = config._pad_token_tensor
-    filler = 0 if pad is None else int(pad)
-    new = [list(a.tokens) + [filler] * (longest - len(a.tokens)) for a in answers]
+    filler = -1 if pad is None else int(pad)  # as there: no token at all
+    new = [list(a.tokens) + [filler] * (longest - len(a.tokens)) for a in found]
     prompts = prompt_ids.repeat_interleave(config.num_return_sequences, dim=0)
     generated = torch.tensor(new, dtype=prompts.dtype, device=prompts.device)
-    sequences = torch.cat((prompts, generated.view(len(answers), longest)), dim=1)
+    sequences = torch.cat((prompts, generated.view(len(found), longest)), dim=1)
     if not config.return_dict_in_generate:
         return sequences
-    scores = torch.tensor([answer.score for answer in answers], device=prompts.device)
+    scores = torch.tensor([answer.score for answer in found], device=prompts.device)
     return GenerateBeamDecoderOnlyOutput(sequences=sequences, sequences_scores=scores)  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ class Method:
                     f"alphas names branch {name!r}, but {self.name} has "
                     f"{', '.join(names) or 'no distorted branch'}"
                 )
-        if self.schedules and not self.live_branches:
+        if self.schedules and not self.branches and self.readout is None:
             raise CdkitError(
                 f"{kind_of(self.schedules[0])} scales alpha, but {self.name} contrasts with no "
                 "branch: give it one, or take the schedule out"

@@ -83,10 +83,9 @@ def _combined(
     columns = original.shape[1]
     flat = {name: block.flatten(0, 1) for name, block in {ORIGINAL: original, **others}.items()}
     first = flat.pop(ORIGINAL)
-    if engine.method.schedules:
-        flat = _scaled(engine, call, batch, first, flat)
+    scaled = _scaled(engine, call, batch, first, flat) if engine.method.schedules else flat
     combined, batch.states["combiner"] = engine.method.combiner.combine(
-        first, flat, step=batch.step, state=batch.states.get("combiner", {})
+        first, scaled, step=batch.step, state=batch.states.get("combiner", {})
     )
     batch.step += 1
     engine.last_original = first

@@ -72,12 +72,20 @@ class Prompt:
             self,
             ids=self.ids[:at] + new + self.ids[at:],
             is_image=self.is_image[:at] + (False,) * len(new) + self.is_image[at:],
+            system_slot=self.system_slot + len(new) * (at < self.system_slot),
+            question_slot=self.question_slot + len(new) * (at < self.question_slot),
         )
 
     def without_image(self) -> "Prompt":
         """The prompt with every image token taken out."""
         kept = tuple(i for i, image in zip(self.ids, self.is_image, strict=True) if not image)
-        return replace(self, ids=kept, is_image=(False,) * len(kept))
+        return replace(
+            self,
+            ids=kept,
+            is_image=(False,) * len(kept),
+            system_slot=self.system_slot - sum(self.is_image[: self.system_slot]),
+            question_slot=self.question_slot - sum(self.is_image[: self.question_slot]),
+        )
 
 
 class FeatureDistortion(DistortionStrategy):

@@ -1,7 +1,7 @@
 """The contract suite: run `check_strategy` and its like on your own class, as our tests do on ours.
 
 Each check takes an instance, raises an AssertionError that says which promise is broken, and
-returns None. Nothing is loaded and no model is needed: a check takes milliseconds.
+returns None. A part's check takes milliseconds; `check_adapter` takes a model and runs it.
 
     from cdkit.testing import check_strategy
     check_strategy(MyDistortion(strength=0.5))
@@ -10,8 +10,7 @@ returns None. Nothing is loaded and no model is needed: a check takes millisecon
 import dataclasses
 import itertools
 import math
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -20,17 +19,21 @@ from torch import Tensor
 from cdkit.calibrator import PositionCalibrator
 from cdkit.combiner import LayerReadout, LogitCombiner, OnEmpty
 from cdkit.method import ORIGINAL
+from cdkit.schedule import AlphaSchedule, Signals
 from cdkit.strategy import (
     AttentionDistortion,
     DistortionStrategy,
+    FeatureDistortion,
     Intervention,
     PixelDistortion,
     Prompt,
     PromptDistortion,
     Touch,
 )
+from cdkit.testing_adapters import check_adapter as check_adapter
+from cdkit.testing_benchmarks import check_benchmark as check_benchmark
 from cdkit.testing_segments import check_mask_ignores_constants, check_segment
-from cdkit.testing_tools import name_of, normal, pure, require, require_same
+from cdkit.testing_tools import check_value, name_of, normal, pure, require, require_same
 
 
 def variants(cls: type) -> Iterator[Any]:
@@ -47,19 +50,27 @@ def variants(cls: type) -> Iterator[Any]:
 
 
 def check_strategy(strategy: object) -> None:
-    """The promises of a distortion, of any of the three kinds, or of an intervention."""
-    _check_value(strategy)
+    """The promises of a distortion, of any of the four kinds, or of an intervention."""
+    check_value(strategy)
     match strategy:
         case PixelDistortion():
             _check_touches(strategy, {"pixels"})
             _check_pixels(strategy)
+        case FeatureDistortion():
+            _check_touches(strategy, {"features"})
+            _check_features(strategy)
         case PromptDistortion():
             _check_touches(strategy, {"prompt"})
             _check_prompt(strategy)
         case AttentionDistortion():
-            _check_touches(strategy, {"logits", "values"})
+            _check_touches(strategy, {"logits", "text_logits", "values"})
             check_segment(
-                strategy, strategy.distort, strategy.touches, whole_prompt=strategy.whole_prompt
+                strategy,
+                strategy.distort,
+                strategy.touches,
+                layers=strategy.layers,
+                whole_prompt=strategy.whole_prompt,
+                keeps_prefix=strategy.keeps_prefix,
             )
             check_mask_ignores_constants(strategy)
         case Intervention():
@@ -71,19 +82,20 @@ def check_strategy(strategy: object) -> None:
             check_segment(
                 strategy,
                 strategy.intervene,
-                frozenset({"logits", "values"}),
+                frozenset({"logits", "text_logits", "values"}),
+                layers=strategy.layers,
                 whole_prompt=strategy.whole_prompt,
             )
         case _:
             raise AssertionError(
-                f"{name_of(strategy)} must subclass PixelDistortion, PromptDistortion, "
-                "AttentionDistortion or Intervention"
+                f"{name_of(strategy)} must subclass PixelDistortion, FeatureDistortion, "
+                "PromptDistortion, AttentionDistortion or Intervention"
             )
 
 
 def check_calibrator(calibrator: Any) -> None:
     """The promises of a position calibrator."""
-    _check_value(calibrator)
+    check_value(calibrator)
     require(
         isinstance(calibrator, PositionCalibrator), calibrator, "it subclasses PositionCalibrator"
     )
@@ -116,7 +128,7 @@ def check_calibrator(calibrator: Any) -> None:
 
 def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None:
     """The promises of a combiner, with other logits under `names`."""
-    _check_value(combiner)
+    check_value(combiner)
     require(isinstance(combiner, LogitCombiner), combiner, "it subclasses LogitCombiner")
     require(combiner.on_empty in get_args(OnEmpty), combiner, "on_empty is 'raise' or 'original'")
     steps = [
@@ -158,14 +170,66 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
                 later, whole[step], combiner, "with by_step = False no step and no state counts"
             )
             require(not state, combiner, "with by_step = False it keeps no state", state)
+    if combiner.contrastive:
+        equal, _ = combiner.combine(original, dict.fromkeys(names, original), step=0, state={})
+        require_same(
+            equal,
+            original.masked_fill(equal.isneginf(), -math.inf),
+            combiner,
+            "with contrastive = True logits equal to the original ones change nothing",
+        )
     if combiner.idle:
         untouched, _ = combiner.combine(original, {}, step=0, state={})
         require(torch.equal(untouched, original), combiner, "an idle combiner returns the original")
 
 
+def check_schedule(schedule: Any) -> None:
+    """The promises of a schedule of alpha."""
+    check_value(schedule)
+    require(isinstance(schedule, AlphaSchedule), schedule, "it subclasses AlphaSchedule")
+    reads = getattr(schedule, "reads_attention", None)
+    require(isinstance(reads, bool), schedule, "reads_attention is True or False", reads)
+    steps = [
+        Signals(
+            3 * normal(step, 3, 11),
+            40 * normal(70 + step, 3) if reads else None,
+            normal(140 + step, 3).sigmoid() if reads else None,
+        )
+        for step in range(70)
+    ]
+    whole = _scaled(schedule, steps)
+    for number, factor in enumerate(whole):
+        row = factor.shape == (3,) and factor.is_floating_point()
+        require(row, schedule, "it gives one factor for each row", factor.shape)
+        good = bool((factor.isfinite() & (factor >= 0)).all())
+        require(good, schedule, "factors are finite, 0 or more", (number, factor))
+    for rows in (torch.tensor([2, 0, 1]), torch.tensor([0])):
+        mixed = [
+            Signals(
+                *(None if x is None else x[rows] for x in (s.logits, s.image_logits, s.image_mass))
+            )
+            for s in steps[:6]
+        ]
+        for given, factor in zip(_scaled(schedule, mixed), whole, strict=False):
+            require_same(given, factor[rows], schedule, "rows of the batch are independent")
+
+
+def _scaled(schedule: AlphaSchedule, steps: Sequence[Signals]) -> list[Tensor]:
+    """The factors of steps that follow each other."""
+    state: Mapping[str, Tensor] = {}
+    factors = []
+    for step, signals in enumerate(steps):
+        factor, state = pure(schedule, schedule.scale, signals, step=step, state=state)
+        rows = {tuple(value.shape[:1]) for value in state.values()}
+        wanted = {tuple(signals.logits.shape[:1])}
+        require(rows <= wanted, schedule, "state tensors begin with the rows", rows)
+        factors.append(factor)
+    return factors
+
+
 def check_readout(readout: Any) -> None:
     """The promises of a layer readout."""
-    _check_value(readout)
+    check_value(readout)
     require(isinstance(readout, LayerReadout), readout, "it subclasses LayerReadout")
     for count in (8, 32):
         layers = readout.layers(count)
@@ -173,34 +237,6 @@ def check_readout(readout: Any) -> None:
         require(ORIGINAL not in layers, readout, f"no layer is called {ORIGINAL!r}")
         inside = all(0 <= passed <= count for passed in layers.values())
         require(inside, readout, f"its states have passed 0 to {count} layers", layers)
-
-
-# ---- values --------------------------------------------------------------------------------------
-
-
-def _check_value(part: Any) -> None:
-    """A part is a value: frozen, hashable, equal to its like, and it can be pickled."""
-    cls = type(part)
-    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    require(bool(frozen), part, "it is a frozen dataclass")
-    require(bool((cls.__doc__ or "").strip()), part, "its class has a docstring")
-    # a dataclass without a docstring of its own gets its signature as one
-    require(not (cls.__doc__ or "").startswith(f"{cls.__name__}("), part, "it has a docstring")
-    twin = dataclasses.replace(part)
-    require(twin == part, part, "equal parameters make equal parts")
-    try:
-        equal_hash = hash(twin) == hash(part)
-    except TypeError as error:
-        raise AssertionError(f"{name_of(part)}: it can be hashed. Got: {error}") from error
-    require(equal_hash, part, "equal parts have equal hashes")
-    try:
-        copy = pickle.loads(pickle.dumps(part))
-    except Exception as error:  # whatever pickle raises, the promise is the same
-        raise AssertionError(
-            f"{name_of(part)}: it can be pickled (define its class at the top of a module). "
-            f"Got: {error}"
-        ) from error
-    require(copy == part, part, "pickling returns an equal part")
 
 
 def _check_touches(strategy: DistortionStrategy, allowed: set[Touch]) -> None:
@@ -217,8 +253,8 @@ def _check_touches(strategy: DistortionStrategy, allowed: set[Touch]) -> None:
 
 
 def _check_pixels(strategy: PixelDistortion) -> None:
-    def distort(pixels: Tensor, *, seed: int = 0) -> Tensor:
-        return strategy.distort(pixels, generator=torch.Generator().manual_seed(seed))
+    def distort(pixels: Tensor) -> Tensor:
+        return strategy.distort(pixels, generator=torch.Generator().manual_seed(0))
 
     for dtype, images in itertools.product((torch.float32, torch.float64, torch.bfloat16), (1, 2)):
         pixels = normal(1, images, 3, 8, 8).to(dtype)
@@ -227,16 +263,37 @@ def _check_pixels(strategy: PixelDistortion) -> None:
         require(new.dtype == dtype, strategy, f"pixels in {dtype} stay in it", new.dtype)
         require(bool(new.isfinite().all()), strategy, "finite pixels stay finite")
     pixels = normal(1, 1, 3, 8, 8)
+    _check_noise(strategy, lambda random: strategy.distort(pixels, generator=random), pixels)
+
+
+def _check_features(strategy: FeatureDistortion) -> None:
+    def distort(features: Tensor, attention: Tensor, *, seed: int = 0) -> Tensor:
+        random = torch.Generator().manual_seed(seed)
+        return strategy.distort(features, attention, generator=random)
+
+    for dtype, tokens in itertools.product((torch.float32, torch.float64, torch.bfloat16), (1, 9)):
+        features = normal(1, tokens, 6).to(dtype)
+        attention = normal(2, 5, tokens + 4).softmax(dim=-1)[:, :tokens]  # the rest is on text
+        new = pure(strategy, distort, features, attention)
+        require(new.shape == features.shape, strategy, "the features keep their shape", new.shape)
+        require(new.dtype == dtype, strategy, f"features in {dtype} stay in it", new.dtype)
+        require(bool(new.isfinite().all()), strategy, "finite features stay finite")
+    features, attention = normal(1, 9, 6), normal(2, 5, 13).softmax(dim=-1)[:, :9]
+    _check_noise(
+        strategy, lambda random: strategy.distort(features, attention, generator=random), features
+    )
+
+
+def _check_noise(part: Any, distort: Callable[[torch.Generator], Tensor], given: Tensor) -> None:
+    """Where it draws from the generator, what it draws counts; where not, nothing is random."""
     random = torch.Generator().manual_seed(0)
-    first, second = (strategy.distort(pixels, generator=random) for _ in range(2))
+    first, second = (distort(random) for _ in range(2))
     if random.get_state().equal(torch.Generator().manual_seed(0).get_state()):
-        require_same(first, second, strategy, "without the generator it is deterministic")
-    elif not first.equal(pixels):
-        require(
-            not distort(pixels, seed=1).equal(distort(pixels, seed=2)),
-            strategy,
-            "another generator gives other noise",
-        )
+        require_same(first, second, part, "without the generator it is deterministic")
+    elif not first.equal(given):
+        other = [distort(torch.Generator().manual_seed(seed)) for seed in range(1, 9)]
+        moved = any(not first.equal(new) for new in other)
+        require(moved, part, "another generator gives other noise")
 
 
 def _check_prompt(strategy: PromptDistortion) -> None:

@@ -2,71 +2,114 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdkit.depth import Depth, check_depth, layers_within
+from cdkit.errors import CdkitError
 from cdkit.segment import CrossModalSegment, ImageColumns
 from cdkit.strategy import AttentionDistortion, Touch
-from cdkit.testing_tools import normal, pure, require, require_same
+from cdkit.testing_tools import name_of, normal, pure, require, require_same
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
+DEPTH = 4
 
 
 def check_segment(
-    part: Any, change: Change, touches: frozenset[Touch], *, whole_prompt: bool
+    part: Any,
+    change: Change,
+    touches: frozenset[Touch],
+    *,
+    layers: Depth,
+    whole_prompt: bool,
+    keeps_prefix: bool = True,
 ) -> None:
+    """Through all layers that it acts in, as one forward call runs them."""
     require(isinstance(whole_prompt, bool), part, "whole_prompt is True or False", whole_prompt)
+    require(isinstance(keeps_prefix, bool), part, "keeps_prefix is True or False", keeps_prefix)
+    try:
+        check_depth("layers", layers)
+    except (CdkitError, TypeError, ValueError) as error:
+        raise AssertionError(f"{name_of(part)}: layers are two shares of the depth") from error
+    inside = layers_within(layers, DEPTH)
+
+    def run(segments: Sequence[CrossModalSegment]) -> list[CrossModalSegment]:
+        carried: dict[Hashable, Tensor] = {}
+        given = [
+            dataclasses.replace(s, carried=carried) for s in segments if s.image.layer in inside
+        ]
+        new = [change(segment) for segment in given]
+        for old, changed in zip(given, new, strict=True):
+            own = isinstance(changed, CrossModalSegment) and changed.carried is carried
+            require(own, part, "it returns the segment, changed", type(changed))
+            _check_fields(part, old, changed, touches, keeps_prefix=keeps_prefix)
+        require(set(carried) <= {part}, part, "it writes into carried under itself", list(carried))
+        return new
+
     for kinds in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
-        segment = example_segment(*kinds)
-        new = pure(part, change, segment)
-        require(isinstance(new, CrossModalSegment), part, "it returns a segment", type(new))
-        _check_fields(part, segment, new, touches)
-    segment = example_segment()
-    new = change(segment)
-    _same_cells(change(segment), new, part, "a second call with the same segment gives the same")
-    for row in range(segment.logits.shape[0]):
-        one = slice(row, row + 1)
-        alone = _cut(_fresh(segment), rows=one)
-        _same_cells(change(alone), _cut(new, rows=one), part, "rows of the batch are independent")
-    order = torch.tensor([2, 0, 1])
-    _same_cells(
-        change(_cut(_fresh(segment), rows=order)),
-        _cut(new, rows=order),
-        part,
-        "rows of the batch are independent",
-    )
-    generated = int(segment.prompt.any(0).sum())  # the first text row after the prompt's
+        pure(part, run, example_segments(*kinds))
+    segments = example_segments()
+    new = run(segments)
+    _same(run(segments), new, part, "a second call with the same segment gives the same")
+    count = segments[0].logits.shape[0]
+    for rows in (*(slice(row, row + 1) for row in range(count)), torch.tensor([2, 0, 1])):
+        mixed = run([_cut(_fresh(segment), rows=rows) for segment in segments])
+        wanted = [_cut(segment, rows=rows) for segment in new]
+        _same(mixed, wanted, part, "rows of the batch are independent")
+    generated = int(segments[0].prompt.any(0).sum())  # the first text row after the prompt's
     cuts = [slice(0, generated), slice(generated, None), slice(generated + 1, None)]
     if not whole_prompt:
         cuts += [slice(0, 2), slice(2, None)]
     for text in cuts:
-        _same_cells(
-            change(_cut(_fresh(segment), text=text)),
-            _cut(new, text=text),
-            part,
-            "with whole_prompt = False no text row depends on another"
-            if text in cuts[3:]
-            else "a generated row depends on no other row, and changes none",
-        )
+        promise = "a generated row depends on no other row, and changes none"
+        if text in cuts[3:]:
+            promise = "with whole_prompt = False no text row depends on another"
+        parts = run([_cut(_fresh(segment), text=text) for segment in segments])
+        whole = [_cut(segment, text=text) for segment in new]
+        if text.start:  # what is hidden from the image's rows is decided by the prompt's
+            whole = [
+                dataclasses.replace(s, hidden=p.hidden) for s, p in zip(whole, parts, strict=True)
+            ]
+        _same(parts, whole, part, promise)
 
 
 def _check_fields(
-    part: Any, old: CrossModalSegment, new: CrossModalSegment, touches: frozenset[Touch]
+    part: Any,
+    old: CrossModalSegment,
+    new: CrossModalSegment,
+    touches: frozenset[Touch],
+    *,
+    keeps_prefix: bool,
 ) -> None:
-    kept = ("image", "queries", "cells", "prompt", "token_index")
+    kept = ("image", "queries", "cells", "prompt", "predicts", "token_index", "before_image")
     for name in kept:
         require(getattr(new, name) is getattr(old, name), part, f"{name} stays as it is")
     cells = old.cells[:, None].expand_as(old.logits)
-    if "logits" not in touches:
-        require_same(new.logits, old.logits, part, "without 'logits' in touches the logits stay")
-    require(new.logits.shape == old.logits.shape, part, "the logits keep their shape")
-    require(new.logits.dtype == old.logits.dtype, part, "the logits keep their dtype")
-    bad = new.logits.isnan() | (new.logits == math.inf)
-    require(not bad.any(), part, "logits are finite, or -inf where a cell is cut")
-    require(bool(new.logits[~cells].isneginf().all()), part, "logits off the cells stay at -inf")
+    reach = ~old.text_logits.isneginf()
+    both: list[tuple[Touch, Tensor, Tensor, Tensor, str]] = [
+        ("logits", old.logits, new.logits, cells, "the cells"),
+        ("text_logits", old.text_logits, new.text_logits, reach, "what a row may look at"),
+    ]
+    for name, before, after, where, those in both:
+        told = name.replace("_", " ")
+        if name not in touches:
+            promise = f"without {name!r} in touches the {told} stay"
+            require(after.shape == before.shape and after.equal(before), part, promise)
+        require(after.shape == before.shape, part, f"the {told} keep their shape")
+        require(after.dtype == before.dtype, part, f"the {told} keep their dtype")
+        bad = after.isnan() | (after == math.inf)
+        require(not bad.any(), part, f"{told} are finite, or -inf where a cell is cut")
+        off = bool(after[~where].isneginf().all())
+        require(off, part, f"{told} off {those} stay at -inf")
+    if new.hidden is not None:
+        require(not keeps_prefix, part, "only with keeps_prefix = False image tokens are hidden")
+        whole = new.hidden.dtype == torch.bool and new.hidden.shape == old.image.valid.shape
+        require(whole, part, "hidden is a mask of the image columns", new.hidden.shape)
+        padding = bool((new.hidden & ~old.image.valid).any())
+        require(not padding, part, "only image tokens are hidden, no padding")
     if "values" not in touches:
         require(new.replaced is None, part, "without 'values' in touches no cell is replaced")
     require(
@@ -87,12 +130,21 @@ def _check_fields(
 
 def check_mask_ignores_constants(strategy: AttentionDistortion) -> None:
     """Drawn from a continuous distribution: no logit lies within 1e-6 of another one's mean."""
-    segment = example_segment()
-    moved = dataclasses.replace(_fresh(segment), logits=segment.logits + 2.5)
-    old, new = (_mask(s, strategy.distort(s)) for s in (segment, moved))
-    require(
-        old.equal(new), strategy, "the cells it takes stay when a constant is added to the logits"
-    )
+    masks = []
+    for added in (0.0, 2.5):
+        carried: dict[Hashable, Tensor] = {}
+        for layer in layers_within(strategy.layers, DEPTH):
+            segment = example_segment(layer=layer)
+            moved = dataclasses.replace(
+                segment,
+                logits=segment.logits + added,
+                text_logits=segment.text_logits + added,
+                carried=carried,
+            )
+            masks.append(_mask(moved, strategy.distort(moved)))
+    half = len(masks) // 2
+    same = all(old.equal(new) for old, new in zip(masks[:half], masks[half:], strict=True))
+    require(same, strategy, "the cells it takes stay when a constant is added to the logits")
 
 
 def _mask(old: CrossModalSegment, new: CrossModalSegment) -> Tensor:
@@ -100,8 +152,15 @@ def _mask(old: CrossModalSegment, new: CrossModalSegment) -> Tensor:
     return cut if new.replaced is None else cut | new.replaced
 
 
-def example_segment(
+def example_segments(
     dtype: torch.dtype = torch.float64, values: torch.dtype = torch.float64
+) -> list[CrossModalSegment]:
+    """One for each layer of a decoder."""
+    return [example_segment(dtype, values, layer=layer) for layer in range(DEPTH)]
+
+
+def example_segment(
+    dtype: torch.dtype = torch.float64, values: torch.dtype = torch.float64, *, layer: int = 1
 ) -> CrossModalSegment:
     """A random segment of three samples: two images, one image, and one beside padding.
 
@@ -116,19 +175,20 @@ def example_segment(
     cells[2, 0] = False  # and this one is padding
     prompt = torch.tensor([True] * 4 + [False] * 2).repeat(3, 1)
     prompt[2, 0] = False
-    keys, queries = normal(1, 3, 2, 6, 4), normal(2, 3, 4, 6, 4)
+    seed = 10 * layer
+    keys, queries = normal(seed + 1, 3, 2, 6, 4), normal(seed + 2, 3, 4, 6, 4)
     logits = queries @ keys.repeat_interleave(2, dim=1).mT / 2
     image = ImageColumns(
         keys=keys.to(values),
-        values=normal(3, 3, 2, 6, 4).to(values),
+        values=normal(seed + 3, 3, 2, 6, 4).to(values),
         valid=valid,
         image_index=image_index,
         token_index=torch.arange(2, 8).repeat(3, 1),
         streams=torch.tensor([11, 22, 33]),
-        layer=1,
-        depth=4,
+        layer=layer,
+        depth=DEPTH,
     )
-    text_logits = normal(4, 3, 4, 6, 14)
+    text_logits = normal(seed + 4, 3, 4, 6, 14)
     text_logits[..., 2:8] = -math.inf  # the image columns
     ahead = torch.arange(14) > torch.arange(8, 14)[:, None]
     return CrossModalSegment(
@@ -165,6 +225,7 @@ def _cut(
         before_image=segment.before_image[rows],
         replaced=None if segment.replaced is None else segment.replaced[rows][:, :, text],
         replacement=None if segment.replacement is None else segment.replacement[rows],
+        hidden=None if segment.hidden is None else segment.hidden[rows],
     )
 
 
@@ -173,15 +234,21 @@ def _fresh(segment: CrossModalSegment) -> CrossModalSegment:
     return dataclasses.replace(segment, image=dataclasses.replace(segment.image, memory={}))
 
 
-def _same_cells(
-    given: CrossModalSegment, wanted: CrossModalSegment, part: Any, promise: str
+def _same(
+    given: Sequence[CrossModalSegment],
+    wanted: Sequence[CrossModalSegment],
+    part: Any,
+    promise: str,
 ) -> None:
-    """Equal logits, equal mask, and equal values wherever the mask takes them."""
-    require_same(given.logits, wanted.logits, part, promise)
-    if given.replaced is None or wanted.replaced is None:
-        require(given.replaced is wanted.replaced, part, promise)
-        return
-    require(given.replaced.equal(wanted.replaced), part, promise)
-    assert given.replacement is not None and wanted.replacement is not None
-    used = wanted.image.valid[:, None, :, None]
-    require_same(given.replacement * used, wanted.replacement * used, part, promise)
+    """Equal logits, equal masks, and equal values wherever a mask takes them, in each layer."""
+    for one, other in zip(given, wanted, strict=True):
+        require_same(one.logits, other.logits, part, promise)
+        require_same(one.text_logits, other.text_logits, part, promise)
+        for mask, other_mask in ((one.replaced, other.replaced), (one.hidden, other.hidden)):
+            if mask is None or other_mask is None:
+                require(mask is other_mask, part, promise)
+            else:
+                require(mask.equal(other_mask), part, promise)
+        if one.replacement is not None and other.replacement is not None:
+            used = other.image.valid[:, None, :, None]
+            require_same(one.replacement * used, other.replacement * used, part, promise)

@@ -1,8 +1,9 @@
-"""A control of ours: the distorted branch does not see the image at all."""
+"""VDD-none, and a control: the distorted branch does not see the image at all."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cdkit.strategies.vdd_paper import VDD
 from cdkit.strategy import DISTORTIONS, Prompt, PromptDistortion
 
 
@@ -12,6 +13,11 @@ class NoImage(PromptDistortion):
     """The prompt with its image tokens taken out: the contrast removes the language prior alone."""
 
     formula: ClassVar[str] = "prompt~ = prompt without its image tokens"
+    source: ClassVar[str] = (
+        "yfzhang114/LLaVA-Align, vcd_utils/vcd_sample.py (use_dd), commit dfbecfa; also the text-only "
+        "branch of PAI and M3ID"
+    )
+    bibtex: ClassVar[str] = VDD
     needs_text: ClassVar[bool] = False
 
     def distort(self, prompt: Prompt) -> Prompt:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 import cdkit
 
+from .presets import takes_plain_calls
+
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
@@ -65,9 +67,10 @@ def test_leaving_restores_everything(
     before = state_of(own)
     with cdkit.attach(own, cdkit.load(name), processor=processor, trace=("mask", "logits")):
         assert state_of(own)["attributes"] != before["attributes"]
-        logits_of(own, inputs, num_beams=2)
-        with torch.no_grad():
-            own(**inputs, logits_to_keep=1)
+        own.generate(**inputs, max_new_tokens=3, num_beams=2, do_sample=False)
+        if takes_plain_calls(cdkit.load(name)):
+            with torch.no_grad():
+                own(**inputs, logits_to_keep=1)
     assert_restored(own, before)
     assert logits_of(own, inputs).equal(stock)
 

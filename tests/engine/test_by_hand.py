@@ -14,18 +14,21 @@ from torch import Tensor
 
 import cdkit
 
+from .presets import ACTIVE, by_row, depends_on_the_prompts_end, takes_plain_calls
+
 QUESTIONS = ("is there a cat ?", "before <image> w3 <image> w4 in the image ?")
 NEW = 4
 Inputs = dict[str, Tensor]
 Logits = Callable[[Inputs, list[int]], Tensor]
 
 
-def by_row(name: str) -> cdkit.Method:
-    method = cdkit.load(name)
-    return cdkit.load(name, scope="row") if method.whole_prompt_parts else method
+def by_plain_calls(name: str) -> bool:
+    """Whether a plain call on prompt and answer is what a step of `generate` computes."""
+    method = by_row(name)
+    return takes_plain_calls(method) and not depends_on_the_prompts_end(method)
 
 
-@pytest.fixture(params=[name for name in cdkit.presets() if not cdkit.load(name).idle])
+@pytest.fixture(params=[name for name in ACTIVE if by_plain_calls(name)])
 def method(request: pytest.FixtureRequest) -> cdkit.Method:
     return by_row(request.param)
 

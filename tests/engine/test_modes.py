@@ -9,6 +9,9 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 import cdkit
+from cdkit.limits import mode_of
+
+from .presets import ACTIVE, ACTIVE_GREEDY, by_row, runs_uncached, splits_prompts
 
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -26,19 +29,16 @@ QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Run = Callable[..., Tensor]
 
 
-def by_row(name: str) -> cdkit.Method:
-    """The preset; with a threshold for each row where it has one for the whole prompt."""
-    method = cdkit.load(name)
-    return cdkit.load(name, scope="row") if method.whole_prompt_parts else method
+def runs(name: str, mode: str) -> bool:
+    """Whether the preset is defined there; where it is not, it raises: see below."""
+    asked, method = MODES[mode], by_row(name)
+    if mode == "chunked prefill":
+        return splits_prompts(method)
+    return mode_of(asked, []) in method.modes and (mode != "no cache" or runs_uncached(method))
 
 
-def applies(method: cdkit.Method, mode: str) -> bool:
-    rewrites = any(branch.prompt for branch in method.branches)
-    return mode != "chunked prefill" or not rewrites  # refused: see test_refusals
-
-
-ACTIVE = [name for name in cdkit.presets() if not cdkit.load(name).idle]
-CASES = [(n, m) for n in ACTIVE for m in MODES if applies(cdkit.load(n), m)]
+CASES = [(name, mode) for name in ACTIVE for mode in MODES if runs(name, mode)]
+REFUSED = [(name, mode) for name in ACTIVE for mode in MODES if not runs(name, mode)]
 
 
 class Captured(BaseStreamer):
@@ -75,6 +75,22 @@ def test_it_changes_the_logits(
     assert not changed.isnan().any()
 
 
+@pytest.mark.parametrize(("name", "mode"), REFUSED)
+def test_it_raises_where_it_is_not_defined(
+    name: str, mode: str, model: Any, processor: Any, make_inputs: Callable[..., dict[str, Tensor]]
+) -> None:
+    """Before the first token, naming what was asked for, or the modes that there are."""
+    asked = {"max_new_tokens": 2, "do_sample": False} | MODES[mode]
+    method = by_row(name)
+    told = "|".join(f"{key}={value}" for key, value in MODES[mode].items())
+    with cdkit.attach(model, method, processor=processor, trace=("logits",)) as run:
+        with pytest.raises(cdkit.CdkitError, match=told or "It is defined for: ") as error:
+            model.generate(**make_inputs(*QUESTIONS), **asked)
+    assert not run.trace.steps
+    if mode_of(asked, []) not in method.modes:
+        assert all(mode in str(error.value) for mode in method.modes)
+
+
 @pytest.mark.parametrize("name", [n for n in cdkit.presets() if cdkit.load(n).idle])
 @pytest.mark.parametrize("mode", MODES)
 def test_an_idle_method_is_the_stock_model_to_the_bit(
@@ -96,9 +112,7 @@ def test_an_idle_method_is_the_stock_model_to_the_bit(
     assert runs[0].equal(runs[1])
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"), [case for case in CASES if case[1] in SPLIT and case[0] != "sharpening"]
-)
+@pytest.mark.parametrize(("name", "mode"), [case for case in CASES if case[1] in SPLIT])
 def test_split_runs_equal_the_whole_run(
     name: str,
     mode: str,
@@ -114,7 +128,7 @@ def test_split_runs_equal_the_whole_run(
     torch.testing.assert_close(split, whole, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("name", ACTIVE_GREEDY)
 @pytest.mark.parametrize("size", [1, 7])
 def test_chunks_of_any_size(
     name: str,
@@ -125,7 +139,7 @@ def test_chunks_of_any_size(
     logits_of: Run,
 ) -> None:
     method = by_row(name)
-    if not applies(method, "chunked prefill"):
+    if not splits_prompts(method):
         with pytest.raises(cdkit.CdkitError, match=f"prefill_chunk_size={size}"):
             with cdkit.attach(model, method, processor=processor):
                 logits_of(model, make_inputs(*QUESTIONS), prefill_chunk_size=size)
@@ -137,7 +151,7 @@ def test_chunks_of_any_size(
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("name", ACTIVE_GREEDY)
 def test_a_streamer_gets_the_tokens_of_the_method(
     name: str, model: Any, processor: Any, make_inputs: Callable[..., dict[str, Tensor]]
 ) -> None:
@@ -162,7 +176,7 @@ def test_methods_change_answers_too(
         assert not changed.equal(plain), name
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("name", ACTIVE_GREEDY)
 def test_shared_work_changes_nothing(
     name: str,
     model: Any,

@@ -10,6 +10,8 @@ from PIL import Image
 
 import cdkit
 
+from .presets import decoded
+
 
 def test_the_embedded_model_answers_under_every_method() -> None:
     model, processor = cdkit.load_model("micro")
@@ -22,8 +24,10 @@ def test_the_embedded_model_answers_under_every_method() -> None:
     )
     assert inputs["attention_mask"][0, 0] == 0  # left padding
     for name in cdkit.presets():
-        with cdkit.attach(model, cdkit.load(name), processor=processor):
-            ids = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        method = cdkit.load(name)
+        asked = decoded(method, max_new_tokens=2, do_sample=False)
+        with cdkit.attach(model, method, processor=processor):
+            ids = model.generate(**inputs, **asked)
         assert ids.shape[0] == 2
 
 

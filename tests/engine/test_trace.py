@@ -9,6 +9,8 @@ from torch import Tensor
 
 import cdkit
 
+from .presets import ACTIVE, takes_plain_calls
+
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 LAYERS, HEADS, COLUMNS = 3, 4, 18  # two images of 9 tokens in the second prompt
 MakeInputs = Callable[..., dict[str, Tensor]]
@@ -124,10 +126,9 @@ def test_states_before_the_image_are_equal_in_both_branches(
     stop = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1]) + 1
     seen: list[Tensor] = []
     layers = model.model.language_model.layers
-    after_image = [n for n in cdkit.presets() if cdkit.load(n).live_branches]
-    after_image = [
-        n for n in after_image if all(not (b.pixel or b.prompt) for b in cdkit.load(n).branches)
-    ]
+    after_image = [n for n in ACTIVE if cdkit.load(n).live_branches]
+    after_image = [n for n in after_image if takes_plain_calls(cdkit.load(n))]
+    after_image = [n for n in after_image if all(b.keeps_prefix for b in cdkit.load(n).branches)]
     assert {"cmac", "value_noise", "attention_mask"} <= set(after_image)
     for name in after_image:
         seen.clear()

@@ -1,12 +1,14 @@
 """A Llama decoder written out from the equations, with CMAC and its variants inside.
 
+Other methods edit its attention logits; what they do stands in their tests.
+
 One sequence, one branch, no cache, float64, every row recomputed. Nothing here comes from cdkit: it
 is what cdkit is compared with. A `fault` makes one known mistake, to prove that the comparison
 would see it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,6 +72,11 @@ class Rules:
     kept: float = 0.0
     """Of the value noise: the share of the signal's variance that is left."""
     fault: Fault | None = None
+    edit: "Edit | None" = None
+    """What else is done to the attention logits (heads, rows, columns), before the causal mask:
+    the rest of a method, written in the file of its test."""
+    reweigh: "Edit | None" = None
+    """The same for the weights, after the softmax: only faults do that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +108,17 @@ class Result:
     values: list[Tensor] = field(default_factory=list)
 
 
+Edit = Callable[["Layer", Tensor, Result], Tensor]
+"""(layer, what it has computed, what the layers below have left) -> the new tensor."""
+
+
 def calibrated_positions(image: Sequence[int], rules: Rules) -> Tensor:
     """CMPC's running sum, counted from 1 at the first text token."""
     positions, here = [], 0.0
     for number in image:
         here += rules.text_step if number < 0 else 1 / rules.gamma
         late = number >= 0 and rules.first_gap == "unit"
-        positions.append(here + (1 - 1 / rules.gamma if late else 0.0))
+        positions.append(here + (rules.text_step - 1 / rules.gamma if late else 0.0))
     return torch.tensor(positions, dtype=torch.float64)
 
 
@@ -147,7 +158,7 @@ def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[
     results = [Result(torch.empty(0)) for _ in sequences]
     for layer in range(decoder.layers):
         parts = [
-            _Layer(decoder, layer, state, sequence, rules)
+            Layer(decoder, layer, state, sequence, rules)
             for state, sequence in zip(states, sequences, strict=True)
         ]
         shared = _shared_threshold(parts) if rules.fault == "shared_threshold" else None
@@ -162,17 +173,17 @@ def with_foreign_past(
     decoder: Decoder, sequence: Sequence_, rules: Rules, original: Result
 ) -> Tensor:
     """The fault of early VCD: the last row's logits with the original's columns before it."""
-    state = sequence.embeds.double()
+    state, result = sequence.embeds.double(), Result(torch.empty(0))
     for layer in range(decoder.layers):
-        part = _Layer(decoder, layer, state, sequence, rules)
+        part = Layer(decoder, layer, state, sequence, rules)
         past = len(sequence.image) - 1
         part.use_past(original.keys[layer][:past], original.values[layer][:past])
-        state = part.output(Result(torch.empty(0)), None)
+        state = part.output(result, None)
     final = rms_norm(state[-1], decoder.weight("norm"), decoder.eps)
     return final @ decoder.state["lm_head.weight"].T
 
 
-class _Layer:
+class Layer:
     """One decoder layer on one sequence."""
 
     def __init__(
@@ -289,10 +300,15 @@ class _Layer:
         causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         if self.rules.fault == "not_causal":
             causal[:] = True
-        seen = self.logits.masked_fill(~causal, -math.inf)
+        logits, rules = self.logits, self.rules
+        if rules.edit is not None:
+            logits = rules.edit(self, logits, result)
+        seen = logits.masked_fill(~causal, -math.inf)
         if distortion == "cut":
             seen = seen.masked_fill(mask, -math.inf)
         weights = seen.softmax(-1)
+        if rules.reweigh is not None:
+            weights = rules.reweigh(self, weights, result)
         value = self._per_head(self.value)
         if distortion in ("none", "cut"):
             out = torch.einsum("hij,jhd->ihd", weights, value)
@@ -313,7 +329,7 @@ class _Layer:
         return state + inner @ self._weight("mlp.down_proj").T
 
 
-def _shared_threshold(parts: Sequence[_Layer]) -> Tensor:
+def _shared_threshold(parts: Sequence[Layer]) -> Tensor:
     """The fault of IMCCD's code: one threshold for all prompts of the batch."""
     cells = []
     for part in parts:

@@ -1,0 +1,158 @@
+"""The contract suite of benchmarks; see `cdkit.testing`."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, sha256
+from cdkit.errors import CdkitError
+from cdkit.testing_tools import check_value, require
+
+NOTHING, GARBAGE = "", "\0 <unk>\t%s {} \\n \u202e"
+LONG = "yes, \u65e0 \U0001f600 e\u0301 no. " * 300
+KINDS: Mapping[str, Callable[[Sample], Answer]] = {
+    "the targets": lambda sample: Answer(sample.target or "yes"),
+    "empty answers": lambda sample: Answer(NOTHING),
+    "garbage": lambda sample: Answer(GARBAGE, tokens=7),
+    "very long answers": lambda sample: Answer(LONG, truncated=True, tokens=10**6),
+    "scored answers": lambda sample: Answer("no", yes_score=len(sample.prompt) % 7 - 3.5),
+}
+"""What a model might say to every question."""
+
+
+def check_benchmark(benchmark: Any, *, images: Path | None = None) -> None:
+    """The promises of a benchmark that was built from its files.
+
+    With `images`, the folder of its image files, each sample's image must be a file there.
+    """
+    require(isinstance(benchmark, Benchmark), benchmark, "it subclasses cdkit.Benchmark")
+    check_value(benchmark)
+    registered = type(benchmark) in BENCHMARKS.values()
+    require(registered, benchmark, "it is registered by @BENCHMARKS.register(name)")
+    limit = benchmark.max_new_tokens
+    require(isinstance(limit, int) and limit > 0, benchmark, "max_new_tokens is 1 or more", limit)
+    _check_samples(benchmark, images)
+    _check_files(benchmark)
+    for kind, say in KINDS.items():
+        _check_count(benchmark, kind, [say(sample) for sample in benchmark.samples()])
+    _check_who_is_answered(benchmark)
+    _check_rightness(benchmark)
+
+
+def _check_samples(benchmark: Benchmark, images: Path | None) -> None:
+    samples = benchmark.samples()
+    tuples = isinstance(samples, tuple) and all(isinstance(s, Sample) for s in samples)
+    require(tuples, benchmark, "samples() is a tuple of cdkit.benchmark.Sample", type(samples))
+    require(bool(samples), benchmark, "it has a sample")
+    require(benchmark.samples() == samples, benchmark, "samples() gives the same each time")
+    ids = [sample.id for sample in samples]
+    twice = (
+        sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else ""
+    )
+    require(not twice, benchmark, "each sample has an id of its own", twice)
+    silent = [sample.id for sample in samples if not sample.prompt.strip()]
+    require(not silent, benchmark, "every sample has a prompt", silent)
+    groups: dict[str, set[str]] = {}
+    for sample in samples:
+        groups.setdefault(sample.image, set()).add(sample.group)
+    split = {image: sorted(names) for image, names in groups.items() if len(names) > 1}
+    require(not split, benchmark, "the questions about an image are one group", split)
+    if images is not None:
+        lost = [sample.image for sample in samples if not (images / sample.image).is_file()]
+        require(not lost, benchmark, f"every image is a file in {images}", lost[:3])
+
+
+def _check_files(benchmark: Benchmark) -> None:
+    sources = benchmark.sources()
+    require(bool(sources), benchmark, "sources() names the files that it read")
+    for name, digest in sources.items():
+        told = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
+        require(told, benchmark, "sources() maps paths to SHA-256 in hex", digest)
+        require(Path(name).is_file(), benchmark, "the paths in sources() are files", name)
+        same = sha256(Path(name).read_bytes()) == digest
+        require(same, benchmark, "sources() has the SHA-256 of the file as it is", name)
+    plain = benchmark.describe()
+    try:
+        again = json.loads(json.dumps(plain, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(
+            f"{benchmark!r}: describe() is plain JSON: text, numbers, lists, objects. Got: {error}"
+        ) from error
+    require(again == plain, benchmark, "describe() is the same after a trip through JSON", plain)
+
+
+def _check_who_is_answered(benchmark: Benchmark) -> None:
+    answers = {sample.id: Answer("yes") for sample in benchmark.samples()}
+    one = next(iter(answers))
+    some = {name: answer for name, answer in answers.items() if name != one}
+    stranger = "".join(answers) + "?"
+    for given, fault in ((some, "missing"), (answers | {stranger: Answer("yes")}, "needless")):
+        try:
+            benchmark.tally(given)
+        except CdkitError:
+            continue
+        raise AssertionError(f"{benchmark!r}: tally refuses a {fault} answer with a CdkitError")
+    order = dict(sorted(answers.items(), reverse=True))
+    same = benchmark.tally(order).values() == benchmark.tally(answers).values()
+    require(same, benchmark, "the order of the answers does not matter")
+
+
+def _check_count(benchmark: Benchmark, kind: str, answers: Sequence[Answer]) -> None:
+    given = list(answers)
+    tally = benchmark.count(given)
+    require(isinstance(tally, Tally), benchmark, "count returns a Tally", type(tally))
+    require(given == list(answers), benchmark, "count writes nothing into what it is passed")
+    values = tally.values()
+    require(bool(values), benchmark, "it has a metric")
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    require(not bad, benchmark, f"metrics of {kind} are finite", bad)
+    again = benchmark.count(given).values()
+    require(
+        again == values, benchmark, "count is pure: equal answers, equal metrics", (kind, again)
+    )
+    require(tally.samples == benchmark.samples(), benchmark, "the tally has the samples, in order")
+    for metric, name in tally.binary.items():
+        known = metric in tally.metrics and name in tally.columns
+        require(known, benchmark, "binary maps a metric to its column", (metric, name))
+        column = tally.columns[name]
+        require(bool(np.isin(column, (0, 1)).all()), benchmark, f"the column {name} is 0 or 1")
+    _check_weights(benchmark, tally, values)
+
+
+def _check_weights(benchmark: Benchmark, tally: Tally, values: Mapping[str, float]) -> None:
+    """What the bootstrap does with the metrics: other weights, several resamples at once."""
+    count = len(tally.images)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=2)
+    lonely = np.eye(1, count) * count
+    weights = np.concatenate((np.ones((1, count)), drawn, lonely))
+    table = tally.at(weights)
+    shapes = {name: value.shape for name, value in table.items() if value.shape != (4,)}
+    require(not shapes, benchmark, "a metric has one value for each resample", shapes)
+    bad = [name for name, value in table.items() if not np.isfinite(value).all()]
+    require(not bad, benchmark, "metrics are finite under any weights of the images", bad)
+    for row, own in enumerate(weights):
+        alone = {name: float(value[0]) for name, value in tally.at(own[None]).items()}
+        for name, value in table.items():
+            close = math.isclose(alone[name], value[row], rel_tol=1e-9, abs_tol=1e-9)
+            require(close, benchmark, "a resample depends on no other one", name)
+    for name, whole in values.items():
+        close = math.isclose(whole, table[name][0], rel_tol=1e-9, abs_tol=1e-9)
+        require(close, benchmark, "at weight one the metrics are values()", name)
+
+
+def _check_rightness(benchmark: Benchmark) -> None:
+    """A share of right answers is whole for the targets, where every sample has one."""
+    samples = benchmark.samples()
+    if any(sample.target is None for sample in samples):
+        return
+    right = benchmark.count([KINDS["the targets"](sample) for sample in samples])
+    wrong = benchmark.count([KINDS["garbage"](sample) for sample in samples])
+    for name in right.binary:
+        best, worst = right.values()[name], wrong.values()[name]
+        require(best in (0, 1), benchmark, "the targets are right answers, all of them", name)
+        require(best != worst, benchmark, "garbage is no right answer", name)

@@ -1,0 +1,80 @@
+"""Prompts for the contract suite of model adapters: made, batched and altered."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor
+
+from cdkit.adapter import ModelAdapter
+from cdkit.errors import CdkitError
+
+Inputs = dict[str, Tensor]
+"""The arguments of `generate`, by name."""
+QUESTION = "is there a cat in the image ?"
+
+
+def encoded(model: Any, adapter: ModelAdapter, processor: Any, *, images: int) -> Inputs:
+    """A question about noise pictures, through the adapter's prompt and the processor."""
+    random = torch.Generator().manual_seed(images)
+    noise = torch.randint(256, (images, 64, 64, 3), generator=random, dtype=torch.uint8)
+    pictures = [Image.fromarray(picture.numpy()) for picture in noise]
+    text = adapter.prompt(QUESTION, images=images, processor=processor)
+    return placed(processor(images=[pictures], text=[text], return_tensors="pt"), model)
+
+
+def placed(inputs: Any, model: Any) -> Inputs:
+    """On the model's device, pixels in its precision, with a mask; one prompt."""
+    found = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in inputs.items()
+    }
+    if "input_ids" not in found or found["input_ids"].shape[0] != 1:
+        raise CdkitError("inputs must hold input_ids of one prompt: shape (1, tokens)")
+    found.setdefault("attention_mask", torch.ones_like(found["input_ids"]))
+    if not bool(found["attention_mask"].all()):
+        raise CdkitError("inputs must hold one prompt without padding")
+    return found
+
+
+def batched(*prompts: Inputs, pad: int) -> Inputs:
+    """The prompts below each other; what has a row for each is padded on the left."""
+
+    def wide(name: str, value: Tensor, length: int) -> Tensor:
+        filler = pad if name == "input_ids" else 0
+        return torch.nn.functional.pad(value, (length - value.shape[1], 0), value=filler)
+
+    whole: Inputs = {}
+    for name in prompts[0]:
+        parts = [prompt[name] for prompt in prompts]
+        if parts[0].ndim == 2 and len({part.shape[1] for part in parts}) > 1:
+            length = max(part.shape[1] for part in parts)
+            parts = [wide(name, part, length) for part in parts]
+        whole[name] = torch.cat(parts)
+    return whole
+
+
+def longer(inputs: Inputs, by: int) -> Inputs:
+    """The prompt with its last token some more times: the same images, a longer text."""
+    return _with_columns(inputs, lambda value: torch.cat((value, *[value[:, -1:]] * by), dim=1))
+
+
+def with_other_end(inputs: Inputs, is_image: Bool[Tensor, "1 tokens"]) -> Inputs:
+    """The prompt with its last token in the place of all text after its last image, but for one
+    token, which may be the image's own mark."""
+    start = int(is_image[0].nonzero()[-1]) + 2
+    ids = inputs["input_ids"]
+    end = ids[:, -1:].expand_as(ids[:, start:])
+    changed = torch.cat((ids[:, :start], end), dim=1)
+    if changed.equal(ids):
+        raise CdkitError(
+            "the prompt needs three tokens or more after its last image, not all alike"
+        )
+    return inputs | {"input_ids": changed}
+
+
+def _with_columns(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    shape = inputs["input_ids"].shape
+    return {name: change(v) if v.shape == shape else v for name, v in inputs.items()}

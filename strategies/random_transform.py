@@ -1,0 +1,74 @@
+"""RITUAL: a second branch sees the image through one random transform."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.errors import CdkitError
+from cdkit.strategies.image_transforms import TRANSFORMS
+from cdkit.strategy import DISTORTIONS, PixelDistortion
+
+Colour = tuple[float, float, float]
+
+
+@DISTORTIONS.register("random_transform")
+@dataclass(frozen=True)
+class RandomTransform(PixelDistortion):
+    """The sample's images under one of six transforms, drawn once with its parameters.
+
+    Ours: the authors transform the raw picture and process it afterwards; here only the processed
+    pixels are at hand, so `mean` and `std` (the processor's; CLIP's by default) take them back to
+    colours in [0, 1] and forth again. The blur is in pixels of the model's resolution, so stronger
+    than theirs on larger pictures; a rotation turns the centre crop. All images of a sample get the
+    same transform. RITUAL+, where the model picks it, needs a second generation and is left out.
+    """
+
+    formula: ClassVar[str] = (
+        "pixels~ = T(pixels), T one of transforms, each as likely: flips; rotation by up to 180 "
+        "degrees; brightness, contrast, saturation times 0 to 2 and hue by up to half a turn; "
+        "Gaussian blur, 13 pixels, deviation 1.5 to 2; crop of 8 to 100 % of the area, resized"
+    )
+    source: ClassVar[str] = "sangminwoo/RITUAL, eval_bench/pope_eval_llava.py, commit 52065a6"
+    bibtex: ClassVar[str] = """@misc{woo2024ritual,
+  title  = {RITUAL: Random Image Transformations as a Universal Anti-hallucination Lever in
+            Large Vision Language Models},
+  author = {Woo, Sangmin and Jang, Jaehyuk and Kim, Donguk and Choi, Yubin and Kim, Changick},
+  year   = {2024},
+  eprint = {2405.17821}
+}"""
+
+    transforms: tuple[str, ...] = tuple(TRANSFORMS)
+    mean: Colour = (0.48145466, 0.4578275, 0.40821073)
+    std: Colour = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.transforms if name not in TRANSFORMS]
+        if unknown or not self.transforms:
+            raise CdkitError(
+                f"transforms must be some of {', '.join(TRANSFORMS)}, got {list(self.transforms)}"
+            )
+        if min(self.std) <= 0:
+            raise CdkitError(f"std must be above 0 for each colour, got {list(self.std)}")
+
+    def distort(
+        self, pixels: Float[Tensor, "*shape"], *, generator: torch.Generator
+    ) -> Float[Tensor, "*shape"]:
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise CdkitError(
+                "random_transform needs pixels of shape (images, 3, height, width), got "
+                f"{tuple(pixels.shape)}; for this model use a distortion that takes any, such as "
+                "diffusion_noise"
+            )
+
+        def draw(low: float | int, high: float | int) -> float:
+            share = torch.rand((), generator=generator, dtype=torch.float64)
+            return low + (high - low) * float(share)
+
+        index = int(draw(0, len(self.transforms))) if len(self.transforms) > 1 else 0
+        wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        mean, std = (wide.new_tensor(colour)[:, None, None] for colour in (self.mean, self.std))
+        changed = TRANSFORMS[self.transforms[index]](wide * std + mean, draw)
+        return ((changed - mean) / std).to(pixels.dtype)

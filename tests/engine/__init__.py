@@ -1,0 +1,1 @@
+"""The engine under Hugging Face's own `generate`, for every preset alike."""
