@@ -38,35 +38,35 @@ def rotation(images: Images, draw: Draw) -> Images:
 
 def colour_jitter(images: Images, draw: Draw) -> Images:
     """Brightness, contrast, saturation (times 0 to 2) and hue (any turn), in random order."""
-    by = {change: draw(0, 2) for change in (_brightness, _contrast, _saturation)}
-    by[_hue] = draw(-0.5, 0.5)
-    for change in sorted(by, key=lambda _: draw(0, 1)):
-        images = change(images, by[change]).clamp(0, 1)
+    changes = [(change, draw(0, 2)) for change in (_brightness, _contrast, _saturation)]
+    changes = [*changes, (_hue, draw(-0.5, 0.5))]
+    for change, by in sorted(changes, key=lambda _: draw(0, 1)):
+        images = change(images, by).clamp(0, 1)
     return images
 
 
 def _grey(images: Images) -> Float[Tensor, "images 1 height width"]:
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = (images[:, colour : colour + 1] for colour in range(3))
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def _brightness(images: Images, factor: float) -> Images:
-    return images * factor
+def _brightness(images: Images, by: float) -> Images:
+    return images * by
 
 
-def _contrast(images: Images, factor: float) -> Images:
+def _contrast(images: Images, by: float) -> Images:
     middle = reduce(_grey(images), "n 1 h w -> n 1 1 1", "mean")
-    return middle + factor * (images - middle)
+    return middle + by * (images - middle)
 
 
-def _saturation(images: Images, factor: float) -> Images:
+def _saturation(images: Images, by: float) -> Images:
     grey = _grey(images)
-    return grey + factor * (images - grey)
+    return grey + by * (images - grey)
 
 
-def _hue(images: Images, turn: float) -> Images:
+def _hue(images: Images, by: float) -> Images:
     """Turn the colours of the hexagon red, yellow, green, cyan, blue, magenta by a share of it."""
-    red, green, blue = images.split(1, dim=1)
+    red, green, blue = (images[:, colour : colour + 1] for colour in range(3))
     most, least = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = most - least
     safe = chroma.clamp(min=torch.finfo(images.dtype).tiny)
@@ -75,7 +75,7 @@ def _hue(images: Images, turn: float) -> Images:
         (green - blue) / safe,
         torch.where(most == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    sixth = sixth + 6 * turn
+    sixth = sixth + 6 * by
     away = torch.cat([(sixth + shift) % 6 for shift in (5, 3, 1)], dim=1)
     return most - chroma * torch.minimum(away, 4 - away).clamp(0, 1)
 

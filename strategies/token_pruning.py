@@ -54,9 +54,7 @@ class TokenPruning(AttentionDistortion):
     def __post_init__(self) -> None:
         check_finite("kept", self.kept, low=0, above=True)
         if self.kept > 1:
-            raise CdkitError(
-                f"kept must be a share of the image tokens, in (0, 1], got {self.kept}"
-            )
+            raise CdkitError(f"kept must be a share of the image, in (0, 1], got {self.kept}")
         check_depth("layers", self.layers)
 
     @property
@@ -80,7 +78,7 @@ class TokenPruning(AttentionDistortion):
         return replace(
             segment,
             logits=segment.without(pruned.expand_as(segment.logits)),
-            hidden=(last & ~kept).any(dim=1),
+            hidden=(last & ~kept).any(dim=1) & segment.image.valid,
         )
 
     def _kept(self, segment: CrossModalSegment) -> Bool[Tensor, "rows text image"]:

@@ -235,9 +235,8 @@ BRANCHED = [
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-@pytest.mark.parametrize("again", [False, True], ids=["by the cache", "from the prompt"])
 def test_branches_follow_a_loop(
-    name: str, again: bool, model: Any, processor: Any, make_inputs: MakeInputs
+    name: str, model: Any, processor: Any, make_inputs: MakeInputs
 ) -> None:
     """As under Hugging Face's beam search; also where generated tokens go in all at once."""
     inputs, method = make_inputs(*QUESTIONS), cdkit.load(name)
@@ -250,7 +249,7 @@ def test_branches_follow_a_loop(
     with cdkit.attach(model, method, processor=processor):
         stock = model.generate(**inputs, **asked, output_scores=True)
     for optimize in (True, False):
-        own = with_loop(method, PlainBeams(again=again))
+        own = with_loop(method, PlainBeams(again=optimize))
         with cdkit.attach(model, own, processor=processor, optimize=optimize):
             assert_same(model.generate(**inputs, **asked), stock, inputs)
 
@@ -294,14 +293,11 @@ def assert_rows(have: Rows, want: Rows) -> None:
 
 
 @pytest.mark.parametrize("name", BRANCHED)
-@pytest.mark.parametrize("optimize", [True, False])
-def test_rows_are_values(
-    name: str, optimize: bool, model: Any, processor: Any, make_inputs: MakeInputs
-) -> None:
+def test_rows_are_values(name: str, model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     inputs = make_inputs(*QUESTIONS)
     Probe.seen.clear()
     method = with_loop(cdkit.load(name), Probe())
-    with cdkit.attach(model, method, processor=processor, optimize=optimize):
+    with cdkit.attach(model, method, processor=processor):
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
     for prompt, seen in enumerate(Probe.seen):
         assert_rows(seen["one again"], seen["one"])
@@ -376,7 +372,7 @@ def test_other_modes(
     with cdkit.attach(untouched, OPERA), pytest.raises(cdkit.CdkitError) as error:
         untouched.generate(**make_inputs(QUESTIONS[0]), max_new_tokens=2, **asked)
     assert str(error.value) == (
-        f"opera is not defined for decode mode {mode!r} (over_trust brings its own loop). "
+        f"opera is not defined for decode mode {mode!r} (over_trust brings a loop of its own). "
         "It is defined for: beam (do_sample=False, num_beams=5, say)"
     )
 

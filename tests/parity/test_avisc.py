@@ -175,9 +175,8 @@ def test_the_answer_without_a_cache(pixels: bool) -> None:
     own = avisc()
     if pixels:
         noise = cdkit.load("vcd").branches[0].distortions
-        own = replace(
-            own, branches=(cdkit.Branch("distorted", own.branches[0].distortions + noise),)
-        )
+        both = own.branches[0].distortions + noise
+        own = replace(own, branches=(cdkit.Branch("distorted", both),))
     cached = generate(tiny(2), own, SAMPLES)
     uncached = generate(tiny(2), own, SAMPLES, use_cache=False)
     assert_close(uncached.logits, cached.logits, within=1e-7)
@@ -198,8 +197,14 @@ def test_a_plain_call_of_one_prompt() -> None:
         assert (scored[row, len(one.ids) - 1] - combined).abs().max() < 1e-7
 
 
-FAULTS = "every text row,image softmax,largest head,every layer,last layer,inverse,masked".split(
-    ","
+FAULTS = (
+    "every text row",
+    "image softmax",
+    "largest head",
+    "every layer",
+    "last layer",
+    "inverse",
+    "masked",
 )
 
 
@@ -218,8 +223,14 @@ def test_a_fault_is_seen(half_kept: Ran, fault: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [filled(spread=0.1), filled(0.9, 0.0), filled(0.0, 0.0)]
-    + [filled(spread=0.0, fill="ones"), filled(spread=0.0, fill="noise"), filled(spread=-9.0)],
+    [
+        filled(spread=0.1),
+        filled(share=0.9, spread=0.0),
+        filled(share=0.0, spread=0.0),
+        filled(spread=0.0, fill="ones"),
+        filled(spread=0.0, fill="noise"),
+        filled(spread=-9.0),
+    ],
     ids=["spread", "more layers", "one layer", "ones", "noise", "all kept"],
 )
 def test_other_numbers_are_seen(half_kept: Ran, wrong: Expected) -> None:

@@ -52,7 +52,8 @@ def corrected(
     p = judge.softmax(-1).tolist()
     order = sorted(range(len(p)), key=lambda v: -p[v])[:top_k]
     whole = sum(p[v] for v in order) if fault == "renormalised" else 1.0
-    kept, held = [], 0.0
+    kept: list[int] = []
+    held = 0.0
     for v in order:
         held += p[v] / whole
         if fault == "crossing token dropped" and held >= top_p and kept:
@@ -60,7 +61,8 @@ def corrected(
         kept.append(v)
         if held >= top_p:
             break
-    best, anchor, sure = -1.0, 0, []
+    best, anchor = -1.0, 0
+    sure: list[float] = []
     for j, own in enumerate(layers):
         q = own.softmax(-1)
         if fault == "probability of candidates alone":

@@ -1,6 +1,7 @@
 """PAI: amplified attention to the image, and contrast with the prompt without it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def faulty_weights(layer: Layer, weights: Tensor, result: Result) -> Tensor:
     return torch.where(layer.cells & rows[:, None], 1.2 * weights, weights)
 
 
-def method(a: float = 0.2, *, alpha: float = 0.1, beta: float = 0.1, **how: object) -> cdkit.Method:
+def method(a: float = 0.2, *, alpha: float = 0.1, beta: float = 0.1, **how: Any) -> cdkit.Method:
     return cdkit.load("pai", strength=a, alpha=alpha, beta=beta, **how)
 
 
@@ -103,7 +104,7 @@ def test_with_a_calibrator() -> None:
 
 
 @pytest.mark.parametrize("how", [{"prefill_chunk_size": 7}, {"use_cache": False}], ids=str)
-def test_pieces_without_the_contrast(how: dict[str, object]) -> None:
+def test_pieces_without_the_contrast(how: dict[str, Any]) -> None:
     """Only the last row of the whole prompt counts, and each row that was last once."""
     bare = replace(cdkit.load("pai", alpha=0.0, beta=0.0), branches=())
     whole = check(bare, branches(original=Rules(edit=amplified())), SAMPLES)
@@ -166,6 +167,6 @@ def test_switched_off_it_is_the_plain_model() -> None:
         ({"layers": (0.5, 0.5)}, "layers must be two shares of the depth"),
     ],
 )
-def test_what_it_refuses(given: dict[str, object], told: str) -> None:
+def test_what_it_refuses(given: dict[str, Any], told: str) -> None:
     with pytest.raises(cdkit.CdkitError, match=told):
         cdkit.load("pai", **given)

@@ -46,7 +46,7 @@ def rotated(picture: Picture, uniform: Uniform) -> Picture:
 
 
 def luma(picture: Picture) -> Picture:
-    return picture @ np.array([0.299, 0.587, 0.114])
+    return np.asarray(picture @ np.array([0.299, 0.587, 0.114]))
 
 
 def turned_hue(picture: Picture, turn: float) -> Picture:
@@ -139,7 +139,7 @@ def transformed(
 
         for _ in range(again):
             uniform(0, 1)
-        kind = kinds[math.floor(uniform(0, len(kinds)))] if len(kinds) > 1 else kinds[0]
+        kind = kinds[math.floor(uniform(0, len(kinds))) if len(kinds) > 1 else 0]
         state, new = random.get_state(), []
         for image in one.pixels.permute(0, 2, 3, 1).numpy():
             random.set_state(state)  # one draw for all images of a sample

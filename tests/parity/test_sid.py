@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -254,7 +255,7 @@ def test_the_constraint_holds_in_greedy() -> None:
 
 
 def test_without_a_layer_to_prune_in() -> None:
-    with pytest.raises(cdkit.CdkitError, match="layer 2 alone of the decoder's 3.*widen it"):
+    with pytest.raises(cdkit.CdkitError, match=r"layer 2 alone of the decoder's 3.*widen it"):
         generate(tiny(2), cdkit.load("sid", layers=(0.9, 1.0)), SAMPLES)
 
 
@@ -264,7 +265,7 @@ def test_a_prompt_that_ends_with_its_image() -> None:
 
 
 @pytest.mark.parametrize("how", [{"prefill_chunk_size": 7}, {"use_cache": False}], ids=str)
-def test_a_prompt_in_pieces(how: dict[str, object]) -> None:
+def test_a_prompt_in_pieces(how: dict[str, Any]) -> None:
     with pytest.raises(cdkit.CdkitError, match="token_pruning depends on all text rows") as error:
         generate(tiny(2), WIDE, SAMPLES, **how)
     assert str(error.value).endswith("Leave it out")

@@ -1,6 +1,7 @@
 """VAF: scaled attention logits of the text after the image, without any branch."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_in_both_branches_of_cmac() -> None:
 
 
 @pytest.mark.parametrize("how", [{"prefill_chunk_size": 7}, {"use_cache": False}], ids=str)
-def test_pieces(how: dict[str, object]) -> None:
+def test_pieces(how: dict[str, Any]) -> None:
     """A chunk of the prompt is no generated row: its image rows are left alone."""
     whole = check(cdkit.load("vaf"), branches(original=Rules(edit=scaled())), SAMPLES)
     split = generate(tiny(2), cdkit.load("vaf"), SAMPLES, **how)
