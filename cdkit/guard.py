@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from cdkit.errors import CdkitError
 from cdkit.logits import implausible_everywhere
-from cdkit.method import Method
+from cdkit.method import Method, kind_of
 
 
 class GuardedProcessors(LogitsProcessorList):
@@ -64,17 +64,21 @@ class GuardedProcessors(LogitsProcessorList):
                     f"{self._method.name}, row {row}: the model's logits are not numbers (NaN); "
                     "check its weights and its dtype"
                 )
-            raise CdkitError(self._message(row, input_ids.shape[1]))
+            # logits that a combiner ruled out, or log-probabilities of them
+            cut = original is not None and bool((scores.isneginf() & original.isfinite())[row].any())
+            raise CdkitError(self._message(row, input_ids.shape[1], cut=cut))
         return left
 
-    def _message(self, row: int, length: int) -> str:
-        beta = getattr(self._method.combiner, "beta", 0)
+    def _message(self, row: int, length: int, *, cut: bool) -> str:
+        combiner = self._method.combiner
+        beta = getattr(combiner, "beta", 0)
         kept = f"the plausibility constraint (beta={beta}) keeps" if beta else "there is"
-        advice = (
-            "use a smaller beta, or on_empty='original' to fall back to the original logits there"
-            if beta and self._method.combiner.on_empty == "raise"
-            else "ask less of the logits processors"
-        )
+        if cut and not beta:
+            kept = f"{kind_of(combiner)} keeps"
+        advice = "ask less of the logits processors"
+        if cut and combiner.on_empty == "raise":
+            advice = "on_empty='original' falls back to the original logits there"
+            advice = f"use a smaller beta, or {advice}" if beta else advice
         return (
             f"{self._method.name}, step {length - self._prompt_length}, row {row}: the logits "
             f"processors remove every token that {kept}; {advice}"

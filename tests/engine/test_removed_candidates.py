@@ -46,6 +46,25 @@ def test_suppressed_tokens_raise(model: Any, make_inputs: MakeInputs, mode: dict
     assert "use a smaller beta, or on_empty='original'" in str(error.value)
 
 
+def test_a_combiner_with_a_cut_of_its_own(
+    model: Any, make_inputs: MakeInputs, mode: dict[str, Any]
+) -> None:
+    """It has no beta: the error names the combiner, and the way out that it has."""
+    inputs, method = make_inputs(*QUESTIONS), cdkit.load("deco", top_k=1)
+    told = r"deco, step 0, row 0: .* layer_correction keeps; on_empty='original' falls back"
+    with torch.no_grad():
+        banned = model(**inputs, logits_to_keep=1).logits[:, -1].argmax(dim=-1).tolist()
+    asked = {"max_new_tokens": 1, "suppress_tokens": banned} | mode
+    with cdkit.attach(model, method):
+        with pytest.raises(cdkit.CdkitError, match=told):
+            model.generate(**inputs, **asked)
+    torch.manual_seed(0)
+    stock = model.generate(**inputs, **asked)
+    with cdkit.attach(model, cdkit.load("deco", top_k=1, on_empty="original")):
+        torch.manual_seed(0)
+        assert model.generate(**inputs, **asked).equal(stock)
+
+
 def test_the_error_names_the_step_and_the_row(model: Any, make_inputs: MakeInputs) -> None:
     inputs = make_inputs(*QUESTIONS)
     length = inputs["input_ids"].shape[1]
