@@ -228,8 +228,10 @@ class Attachment(Wired):
         guards = _Patches()
         criteria: list[RecordingCriteria] = []
 
-        def stopping(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            criteria[:] = [RecordingCriteria(make(*args, **kwargs))]
+        def stopping(make: Callable[..., Any], **kwargs: Any) -> Any:
+            # which Hugging Face keeps from a loop that is not its own
+            kwargs["tokenizer"] = given.get("tokenizer")
+            criteria[:] = [RecordingCriteria(make(**kwargs))]
             return criteria[0]
 
         def processors(make: Callable[..., Any], **kwargs: Any) -> Any:

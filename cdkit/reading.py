@@ -123,9 +123,10 @@ def _signals(call: Call, original: Float[Tensor, "rows vocab"]) -> Signals:
     seen = call.seen
     if seen is None or not seen.image_logits:
         return Signals(original, None, None)
-    logits = torch.stack(seen.image_logits).mean(0).to(original.device)
-    mass = torch.stack([weights.sum(-1) for weights in seen.image_weights]).mean(0)
-    return Signals(original, logits, mass.to(original.device))
+    # layers may stand on several devices
+    logits = torch.stack([x.to(original.device) for x in seen.image_logits]).mean(0)
+    mass = torch.stack([x.sum(-1).to(original.device) for x in seen.image_weights]).mean(0)
+    return Signals(original, logits, mass)
 
 
 def _check_alignment(engine: Engine, call: Call, keep: int | Tensor, columns: int) -> None:

@@ -32,6 +32,7 @@ from cdkit.strategy import (
 )
 from cdkit.testing_adapters import check_adapter as check_adapter
 from cdkit.testing_benchmarks import check_benchmark as check_benchmark
+from cdkit.testing_loops import check_loop as check_loop
 from cdkit.testing_segments import check_mask_ignores_constants, check_segment
 from cdkit.testing_tools import check_value, name_of, normal, pure, require, require_same
 
@@ -206,9 +207,11 @@ def check_schedule(schedule: Any) -> None:
     for rows in (torch.tensor([2, 0, 1]), torch.tensor([0])):
         mixed = [
             Signals(
-                *(None if x is None else x[rows] for x in (s.logits, s.image_logits, s.image_mass))
+                signals.logits[rows],
+                None if signals.image_logits is None else signals.image_logits[rows],
+                None if signals.image_mass is None else signals.image_mass[rows],
             )
-            for s in steps[:6]
+            for signals in steps[:6]
         ]
         for given, factor in zip(_scaled(schedule, mixed), whole, strict=False):
             require_same(given, factor[rows], schedule, "rows of the batch are independent")

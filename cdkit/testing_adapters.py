@@ -148,6 +148,7 @@ def _check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs, *, pad: in
     embeds: Any = decoder.given.get("inputs_embeds")
     whole = decoder.by_name and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
+    assert embeds is not None
 
     ids = inputs["input_ids"]
     index = adapter.image_index(model, ids)
@@ -166,11 +167,13 @@ def _check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs, *, pad: in
     promise = "embed returns what the decoder gets for text tokens"
     require_close(own[text], embeds[text], adapter, promise)
 
-    hidden = _last(first[layers[-1]])[:, -1]
+    wanted = first["reader"].output.logits[:, -1]
     promise = "logits of the last layer's output are the model's next-token logits"
-    require_close(
-        adapter.logits(model, hidden), first["reader"].output.logits[:, -1], adapter, promise
-    )
+    hidden = _last(first[layers[-1]])[:, -1]
+    require_close(adapter.logits(model, hidden), wanted, adapter, promise)
+    promise = "logits of the decoder's output, with norm=False, are the same"
+    hidden = decoder.output.last_hidden_state[:, -1]
+    require_close(adapter.logits(model, hidden, norm=False), wanted, adapter, promise)
 
 
 def _check_image_index(

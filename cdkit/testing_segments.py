@@ -55,7 +55,7 @@ def check_segment(
     new = run(segments)
     _same(run(segments), new, part, "a second call with the same segment gives the same")
     count = segments[0].logits.shape[0]
-    for rows in (*(slice(row, row + 1) for row in range(count)), torch.tensor([2, 0, 1])):
+    for rows in (*torch.arange(count)[:, None], torch.tensor([2, 0, 1])):
         mixed = run([_cut(_fresh(segment), rows=rows) for segment in segments])
         wanted = [_cut(segment, rows=rows) for segment in new]
         _same(mixed, wanted, part, "rows of the batch are independent")
@@ -108,8 +108,6 @@ def _check_fields(
         require(not keeps_prefix, part, "only with keeps_prefix = False image tokens are hidden")
         whole = new.hidden.dtype == torch.bool and new.hidden.shape == old.image.valid.shape
         require(whole, part, "hidden is a mask of the image columns", new.hidden.shape)
-        padding = bool((new.hidden & ~old.image.valid).any())
-        require(not padding, part, "only image tokens are hidden, no padding")
     if "values" not in touches:
         require(new.replaced is None, part, "without 'values' in touches no cell is replaced")
     require(

@@ -12,11 +12,13 @@ from torch import Tensor
 
 import cdkit
 from cdkit.combiner import OnEmpty, State
+from cdkit.schedule import Signals
 from cdkit.strategy import Touch
 from cdkit.testing import (
     check_calibrator,
     check_combiner,
     check_readout,
+    check_schedule,
     check_strategy,
     variants,
 )
@@ -175,6 +177,98 @@ def test_a_sound_combiner() -> None:
     check_combiner(Combiner(as_it_is, is_idle=True))
 
 
+class Contrastive(Combiner):
+    """Says that only differences count."""
+
+    contrastive = True
+
+
+def test_a_combiner_that_is_not_contrastive() -> None:
+    check_combiner(Contrastive(as_it_is))
+    with pytest.raises(AssertionError, match="with contrastive = True logits equal to the"):
+        check_combiner(Contrastive(reads_others))
+
+
+@dataclass(frozen=True)
+class Schedule(cdkit.AlphaSchedule):
+    """Does what it is given."""
+
+    reads_attention: ClassVar[bool] = False
+    change: Callable[[Signals, int, State], tuple[Tensor, State]]
+
+    def scale(self, signals: Signals, *, step: int, state: State) -> tuple[Tensor, State]:
+        return self.change(signals, step, state)
+
+
+class Looking(Schedule):
+    """Asks for the attention."""
+
+    reads_attention = True
+
+
+class Unsure(Schedule):
+    """Does not say what it reads."""
+
+    reads_attention: ClassVar[Any] = None
+
+
+def one(signals: Signals, step: int, state: State) -> Any:
+    return torch.ones_like(signals.logits[:, 0]), state
+
+
+def mass(signals: Signals, step: int, state: State) -> Any:
+    assert signals.image_mass is not None
+    total = state.get("total", 0 * signals.image_mass) + signals.image_mass
+    return (signals.image_mass >= total / (step + 1)).double(), {"total": total}
+
+
+def one_for_all(signals: Signals, step: int, state: State) -> Any:
+    return torch.ones(1).double(), state
+
+
+def negative(signals: Signals, step: int, state: State) -> Any:
+    return signals.logits.amax(dim=-1) - 3, state
+
+
+def exploding(signals: Signals, step: int, state: State) -> Any:
+    return one(signals, step, state)[0] * (1e300 if step < 60 else math.inf), state
+
+
+def of_the_batch(signals: Signals, step: int, state: State) -> Any:
+    return signals.logits.amax(dim=-1).softmax(dim=0), state
+
+
+def counting(signals: Signals, step: int, state: State) -> Any:
+    return one(signals, step, state)[0], {"count": torch.tensor([float(step)])}
+
+
+def rewriting(signals: Signals, step: int, state: State) -> Any:
+    signals.logits.zero_()
+    return one(signals, step, state)
+
+
+BAD_SCHEDULES: list[tuple[Schedule, str]] = [
+    (Unsure(one), "reads_attention is True or False"),
+    (Schedule(one_for_all), "it gives one factor for each row"),
+    (Schedule(negative), "factors are finite, 0 or more"),
+    (Schedule(exploding), "factors are finite, 0 or more"),
+    (Schedule(of_the_batch), "rows of the batch are independent"),
+    (Schedule(counting), "state tensors begin with the rows"),
+    (Schedule(rewriting), "nothing is written into what it is passed"),
+]
+
+
+@pytest.mark.parametrize(("part", "promise"), BAD_SCHEDULES)
+def test_schedules(part: Schedule, promise: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(promise)):
+        check_schedule(part)
+
+
+def test_sound_schedules() -> None:
+    check_schedule(Schedule(one))
+    check_schedule(Looking(mass))
+
+
 @dataclass(frozen=True)
 class Readout(cdkit.LayerReadout):
     """Does what it is given."""
@@ -186,11 +280,11 @@ class Readout(cdkit.LayerReadout):
 
 
 def test_readouts() -> None:
-    check_readout(Readout((("last", -1),)))
+    check_readout(Readout((("last", 8), ("embeddings", 0))))
     for found, promise in (
         ((), "it names a layer"),
         ((("original", 1),), "no layer is called 'original'"),
-        ((("deep", 20),), "its layers are among 8"),
+        ((("deep", 20),), "its states have passed 0 to 8 layers"),
     ):
         with pytest.raises(AssertionError, match=promise):
             check_readout(Readout(found))
@@ -267,12 +361,13 @@ def test_a_stranger() -> None:
             return (_same, (0,))
 
     _kept[0] = Stranger()  # its checks as a value need it to be found again
-    with pytest.raises(AssertionError, match="must subclass PixelDistortion, PromptDistortion"):
+    with pytest.raises(AssertionError, match="must subclass PixelDistortion, FeatureDistortion"):
         check_strategy(_kept[0])
     for check, base in (
         (check_calibrator, "PositionCalibrator"),
         (check_combiner, "LogitCombiner"),
         (check_readout, "LayerReadout"),
+        (check_schedule, "AlphaSchedule"),
     ):
         with pytest.raises(AssertionError, match=f"it subclasses {base}"):
             check(_kept[0])

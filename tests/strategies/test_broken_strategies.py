@@ -117,6 +117,56 @@ def above_zero(segment: Segment) -> Segment:
     return replace(segment, logits=segment.without(segment.logits > 0))
 
 
+def louder_on_text(segment: Segment) -> Segment:
+    return replace(segment, text_logits=segment.text_logits + 1)
+
+
+def sees_ahead(segment: Segment) -> Segment:
+    return replace(segment, text_logits=segment.text_logits.nan_to_num(neginf=0))
+
+
+def hides(segment: Segment) -> Segment:
+    return replace(segment, hidden=segment.image.valid)
+
+
+@dataclass(frozen=True)
+class Carries(cdkit.AttentionDistortion):
+    """Leaves something to the layers above under this name, or under itself."""
+
+    touches: ClassVar[frozenset[Touch]] = frozenset({"logits"})
+    name: str = ""
+    over_rows: bool = False
+
+    @property
+    def whole_prompt(self) -> bool:
+        return False
+
+    def distort(self, segment: Segment) -> Segment:
+        left = segment.logits.amax(dim=(0, 1, 2) if self.over_rows else (1, 2), keepdim=True)
+        before = segment.carried.get(self.name or self, torch.zeros_like(left))
+        segment.carried[self.name or self] = left.nan_to_num(neginf=0)
+        return replace(segment, logits=segment.logits - before)
+
+
+@dataclass(frozen=True)
+class Somewhere(Attention):
+    """Acts in some layers."""
+
+    layers: tuple[float, float] = (0.0, 1.0)
+
+
+class Pruning(Attention):
+    """May hide image tokens from rows of the image."""
+
+    keeps_prefix = False
+
+
+class TextToo(Attention):
+    """Declares the logits on the text."""
+
+    touches = frozenset({"text_logits"})
+
+
 ATTENTION: list[tuple[cdkit.AttentionDistortion, str]] = [
     (Attention(writes), "nothing is written into what it is passed"),
     (Attention(draws), "no random number comes from torch's global"),
@@ -132,6 +182,12 @@ ATTENTION: list[tuple[cdkit.AttentionDistortion, str]] = [
     (Attention(over_generated_rows_too, True), "a generated row depends on no other row"),
     (Attention(above_zero), "the cells it takes stay when a constant is added"),
     (OnlyValues(above_zero), "without 'logits' in touches the logits stay"),
+    (Attention(louder_on_text), "without 'text_logits' in touches the text logits stay"),
+    (TextToo(sees_ahead), "text logits off what a row may look at stay at -inf"),
+    (Attention(hides), "only with keeps_prefix = False image tokens are hidden"),
+    (Carries("mine"), "it writes into carried under itself"),
+    (Carries(over_rows=True), "rows of the batch are independent"),
+    (Somewhere(keeps, layers=(0.5, 0.2)), "layers are two shares of the depth"),
     (OnlyLogits(averages), "without 'values' in touches no cell is replaced"),
 ]
 
@@ -146,6 +202,9 @@ def test_attention(part: cdkit.AttentionDistortion, promise: str) -> None:
 def test_the_frame_itself_is_sound(part: cdkit.AttentionDistortion) -> None:
     check_strategy(part)
     check_strategy(Attention(over_the_call, True))
+    check_strategy(TextToo(louder_on_text))
+    check_strategy(Pruning(hides))
+    check_strategy(Somewhere(averages, layers=(0.5, 0.75)))
 
 
 @dataclass(frozen=True)
@@ -243,3 +302,64 @@ WORDS: list[tuple[Callable[[Prompt], Prompt], str]] = [
 def test_prompts(change: Callable[[Prompt], Prompt], promise: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(promise)):
         check_strategy(Words(change))
+
+
+@dataclass(frozen=True)
+class Features(cdkit.FeatureDistortion):
+    """Does what it is given."""
+
+    change: Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+    def distort(self, features: Tensor, attention: Tensor, *, generator: torch.Generator) -> Tensor:
+        return self.change(features, attention, generator)
+
+
+def in_the_features(features: Tensor, attention: Tensor, generator: torch.Generator) -> Tensor:
+    return features.mul_(2)
+
+
+def one_token(features: Tensor, attention: Tensor, generator: torch.Generator) -> Tensor:
+    return features[:1]
+
+
+def of_the_attention(features: Tensor, attention: Tensor, generator: torch.Generator) -> Tensor:
+    return features * attention.sum(dim=0)[:, None]
+
+
+def above_none(features: Tensor, attention: Tensor, generator: torch.Generator) -> Tensor:
+    return features / (features > features.max())
+
+
+def unheard(features: Tensor, attention: Tensor, generator: torch.Generator) -> Tensor:
+    torch.randn(3, generator=generator)
+    return features + 1
+
+
+def from_torch(features: Tensor, attention: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn_like(features)
+
+
+def looked_at(features: Tensor, attention: Tensor, generator: torch.Generator) -> Tensor:
+    return features * (attention.mean(dim=0) > attention.mean())[:, None]
+
+
+FEATURES: list[tuple[Callable[[Tensor, Tensor, torch.Generator], Tensor], str]] = [
+    (in_the_features, "nothing is written into what it is passed"),
+    (one_token, "the features keep their shape"),
+    (of_the_attention, "features in torch.float32 stay in it"),
+    (above_none, "finite features stay finite"),
+    (unheard, "another generator gives other noise"),
+    (from_torch, "no random number comes from torch's global"),
+]
+
+
+@pytest.mark.parametrize(("change", "promise"), FEATURES)
+def test_features(
+    change: Callable[[Tensor, Tensor, torch.Generator], Tensor], promise: str
+) -> None:
+    with pytest.raises(AssertionError, match=re.escape(promise)):
+        check_strategy(Features(change))
+
+
+def test_sound_features() -> None:
+    check_strategy(Features(looked_at))

@@ -6,7 +6,9 @@ import cdkit
 from cdkit.testing import (
     check_calibrator,
     check_combiner,
+    check_loop,
     check_readout,
+    check_schedule,
     check_strategy,
     variants,
 )
@@ -35,10 +37,22 @@ def test_combiners(name: str) -> None:
         check_combiner(combiner, names=("a", "b"))
 
 
-def test_readouts() -> None:  # a loop: none is registered yet
-    for cls in cdkit.READOUTS.values():
-        for readout in variants(cls):
-            check_readout(readout)
+@pytest.mark.parametrize("name", cdkit.READOUTS)
+def test_readouts(name: str) -> None:
+    for readout in variants(cdkit.READOUTS[name]):
+        check_readout(readout)
+
+
+@pytest.mark.parametrize("name", cdkit.SCHEDULES)
+def test_schedules(name: str) -> None:
+    for schedule in variants(cdkit.SCHEDULES[name]):
+        check_schedule(schedule)
+
+
+@pytest.mark.parametrize("name", cdkit.LOOPS)
+def test_loops(name: str) -> None:
+    for loop in variants(cdkit.LOOPS[name]):
+        check_loop(loop)
 
 
 @pytest.mark.parametrize("part", dict.fromkeys(PARTS), ids=repr)
@@ -50,6 +64,10 @@ def test_the_parts_of_presets(part: object) -> None:
             check_calibrator(part)
         case cdkit.LayerReadout():
             check_readout(part)
+        case cdkit.DecodingLoop():
+            check_loop(part)
+        case cdkit.AlphaSchedule():
+            check_schedule(part)
         case cdkit.DistortionStrategy() | cdkit.Intervention():
             check_strategy(part)
         case _:
