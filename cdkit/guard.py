@@ -64,8 +64,8 @@ class GuardedProcessors(LogitsProcessorList):
                     f"{self._method.name}, row {row}: the model's logits are not numbers (NaN); "
                     "check its weights and its dtype"
                 )
-            # logits that a combiner ruled out, or log-probabilities of them
-            cut = original is not None and bool((scores.isneginf() & original.isfinite())[row].any())
+            removed = scores[row].isneginf()  # before the processors: by the combiner
+            cut = original is not None and bool((removed & original[row].isfinite()).any())
             raise CdkitError(self._message(row, input_ids.shape[1], cut=cut))
         return left
 

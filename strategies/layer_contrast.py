@@ -32,8 +32,8 @@ class LayerContrast(LogitCombiner):
 
     formula: ClassVar[str] = (
         "log_softmax(l) - log_softmax(l_j) on tokens with p >= beta max(p), -inf elsewhere; "
-        "j: largest KL(M || p) + KL(M || p_j) (reversed) or KL(p || M) + KL(p_j || M) "
-        "(jensen_shannon), M = (p + p_j) / 2"
+        "j: largest KL(M || p) + KL(M || p_j) (divergence reversed) or KL(p || M) + KL(p_j || M) "
+        "(the paper's), M = (p + p_j) / 2"
     )
     source: ClassVar[str] = (
         "voidism/DoLa, transformers-4.28.1/src/transformers/generation/utils.py, commit 805230e; "

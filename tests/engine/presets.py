@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import cdkit
-from cdkit.testing_segments import example_segment
+from cdkit.testing.segments import example_segment
 
 ALL = list(cdkit.presets())
 ACTIVE = [name for name in ALL if not cdkit.load(name).idle]

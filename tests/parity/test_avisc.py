@@ -56,11 +56,10 @@ def kept_tokens(result: Result, own: Sequence_, share: float, spread: float, fau
         chosen = order
     if fault == "last layer":
         chosen = [len(masses) - 1]
-    b = sum(drawn[layer] for layer in chosen) / len(chosen)
-    assert isinstance(b, Tensor)
-    mean = sum(b.tolist()) / len(b)
-    deviation = math.sqrt(sum((x - mean) ** 2 for x in b.tolist()) / (len(b) - 1))
-    unusual = b >= mean + spread * deviation
+    b = [sum(float(drawn[layer][j]) for layer in chosen) / len(chosen) for j in range(len(image))]
+    mean = sum(b) / len(b)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in b) / (len(b) - 1))
+    unusual = torch.tensor([x >= mean + spread * deviation for x in b])
     return ~unusual if fault == "inverse" else unusual
 
 

@@ -16,18 +16,15 @@ import cdkit
 from cdkit.loop import Decoding, DecodingLoop, Found, Mode
 from cdkit.strategies.over_trust import OverTrust
 
-from .against import reference
-from .reference import Result, Rules
-from .tiny import Sample, batch, sample, tiny
+from .reference import Decoder, Result, Rules, Sequence_, run
+from .tiny import Sample, batch, sample, sequence, tiny
 
 Fault = Literal[
     "mean of heads",
     "not normalised",
-    "normalised before the maximum",
     "without the diagonal",
     "prompt's columns",
     "first layer",
-    "window of the logits",
     "bonus subtracted",
     "penalty added",
     "start one earlier",
@@ -87,7 +84,9 @@ class Search:
     """OPERA on one prompt."""
 
     def __init__(self, model: Any, one: Sample, rule: Rule) -> None:
-        self.model, self.one, self.rule = model, one, rule
+        self.one, self.rule = one, rule
+        self.decoder = Decoder.of(model)
+        self.prompt = sequence(model, one.ids, [], one.pixels)
         self.known: dict[tuple[int, ...], Result] = {}
         self.backs: list[int] = []
         self.finished: list[tuple[float, tuple[int, ...]]] = []
@@ -96,7 +95,13 @@ class Search:
 
     def seen(self, tokens: tuple[int, ...]) -> Result:
         if tokens not in self.known:
-            (self.known[tokens],) = reference(self.model, [self.one], [tokens], Rules())
+            words = self.decoder.weight("embed_tokens")[list(tokens)]
+            answer = Sequence_(
+                embeds=torch.cat((self.prompt.embeds, words)),
+                image=self.prompt.image + (-1,) * len(tokens),
+                prompt=self.prompt.prompt,
+            )
+            (self.known[tokens],) = run(self.decoder, [answer], Rules())
         return self.known[tokens]
 
     def logits(self, tokens: tuple[int, ...]) -> list[float]:
@@ -115,7 +120,7 @@ class Search:
                 row = [sum(column) / len(column) for column in columns]
             else:
                 row = [max(column) for column in columns]
-            if fault not in ("not normalised", "normalised before the maximum"):
+            if fault != "not normalised":  # each head's own row sums to 1 already
                 row = [x / sum(row) for x in row]
             rows.append(row)
         return rows
@@ -290,7 +295,7 @@ PLAIN = cdkit.load("plain")
 SAMPLES = (sample(3, 5, seed=11), sample(2, 3, 4, seed=12))
 
 
-def run_cdkit(
+def opera(
     model: Any, samples: Sequence[Sample], rule: Rule, *, pad: int = 0, optimize: bool = True
 ) -> list[list[tuple[float, tuple[int, ...]]]]:
     """For each sample (score, tokens) of its answers."""

@@ -120,8 +120,8 @@ def test_with_a_calibrator() -> None:
 def test_in_both_branches_of_cmac() -> None:
     """The threshold of the distortion is taken on the logits before they are scaled."""
     cmac = cdkit.load("cmac")
-    (part,) = cdkit.load("vaf").interventions
-    both = replace(part, branches=("original", "distorted"))  # type: ignore[call-arg]
+    part: Any = cdkit.load("vaf").interventions[0]
+    both = replace(part, branches=("original", "distorted"))
     own = replace(cmac, interventions=(both,))
     expected = branches(
         original=replace(CALIBRATED, edit=scaled()), distorted=replace(IMD, edit=scaled())

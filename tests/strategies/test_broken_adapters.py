@@ -375,7 +375,7 @@ def test_a_model_that_knows_how_many_rows_it_has(
     model = scaled(make_model(), lambda embeds: 0.5 if embeds.shape[0] > 2 else 1.0)
     with pytest.raises(AssertionError, match="an identical branch gives the stock model's logits"):
         check_adapter(model, processor=processor)
-    monkeypatch.setattr("cdkit.testing_runs.check_stock", lambda *args: None)
+    monkeypatch.setattr("cdkit.testing.runs.check_stock", lambda *args: None)
     with pytest.raises(AssertionError, match="under greedy: an answer is the same alone and in a"):
         check_adapter(model, processor=processor)
 
@@ -391,7 +391,7 @@ def test_a_distortion_that_does_not_arrive(
     model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it would be if the model's attention were not the one that is hooked."""
-    monkeypatch.setattr("cdkit.testing_runs.Faint.distort", lambda self, segment: segment)
+    monkeypatch.setattr("cdkit.testing.runs.Faint.distort", lambda self, segment: segment)
     with pytest.raises(
         AssertionError, match="Faint under greedy: the distortion reaches the model at every step"
     ):
@@ -404,7 +404,7 @@ def test_a_model_that_is_not_restored(
     def spoils(adapter: object, model: Any, *args: object) -> None:
         model.lm_head.bias.add_(1)
 
-    monkeypatch.setattr("cdkit.testing_runs._check_mode", spoils)
+    monkeypatch.setattr("cdkit.testing.runs._check_mode", spoils)
     with pytest.raises(AssertionError, match="leaving restores the stock model, to the bit"):
         check_adapter(make_model(), processor=processor)
 

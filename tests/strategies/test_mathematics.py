@@ -13,7 +13,7 @@ from torch import Tensor
 import cdkit
 from cdkit.noise import cell_normal, cell_uniform, diffusion_signal_kept, generator, stream
 from cdkit.segment import CrossModalSegment
-from cdkit.testing_segments import example_segment
+from cdkit.testing.segments import example_segment
 
 Scaled: Any = cdkit.CALIBRATORS["scaled_positions"]
 SCOPES: st.SearchStrategy[Literal["call", "head", "row"]] = st.sampled_from(["call", "head", "row"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdkit.loop import Decoding, DecodingLoop, Found, Mode, Rows
-from cdkit.testing_tools import check_value, normal, pure, require
+from cdkit.testing.tools import check_value, normal, pure, require
 
 VOCAB, END, RULED_OUT, LONGEST = 9, 8, 4, 7
 TABLE = 2 * normal(1, VOCAB, VOCAB) + 3 * (torch.arange(VOCAB) == RULED_OUT)

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from cdkit.adapter import ModelAdapter, Rotary, adapter_for, rotate, unwrap
 from cdkit.errors import CdkitError
-from cdkit.testing_prompts import (
+from cdkit.testing.prompts import (
     QUESTION,
     Inputs,
     batched,
@@ -19,9 +19,9 @@ from cdkit.testing_prompts import (
     placed,
     with_other_end,
 )
-from cdkit.testing_runs import check_runs, generated
-from cdkit.testing_tools import name_of, require, require_close, tolerance
-from cdkit.testing_watch import Seen, watching
+from cdkit.testing.runs import check_runs, generated
+from cdkit.testing.tools import name_of, require, require_close, tolerance
+from cdkit.testing.watch import Seen, watching
 
 
 def check_adapter(model: Any, *, processor: Any = None, inputs: Any = None) -> None:

@@ -30,11 +30,11 @@ from cdkit.strategy import (
     PromptDistortion,
     Touch,
 )
-from cdkit.testing_adapters import check_adapter as check_adapter
-from cdkit.testing_benchmarks import check_benchmark as check_benchmark
-from cdkit.testing_loops import check_loop as check_loop
-from cdkit.testing_segments import check_mask_ignores_constants, check_segment
-from cdkit.testing_tools import check_value, name_of, normal, pure, require, require_same
+from cdkit.testing.adapters import check_adapter as check_adapter
+from cdkit.testing.benchmarks import check_benchmark as check_benchmark
+from cdkit.testing.loops import check_loop as check_loop
+from cdkit.testing.segments import check_mask_ignores_constants, check_segment
+from cdkit.testing.tools import check_value, name_of, normal, pure, require, require_same
 
 
 def variants(cls: type) -> Iterator[Any]:

@@ -21,8 +21,8 @@ from cdkit.strategy import (
     PromptDistortion,
     Touch,
 )
-from cdkit.testing_prompts import Inputs
-from cdkit.testing_tools import require, require_close
+from cdkit.testing.prompts import Inputs
+from cdkit.testing.tools import require, require_close
 
 STEPS, BRANCH = 3, "distorted"
 MODES: Mapping[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from cdkit.depth import Depth, check_depth, layers_within
 from cdkit.errors import CdkitError
 from cdkit.segment import CrossModalSegment, ImageColumns
 from cdkit.strategy import AttentionDistortion, Touch
-from cdkit.testing_tools import name_of, normal, pure, require, require_same
+from cdkit.testing.tools import name_of, normal, pure, require, require_same
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
 DEPTH = 4

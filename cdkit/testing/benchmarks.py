@@ -11,7 +11,7 @@ import numpy as np
 
 from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, sha256
 from cdkit.errors import CdkitError
-from cdkit.testing_tools import check_value, require
+from cdkit.testing.tools import check_value, require
 
 NOTHING, GARBAGE = "", "\0 <unk>\t%s {} \\n \u202e"
 LONG = "yes, \u65e0 \U0001f600 e\u0301 no. " * 300
