@@ -70,15 +70,17 @@ class GuardedProcessors(LogitsProcessorList):
         return left
 
     def _message(self, row: int, length: int, *, cut: bool) -> str:
-        combiner = self._method.combiner
+        combiner, loop = self._method.combiner, self._method.loop
         beta = getattr(combiner, "beta", 0)
         kept = f"the plausibility constraint (beta={beta}) keeps" if beta else "there is"
         if cut and not beta:
-            kept = f"{kind_of(combiner)} keeps"
+            kept = f"{kind_of(loop or combiner)} keeps"
         advice = "ask less of the logits processors"
         if cut and combiner.on_empty == "raise":
             advice = "on_empty='original' falls back to the original logits there"
             advice = f"use a smaller beta, or {advice}" if beta else advice
+        if cut and hasattr(loop, "candidates"):
+            advice = f"set candidates higher, or {advice}"
         return (
             f"{self._method.name}, step {length - self._prompt_length}, row {row}: the logits "
             f"processors remove every token that {kept}; {advice}"

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
 from cdkit.cache import BranchedCache
 from cdkit.engine import Engine
@@ -70,7 +71,7 @@ class ModelDecoding(Decoding):
         return left[:count]
 
     def ended(self, generated: Int[Tensor, "rows new"]) -> Bool[Tensor, " rows"]:
-        done: Tensor = self.stopping_criteria(self._ids(generated), None)  # type: ignore[arg-type]
+        done: Tensor = self.stopping_criteria(self._ids(generated), None)
         return done
 
     def _ids(self, generated: Int[Tensor, "rows new"]) -> Int[Tensor, "rows tokens"]:
@@ -123,7 +124,7 @@ def run_loop(
     batch = _cache(prompts).batch
     is_image = batch.layout.image_index[: batch.rows, batch.padding :] >= 0
     ends = getattr(config, "_eos_token_tensor", None)
-    found = []
+    found: list[Found] = []
     for sample, ids in enumerate(input_ids):
         own = torch.tensor([sample], device=ids.device)
         decoding = ModelDecoding(
@@ -165,7 +166,8 @@ def _check_stock(engine: Engine, config: Any) -> None:
 def _rows(engine: Engine, output: Any) -> Rows:
     cache, weights, original = output.past_key_values, engine.last_weights, engine.last_original
     assert isinstance(cache, BranchedCache) and weights is not None and original is not None
-    return Rows(output.logits[:, -1], original, weights[..., cache.batch.padding :], cache)
+    logits, seen = output.logits[:, -1], weights[..., cache.batch.padding :]
+    return Rows(logits, original, seen.to(logits.device), cache)
 
 
 def _select(rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:

@@ -48,6 +48,10 @@ def grow(
     # so many that enough are left where each of the best ends
     wanted = max(2, 1 + len(decoding.ends)) * width
     scores, places = total.topk(min(wanted, int(total.isfinite().sum())))
+    if bool(total.isnan().any()):
+        raise CdkitError(
+            "the logits are not numbers (NaN); check the model's weights and its dtype"
+        )
     if not len(scores):
         raise CdkitError("no token is left to go on with; ask less of the logits processors")
     vocab = log_probabilities.shape[1]
@@ -75,5 +79,5 @@ def may_improve(beams: Beams, decoding: Decoding) -> bool:
     length = beams.tokens.shape[1]
     if decoding.early_stopping == "never" and decoding.length_penalty > 0:
         length = decoding.max_new_tokens
-    attainable = float(beams.scores[0]) / length**decoding.length_penalty
+    attainable = float(beams.scores[0]) / float(length**decoding.length_penalty)
     return attainable > beams.finished[-1].score

@@ -178,7 +178,8 @@ def test_beam_search_with_ends(
 def test_the_users_criteria_end_a_beam(
     method: cdkit.Method, model: Any, make_inputs: MakeInputs
 ) -> None:
-    inputs, asked = make_inputs(*QUESTIONS), {"num_beams": 3}
+    inputs = make_inputs(*QUESTIONS)
+    asked: dict[str, Any] = {"num_beams": 3}
     end = answers(run(model, inputs, **asked), inputs)[0][1]
     asked |= {"stopping_criteria": StoppingCriteriaList([AtToken(end)])}
     stock, loop = run(model, inputs, **asked), run(model, inputs, method, **asked)
@@ -187,7 +188,8 @@ def test_the_users_criteria_end_a_beam(
 
 
 def test_stop_strings(model: Any, processor: Any, make_inputs: MakeInputs) -> None:
-    inputs, asked = make_inputs(QUESTIONS[0]), {"num_beams": 3}
+    inputs = make_inputs(QUESTIONS[0])
+    asked: dict[str, Any] = {"num_beams": 3}
     (free,) = answers(run(model, inputs, **asked), inputs)
     end = free[1]
     asked |= {"stop_strings": [processor.tokenizer.decode([end])], "tokenizer": processor.tokenizer}
@@ -214,7 +216,8 @@ def test_allowed_tokens_of_each_prompt(model: Any, make_inputs: MakeInputs) -> N
     def allowed(prompt: int, ids: Tensor) -> list[int]:
         return list(range(6 + 7 * prompt, 12 + 7 * prompt))
 
-    inputs, asked = make_inputs(*QUESTIONS), {"num_beams": 3, "prefix_allowed_tokens_fn": allowed}
+    inputs = make_inputs(*QUESTIONS)
+    asked: dict[str, Any] = {"num_beams": 3, "prefix_allowed_tokens_fn": allowed}
     assert_same(run(model, inputs, PLAIN, **asked), run(model, inputs, **asked), inputs)
 
 
@@ -410,3 +413,116 @@ def test_what_a_loop_cannot_do(
     asked = {"max_new_tokens": 2, "do_sample": False, "num_beams": 3} | asked
     with cdkit.attach(untouched, OPERA), pytest.raises(cdkit.CdkitError, match=told):
         untouched.generate(**inputs, **asked)
+
+
+@pytest.mark.parametrize("method", [PLAIN, OPERA], ids=["plain", "opera"])
+def test_a_prompt_without_an_image(method: cdkit.Method, untouched: Any, processor: Any) -> None:
+    inputs = dict(processor(text=["USER: is there a cat ?"], return_tensors="pt"))
+    with cdkit.attach(untouched, method):
+        with pytest.raises(cdkit.CdkitError, match="prompt 0 has no image"):
+            untouched.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+
+
+@dataclass(frozen=True)
+class Shy(DecodingLoop):
+    """Gives one answer, whatever was asked for."""
+
+    modes: ClassVar[frozenset[Mode]] = frozenset({"beam"})
+
+    def run(self, decoding: Decoding) -> Sequence[Found]:
+        return [Found((7,), 0.0)]
+
+
+def test_a_loop_that_finds_too_few(model: Any, make_inputs: MakeInputs) -> None:
+    told = "plain found 1 answers to prompt 0, but num_return_sequences=2; ask for fewer"
+    with cdkit.attach(model, with_loop(cdkit.load("plain"), Shy())):
+        with pytest.raises(cdkit.CdkitError, match=told):
+            model.generate(
+                **make_inputs(*QUESTIONS), max_new_tokens=2, num_beams=2, num_return_sequences=2
+            )
+
+
+def test_a_state_from_step_to_step_cannot_be_taken_back() -> None:
+    by_step = next(m for m in map(cdkit.load, cdkit.presets()) if m.by_step)
+    with pytest.raises(cdkit.CdkitError, match=r"takes tokens back, so .* cannot carry a state"):
+        with_loop(by_step, PlainBeams())
+
+
+# ---- removed candidates ---------------------------------------------------------------------
+
+
+def logits_at_first(model: Any, inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        first: Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
+    return first
+
+
+def test_processors_that_remove_what_is_plausible(model: Any, make_inputs: MakeInputs) -> None:
+    inputs, plausible = make_inputs(QUESTIONS[0]), cdkit.load("plausibility", beta=0.5)
+    p = logits_at_first(model, inputs).softmax(-1)[0]
+    banned = (p >= 0.5 * p.max()).nonzero()[:, 0].tolist()
+    asked: dict[str, Any] = {"num_beams": 3, "suppress_tokens": banned, "max_new_tokens": 4}
+    for loop in (PLAIN.loop, OPERA.loop):
+        assert loop is not None
+        with pytest.raises(cdkit.CdkitError, match=r"plausibility, step 0, row 0: .*beta=0\.5"):
+            run(model, inputs, with_loop(plausible, loop), **asked)
+    back = cdkit.load("plausibility", beta=0.5, on_empty="original")
+    with cdkit.attach(model, back):
+        stock = run(model, inputs, **asked)
+    assert_same(run(model, inputs, with_loop(back, PlainBeams()), **asked), stock, inputs)
+    assert OPERA.loop is not None
+    (found,) = answers(run(model, inputs, with_loop(back, OPERA.loop), **asked), inputs)
+    assert not set(found) & set(banned)
+
+
+def test_processors_that_remove_all_candidates(model: Any, make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(QUESTIONS[0])
+    banned = logits_at_first(model, inputs)[0].topk(5).indices.tolist()
+    told = (
+        "^opera, step 0, row 0: the logits processors remove every token that over_trust keeps; "
+        "set candidates higher, or on_empty='original' falls back to the original logits there$"
+    )
+    with pytest.raises(cdkit.CdkitError, match=told):
+        run(model, inputs, OPERA, num_beams=3, suppress_tokens=banned)
+    wide = cdkit.load("opera", candidates=8)
+    (found,) = answers(run(model, inputs, wide, num_beams=3, suppress_tokens=banned), inputs)
+    assert not set(found) & set(banned)
+
+
+def test_where_nothing_else_is_left_it_does_not_go_back(
+    model: Any, make_inputs: MakeInputs
+) -> None:
+    """A constraint that leaves one token at each step."""
+    eager = cdkit.load(
+        "opera", start=0, threshold=1, scale=100.0, factor=1.0, candidates=60, beta=1.0
+    )
+    inputs, asked = make_inputs(*QUESTIONS), {"num_beams": 3, "max_new_tokens": 10}
+    found = answers(run(model, inputs, eager, **asked), inputs)
+    greedy = answers(run(model, inputs, max_new_tokens=10), inputs)
+    assert found == greedy
+
+
+def test_allowed_tokens_hold_where_it_goes_back(model: Any, make_inputs: MakeInputs) -> None:
+    eager = cdkit.load("opera", start=0, threshold=1, scale=100.0, factor=1.0, candidates=60)
+    asked = {"num_beams": 3, "max_new_tokens": 12}
+    for allowed in ([7], [7, 8, 9]):
+        out = run(
+            model,
+            make_inputs(*QUESTIONS),
+            eager,
+            prefix_allowed_tokens_fn=lambda prompt, ids, own=allowed: own,
+            **asked,
+        )
+        assert {t for row in answers(out, make_inputs(*QUESTIONS)) for t in row} <= set(allowed)
+
+
+def test_logits_that_are_no_numbers(model: Any, make_inputs: MakeInputs) -> None:
+    bias = model.lm_head.bias.data
+    kept = bias.clone()
+    try:
+        bias[:] = float("nan")
+        for method in (PLAIN, OPERA):
+            with pytest.raises(cdkit.CdkitError, match="logits are not numbers"):
+                run(model, make_inputs(QUESTIONS[0]), method, num_beams=2)
+    finally:
+        bias[:] = kept
