@@ -2,16 +2,20 @@
 
 import abc
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cdkit.errors import CdkitError
 from cdkit.registry import Registry, unknown
+
+SeesAhead = Literal["nowhere", "in images", "in prompts"]
+"""Where attention is not causal: nowhere; among the tokens of an image (Gemma 3); in the whole
+prompt (PaliGemma)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +26,9 @@ class Rotary:
     """Radians a position for each pair of dimensions; those beyond 2 x half are not rotated."""
     interleaved: bool
     """Pairs are (0, 1), (2, 3), ... where True; (0, half), (1, half + 1), ... where False."""
+    axes: Int[Tensor, " half"] | None = None
+    """For each frequency the axis of a position (time, height, width) that turns it; None where
+    positions have one axis."""
 
 
 class ModelAdapter(abc.ABC):
@@ -34,8 +41,15 @@ class ModelAdapter(abc.ABC):
     causal_prefix: ClassVar[bool]
     """Whether states up to the image's last token do not depend on what follows: then branches that
     differ only after the image share them (PaliGemma: no)."""
+    sees_ahead: ClassVar[SeesAhead] = "nowhere"
+    """Which tokens of a prompt see those after them."""
     example: ClassVar[str]
     """A hub name that this adapter runs."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """What `generate` must be given beside `pixel_values`, where it would silently do without."""
+    encoder_text: ClassVar[str | None] = None
+    """The argument of the image encoder that holds the question as token ids, where it reads it
+    (InstructBLIP's Q-Former); its mask is called the same, with `attention_mask` for `input_ids`."""
 
     @abc.abstractmethod
     def check(self, model: nn.Module) -> None:
@@ -62,8 +76,36 @@ class ModelAdapter(abc.ABC):
         """(owner, attribute) of the image encoder that `generate` or forward calls."""
 
     @abc.abstractmethod
-    def features(self, output: Any) -> Sequence[Float[Tensor, "_ hidden"]]:
-        """The image tokens' features in an output of the encoder, image by image."""
+    def split_pixels(
+        self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Float[Tensor, "frames channels height width"]]:
+        """Each image of `given["pixel_values"]`: its picture, its tiles or its frames.
+
+        `given` are the arguments of the encoder, `tokens` says how many tokens each image has.
+        """
+
+    @abc.abstractmethod
+    def join_pixels(
+        self,
+        model: nn.Module,
+        images: Sequence[Float[Tensor, "frames channels height width"]],
+        given: Mapping[str, Any],
+    ) -> Tensor:
+        """The inverse of `split_pixels`: what stands for `given["pixel_values"]`."""
+
+    @abc.abstractmethod
+    def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
+        """The image tokens' features in an output of the encoder, in the tokens' order."""
+
+    @abc.abstractmethod
+    def levels(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
+        """Features of the image tokens that deeper layers add (deepstack); empty for most."""
+
+    @abc.abstractmethod
+    def level_arguments(
+        self, levels: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+    ) -> Mapping[str, Any]:
+        """`levels` (where, what) as arguments of the decoder; None where no image token is."""
 
     @abc.abstractmethod
     def image_index(
@@ -84,8 +126,9 @@ class ModelAdapter(abc.ABC):
         """Next-token logits from a layer's output: the final norm (if asked), the output head."""
 
     @abc.abstractmethod
-    def rotary(self, model: nn.Module) -> Rotary | None:
-        """The decoder's rotary embedding; None where it has none or its frequencies change."""
+    def rotary(self, model: nn.Module) -> Sequence[Rotary | None] | None:
+        """Each layer's rotary embedding, None for a layer without; None for all where the decoder
+        has none, or its frequencies change with the length."""
 
     @abc.abstractmethod
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
@@ -136,12 +179,16 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def rotate(
     x: Float[Tensor, "rows heads tokens head_dim"],
-    by: Float[Tensor, "rows tokens"],
+    by: Float[Tensor, "rows tokens *axes"],
     rotary: Rotary,
 ) -> Float[Tensor, "rows heads tokens head_dim"]:
     """Move already rotated queries or keys by `by` positions: RoPE rotations compose."""
     frequencies = rotary.inverse_frequencies.to(device=x.device, dtype=torch.float64)
-    angle = (by.double()[..., None] * frequencies)[:, None]
+    if by.ndim == 2:
+        by = by[..., None]
+    elif rotary.axes is not None:
+        by = by[..., rotary.axes.to(by.device)]
+    angle = (by.double() * frequencies)[:, None]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     width = 2 * frequencies.shape[0]
     turned, still = x[..., :width], x[..., width:]
@@ -157,7 +204,8 @@ def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
     """The decoder's rotary embedding, found by trying its own function out.
 
     Tokens turned to position 3 and then by 2 more must be where the model's `apply_rotary_pos_emb`
-    turns them at position 5. None where neither pairing of dimensions does that.
+    turns them at position 5. None where neither pairing of dimensions does that. Which axis of 3-D
+    positions a frequency follows is tried out as well, one axis at a time.
     """
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     frequencies: Tensor | None = getattr(embedding, "inv_freq", None)
@@ -168,16 +216,31 @@ def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
     width = embedding(like, position_ids=at)[0].shape[-1]  # less than a head where RoPE is partial
     x = torch.randn(1, 1, 1, width, generator=torch.Generator().manual_seed(0)).to(like)
 
-    def turned(position: int) -> Tensor:
-        out: Tensor = apply(x, x, *embedding(x, position_ids=at + position))[0]
+    def turned(position: Tensor) -> Tensor:
+        out: Tensor = apply(x, x, *embedding(x, position_ids=position))[0]
         return out
 
     for interleaved in (False, True):
         rotary = Rotary(frequencies, interleaved=interleaved)
-        moved = rotate(turned(3), torch.full((1, 1), 2.0).to(x), rotary)
-        if torch.allclose(moved, turned(5), atol=1e-4):
-            return rotary
+        moved = rotate(turned(at + 3), torch.full((1, 1), 2.0).to(x), rotary)
+        if torch.allclose(moved, turned(at + 5), atol=1e-4):
+            if not hasattr(embedding, "mrope_section"):
+                return rotary
+            return replace(rotary, axes=_axes(turned, len(frequencies), interleaved=interleaved))
     return None
+
+
+def _axes(
+    turned: Callable[[Tensor], Tensor], half: int, *, interleaved: bool
+) -> Int[Tensor, " half"]:
+    """For each frequency the axis whose position turns its pair of dimensions."""
+    still = torch.zeros(3, 1, 1, dtype=torch.long)
+    axes = torch.zeros(half, dtype=torch.long)
+    for axis in range(3):
+        step = torch.nn.functional.one_hot(torch.tensor(axis), 3)[:, None, None]
+        changed = (turned(still + step) != turned(still))[0, 0, 0]
+        axes[changed[0 : 2 * half : 2] if interleaved else changed[:half]] = axis
+    return axes
 
 
 def chat_prompt(question: str, *, images: int, processor: Any, fallback: str) -> str:

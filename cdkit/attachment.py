@@ -124,6 +124,11 @@ class Attachment(Wired):
                 f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
                 "rotary embedding of fixed frequencies; use a method without a calibrator"
             )
+        if hooked and getattr(decoder.config, "attn_logit_softcapping", None):
+            raise CdkitError(
+                f"{type(decoder).__name__} caps its attention logits, which {method.name} cannot go "
+                "with; use a method that changes only the inputs, such as vcd"
+            )
         if hooked and not _can_be_hooked(decoder):
             raise CdkitError(
                 f"{type(decoder).__name__} does not take its attention from Hugging Face's "
@@ -191,7 +196,7 @@ class Attachment(Wired):
                 attention = LayerAttention(
                     layer=index,
                     depth=len(layers),
-                    rotary=self._rotary,
+                    rotary=None if self._rotary is None else self._rotary[index],
                     changes=functools.partial(engine.changes, layer=index),
                     current=lambda: engine.attention,
                 )

@@ -30,12 +30,17 @@ class Chunk:
     """All columns up to `stop`: True on text before the first image."""
     predicts: Bool[Tensor, "rows tokens"]
     """The chunk's tokens that predict the next one: a prompt's last, and each generated one."""
-    query_shift: Float[Tensor, "rows tokens"] | None
+    query_shift: Float[Tensor, "rows tokens *axes"] | None
     """Calibrated minus ordinary position of the chunk's tokens; None without a calibrator."""
 
     @property
     def stop(self) -> int:
         return self.start + self.length
+
+
+def rotated_axes(positions: Int[Tensor, "rows tokens *axes"]) -> Int[Tensor, "rows tokens *axes"]:
+    """The axes that the rotary embedding turns by: of four the first only counts text tokens."""
+    return positions[..., 1:] if positions.shape[2:] == (4,) else positions
 
 
 @dataclass(eq=False)
@@ -47,13 +52,15 @@ class BranchedBatch:
     """"original", then the distorted branches that run."""
     layout: Layout
     """Of the prompts of all rows."""
-    positions: Int[Tensor, "rows tokens"]
-    """Of all tokens so far, as the decoder was given them."""
+    positions: Int[Tensor, "rows tokens *axes"]
+    """Of all tokens so far, as the decoder was given them, its axes last."""
     streams: Int[Tensor, " rows"] | None
     """A random key for each row; None where the attention is left alone."""
     padding: int
     """How many columns stand before the original prompts, for longer ones of other branches."""
     real: Bool[Tensor, "rows tokens"]
+    levels: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
+    """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
     seen: int = 0
     step: int = 0
     states: dict[str, State] = field(default_factory=dict)
@@ -70,28 +77,42 @@ class BranchedBatch:
         index = self.branches.index(branch)
         return slice(index * self.rows, (index + 1) * self.rows)
 
-    def image_shift(self) -> Float[Tensor, "rows image"] | None:
+    def image_shift(self) -> Float[Tensor, "rows image *axes"] | None:
         """Calibrated minus ordinary position of the image tokens."""
-        shift = self._shift(self.positions[:, : self.layout.length])
+        shift = self._shift(min(self.layout.length, self.positions.shape[1]))
         if shift is None:
             return None
         # where only a part of the prompt is there yet, the columns that lack are not read
-        return shift.gather(1, self.layout.columns.clamp(max=shift.shape[1] - 1))
+        columns = self.layout.columns.clamp(max=shift.shape[1] - 1)
+        rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
+        return shift[rows, columns]
 
-    def _shift(self, positions: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"] | None:
+    def _shift(self, total: int) -> Float[Tensor, "rows tokens *axes"] | None:
         if self.calibrator is None:
             return None
-        is_image = self._is_image(positions.shape[1])
-        return self.calibrator.calibrate(positions, is_image) - positions.double()
+        positions = rotated_axes(self.positions[:, :total])
+        calibrated = self.calibrator.calibrate(positions, self._image_index(total))
+        return calibrated - positions.double()
 
-    def _is_image(self, total: int) -> Bool[Tensor, "rows columns"]:
-        """Image tokens among the first `total` columns; what was generated is text."""
-        is_image = self.layout.image_index[:, :total] >= 0
-        return torch.nn.functional.pad(is_image, (0, total - is_image.shape[1]))
+    def _image_index(self, total: int) -> Int[Tensor, "rows columns"]:
+        """The images of the first `total` columns; what was generated is text."""
+        index = self.layout.image_index[:, :total]
+        return torch.nn.functional.pad(index, (0, total - index.shape[1]), value=-1)
+
+    def levels_of(
+        self, rows: int, chunk: Chunk
+    ) -> tuple[Bool[Tensor, "rows tokens"], list[Float[Tensor, "_ hidden"]]] | None:
+        """Where the chunk has image tokens, and what deeper layers add to them; None for nothing."""
+        stop = min(chunk.stop, self.layout.length)
+        if not self.levels or chunk.start >= stop:
+            return None
+        on_image = self.layout.image_index[:rows, chunk.start : stop] >= 0
+        added = [level[:rows, chunk.start : stop][on_image] for level in self.levels]
+        return torch.nn.functional.pad(on_image, (0, chunk.stop - stop)), added
 
     def extend(
         self,
-        positions: Int[Tensor, "_ new"] | None,
+        positions: Int[Tensor, "_ new *axes"] | None,
         real: Bool[Tensor, "rows new"] | None,
         new: int,
     ) -> None:
@@ -100,14 +121,24 @@ class BranchedBatch:
         if positions is None:
             # Hugging Face's default: the number of columns before it
             positions = torch.arange(new, device=device)[None] + self.seen - self.padding
+        axes = self.positions.shape[2:]
+        if positions.ndim < self.positions.ndim:
+            positions = positions[..., None]
         if real is None:
             real = torch.ones(self.rows, new, dtype=torch.bool, device=device)
         # branches whose prompt is longer or shorter keep their distance to the original branch
         last = self.positions[:, -1:]
-        offset = last - last[: self.rows].repeat(branches, 1)
-        positions = positions.expand(self.rows, -1).repeat(branches, 1) + offset
+        offset = last - torch.cat([last[: self.rows]] * branches)
+        positions = positions.expand(self.rows, new, *axes)
+        positions = torch.cat([positions] * branches) + offset
         self.positions = torch.cat((self.positions, positions), dim=1)
         self.real = torch.cat((self.real, real.repeat(branches, 1)), dim=1)
+
+    def positions_ahead(self, new: int) -> Int[Tensor, "*axes rows new"]:
+        """Of the next tokens of the original branch, as the decoder takes them."""
+        ahead = torch.arange(1, new + 1, device=self.positions.device)
+        last = self.positions[: self.rows, -1:]
+        return last + ahead if last.ndim == 2 else (last + ahead[:, None]).movedim(-1, 0)
 
     def chunk(self, stop: int) -> Chunk:
         """The columns from `seen` to `stop`."""
@@ -117,10 +148,10 @@ class BranchedBatch:
         first_text = self.layout.first_text - start
         if not self.layout.valid.shape[1]:
             first_text = stop - start
-        shift = self._shift(self.positions[:, :stop])
+        shift = self._shift(stop)
         token_index = (self.real[:, :stop].long().cumsum(dim=-1) - 1).clamp(min=0)
         columns = torch.arange(stop, device=self.real.device)
-        is_image = self._is_image(stop)
+        is_image = self._image_index(stop) >= 0
         before_image = ~is_image.cummax(dim=-1).values & self.real[:, :stop]
         return Chunk(
             start=start,
@@ -160,6 +191,7 @@ class BranchedBatch:
             positions=self.positions[every],
             streams=None if self.streams is None else self.streams[every.to(self.streams.device)],
             real=self.real[every],
+            levels=tuple(level[every] for level in self.levels),
             states={
                 place: {name: value[rows] for name, value in state.items()}
                 for place, state in self.states.items()

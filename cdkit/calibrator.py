@@ -2,7 +2,7 @@
 
 import abc
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.part import Part
@@ -18,11 +18,14 @@ class PositionCalibrator(Part, abc.ABC):
 
     @abc.abstractmethod
     def calibrate(
-        self, positions: Int[Tensor, "rows tokens"], is_image: Bool[Tensor, "rows tokens"]
-    ) -> Float[Tensor, "rows tokens"]:
-        """Positions of all tokens so far, in float64. They never decrease along a row.
+        self, positions: Int[Tensor, "rows tokens *axes"], image_index: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens *axes"]:
+        """Positions of all tokens so far, in float64.
 
-        A token's position may depend on tokens before it, never on those after it.
+        `image_index` numbers the images of a row from 0; -1 is text. Models with one axis have
+        positions (rows, tokens), which never decrease along a row; multimodal RoPE has three axes
+        (time, height, width), equal on text. A token's position may depend on tokens before it and
+        on those of its own image, never on later ones.
         """
 
     @property

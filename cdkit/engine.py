@@ -32,8 +32,17 @@ from cdkit.limits import (
     check_whole_prompt,
     setting,
 )
+from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL, Branch, Method
-from cdkit.rows import PromptRows, features_in, features_of_rows, place_features, rewritten, stack
+from cdkit.rows import (
+    PromptRows,
+    features_in,
+    features_of_rows,
+    place_features,
+    rewritten,
+    rewritten_text,
+    stack,
+)
 from cdkit.session import Session
 from cdkit.strategy import AttentionDistortion, Intervention
 from cdkit.trace import Step, Trace
@@ -43,9 +52,10 @@ Forward = Callable[..., Any]
 
 def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What a call passes, by name. Hugging Face's wrappers want it by name, too."""
-    given: dict[str, Any] = inspect.signature(function).bind_partial(*args, **kwargs).arguments
-    rest: dict[str, Any] = given.pop("kwargs", {})
-    return {**given, **rest}
+    signature = inspect.signature(function)
+    given: dict[str, Any] = signature.bind_partial(*args, **kwargs).arguments
+    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    return {**given, **(given.pop(rest[0], {}) if rest else {})}
 
 
 def _new_tokens(ids: Tensor, given: dict[str, Any], defaults: Sequence[object]) -> int:
@@ -154,6 +164,10 @@ class Engine:
         real = mask.to(ids.device).bool()
         image_index = self.adapter.image_index(self.model, ids).masked_fill(~real, -1)
         pixels = given.get("pixel_values")
+        if pixels is not None:
+            self._check_required(given)
+            counts = [int(c) for row in image_index for c in row[row >= 0].bincount()]
+            pixels = self.adapter.split_pixels(self.model, given, counts)
         session = Session(
             ids=ids,
             real=real,
@@ -175,6 +189,14 @@ class Engine:
             if branch.pixel and pixels is None:
                 raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
         return session
+
+    def _check_required(self, given: dict[str, Any]) -> None:
+        for name in self.adapter.required:
+            if given.get(name) is None:
+                raise CdkitError(
+                    f"{type(self.model).__name__} needs {name} beside pixel_values, as its "
+                    "processor returns it: pass all of the processor's output on"
+                )
 
     def _check_last_row(self, session: Session) -> None:
         """What the original branch looks at is read off a text row that follows the image."""
@@ -221,19 +243,51 @@ class Engine:
         """The originals as ever; the branches' distorted images beside them."""
         output = encode(*args, **kwargs)
         given = arguments(encode, *args, **kwargs)
-        if self.session is not None and given.get("pixel_values") is not None:
-            for branch in self.branches:
-                if branch.pixel:
-                    pixels = self.session.distorted_pixels(branch, given["pixel_values"])
-                    distorted = encode(**given | {"pixel_values": pixels})
-                    self.session.features[branch.name] = self.adapter.features(distorted)
+        session = self.session
+        if session is None or given.get("pixel_values") is None:
+            return output
+        session.levels[ORIGINAL] = self.adapter.levels(output)
+        for branch in self.branches:
+            changed = self._encoder_text(branch, given)
+            if branch.pixel:
+                assert session.pixels is not None
+                pixels = session.distorted_pixels(branch, session.pixels)
+                changed["pixel_values"] = self.adapter.join_pixels(self.model, pixels, given)
+            if changed:
+                distorted = encode(**given | changed)
+                session.features[branch.name] = self.adapter.features(distorted)
+                session.levels[branch.name] = self.adapter.levels(distorted)
         return output
+
+    def _encoder_text(self, branch: Branch, given: dict[str, Any]) -> dict[str, Any]:
+        """The branch's question for an encoder that reads it, as arguments; padded on the right."""
+        name = self.adapter.encoder_text
+        if name is None or not branch.prompt or given.get(name) is None:
+            return {}
+        ids, mask_name = given[name], name.replace("input_ids", "attention_mask")
+        mask = given.get(mask_name)
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        tokenizer = getattr(self.processor, "qformer_tokenizer", None)
+        texts = [
+            rewritten_text(row[own].tolist(), branch, tokenizer)
+            for row, own in zip(ids, real, strict=True)
+        ]
+        length = max(len(text) for text in texts)
+        padded = [list(text) + [0] * (length - len(text)) for text in texts]
+        masks = [[1] * len(text) + [0] * (length - len(text)) for text in texts]
+        return {
+            name: torch.tensor(padded, dtype=ids.dtype, device=ids.device),
+            mask_name: torch.tensor(masks, device=ids.device),
+        }
 
     # ---- the decoder -----------------------------------------------------------------------
 
     def decode(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         """Run the rows of all branches; the output has them all."""
         call = self.call
+        if kwargs.get("inputs_embeds") is None and kwargs.get("input_ids") is not None:
+            # an inner language model embeds its tokens itself
+            kwargs["inputs_embeds"] = self.adapter.embed(self.model, kwargs.pop("input_ids"))
         if call is None or args or kwargs.get("inputs_embeds") is None:
             raise CdkitError(
                 f"with {self.method.name} attached, call the model itself or its generate; its "
@@ -269,11 +323,10 @@ class Engine:
         if not branches:
             return
         prompt = session.ids.shape[1]
-        of_prompt = {
-            name: kwargs[name][:, :prompt]
-            for name in ("inputs_embeds", "attention_mask", "position_ids")
-            if kwargs.get(name) is not None
-        }
+        of_prompt: dict[str, Any] = {"inputs_embeds": kwargs["inputs_embeds"][:, :prompt]}
+        for name in ("attention_mask", "position_ids"):
+            if isinstance(kwargs.get(name), Tensor):
+                of_prompt[name] = kwargs[name][..., :prompt]
         batch, embeds = self._first_rows(of_prompt, branches=())
         call = AttentionCall(batch, batch.chunk(prompt), Step(), signals=SignalsWanted(image=True))
         uncached = kwargs | {"past_key_values": None, "use_cache": False}
@@ -302,8 +355,10 @@ class Engine:
         assert self.call is not None
         chunk = batch.chunk(batch.seen + embeds.shape[1])
         first = chunk.first_text
+        if self.adapter.sees_ahead != "nowhere" and batch.seen == 0:
+            first = whole_images(batch.layout.image_index, first)
         hidden = []
-        if self._shares_prefix(batch, chunk, kwargs):
+        if first and self._shares_prefix(batch, chunk, kwargs):
             own = embeds[: batch.rows, :first]
             shared = self._decoder_call(
                 forward, self._attention_call(batch, batch.chunk(first)), own, kwargs
@@ -343,16 +398,24 @@ class Engine:
     ) -> Any:
         batch, chunk = call.batch, call.chunk
         rows, stop = embeds.shape[0], chunk.stop
+        positions = batch.positions[:rows, chunk.start : stop]
+        if positions.ndim == 3:
+            positions = positions.movedim(-1, 0)
+        mask = decoder_mask(
+            self.model,
+            self.adapter.sees_ahead if self._typed(kwargs) else "nowhere",
+            batch,
+            chunk,
+            embeds=embeds,
+            positions=positions,
+            cache=kwargs.get("past_key_values"),
+        )
+        own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+        if batch.levels:
+            own |= self.adapter.level_arguments(batch.levels_of(rows, chunk))
         self.attention = call
         try:
-            output = forward(
-                **kwargs
-                | {
-                    "inputs_embeds": embeds,
-                    "attention_mask": batch.mask(rows, stop),
-                    "position_ids": batch.positions[:rows, chunk.start : stop],
-                }
-            )
+            output = forward(**kwargs | own)
             if self.hooked and call.layers_run != self.depth:
                 raise CdkitError(
                     f"{self.method.name} looks into the attention, but only {call.layers_run} of "
@@ -378,18 +441,21 @@ class Engine:
         ids = session.ids.repeat_interleave(expand, dim=0)
         image_index = session.image_index.repeat_interleave(expand, dim=0)
         real = session.real.repeat_interleave(expand, dim=0)
+        mask = self._plain_mask(mask)
         if mask is not None:
-            if mask.ndim != 2:
-                raise CdkitError(
-                    f"the decoder got a {mask.ndim}-D mask; cdkit needs the 2-D one (dynamic cache)"
-                )
             real = torch.cat((mask[:, :prompt].bool(), real[:, mask.shape[1] :]), dim=1)
         if positions is None:
             positions = torch.arange(given, device=embeds.device)[None]
-        positions = positions.expand(rows, -1)
+        if positions.ndim == 3:
+            positions = positions.movedim(0, -1)
+        positions = positions.expand(rows, *positions.shape[1:])
         here = min(prompt, given)  # fewer than the prompt: a chunk of it
         original = PromptRows(
-            embeds[:, :here], real[:, :here], image_index[:, :here], positions[:, :here]
+            embeds[:, :here],
+            real[:, :here],
+            image_index[:, :here],
+            positions[:, :here],
+            self._levels(ORIGINAL, embeds[:, :1], image_index),
         )
         blocks = [original] + [
             self._branch_rows(branch, original, ids, image_index) for branch in branches
@@ -405,6 +471,7 @@ class Engine:
             streams=session.streams(expand).repeat(len(blocks)) if self.hooked else None,
             padding=stacked.real.shape[1] - here,
             real=stacked.real,
+            levels=stacked.levels,
         )
         tail = embeds[:, here:]
         if tail.shape[1]:
@@ -422,6 +489,9 @@ class Engine:
     ) -> PromptRows:
         """A branch's rows of new prompts: its own image features, its own prompt."""
         features = self._features(branch, rows=ids.shape[0])
+        if branch.name in (() if self.session is None else self.session.levels):
+            levels = self._levels(branch.name, original.embeds[:, :1], image_index)
+            original = replace(original, levels=levels)
         if branch.prompt:
             session = self.session
             assert session is not None and self.call is not None
@@ -453,22 +523,49 @@ class Engine:
         if session is not None and branch.name in session.looked:
             features = session.looked[branch.name]
             return [own for own in features for _ in range(rows // len(features))]
-        if not branch.pixel:
-            return None
-        if self.session is None or branch.name not in self.session.features:
+        if session is not None and branch.name in session.features:
+            tokens = session.tokens
+            return features_of_rows(session.features[branch.name], tokens, rows // len(tokens))
+        if branch.pixel:
             raise CdkitError(
                 f"branch {branch.name!r} distorts pixels, but the image came encoded; pass "
                 "pixel_values"
             )
-        images = self.session.images
-        return features_of_rows(self.session.features[branch.name], images, rows // len(images))
+        return None
+
+    def _levels(
+        self,
+        branch: str,
+        like: Float[Tensor, "rows one hidden"],
+        image_index: Int[Tensor, "rows tokens"],
+    ) -> tuple[Float[Tensor, "rows tokens hidden"], ...]:
+        """What deeper layers add to a branch's prompts, at their image tokens."""
+        session = self.session
+        if session is None or not session.levels.get(branch):
+            return ()
+        expand = image_index.shape[0] // len(session.tokens)
+        empty = like.new_zeros(*image_index.shape, like.shape[-1])
+        return tuple(
+            place_features(empty, image_index, features_of_rows(level, session.tokens, expand))
+            for level in session.levels[branch]
+        )
+
+    def _typed(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the stock model made a mask of its own: without token types it is causal."""
+        mask = kwargs.get("attention_mask")
+        return mask is not None and self._plain_mask(mask) is None
+
+    @staticmethod
+    def _plain_mask(mask: Any) -> Tensor | None:
+        """The 2-D mask, where the decoder was given one."""
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def _next_rows(
         self, batch: BranchedBatch, kwargs: dict[str, Any]
     ) -> Float[Tensor, "rows tokens hidden"]:
         """The new columns of a batch that has a cache: generated tokens, or more of the prompt."""
         embeds: Tensor = kwargs["inputs_embeds"]
-        mask = kwargs.get("attention_mask")
+        mask = self._plain_mask(kwargs.get("attention_mask"))
         new, start = embeds.shape[1], batch.seen
         real = None if mask is None else mask[:, -new:].bool()
         batch.extend(kwargs.get("position_ids"), real, new)

@@ -55,9 +55,12 @@ class Layout:
 
     @property
     def is_text(self) -> Bool[Tensor, "rows tokens"]:
-        """Text after the row's first image."""
-        is_image = self.image_index >= 0
-        return (is_image.long().cumsum(dim=-1) > 0) & ~is_image & self.real
+        """Text after the row's first image; marks inside of an image, as between its tiles, are
+        none."""
+        index, is_image = self.image_index, self.image_index >= 0
+        before = index.cummax(dim=-1).values
+        ahead = index.masked_fill(~is_image, index.shape[1]).flip(-1).cummin(dim=-1).values.flip(-1)
+        return (before >= 0) & (before != ahead) & ~is_image & self.real
 
 
 def make_layout(

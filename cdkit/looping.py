@@ -47,11 +47,10 @@ class ModelDecoding(Decoding):
         # the model writes into the cache that it is given
         cache = _cache(rows).fork() if parents is None else _cache(rows).select(parents)
         batch = cache.batch
-        ahead = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         output = self.model(
             input_ids=tokens,
             past_key_values=cache,
-            position_ids=batch.positions[: batch.rows, -1:] + ahead,
+            position_ids=batch.positions_ahead(tokens.shape[1]),
             use_cache=True,
             logits_to_keep=1,
         )

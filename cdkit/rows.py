@@ -23,7 +23,9 @@ class PromptRows:
     embeds: Float[Tensor, "rows tokens hidden"]
     real: Bool[Tensor, "rows tokens"]
     image_index: Int[Tensor, "rows tokens"]
-    positions: Int[Tensor, "rows tokens"]
+    positions: Int[Tensor, "rows tokens *axes"]
+    levels: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
+    """What deeper layers add at the image tokens, 0 elsewhere."""
 
     def padded_to(self, length: int) -> "PromptRows":
         return PromptRows(
@@ -31,6 +33,7 @@ class PromptRows:
             left_pad(self.real, length, False),
             left_pad(self.image_index, length, -1),
             left_pad(self.positions, length, 0),
+            tuple(left_pad(level, length, 0) for level in self.levels),
         )
 
 
@@ -43,6 +46,7 @@ def stack(branches: Sequence[PromptRows]) -> tuple[PromptRows, Layout]:
         torch.cat([branch.real for branch in wide]),
         torch.cat([branch.image_index for branch in wide]),
         torch.cat([branch.positions for branch in wide]),
+        tuple(torch.cat(level) for level in zip(*(branch.levels for branch in wide), strict=True)),
     )
     return rows, make_layout(rows.image_index, rows.real)
 
@@ -77,16 +81,15 @@ def place_features(
 
 
 def features_of_rows(
-    features: Sequence[Float[Tensor, "_ hidden"]], images: Sequence[int], expand: int
+    features: Float[Tensor, "tokens hidden"], tokens: Sequence[int], expand: int
 ) -> list[Float[Tensor, "_ hidden"]]:
-    """Features image by image -> one tensor a row, where each sample has `expand` rows."""
-    rows, start = [], 0
-    for count in images:
-        stop = start + count
-        own = features[start:stop]
-        rows += [torch.cat(list(own)) if own else features[0][:0]] * expand
-        start = stop
-    return rows
+    """Features of all image tokens -> one tensor a row, where each sample has `expand` rows."""
+    if features.shape[0] != sum(tokens):
+        raise CdkitError(
+            f"the prompts have {sum(tokens)} image tokens but the image encoder gives "
+            f"{features.shape[0]} features; prompts and images do not belong together"
+        )
+    return [own for own in features.split(list(tokens)) for _ in range(expand)]
 
 
 def features_in(
@@ -143,18 +146,93 @@ def rewritten(
     new_ids = torch.tensor([padded(prompt.ids, -1) for prompt in prompts], device=device)
     flags = torch.tensor([padded(prompt.is_image, 0) for prompt in prompts], device=device)
     on_image, real = flags == 1, new_ids >= 0
-    image_index = adapter.image_index(model, new_ids).masked_fill(~on_image, -1)
+    image_index = _numbered(on_image, original.image_index)
     text_ids = new_ids.masked_fill(on_image | ~real, 0)
     embeds = adapter.embed(model, text_ids).to(original.embeds.dtype)
+    own = features or features_in(original.embeds, original.image_index)
+    levels = [features_in(level, original.image_index) for level in original.levels]
     rows = PromptRows(
-        place_features(
-            embeds, image_index, features or features_in(original.embeds, original.image_index)
-        ),
+        place_features(embeds, image_index, own),
         real,
         image_index,
-        (real.long().cumsum(dim=-1) - 1).clamp(min=0),
+        _rebased(original, image_index, real),
+        tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
     )
     return rows, aligned
+
+
+def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[int, ...]:
+    """The question as the image encoder reads it, under the branch's prompt distortions."""
+
+    def encode(text: str) -> tuple[int, ...]:
+        if tokenizer is None:
+            raise CdkitError(
+                f"branch {branch.name!r} writes text for the image encoder, which the processor "
+                "has no tokenizer for; pass the model's own processor to cdkit.attach"
+            )
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompt = Prompt(tuple(ids), (False,) * len(ids), system_slot=1, question_slot=1, encode=encode)
+    for distortion in branch.prompt:
+        prompt = distortion.distort(prompt)
+    return prompt.ids
+
+
+def _numbered(
+    on_image: Bool[Tensor, "rows tokens"], original: Int[Tensor, "rows old"]
+) -> Int[Tensor, "rows tokens"]:
+    """The numbers of the images: a prompt keeps all of its image tokens, or none."""
+    index = torch.full_like(on_image, -1, dtype=original.dtype)
+    for row, flags in enumerate(on_image):
+        if bool(flags.any()):
+            index[row, flags] = original[row][original[row] >= 0]
+    return index
+
+
+def _rebased(
+    original: PromptRows, image_index: Int[Tensor, "rows tokens"], real: Bool[Tensor, "rows tokens"]
+) -> Int[Tensor, "rows tokens *axes"]:
+    """Positions of rewritten prompts: text steps by one, an image keeps its pattern and its span.
+
+    They begin where the original prompts do.
+    """
+    first = original.real.long().argmax(dim=1)
+    start = original.positions[torch.arange(len(first), device=first.device), first]
+    if start.ndim == 1:
+        return (start[:, None] + real.long().cumsum(dim=-1) - 1).masked_fill(~real, 0)
+    rows = [
+        _on_axes(original.positions[row], original.image_index[row], start[row], index[own])
+        for row, (index, own) in enumerate(zip(image_index, real, strict=True))
+    ]
+    return torch.stack([left_pad(row[None], real.shape[1], 0)[0] for row in rows])
+
+
+def _on_axes(
+    old: Int[Tensor, "old axes"],
+    old_index: Int[Tensor, " old"],
+    start: Int[Tensor, " axes"],
+    index: Int[Tensor, " tokens"],
+) -> Int[Tensor, "tokens axes"]:
+    """One prompt's positions where they have several axes.
+
+    What follows an image stands behind its largest position on any rotated axis; of four axes the
+    first only counts tokens.
+    """
+    now, blocks, numbers = start, list[Tensor](), index.tolist()
+    done = 0
+    while done < len(numbers):
+        if numbers[done] < 0:
+            block = now[None]
+            span = torch.ones_like(now)
+        else:
+            at = (old_index == numbers[done]).nonzero()[:, 0]
+            block = old[int(at[0]) : int(at[-1]) + 1]  # marks inside of the image come along
+            block = block - block[0] + now
+            span = block.amax(dim=0) + 1 - now
+            span = torch.cat((span[:-3], span[-3:].max().expand(3)))
+        blocks.append(block)
+        now, done = now + span, done + len(block)
+    return torch.cat(blocks)
 
 
 def _common_end(a: Sequence[int], b: Sequence[int]) -> int:

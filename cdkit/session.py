@@ -12,6 +12,7 @@ from torch import Tensor
 from cdkit.errors import CdkitError
 from cdkit.method import Branch
 from cdkit.noise import generator, stream
+from cdkit.strategy import PixelDistortion
 
 
 @dataclass(eq=False)
@@ -22,11 +23,14 @@ class Session:
     real: Tensor
     """The prompts' mask: (samples, tokens), False on padding."""
     image_index: Int[Tensor, "samples tokens"]
-    pixels: Float[Tensor, "images ..."] | None
+    pixels: Sequence[Float[Tensor, "frames channels height width"]] | None
+    """Each image of the prompts, in their order."""
     seed: int
     given_ids: tuple[str, ...] | None
-    features: dict[str, Sequence[Tensor]] = field(default_factory=dict)
-    """Branch -> features of its distorted images, image by image."""
+    features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
+    """Branch -> features of all image tokens, where it has its own."""
+    levels: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
+    """Branch, the original one too -> what deeper layers add to the image tokens."""
     looked: dict[str, list[Tensor]] = field(default_factory=dict)
     """Branch -> each sample's features, made from where the original branch looks."""
 
@@ -36,11 +40,21 @@ class Session:
             raise CdkitError(
                 f"sample_ids has {len(self.given_ids)} names for {samples} prompts; give one each"
             )
+        if self.pixels is not None and len(self.pixels) != sum(self.images):
+            raise CdkitError(
+                f"the prompts have {sum(self.images)} images but {len(self.pixels)} were passed"
+            )
 
     @cached_property
     def images(self) -> list[int]:
         """How many images each sample has."""
         return [int(count) for count in self.image_index.amax(dim=1) + 1]
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """How many image tokens each sample has."""
+        counts: list[int] = (self.image_index >= 0).sum(dim=1).tolist()
+        return counts
 
     @cached_property
     def sample_ids(self) -> tuple[str, ...]:
@@ -52,8 +66,9 @@ class Session:
             digest = hashlib.blake2b(digest_size=16)
             digest.update(str(self.ids[row][self.real[row]].tolist()).encode())
             if self.pixels is not None:
-                own = self.pixels[first : first + count].detach().to("cpu", torch.float32)
-                digest.update(own.contiguous().numpy().tobytes())
+                for image in self.pixels[first : first + count]:
+                    own = image.detach().to("cpu", torch.float32)
+                    digest.update(own.contiguous().numpy().tobytes())
             first += count
             names.append(digest.hexdigest())
         return tuple(names)
@@ -79,18 +94,25 @@ class Session:
             made.append(own)
         self.looked[branch.name] = made
 
-    def distorted_pixels(self, branch: Branch, pixels: Tensor) -> Tensor:
+    def distorted_pixels(
+        self, branch: Branch, pixels: Sequence[Float[Tensor, "frames channels height width"]]
+    ) -> list[Float[Tensor, "frames channels height width"]]:
         """The branch's images: each sample's noise comes from (seed, sample id) alone."""
-        if pixels.shape[0] != sum(self.images):
-            raise CdkitError(
-                f"the prompts have {sum(self.images)} images but {pixels.shape[0]} were passed"
-            )
-        new, first = [], 0
+        new: list[Tensor] = []
         for name, count in zip(self.sample_ids, self.images, strict=True):
-            own = pixels[first : first + count].to("cpu")
-            first += count
+            own = [image.to("cpu") for image in pixels[len(new) : len(new) + count]]
             for distortion in branch.pixel:
                 random = generator(self.seed, name, type(distortion).__name__)
-                own = distortion.distort(own, generator=random)
-            new.append(own)
-        return torch.cat(new).to(pixels)
+                own = _distorted(distortion, own, random)
+            new += own
+        return [image.to(pixel) for image, pixel in zip(new, pixels, strict=True)]
+
+
+def _distorted(
+    distortion: PixelDistortion, images: Sequence[Tensor], random: torch.Generator
+) -> list[Tensor]:
+    """All images of a sample at once where their sizes allow it, else one after the other."""
+    frames = [image.shape[0] for image in images]
+    if len({image.shape[1:] for image in images}) == 1:
+        return list(distortion.distort(torch.cat(list(images)), generator=random).split(frames))
+    return [distortion.distort(image, generator=random) for image in images]

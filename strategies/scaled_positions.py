@@ -1,9 +1,11 @@
 """Cross-modal position calibration (CMPC), the calibrator of CMAC."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.calibrator import CALIBRATORS, PositionCalibrator
@@ -23,6 +25,12 @@ class ScaledPositions(PositionCalibrator):
     sum. `first_gap` "unit" (the public code) puts the first image token one text step after the
     text, and the text after the image where it stood. `text_step` is 1 in the paper; the public code for Qwen-VL
     has 2/3, with an image step of 1/3.
+
+    With three axes (multimodal RoPE, which the paper does not cover) the definition is ours: an
+    image token stands `k / gamma` behind the text before its image on each axis, where `k` is its
+    step along that axis, and the text after it `s / gamma + j`, with s the steps of the longest
+    axis. An image of one row or column is the paper's case, the axes of text stay equal, and
+    distances on the grid keep their proportions.
     """
 
     formula: ClassVar[str] = (
@@ -48,11 +56,33 @@ class ScaledPositions(PositionCalibrator):
         return self.gamma == 1 and self.text_step == 1
 
     def calibrate(
-        self, positions: Int[Tensor, "rows tokens"], is_image: Bool[Tensor, "rows tokens"]
-    ) -> Float[Tensor, "rows tokens"]:
-        saved = 1 - 1 / self.gamma  # what each image token saves against a step of one
-        image, text = is_image.double(), (~is_image).double()
-        calibrated = positions.double() - saved * image.cumsum(-1)
-        if self.first_gap == "unit":
-            calibrated = calibrated + (self.text_step - 1 / self.gamma) * image
-        return calibrated - (1 - self.text_step) * text.cumsum(-1)
+        self, positions: Int[Tensor, "rows tokens *axes"], image_index: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens *axes"]:
+        image, text = (image_index >= 0).double(), (image_index < 0).double()
+        late = (self.text_step - 1 / self.gamma) * image * (self.first_gap == "unit")
+        late = late - (1 - self.text_step) * text.cumsum(-1)
+        saved = 1 - 1 / self.gamma  # what each step over an image saves against a step of one
+        if positions.ndim == 2:
+            return positions.double() - saved * image.cumsum(-1) + late
+        return positions.double() - saved * grid_steps(positions, image_index) + late[..., None]
+
+
+def grid_steps(
+    positions: Int[Tensor, "rows tokens axes"], image_index: Int[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows tokens axes"]:
+    """Over how many steps of images a token stands behind the first one's start, axis by axis.
+
+    Of its own image an image token has gone `k` steps along an axis, counted from 1 at the image's
+    first position. A text token has gone the whole of each image before it: the longest axis, for
+    multimodal RoPE goes on after that one. So the axes of text stay equal.
+    """
+    steps = torch.zeros_like(positions, dtype=torch.float64)
+    tokens = torch.arange(image_index.shape[1], device=image_index.device)
+    for number in range(int(image_index.max()) + 1):
+        own = (image_index == number)[..., None]
+        start = positions.double().masked_fill(~own, math.inf).amin((1, 2), keepdim=True)
+        gone = (positions - start + 1).masked_fill(~own, 0)
+        last = tokens.masked_fill(~own[..., 0], -1).amax(1)[:, None, None]
+        behind = (tokens[:, None] > last) & (last >= 0)
+        steps = steps + torch.where(behind, gone.amax((1, 2), keepdim=True), gone)
+    return steps

@@ -100,31 +100,46 @@ def check_calibrator(calibrator: Any) -> None:
     require(
         isinstance(calibrator, PositionCalibrator), calibrator, "it subclasses PositionCalibrator"
     )
-    is_image = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0, 0, 0, 0]]).bool()
-    positions = torch.arange(is_image.shape[1]).expand(is_image.shape)
-    new = pure(calibrator, calibrator.calibrate, positions, is_image)
-    require(new.shape == positions.shape, calibrator, "one position a token", new.shape)
+    index = torch.tensor([[-1, -1, 0, 0, 0, 0, -1, -1, -1], [0, 0, -1, 1, 1, -1, -1, -1, -1]])
+    line = torch.arange(index.shape[1]).expand(index.shape)
+    new = _check_positions(calibrator, line, index)
+    require(bool((new.diff() >= 0).all()), calibrator, "positions never decrease", new)
+    unmoved = torch.allclose(new.diff(), line.diff().double(), rtol=0, atol=1e-12)
+    require(unmoved == calibrator.idle, calibrator, "idle says whether every distance stays", new)
+    # multimodal RoPE: the first image is a grid of 2 x 2, the second a row of two
+    grid = line[..., None] - torch.tensor([[0, 0, 0, 1, 2, 3, 2, 2, 2], [0] * 9])[..., None]
+    grid = grid.repeat(1, 1, 3)
+    grid[0, 2:6] = torch.tensor([[2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3]])
+    grid[1, 0:2, :2], grid[1, 3:5, :2] = 0, 3
+    on_grid = _check_positions(calibrator, grid, index)
+    text = on_grid[index < 0]
+    equal = bool((text == text[:, :1]).all())
+    require(equal, calibrator, "the axes of text stay equal", text)
+
+
+def _check_positions(
+    calibrator: PositionCalibrator, positions: Tensor, image_index: Tensor
+) -> Tensor:
+    new: Tensor = pure(calibrator, calibrator.calibrate, positions, image_index)
+    require(new.shape == positions.shape, calibrator, "one position a token and axis", new.shape)
     require(new.dtype == torch.float64, calibrator, "positions are float64", new.dtype)
     require(bool(new.isfinite().all()), calibrator, "positions are finite", new)
-    require(bool((new.diff() >= 0).all()), calibrator, "positions never decrease", new)
-    for stop in range(1, is_image.shape[1]):
-        part = calibrator.calibrate(positions[:, :stop], is_image[:, :stop])
+    for stop in range(1, image_index.shape[1]):
+        part = calibrator.calibrate(positions[:, :stop], image_index[:, :stop])
         require_same(part, new[:, :stop], calibrator, "a position depends on no later token")
     for row in range(2):
-        alone = calibrator.calibrate(positions[row : row + 1], is_image[row : row + 1])
+        alone = calibrator.calibrate(positions[row : row + 1], image_index[row : row + 1])
         require_same(alone, new[row : row + 1], calibrator, "rows of the batch are independent")
-    moved = calibrator.calibrate(positions + 5, is_image)
-    require_same(
-        moved.diff(), new.diff(), calibrator, "a constant added to all positions only moves them"
-    )
+    moved = calibrator.calibrate(positions + 5, image_index)
+    promise = "a constant added to all positions only moves them"
+    require_same(moved.diff(dim=1), new.diff(dim=1), calibrator, promise)
     padded = calibrator.calibrate(
-        torch.nn.functional.pad(positions, (3, 0)), torch.nn.functional.pad(is_image, (3, 0))
+        torch.cat((positions[:, :1].repeat(1, 3, *[1] * (positions.ndim - 2)) * 0, positions), 1),
+        torch.nn.functional.pad(image_index, (3, 0), value=-1),
     )
-    require_same(
-        padded[:, 3:].diff(), new.diff(), calibrator, "padding on the left changes no distance"
-    )
-    unmoved = torch.allclose(new.diff(), positions.diff().double(), rtol=0, atol=1e-12)
-    require(unmoved == calibrator.idle, calibrator, "idle says whether every distance stays", new)
+    promise = "padding on the left changes no distance"
+    require_same(padded[:, 3:].diff(dim=1), new.diff(dim=1), calibrator, promise)
+    return new
 
 
 def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None:

@@ -1,6 +1,7 @@
 """The contract suite of model adapters: what they declare, held against the model at work."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from cdkit.testing.prompts import (
     with_other_end,
 )
 from cdkit.testing.runs import check_runs, generated
-from cdkit.testing.tools import name_of, require, require_close, tolerance
+from cdkit.testing.tools import name_of, require, require_close, require_same, tolerance
 from cdkit.testing.watch import Seen, watching
 
 
@@ -155,13 +156,11 @@ def _check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs, *, pad: in
     _check_image_index(adapter, model, ids, index)
     features = adapter.features(first["encoder"].output)
     counts = [int((index == image).sum()) for image in range(int(index.max()) + 1)]
-    have = [tensor.shape[0] for tensor in features]
-    require(
-        have == counts, adapter, "an image has as many features as image tokens", (have, counts)
-    )
-    for image, tensor in enumerate(features):
-        promise = "the decoder gets the features in the places of image_index"
-        require_close(tensor.to(embeds), embeds[index == image], adapter, promise)
+    promise = "there are as many features as image tokens"
+    require(len(features) == sum(counts), adapter, promise, (len(features), counts))
+    promise = "the decoder gets the features in the places of image_index"
+    require_close(features.to(embeds), embeds[index >= 0], adapter, promise)
+    _check_pixels(adapter, model, first["encoder"].given | _named(inputs), counts)
     text = index < 0
     own = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
     promise = "embed returns what the decoder gets for text tokens"
@@ -174,6 +173,25 @@ def _check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs, *, pad: in
     promise = "logits of the decoder's output, with norm=False, are the same"
     hidden = decoder.output.last_hidden_state[:, -1]
     require_close(adapter.logits(model, hidden, norm=False), wanted, adapter, promise)
+
+
+def _named(inputs: Inputs) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
+def _check_pixels(
+    adapter: ModelAdapter, model: Any, given: dict[str, Any], counts: Sequence[int]
+) -> None:
+    """Split and joined again, the pixels are what they were, wherever the model reads them."""
+    images = adapter.split_pixels(model, given, counts)
+    require(len(images) == len(counts), adapter, "split_pixels has an entry for each image")
+    shapes = [tuple(image.shape) for image in images]
+    kinds = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
+    require(kinds, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
+    joined = adapter.join_pixels(model, images, given)
+    same = joined.shape == given["pixel_values"].shape
+    require(same, adapter, "join_pixels gives the shape of pixel_values", joined.shape)
+    require_same(joined, given["pixel_values"], adapter, "join_pixels undoes split_pixels")
 
 
 def _check_image_index(
@@ -223,31 +241,42 @@ def _check_rotary(adapter: ModelAdapter, model: Any) -> None:
     rotary = adapter.rotary(model)
     if rotary is None:
         return
-    kind = type(rotary).__name__
-    require(isinstance(rotary, Rotary), adapter, "rotary is a Rotary or None", kind)
+    one_each = len(rotary) == len(adapter.layers(model)) and all(
+        own is None or isinstance(own, Rotary) for own in rotary
+    )
+    require(one_each, adapter, "rotary is None, or has a Rotary or None for each layer", rotary)
     decoder: Any = adapter.decoder(model)
     random = torch.Generator().manual_seed(0)
     shape = (1, 6, model.get_input_embeddings().weight.shape[-1])
     embeds = torch.randn(shape, generator=random).to(model.device, model.dtype)
     positions = torch.arange(6, device=model.device)[None]
 
-    def keys(at: Tensor) -> Tensor:
+    def keys(at: Tensor) -> list[Tensor]:
         cache = DynamicCache(config=decoder.config)
         decoder(inputs_embeds=embeds, position_ids=at, past_key_values=cache, use_cache=True)
         layers: list[Any] = cache.layers
-        found: Tensor = layers[0].keys
-        return found
+        return [layer.keys for layer in layers]
 
-    by = torch.tensor([[0, 2, 2, 5, 9, 30]], device=model.device)
+    def check(by: Tensor, promise: str, within: float | None, layers: slice) -> None:
+        start = positions if by.ndim == 2 else positions.expand(3, 1, -1)
+        moved = keys(start + (by if by.ndim == 2 else by.movedim(-1, 0)))
+        pairs = list(zip(rotary, keys(start), moved, strict=True))
+        for own, before, after in pairs[layers]:
+            turned = before if own is None else rotate(before, by.to(embeds), own)
+            how: dict[str, float] = {} if within is None else {"within": within}
+            require_close(turned, after, adapter, promise, **how)
+
     promise = "turning by rotary gives the model's own keys at the moved position"
-    turned = rotate(keys(positions), by.to(embeds), rotary)
-    require_close(turned, keys(positions + by), adapter, promise)
+    by = torch.tensor([[0, 2, 2, 5, 9, 30]], device=model.device)
+    check(by, promise, None, slice(1))  # the layers above would see other states
+    check(torch.full_like(by, 7), promise, None, slice(None))
+    if rotary[0] is not None and rotary[0].axes is not None:
+        grid = torch.stack((by, by.flip(-1), by * 0), dim=-1)
+        check(grid, promise, None, slice(1))
     longest = getattr(decoder.config, "max_position_embeddings", None)
     if longest is not None and longest <= 2**15:  # beyond, float32 angles say nothing
-        far = torch.full_like(by, 3 * longest)
-        turned = rotate(keys(positions), far.to(embeds), rotary)
         promise = "rotary is None where the frequencies change with the length"
-        require_close(turned, keys(positions + far), adapter, promise, within=0.05)
+        check(torch.full_like(by, 3 * longest), promise, 0.05, slice(1))
 
 
 def _check_causal_prefix(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
