@@ -49,7 +49,7 @@ class ModelAdapter(abc.ABC):
     """What `generate` must be given beside `pixel_values`, where it would silently do without."""
     encoder_text: ClassVar[str | None] = None
     """The argument of the image encoder that holds the question as token ids, where it reads it
-    (InstructBLIP's Q-Former); its mask is called the same, with `attention_mask` for `input_ids`."""
+    (InstructBLIP's Q-Former). Its mask is called the same, `attention_mask` for `input_ids`."""
 
     @abc.abstractmethod
     def check(self, model: nn.Module) -> None:

@@ -126,8 +126,8 @@ class Attachment(Wired):
             )
         if hooked and getattr(decoder.config, "attn_logit_softcapping", None):
             raise CdkitError(
-                f"{type(decoder).__name__} caps its attention logits, which {method.name} cannot go "
-                "with; use a method that changes only the inputs, such as vcd"
+                f"{type(decoder).__name__} caps its attention logits, and {method.name} changes "
+                "them; use a method that changes only the inputs, such as vcd"
             )
         if hooked and not _can_be_hooked(decoder):
             raise CdkitError(

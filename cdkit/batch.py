@@ -102,7 +102,7 @@ class BranchedBatch:
     def levels_of(
         self, rows: int, chunk: Chunk
     ) -> tuple[Bool[Tensor, "rows tokens"], list[Float[Tensor, "_ hidden"]]] | None:
-        """Where the chunk has image tokens, and what deeper layers add to them; None for nothing."""
+        """Where the chunk has image tokens, and what deeper layers add there; None for nothing."""
         stop = min(chunk.stop, self.layout.length)
         if not self.levels or chunk.start >= stop:
             return None

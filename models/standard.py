@@ -18,8 +18,8 @@ FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 class StandardAdapter(ModelAdapter, abc.ABC):
     """A family says where its image tokens stand and how its pixels split; the rest is here.
 
-    The decoder is `model.model.<decoder_name>` with `layers[i].self_attn` and `norm`, the output head
-    `model.lm_head`; `generate` calls `model.model.get_image_features`.
+    The decoder is `model.model.<decoder_name>` with `layers[i].self_attn` and `norm`, the output
+    head `model.lm_head`; `generate` calls `model.model.get_image_features`.
     """
 
     causal_prefix: ClassVar[bool] = True

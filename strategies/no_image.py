@@ -14,8 +14,8 @@ class NoImage(PromptDistortion):
 
     formula: ClassVar[str] = "prompt~ = prompt without its image tokens"
     source: ClassVar[str] = (
-        "yfzhang114/LLaVA-Align, vcd_utils/vcd_sample.py (use_dd), commit dfbecfa; also the text-only "
-        "branch of PAI and M3ID"
+        "yfzhang114/LLaVA-Align, vcd_utils/vcd_sample.py (use_dd), commit dfbecfa; also the "
+        "text-only branch of PAI and M3ID"
     )
     bibtex: ClassVar[str] = VDD
     needs_text: ClassVar[bool] = False

@@ -23,8 +23,8 @@ class ScaledPositions(PositionCalibrator):
     So, with the default of 2 for `gamma`, text before the image stands at `1..m`, image token i at
     `m + i / 2`, the j-th text token after it at `m + n / 2 + j`; several images: the same running
     sum. `first_gap` "unit" (the public code) puts the first image token one text step after the
-    text, and the text after the image where it stood. `text_step` is 1 in the paper; the public code for Qwen-VL
-    has 2/3, with an image step of 1/3.
+    text, and the text after the image where it stood. `text_step` is 1 in the paper; the public
+    code for Qwen-VL has 2/3, with an image step of 1/3.
 
     With three axes (multimodal RoPE, which the paper does not cover) the definition is ours: an
     image token stands `k / gamma` behind the text before its image on each axis, where `k` is its
@@ -35,7 +35,8 @@ class ScaledPositions(PositionCalibrator):
 
     formula: ClassVar[str] = (
         "position = text_step * text tokens + image tokens / gamma, both counted up to and with "
-        "this one; first_gap unit: text_step - 1 / gamma more on image tokens; cross-modal logits only"
+        "this one; first_gap unit: text_step - 1 / gamma more on image tokens; cross-modal logits "
+        "only"
     )
     source: ClassVar[str] = f"the CMAC paper, section 3; first_gap unit: {CODE}"
     bibtex: ClassVar[str] = CMAC
