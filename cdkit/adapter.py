@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from cdkit.errors import CdkitError
 from cdkit.registry import Registry, unknown
@@ -156,15 +157,17 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
             f"{type(model).__name__} has no config.model_type; pass a Hugging Face model, such as "
             "AutoModelForImageTextToText.from_pretrained(...)"
         )
-    if getattr(config, "is_encoder_decoder", False):
+    text = getattr(config, "text_config", None)  # InstructBLIP's own config says nothing
+    if any(getattr(own, "is_encoder_decoder", False) for own in (config, text)):
         raise CdkitError(
-            f"{model_type} is an encoder-decoder: its text attends to the image by cross-attention "
-            "alone, and cdkit's methods are defined for decoder-only models"
+            f"{model_type} is an encoder-decoder: its answer attends to the image by "
+            "cross-attention alone, and cdkit's methods are defined for decoder-only models"
         )
     if model_type not in ADAPTERS:
         raise CdkitError(
             unknown("model adapter", model_type, ADAPTERS)
-            + " To add a family, subclass cdkit.ModelAdapter and register it under that name."
+            + " To add a family, subclass cdkit.models.standard.StandardAdapter, register the class "
+            "under that name and hold it to cdkit.testing.check_adapter: docs/own_model.md"
         )
     adapter = ADAPTERS[model_type]()
     adapter.check(unwrap(model))
@@ -226,28 +229,62 @@ def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
         if torch.allclose(moved, turned(at + 5), atol=1e-4):
             if not hasattr(embedding, "mrope_section"):
                 return rotary
-            return replace(rotary, axes=_axes(turned, len(frequencies), interleaved=interleaved))
+            return replace(rotary, axes=_axes(turned, frequencies, interleaved=interleaved))
     return None
 
 
 def _axes(
-    turned: Callable[[Tensor], Tensor], half: int, *, interleaved: bool
+    turned: Callable[[Tensor], Tensor], frequencies: Float[Tensor, " half"], *, interleaved: bool
 ) -> Int[Tensor, " half"]:
     """For each frequency the axis whose position turns its pair of dimensions."""
-    still = torch.zeros(3, 1, 1, dtype=torch.long)
-    axes = torch.zeros(half, dtype=torch.long)
+    half, device = len(frequencies), frequencies.device
+    still = torch.zeros(3, 1, 1, dtype=torch.long, device=device)
+    axes = torch.zeros(half, dtype=torch.long, device=device)
     for axis in range(3):
-        step = torch.nn.functional.one_hot(torch.tensor(axis), 3)[:, None, None]
+        step = torch.eye(3, dtype=torch.long, device=device)[axis, :, None, None]
         changed = (turned(still + step) != turned(still))[0, 0, 0]
         axes[changed[0 : 2 * half : 2] if interleaved else changed[:half]] = axis
     return axes
 
 
-def chat_prompt(question: str, *, images: int, processor: Any, fallback: str) -> str:
+def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
+    """For each layer whether it turns its keys by their position; some families leave layers out.
+
+    Tried out with one token at two positions. It sees itself alone, so nothing but the rotation
+    tells the two apart, in the layers above as well. The class's own forward is called: the
+    instance's may be that of an attachment in force.
+    """
+    like = next(embedding.buffers())
+    embeds = torch.randn(
+        1, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0)
+    )
+    at = torch.tensor([[3], [23]], device=like.device)
+    cache = DynamicCache(config=decoder.config)
+    with torch.no_grad():
+        type(decoder).forward(
+            decoder,
+            inputs_embeds=embeds.expand(2, 1, -1).to(like.device, decoder.dtype),
+            position_ids=at,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    layers: list[Any] = cache.layers
+    near = [torch.allclose(*own.keys, atol=1e-2 * float(own.keys.abs().max())) for own in layers]
+    return [not same for same in near]
+
+
+def chat_prompt(
+    question: str,
+    *,
+    images: int,
+    processor: Any,
+    fallback: str,
+    placeholder: str = "<image>\n",
+) -> str:
     """By the processor's chat template where it has one, else by `fallback`."""
     if getattr(processor, "chat_template", None):
         content: list[Mapping[str, str]] = [{"type": "image"}] * images
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
         text = processor.apply_chat_template([message], add_generation_prompt=True)
         return str(text)
-    return fallback.format(images="<image>\n" * images, question=question)
+    return fallback.format(images=placeholder * images, question=question)

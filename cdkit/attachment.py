@@ -21,7 +21,7 @@ from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_eval
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
 from cdkit.method import Method, kind_of
-from cdkit.reading import read
+from cdkit.reading import read, read_outer
 from cdkit.trace import Trace, make_trace
 
 ATTACHED = "_cdkit_attached"
@@ -129,6 +129,13 @@ class Attachment(Wired):
                 f"{type(decoder).__name__} caps its attention logits, and {method.name} changes "
                 "them; use a method that changes only the inputs, such as vcd"
             )
+        shards = getattr(self._model, "tp_size", None) or 1
+        if hooked and shards > 1:
+            raise CdkitError(
+                f"the model's heads are spread over {shards} processes (tensor parallelism), and "
+                f"{method.name} looks at all of them; load it with device_map, or use a method that "
+                "changes only the inputs, such as vcd"
+            )
         if hooked and not _can_be_hooked(decoder):
             raise CdkitError(
                 f"{type(decoder).__name__} does not take its attention from Hugging Face's "
@@ -183,6 +190,8 @@ class Attachment(Wired):
         patches.wrap(*adapter.encoder(model), engine.encode)
         patches.wrap(decoder, "forward", engine.decode)
         patches.wrap(reader, "forward", functools.partial(read, engine))
+        if reader is not model:
+            patches.wrap(model, "forward", functools.partial(read_outer, engine))
         layers = adapter.layers(model)
         if engine.method.readout is not None:
             for name, passed in engine.method.readout.layers(len(layers)).items():

@@ -38,7 +38,14 @@ class Chunk:
         return self.start + self.length
 
 
-def rotated_axes(positions: Int[Tensor, "rows tokens *axes"]) -> Int[Tensor, "rows tokens *axes"]:
+def axes_last(positions: Int[Tensor, "..."] | None) -> Int[Tensor, "rows tokens *axes"] | None:
+    """Positions as the decoder takes them, (axes, rows, tokens), with their axes last."""
+    return positions if positions is None or positions.ndim == 2 else positions.movedim(0, -1)
+
+
+def rotated_axes(
+    positions: Int[Tensor, "rows tokens *axes"],
+) -> Int[Tensor, "rows tokens *rotated"]:
     """The axes that the rotary embedding turns by: of four the first only counts text tokens."""
     return positions[..., 1:] if positions.shape[2:] == (4,) else positions
 
@@ -59,7 +66,7 @@ class BranchedBatch:
     padding: int
     """How many columns stand before the original prompts, for longer ones of other branches."""
     real: Bool[Tensor, "rows tokens"]
-    levels: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
+    levels: tuple[Float[Tensor, "rows prompt hidden"], ...] = ()
     """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
     seen: int = 0
     step: int = 0

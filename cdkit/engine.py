@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 from cdkit.adapter import ModelAdapter
 from cdkit.attention import AttentionCall, Change, SignalsWanted
-from cdkit.batch import BranchedBatch, Chunk
+from cdkit.batch import BranchedBatch, Chunk, axes_last
 from cdkit.cache import BranchedCache, repeat_rows
 from cdkit.depth import layers_within
 from cdkit.errors import CdkitError
@@ -144,7 +144,7 @@ class Engine:
         check_cache(given.get("past_key_values"))
         if not plain:
             check_mode(given, defaults, method)
-            check_whole_prompt(given, defaults, method)
+            check_whole_prompt(given, defaults, method, sees_ahead=self.adapter.sees_ahead)
         elif method.by_step:
             raise CdkitError(f"{method.name} depends on the step; a plain call has none: generate")
         elif method.loop is not None:
@@ -163,9 +163,10 @@ class Engine:
             raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
         real = mask.to(ids.device).bool()
         image_index = self.adapter.image_index(self.model, ids).masked_fill(~real, -1)
+        if bool((image_index >= 0).any()):
+            self._check_required(given)
         pixels = given.get("pixel_values")
         if pixels is not None:
-            self._check_required(given)
             counts = [int(c) for row in image_index for c in row[row >= 0].bincount()]
             pixels = self.adapter.split_pixels(self.model, given, counts)
         session = Session(
@@ -175,6 +176,7 @@ class Engine:
             pixels=pixels,
             seed=self.seed,
             given_ids=self.sample_ids,
+            plain=plain,
         )
         looks = self.method.calibrator or self.method.interventions or self.method.loop
         if self.branches or looks:
@@ -268,10 +270,10 @@ class Engine:
         mask = given.get(mask_name)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         tokenizer = getattr(self.processor, "qformer_tokenizer", None)
-        texts = [
-            rewritten_text(row[own].tolist(), branch, tokenizer)
-            for row, own in zip(ids, real, strict=True)
-        ]
+        before = [tuple(row[own].tolist()) for row, own in zip(ids, real, strict=True)]
+        texts = [rewritten_text(text, branch, tokenizer) for text in before]
+        if texts == before:
+            return {}
         length = max(len(text) for text in texts)
         padded = [list(text) + [0] * (length - len(text)) for text in texts]
         masks = [[1] * len(text) + [0] * (length - len(text)) for text in texts]
@@ -434,7 +436,7 @@ class Engine:
         session = self.session
         assert session is not None
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        positions = kwargs.get("position_ids")
+        positions = axes_last(kwargs.get("position_ids"))
         rows, given = embeds.shape[:2]
         prompt = session.ids.shape[1]
         expand = rows // session.ids.shape[0]
@@ -446,8 +448,6 @@ class Engine:
             real = torch.cat((mask[:, :prompt].bool(), real[:, mask.shape[1] :]), dim=1)
         if positions is None:
             positions = torch.arange(given, device=embeds.device)[None]
-        if positions.ndim == 3:
-            positions = positions.movedim(0, -1)
         positions = positions.expand(rows, *positions.shape[1:])
         here = min(prompt, given)  # fewer than the prompt: a chunk of it
         original = PromptRows(
@@ -455,14 +455,18 @@ class Engine:
             real[:, :here],
             image_index[:, :here],
             positions[:, :here],
-            self._levels(ORIGINAL, embeds[:, :1], image_index),
+            tuple(level[:, :here] for level in self._levels(ORIGINAL, embeds, image_index)),
         )
         blocks = [original] + [
             self._branch_rows(branch, original, ids, image_index) for branch in branches
         ]
         stacked, layout = stack(blocks)
+        levels = stacked.levels
         if here < prompt:
             layout = make_layout(image_index.repeat(len(blocks), 1), real.repeat(len(blocks), 1))
+            names = (ORIGINAL, *(branch.name for branch in branches))
+            whole = [self._levels(name, embeds, image_index) for name in names]
+            levels = tuple(torch.cat(level) for level in zip(*whole, strict=True))
         batch = BranchedBatch(
             calibrator=self.method.calibrator,
             branches=(ORIGINAL, *(branch.name for branch in branches)),
@@ -471,7 +475,7 @@ class Engine:
             streams=session.streams(expand).repeat(len(blocks)) if self.hooked else None,
             padding=stacked.real.shape[1] - here,
             real=stacked.real,
-            levels=stacked.levels,
+            levels=levels,
         )
         tail = embeds[:, here:]
         if tail.shape[1]:
@@ -489,9 +493,9 @@ class Engine:
     ) -> PromptRows:
         """A branch's rows of new prompts: its own image features, its own prompt."""
         features = self._features(branch, rows=ids.shape[0])
-        if branch.name in (() if self.session is None else self.session.levels):
-            levels = self._levels(branch.name, original.embeds[:, :1], image_index)
-            original = replace(original, levels=levels)
+        here = original.embeds.shape[1]
+        levels = self._levels(branch.name, original.embeds, image_index)
+        original = replace(original, levels=tuple(level[:, :here] for level in levels))
         if branch.prompt:
             session = self.session
             assert session is not None and self.call is not None
@@ -536,18 +540,19 @@ class Engine:
     def _levels(
         self,
         branch: str,
-        like: Float[Tensor, "rows one hidden"],
+        like: Float[Tensor, "rows _ hidden"],
         image_index: Int[Tensor, "rows tokens"],
     ) -> tuple[Float[Tensor, "rows tokens hidden"], ...]:
         """What deeper layers add to a branch's prompts, at their image tokens."""
         session = self.session
-        if session is None or not session.levels.get(branch):
+        if session is None:
             return ()
+        added = session.levels.get(branch, session.levels.get(ORIGINAL, ()))
         expand = image_index.shape[0] // len(session.tokens)
         empty = like.new_zeros(*image_index.shape, like.shape[-1])
         return tuple(
             place_features(empty, image_index, features_of_rows(level, session.tokens, expand))
-            for level in session.levels[branch]
+            for level in added
         )
 
     def _typed(self, kwargs: dict[str, Any]) -> bool:
@@ -568,7 +573,7 @@ class Engine:
         mask = self._plain_mask(kwargs.get("attention_mask"))
         new, start = embeds.shape[1], batch.seen
         real = None if mask is None else mask[:, -new:].bool()
-        batch.extend(kwargs.get("position_ids"), real, new)
+        batch.extend(axes_last(kwargs.get("position_ids")), real, new)
         if start >= batch.layout.length:
             return embeds.repeat(len(batch.branches), 1, 1)
         image_index = batch.layout.image_index[: batch.rows]

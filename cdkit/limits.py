@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
+from cdkit.adapter import SeesAhead
 from cdkit.errors import CdkitError
 from cdkit.loop import Mode
 from cdkit.method import Method, kind_of
@@ -18,6 +19,7 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "assistant_early_exit": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
     "custom_generate": (lambda v: v is not None, "a custom loop may not keep to HF's contract"),
+    "generation_mode": (lambda v: v not in (None, "text"), "methods act on the text of an answer"),
     "dola_layers": (lambda v: v is not None, "it brings its own contrast"),
     "penalty_alpha": (lambda v: bool(v), "contrastive search re-ranks with hidden states"),
     "guidance_scale": (lambda v: v not in (None, 1, 1.0), "it runs the model once more by itself"),
@@ -32,7 +34,15 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is not None,
         "image tokens are found by their ids; pass input_ids",
     ),
-    "labels": (lambda v: v is not None, "methods act at inference; compute a loss without them"),
+    "labels": (
+        # PaliGemma's processor returns labels that ask for no loss
+        lambda v: v is not None and not (isinstance(v, torch.Tensor) and bool((v == -100).all())),
+        "methods act at inference; compute a loss without them",
+    ),
+    **{
+        name: (lambda v: v is not None, "videos are not supported, only images")
+        for name in ("pixel_values_videos", "video_grid_thw")
+    },
 }
 """Argument of `generate` or forward -> (is it asked for, why it is refused)."""
 
@@ -98,13 +108,22 @@ def check_loop(given: Mapping[str, Any], defaults: Sequence[object], method: Met
 
 
 def check_whole_prompt(
-    given: Mapping[str, Any], defaults: Sequence[object], method: Method
+    given: Mapping[str, Any],
+    defaults: Sequence[object],
+    method: Method,
+    *,
+    sees_ahead: SeesAhead,
 ) -> None:
     """Raise where a prompt, or an answer, would be split in a way that a part forbids."""
     chunk, uncached = (
         setting("prefill_chunk_size", given, defaults),
         (setting("use_cache", given, defaults) is False),
     )
+    if chunk is not None and sees_ahead != "nowhere":
+        raise CdkitError(
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: this model's attention is "
+            f"not causal {sees_ahead}, which this splits; leave it out"
+        )
     rewrites = [branch.name for branch in method.branches if branch.prompt]
     if chunk is not None and rewrites:
         raise CdkitError(

@@ -16,7 +16,7 @@ def decoder_mask(
     chunk: Chunk,
     *,
     embeds: Float[Tensor, "rows tokens hidden"],
-    positions: Int[Tensor, "rows tokens"],
+    positions: Int[Tensor, "*axes rows tokens"],
     cache: Any,
 ) -> Any:
     """What the decoder gets as its mask: a 2-D one, or what the stock model makes of token types.

@@ -30,24 +30,41 @@ def _read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     check_no_grad(engine.method)
     if given.get("return_dict") is False:
         raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
-    plain = engine.session is None
-    config: Any = engine.model.config
-    if plain and isinstance(given.get("past_key_values"), BranchedCache):
+    opened = engine.session is None
+    plain = engine.session is None or engine.session.plain
+    if opened and isinstance(given.get("past_key_values"), BranchedCache):
         _check_continuation(engine, given)
-    elif plain:
-        engine.trace.steps.clear()
-        engine.session = engine.open_session(given, defaults=[config], plain=True)
+    elif opened:
+        _open_plain(engine, given)
+    if "labels" in kwargs:
+        kwargs["labels"] = None  # which ask for no loss, else they were refused
     engine.call = call = Call(Step())
     try:
         output = forward(*args, **kwargs)
     finally:
         engine.call = None
-        if plain:
+        if opened:
             engine.session = None
     if plain:
         _check_alignment(engine, call, given.get("logits_to_keep", 0), output.logits.shape[1])
     output.logits = _combined(engine, call, output.logits, every_column=plain)
     return output
+
+
+def read_outer(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """Note the prompts of a plain call of a model whose inner language model is the reader."""
+    with engine.lock:
+        _open_plain(engine, arguments(forward, *args, **kwargs))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            engine.session = None
+
+
+def _open_plain(engine: Engine, given: dict[str, Any]) -> None:
+    config: Any = engine.model.config
+    engine.trace.steps.clear()
+    engine.session = engine.open_session(given, defaults=[config], plain=True)
 
 
 def _check_continuation(engine: Engine, given: dict[str, Any]) -> None:

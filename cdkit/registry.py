@@ -52,20 +52,21 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         raise LookupError(f"{_where(cls)} is not registered as a {self.what}")
 
     def __getitem__(self, name: str) -> type[T]:
-        self._load()
+        self.load()
         if name not in self._classes:
             raise UnknownNameError(unknown(self.what, name, self._classes))
         return self._classes[name]
 
     def __iter__(self) -> Iterator[str]:
-        self._load()
+        self.load()
         return iter(sorted(self._classes))
 
     def __len__(self) -> int:
-        self._load()
+        self.load()
         return len(self._classes)
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Import the folder and the entry points, once; every look-up does it by itself."""
         if self._loaded:
             return
         self._loaded = True  # first: a file that looks a name up while it is imported must not loop

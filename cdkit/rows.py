@@ -124,11 +124,13 @@ def rewritten(
         real = original.real[row]
         is_image = (original.image_index[row][real] >= 0).tolist()
         tokens = ids[row][real].tolist()
+        slot = adapter.system_slot(tokens, tokenizer)
+        after_image = len(is_image) - is_image[::-1].index(True) if any(is_image) else 0
         prompt = Prompt(
             ids=tuple(tokens),
             is_image=tuple(is_image),
-            system_slot=adapter.system_slot(tokens, tokenizer),
-            question_slot=len(is_image) - is_image[::-1].index(True) if any(is_image) else 0,
+            system_slot=slot,
+            question_slot=max(slot, after_image),  # a first token of the text may follow the image
             encode=encode,
         )
         for distortion in branch.prompt:

@@ -23,10 +23,12 @@ class Session:
     real: Tensor
     """The prompts' mask: (samples, tokens), False on padding."""
     image_index: Int[Tensor, "samples tokens"]
-    pixels: Sequence[Float[Tensor, "frames channels height width"]] | None
+    pixels: Sequence[Float[Tensor, "_ channels _ _"]] | None
     """Each image of the prompts, in their order."""
     seed: int
     given_ids: tuple[str, ...] | None
+    plain: bool = False
+    """Whether the model itself was called, not `generate`."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where it has its own."""
     levels: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -95,8 +97,8 @@ class Session:
         self.looked[branch.name] = made
 
     def distorted_pixels(
-        self, branch: Branch, pixels: Sequence[Float[Tensor, "frames channels height width"]]
-    ) -> list[Float[Tensor, "frames channels height width"]]:
+        self, branch: Branch, pixels: Sequence[Float[Tensor, "_ channels _ _"]]
+    ) -> list[Float[Tensor, "_ channels _ _"]]:
         """The branch's images: each sample's noise comes from (seed, sample id) alone."""
         new: list[Tensor] = []
         for name, count in zip(self.sample_ids, self.images, strict=True):

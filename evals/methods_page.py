@@ -1,15 +1,13 @@
 """docs/methods.md, made from the presets: `python -m cdkit.evals.methods_page`."""
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from cdkit.evals import listing
+from cdkit.evals.generated import rendered, write
 from cdkit.evals.listing import Entry
 from cdkit.loop import MODES
 
@@ -32,21 +30,14 @@ def page() -> str:
     """The page in Markdown: of cdkit's own presets, whatever other packages bring."""
     folder = resources.files("cdkit.strategies") / "presets"
     entries = [e for e in listing.entries("methods") if (folder / f"{e.name}.toml").is_file()]
-    environment = Environment(
-        loader=PackageLoader("cdkit.evals"),
-        autoescape=False,  # Markdown, of what stands in this repository
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"escaped": escaped, "key": listing.cite_key, "modes": _modes}
     ordered = sorted(entries, key=_order)
-    text = environment.get_template("methods.md").render(
+    return rendered(
+        "methods.md",
+        filters={"key": listing.cite_key, "modes": _modes},
         groups=_groups(ordered),
         papers=listing.papers(ordered),
         modes=MODES,
     )
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def _groups(entries: Sequence[Entry]) -> list[Group]:
@@ -78,17 +69,9 @@ def _modes(entry: Entry) -> str:
     return "all" if entry.modes == MODES else ", ".join(entry.modes)
 
 
-def escaped(text: str) -> str:
-    """Plain text in Markdown, in a table too."""
-    return re.sub(r"([\\`*<\[|])", r"\\\1", text)
-
-
 def main(path: Path = PAGE) -> None:
     """Write the page."""
-    if not path.parent.is_dir():
-        sys.exit(f"error: {path} is written from the root of a checkout; {Path.cwd()} is none")
-    path.write_text(page(), encoding="utf-8", newline="\n")
-    print(f"wrote {path}")
+    write(path, page())
 
 
 if __name__ == "__main__":

@@ -8,10 +8,14 @@ from torch import Tensor
 
 from cdkit.adapter import ADAPTERS
 from cdkit.errors import CdkitError
-from cdkit.models.standard import StandardAdapter, groups_of, joined_entries, one_entry_each
+from cdkit.models.padded_images import joined_by_size, pixels_by_size, rows_of_images
+from cdkit.models.standard import StandardAdapter, groups_of
 
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+SQUARE = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose images are one square grid of patches each."""
+ANY_SIZE = ("pixtral",)
+"""Towers whose images keep their shape; an end token stands behind each."""
+TOWERS = SQUARE + ANY_SIZE
 CLASS_TOKEN = ("clip_vision_model",)
 """Towers that put a class token before the patches."""
 
@@ -35,6 +39,8 @@ class Llava(StandardAdapter):
     ) -> Int[Tensor, "rows tokens"]:
         config = model.config
         vision = config.vision_config
+        if vision.model_type in ANY_SIZE:
+            return rows_of_images(ids, ids == config.image_token_id)
         tokens = (vision.image_size // vision.patch_size) ** 2
         tokens += vision.model_type in CLASS_TOKEN
         tokens -= config.vision_feature_select_strategy == "default"  # drops the first token
@@ -43,7 +49,7 @@ class Llava(StandardAdapter):
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
-        return one_entry_each(given)
+        return pixels_by_size(given)
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
-        return joined_entries(images, given)
+        return joined_by_size(images, given)

@@ -2,13 +2,14 @@
 
 import abc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cdkit.adapter import ModelAdapter, Rotary, chat_prompt, probe_rotary
+from cdkit.adapter import ModelAdapter, Rotary, chat_prompt, layers_that_turn, probe_rotary
 from cdkit.errors import CdkitError
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
@@ -18,22 +19,34 @@ FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 class StandardAdapter(ModelAdapter, abc.ABC):
     """A family says where its image tokens stand and how its pixels split; the rest is here.
 
-    The decoder is `model.model.<decoder_name>` with `layers[i].self_attn` and `norm`, the output
-    head `model.lm_head`; `generate` calls `model.model.get_image_features`.
+    The decoder has `layers[i].self_attn` and `norm`, the module that `generate` reads an `lm_head`,
+    and the encoder is somebody's `get_image_features`. Paths are those of `get_submodule`.
     """
 
     causal_prefix: ClassVar[bool] = True
-    decoder_name: ClassVar[str] = "language_model"
+    decoder_path: ClassVar[str] = "model.language_model"
+    reader_path: ClassVar[str] = ""
+    encoder_path: ClassVar[str] = "model"
+    """The owner of `get_image_features`."""
+    caps_logits: ClassVar[bool] = False
+    """Whether the model itself applies its text config's `final_logit_softcapping`."""
+    image_first: ClassVar[bool] = False
+    """Whether the image stands before everything else, the text's first token too."""
+    most_images: ClassVar[int | None] = None
+    """So many images a prompt may have; None for any number."""
+    placeholder: ClassVar[str] = "<image>\n"
+    """What stands for an image in `fallback`."""
     fallback: ClassVar[str] = "USER: {images}{question} ASSISTANT:"
     """The prompt of a processor without a chat template."""
 
     def check(self, model: Any) -> None:
-        if not hasattr(model, "lm_head"):
+        if not hasattr(self.reader(model), "lm_head"):
             raise CdkitError(
                 f"{type(model).__name__} has no output head; load the model with "
                 "AutoModelForImageTextToText"
             )
-        if not all(hasattr(layer, "self_attn") for layer in self.layers(model)):
+        layers = self.layers(model)
+        if not layers or not all(hasattr(layer, "self_attn") for layer in layers):
             raise CdkitError(
                 f"the decoder {type(self.decoder(model)).__name__} has layers without a self_attn "
                 "module; cdkit supports Llama-like decoders"
@@ -45,7 +58,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         """Raise where this model's images cannot be told apart; nothing to say for most."""
 
     def decoder(self, model: Any) -> nn.Module:
-        decoder: nn.Module = getattr(model.model, self.decoder_name)
+        decoder: nn.Module = model.get_submodule(self.decoder_path)
         return decoder
 
     def layers(self, model: Any) -> Sequence[nn.Module]:
@@ -56,10 +69,10 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         return attention
 
     def reader(self, model: nn.Module) -> nn.Module:
-        return model
+        return model.get_submodule(self.reader_path)
 
     def encoder(self, model: Any) -> tuple[nn.Module, str]:
-        return model.model, "get_image_features"
+        return model.get_submodule(self.encoder_path), "get_image_features"
 
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
         return flat(output.pooler_output)
@@ -83,22 +96,69 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
         decoder: Any = self.decoder(model)
-        logits: Tensor = model.lm_head(decoder.norm(hidden) if norm else hidden)
-        return logits
+        reader: Any = self.reader(model)
+        logits: Tensor = reader.lm_head(decoder.norm(hidden) if norm else hidden)
+        cap = getattr(decoder.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap and self.caps_logits else logits
 
     def rotary(self, model: Any) -> Sequence[Rotary | None] | None:
-        embedding: Any = getattr(self.decoder(model), "rotary_emb", None)
-        if embedding is None or getattr(embedding, "rope_type", None) not in FIXED_ROPE:
+        decoder: Any = self.decoder(model)
+        embedding, layers = getattr(decoder, "rotary_emb", None), self.layers(model)
+        types = getattr(embedding, "rope_type", None)
+        if embedding is None or types is None:
             return None
-        rotary = probe_rotary(self.attention(self.layers(model)[0]), embedding)
-        return None if rotary is None else [rotary] * len(self.layers(model))
+        kinds = types if isinstance(types, dict) else {"": types}
+        if not set(kinds.values()) <= set(FIXED_ROPE):
+            return None
+        attention = self.attention(layers[0])
+        found = {
+            kind: probe_rotary(attention, OfLayerType(embedding, kind) if kind else embedding)
+            for kind in kinds
+        }
+        if None in found.values():
+            return None
+        of_layers = [found.get("")] * len(layers)
+        if "" not in found:
+            of_layers = [found.get(kind) for kind in decoder.config.layer_types]
+        turning = layers_that_turn(decoder, embedding)
+        return [own if turns else None for own, turns in zip(of_layers, turning, strict=True)]
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
+        first = 0
+        if self.image_first:
+            first = next((i for i, token in enumerate(ids) if token != ids[0]), len(ids))
         bos = getattr(tokenizer, "bos_token_id", None)
-        return int(bool(ids) and bos is not None and ids[0] == bos)
+        return first + (bos is not None and bos in ids[first : first + 1])
 
     def prompt(self, question: str, *, images: int, processor: Any) -> str:
-        return chat_prompt(question, images=images, processor=processor, fallback=self.fallback)
+        if self.most_images is not None and images > self.most_images:
+            raise CdkitError(
+                f"a prompt of this family has {self.most_images} image at most, not {images}"
+            )
+        return chat_prompt(
+            question,
+            images=images,
+            processor=processor,
+            fallback=self.fallback,
+            placeholder=self.placeholder,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class OfLayerType:
+    """A rotary embedding that turns layers of several types differently, as one type has it."""
+
+    embedding: Any
+    layer_type: str
+
+    @property
+    def inv_freq(self) -> Tensor | None:
+        frequencies: Tensor | None = getattr(self.embedding, f"{self.layer_type}_inv_freq", None)
+        return frequencies
+
+    def __call__(self, like: Tensor, *, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.embedding(like, position_ids=position_ids, layer_type=self.layer_type)
+        return cos, sin
 
 
 def flat(features: Tensor | Sequence[Tensor]) -> Float[Tensor, "tokens hidden"]:
@@ -145,4 +205,11 @@ def tiles_by_tokens(
 ) -> list[Tensor]:
     """`pixel_values` with an entry for each tile; an image has as many as its tokens tell."""
     pixels: Tensor = given["pixel_values"]
-    return list(pixels.split([count // tokens_a_tile for count in tokens]))
+    tiles = [count // tokens_a_tile for count in tokens]
+    if sum(tiles) != pixels.shape[0] or any(count % tokens_a_tile for count in tokens):
+        raise CdkitError(
+            f"the prompts have image tokens for {sum(tokens) / tokens_a_tile:g} tiles, "
+            f"{tokens_a_tile} tokens each, but pixel_values holds {pixels.shape[0]} tiles; pass "
+            "what one call of the processor returns"
+        )
+    return list(pixels.split(tiles))

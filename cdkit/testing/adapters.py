@@ -53,11 +53,12 @@ def check_adapter(model: Any, *, processor: Any = None, inputs: Any = None) -> N
         _check_causal_prefix(adapter, model, one)
         # Hugging Face leaves private things at a model's first call: those count from here on
         before = _attributes(model) | before
+        own = _own_notes(model, one)
         both = batched(one, other, pad=pad)
         check_runs(adapter, model, one, other, both=both, processor=processor)
     require(not vars(adapter), adapter, "it keeps no state", vars(adapter))
     after = _attributes(model)
-    changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+    changed = sorted(n for n in (before | after).keys() - own if before.get(n) != after.get(n))
     require(not changed, adapter, "the model is left as it was", changed[:5])
 
 
@@ -226,12 +227,15 @@ def _check_slot(adapter: ModelAdapter, model: Any, inputs: Inputs, processor: An
     ids = inputs["input_ids"][0].tolist()
     image = adapter.image_index(model, inputs["input_ids"])[0] >= 0
     first = int(image.nonzero()[0])
+    if first == 0:  # the text begins behind the images: at its first token, or after it
+        first = int((~image).nonzero()[0]) + 1
     for tokenizer in {
         id(t): t for t in (None, getattr(processor, "tokenizer", processor))
     }.values():
         slot = adapter.system_slot(ids, tokenizer)
         inside = isinstance(slot, int) and 0 <= slot <= first
-        require(inside, adapter, "system_slot is in the prompt, before the first image", slot)
+        promise = "system_slot is in the prompt, before the first image or all text after it"
+        require(inside, adapter, promise, slot)
 
 
 # ---- rotary embedding and causality --------------------------------------------------------------
@@ -241,8 +245,9 @@ def _check_rotary(adapter: ModelAdapter, model: Any) -> None:
     rotary = adapter.rotary(model)
     if rotary is None:
         return
-    one_each = len(rotary) == len(adapter.layers(model)) and all(
-        own is None or isinstance(own, Rotary) for own in rotary
+    each = list(rotary) if isinstance(rotary, Sequence) else [rotary]
+    one_each = len(each) == len(adapter.layers(model)) and all(
+        own is None or isinstance(own, Rotary) for own in each
     )
     require(one_each, adapter, "rotary is None, or has a Rotary or None for each layer", rotary)
     decoder: Any = adapter.decoder(model)
@@ -312,6 +317,16 @@ def _attributes(model: nn.Module) -> dict[str, object]:
         for name, module in model.named_modules()
         for key, value in vars(module).items()
     }
+
+
+def _own_notes(model: Any, inputs: Inputs) -> set[str]:
+    """The attributes in which the stock model notes something at each `generate`."""
+    held = [dict(vars(module)) for module in model.modules()]  # no new object takes an old one's id
+    before = _attributes(model)
+    generated(model, inputs, steps=1)
+    after = _attributes(model)
+    del held
+    return {name for name in before | after if before.get(name) != after.get(name)}
 
 
 def _public(attributes: dict[str, object]) -> dict[str, object]:

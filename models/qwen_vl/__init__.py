@@ -1,4 +1,7 @@
-"""Qwen-VL (the first), ported to transformers: once imported, the Auto classes know it."""
+"""Qwen-VL (the first), ported to transformers: once imported, the Auto classes know it.
+
+The registry of adapters imports it, as every family.
+"""
 
 from transformers import (
     AutoConfig,
@@ -8,6 +11,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .adapter import QwenVL
 from .configuration import QwenVLConfig, QwenVLVisionConfig
 from .conversion import convert
 from .image_processor import QwenVLImageProcessor
@@ -27,6 +31,7 @@ AutoProcessor.register(QwenVLConfig, QwenVLProcessor)  # type: ignore[no-untyped
 __all__ = [
     "BASE_TEMPLATE",
     "CHAT_TEMPLATE",
+    "QwenVL",
     "QwenVLConfig",
     "QwenVLForConditionalGeneration",
     "QwenVLImageProcessor",

@@ -165,7 +165,7 @@ def test_a_state_from_step_to_step_needs_a_cache(model: Any, inputs: Inputs) -> 
     assert Counting not in COMBINERS.values()
     with (
         cdkit.attach(model, method),
-        pytest.raises(cdkit.CdkitError, match=r"use_cache=False: its combiner carries a state"),
+        pytest.raises(cdkit.CdkitError, match="use_cache=False: what it carries from step to step"),
     ):
         model.generate(**inputs, max_new_tokens=2, use_cache=False)
 
@@ -215,7 +215,8 @@ class TestDecoders:
         text = getattr(hf, f"{family}Config")(**self.shape(make_model))
         model = self.make(make_model, text)
         rotary = cdkit.adapter_for(model).rotary(model)
-        assert rotary is not None and rotary.interleaved is interleaved
+        assert rotary is not None and len(rotary) == len(model.model.language_model.layers)
+        assert [own and own.interleaved for own in rotary] == [interleaved] * len(rotary)
 
 
 @pytest.mark.parametrize(

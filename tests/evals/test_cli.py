@@ -43,7 +43,9 @@ def test_version() -> None:
     assert result.stdout == f"cdkit {importlib.metadata.version('cdkit')}\n"
 
 
-@pytest.mark.parametrize("command", ["ablate", "generate", "list", "train-micro"])
+@pytest.mark.parametrize(
+    "command", ["ablate", "generate", "list", "train-micro", "convert-qwen-vl"]
+)
 def test_help_has_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

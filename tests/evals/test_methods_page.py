@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import cdkit
-from cdkit.evals import listing, methods_page
+from cdkit.evals import generated, listing, methods_page
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def test_it_has_every_method_and_its_links_lead_somewhere() -> None:
 
 
 def test_plain_text_stays_plain() -> None:
-    assert methods_page.escaped("a*b | <c> [d] `e` f_g") == r"a\*b \| \<c> \[d] \`e\` f_g"
+    assert generated.escaped("a*b | <c> [d] `e` f_g") == r"a\*b \| \<c> \[d] \`e\` f_g"
 
 
 def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,15 @@
 """The contract suite finds each broken promise of a model adapter: one adapter for each."""
 
+import abc
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from models.tiny import inputs, tiny
 from torch import Tensor, nn
 
 import cdkit
@@ -39,8 +42,8 @@ class OtherDecoder(Llava):
 class OtherReader(Llava):
     """A module of nobody."""
 
-    def reader(self, model: nn.Module) -> nn.Module:
-        return nn.Identity()
+    def reader(self, model: Any) -> nn.Module:
+        return nn.ModuleDict({"lm_head": model.lm_head})
 
 
 class SilentReader(Llava):
@@ -166,15 +169,47 @@ class FloatIndex(Llava):
 class FewFeatures(Llava):
     """Leaves the last token out."""
 
-    def features(self, output: Any) -> Sequence[Tensor]:
-        return [feature[:-1] for feature in output.pooler_output]
+    def features(self, output: Any) -> Tensor:
+        return super().features(output)[:-1]
 
 
 class TurnedFeatures(Llava):
     """The last token first."""
 
-    def features(self, output: Any) -> Sequence[Tensor]:
-        return [feature.flip(0) for feature in output.pooler_output]
+    def features(self, output: Any) -> Tensor:
+        return super().features(output).flip(0)
+
+
+class OnePicture(Llava):
+    """All images' pixels as one."""
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        return [given["pixel_values"]]
+
+
+class FlatPixels(Llava):
+    """Pixels without a frame."""
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        return list(given["pixel_values"])
+
+
+class JoinedFlat(Llava):
+    """Not the shape that the encoder takes."""
+
+    def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        return super().join_pixels(model, images, given).flatten(1)
+
+
+class JoinedMirrored(Llava):
+    """Not what was split."""
+
+    def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        return super().join_pixels(model, images, given).flip(-1)
 
 
 class Scaled(Llava):
@@ -205,22 +240,60 @@ class Behind(Llava):
         return len(ids)
 
 
-class Interleaved(Llava):
+class Turned(Llava, abc.ABC):
+    """Another rotary embedding than the model's."""
+
+    def rotary(self, model: Any) -> Any:
+        found = super().rotary(model)
+        assert found is not None
+        return self.turned([own for own in found if own is not None])
+
+    @abc.abstractmethod
+    def turned(self, layers: list[Rotary]) -> Any:
+        """What stands for the true ones."""
+
+
+class Interleaved(Turned):
     """The other pairing of dimensions."""
 
-    def rotary(self, model: Any) -> Rotary | None:
-        rotary = super().rotary(model)
-        assert rotary is not None
-        return Rotary(rotary.inverse_frequencies, interleaved=True)
+    def turned(self, layers: list[Rotary]) -> Any:
+        return [replace(own, interleaved=True) for own in layers]
 
 
-class Slow(Llava):
+class Slow(Turned):
     """Half the frequencies."""
 
-    def rotary(self, model: Any) -> Rotary | None:
-        rotary = super().rotary(model)
-        assert rotary is not None
-        return Rotary(rotary.inverse_frequencies / 2, interleaved=False)
+    def turned(self, layers: list[Rotary]) -> Any:
+        return [replace(own, inverse_frequencies=own.inverse_frequencies / 2) for own in layers]
+
+
+class OneRotary(Turned):
+    """One for all layers, not one for each."""
+
+    def turned(self, layers: list[Rotary]) -> Any:
+        return layers[0]
+
+
+class FewRotary(Turned):
+    """None for the last layer, not even None."""
+
+    def turned(self, layers: list[Rotary]) -> Any:
+        return layers[:-1]
+
+
+class StillLayer(Turned):
+    """The last layer is not turned."""
+
+    def turned(self, layers: list[Rotary]) -> Any:
+        return [*layers[:-1], None]
+
+
+class SlowLayer(Turned):
+    """The last layer is turned by other frequencies."""
+
+    def turned(self, layers: list[Rotary]) -> Any:
+        last = replace(layers[-1], inverse_frequencies=layers[-1].inverse_frequencies / 2)
+        return [*layers[:-1], last]
 
 
 class NotShared(Llava):
@@ -266,18 +339,48 @@ BROKEN: list[tuple[type[Llava], str]] = [
     (HardSpan, "a prompt with 2 images has as many"),
     (FromTheLeft, "image_index is the same in a padded batch"),
     (FloatIndex, "image_index has a whole number for each token"),
-    (FewFeatures, "an image has as many features as image tokens"),
+    (FewFeatures, "there are as many features as image tokens"),
     (TurnedFeatures, "the decoder gets the features in the places of image_index"),
+    (OnePicture, "split_pixels has an entry for each image"),
+    (FlatPixels, "an image's pixels are (frames, 3, height, width)"),
+    (JoinedFlat, "join_pixels gives the shape of pixel_values"),
+    (JoinedMirrored, "join_pixels undoes split_pixels"),
     (Scaled, "embed returns what the decoder gets for text tokens"),
     (Unnormed, "logits of the last layer's output are the model's next-token logits"),
     (AlwaysNormed, "logits of the decoder's output, with norm=False, are the same"),
     (Behind, "system_slot is in the prompt, before the first image"),
     (Interleaved, "turning by rotary gives the model's own keys at the moved position"),
     (Slow, "turning by rotary gives the model's own keys at the moved position"),
+    (OneRotary, "rotary is None, or has a Rotary or None for each layer"),
+    (FewRotary, "rotary is None, or has a Rotary or None for each layer"),
+    (StillLayer, "turning by rotary gives the model's own keys at the moved position"),
+    (SlowLayer, "turning by rotary gives the model's own keys at the moved position"),
     (NotShared, "with causal_prefix = False states of the image depend on the text"),
     (Marked, "the model is left as it was"),
     (Remembers, "it keeps no state"),
 ]
+
+
+@pytest.mark.usefixtures("as_for_a_user")
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("qwen2_vl", lambda own: replace(own, axes=own.axes.flip(0))),  # other axes turn
+        ("qwen2_vl", lambda own: replace(own, axes=own.axes * 0)),  # time alone turns
+        ("aya_vision", lambda own: own),  # layers without a rotary embedding turn
+    ],
+)
+def test_a_rotary_embedding_of_other_layers_or_axes(
+    family: str, change: Callable[[Rotary], Rotary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, right = tiny(family), cdkit.ADAPTERS[family]
+    found = right().rotary(model)
+    assert found is not None
+    turned = next(own for own in found if own is not None)
+    monkeypatch.setattr(right, "rotary", lambda self, model: [change(turned)] * len(found))
+    promise = "turning by rotary gives the model's own keys at the moved position"
+    with pytest.raises(AssertionError, match=promise):
+        check_adapter(model, inputs=inputs(family, 0))
 
 
 def put(monkeypatch: pytest.MonkeyPatch, adapter: type[Llava]) -> None:
@@ -297,7 +400,7 @@ def test_a_broken_adapter(
 ) -> None:
     put(monkeypatch, adapter)
     model = make_model()
-    model.model.spare = nn.Identity()
+    model.model.spare = nn.ModuleDict({"lm_head": nn.Identity()})
     with torch.no_grad():  # weights of 1 would make a second norm no change
         model.model.language_model.norm.weight += torch.linspace(-0.5, 0.5, 32)
     with pytest.raises(AssertionError, match=re.escape(promise)):
@@ -339,8 +442,10 @@ def test_a_true_prefix_lm(
 class AnyLength(Llava):
     """Trusts frequencies that change with the length."""
 
-    def rotary(self, model: Any) -> Rotary | None:
-        return Rotary(self.decoder(model).rotary_emb.inv_freq.clone(), interleaved=False)  # type: ignore[union-attr, operator]
+    def rotary(self, model: Any) -> list[Rotary]:
+        decoder: Any = self.decoder(model)
+        rotary = Rotary(decoder.rotary_emb.inv_freq.clone(), interleaved=False)
+        return [rotary] * len(decoder.layers)
 
 
 def test_frequencies_that_change(

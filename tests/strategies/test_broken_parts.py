@@ -35,24 +35,28 @@ class Positions(cdkit.PositionCalibrator):
     def idle(self) -> bool:
         return self.is_idle
 
-    def calibrate(self, positions: Tensor, is_image: Tensor) -> Tensor:
-        return self.change(positions, is_image)
+    def calibrate(self, positions: Tensor, image_index: Tensor) -> Tensor:
+        return self.change(positions, image_index)
 
 
-def ordinary(positions: Tensor, is_image: Tensor) -> Tensor:
+def ordinary(positions: Tensor, image_index: Tensor) -> Tensor:
     return positions.double()
 
 
 POSITIONS: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
     (lambda p, i: -p.double(), "positions never decrease"),
     (lambda p, i: p.float(), "positions are float64"),
-    (lambda p, i: p[:, 1:].double(), "one position a token"),
+    (lambda p, i: p[:, 1:].double(), "one position a token and axis"),
     (lambda p, i: p.double() / 0.0, "positions are finite"),
     (lambda p, i: p.double() / p.shape[1], "a position depends on no later token"),
     (lambda p, i: p * (1 + 0.01 * i.sum()).double(), "a position depends on no later token"),
-    (lambda p, i: p * 1.0 / (1 + i[:1, 0]).double(), "rows of the batch are independent"),
+    (lambda p, i: p.double() / (2 + i[0, 0]), "rows of the batch are independent"),
     (lambda p, i: p.double() ** 2, "a constant added to all positions only moves them"),
     (ordinary, "idle says whether every distance stays"),
+    (
+        lambda p, i: p + (torch.arange(3.0) / 8 if p.ndim == 3 else i.cumsum(1) / 8).double(),
+        "the axes of text stay equal",
+    ),
 ]
 
 

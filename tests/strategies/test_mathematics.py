@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cdkit
+from cdkit.layout import left_pad
 from cdkit.noise import cell_normal, cell_uniform, diffusion_signal_kept, generator, stream
 from cdkit.segment import CrossModalSegment
 from cdkit.testing.segments import example_segment
@@ -23,8 +24,11 @@ COUNTS = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), min_size=1, m
 
 
 def tokens(counts: list[tuple[int, int]], after: int = 4) -> tuple[Tensor, Tensor]:
-    flags = [f for text, image in counts for f in [False] * text + [True] * image] + [False] * after
-    return torch.arange(len(flags))[None], torch.tensor([flags])
+    """Positions, and for each token the number of its image, -1 for text."""
+    index = [
+        i for number, (text, image) in enumerate(counts) for i in [-1] * text + [number] * image
+    ] + [-1] * after
+    return torch.arange(len(index))[None], torch.tensor([index])
 
 
 # ---- CMPC ----------------------------------------------------------------------------------------
@@ -32,22 +36,22 @@ def tokens(counts: list[tuple[int, int]], after: int = 4) -> tuple[Tensor, Tenso
 
 @given(COUNTS, GAMMAS)
 def test_positions_are_the_papers_running_sum(counts: list[tuple[int, int]], gamma: float) -> None:
-    positions, is_image = tokens(counts)
+    positions, image_index = tokens(counts)
     place, wanted = 0.0, []
-    for image in is_image[0].tolist():
-        place += 1 / gamma if image else 1.0
+    for image in image_index[0].tolist():
+        place += 1 / gamma if image >= 0 else 1.0
         wanted.append(place)
-    given_ = Scaled(gamma=gamma).calibrate(positions, is_image)[0]
+    given_ = Scaled(gamma=gamma).calibrate(positions, image_index)[0]
     exact = torch.tensor(wanted, dtype=torch.float64)
     torch.testing.assert_close(given_ - given_[0], exact - exact[0], rtol=0, atol=1e-9)
 
 
 @given(COUNTS, GAMMAS)
 def test_an_image_spans_n_over_gamma(counts: list[tuple[int, int]], gamma: float) -> None:
-    positions, is_image = tokens([(1, 1), *counts])
-    new = Scaled(gamma=gamma).calibrate(positions, is_image)[0]
+    positions, image_index = tokens([(1, 1), *counts])
+    new = Scaled(gamma=gamma).calibrate(positions, image_index)[0]
     steps = new.diff()
-    image, text = is_image[0, 1:], ~is_image[0, 1:]
+    image, text = image_index[0, 1:] >= 0, image_index[0, 1:] < 0
     close: dict[str, Any] = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(steps[text], torch.ones_like(steps[text]), **close)
     torch.testing.assert_close(steps[image], torch.full_like(steps[image], 1 / gamma), **close)
@@ -58,9 +62,10 @@ def test_an_image_spans_n_over_gamma(counts: list[tuple[int, int]], gamma: float
 @given(COUNTS, GAMMAS)
 def test_the_first_gap(counts: list[tuple[int, int]], gamma: float) -> None:
     """The public code: image tokens stand 1 - 1 / gamma later, the text where it stood."""
-    positions, is_image = tokens(counts)
-    scaled = Scaled(gamma=gamma).calibrate(positions, is_image)
-    unit = Scaled(gamma=gamma, first_gap="unit").calibrate(positions, is_image)
+    positions, image_index = tokens(counts)
+    is_image = image_index >= 0
+    scaled = Scaled(gamma=gamma).calibrate(positions, image_index)
+    unit = Scaled(gamma=gamma, first_gap="unit").calibrate(positions, image_index)
     close: dict[str, Any] = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(unit - scaled, (1 - 1 / gamma) * is_image.double(), **close)
     steps = torch.nn.functional.pad(unit, (1, 0), value=-1.0).diff()[0]
@@ -72,19 +77,123 @@ def test_the_first_gap(counts: list[tuple[int, int]], gamma: float) -> None:
 
 @given(COUNTS, GAMMAS, st.floats(0.1, 1))
 def test_the_text_step(counts: list[tuple[int, int]], gamma: float, step: float) -> None:
-    positions, is_image = tokens(counts)
-    new = Scaled(gamma=gamma, text_step=step).calibrate(positions, is_image)[0]
-    text = ~is_image[0, 1:]
+    positions, image_index = tokens(counts)
+    new = Scaled(gamma=gamma, text_step=step).calibrate(positions, image_index)[0]
+    text = image_index[0, 1:] < 0
     wanted = text.double() * step + (~text).double() / gamma
     torch.testing.assert_close(new.diff(), wanted, rtol=0, atol=1e-9)
 
 
 @given(COUNTS, st.sampled_from(["scaled", "unit"]))
 def test_gamma_one_is_the_identity(counts: list[tuple[int, int]], first_gap: str) -> None:
-    positions, is_image = tokens(counts)
+    positions, image_index = tokens(counts)
     calibrator = Scaled(gamma=1.0, first_gap=first_gap)
     assert calibrator.idle
-    assert calibrator.calibrate(positions, is_image).equal(positions.double())
+    assert calibrator.calibrate(positions, image_index).equal(positions.double())
+
+
+# ---- CMPC where positions have three axes --------------------------------------------------------
+
+GRIDS = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3
+)
+"""Texts and images of a prompt in turns: how many tokens, how high, how wide."""
+
+
+def on_grid(prompt: list[tuple[int, int, int]], after: int = 3) -> tuple[Tensor, Tensor]:
+    """Positions as multimodal RoPE counts them: an image is as long as its longest side."""
+    here, places, index = 0, [], []
+    for number, (text, height, width) in enumerate(prompt):
+        places += [(here + i,) * 3 for i in range(text)]
+        here += text
+        places += [(here, here + y, here + x) for y in range(height) for x in range(width)]
+        here += max(height, width)
+        index += [-1] * text + [number] * (height * width)
+    places += [(here + i,) * 3 for i in range(after)]
+    return torch.tensor([places]), torch.tensor([index + [-1] * after])
+
+
+def close(given: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-9)
+
+
+CALIBRATORS = st.builds(
+    Scaled, gamma=GAMMAS, first_gap=st.sampled_from(["scaled", "unit"]), text_step=st.floats(0.1, 1)
+)
+
+
+@given(COUNTS, st.booleans(), CALIBRATORS)
+def test_images_of_one_row_or_column_are_the_papers_case(
+    counts: list[tuple[int, int]], column: bool, calibrator: Any
+) -> None:
+    flat, numbers = tokens(counts, after=3)
+    sides = [(text, image, 1) if column else (text, 1, image) for text, image in counts]
+    positions, image_index = on_grid(sides)
+    assert image_index.equal(numbers)
+    along = 1 if column else 2
+    assert positions[..., along].equal(flat)
+    new = calibrator.calibrate(positions, image_index)[..., along]
+    assert new.equal(calibrator.calibrate(flat, numbers))
+
+
+@given(GRIDS, CALIBRATORS)
+def test_the_axes_of_text_stay_equal(prompt: list[tuple[int, int, int]], calibrator: Any) -> None:
+    positions, image_index = on_grid(prompt)
+    text = calibrator.calibrate(positions, image_index)[image_index < 0]
+    close(text, text[:, :1].expand_as(text))
+
+
+@given(GRIDS, st.sampled_from(["scaled", "unit"]))
+def test_gamma_one_is_the_identity_on_a_grid(
+    prompt: list[tuple[int, int, int]], first_gap: str
+) -> None:
+    positions, image_index = on_grid(prompt)
+    same = Scaled(gamma=1.0, first_gap=first_gap).calibrate(positions, image_index)
+    assert same.equal(positions.double())
+
+
+@given(GRIDS, GAMMAS)
+def test_an_image_shrinks_by_gamma_on_each_axis(
+    prompt: list[tuple[int, int, int]], gamma: float
+) -> None:
+    """Token (y, x) stands (1, 1 + y, 1 + x) / gamma behind the text before its image, the text
+    after it the longest side / gamma and one step."""
+    positions, image_index = on_grid([(1, h, w) for _, h, w in prompt])
+    new = Scaled(gamma=gamma).calibrate(positions, image_index)[0]
+    for number, (_, height, width) in enumerate(prompt):
+        own = (image_index[0] == number).nonzero()[:, 0]
+        before, after = new[own[0] - 1], new[own[-1] + 1]
+        steps = torch.tensor(
+            [(1, 1 + y, 1 + x) for y in range(height) for x in range(width)], dtype=torch.float64
+        )
+        close(new[own], before + steps / gamma)
+        close(after, before + max(height, width) / gamma + 1)
+
+
+@given(GRIDS, CALIBRATORS, st.data())
+def test_no_position_depends_on_later_tokens(
+    prompt: list[tuple[int, int, int]], calibrator: Any, data: st.DataObject
+) -> None:
+    positions, image_index = on_grid(prompt)
+    stop = data.draw(st.integers(1, positions.shape[1]))
+    whole = calibrator.calibrate(positions, image_index)
+    part = calibrator.calibrate(positions[:, :stop], image_index[:, :stop])
+    close(part, whole[:, :stop])
+
+
+@given(GRIDS, GRIDS, CALIBRATORS)
+def test_a_row_of_a_left_padded_batch_is_as_alone(
+    one: list[tuple[int, int, int]], two: list[tuple[int, int, int]], calibrator: Any
+) -> None:
+    alone = [on_grid(prompt) for prompt in (one, two)]
+    length = max(index.shape[1] for _, index in alone)
+    positions = torch.cat([left_pad(own, length, 0) for own, _ in alone])
+    image_index = torch.cat([left_pad(index, length, -1) for _, index in alone])
+    both = calibrator.calibrate(positions, image_index)
+    for row, (own, index) in enumerate(alone):
+        wanted = calibrator.calibrate(own, index)[0]
+        moved = both[row, length - len(wanted) :]
+        close(moved - moved[0], wanted - wanted[0])  # padding moves a row by a constant
 
 
 # ---- masks ---------------------------------------------------------------------------------------

@@ -1,0 +1,31 @@
+"""Aya Vision: tiles with a tag before each, and a Cohere2 decoder, which leaves RoPE out of its
+full-attention layers."""
+
+from typing import Any, ClassVar
+
+from jaxtyping import Int
+from torch import Tensor
+
+from cdkit.adapter import ADAPTERS
+from cdkit.models.standard import runs_apart
+from cdkit.models.tiles import TilesAdapter
+
+MARKS = 2
+"""Between tiles stands a tag; between pictures an end, a start and a tag."""
+
+
+@ADAPTERS.register("aya_vision")
+class AyaVision(TilesAdapter):
+    """AyaVisionForConditionalGeneration: start, `TILE_1` tokens ... `TILE_GLOBAL` tokens, end."""
+
+    example: ClassVar[str] = "CohereLabs/aya-vision-8b"
+
+    def tokens_a_tile(self, model: Any) -> int:
+        vision = model.config.vision_config
+        side: int = vision.image_size // vision.patch_size // model.config.downsample_factor
+        return side**2
+
+    def image_index(
+        self, model: Any, ids: Int[Tensor, "rows tokens"]
+    ) -> Int[Tensor, "rows tokens"]:
+        return runs_apart(ids == model.config.image_token_id, MARKS)

@@ -1,0 +1,44 @@
+"""Gemma 3: a SigLIP tower, pooled; its images' tokens see each other both ways."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from jaxtyping import Int
+from torch import Tensor
+
+from cdkit.adapter import ADAPTERS, SeesAhead
+from cdkit.models.standard import StandardAdapter, joined_entries, one_entry_each, runs
+
+
+@ADAPTERS.register("gemma3")
+class Gemma3(StandardAdapter):
+    """Gemma3ForConditionalGeneration: 256 tokens between a begin and an end mark for each image.
+
+    Crops of pan-and-scan are images of their own. Most layers keep a sliding window of tokens, and
+    turn by other frequencies than the rest: methods that look at the image need prompt and answer
+    to fit into the window.
+    """
+
+    example: ClassVar[str] = "google/gemma-3-4b-it"
+    sees_ahead: ClassVar[SeesAhead] = "in images"
+    required: ClassVar[tuple[str, ...]] = ("token_type_ids",)
+    placeholder: ClassVar[str] = "<start_of_image>"
+    fallback: ClassVar[str] = (
+        "<start_of_turn>user\n{images}{question}<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+    def check_images(self, model: Any) -> None:
+        pass  # marks stand between images
+
+    def image_index(
+        self, model: Any, ids: Int[Tensor, "rows tokens"]
+    ) -> Int[Tensor, "rows tokens"]:
+        return runs(ids == model.config.image_token_id)
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        return one_entry_each(given)
+
+    def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        return joined_entries(images, given)

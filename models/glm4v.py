@@ -1,0 +1,15 @@
+"""GLM-4V: images of any size, partial multimodal RoPE on pairs of neighbours."""
+
+from typing import ClassVar
+
+from cdkit.adapter import ADAPTERS
+from cdkit.models.patches import PatchAdapter
+
+
+@ADAPTERS.register("glm4v")
+class Glm4V(PatchAdapter):
+    """Glm4vForConditionalGeneration: `<|image|>` between image marks of its own."""
+
+    example: ClassVar[str] = "zai-org/GLM-4.1V-9B-Thinking"
+    placeholder: ClassVar[str] = "<|begin_of_image|><|image|><|end_of_image|>"
+    fallback: ClassVar[str] = "[gMASK]<sop><|user|>\n{images}{question}<|assistant|>\n"

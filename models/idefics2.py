@@ -1,0 +1,29 @@
+"""Idefics2: a perceiver makes as many tokens of an image of any size."""
+
+from typing import Any, ClassVar
+
+from jaxtyping import Int
+from torch import Tensor
+
+from cdkit.adapter import ADAPTERS
+from cdkit.models.padded_tiles import PaddedTilesAdapter
+from cdkit.models.standard import runs_apart
+
+
+@ADAPTERS.register("idefics2")
+class Idefics2(PaddedTilesAdapter):
+    """Idefics2ForConditionalGeneration: `<fake>` latents `<fake>`; five times if it is split.
+
+    Crops and pictures are written alike, so pictures with nothing between count as one image.
+    """
+
+    example: ClassVar[str] = "HuggingFaceM4/idefics2-8b"
+
+    def tokens_a_tile(self, model: Any) -> int:
+        latents: int = model.config.perceiver_config.resampler_n_latents
+        return latents
+
+    def image_index(
+        self, model: Any, ids: Int[Tensor, "rows tokens"]
+    ) -> Int[Tensor, "rows tokens"]:
+        return runs_apart(ids == model.config.image_token_id, 1)

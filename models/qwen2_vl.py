@@ -1,0 +1,13 @@
+"""Qwen2-VL: images of any size, multimodal RoPE in blocks of frequencies."""
+
+from typing import ClassVar
+
+from cdkit.adapter import ADAPTERS
+from cdkit.models.patches import PatchAdapter
+
+
+@ADAPTERS.register("qwen2_vl")
+class Qwen2VL(PatchAdapter):
+    """Qwen2VLForConditionalGeneration: `<|image_pad|>` between vision marks."""
+
+    example: ClassVar[str] = "Qwen/Qwen2-VL-2B-Instruct"

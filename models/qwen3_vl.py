@@ -1,0 +1,13 @@
+"""Qwen3-VL: image features at several depths, multimodal RoPE interleaved."""
+
+from typing import ClassVar
+
+from cdkit.adapter import ADAPTERS
+from cdkit.models.patches import PatchAdapter
+
+
+@ADAPTERS.register("qwen3_vl")
+class Qwen3VL(PatchAdapter):
+    """Qwen3VLForConditionalGeneration: Qwen2-VL's tokens; first layers add features."""
+
+    example: ClassVar[str] = "Qwen/Qwen3-VL-2B-Instruct"

@@ -1,0 +1,13 @@
+"""Qwen3-VL with a mixture of experts."""
+
+from typing import ClassVar
+
+from cdkit.adapter import ADAPTERS
+from cdkit.models.patches import PatchAdapter
+
+
+@ADAPTERS.register("qwen3_vl_moe")
+class Qwen3VLMoe(PatchAdapter):
+    """Qwen3VLMoeForConditionalGeneration: Qwen3-VL with other feed-forward layers."""
+
+    example: ClassVar[str] = "Qwen/Qwen3-VL-30B-A3B-Instruct"

@@ -1,0 +1,1 @@
+"""Model families, each on a tiny random model of the stock class."""
