@@ -181,7 +181,10 @@ def _cache(rows: Rows) -> BranchedCache:
 
 
 def _output(found: Sequence[Found], prompt_ids: Int[Tensor, "samples columns"], config: Any) -> Any:
-    """Prompts and answers, padded to one length, as Hugging Face's beam search gives them."""
+    """Prompts and answers, padded to one length, as Hugging Face's beam search gives them.
+
+    But for a pad token of 0: there Hugging Face fills up with the first end token.
+    """
     longest = max(len(answer.tokens) for answer in found)
     pad = config._pad_token_tensor
     filler = -1 if pad is None else int(pad)  # as there: no token at all

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdkit.errors import CdkitError
 from cdkit.method import Branch
-from cdkit.noise import generator, stream
+from cdkit.noise import generator, purpose_of, stream
 
 
 @dataclass(eq=False)
@@ -74,7 +74,7 @@ class Session:
         for name, own, seen in zip(self.sample_ids, features, attention, strict=True):
             seen = seen[:, : own.shape[0]]
             for distortion in branch.feature:
-                random = generator(self.seed, name, type(distortion).__name__)
+                random = generator(self.seed, name, purpose_of(distortion))
                 own = distortion.distort(own, seen, generator=random)
             made.append(own)
         self.looked[branch.name] = made
@@ -90,7 +90,7 @@ class Session:
             own = pixels[first : first + count].to("cpu")
             first += count
             for distortion in branch.pixel:
-                random = generator(self.seed, name, type(distortion).__name__)
+                random = generator(self.seed, name, purpose_of(distortion))
                 own = distortion.distort(own, generator=random)
             new.append(own)
         return torch.cat(new).to(pixels)

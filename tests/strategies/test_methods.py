@@ -122,8 +122,12 @@ def test_dotted_names(two: Path) -> None:
     method = cdkit.load(two, **{"noise.diffusion_noise.step": 3, "value_noise.step": 4})
     steps = [d["step"] for b in method.to_dict()["branches"] for d in b["distortions"]]
     assert steps == [3, 4, 1]
-    with pytest.raises(cdkit.CdkitError, match=r"no parameter of two is called 'noise\.step'"):
-        cdkit.load(two, **{"noise.step": 3})
+    short = cdkit.load(two, **{"noise.step": 3})  # one part of that branch has it
+    assert short == cdkit.load(two, **{"noise.diffusion_noise.step": 3})
+    with pytest.raises(cdkit.CdkitError, match=r"two has 'values\.step' more than once; say which"):
+        cdkit.load(two, **{"values.step": 3})
+    with pytest.raises(cdkit.CdkitError, match=r"no parameter of two is called 'noise\.stop'"):
+        cdkit.load(two, **{"noise.stop": 3})
 
 
 FILES: list[tuple[str, str]] = [
