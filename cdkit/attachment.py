@@ -312,10 +312,11 @@ def _check_names(method: Method, layers: Collection[str]) -> None:
 def _with_colours(method: Method, processor: Any) -> Method:
     """The method with the processor's mean and deviation where a pixel distortion asks for them."""
     images = getattr(processor, "image_processor", processor)
-    found = (getattr(images, "image_mean", None), getattr(images, "image_std", None))
-    if None in found:
+    means: Any = getattr(images, "image_mean", None)
+    spreads: Any = getattr(images, "image_std", None)
+    if means is None or spreads is None:
         return method
-    mean, std = (tuple(map(float, colour)) for colour in found)
+    mean, std = tuple(map(float, means)), tuple(map(float, spreads))
 
     def filled(part: Any) -> Any:
         if not (isinstance(part, PixelDistortion) and part.needs_colours):

@@ -404,7 +404,8 @@ def test_two_gates_each_carry_their_own() -> None:
     )
     method = replace(cdkit.load("imccd_chair"), schedules=gates)
     ran = generate(tiny(2), method, SAMPLES, steps=7)
-    factors = torch.stack([step.alpha_scale for step in ran.run.trace.steps], 1)  # type: ignore[arg-type]
+    scaled = [step.alpha_scale for step in ran.run.trace.steps]
+    factors = torch.stack([one for one in scaled if one is not None], 1)
     for row, one in enumerate(SAMPLES):
         fed = ran.tokens[row, :-1].tolist()
         own = [
