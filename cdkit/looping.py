@@ -71,7 +71,8 @@ class ModelDecoding(Decoding):
         return left[:count]
 
     def ended(self, generated: Int[Tensor, "rows new"]) -> Bool[Tensor, " rows"]:
-        done: Tensor = self.stopping_criteria(self._ids(generated), None)
+        criteria: Any = self.stopping_criteria  # its type asks for a LongTensor
+        done: Tensor = criteria(self._ids(generated), None)
         return done
 
     def _ids(self, generated: Int[Tensor, "rows new"]) -> Int[Tensor, "rows tokens"]:

@@ -190,7 +190,9 @@ def test_at_alpha_zero_no_branch_runs(name: str) -> None:
     method = cdkit.load(name)
     told = method.to_dict()["combiner"]
     if "alpha" in told and not method.readout:
-        alphas: dict[str, Any] = {"combiner.alpha": 0.0} | ({"combiner.alphas": []} if told.get("alphas") else {})
+        alphas: dict[str, Any] = {"combiner.alpha": 0.0}
+        if told.get("alphas"):
+            alphas["combiner.alphas"] = []
         still = cdkit.load(name, **alphas)
         assert still.live_branches == ()
         quiet = cdkit.load(name, **alphas, beta=0.0)
