@@ -22,6 +22,7 @@ from cdkit.limits import check_eval
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
 from cdkit.method import Method, kind_of
 from cdkit.reading import read, read_outer
+from cdkit.strategy import PixelDistortion
 from cdkit.trace import Trace, make_trace
 
 ATTACHED = "_cdkit_attached"
@@ -91,6 +92,8 @@ class Attachment(Wired):
                 f"model must be a Hugging Face model, got {type(model).__name__}; of a pipeline "
                 "pass its .model"
             )
+        if processor is not None:
+            method = _with_colours(method, processor)
         _refuse_compiled(model)
         _refuse_virtual_tokens(model)
         self.method, self.trace = method, trace
@@ -194,7 +197,11 @@ class Attachment(Wired):
             patches.wrap(model, "forward", functools.partial(read_outer, engine))
         layers = adapter.layers(model)
         if engine.method.readout is not None:
-            for name, passed in engine.method.readout.layers(len(layers)).items():
+            read_out = engine.method.readout.layers(len(layers))
+            _check_names(engine.method, read_out)
+            for name, passed in read_out.items():
+                if not engine.method.combiner.reads(name):
+                    continue
                 keep = functools.partial(_keep_last_row, engine, name)
                 if passed == 0:
                     patches.hook_before(layers[0], keep)
@@ -297,7 +304,45 @@ def _finished(generated: Tensor, config: Any, criteria: Sequence[RecordingCriter
 def _keep_last_row(engine: Engine, name: str, states: Any) -> None:
     if engine.call is not None:
         hidden = states[0] if isinstance(states, tuple) else states
-        engine.call.readouts[name] = hidden[:, -1]
+        engine.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
+
+
+def _check_names(method: Method, layers: Collection[str]) -> None:
+    """Raise where a readout's names clash with branches, or `alphas` names neither."""
+    branches = [branch.name for branch in method.branches]
+    if clash := set(branches) & set(layers):
+        raise CdkitError(
+            f"branch {min(clash)!r} of {method.name} is called like a layer that is read out; "
+            "give the branch another name"
+        )
+    pairs: tuple[tuple[str, float], ...] = getattr(method.combiner, "alphas", ())
+    for name, _ in pairs:
+        if name not in branches and name not in layers:
+            raise CdkitError(
+                f"alphas names {name!r}, but {method.name} has {', '.join((*branches, *layers))}"
+            )
+
+
+def _with_colours(method: Method, processor: Any) -> Method:
+    """The method with the processor's mean and deviation where a pixel distortion asks for them."""
+    images = getattr(processor, "image_processor", processor)
+    means: Any = getattr(images, "image_mean", None)
+    spreads: Any = getattr(images, "image_std", None)
+    if means is None or spreads is None:
+        return method
+    mean, std = tuple(map(float, means)), tuple(map(float, spreads))
+
+    def filled(part: Any) -> Any:
+        if not (isinstance(part, PixelDistortion) and part.needs_colours):
+            return part
+        told: Any = part
+        return replace(told, mean=told.mean or mean, std=told.std or std)
+
+    branches = (
+        replace(branch, distortions=tuple(map(filled, branch.distortions)))
+        for branch in method.branches
+    )
+    return replace(method, branches=tuple(branches))
 
 
 def _sliding_window(decoder: Any) -> int | None:

@@ -205,7 +205,7 @@ class LayerAttention(Wired):
         on_image, on_text = weights[..., :-total], weights[..., -total:]
         _record(call, branch, self.layer, before, segment, on_image)
         if branch == ORIGINAL:
-            self._note(call, before, weights, reach)
+            self._note(call, segment, weights, reach)
         out = _segment_output(segment, on_image) + _weighted(on_text, value)
         return rearrange(out, "rows heads text dim -> rows text heads dim"), hidden
 

@@ -136,23 +136,27 @@ def override(method: Method, overrides: Mapping[str, Any]) -> Method:
 
 def _find(method: Method, name: str) -> tuple[str, str]:
     """(place of the part, parameter) that `name` is a unique dotted end of."""
-    named: dict[str, tuple[str, str]] = {}
+    named: list[tuple[str, tuple[str, str]]] = []
     for place, part in method.parts():
+        owner = place.partition(".")[0]
         for field in dataclasses.fields(part):
-            named[f"{place}.{field.name}"] = (place, field.name)
+            target = (place, field.name)
+            named.append((f"{place}.{field.name}", target))
             if "." not in place:  # combiner, calibrator, readout, loop: their kind names them too
-                named[f"{place}.{kind_of(part)}.{field.name}"] = (place, field.name)
+                named.append((f"{place}.{kind_of(part)}.{field.name}", target))
+            elif name == f"{owner}.{field.name}":  # a branch and a parameter of one part of it
+                named.append((name, target))
     found = {
         target: full
-        for full, target in reversed(named.items())
+        for full, target in reversed(named)
         if full == name or full.endswith(f".{name}")
     }
     if len(found) == 1:
         return next(iter(found))
     if found:
-        places = ", ".join(sorted(found.values()))
+        places = ", ".join(sorted(".".join(target) for target in found))
         raise CdkitError(f"{method.name} has {name!r} more than once; say which: {places}")
-    known = {*named} if "." in name else {parameter for _, parameter in named.values()}
+    known = {full for full, _ in named} if "." in name else {target[1] for _, target in named}
     raise UnknownNameError(unknown(f"parameter of {method.name}", name, known))
 
 

@@ -12,6 +12,8 @@ EVERY_LAYER: Depth = (0.0, 1.0)
 
 def check_depth(name: str, depth: Depth) -> None:
     """Raise unless 0 <= first < last <= 1."""
+    if not isinstance(depth, tuple) or len(depth) != 2:
+        raise CdkitError(f"{name} must be two shares of the depth, got {depth!r}")
     first, last = depth
     if not 0 <= first < last <= 1:
         raise CdkitError(

@@ -70,7 +70,8 @@ class ModelDecoding(Decoding):
         return left[:count]
 
     def ended(self, generated: Int[Tensor, "rows new"]) -> Bool[Tensor, " rows"]:
-        done: Tensor = self.stopping_criteria(self._ids(generated), None)
+        criteria: Any = self.stopping_criteria  # its type asks for a LongTensor
+        done: Tensor = criteria(self._ids(generated), None)
         return done
 
     def _ids(self, generated: Int[Tensor, "rows new"]) -> Int[Tensor, "rows tokens"]:
@@ -180,7 +181,10 @@ def _cache(rows: Rows) -> BranchedCache:
 
 
 def _output(found: Sequence[Found], prompt_ids: Int[Tensor, "samples columns"], config: Any) -> Any:
-    """Prompts and answers, padded to one length, as Hugging Face's beam search gives them."""
+    """Prompts and answers, padded to one length, as Hugging Face's beam search gives them.
+
+    But for a pad token of 0: there Hugging Face fills up with the first end token.
+    """
     longest = max(len(answer.tokens) for answer in found)
     pad = config._pad_token_tensor
     filler = -1 if pad is None else int(pad)  # as there: no token at all

@@ -42,6 +42,13 @@ class Branch:
                 f"branch {self.name!r} has no distortion; use the distortion 'identical' for a "
                 "branch that is not distorted"
             )
+        removing = [d for d in self.prompt if d.removes_image]
+        others = [d for d in self.distortions if not isinstance(d, PromptDistortion)]
+        if removing and others:
+            raise CdkitError(
+                f"branch {self.name!r}: {kind_of(removing[0])} takes the image out, so "
+                f"{kind_of(others[0])} would do nothing there; give each a branch of its own"
+            )
 
     @property
     def pixel(self) -> tuple[PixelDistortion, ...]:
@@ -86,7 +93,20 @@ class Method:
         names = [branch.name for branch in self.branches]
         if len(set(names)) < len(names):
             raise CdkitError(f"branch names must differ, got {', '.join(names)}")
+        try:
+            hash(self)
+        except TypeError as error:
+            raise CdkitError(
+                f"{self.name} cannot be hashed ({error}): parameters that hold several values are "
+                "tuples"
+            ) from None
+        blind = [b.name for b in self.branches if any(d.removes_image for d in b.prompt)]
         for intervention in self.interventions:
+            if not set(intervention.branches) - set(blind):
+                raise CdkitError(
+                    f"{kind_of(intervention)} acts on no branch that sees the image: name some of "
+                    f"{', '.join(n for n in (ORIGINAL, *names) if n not in blind)}"
+                )
             for name in intervention.branches:
                 if name not in (ORIGINAL, *names):
                     raise CdkitError(
@@ -99,6 +119,7 @@ class Method:
                 f"{self.name} has no distorted branch to contrast with, so alpha={alpha} would do "
                 "nothing: set alpha = 0, or give it a branch"
             )
+        self._check_reads(names)
         pairs: tuple[tuple[str, float], ...] = getattr(self.combiner, "alphas", ())
         for name, _ in pairs:
             if name not in names and self.readout is None:
@@ -120,6 +141,22 @@ class Method:
             raise CdkitError(
                 f"{kind_of(self.loop)} takes tokens back, so {self.name} cannot carry a state from "
                 "step to step: use no schedule, and a combiner that depends on no step"
+            )
+
+    def _check_reads(self, names: Sequence[str]) -> None:
+        """Raise where the combiner gets nothing to read, or never reads what is there."""
+        if hasattr(self.combiner, "alpha"):
+            return  # said by alpha: 0 switches a branch, or a readout, off
+        given = [*names, *(["readout"] if self.readout is not None else [])]
+        if given and not any(map(self.combiner.reads, given)):
+            raise CdkitError(
+                f"{kind_of(self.combiner)} reads no other logits, so {given[0]!r} of {self.name} "
+                "would do nothing: take it out, or use the combiner 'contrast'"
+            )
+        if not given and self.combiner.reads("any"):
+            raise CdkitError(
+                f"{kind_of(self.combiner)} needs other logits, but {self.name} has no branch and "
+                "no readout; give it one"
             )
 
     @property

@@ -27,6 +27,16 @@ def generator(seed: int, sample_id: str, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(stream(seed, sample_id, purpose))
 
 
+def purpose_of(part: object) -> str:
+    """What a distortion's generator is for: its class, and its `draw` where that is not 0.
+
+    Two distortions of one class draw the same numbers for a sample, so that only their parameters
+    tell them apart; a field `draw` gives one of them others.
+    """
+    draw = getattr(part, "draw", 0)
+    return type(part).__name__ + (f" {draw}" if draw else "")
+
+
 def cell_uniform(
     streams: Int[Tensor, "*#cells"], *coordinates: Int[Tensor, "*#cells"] | int
 ) -> Float[Tensor, "*cells"]:

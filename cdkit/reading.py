@@ -48,6 +48,8 @@ def _read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     if plain:
         _check_alignment(engine, call, given.get("logits_to_keep", 0), output.logits.shape[1])
     output.logits = _combined(engine, call, output.logits, every_column=plain)
+    if plain:
+        engine.last_original = None  # read by what surrounds generate alone
     return output
 
 

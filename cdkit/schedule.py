@@ -20,7 +20,7 @@ class Signals:
     image_logits: Float[Tensor, " rows"] | None
     """The attention logits of the row that predicts the next token, summed over the image tokens
     and averaged over heads and layers, at the calibrated positions where the method has a
-    calibrator; None where no schedule has `reads_attention`."""
+    calibrator, and as interventions left them; None where no schedule has `reads_attention`."""
     image_mass: Float[Tensor, " rows"] | None
     """The same of its attention weights: the share of attention that the image gets."""
 

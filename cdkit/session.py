@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdkit.errors import CdkitError
 from cdkit.method import Branch
-from cdkit.noise import generator, stream
+from cdkit.noise import generator, purpose_of, stream
 from cdkit.strategy import PixelDistortion
 
 
@@ -91,7 +91,7 @@ class Session:
         for name, own, seen in zip(self.sample_ids, features, attention, strict=True):
             seen = seen[:, : own.shape[0]]
             for distortion in branch.feature:
-                random = generator(self.seed, name, type(distortion).__name__)
+                random = generator(self.seed, name, purpose_of(distortion))
                 own = distortion.distort(own, seen, generator=random)
             made.append(own)
         self.looked[branch.name] = made
@@ -104,7 +104,7 @@ class Session:
         for name, count in zip(self.sample_ids, self.images, strict=True):
             own = [image.to("cpu") for image in pixels[len(new) : len(new) + count]]
             for distortion in branch.pixel:
-                random = generator(self.seed, name, type(distortion).__name__)
+                random = generator(self.seed, name, purpose_of(distortion))
                 own = _distorted(distortion, own, random)
             new += own
         return [image.to(pixel) for image, pixel in zip(new, pixels, strict=True)]

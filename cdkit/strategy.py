@@ -37,6 +37,9 @@ class PixelDistortion(DistortionStrategy):
     """Distorts the image before it is encoded."""
 
     touches = frozenset({"pixels"})
+    needs_colours: ClassVar[bool] = False
+    """Whether it works on colours in [0, 1]. Then it has fields `mean` and `std`, which `attach`
+    fills with the processor's where they are None."""
 
     @abc.abstractmethod
     def distort(
@@ -118,6 +121,8 @@ class PromptDistortion(DistortionStrategy):
     touches = frozenset({"prompt"})
     needs_text: ClassVar[bool]
     """Whether it calls `Prompt.encode`: then `attach` asks for a processor."""
+    removes_image: ClassVar[bool] = False
+    """Whether it takes the image out, so that nothing else can be done to the image there."""
 
     @abc.abstractmethod
     def distort(self, prompt: Prompt) -> Prompt:

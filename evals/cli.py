@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation import toml  # light, and the help names the packaged grids
 
 Parameters = ParamSpec("Parameters")
 
@@ -86,14 +87,18 @@ def _options(
     epilog=_examples(
         "cdkit ablate",
         "cdkit ablate --quick --name trial",
+        "cdkit ablate methods",
         "cdkit ablate my_grid.toml --output results",
     )
 )
 @guarded
 def ablate(
-    file: Annotated[
-        Path | None, typer.Argument(help="A grid in TOML (docs/ablate.md).", show_default=False)
-    ] = None,
+    grid: Annotated[
+        str,
+        typer.Argument(
+            help=f"A packaged grid ({', '.join(toml.packaged())}) or a .toml file (docs/ablate.md)."
+        ),
+    ] = toml.DEFAULT,
     quick: Annotated[
         bool, typer.Option("--quick", help="The short form: the grid's [quick] section.")
     ] = False,
@@ -102,33 +107,37 @@ def ablate(
         typer.Option(help="The run's folder; by default its date and time.", show_default=False),
     ] = None,
     output: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every table with all its metrics, too.")
+    ] = False,
 ) -> None:
     """Compare methods on benchmarks, with intervals, tests and controls.
 
-    Without FILE it runs the two ablations of the CMAC paper (modules; distortions), with VCD, ICD
-    and the controls beside them, on the model and the world that come with the package: POPE,
-    CHAIR and MME's hallucination subset, greedy and sampling.
+    The grid *default* runs the two ablations of the CMAC paper (modules; distortions), with VCD,
+    ICD and the controls beside them, on the model and the world that come with the package: POPE,
+    CHAIR and MME's hallucination subset, greedy and sampling. The grid *methods* runs every method
+    there is, in each decode mode that it is defined for.
 
-    It prints the tables and leaves OUTPUT/NAME/: report.html, metrics.json, predictions.jsonl,
-    manifest.json and config.toml, which `cdkit ablate` takes again.
+    It prints each benchmark's headline by decode mode and leaves OUTPUT/NAME/: report.html,
+    tables.md, metrics.json, predictions.jsonl, manifest.json and config.toml, which `cdkit ablate`
+    takes again.
     """
-    from cdkit.evals.ablation import toml
-
-    grid = toml.read(file, quick=quick)  # a misspelt key is told before seconds of imports
+    wanted = toml.read(grid, quick=quick)  # a misspelt key is told before seconds of imports
     _quiet()
     from cdkit.evals.ablation import job, terminal
     from cdkit.evals.ablation.progress import shown
-    from cdkit.evals.ablation.views import overview, view
+    from cdkit.evals.ablation.views import overviews, view
 
-    prepared = job.prepare(grid, job.new_folder(output, name))
+    prepared = job.prepare(wanted, job.new_folder(output, name))
     with shown(Console(stderr=True)) as stages:
         results = job.ablate(prepared, stages)
     console = _console()
-    for shown_view in (overview(results.tables), *map(view, results.tables)):
+    for shown_view in (*overviews(results.tables), *(map(view, results.tables) if full else ())):
         console.print(terminal.render(shown_view, console.width))
         console.print()
     console.print(terminal.legend())
-    console.print(f"report: {prepared.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    for what, file in (("all tables", "tables.md"), ("report", "report.html")):
+        console.print(f"{what}: {prepared.folder / file}", highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -138,6 +147,8 @@ def ablate(
         "--compare plain,vcd,cmac",
         "cdkit generate --model llava-hf/llava-1.5-7b-hf --method cmac --set alpha=1.0 "
         "--set gamma=3.0 --image photo.png --prompt 'What is on the table?' --sample --seed 1",
+        "cdkit generate --image photo.png --prompt 'is there a cat ?' --compare plain,vcd "
+        "--beams 5",
     )
 )
 @guarded
@@ -162,6 +173,9 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
     sample: Annotated[bool, typer.Option("--sample", help="Sample in place of greedy.")] = False,
+    beams: Annotated[
+        int, typer.Option(min=1, help="Of a beam search; 1 is none. Not with --sample.")
+    ] = 1,
     temperature: Annotated[
         float | None, typer.Option(help="Of --sample; 1 without it.", show_default=False)
     ] = None,
@@ -176,6 +190,8 @@ def generate(
         method = "cmac"
     if temperature is not None and not sample:
         raise CdkitError("--temperature belongs to --sample: give both, or neither")
+    if sample and beams > 1:
+        raise CdkitError("--beams searches and --sample draws: give one of them")
     if method is None and set_:
         raise CdkitError("--set belongs to --method: give one")
     methods = answering.methods(method, answering.overrides(set_ or []), names)
@@ -186,6 +202,7 @@ def generate(
         image,
         max_new_tokens=max_new_tokens,
         temperature=(1.0 if temperature is None else temperature) if sample else None,
+        beams=beams,
         seed=seed,
     )
     console = _console()

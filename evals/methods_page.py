@@ -75,4 +75,6 @@ def main(path: Path = PAGE) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit("usage: python -m cdkit.evals.methods_page, from the root of a checkout")
     main()

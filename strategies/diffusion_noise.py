@@ -36,8 +36,12 @@ class DiffusionNoise(PixelDistortion):
 }"""
 
     step: int = 500
+    draw: int = 0
+    """Another number gives a second branch, or a second distortion, noise of its own."""
 
     def __post_init__(self) -> None:
+        if self.draw < 0:
+            raise CdkitError(f"draw must be 0 or more, got {self.draw}")
         if not 0 <= self.step < DIFFUSION_STEPS:
             raise CdkitError(f"step must be in [0, {DIFFUSION_STEPS}), got {self.step}")
 

@@ -18,6 +18,7 @@ class NoImage(PromptDistortion):
         "text-only branch of PAI and M3ID"
     )
     bibtex: ClassVar[str] = VDD
+    removes_image: ClassVar[bool] = True
     needs_text: ClassVar[bool] = False
 
     def distort(self, prompt: Prompt) -> Prompt:

@@ -84,11 +84,6 @@ class OverTrust(DecodingLoop):
         check_choice("retry", self.retry, Retry)
 
     def run(self, decoding: Decoding) -> Sequence[Found]:
-        if self.candidates < decoding.returned:
-            raise CdkitError(
-                f"num_return_sequences={decoding.returned} is more than the {self.candidates} "
-                "candidates of a beam; ask for fewer, or set candidates higher"
-            )
         beams = first_beam(decoding)
         columns, votes = decoding.prompt.weights.new_zeros(1, 0), beams.tokens
         search = Search(Place(beams, columns, votes), decoding.prompt)

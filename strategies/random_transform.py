@@ -12,6 +12,8 @@ from cdkit.strategies.image_transforms import TRANSFORMS
 from cdkit.strategy import DISTORTIONS, PixelDistortion
 
 Colour = tuple[float, float, float]
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 
 
 @DISTORTIONS.register("random_transform")
@@ -20,10 +22,11 @@ class RandomTransform(PixelDistortion):
     """The sample's images under one of six transforms, drawn once with its parameters.
 
     Ours: the authors transform the raw picture and process it afterwards; here only the processed
-    pixels are at hand, so `mean` and `std` (the processor's; CLIP's by default) take them back to
-    colours in [0, 1] and forth again. The blur is in pixels of the model's resolution, so stronger
-    than theirs on larger pictures; a rotation turns the centre crop. All images of a sample get the
-    same transform. RITUAL+, where the model picks it, needs a second generation and is left out.
+    pixels are at hand, so `mean` and `std` (None: those of the processor that `attach` was given,
+    CLIP's without one) take them back to colours in [0, 1] and forth again. The blur is in pixels
+    of the model's resolution, so stronger than theirs on larger pictures; a rotation turns the
+    centre crop. All images of a sample get the same transform. RITUAL+, where the model picks it,
+    needs a second generation and is left out.
     """
 
     formula: ClassVar[str] = (
@@ -40,17 +43,23 @@ class RandomTransform(PixelDistortion):
   eprint = {2405.17821}
 }"""
 
+    needs_colours: ClassVar[bool] = True
+
     transforms: tuple[str, ...] = tuple(TRANSFORMS)
-    mean: Colour = (0.48145466, 0.4578275, 0.40821073)
-    std: Colour = (0.26862954, 0.26130258, 0.27577711)
+    mean: Colour | None = None
+    std: Colour | None = None
+    draw: int = 0
+    """Another number gives a second branch a transform of its own."""
 
     def __post_init__(self) -> None:
+        if self.draw < 0:
+            raise CdkitError(f"draw must be 0 or more, got {self.draw}")
         unknown = [name for name in self.transforms if name not in TRANSFORMS]
         if unknown or not self.transforms:
             raise CdkitError(
                 f"transforms must be some of {', '.join(TRANSFORMS)}, got {list(self.transforms)}"
             )
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise CdkitError(f"std must be above 0 for each colour, got {list(self.std)}")
 
     def distort(
@@ -69,6 +78,7 @@ class RandomTransform(PixelDistortion):
 
         index = int(draw(0, len(self.transforms))) if len(self.transforms) > 1 else 0
         wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-        mean, std = (wide.new_tensor(colour)[:, None, None] for colour in (self.mean, self.std))
+        colours = (self.mean or CLIP_MEAN, self.std or CLIP_STD)
+        mean, std = (wide.new_tensor(colour)[:, None, None] for colour in colours)
         changed = TRANSFORMS[self.transforms[index]](wide * std + mean, draw)
         return ((changed - mean) / std).to(pixels.dtype)

@@ -24,6 +24,7 @@ class UnknownImage(PromptDistortion):
         "yfzhang114/LLaVA-Align, vcd_utils/vcd_sample.py (use_dd_unk), commit dfbecfa"
     )
     bibtex: ClassVar[str] = VDD
+    removes_image: ClassVar[bool] = True
     needs_text: ClassVar[bool] = True
 
     text: str = "<unk>"

@@ -9,14 +9,17 @@ from rich.markup import escape
 from rich.table import Table
 
 import cdkit
-from cdkit.errors import CdkitError
-from cdkit.evals.ablation.checks import check_number
+from cdkit.errors import CdkitError, check_finite
 from cdkit.evals.ablation.engine import Engine, Generated
+from cdkit.evals.ablation.grid import BEAM, GREEDY, SAMPLE
 from cdkit.evals.ablation.pictures import load_picture
+from cdkit.evals.ablation.plan import Arm
+from cdkit.evals.ablation.results import MODES, told_modes
 from cdkit.method import Method
 
 NARROWEST = 24
 """Characters that a method's column needs; below that, each method gets a line instead."""
+ASKED_BY = {GREEDY: "neither --sample nor --beams", SAMPLE: "--sample", BEAM: "--beams 5"}
 
 
 def overrides(given: Sequence[str]) -> dict[str, Any]:
@@ -56,21 +59,38 @@ def answer(
     *,
     max_new_tokens: int,
     temperature: float | None,
+    beams: int,
     seed: int,
 ) -> dict[str, Generated]:
-    """Each method's answer, greedy without a temperature; sampling shares its random numbers."""
+    """Each method's answer: sampled with a temperature, else greedy or the best of some beams.
+
+    Methods that sample share their random numbers.
+    """
     if temperature is not None:
-        check_number("--temperature", temperature, above=0.0)
+        check_finite("--temperature", temperature, low=0, above=True)
+    mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
+    for name, method in methods.items():
+        check_mode(Arm(name, method), mode)
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
     model, processor = cdkit.load_model(model_name)
-    engine = Engine(model, processor, temperature or 1.0, noise_seed=seed)
+    engine = Engine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
     inputs = engine.encode([pictures], [prompt])
     sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
     drawn = None if temperature is None else seed
-    return {
-        name: engine.answers(method, inputs, [sample_id], limit=max_new_tokens, seed=drawn)[0]
-        for name, method in methods.items()
-    }
+    found = {}
+    for name, method in methods.items():
+        (found[name],) = engine.answers(
+            method, inputs, [sample_id], limit=max_new_tokens, seed=drawn, beams=mode == BEAM
+        )
+    return found
+
+
+def check_mode(arm: Arm, mode: str) -> None:
+    """Raise where the method is not defined for the mode, naming the options it needs."""
+    if mode not in arm.modes:
+        ways = (f"{MODES[m]}, for which give {ASKED_BY[m]}" for m in arm.modes)
+        told = "; or ".join(ways) or f"{told_modes(arm.method.modes)}, which needs Python"
+        raise CdkitError(f"{arm.name} is not defined for {told_modes([mode])}, but for {told}")
 
 
 def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:

@@ -44,12 +44,14 @@ def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
 
     Compared are the logits that `generate` reads at the first step, which tokens are ruled out
     there, and the first word of the whole answer under every decode, with what the run computed
-    from the shared branches. Text after a first token that decides is not read.
+    from the shared branches. Text after a first token that decides is not read. A method that
+    brings its own decode loop is answered by `generate` alone: there is nothing to prove.
     """
     engine = runner.engine
     tolerance = TOLERANCE.get(engine.model.dtype, HALF_TOLERANCE)
     drawn = _draw(batches, count)
-    runner.stages.start(STAGE, sum(len(batch.asked) for batch in drawn))
+    proven = [runner.arms[name].stepwise for batch in drawn for name in batch.asked]
+    runner.stages.start(STAGE, sum(proven))
     compared = tokens = ties = 0
     largest = 0.0
     arms = set[str]()

@@ -1,6 +1,5 @@
 """Checks of what a grid file holds; each error names the place, what was given and what may be."""
 
-import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -47,9 +46,3 @@ def check_text(where: str, given: object) -> None:
 def check_integer(where: str, given: object, *, low: int) -> None:
     if not isinstance(given, int) or isinstance(given, bool) or given < low:
         raise CdkitError(f"{where} must be a whole number from {low} on, got {given!r}")
-
-
-def check_number(where: str, given: object, *, above: float) -> None:
-    number = float(given) if isinstance(given, int | float) else math.nan
-    if isinstance(given, bool) or not above < number < math.inf:
-        raise CdkitError(f"{where} must be a finite number above {above:g}, got {given!r}")

@@ -18,33 +18,37 @@ def table(
     *,
     sections: Mapping[str, Sequence[str]],
     show: Sequence[str] = (),
+    absent: Mapping[str, tuple[str, ...]] | None = None,
     resamples: int = 2000,
 ) -> Table:
     """The table of one benchmark and mode. Holm's family is all of its tests.
 
-    A metric that is neither good nor bad (the yes ratio, a length) has an interval but no test.
+    A metric that is neither good nor bad (the yes ratio, a length) has an interval but no test. One
+    that a method's tallies lack has no cell. `absent` maps methods that are not defined for the
+    mode to those that they are defined for.
     """
     tally = runs[PLAIN][0]
     metrics = tuple(show) or tally.metrics
     base = resample(runs[PLAIN], resamples=resamples, only=metrics)
     compared = {
-        method: compare(run, runs[PLAIN], resamples=resamples, only=metrics)
+        method: compare(run, runs[PLAIN], resamples=resamples, only=_had(run, metrics))
         for method, run in runs.items()
         if method != PLAIN
     }
-    tested = [(method, m) for method in compared for m in metrics if direction(m)]
+    tested = [(method, m) for method, of in compared.items() for m in of if direction(m)]
     p_values = [compared[method][metric].p for method, metric in tested]
     adjusted = dict(zip(tested, holm(p_values), strict=True))
     top = {
         m: max(
-            direction(m) * v for v in (base.values[m], *(c[m].run.value for c in compared.values()))
+            direction(m) * value
+            for value in (base.values[m], *(c[m].run.value for c in compared.values() if m in c))
         )
         for m in metrics
     }
     rows = {PLAIN: Row(PLAIN, {m: Cell(base.estimate(m)) for m in metrics})} | {
         method: Row(
             method,
-            {m: _cell(of[m], direction(m), adjusted.get((method, m)), top[m]) for m in metrics},
+            {m: _cell(c, direction(m), adjusted.get((method, m)), top[m]) for m, c in of.items()},
         )
         for method, of in compared.items()
     }
@@ -56,10 +60,17 @@ def table(
         samples=len(tally.samples),
         metrics=metrics,
         sections={
-            title: tuple(rows[name] for name in names if name in rows)
+            title: tuple(name for name in names if name in rows or name in (absent or {}))
             for title, names in sections.items()
         },
+        rows=rows,
+        absent=absent or {},
     )
+
+
+def _had(run: Sequence[Tally], metrics: Sequence[str]) -> tuple[str, ...]:
+    """Those of the metrics that every tally of the run has."""
+    return tuple(m for m in metrics if all(m in tally.metrics for tally in run))
 
 
 def _cell(comparison: Comparison, sign: int, p_holm: float | None, top: float) -> Cell:

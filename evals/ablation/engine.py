@@ -15,7 +15,9 @@ import cdkit
 from cdkit.evals.ablation.gumbel import GumbelSampling
 from cdkit.evals.ablation.pictures import load_picture
 from cdkit.evals.ablation.questions import Question
-from cdkit.method import Method
+from cdkit.logits import scale_difference
+from cdkit.method import ORIGINAL, Method
+from cdkit.trace import Step
 
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 
@@ -73,10 +75,14 @@ class Engine:
     def first_step(
         self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
     ) -> tuple[Logits, Float[Tensor, "rows vocab"]]:
-        """Every branch's next-token logits after the prompt, and what `generate` made of them."""
+        """What a combiner is given after the prompt, and what `generate` made of it.
+
+        Those are the branches' next-token logits, moved as far as the method's schedules say.
+        """
         with self._attached(method, sample_ids, trace=("logits",)) as run:
             out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
-            return run.trace.steps[0].logits, out.logits[0].float()
+            step = run.trace.steps[0]
+        return _scheduled(step), out.logits[0].float()
 
     @torch.inference_mode()
     def answers(
@@ -150,6 +156,16 @@ class Engine:
         kept = ids[:stop]
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
         return Generated(text.strip(), len(kept), truncated=stop is None and len(kept) >= limit)
+
+
+def _scheduled(step: Step) -> Logits:
+    if step.alpha_scale is None:
+        return step.logits
+    original = step.logits[ORIGINAL]
+    return {
+        name: value if name == ORIGINAL else scale_difference(original, value, step.alpha_scale)
+        for name, value in step.logits.items()
+    }
 
 
 def _to(tensor: Tensor, model: Any) -> Tensor:

@@ -23,7 +23,9 @@ def sweep_figures(
     resamples: int,
 ) -> tuple[Figure, ...]:
     """A figure for each (method, parameter), greedy decoding."""
-    metrics = tuple(m for m in SHOWN if m in plain.metrics) or plain.metrics[:1]
+    tallies = [plain, *(tally for _, tally in points)]
+    shared = [m for m in plain.metrics if all(m in tally.metrics for tally in tallies)]
+    metrics = tuple(m for m in SHOWN if m in shared) or tuple(shared[:1])
     base = resample([plain], resamples=resamples, only=metrics)
     figures = []
     for method, parameter in dict.fromkeys((p.method, p.parameter) for p, _ in points):

@@ -9,14 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cdkit.errors import CdkitError
-from cdkit.evals.ablation.checks import (
-    check_integer,
-    check_names,
-    check_number,
-    check_some,
-    check_text,
-)
+from cdkit.errors import CdkitError, check_finite
+from cdkit.evals.ablation.checks import check_integer, check_names, check_some, check_text
 
 GREEDY, SAMPLE, BEAM = DECODE = ("greedy", "sample", "beam")
 PLAIN = "plain"
@@ -99,6 +93,8 @@ class Position:
 class Grid:
     """All of one ablation."""
 
+    summary: str = ""
+    """A line about what it compares."""
     model: str = "micro"
     dtype: str = "float32"
     decode: tuple[str, ...] = (GREEDY, SAMPLE)
@@ -118,8 +114,12 @@ class Grid:
     tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
     position: Position | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Presets that the grid leaves out on purpose, and why."""
 
     def __post_init__(self) -> None:
+        if self.summary != "":
+            check_text("summary", self.summary)
         check_text("model", self.model)
         check_names("dtype", (self.dtype,), ("float32", "bfloat16", "float16"), "dtype")
         check_names("decode", self.decode, DECODE, "decode mode")
@@ -127,7 +127,7 @@ class Grid:
             check_integer("seeds", seed, low=0)
         if len(set(self.seeds)) < max(len(self.seeds), 1):
             raise CdkitError(f"seeds must be different numbers, at least one: {list(self.seeds)}")
-        check_number("temperature", self.temperature, above=0.0)
+        check_finite("temperature", self.temperature, low=0, above=True)
         check_integer("num_beams", self.num_beams, low=2)
         check_integer("batch", self.batch, low=1)
         check_integer("threads", self.threads, low=0)
@@ -162,6 +162,10 @@ class Grid:
             where = "[position]"
             check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
             check_names(where, self.position.methods, self.methods, method)
+        for name, reason in self.left_out.items():
+            check_text(f"{name} of [left_out]", reason)
+            if name in {spec.preset for spec in self.methods.values()}:
+                raise CdkitError(f"{name} stands in [methods] and in [left_out]: take one out")
 
     def _refuse_world_files(self) -> None:
         paths: dict[str, tuple[object, ...]] = {

@@ -12,7 +12,7 @@ import torch
 import cdkit
 from cdkit.benchmark import Answer, Tally
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation import compare, manifest, plan, report, toml
+from cdkit.evals.ablation import compare, manifest, markdown, plan, report, toml
 from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
 from cdkit.evals.ablation.check import prove
 from cdkit.evals.ablation.engine import Engine
@@ -106,7 +106,7 @@ def _places(grid: Grid, loaded: Sequence[Loaded], files: object) -> tuple[Place,
 
 
 def ablate(job: Ablation, stages: Stages) -> Results:
-    """Run it and leave predictions, metrics, manifest and report in its folder."""
+    """Run it and leave predictions, metrics, manifest, tables and report in its folder."""
     threads = torch.get_num_threads()
     torch.set_num_threads(job.grid.threads or threads)
     try:
@@ -139,6 +139,7 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
     )
     _write_json(folder / "manifest.json", facts)
     _write_json(folder / "metrics.json", metrics(results))
+    markdown.write(folder / "tables.md", results)
     report.write(folder / "report.html", results, facts)
     return results
 
@@ -157,6 +158,7 @@ def metrics(results: Results) -> dict[str, object]:
                     name: {metric: asdict(cell) for metric, cell in row.cells.items()}
                     for name, row in table.rows.items()
                 },
+                "absent": {name: list(modes) for name, modes in table.absent.items()},
             }
             for table in results.tables
         ],
@@ -182,15 +184,19 @@ def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
 
 
 def asked_of(job: Ablation, benchmark: str) -> dict[str, frozenset[Decode]]:
-    """Arm's name -> the decodes that the benchmark's tables and figures need of it."""
-    asked = {arm.name: _decodes(job.grid, benchmark) for arm in job.arms}
+    """Arm's name -> the decodes that the benchmark's tables and figures need of it.
+
+    An arm is not asked in a mode that it is not defined for.
+    """
+    decodes = _decodes(job.grid, benchmark)
+    asked = {a.name: frozenset(d for d in decodes if d.mode in a.modes) for a in job.arms}
     for point in job.points:
         if benchmark in job.grid.sweeps[point.method].benchmarks:
             asked[point.arm.name] = frozenset({Decode()})
             asked[PLAIN] |= {Decode()}  # the level that the curves are seen against
     for name in _positions(job.grid, benchmark):
         asked[name] |= {Decode()}
-    return asked
+    return {name: wanted for name, wanted in asked.items() if wanted}
 
 
 def _positions(grid: Grid, benchmark: str) -> tuple[str, ...]:
@@ -231,6 +237,7 @@ def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...
         runs = {
             arm.name: [_tally(item, arm.name, decode, answers) for decode in decodes]
             for arm in job.arms
+            if mode in arm.modes
         }
         tables.append(
             compare.table(
@@ -239,6 +246,7 @@ def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...
                 runs,
                 sections=job.grid.sections(),
                 show=item.show,
+                absent={arm.name: arm.modes for arm in job.arms if mode not in arm.modes},
                 resamples=job.grid.resamples,
             )
         )
@@ -281,8 +289,9 @@ def _examples(job: Ablation, answers: Answers) -> tuple[Example, ...]:
         for question in item.questions.values():
             said: dict[str, list[str]] = {}
             for arm in job.arms:
-                answer = answers[question, arm.name, Decode()].text
-                said.setdefault(answer, []).append(arm.name)
+                if GREEDY in arm.modes:
+                    answer = answers[question, arm.name, Decode()].text
+                    said.setdefault(answer, []).append(arm.name)
             if question.yes_no and len(said) == 1:
                 continue
             shown = {", ".join(names): answer for answer, names in said.items()}

@@ -39,6 +39,7 @@ def manifest(
     wall = (datetime.now(UTC) - started).total_seconds()
     return {
         "name": name,
+        "about": grid.summary,
         "date": started.isoformat(timespec="seconds"),
         "wall_seconds": wall,
         "stages": {stage: round(spent, 2) for stage, spent in stages.items()},
@@ -77,6 +78,8 @@ def manifest(
         "benchmarks": {item.name: item.benchmark.describe() for item in loaded},
         "sources": dict(sources),
         "methods": {arm.name: arm.method.to_dict() for arm in arms},
+        "decode_modes": {arm.name: list(arm.method.modes) for arm in arms},
+        "left_out": dict(grid.left_out),
         "first_token": {
             "rule": "a yes/no question is decided by its first token where that token reads yes or "
             "no in any case; any other answer is generated in full",
@@ -125,6 +128,9 @@ def _summary(
         f"{transformers.__version__}, Python {platform.python_version()}",
         "wall time": f"{wall:.0f} s without imports",
     }
+    if grid.left_out:
+        reasons = (f"{name} ({reason})" for name, reason in grid.left_out.items())
+        summary["left out"] = "; ".join(reasons)
     if grid.world is not None:
         summary["world"] = f"{grid.world.images} images, seed {grid.world.seed}"
     if proof is not None and proof.questions:

@@ -1,23 +1,26 @@
 """What to run: each set of branches once, whichever methods read it.
 
-Methods that calibrate and intervene alike have the same original branch, so all their distorted
-branches go through the model together; contrast, constraint, sharpening and every sweep of alpha
-and beta are then functions of the branches' logits.
+Methods that calibrate, intervene, schedule and read inner layers alike have the same original
+branch, so all their distorted branches go through the model together; contrast, constraint,
+sharpening and every sweep of alpha and beta are then functions of the branches' logits.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 import cdkit
 from cdkit.calibrator import PositionCalibrator
 from cdkit.combiner import LogitCombiner
-from cdkit.evals.ablation.grid import Grid
+from cdkit.errors import CdkitError
+from cdkit.evals.ablation.grid import DECODE, GREEDY, PLAIN, SAMPLE, Grid
+from cdkit.evals.ablation.results import told_modes
 from cdkit.method import ORIGINAL, Branch, Method
 from cdkit.strategies.contrast import Contrast
-from cdkit.strategy import DistortionStrategy
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,20 @@ class Arm:
 
     name: str
     method: Method
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The grid's decode modes that the method is defined for.
+
+        Sampling is greedy search over noisy logits here (`gumbel`), so it needs both.
+        """
+        own = self.method.modes
+        return tuple(m for m in DECODE if m in own and (m != SAMPLE or GREEDY in own))
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether the first token depends on the first step's logits alone."""
+        return self.method.loop is None
 
 
 @dataclass(frozen=True)
@@ -39,10 +56,11 @@ class Pass:
 
     def branches_of(self, arm: Arm, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The logits that the arm's combiner reads beside the original ones, by its own names."""
-        if self.method is arm.method:
-            return {name: value for name, value in logits.items() if name != ORIGINAL}
+        run = {ORIGINAL, *(branch.name for branch in self.method.branches)}
+        reads = arm.method.combiner.reads
+        inner = {name: value for name, value in logits.items() if name not in run and reads(name)}
         own = [branch.name for branch in arm.method.live_branches]
-        return {name: logits[self.places[arm.name, name]] for name in own}
+        return {name: logits[self.places[arm.name, name]] for name in own} | inner
 
 
 @dataclass(frozen=True)
@@ -57,9 +75,11 @@ class SweepPoint:
 
 def arms(grid: Grid) -> tuple[Arm, ...]:
     """The grid's methods, each parameter checked by `cdkit.load`."""
-    return tuple(
+    made = tuple(
         Arm(name, cdkit.load(spec.preset, **spec.overrides)) for name, spec in grid.methods.items()
     )
+    _check_modes(grid, made)
+    return made
 
 
 def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
@@ -75,17 +95,65 @@ def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
 
 
 def passes(arms: Iterable[Arm]) -> tuple[Pass, ...]:
-    """The fewest runs of the model that give every branch of every arm."""
+    """The fewest runs of the model that give every branch of every arm that goes step by step."""
     groups: dict[object, list[Arm]] = {}
     for arm in arms:
-        groups.setdefault(_shared(arm.method), []).append(arm)
+        if arm.stepwise:
+            groups.setdefault(_shared(arm.method), []).append(arm)
     return tuple(_pass(tuple(group)) for group in groups.values())
 
 
 def unconstrained(combiner: LogitCombiner) -> LogitCombiner:
-    """The combiner without its plausibility constraint, which is its field `beta` 0."""
-    names = [f.name for f in fields(combiner)]  # type: ignore[arg-type]
-    return replace(combiner, beta=0.0) if "beta" in names else combiner  # type: ignore[type-var]
+    """The combiner without its plausibility constraint, where that is a field `beta`: 0 is off."""
+    if "beta" not in {f.name for f in fields(combiner)}:  # type: ignore[arg-type]
+        return combiner
+    try:
+        return replace(combiner, beta=0.0)  # type: ignore[type-var]
+    except CdkitError:
+        return combiner  # its beta means something else
+
+
+def continued(
+    combined: Float[Tensor, "rows vocab"], original: Float[Tensor, "rows vocab"]
+) -> Float[Tensor, "rows vocab"]:
+    """Logits without the holes of a cut that cannot be switched off.
+
+    A token that was removed keeps its distance to the row's most probable kept token as it is in
+    the original logits. So yes and no are ranked by the method where it keeps both, and as without
+    it where it keeps one of them or none.
+    """
+    kept = combined.isfinite()
+    top = original.masked_fill(~kept, -torch.inf).argmax(dim=-1, keepdim=True)
+    shift = combined.gather(-1, top) - original.gather(-1, top)
+    return torch.where(kept, combined, original + shift)
+
+
+def _check_modes(grid: Grid, arms: Sequence[Arm]) -> None:
+    """Raise where the grid asks for an answer in a mode that the method is not defined for."""
+    decoded = {mode for name in grid.benchmarks for mode in grid.modes_of(name)}
+    (plain,) = (arm for arm in arms if arm.name == PLAIN)
+    if not plain.stepwise:
+        raise CdkitError(
+            f"[methods.{PLAIN}] brings a decode loop of its own, but every difference in every "
+            "decode mode is taken to it: use preset = 'plain'"
+        )
+    greedily: dict[str, tuple[str, ...]] = {f"[sweeps.{n}]": (n,) for n in grid.sweeps}
+    if grid.position is not None:
+        greedily["methods of [position]"] = grid.position.methods
+    by_name = {arm.name: arm for arm in arms}
+    for where, names in greedily.items():
+        for name in names:
+            if GREEDY not in by_name[name].modes:
+                raise CdkitError(
+                    f"{where} is answered greedily, but {name} is defined for "
+                    f"{told_modes(by_name[name].method.modes)} only: take it out there"
+                )
+    for arm in arms:
+        if not decoded & {*arm.modes}:
+            raise CdkitError(
+                f"[methods.{arm.name}] is defined for {told_modes(arm.method.modes)} only, and no "
+                f"benchmark of the grid is decoded so: add it to decode, or take {arm.name} out"
+            )
 
 
 def _shared(method: Method) -> object:
@@ -93,30 +161,28 @@ def _shared(method: Method) -> object:
     calibrator: PositionCalibrator | None = method.calibrator
     if calibrator is not None and calibrator.idle:
         calibrator = None
-    if method.interventions or method.readout is not None:
-        # these name branches, or hand their own logits to the combiner: such a method runs alone
-        return (calibrator, method.interventions, method.readout, method.branches)
-    # a branch with its own pixels or prompt cannot share the original's prefix, and would keep the
-    # other branches of a pass from sharing it
-    apart = any(branch.pixel or branch.prompt for branch in method.live_branches)
-    return (calibrator, apart)
+    # a branch that cannot share the original's prefix would keep the others of a pass from it
+    apart = not all(branch.keeps_prefix for branch in method.live_branches)
+    # interventions name branches, so those that have any need the same ones
+    named = method.branches if method.interventions else None
+    return (calibrator, method.interventions, method.readout, method.schedules, named, apart)
 
 
 def _pass(arms: tuple[Arm, ...]) -> Pass:
     first = arms[0].method
-    if first.interventions or first.readout is not None:
-        places = {(a.name, b.name): b.name for a in arms for b in a.method.branches}
-        return Pass(first, arms, places)
-    names: dict[tuple[DistortionStrategy, ...], str] = {}
+    branches: dict[object, Branch] = {}
     places = {}
     for arm in arms:
-        for branch in arm.method.live_branches:
-            name = names.setdefault(branch.distortions, f"branch_{len(names)}")
-            places[arm.name, branch.name] = name
-    union = Method(
+        for branch in arm.method.branches if first.interventions else arm.method.live_branches:
+            # what interventions name keeps its name; of the others, equal ones run once
+            new = branch if first.interventions else replace(branch, name=f"branch_{len(branches)}")
+            key = branch.name if first.interventions else branch.distortions
+            places[arm.name, branch.name] = branches.setdefault(key, new).name
+    some = bool(branches) or first.readout is not None
+    union = replace(
+        first,
         name="+".join(dict.fromkeys(arm.name for arm in arms)),
-        combiner=Contrast(alpha=1.0 if names else 0.0, beta=0.0),  # reads, so computes, all
-        calibrator=first.calibrator,
-        branches=tuple(Branch(name, distortions) for distortions, name in names.items()),
+        combiner=Contrast(alpha=1.0 if some else 0.0, beta=0.0),  # reads, so computes, all
+        branches=tuple(branches.values()),
     )
     return Pass(union, arms, places)

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from cdkit.evals.ablation.grid import PLAIN
 from cdkit.evals.ablation.results import Figure, Table, scale
 from cdkit.evals.ablation.wording import heading
 from cdkit.evals.statistics import Estimate
@@ -46,15 +47,20 @@ def curves(figure: Figure) -> str:
 
 
 def forest(tables: Sequence[Table], metric: str) -> str:
-    """Differences to plain of one metric: a row a method, a panel a table."""
-    names = [name for name in tables[0].rows if tables[0].rows[name].cells[metric].difference]
+    """Differences to plain of one metric: a row a method, a panel a table.
+
+    Methods stand in the order of their sections; where one has no value the row is empty.
+    """
+    order = dict.fromkeys(name for names in tables[0].sections.values() for name in names)
+    names = [name for name in order if name != PLAIN]
     canvas = Canvas(figsize=(WIDTH * 1.25, 0.9 + 0.27 * len(names)), layout="constrained")
     panels = canvas.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, table in zip(panels, tables, strict=True):
         axes.axvline(0, color="#111827", linewidth=0.8)
         for place, name in enumerate(names):
-            cell = table.rows[name].cells[metric]
-            assert cell.difference is not None  # every method but plain has one
+            cell = table.rows[name].cells.get(metric) if name in table.rows else None
+            if cell is None or cell.difference is None:
+                continue
             value, low, high = (
                 scale(metric) * v
                 for v in (cell.difference.value, cell.difference.low, cell.difference.high)
@@ -62,8 +68,9 @@ def forest(tables: Sequence[Table], metric: str) -> str:
             colour = VERDICTS[cell.verdict]
             axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
             axes.plot([value], [place], marker="o", markersize=5, color=colour)
-        axes.set_title(table.title, fontsize=9)
+        axes.set_title(table.decoding, fontsize=9)
         axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.7, len(names) - 0.3)
         axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()

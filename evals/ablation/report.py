@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from cdkit.evals.ablation import plots, wording
 from cdkit.evals.ablation.results import Example, Results, Table, direction
-from cdkit.evals.ablation.views import overview, view
+from cdkit.evals.ablation.views import View, overviews, view
 
 TEMPLATE = "report.html"
 
@@ -28,29 +29,45 @@ def render(results: Results, manifest: Mapping[str, object]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["image"] = _data_uri
+    environment.filters["breakable"] = _breakable
     return environment.get_template(TEMPLATE).render(
         results=results,
-        views=[overview(results.tables), *map(view, results.tables)],
+        overviews=overviews(results.tables),
+        views=_by_benchmark(results.tables),
         manifest=manifest,
         raw=json.dumps(manifest, indent=2, default=str),
         forests=_forests(results.tables),
         figures=[(figure, plots.curves(figure)) for figure in results.figures],
         number=wording.number,
         difference=wording.difference,
+        signed=wording.signed,
+        signed_interval=wording.signed_interval,
         interval=wording.interval,
         p_value=wording.p_value,
+        dash=wording.DASH,
     )
 
 
-def _forests(tables: tuple[Table, ...]) -> list[tuple[str, str]]:
-    """One forest plot a benchmark: the first metric that has a better side, a panel a mode."""
-    found = []
+def _by_benchmark(tables: tuple[Table, ...]) -> dict[str, list[View]]:
+    found: dict[str, list[View]] = {}
+    for table in tables:
+        found.setdefault(table.benchmark, []).append(view(table))
+    return found
+
+
+def _forests(tables: tuple[Table, ...]) -> dict[str, str]:
+    """One forest plot a benchmark: its headline metric, a panel a mode."""
+    found = {}
     for benchmark in dict.fromkeys(table.benchmark for table in tables):
         mine = [table for table in tables if table.benchmark == benchmark]
-        metric = next((m for m in mine[0].metrics if direction(m)), None)
-        if metric is not None and len(mine[0].rows) > 1:
-            found.append((benchmark, plots.forest(mine, metric)))
+        if direction(mine[0].headline) and any(len(table.rows) > 1 for table in mine):
+            found[benchmark] = plots.forest(mine, mine[0].headline)
     return found
+
+
+def _breakable(name: str) -> Markup:
+    """The name, which a narrow column may break after an underscore."""
+    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def _data_uri(example: Example) -> str:

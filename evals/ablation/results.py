@@ -1,7 +1,7 @@
 """What a run found, ready to be shown: the tables, the curves and the examples."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cdkit.evals.statistics import Estimate
 
@@ -12,6 +12,13 @@ NEITHER_IS_BETTER = frozenset({"yes_ratio", "unknown", "mean_length", "truncated
 COUNTS = frozenset({"unknown", "truncated", "mean_length"})
 POINTS = ("hallucination", "perception", "cognition")
 """What MME's totals are called, whichever tasks they are over."""
+MODES = {
+    "greedy": "greedy",
+    "sample": "sampling",
+    "beam": "beam search",
+    "beam sample": "beam sampling",
+}
+"""A decode mode as tables say it."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """`cells` lacks what cannot be told of the method, such as an AUC without a first step."""
+
     method: str
     cells: Mapping[str, Cell]
 
 
 @dataclass(frozen=True)
 class Table:
-    """One benchmark under one decode mode."""
+    """One benchmark under one decode mode; `rows` has the methods that it is defined for."""
 
     benchmark: str
     mode: str
@@ -57,19 +66,26 @@ class Table:
     images: int
     samples: int
     metrics: tuple[str, ...]
-    sections: Mapping[str, tuple[Row, ...]]
+    sections: Mapping[str, tuple[str, ...]]
+    """Title -> methods, also those that are absent here; one may stand in two sections."""
+    rows: Mapping[str, Row]
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Method -> the decode modes that it is defined for, of which this is none."""
+
+    @property
+    def decoding(self) -> str:
+        plural = "s" if self.seeds > 1 else ""
+        seeds = f", {self.seeds} seed{plural}" if self.mode == "sample" else ""
+        return f"{MODES[self.mode]}{seeds}"
 
     @property
     def title(self) -> str:
-        plural = "s" if self.seeds > 1 else ""
-        seeds = f", {self.seeds} seed{plural}" if self.mode == "sample" else ""
-        decode = {"sample": "sampling", "beam": "beam search"}.get(self.mode, self.mode)
-        return f"{self.benchmark}, {decode}{seeds}"
+        return f"{self.benchmark}, {self.decoding}"
 
     @property
-    def rows(self) -> Mapping[str, Row]:
-        """Each method once, however many sections show it."""
-        return {row.method: row for rows in self.sections.values() for row in rows}
+    def headline(self) -> str:
+        """The first metric that has a better side."""
+        return next((m for m in self.metrics if direction(m)), self.metrics[0])
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,11 @@ class Results:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     examples: tuple[Example, ...] = ()
+
+
+def told_modes(modes: Sequence[str]) -> str:
+    """Decode modes in words: `greedy, beam search`."""
+    return ", ".join(MODES[mode] for mode in modes)
 
 
 def direction(metric: str) -> int:

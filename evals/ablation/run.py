@@ -1,8 +1,8 @@
 """Every question through every pass, once; the answers of every arm, mode and seed come back.
 
 A yes/no question whose first token reads yes or no is decided by the first step, so its answers
-under every arm and decode are functions of the branches' logits; any other answer is generated.
-`check` proves the two ways equal.
+under every arm and decode are functions of the branches' logits; any other answer is generated, and
+so is each of a method that brings its own decode loop. `check` proves the two ways equal.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from cdkit.benchmark import Answer
 from cdkit.evals.ablation.engine import Engine, Logits
 from cdkit.evals.ablation.grid import BEAM, GREEDY
 from cdkit.evals.ablation.gumbel import gumbel_noise, streams
-from cdkit.evals.ablation.plan import Arm, Pass, passes, unconstrained
+from cdkit.evals.ablation.plan import Arm, Pass, continued, passes, unconstrained
 from cdkit.evals.ablation.progress import Stages
 from cdkit.evals.ablation.questions import Question
 from cdkit.method import ORIGINAL
@@ -109,7 +109,7 @@ class Runner:
         original, combiner = logits[ORIGINAL], arm.method.combiner
         combined, _ = combiner.combine(original, others, step=0, state={})
         free, _ = unconstrained(combiner).combine(original, others, step=0, state={})
-        return combined, self.engine.yes_scores(free)
+        return combined, self.engine.yes_scores(continued(free, original))
 
     def _decide(
         self, arm: Arm, decode: Decode, questions: Sequence[Question], tokens: Sequence[int]
@@ -135,7 +135,11 @@ class Runner:
         for (name, decode, _), part in parts:
             self._generate(self.arms[name], decode, part, self.engine.inputs(part))
             self.stages.advance(UNDECIDED)
-        return sum(len(qs) for (_, decode, _), qs in left.items() if decode.mode != BEAM)
+        return sum(
+            len(qs)
+            for (name, decode, _), qs in left.items()
+            if decode.mode != BEAM and self.arms[name].stepwise
+        )
 
     def _generate(
         self,

@@ -10,15 +10,35 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.checks import as_table, as_tuple, check_names, check_text
 from cdkit.evals.ablation.grid import BenchmarkSpec, Grid, MethodSpec, Position, Sweep, World
+from cdkit.registry import UnknownNameError, unknown
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+DEFAULT = "default"
 
 Table = Mapping[str, Any]  # what TOML holds; every key that we read is checked by name and type
 
 
-def read(path: Path | None = None, *, quick: bool = False) -> Grid:
-    """The grid of a file (default: the packaged one); `quick` lays its [quick] keys over it."""
-    path = path or CONFIGS / "default.toml"
+def packaged() -> dict[str, Path]:
+    """The grids that come with cdkit, by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
+
+
+def find(grid: str | Path) -> Path:
+    """A packaged grid's file by its name, or any other file by its path."""
+    files, path = packaged(), Path(grid)
+    if str(grid) in files:
+        return files[str(grid)]
+    if path.suffix != ".toml" and path.parent == Path(".") and not path.is_file():
+        raise UnknownNameError(
+            f"{unknown('packaged grid', str(grid), files)} A grid of your own is a path to a .toml "
+            "file"
+        )
+    return path
+
+
+def read(grid: str | Path = DEFAULT, *, quick: bool = False) -> Grid:
+    """A packaged grid by its name, or a file's; `quick` lays its [quick] keys over it."""
+    path = find(grid)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -46,6 +66,8 @@ def parse(table: Table) -> Grid:
     for key, kind in (("world", World), ("position", Position)):
         if key in given:
             given[key] = _section(f"[{key}]", kind, given[key])
+    if "left_out" in given:
+        given["left_out"] = as_table("[left_out]", given["left_out"])
     for key, reader in READERS.items():
         items = as_table(f"[{key}]", given.get(key, {}))
         given[key] = {name: reader(name, value) for name, value in items.items()}

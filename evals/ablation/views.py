@@ -1,9 +1,9 @@
-"""What is laid out as one grid of cells, in the terminal and in the report alike."""
+"""What is laid out as one grid of cells, in the terminal, in Markdown and in the report alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cdkit.evals.ablation.results import Cell, Table, direction
+from cdkit.evals.ablation.results import Cell, Table, told_modes
 from cdkit.evals.ablation.wording import heading
 
 
@@ -14,6 +14,7 @@ class Column:
     heading: str
     metric: str
     cells: Mapping[str, Cell]
+    """A method without a cell has a dash there."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class View:
     size: str
     sections: Mapping[str, tuple[str, ...]]
     columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+    """Why there are dashes, and which methods are not here."""
+    brief: bool = False
+    """Cells say the difference to plain alone (plain's own: its value), on one line."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -32,27 +37,58 @@ class View:
 
 
 def view(table: Table) -> View:
-    """A table as it is: a column a metric."""
-    columns = (_column(table, metric, heading(metric)) for metric in table.metrics)
-    size = f"{table.images} images, {table.samples} samples"
-    return View(table.title, size, _sections(table), tuple(columns))
+    """A table as it is: a column a metric, a row for each method that is defined for the mode."""
+    columns = tuple(_column(table, metric, heading(metric)) for metric in table.metrics)
+    sections = {
+        title: tuple(name for name in names if name in table.rows)
+        for title, names in table.sections.items()
+    }
+    notes = [f"not in this table: {note}" for note in _only([table])]
+    for column in columns:
+        if lacking := [name for name in table.rows if name not in column.cells]:
+            notes.append(f"a dash: {', '.join(lacking)} has no {column.heading.rstrip(' ↑↓%')}")
+    return View(table.title, _size(table), _filled(sections), columns, tuple(notes))
 
 
-def overview(tables: Sequence[Table]) -> View:
-    """The headline of each table beside the others: its first metric that has a better side."""
-    columns = []
-    for table in tables:
-        metric = next((m for m in table.metrics if direction(m)), table.metrics[0])
-        columns.append(_column(table, metric, f"{table.title}: {heading(metric)}"))
-    size = "one column from each table below"
-    return View("Overview", size, _sections(tables[0]), tuple(columns))
+def overviews(tables: Sequence[Table]) -> tuple[View, ...]:
+    """For each benchmark its headline metric, a column a decode mode."""
+    return tuple(
+        _overview([table for table in tables if table.benchmark == benchmark])
+        for benchmark in dict.fromkeys(table.benchmark for table in tables)
+    )
+
+
+def _overview(tables: Sequence[Table]) -> View:
+    metric = tables[0].headline
+    return View(
+        f"{tables[0].benchmark}: {heading(metric)}",
+        f"difference to plain; {_size(tables[0])}",
+        _filled(tables[0].sections),
+        tuple(_column(table, metric, table.decoding) for table in tables),
+        tuple(_only(tables)),
+        brief=True,
+    )
 
 
 def _column(table: Table, metric: str, title: str) -> Column:
-    return Column(title, metric, {name: row.cells[metric] for name, row in table.rows.items()})
+    cells = {name: row.cells[metric] for name, row in table.rows.items() if metric in row.cells}
+    return Column(title, metric, cells)
 
 
-def _sections(table: Table) -> dict[str, tuple[str, ...]]:
-    return {
-        title: tuple(row.method for row in rows) for title, rows in table.sections.items() if rows
-    }
+def _only(tables: Sequence[Table]) -> Iterator[str]:
+    """`opera: beam search only` of each method that a table lacks."""
+    absent = {name: modes for table in tables for name, modes in table.absent.items()}
+    for name, modes in absent.items():
+        yield f"{name}: {told_modes(modes)} only"
+
+
+def _size(table: Table) -> str:
+    return f"{_counted(table.images, 'image')}, {_counted(table.samples, 'sample')}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
+def _filled(sections: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {title: names for title, names in sections.items() if names}

@@ -1,6 +1,6 @@
 """Numbers and headings as all tables and plots write them."""
 
-from cdkit.evals.ablation.results import direction, scale
+from cdkit.evals.ablation.results import Cell, direction, scale
 from cdkit.evals.statistics import Estimate
 
 HEADINGS = {
@@ -18,6 +18,15 @@ HEADINGS = {
 }
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+"""Where a method has no value."""
+HOW_TO_READ = (
+    "Differences to plain under the same decode mode, with paired 95 % bootstrap intervals,"
+    " resampled by image and seed; plain's own row: its value and interval. ▲ ▼: significantly"
+    " better or worse than plain (sign-flip test by image, Holm over the table of that mode with"
+    " all its metrics, p < .05); ★ the best of a column, where that test says so. The intervals"
+    " cover images and seeds, not the training of the one model."
+)
 
 
 def heading(metric: str) -> str:
@@ -35,12 +44,25 @@ def interval(estimate: Estimate, metric: str) -> str:
     return f"[{number(estimate.low, metric)}, {number(estimate.high, metric)}]"
 
 
+def signed(value: float, metric: str) -> str:
+    """`+4.0`: in points where the metric is a share."""
+    return f"{value * scale(metric):+.1f}".replace("-", MINUS)
+
+
+def signed_interval(estimate: Estimate, metric: str) -> str:
+    return f"[{signed(estimate.low, metric)}, {signed(estimate.high, metric)}]"
+
+
 def difference(estimate: Estimate, metric: str) -> str:
-    """`+4.0 [2.5, 5.5]`: in points where the metric is a share."""
-    value, low, high = (
-        f"{v * scale(metric):+.1f}" for v in (estimate.value, estimate.low, estimate.high)
-    )
-    return f"{value} [{low}, {high}]".replace("-", MINUS)
+    """`+4.0 [+2.5, +5.5]`."""
+    return f"{signed(estimate.value, metric)} {signed_interval(estimate, metric)}"
+
+
+def summed_up(cell: Cell, metric: str) -> str:
+    """On one line `+5.4 [+3.7, +7.3] ▲`; of the plain run its value, without a sign."""
+    if cell.difference is None:
+        return f"{number(cell.value.value, metric)} {interval(cell.value, metric)}"
+    return difference(cell.difference, metric) + cell.mark
 
 
 def p_value(p: float | None) -> str:

@@ -6,9 +6,26 @@ from typing import Any
 import torch
 
 import cdkit
+from cdkit.method import describe
 from cdkit.testing.segments import example_segment
 
-ALL = list(cdkit.presets())
+
+def shape(name: str) -> object:
+    """What of a preset the engine can tell: its parts, and their parameters but for the numbers."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(map(told, value))
+        return value != 0 if isinstance(value, float) else value
+
+    return tuple(
+        (place, tuple((key, told(value)) for key, value in describe(part).items()))
+        for place, part in cdkit.load(name).parts()
+    )
+
+
+ALL = list({shape(name): name for name in reversed(cdkit.presets())}.values())[::-1]
+"""One preset of each shape: presets that differ in numbers alone are one to the engine."""
 ACTIVE = [name for name in ALL if not cdkit.load(name).idle]
 GREEDY = [name for name in ALL if "greedy" in cdkit.load(name).modes]
 ACTIVE_GREEDY = [name for name in GREEDY if name in ACTIVE]

@@ -84,12 +84,12 @@ def test_it_raises_where_it_is_not_defined(
     asked = {"max_new_tokens": 2, "do_sample": False} | MODES[mode]
     method = by_row(name)
     told = "|".join(f"{key}={value}" for key, value in MODES[mode].items())
+    if mode_of(asked, []) not in method.modes:
+        told = f"'{mode_of(asked, [])}' .*It is defined for: " + ".*".join(method.modes)
     with cdkit.attach(model, method, processor=processor, trace=("logits",)) as run:
-        with pytest.raises(cdkit.CdkitError, match=told or "It is defined for: ") as error:
+        with pytest.raises(cdkit.CdkitError, match=told):
             model.generate(**make_inputs(*QUESTIONS), **asked)
     assert not run.trace.steps
-    if mode_of(asked, []) not in method.modes:
-        assert all(mode in str(error.value) for mode in method.modes)
 
 
 @pytest.mark.parametrize("name", [n for n in cdkit.presets() if cdkit.load(n).idle])

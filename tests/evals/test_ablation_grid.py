@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cdkit
+import cdkit.strategies
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation import toml
-from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.ablation import plan, toml
+from cdkit.evals.ablation.grid import DECODE, Grid
+
+PRESETS = Path(cdkit.strategies.__path__[0]) / "presets"
 
 POSITION = {"benchmark": "pope", "placement": "placement.json", "methods": ["plain"]}
 SWEEP = {"benchmarks": ["pope"]}
@@ -30,17 +34,35 @@ def test_the_default_grid_is_the_two_ablations_with_controls() -> None:
     assert named == grid.methods.keys()
 
 
-def test_quick_is_the_same_grid_but_smaller() -> None:
-    grid, quick = toml.read(), toml.read(quick=True)
+def test_every_preset_is_in_the_methods_grid_or_left_out_with_a_reason() -> None:
+    grid = toml.read("methods")
+    there = {spec.preset for spec in grid.methods.values()} | grid.left_out.keys()
+    assert there == {file.stem for file in PRESETS.glob("*.toml")}
+    grouped = [name for names in grid.tables.values() for name in names]
+    assert sorted(grouped) == sorted(grid.methods)
+
+
+def test_the_methods_grid_decodes_in_every_mode_of_a_grid() -> None:
+    grid = toml.read("methods")
+    assert grid.decode == DECODE and len(grid.seeds) == 3
+    assert {arm.name for arm in plan.arms(grid)} == grid.methods.keys()  # each runs somewhere
+    assert any(set(grid.modes_of(name)) == set(DECODE) for name in grid.benchmarks)
+
+
+@pytest.mark.parametrize("name", toml.packaged())
+def test_quick_is_the_same_grid_but_smaller(name: str) -> None:
+    grid, quick = toml.read(name), toml.read(name, quick=True)
     assert quick.methods == grid.methods
     assert quick.world is not None and grid.world is not None
     assert quick.world.images < grid.world.images and quick.world.seed == grid.world.seed
-    assert quick.benchmarks.keys() < grid.benchmarks.keys()
+    assert quick.benchmarks.keys() <= grid.benchmarks.keys()
+    assert quick.decode == grid.decode and len(quick.seeds) < len(grid.seeds)
 
 
+@pytest.mark.parametrize("name", toml.packaged())
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_resolved_grid_reads_back(quick: bool) -> None:
-    grid = toml.read(quick=quick)
+def test_a_resolved_grid_reads_back(name: str, quick: bool) -> None:
+    grid = toml.read(name, quick=quick)
     assert toml.parse(tomllib.loads(toml.dumps(grid))) == grid
 
 
@@ -77,7 +99,7 @@ def test_any_grid_reads_back(
         ({"seeds": 3}, "seeds must be a list, got 3"),
         ({"seeds": [-1]}, "seeds must be a whole number from 0 on, got -1"),
         ({"decode": ["gredy"]}, "no decode mode is called 'gredy'. Did you mean 'greedy'?"),
-        ({"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be a finite number > 0, got 0.0"),
         ({"resamples": 3}, "resamples must be a whole number from 100 on, got 3"),
         ({"dtype": "float8"}, "no dtype is called 'float8'"),
         ({"methods": {"cmac": {}}}, "a grid needs [methods.plain]"),
@@ -102,6 +124,9 @@ def test_any_grid_reads_back(
         ({"position": POSITION | {"methods": []}}, "methods of [position] is empty"),
         ({"position": POSITION | {"methods": "plain"}}, "methods of [position] must be a list"),
         ({"tables": {"mine": []}}, "mine of [tables] is empty"),
+        ({"left_out": ["vcd"]}, "[left_out] must be a table of keys, got ['vcd']"),
+        ({"left_out": {"vcd": ""}}, "vcd of [left_out] must be a text, got ''"),
+        ({"left_out": {"cmac": "why not"}}, "cmac stands in [methods] and in [left_out]"),
         ({"sweeps": {"cmac": SWEEP | {"alpha": []}}}, "alpha of [sweeps.cmac] is empty"),
         ({"sweeps": {"cmac": SWEEP}}, "[sweeps.cmac] needs a parameter with its values"),
         (
@@ -134,6 +159,16 @@ def test_the_file_is_named(tmp_path: Path) -> None:
     file.write_text("[quick]\n[methods.plain]\n")
     with pytest.raises(CdkitError, match=r"no \[quick\] section"):
         toml.read(file, quick=True)
+
+
+def test_a_packaged_grid_by_its_name() -> None:
+    assert toml.read("default") == toml.read() == toml.read(toml.CONFIGS / "default.toml")
+    with pytest.raises(CdkitError) as told:
+        toml.read("method")
+    assert str(told.value) == (
+        "no packaged grid is called 'method'. Did you mean 'methods'? There is: default, methods. "
+        "A grid of your own is a path to a .toml file"
+    )
 
 
 def test_methods_that_no_table_names_come_last() -> None:

@@ -1,12 +1,8 @@
-"""A whole run, small, on the embedded model; and the proof that its short cut is one."""
+"""A whole run, small, on the embedded model."""
 
 import dataclasses
 import hashlib
 import json
-import math
-import tomllib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,113 +11,22 @@ import pytest
 import torch
 
 import cdkit
-from cdkit.benchmark import Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import benchmarks, job, manifest, toml
-from cdkit.evals.ablation.check import MismatchError, begins, compare_removed, prove
-from cdkit.evals.ablation.engine import Engine, Logits
 from cdkit.evals.ablation.grid import Grid, MethodSpec
 from cdkit.evals.ablation.gumbel import gumbel_noise, streams
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.plan import Arm, Pass, passes, unconstrained
-from cdkit.evals.ablation.progress import Stages
 from cdkit.evals.ablation.results import Results
-from cdkit.evals.ablation.run import Batch, Decode, Runner, batches_of
-from cdkit.method import ORIGINAL
+from cdkit.evals.ablation.run import Decode
 
-GRID = """
-decode = ["greedy", "sample", "beam"]
-num_beams = 2
-seeds = [0, 1]
-resamples = 100
-check = 1
-threads = 1
-
-[world]
-images = 3
-exam_images = 2
-
-[benchmarks.pope]
-type = "pope"
-image_folder = "world:images"
-path = "world:pope.adversarial"
-show = ["accuracy", "yes_ratio", "auc"]
-
-[benchmarks.chair]
-type = "chair"
-image_folder = "world:images"
-synonyms = "world:synonyms"
-instances = "world:annotations"
-captions = "world:captions"
-images = "world:caption_images"
-prompt = "world:caption_prompt"
-max_new_tokens = 4
-decode = ["greedy"]
-
-[benchmarks.mme]
-type = "mme"
-image_folder = "world:images"
-folder = "world:mme"
-tasks = ["existence"]
-decode = ["greedy"]
-
-[methods]
-plain = {}
-cmac = {}
-constraint = { preset = "plausibility", beta = 0.2 }
-identical = { beta = 0.2 }
-
-[sweeps.cmac]
-benchmarks = ["pope"]
-alpha = [0.0, 3.0]
-gamma = [1.0, 2.0]
-
-[position]
-benchmark = "pope"
-placement = "world:placement"
-methods = ["plain", "cmac"]
-bins = 2
-"""
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
-    return job.prepare(toml.parse(tomllib.loads(GRID)), tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def results(prepared: Ablation) -> Results:
-    return job.ablate(prepared, Stages())
-
-
-@pytest.fixture(scope="module")
-def folder(prepared: Ablation, results: Results) -> Path:
-    return prepared.folder
-
-
-@pytest.fixture
-def engine(prepared: Ablation) -> Engine:
-    return prepared.engine
-
-
-def predictions(folder: Path) -> list[dict[str, Any]]:
-    text = (folder / "predictions.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
-
-
-def said(folder: Path, **wanted: object) -> dict[str, Answer]:
-    names = [field.name for field in dataclasses.fields(Answer)]
-    return {
-        row["id"]: Answer(**{name: row[name] for name in names})
-        for row in predictions(folder)
-        if wanted.items() <= row.items()
-    }
+from .small_run import grid_of, predictions, said
 
 
 def test_the_folder_holds_the_whole_run(prepared: Ablation, folder: Path) -> None:
     found = {path.name for path in folder.iterdir()}
     assert found >= {
-        "config.toml", "manifest.json", "predictions.jsonl", "metrics.json", "report.html"
+        "config.toml", "manifest.json", "predictions.jsonl", "metrics.json", "report.html",
+        "tables.md",
     }  # fmt: skip
     assert toml.read(folder / "config.toml") == prepared.grid
 
@@ -157,10 +62,6 @@ def test_every_answer_that_was_asked_is_written(prepared: Ablation, folder: Path
     }
     assert len(found) == len(set(found)) and set(found) == wanted
     assert "sweep of cmac: alpha 3.0" in {row["method"] for row in rows}
-
-
-def grid_of(**changes: Any) -> Grid:
-    return toml.parse(tomllib.loads(GRID) | changes)
 
 
 def test_an_interrupted_start_leaves_no_folder(
@@ -277,139 +178,6 @@ def test_misses_are_counted_by_place(results: Results) -> None:
     figure = results.figures[-1]
     assert [curve.label for curve in figure.curves] == ["plain", "cmac"]
     assert all(0 <= point.value <= 100 for curve in figure.curves for point in curve.y)
-
-
-def test_each_set_of_branches_runs_once() -> None:
-    names = ("plain", "plausibility", "identical", "cmac_imd", "cmac", "cmac_cmpc", "vcd", "icd")
-    arms = [Arm(name, cdkit.load(name)) for name in names]
-    arms += [Arm(f"alpha {a}", cdkit.load("cmac", alpha=a)) for a in (0.0, 1.0, 2.0)]
-    arms += [Arm(f"gamma {g}", cdkit.load("cmac", gamma=g)) for g in (1.0, 3.0)]
-    together = [{arm.name for arm in work.arms} for work in passes(arms)]
-    assert together == [
-        {"plain", "plausibility", "identical", "cmac_imd", "gamma 1.0"},  # gamma 1 moves nothing
-        {"cmac", "cmac_cmpc", "alpha 0.0", "alpha 1.0", "alpha 2.0"},
-        {"vcd", "icd"},  # with their own pixels or prompt they share no prefix
-        {"gamma 3.0"},
-    ]
-
-
-def some_batches(prepared: Ablation, engine: Engine, size: int) -> list[Batch]:
-    demand = dict(list(job.demand(prepared).items())[:6])
-    return batches_of(demand, size, engine.lengths)
-
-
-def runner(prepared: Ablation, engine: Engine) -> Runner:
-    return Runner(engine, {arm.name: arm for arm in job.all_arms(prepared)}, Stages())
-
-
-def answered(prepared: Ablation, engine: Engine, size: int) -> Runner:
-    run = runner(prepared, engine)
-    run.run(some_batches(prepared, engine, size), size)
-    return run
-
-
-def texts(run: Runner) -> Mapping[object, str]:
-    return {key: answer.text for key, answer in run.answers.items()}
-
-
-def test_the_batch_changes_no_answer(prepared: Ablation, engine: Engine) -> None:
-    assert texts(answered(prepared, engine, 64)) == texts(answered(prepared, engine, 3))
-
-
-def test_the_first_token_decides_as_generate_does(
-    prepared: Ablation, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short = answered(prepared, engine, 64)
-    monkeypatch.setattr(Runner, "_decide", lambda *args: None)  # all go through generate
-    long = answered(prepared, engine, 64)
-    for key, text in texts(long).items():
-        assert text.startswith(texts(short)[key])
-
-
-def test_the_check_notices_other_logits(
-    prepared: Ablation, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = answered(prepared, engine, 64)
-    batches = some_batches(prepared, engine, 64)
-    assert prove(run, batches, 2).near_ties == 0
-    combine = Runner.combine
-
-    def shifted(self: Runner, *args: Any) -> Any:
-        combined, scores = combine(self, *args)
-        return combined + 0.01, scores
-
-    monkeypatch.setattr(Runner, "combine", shifted)
-    with pytest.raises(
-        MismatchError, match=r"from shared branches differ from generate's by 0\.01"
-    ):
-        prove(run, batches, 2)
-
-
-def test_the_check_notices_a_missing_constraint(
-    prepared: Ablation, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = answered(prepared, engine, 64)
-    combine = Runner.combine
-
-    def free(self: Runner, work: Pass, arm: Arm, logits: Logits) -> Any:
-        loose = dataclasses.replace(arm.method, combiner=unconstrained(arm.method.combiner))
-        # the pass's own method stays: it tells which branches are whose
-        places = {(arm.name, b.name): work.places[arm.name, b.name] for b in loose.live_branches}
-        changed = dataclasses.replace(work, places=places)
-        return combine(self, changed, dataclasses.replace(arm, method=loose), logits)
-
-    monkeypatch.setattr(Runner, "combine", free)
-    with pytest.raises(MismatchError, match="tokens are removed from the logits of shared"):
-        prove(run, some_batches(prepared, engine, 64), 2)
-
-
-@pytest.mark.parametrize(("above", "allowed"), [(1e-4, True), (-1e-4, True), (0.5, False)])
-def test_only_at_the_edge_of_the_constraint_may_tokens_differ(
-    prepared: Ablation, engine: Engine, above: float, allowed: bool
-) -> None:
-    run, arm = runner(prepared, engine), Arm("constraint", cdkit.load("plausibility", beta=0.1))
-    (work,) = passes([arm])
-    original = torch.zeros(1, len(engine.processor.tokenizer))
-    original[0, :2] = torch.tensor([10.0, 10 + math.log(0.1) + above])
-    ours, _ = run.combine(work, arm, {ORIGINAL: original})
-    theirs = ours.clone()
-    theirs[0, 1] = -math.inf if above > 0 else original[0, 1]
-    refused = pytest.raises(MismatchError, match="tokens are removed")
-    expected: AbstractContextManager[object] = nullcontext() if allowed else refused
-    with expected:
-        compare_removed(run, work, arm, {ORIGINAL: original}, ours, theirs, 2e-3)
-
-
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_the_check_notices_logits_that_are_no_numbers(
-    prepared: Ablation, engine: Engine, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    run = answered(prepared, engine, 64)
-    combine = Runner.combine
-
-    def spoilt(self: Runner, *args: Any) -> Any:
-        combined, scores = combine(self, *args)
-        return torch.full_like(combined, value), scores
-
-    monkeypatch.setattr(Runner, "combine", spoilt)
-    with pytest.raises(MismatchError, match="no numbers, or none is finite"):
-        prove(run, some_batches(prepared, engine, 64), 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "same"), [("no", True), ("no, sir", True), ("nowhere", False), ("yes", False)]
-)
-def test_whole_words_are_compared(text: str, same: bool) -> None:
-    assert begins(text, "no") is same
-
-
-def test_the_check_notices_another_answer(prepared: Ablation, engine: Engine) -> None:
-    run = answered(prepared, engine, 64)
-    for key, answer in run.answers.items():
-        flipped = "no" if answer.text.startswith("yes") else "yes"
-        run.answers[key] = dataclasses.replace(answer, text=flipped)
-    with pytest.raises(MismatchError, match=r"from stored logits, .* from generate"):
-        prove(run, some_batches(prepared, engine, 64), 2)
 
 
 def test_gumbel_noise_samples_from_the_softmax() -> None:

@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals import cli
 from cdkit.evals.ablation import answering, job
 from cdkit.evals.ablation.engine import Generated
 
 PROMPT = "is there a cat ?"
+SEARCH = next(name for name in cdkit.presets() if cdkit.load(name).modes == ("beam",))
 
 
 def run(*arguments: str | Path) -> Result:
@@ -72,6 +74,15 @@ def test_two_methods_side_by_side(picture: Path) -> None:
     assert "vcd" in head
 
 
+def test_beams(picture: Path) -> None:
+    result = run(
+        "generate", "--prompt", PROMPT, "--image", picture, "--compare", f"plain,vcd,{SEARCH}",
+        "--beams", "2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "" and SEARCH in result.stdout
+
+
 def test_a_set_parameter_names_the_column(picture: Path) -> None:
     result = run(
         "generate", "--prompt", PROMPT, "--image", picture, "--method", "cmac",
@@ -85,14 +96,23 @@ def test_a_set_parameter_names_the_column(picture: Path) -> None:
     ("arguments", "message"),
     [
         (["--method", "cmacc"], "no method is called 'cmacc'. Did you mean 'cmac'?"),
-        (["--compare", "plain,vdc"], "no method is called 'vdc'. Did you mean 'vcd'?"),
+        (["--compare", "plain,cmacc"], "no method is called 'cmacc'. Did you mean 'cmac'?"),
         (["--set", "alpa=1.0"], "no parameter of cmac is called 'alpa'. Did you mean 'alpha'?"),
         (["--set", "beta=2.0"], "beta must be in [0, 1]"),
         (["--set", "alpha"], "--set takes NAME=VALUE, such as alpha=1.0, got 'alpha'"),
         (["--set", "beta=0.1", "--set", "beta=0.2"], "--set gives 'beta' twice"),
         (["--compare", "plain", "--set", "beta=0.1"], "--set belongs to --method"),
-        (["--sample", "--temperature", "0"], "--temperature must be a finite number above 0"),
+        (["--sample", "--temperature", "0"], "--temperature must be a finite number > 0"),
         (["--temperature", "2"], "--temperature belongs to --sample: give both, or neither"),
+        (["--sample", "--beams", "4"], "--beams searches and --sample draws: give one of them"),
+        (
+            ["--compare", f"plain,{SEARCH}"],
+            f"{SEARCH} is not defined for greedy, but for beam search, for which give --beams 5",
+        ),
+        (
+            ["--method", SEARCH, "--sample"],
+            f"{SEARCH} is not defined for sampling, but for beam search, for which give --beams 5",
+        ),
     ],
 )
 def test_a_bad_option_is_one_clear_error(picture: Path, arguments: list[str], message: str) -> None:
@@ -159,6 +179,30 @@ def test_a_bad_grid_is_one_clear_error(
     grid = GRID.format(type=type_, path=tmp_path / path, more=more)
     (tmp_path / "grid.toml").write_text(grid.replace('"."', f'"{tmp_path}"'))
     assert message in refused("ablate", tmp_path / "grid.toml", "--output", tmp_path / "runs")
+
+
+def test_a_packaged_grid_is_named_and_its_near_name_told() -> None:
+    told = refused("ablate", "metods")
+    assert "no packaged grid is called 'metods'. Did you mean 'methods'? There is: default" in told
+    assert "A packaged grid (default, methods) or a .toml file" in run("ablate", "--help").stdout
+
+
+def test_the_terminal_shows_the_overviews_and_all_of_it_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = '{"question_id": %d, "image": "a.png", "text": "is there a cat ?", "label": "no"}\n'
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "q.json").write_text(row % 1 + row % 2)
+    grid = GRID.format(type="pope", path=tmp_path / "q.json", more="")
+    (tmp_path / "grid.toml").write_text(grid.replace('"."', f'"{tmp_path}"'))
+    monkeypatch.chdir(tmp_path)
+    brief = run("ablate", "grid.toml", "--name", "one")
+    assert brief.exit_code == 0, brief.output
+    assert "pope: accuracy % ↑ (difference to plain; 1 image, 2 samples)" in brief.stdout
+    assert "yes ratio" not in brief.stdout
+    assert brief.stdout.index("all tables: runs/one/tables.md") < brief.stdout.index("report: runs")
+    full = run("ablate", "grid.toml", "--name", "two", "--full")
+    assert "yes ratio %" in full.stdout and "pope, sampling, 3 seeds" in full.stdout
 
 
 def test_a_grid_that_is_not_there(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Tables from tallies, and the page that shows them."""
 
 import dataclasses
+import html
 import io
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from cdkit.benchmark import Answer, Tally
-from cdkit.evals.ablation import compare, report, terminal, wording
+from cdkit.evals.ablation import compare, markdown, report, terminal, wording
 from cdkit.evals.ablation.results import Curve, Example, Figure, Results, Table
-from cdkit.evals.ablation.views import overview, view
+from cdkit.evals.ablation.views import overviews, view
 from cdkit.evals.pope import POPE
 from cdkit.evals.statistics import Estimate
 
@@ -107,11 +110,113 @@ def test_no_interval_is_ever_cut(table: Table, width: int) -> None:
                 assert text.count(told) >= 4, told
 
 
-def test_the_overview_has_one_column_a_table(table: Table) -> None:
-    shown = overview([table, table])
-    assert [column.metric for column in shown.columns] == ["accuracy", "accuracy"]
-    assert shown.columns[0].heading == "pope, greedy: accuracy % ↑"
-    assert shown.methods == ("plain", "good", "same", "bad")
+@pytest.fixture(scope="module")
+def tables(pope: POPE) -> tuple[Table, ...]:
+    """Thirty methods in three modes; one of them in one mode alone, and without an AUC there."""
+    names = [f"a_method_of_the_field_{i}" for i in range(29)]
+    runs = {name: run(pope, 0.6 + i / 100) for i, name in enumerate(("plain", *names))}
+    (sole,) = (dataclasses.replace(tally, prepared={}) for tally in run(pope, 0.8))
+    every = {"ours": ("plain", *names[:9]), "the others": ("search", *names[9:])}
+    return tuple(
+        compare.table(
+            "pope_adversarial",
+            mode,
+            {**runs, "search": [sole]} if mode == "beam" else runs,
+            sections=every,
+            show=METRICS,
+            absent={} if mode == "beam" else {"search": ("beam",)},
+            resamples=100,
+        )
+        for mode in ("greedy", "sample", "beam")
+    )
+
+
+def test_an_overview_has_a_row_a_method_and_a_column_a_mode(tables: tuple[Table, ...]) -> None:
+    (shown,) = overviews(tables)
+    assert shown.title == "pope_adversarial: accuracy % ↑"
+    assert [column.heading for column in shown.columns] == [
+        "greedy",
+        "sampling, 1 seed",
+        "beam search",
+    ]
+    assert len(shown.methods) == 31 and shown.notes == ("search: beam search only",)
+    assert ["search" in column.cells for column in shown.columns] == [False, False, True]
+
+
+def test_an_overview_of_thirty_methods_fits_120_columns(tables: tuple[Table, ...]) -> None:
+    (shown,) = overviews(tables)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal.render(shown, 120))
+    lines = console.export_text().splitlines()
+    assert len(lines) < 31 + 10
+    rows = [line for line in lines if "a_method_of_the_field_28" in line]
+    for column in shown.columns:
+        cell = column.cells["a_method_of_the_field_28"]
+        assert wording.summed_up(cell, "accuracy") in rows[0]  # all three on one line
+    (row,) = (line for line in lines if line.split() and line.split()[0] == "search")
+    assert row.split()[1:3] == [wording.DASH, wording.DASH]
+    ends = {line.index("]") for line in lines if line.count("]") == 3}
+    assert len(ends) == 1  # intervals stand in a column, marked or not
+
+
+def test_what_a_method_lacks_is_a_dash_with_a_note(tables: tuple[Table, ...]) -> None:
+    greedy, _, beam = map(view, tables)
+    assert "search" not in greedy.methods
+    assert greedy.notes == ("not in this table: search: beam search only",)
+    assert beam.notes == ("a dash: search has no AUC of p(yes)",)
+    assert beam.columns[2].cells.keys() == {*beam.methods} - {"search"}
+    told = "\n".join(markdown.lines(beam))
+    assert f"| {wording.DASH} |" in told and "a dash: search has no AUC of p(yes)" in told
+
+
+def test_holm_counts_the_tests_that_were_made(tables: tuple[Table, ...]) -> None:
+    made = [
+        c for row in tables[2].rows.values() for c in row.cells.values() if c.p_holm is not None
+    ]
+    assert len(made) == 29 * 2 + 1
+
+
+def test_markdown_has_every_cell_and_escapes_names(tables: tuple[Table, ...]) -> None:
+    told = markdown.render(Results(tables))
+    assert told.count("\n## ") == 4
+    rows = [line for line in told.splitlines() if line.startswith("| a\\_method")]
+    assert len(rows) == 29 * 4 and {row.count(" |") for row in rows} == {4}
+    cell = tables[0].rows["a_method_of_the_field_28"].cells["accuracy"]
+    assert wording.summed_up(cell, "accuracy") in told
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MEASURE = """<!doctype html><body>
+<iframe id="page" width="{width}" height="900" srcdoc="{page}"></iframe>
+<script>onload = () => {{
+  const root = document.getElementById("page").contentDocument;
+  const over = [...root.querySelectorAll(".brief")]
+    .map(table => table.scrollWidth - table.parentNode.clientWidth);
+  const found = [root.documentElement.scrollWidth, Math.max(...over)];
+  document.body.innerText = "measured " + found.join(" ");
+}}</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt install chromium")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_is_no_wider_than_a_phone(
+    tables: tuple[Table, ...], tmp_path: Path, width: int
+) -> None:
+    (tmp_path / "page.html").write_text(
+        MEASURE.format(
+            width=width, page=html.escape(report.render(Results(tables), MANIFEST), quote=True)
+        ),
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--dump-dom", f"--user-data-dir={tmp_path / 'own'}", (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r"measured (\d+) (-?\d+)", done.stdout)
+    assert found is not None, done.stdout[-500:]
+    assert int(found[1]) <= width  # only a wide table scrolls, in its own frame
+    assert int(found[2]) <= 0  # and the overviews do not need to
 
 
 def results(table: Table) -> Results:
@@ -125,6 +230,7 @@ def results(table: Table) -> Results:
 
 MANIFEST = {
     "name": "<i>trial</i>",
+    "about": "<u>all</u> of it",
     "date": "2026-11-22",
     "wall_seconds": 12.3,
     "model": {"name": "micro"},
@@ -142,7 +248,7 @@ def page(table: Table) -> str:
 def test_answers_are_escaped(page: str) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
-    assert "<i>trial" not in page and "<b>describe" not in page
+    assert "<i>trial" not in page and "<u>" not in page and "<b>describe" not in page
 
 
 def test_the_page_loads_nothing(page: str) -> None:
@@ -153,7 +259,7 @@ def test_the_page_loads_nothing(page: str) -> None:
 
 
 class Tags(HTMLParser):
-    VOID = frozenset({"meta", "img", "br"})
+    VOID = frozenset({"meta", "img", "br", "wbr"})
 
     def __init__(self) -> None:
         super().__init__()

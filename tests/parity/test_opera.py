@@ -584,12 +584,14 @@ def test_parameters(parameters: dict[str, Any], told: str) -> None:
 
 
 def test_more_answers_than_candidates() -> None:
-    told = "num_return_sequences=3 is more than the 2 candidates of a beam; ask for fewer"
+    """Beams grow with each token: two tokens of two candidates are four answers, one is two."""
+    asked: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3}
     with cdkit.attach(tiny(2), cdkit.load("opera", candidates=2)):
+        ids = tiny(2).generate(**batch(SAMPLES[:1]), max_new_tokens=2, **asked)
+        assert len({tuple(row) for row in ids.tolist()}) == 3
+        told = "opera found 2 answers to prompt 0, but num_return_sequences=3; ask for fewer"
         with pytest.raises(cdkit.CdkitError, match=told):
-            tiny(2).generate(
-                **batch(SAMPLES[:1]), max_new_tokens=2, num_beams=3, num_return_sequences=3
-            )
+            tiny(2).generate(**batch(SAMPLES[:1]), max_new_tokens=1, **asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 import cdkit
+from cdkit.batch import BranchedBatch
 from cdkit.combiner import State
 from cdkit.schedule import AlphaSchedule, Signals
+from cdkit.strategies.attention_gate import AttentionGate
 
 from .against import Ran, assert_close, branch_logits, generate, reference
 from .reference import (
@@ -375,6 +377,43 @@ def test_the_state_goes_with_the_beams(history: str, window: int, optimize: bool
     assert lists(ran) == [tokens for _, tokens in expected]
     scores = torch.tensor([score / STEPS for score, _ in expected])
     assert (ran.output.sequences_scores - scores).abs().max() < 1e-4
+
+
+def test_a_state_that_stays_behind_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault: beams move and what the gate carries does not. It changes these answers."""
+    method = cdkit.load("imccd_chair", history="all")
+    asked: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "trace": (), "steps": 10}
+    right = generate(tiny(2), method, SAMPLES, **asked)
+    reorder = BranchedBatch.reorder
+
+    def forgetful(self: BranchedBatch, indices: Tensor) -> None:
+        states = self.states
+        reorder(self, indices)
+        self.states = states
+
+    monkeypatch.setattr(BranchedBatch, "reorder", forgetful)
+    wrong = generate(tiny(2), method, SAMPLES, **asked)
+    assert lists(right) != lists(wrong)
+
+
+def test_two_gates_each_carry_their_own() -> None:
+    """Both keep a mean under one name: in a shared state each would go on from the other's."""
+    gates = (
+        AttentionGate(window=2, history="first", quantity="logits"),
+        AttentionGate(window=3, history="all", quantity="mass"),
+    )
+    method = replace(cdkit.load("imccd_chair"), schedules=gates)
+    ran = generate(tiny(2), method, SAMPLES, steps=7)
+    scaled = [step.alpha_scale for step in ran.run.trace.steps]
+    factors = torch.stack([one for one in scaled if one is not None], 1)
+    for row, one in enumerate(SAMPLES):
+        fed = ran.tokens[row, :-1].tolist()
+        own = [
+            scales(seen_by(one, fed, gate.quantity, IMCCD), gate.history, gate.window)
+            for gate in gates
+        ]
+        assert factors[row].tolist() == [a * b for a, b in zip(*own, strict=True)]
+    assert {0.0, 1.0} == set(factors.flatten().tolist())
 
 
 # ---- schedules over steps ------------------------------------------------------------------------

@@ -122,8 +122,12 @@ def test_dotted_names(two: Path) -> None:
     method = cdkit.load(two, **{"noise.diffusion_noise.step": 3, "value_noise.step": 4})
     steps = [d["step"] for b in method.to_dict()["branches"] for d in b["distortions"]]
     assert steps == [3, 4, 1]
-    with pytest.raises(cdkit.CdkitError, match=r"no parameter of two is called 'noise\.step'"):
-        cdkit.load(two, **{"noise.step": 3})
+    short = cdkit.load(two, **{"noise.step": 3})  # one part of that branch has it
+    assert short == cdkit.load(two, **{"noise.diffusion_noise.step": 3})
+    with pytest.raises(cdkit.CdkitError, match=r"two has 'values\.step' more than once; say which"):
+        cdkit.load(two, **{"values.step": 3})
+    with pytest.raises(cdkit.CdkitError, match=r"no parameter of two is called 'noise\.stop'"):
+        cdkit.load(two, **{"noise.stop": 3})
 
 
 FILES: list[tuple[str, str]] = [
@@ -186,7 +190,9 @@ def test_at_alpha_zero_no_branch_runs(name: str) -> None:
     method = cdkit.load(name)
     told = method.to_dict()["combiner"]
     if "alpha" in told and not method.readout:
-        alphas = {"combiner.alpha": 0.0} | ({"combiner.alphas": []} if told.get("alphas") else {})
+        alphas: dict[str, Any] = {"combiner.alpha": 0.0}
+        if told.get("alphas"):
+            alphas["combiner.alphas"] = []
         still = cdkit.load(name, **alphas)
         assert still.live_branches == ()
         quiet = cdkit.load(name, **alphas, beta=0.0)

@@ -1,0 +1,52 @@
+"""tables.md: the same tables as text, to paste into a page or a paper's draft."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cdkit.evals.ablation.results import Results
+from cdkit.evals.ablation.views import Column, View, overviews, view
+from cdkit.evals.ablation.wording import DASH, HOW_TO_READ, number, summed_up
+
+
+def write(path: Path, results: Results) -> None:
+    path.write_text(render(results), encoding="utf-8")
+
+
+def render(results: Results) -> str:
+    """The overviews, then every table."""
+    views = [*overviews(results.tables), *map(view, results.tables)]
+    return "\n".join([HOW_TO_READ, "", *(line for shown in views for line in lines(shown))])
+
+
+def lines(shown: View) -> Iterator[str]:
+    """A heading, the size, a row a method under the bold name of its section, and the notes."""
+    yield f"## {shown.title}"
+    yield f"\n{shown.size}\n"
+    yield _row(["method", *(column.heading for column in shown.columns)])
+    yield _row(["---", *("---:" for _ in shown.columns)])
+    for title, methods in shown.sections.items():
+        yield _row([f"**{_plain(title)}**", *("" for _ in shown.columns)])
+        for method in methods:
+            yield _row([_plain(method), *(_cell(shown, c, method) for c in shown.columns)])
+    yield ""
+    for note in shown.notes:
+        yield f"{_plain(note)}\n"
+
+
+def _cell(shown: View, column: Column, method: str) -> str:
+    if method not in column.cells:
+        return DASH
+    cell = column.cells[method]
+    told = summed_up(cell, column.metric)
+    if shown.brief or cell.difference is None:
+        return told
+    return f"{number(cell.value.value, column.metric)} ({told})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """A user's own name with what Markdown would read as a mark escaped."""
+    return "".join(f"\\{c}" if c in "\\`*_|<>[]#" else c for c in " ".join(text.split()))
