@@ -166,8 +166,8 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
     if model_type not in ADAPTERS:
         raise CdkitError(
             unknown("model adapter", model_type, ADAPTERS)
-            + " To add a family, subclass cdkit.models.standard.StandardAdapter, register the class "
-            "under that name and hold it to cdkit.testing.check_adapter: docs/own_model.md"
+            + " To add a family, subclass cdkit.models.standard.StandardAdapter, register the "
+            "class under that name and hold it to cdkit.testing.check_adapter: docs/own_model.md"
         )
     adapter = ADAPTERS[model_type]()
     adapter.check(unwrap(model))
@@ -269,8 +269,14 @@ def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
             use_cache=True,
         )
     layers: list[Any] = cache.layers
-    near = [torch.allclose(*own.keys, atol=1e-2 * float(own.keys.abs().max())) for own in layers]
-    return [not same for same in near]
+    return [_differ(layer.keys) for layer in layers]
+
+
+def _differ(keys: Tensor | None) -> bool:
+    """Whether the two rows do; attention that leaves nothing in the cache is taken for any."""
+    if keys is None:
+        return True
+    return not torch.allclose(keys[0], keys[1], atol=1e-2 * float(keys.abs().max()))
 
 
 def chat_prompt(

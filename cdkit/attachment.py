@@ -136,8 +136,8 @@ class Attachment(Wired):
         if hooked and shards > 1:
             raise CdkitError(
                 f"the model's heads are spread over {shards} processes (tensor parallelism), and "
-                f"{method.name} looks at all of them; load it with device_map, or use a method that "
-                "changes only the inputs, such as vcd"
+                f"{method.name} looks at all of them; load it with device_map, or use a method "
+                "that changes only the inputs, such as vcd"
             )
         if hooked and not _can_be_hooked(decoder):
             raise CdkitError(

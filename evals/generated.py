@@ -19,7 +19,7 @@ def rendered(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"escaped": escaped} | filters
+    environment.filters |= {"escaped": escaped, **filters}
     text = environment.get_template(template).render(**facts)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
@@ -35,3 +35,10 @@ def write(path: Path, text: str) -> None:
         sys.exit(f"error: {path} is written from the root of a checkout; {Path.cwd()} is none")
     path.write_text(text, encoding="utf-8", newline="\n")
     print(f"wrote {path}")
+
+
+def without_arguments() -> None:
+    """Refuse arguments: a page is not to be written by a call for help."""
+    if len(sys.argv) > 1:
+        module = Path(sys.argv[0]).stem
+        sys.exit(f"usage: python -m cdkit.evals.{module}, from the root of a checkout")

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from cdkit.evals import listing
-from cdkit.evals.generated import rendered, write
+from cdkit.evals.generated import rendered, without_arguments, write
 from cdkit.evals.listing import Entry
 from cdkit.loop import MODES
 
@@ -75,6 +75,5 @@ def main(path: Path = PAGE) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        sys.exit("usage: python -m cdkit.evals.methods_page, from the root of a checkout")
+    without_arguments()
     main()

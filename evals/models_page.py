@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, M
 
 import cdkit
 from cdkit.adapter import ModelAdapter, SeesAhead
-from cdkit.evals.generated import rendered, write
+from cdkit.evals.generated import rendered, without_arguments, write
 
 PAGE = Path("docs/models.md")
 COMMAND = "python -m cdkit.evals.models_page"
@@ -81,4 +81,5 @@ def main(path: Path = PAGE) -> None:
 
 
 if __name__ == "__main__":
+    without_arguments()
     main()

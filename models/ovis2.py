@@ -27,7 +27,7 @@ class Ovis2(TilesAdapter):
     def tokens_a_tile(self, model: Any) -> int:
         vision = model.config.vision_config
         side = math.ceil(vision.image_size // vision.patch_size / vision.hidden_stride)
-        return side**2
+        return int(side**2)
 
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]

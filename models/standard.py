@@ -212,4 +212,4 @@ def tiles_by_tokens(
             f"{tokens_a_tile} tokens each, but pixel_values holds {pixels.shape[0]} tiles; pass "
             "what one call of the processor returns"
         )
-    return list(pixels.split(tiles))
+    return list(torch.split(pixels, tiles))

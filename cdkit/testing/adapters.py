@@ -161,7 +161,7 @@ def _check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs, *, pad: in
     require(len(features) == sum(counts), adapter, promise, (len(features), counts))
     promise = "the decoder gets the features in the places of image_index"
     require_close(features.to(embeds), embeds[index >= 0], adapter, promise)
-    _check_pixels(adapter, model, first["encoder"].given | _named(inputs), counts)
+    _check_pixels(adapter, model, {**first["encoder"].given, **_named(inputs)}, counts)
     text = index < 0
     own = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
     promise = "embed returns what the decoder gets for text tokens"

@@ -40,16 +40,19 @@ def placed(inputs: Any, model: Any) -> Inputs:
 
 
 def batched(*prompts: Inputs, pad: int) -> Inputs:
-    """The prompts below each other; what has a row for each is padded on the left."""
+    """The prompts below each other; what has a row for each is padded on the left, tiles behind."""
 
     def wide(name: str, value: Tensor, length: int) -> Tensor:
-        filler = pad if name == "input_ids" else 0
+        if value.ndim > 2:
+            behind = (0, 0) * (value.ndim - 2) + (0, length - value.shape[1])
+            return torch.nn.functional.pad(value, behind)
+        filler = {"input_ids": pad, "labels": -100}.get(name, 0)
         return torch.nn.functional.pad(value, (length - value.shape[1], 0), value=filler)
 
     whole: Inputs = {}
     for name in prompts[0]:
         parts = [prompt[name] for prompt in prompts]
-        if parts[0].ndim == 2 and len({part.shape[1] for part in parts}) > 1:
+        if parts[0].ndim > 1 and len({part.shape[1] for part in parts}) > 1:
             length = max(part.shape[1] for part in parts)
             parts = [wide(name, part, length) for part in parts]
         whole[name] = torch.cat(parts)

@@ -34,7 +34,7 @@ def _text(name: str) -> dict[str, Any]:
         "ovis2": "qwen2",
         "aya_vision": "cohere2",
     }
-    text = {
+    text: dict[str, Any] = {
         "model_type": decoder.get(name, "llama"),
         "vocab_size": VOCAB,
         "hidden_size": 32,
@@ -68,14 +68,16 @@ def _config(name: str) -> dict[str, Any]:
     }
     grids = {"image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]], "vision_feature_layer": -1}
     pixtral = vision | {"model_type": "pixtral", "image_size": 16, "head_dim": 8}
+    how: dict[str, Any]
+    tower: dict[str, Any]
     if name in ("llava", "pixtral"):
         towers = {"llava": vision | {"model_type": "clip_vision_model"}, "pixtral": pixtral}
-        how = "full" if name == "pixtral" else "default"
-        of_vision = {"vision_config": towers[name], "vision_feature_select_strategy": how}
-        return of_vision | {"image_token_index": IMAGE, "vision_feature_layer": -1}
+        select = "full" if name == "pixtral" else "default"
+        how = {"vision_config": towers[name], "vision_feature_select_strategy": select}
+        return how | {"image_token_index": IMAGE, "vision_feature_layer": -1}
     if name == "mistral3":
-        more = {"spatial_merge_size": 2, "vision_feature_layer": -1, "image_token_index": IMAGE}
-        return more | {"vision_config": pixtral}
+        how = {"spatial_merge_size": 2, "vision_feature_layer": -1, "image_token_index": IMAGE}
+        return how | {"vision_config": pixtral}
     if name == "vipllava":
         tower = vision | {"model_type": "clip_vision_model"}
         layers = [-1, -2]
@@ -129,7 +131,8 @@ def tiny(name: str) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = AutoConfig.for_model(model_type, text_config=_text(name), **_config(name))
-        model = AutoModelForImageTextToText.from_config(config).eval()
+        auto: Any = AutoModelForImageTextToText
+        model = auto.from_config(config).eval()
         with torch.no_grad():
             for value in model.parameters():  # newlines, class tokens, norms: nothing is constant
                 if value.ndim == 1 or bool((value == value.flatten()[0]).all()):

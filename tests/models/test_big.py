@@ -48,7 +48,7 @@ def logits_of(model: Any, family: str, method: str | None, **how: Any) -> Tensor
     asked |= {"output_logits": True, "return_dict_in_generate": True}
     if method is None:
         return torch.stack(model.generate(**given, **asked).logits)
-    kept = {"processor": Words(), "sample_ids": ["a", "b"]}
+    kept: dict[str, Any] = {"processor": Words(), "sample_ids": ["a", "b"]}
     with cdkit.attach(model, cdkit.load(method), **kept):
         return torch.stack(model.generate(**given, **asked).logits)
 
@@ -60,7 +60,8 @@ def logits_of(model: Any, family: str, method: str | None, **how: Any) -> Tensor
 @pytest.mark.parametrize("name", METHODS)
 def test_half_precision(name: str, dtype: torch.dtype, family: str, own: Any) -> None:
     """Near the logits in float64, and in float32 where they are combined."""
-    kept = {"processor": Words(), "sample_ids": ["a", "b"], "trace": ("logits",)}
+    kept: dict[str, Any] = {"processor": Words(), "sample_ids": ["a", "b"]}
+    kept["trace"] = ("logits",)
     steps = []
     for kind in (torch.float64, dtype):
         own = own.to(kind)
@@ -101,8 +102,9 @@ def spread(model: nn.Module, places: tuple[str, ...]) -> dict[str, str]:
 @pytest.mark.parametrize("name", CHIEF)
 def test_a_device_map_with_layers_on_disk(name: str, family: str, own: Any, tmp_path: Path) -> None:
     wanted, stock = (logits_of(own, family, method) for method in (name, None))
-    places = spread(own, ("cpu", "disk"))
-    accelerate.dispatch_model(own, places, main_device="cpu", offload_dir=tmp_path)
+    places: dict[str, Any] = dict(spread(own, ("cpu", "disk")))
+    main: Any = "cpu"  # by its name, or accelerate takes it for an accelerator
+    accelerate.dispatch_model(own, places, main_device=main, offload_dir=tmp_path)
     layers = cdkit.adapter_for(own).layers(own)
     where = [{p.device.type for p in layer.parameters()} for layer in layers]
     assert {"meta"} in where and {"cpu"} in where
@@ -131,8 +133,8 @@ class Moved(accelerate.hooks.AlignDevicesHook):  # type: ignore[misc]
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
-        args, kwargs = super().pre_forward(module, *args, **kwargs)
-        return copied(args), copied(kwargs)
+        moved: Any = super().pre_forward(module, *args, **kwargs)
+        return copied(moved[0]), copied(moved[1])
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         return copied(super().post_forward(module, output))

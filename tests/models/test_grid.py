@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -152,7 +152,7 @@ def test_patches_of_the_stock_image_processor_are_the_picture(processor: Any) ->
 class Doubled(cdkit.PixelDistortion):
     """Pictures with twice their contrast; what they were is kept."""
 
-    seen: list[Tensor] = field(default_factory=list)
+    seen: ClassVar[list[Tensor]] = []
 
     def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
         self.seen.append(pixels)
@@ -163,6 +163,7 @@ class Doubled(cdkit.PixelDistortion):
 def test_a_distorted_picture_is_that_picture(name: str) -> None:
     """The branch's logits are the stock model's for the other picture, deeper levels and all."""
     given, model, doubled = inputs(name, ONE, TWO), tiny(name), Doubled()
+    doubled.seen.clear()
     method = replace(cdkit.load("vcd"), branches=(cdkit.Branch("doubled", (doubled,)),))
     with cdkit.attach(model, method, trace=("logits",)) as attached:
         generated(model, given, max_new_tokens=1)
@@ -249,7 +250,7 @@ def test_rewritten_prompts_stand_where_the_model_puts_them(name: str, preset: st
 
 def _rewritten(method: cdkit.Method, prompt: Prompt) -> list[int]:
     given = inputs("qwen2_vl", prompt)["input_ids"][0].tolist()
-    (distortion,) = [d for branch in method.branches for d in branch.distortions][:1]
+    distortion: Any = method.branches[0].distortions[0]
     if isinstance(distortion, cdkit.DISTORTIONS["no_image"]):
         return [token for token in given if token != IMAGE]
     text = Words()(distortion.instruction, add_special_tokens=False)["input_ids"]
@@ -273,6 +274,18 @@ class Plain:
     """(3, 1, tokens)."""
     distorted: bool = False
     raw: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Queries and keys of the layer under way, before they are turned."""
+
+    @property
+    def module(self) -> Any:
+        return sys.modules[type(self.model.model.language_model.layers[0].self_attn).__module__]
+
+    def __post_init__(self) -> None:
+        self.turn = self.module.apply_rotary_pos_emb
+
+    def noted(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.raw.append((query, key))
+        return self.turn(query, key, *args, **kwargs)
 
     def calibrated(self) -> Tensor:
         """Token by token: how far each stands behind the one before its image, axis by axis."""
@@ -301,10 +314,8 @@ class Plain:
         causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         cells = causal & text[:, None] & ~text[None]
         plain_query, plain_key = self.raw.pop()
-        module_of: Any = sys.modules[type(module).__module__]
-        apply = module_of.apply_rotary_pos_emb.stock
         rotary = self.model.model.language_model.rotary_emb
-        there = apply(plain_query, plain_key, *rotary(value, position_ids=self.calibrated()))
+        there = self.turn(plain_query, plain_key, *rotary(value, position_ids=self.calibrated()))
         ordinary, moved = (
             kwargs["scaling"] * q[0] @ _each_head(k, q).transpose(-1, -2)
             for q, k in ((query, key), there)
@@ -383,19 +394,11 @@ def plain_logits(
 @contextmanager
 def _as_attention(model: Any, plain: Plain) -> Iterator[None]:
     decoder = model.model.language_model
-    module = sys.modules[type(decoder.layers[0].self_attn).__module__]
-    stock = module.apply_rotary_pos_emb
-
-    def noted(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
-        plain.raw.append((q, k))
-        return stock(q, k, *args, **kwargs)
-
-    noted.stock = stock
     before = decoder.config._attn_implementation
     AttentionInterface.register("written_out", plain.attention)
     AttentionMaskInterface.register("written_out", sdpa_mask)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "apply_rotary_pos_emb", noted)
+        patch.setattr(plain.module, "apply_rotary_pos_emb", plain.noted)
         decoder.config._attn_implementation = "written_out"
         try:
             yield

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from PIL import Image
+from tokenizers import processors
 from torch import Tensor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
@@ -219,12 +221,16 @@ def processor_of(name: str) -> Any:
     """The family's own, small, with a tokenizer of words."""
     marks = {IMAGE: "<image>", START: "<fake_token_around_image>", 99: "<end_of_utterance>"}
     square = {"height": 8, "width": 8}
+    pictures: Any
     match name:
         case "idefics3":
             marks |= {TAG: "<global-img>"}
             tags = [f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)]
             marks |= {80 + i: tag for i, tag in enumerate(tags)}
-            sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+            sizes: Any = {
+                "size": {"longest_edge": 2 * SIDE},
+                "max_image_size": {"longest_edge": SIDE},
+            }
             pictures = Idefics3ImageProcessorPil(**sizes)
             words = tokenizer(marks=marks)
             return hf.Idefics3Processor(pictures, words, image_seq_len=EACH[name])
@@ -242,12 +248,28 @@ def processor_of(name: str) -> Any:
             return hf.Gemma3Processor(pictures, words, image_seq_length=EACH[name])
     pictures = SiglipImageProcessorPil(size=square)
     pictures.image_seq_length = EACH[name]
-    return hf.PaliGemmaProcessor(pictures, tokenizer(marks={IMAGE: "<image>"}))
+    words = tokenizer(marks={IMAGE: "<image>"})
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    return hf.PaliGemmaProcessor(pictures, words)  # it writes `<s>` itself, behind the image
 
 
+PICTURE = Image.radial_gradient("L").resize((20, 10)).convert("RGB")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", ["idefics3", "idefics2", "gemma3", "paligemma"])
 def test_with_its_processor(name: str) -> None:
-    check_adapter(tiny(name), processor=processor_of(name))
+    processor = processor_of(name)
+    if name != "idefics2":
+        check_adapter(tiny(name), processor=processor)
+        return
+    # two pictures side by side are written as one that is split
+    adapter = adapter_for(tiny(name))
+    text = adapter.prompt("is there a cat ?", images=1, processor=processor)
+    given = processor(images=[[PICTURE]], text=[text], return_tensors="pt")
+    assert given["pixel_values"].shape[1] == 5
+    check_adapter(tiny(name), inputs=given)
 
 
 # ---- where images are ----------------------------------------------------------------------------

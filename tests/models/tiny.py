@@ -63,7 +63,7 @@ def tiny(name: str) -> Any:
         model = auto.from_config(config).eval()
         _randomise(model)
     for owner in (model, getattr(model, "language_model", model)):  # whose generate runs
-        how = getattr(owner, "generation_config", model.generation_config)
+        how = getattr(owner, "generation_config", None) or model.generation_config
         how.eos_token_id, how.pad_token_id = None, PAD
     return model.to(family.dtype)
 

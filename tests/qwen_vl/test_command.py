@@ -19,7 +19,7 @@ def run(*arguments: str | Path) -> Result:
 def test_from_the_published_folder_to_an_answer(
     weights: dict[str, Tensor], photo: Image.Image, tmp_path: Path
 ) -> None:
-    room: dict[str, object] = {"seq_length": 600}  # for Qwen-VL-Chat's words in a vocabulary of bytes
+    room: dict[str, object] = {"seq_length": 600}  # Qwen-VL-Chat's words, byte by byte
     published = write_published(tmp_path / "in", weights, config=room)
     out, picture = tmp_path / "out", tmp_path / "photo.png"
     photo.save(picture)
