@@ -89,7 +89,7 @@ def features_of_rows(
             f"the prompts have {sum(tokens)} image tokens but the image encoder gives "
             f"{features.shape[0]} features; prompts and images do not belong together"
         )
-    return [own for own in features.split(list(tokens)) for _ in range(expand)]
+    return [own for own in torch.split(features, list(tokens)) for _ in range(expand)]
 
 
 def features_in(

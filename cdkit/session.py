@@ -116,5 +116,7 @@ def _distorted(
     """All images of a sample at once where their sizes allow it, else one after the other."""
     frames = [image.shape[0] for image in images]
     if len({image.shape[1:] for image in images}) == 1:
-        return list(distortion.distort(torch.cat(list(images)), generator=random).split(frames))
+        return list(
+            torch.split(distortion.distort(torch.cat(list(images)), generator=random), frames)
+        )
     return [distortion.distort(image, generator=random) for image in images]

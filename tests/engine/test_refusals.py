@@ -217,7 +217,8 @@ def test_a_family_without_an_adapter() -> None:
     model = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=11)).eval()
     with pytest.raises(cdkit.CdkitError, match="no model adapter is called 'gpt2'") as error:
         cdkit.attach(model, CMAC)
-    assert "subclass cdkit.models.standard.StandardAdapter" in str(error.value) and "llava" in str(error.value)
+    assert "subclass cdkit.models.standard.StandardAdapter" in str(error.value)
+    assert "llava" in str(error.value)
 
 
 def test_no_hugging_face_model() -> None:

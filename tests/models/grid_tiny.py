@@ -54,7 +54,8 @@ def tiny(name: str) -> Any:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: Any = AutoModelForImageTextToText.from_config(config).eval()
+        auto: Any = AutoModelForImageTextToText
+        model: Any = auto.from_config(config).eval()
         _randomise(model)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
@@ -80,7 +81,8 @@ def _vision(name: str) -> dict[str, Any]:
         "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32,
         "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
-    return shared | own.get(name, deep)
+    settings: dict[str, Any] = shared | own.get(name, deep)
+    return settings
 
 
 @torch.no_grad()
