@@ -100,7 +100,7 @@ class Attachment(Wired):
         self._patches = _Patches()
         self._model = unwrap(model)
         adapter = adapter_for(model)
-        forced = not optimize or bool(trace.wanted)
+        self._forced = forced = not optimize or bool(trace.wanted)
         if not forced and method.calibrator is not None and method.calibrator.idle:
             method = replace(method, calibrator=None)
         branches = method.branches if forced else method.live_branches
@@ -200,7 +200,7 @@ class Attachment(Wired):
             read_out = engine.method.readout.layers(len(layers))
             _check_names(engine.method, read_out)
             for name, passed in read_out.items():
-                if not engine.method.combiner.reads(name):
+                if not (self._forced or engine.method.combiner.reads(name)):
                     continue
                 keep = functools.partial(_keep_last_row, engine, name)
                 if passed == 0:

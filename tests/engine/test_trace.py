@@ -132,14 +132,14 @@ def test_states_before_the_image_are_equal_in_both_branches(
     assert {"cmac", "value_noise", "attention_mask"} <= set(after_image)
     for name in after_image:
         seen.clear()
-        hooks = [
-            layer.register_forward_hook(lambda m, i, output: seen.append(output))
-            for layer in layers
-        ]
         with cdkit.attach(model, cdkit.load(name), optimize=False), torch.no_grad():
+            hooks = [
+                layer.register_forward_hook(lambda m, i, output: seen.append(output))
+                for layer in layers
+            ]
             model(**inputs)
-        for hook in hooks:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         assert len(seen) == LAYERS
         for hidden in seen:
             original, distorted = hidden

@@ -126,7 +126,7 @@ def test_qwens_positions() -> None:
     tokens = torch.tensor([False] * before + [True] * image + [False] * after)
     calibrator = cdkit.load("imccd_qwen_vl").calibrator
     assert calibrator is not None
-    ours = calibrator.calibrate(torch.arange(15)[None], tokens[None])[0]
+    ours = calibrator.calibrate(torch.arange(15)[None], tokens[None].long() - 1)[0]
     reference = calibrated_positions([int(t) - 1 for t in tokens], RULES["imccd_qwen_vl"])
     for positions in (ours, reference):
         assert torch.allclose(positions - positions[0], code, rtol=0, atol=1e-9)
