@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_finite
 
 
 def contrast(
@@ -30,6 +30,13 @@ def contrast(
     if beta == 0:
         return combined
     return combined.masked_fill(~plausible(original, beta), -math.inf)
+
+
+def check_beta(beta: float | int) -> None:
+    """Raise unless the weight of the plausibility constraint is in [0, 1]."""
+    check_finite("beta", beta, low=0)
+    if beta > 1:
+        raise CdkitError(f"beta must be in [0, 1] (0: no constraint), got {beta}")
 
 
 def plausible(original: Float[Tensor, "*rows vocab"], beta: float) -> Bool[Tensor, "*rows vocab"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
 from cdkit.errors import CdkitError, check_choice, check_finite
-from cdkit.logits import contrast
+from cdkit.logits import check_beta, contrast
 
 
 @COMBINERS.register("contrast")
@@ -51,9 +51,7 @@ class Contrast(LogitCombiner):
             check_finite("alpha", alpha, low=0)
         if len(dict(self.alphas)) < len(self.alphas):
             raise CdkitError(f"alphas names a branch twice: {self.alphas}")
-        check_finite("beta", self.beta, low=0)
-        if self.beta > 1:
-            raise CdkitError(f"beta must be in [0, 1] (0: no constraint), got {self.beta}")
+        check_beta(self.beta)
         check_choice("on_empty", self.on_empty, OnEmpty)
 
     @property

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
-from cdkit.errors import CdkitError, check_choice, check_finite
-from cdkit.logits import plausible
+from cdkit.errors import check_choice, check_finite
+from cdkit.logits import check_beta, plausible
 
 
 @COMBINERS.register("ensemble")
@@ -39,9 +39,7 @@ class Ensemble(LogitCombiner):
 
     def __post_init__(self) -> None:
         check_finite("alpha", self.alpha, low=0)
-        check_finite("beta", self.beta, low=0)
-        if self.beta > 1:
-            raise CdkitError(f"beta must be in [0, 1] (0: no constraint), got {self.beta}")
+        check_beta(self.beta)
         check_choice("on_empty", self.on_empty, OnEmpty)
 
     @property

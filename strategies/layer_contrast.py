@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
-from cdkit.errors import CdkitError, check_choice, check_finite
-from cdkit.logits import plausible
+from cdkit.errors import check_choice
+from cdkit.logits import check_beta, plausible
 
 Divergence = Literal["reversed", "jensen_shannon"]
 """How far a layer's distribution is from the last one's, by way of their mean M: the authors' code,
@@ -54,9 +54,7 @@ class LayerContrast(LogitCombiner):
     on_empty: OnEmpty = "raise"
 
     def __post_init__(self) -> None:
-        check_finite("beta", self.beta, low=0)
-        if self.beta > 1:
-            raise CdkitError(f"beta must be in [0, 1] (0: no constraint), got {self.beta}")
+        check_beta(self.beta)
         check_choice("divergence", self.divergence, Divergence)
         check_choice("on_empty", self.on_empty, OnEmpty)
 
