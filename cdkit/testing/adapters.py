@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from cdkit.adapter import ModelAdapter, Rotary, adapter_for, rotate, unwrap
+from cdkit.cache import CACHE
 from cdkit.errors import CdkitError
 from cdkit.testing.prompts import (
     QUESTION,
@@ -258,7 +259,7 @@ def _check_rotary(adapter: ModelAdapter, model: Any) -> None:
 
     def keys(at: Tensor) -> list[Tensor]:
         cache = DynamicCache(config=decoder.config)
-        decoder(inputs_embeds=embeds, position_ids=at, past_key_values=cache, use_cache=True)
+        decoder(inputs_embeds=embeds, position_ids=at, use_cache=True, **{CACHE: cache})
         layers: list[Any] = cache.layers
         return [layer.keys for layer in layers]
 
