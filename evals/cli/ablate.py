@@ -51,7 +51,8 @@ def ablate(
     """
     wanted = toml.read(grid, quick=quick)  # a misspelt key is told before seconds of imports
     quiet()
-    from cdkit.evals.ablation import job, terminal
+    from cdkit.evals.ablation import job
+    from cdkit.evals.reporting import terminal
     from cdkit.evals.reporting.views import overviews, view
     from cdkit.evals.runs.progress import shown
 
