@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from cdkit.cache import CACHE
 from cdkit.errors import CdkitError
 from cdkit.registry import Registry, unknown
 
@@ -301,8 +302,8 @@ def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
             decoder,
             inputs_embeds=embeds.expand(2, 1, -1).to(like.device, decoder.dtype),
             position_ids=at,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
     layers: list[Any] = cache.layers
     return [_differ(layer.keys) for layer in layers]

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
 
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
-from cdkit.cache import BranchedCache
+from cdkit.cache import CACHE, BranchedCache
 from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
@@ -309,10 +309,9 @@ class Attachment(Wired):
         finally:
             guards.undo()
             engine.session, engine.last_original, engine.last_weights = None, None, None
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, CACHE, None)
         if isinstance(cache, BranchedCache):
-            plain: Cache = cache.original()
-            output.past_key_values = plain
+            setattr(output, CACHE, cache.original())
         return output
 
 

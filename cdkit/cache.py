@@ -1,17 +1,29 @@
 """The cache that `generate` holds while a method is on: all branches' rows in one."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cdkit.batch import BranchedBatch
 from cdkit.errors import CdkitError
+
+OLD_NAME = "past_key_values"
+CACHE = "cache" if "cache" in {f.name for f in fields(BaseModelOutputWithPast)} else OLD_NAME
+"""What transformers calls the cache, in arguments and outputs: 5.24 renamed it, and warns where the
+old name is passed."""
+
+
+def given_cache(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a call, under its name or the one it had before."""
+    cache = arguments.get(CACHE)
+    return arguments.get(OLD_NAME) if cache is None else cache
 
 
 class BranchedCache(Cache):

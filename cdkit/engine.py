@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from cdkit.adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
 from cdkit.attention import AttentionCall, Change, SignalsWanted
 from cdkit.batch import BranchedBatch, Chunk, axes_last
-from cdkit.cache import BranchedCache, repeat_rows
+from cdkit.cache import CACHE, OLD_NAME, BranchedCache, given_cache, repeat_rows
 from cdkit.depth import layers_within
 from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
@@ -141,7 +141,7 @@ class Engine:
         """Note the prompts, after everything that can be refused was."""
         method = self.method
         check_arguments(given, defaults, method)
-        check_cache(given.get("past_key_values"))
+        check_cache(given_cache(given))
         if not plain:
             check_mode(given, defaults, method)
             check_whole_prompt(given, defaults, method, sees_ahead=self.adapter.sees_ahead)
@@ -309,11 +309,12 @@ class Engine:
                 f"with {self.method.name} attached, call the model itself or its generate; its "
                 "decoder alone has no logits to combine"
             )
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = given_cache(kwargs)
+        kwargs.pop(OLD_NAME, None)
         call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
         if isinstance(cache, BranchedCache):
             if cache.owner is not self:
-                raise CdkitError("past_key_values was made under another cdkit.attach; start anew")
+                raise CdkitError("the cache was made under another cdkit.attach; start anew")
             call.batch = cache.batch
             embeds = self._next_rows(cache.batch, kwargs)
             cache = cache.inner
@@ -323,12 +324,11 @@ class Engine:
             if cache is None and self._caches(kwargs):
                 decoder: Any = self.adapter.decoder(self.model)
                 cache = DynamicCache(config=decoder.config)
-        kwargs["past_key_values"] = cache
+        kwargs[CACHE] = cache
         output = self._run(forward, call.batch, embeds, kwargs)
-        if output.past_key_values is not None:
-            output.past_key_values = BranchedCache(
-                output.past_key_values, batch=call.batch, owner=self
-            )
+        made = getattr(output, CACHE)
+        if made is not None:
+            setattr(output, CACHE, BranchedCache(made, batch=call.batch, owner=self))
         return output
 
     def _look(self, forward: Forward, kwargs: dict[str, Any]) -> None:
@@ -345,7 +345,7 @@ class Engine:
                 of_prompt[name] = kwargs[name][..., :prompt]
         batch, embeds = self._first_rows(of_prompt, branches=())
         call = AttentionCall(batch, batch.chunk(prompt), Step(), signals=SignalsWanted(image=True))
-        uncached = kwargs | {"past_key_values": None, "use_cache": False}
+        uncached = kwargs | {CACHE: None, "use_cache": False}
         self._decoder_call(forward, call, embeds, uncached)
         attention = torch.stack([seen.to(embeds.device) for seen in call.image_weights], dim=1)
         rows = features_in(embeds, batch.layout.image_index)
@@ -379,7 +379,7 @@ class Engine:
             shared = self._decoder_call(
                 forward, self._attention_call(batch, batch.chunk(first)), own, kwargs
             )
-            repeat_rows(kwargs["past_key_values"], len(batch.branches))
+            repeat_rows(kwargs[CACHE], len(batch.branches))
             hidden.append(shared.last_hidden_state.repeat(len(batch.branches), 1, 1))
             chunk, embeds = batch.chunk(chunk.stop), embeds[:, first:]
         attention = self._attention_call(batch, chunk)
@@ -401,7 +401,7 @@ class Engine:
             and len(batch.branches) > 1
             and batch.seen == 0
             and 0 < chunk.first_text < chunk.length
-            and kwargs["past_key_values"] is not None
+            and kwargs[CACHE] is not None
             and all(branch.keeps_prefix for branch in self.branches)
         )
 
@@ -424,7 +424,7 @@ class Engine:
             chunk,
             embeds=embeds,
             positions=positions,
-            cache=kwargs.get("past_key_values"),
+            cache=kwargs.get(CACHE),
         )
         own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
         if batch.levels:

@@ -161,13 +161,13 @@ def check_cache(cache: object) -> None:
     """Raise where a given cache already holds tokens: their branches are not in it."""
     if isinstance(cache, Cache) and cache.get_seq_length() > 0:
         raise CdkitError(
-            f"past_key_values already holds {cache.get_seq_length()} tokens, which generate cannot "
+            f"the given cache already holds {cache.get_seq_length()} tokens, which generate cannot "
             "go on with while a method is attached; leave it out and pass the whole text"
         )
     if isinstance(cache, Cache) and cache.is_compileable:
         raise CdkitError(
             f"{type(cache).__name__} has a fixed size, which the branches' rows do not fit; leave "
-            "past_key_values out"
+            "it out"
         )
 
 

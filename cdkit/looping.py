@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
-from cdkit.cache import BranchedCache
+from cdkit.cache import CACHE, BranchedCache
 from cdkit.engine import Engine
 from cdkit.errors import CdkitError
 from cdkit.loop import Decoding, Found, Mode, Rows
@@ -49,7 +49,7 @@ class ModelDecoding(Decoding):
         batch = cache.batch
         output = self.model(
             input_ids=tokens,
-            past_key_values=cache,
+            **{CACHE: cache},
             position_ids=batch.positions_ahead(tokens.shape[1]),
             use_cache=True,
             logits_to_keep=1,
@@ -164,7 +164,7 @@ def _check_stock(engine: Engine, config: Any) -> None:
 
 
 def _rows(engine: Engine, output: Any) -> Rows:
-    cache, weights, original = output.past_key_values, engine.last_weights, engine.last_original
+    cache, weights, original = getattr(output, CACHE), engine.last_weights, engine.last_original
     assert isinstance(cache, BranchedCache) and weights is not None and original is not None
     logits, seen = output.logits[:, -1], weights[..., cache.batch.padding :]
     return Rows(logits, original, seen.to(logits.device), cache)

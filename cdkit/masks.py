@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cdkit.adapter import SeesAhead
 from cdkit.batch import BranchedBatch, Chunk
+from cdkit.cache import CACHE
 
 
 def decoder_mask(
@@ -32,7 +33,7 @@ def decoder_mask(
         config=model.config,
         inputs_embeds=embeds,
         attention_mask=batch.real[:rows, :stop] if mask is None else mask,
-        past_key_values=cache,
+        **{CACHE: cache},
         position_ids=positions,
         token_type_ids=types,
     )

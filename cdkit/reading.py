@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.batch import BranchedBatch
-from cdkit.cache import BranchedCache
+from cdkit.cache import BranchedCache, given_cache
 from cdkit.engine import Call, Engine, Forward, arguments
 from cdkit.errors import CdkitError
 from cdkit.limits import check_arguments, check_eval, check_no_grad, refuse_split
@@ -32,7 +32,7 @@ def _read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
     opened = engine.session is None
     plain = engine.session is None or engine.session.plain
-    if opened and isinstance(given.get("past_key_values"), BranchedCache):
+    if opened and isinstance(given_cache(given), BranchedCache):
         _check_continuation(engine, given)
     elif opened:
         _open_plain(engine, given)
@@ -74,7 +74,7 @@ def _check_continuation(engine: Engine, given: dict[str, Any]) -> None:
     check_arguments(given, [engine.model.config], engine.method)
     ids = given.get("input_ids")
     if ids is not None and ids.shape[1] > 1 and engine.method.whole_prompt_parts:
-        refuse_split(engine.method, f"past_key_values and {ids.shape[1]} more tokens in one call")
+        refuse_split(engine.method, f"a cache and {ids.shape[1]} more tokens in one call")
 
 
 def _combined(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cdkit.adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.cache import CACHE, OLD_NAME
 from cdkit.errors import CdkitError
 from cdkit.testing.at_work import (
     check_at_work,
@@ -28,7 +29,7 @@ from cdkit.testing.tools import precision
 
 STEPS = 2
 NOT_INPUTS = frozenset(
-    {"inputs_embeds", "labels", "logits_to_keep", "past_key_values", "return_dict", "use_cache"}
+    {CACHE, OLD_NAME, "inputs_embeds", "labels", "logits_to_keep", "return_dict", "use_cache"}
 )
 """Arguments of a model's forward that are no part of a prompt."""
 
@@ -114,7 +115,8 @@ def _try_out(adapter: ModelAdapter, model: Any, inputs: Inputs, name: str) -> st
 
 def _unfit(name: str, what: str) -> CdkitError:
     return CdkitError(
-        f"{name} has no adapter of its own, and the generic one does not fit: {what}. {HOW_TO_ADD}"
+        f"{name} has no adapter of its own, and the generic one does not fit: "
+        f"{what.rstrip('.')}. {HOW_TO_ADD}"
     )
 
 

@@ -32,9 +32,16 @@ class Generic(StandardAdapter):
     needs_check: ClassVar[bool] = True
 
     def check(self, model: Any) -> None:
-        _check_decoder(self.decoder(model))
-        super().check(model)
+        decoder = self.decoder(model)
         owner, attribute = self.encoder(model)
+        if owner is decoder:
+            raise CdkitError(
+                "its decoder encodes the image itself: image tokens are words of its vocabulary"
+            )
+        _check_decoder(decoder)
+        if not hasattr(model, "lm_head"):
+            raise CdkitError(f"{type(model).__name__} has no lm_head of its own")
+        super().check(model)
         texts = [n for n in signature(getattr(owner, attribute)).parameters if "input_ids" in n]
         if texts:
             raise CdkitError(f"its image encoder reads text, too ({texts[0]})")

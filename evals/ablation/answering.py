@@ -10,11 +10,11 @@ from rich.table import Table
 
 import cdkit
 from cdkit.errors import CdkitError, check_finite
-from cdkit.evals.ablation.engine import Engine, Generated
-from cdkit.evals.ablation.grid import BEAM, GREEDY, SAMPLE
-from cdkit.evals.ablation.pictures import load_picture
 from cdkit.evals.ablation.plan import Arm
-from cdkit.evals.ablation.results import MODES, told_modes
+from cdkit.evals.modes import BEAM, GREEDY, SAMPLE
+from cdkit.evals.reporting.results import MODES, told_modes
+from cdkit.evals.runs.engine import Engine, Generated
+from cdkit.evals.runs.pictures import load_picture
 from cdkit.method import Method
 
 NARROWEST = 24

@@ -11,7 +11,7 @@ from cdkit.config import build
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.checks import check_names
 from cdkit.evals.ablation.grid import WORLD_PREFIX, BenchmarkSpec, Grid, World
-from cdkit.evals.ablation.questions import Question, question_of
+from cdkit.evals.runs.questions import Question, question_of
 from cdkit.registry import unknown
 
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.evals.ablation.engine import Logits
-from cdkit.evals.ablation.grid import BEAM
 from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.ablation.run import Batch, Decode, Runner, first_noise
+from cdkit.evals.modes import BEAM
+from cdkit.evals.runs.engine import Logits
 from cdkit.method import ORIGINAL
 
 STAGE = "checks against generate"

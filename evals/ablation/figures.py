@@ -7,8 +7,8 @@ import numpy as np
 from cdkit.benchmark import Answer, OfSums, Tally
 from cdkit.evals.ablation.placement import Place
 from cdkit.evals.ablation.plan import SweepPoint
-from cdkit.evals.ablation.results import Curve, Figure, scale
 from cdkit.evals.pope import strict
+from cdkit.evals.reporting.results import Curve, Figure, scale
 from cdkit.evals.statistics import Estimate, resample
 
 SHOWN = ("accuracy", "auc", "yes_ratio")

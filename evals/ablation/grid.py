@@ -11,10 +11,7 @@ from typing import Any
 
 from cdkit.errors import CdkitError, check_finite
 from cdkit.evals.ablation.checks import check_integer, check_names, check_some, check_text
-
-GREEDY, SAMPLE, BEAM = DECODE = ("greedy", "sample", "beam")
-PLAIN = "plain"
-"""The method that every difference is taken to; a grid must have it."""
+from cdkit.evals.modes import DECODE, GREEDY, PLAIN, SAMPLE
 
 WORLD_PREFIX = "world:"
 

@@ -12,19 +12,21 @@ import torch
 import cdkit
 from cdkit.benchmark import Answer, Tally
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation import compare, manifest, markdown, plan, report, toml
+from cdkit.evals.ablation import manifest, plan, toml
 from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
 from cdkit.evals.ablation.check import prove
-from cdkit.evals.ablation.engine import Engine
 from cdkit.evals.ablation.figures import position_figure, sweep_figures
-from cdkit.evals.ablation.grid import GREEDY, PLAIN, SAMPLE, Grid
-from cdkit.evals.ablation.pictures import load_picture
+from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.placement import Place, placed
 from cdkit.evals.ablation.plan import Arm, SweepPoint
-from cdkit.evals.ablation.progress import Stages
-from cdkit.evals.ablation.questions import Question
-from cdkit.evals.ablation.results import Example, Figure, Results, Table
 from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
+from cdkit.evals.modes import GREEDY, PLAIN, SAMPLE
+from cdkit.evals.reporting import compare, markdown, report
+from cdkit.evals.reporting.results import Example, Figure, Results, Table
+from cdkit.evals.runs.engine import Engine
+from cdkit.evals.runs.pictures import load_picture
+from cdkit.evals.runs.progress import Stages
+from cdkit.evals.runs.questions import Question
 
 EXAMPLES = 6
 TABLES = "intervals and tests"

@@ -15,9 +15,9 @@ import cdkit
 from cdkit.benchmark import sha256
 from cdkit.evals.ablation.benchmarks import Loaded
 from cdkit.evals.ablation.check import Proof
-from cdkit.evals.ablation.engine import Engine
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.plan import Arm
+from cdkit.evals.runs.engine import Engine
 
 
 def manifest(

@@ -17,8 +17,9 @@ import cdkit
 from cdkit.calibrator import PositionCalibrator
 from cdkit.combiner import LogitCombiner
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.grid import DECODE, GREEDY, PLAIN, SAMPLE, Grid
-from cdkit.evals.ablation.results import told_modes
+from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.modes import DECODE, GREEDY, PLAIN, SAMPLE
+from cdkit.evals.reporting.results import told_modes
 from cdkit.method import ORIGINAL, Branch, Method
 from cdkit.strategies.contrast import Contrast
 

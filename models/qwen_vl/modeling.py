@@ -15,6 +15,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.qwen2 import Qwen2Model
 from transformers.utils.generic import can_return_tuple
 
+from cdkit.cache import CACHE, OLD_NAME
 from cdkit.errors import CdkitError
 
 from .configuration import QwenVLConfig
@@ -30,7 +31,7 @@ class QwenVLPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ("QwenVLVisionLayer", "QwenVLResampler")  # type: ignore[assignment]
-    _skip_keys_device_placement = ("past_key_values",)  # type: ignore[assignment]
+    _skip_keys_device_placement = (CACHE,)  # type: ignore[assignment]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -73,7 +74,7 @@ class QwenVLModel(QwenVLPreTrainedModel):  # type: ignore[no-untyped-call]
         pixel_values: Float[Tensor, "images channels height width"] | None = None,
         attention_mask: Any = None,
         position_ids: Any = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "rows tokens hidden"] | None = None,
         mm_encoder_outputs: Any = None,
         **kwargs: Any,
@@ -87,10 +88,11 @@ class QwenVLModel(QwenVLPreTrainedModel):  # type: ignore[no-untyped-call]
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
             raise CdkitError("give either pixel_values or mm_encoder_outputs, not both")
+        cache = kwargs.pop(OLD_NAME, cache)
         embeds: Any = inputs_embeds
         if embeds is None:
             embeds = self.get_input_embeddings()(input_ids)
-        self._check_length(embeds.shape[1], past_key_values)
+        self._check_length(embeds.shape[1], cache)
         if pixel_values is not None:
             encoded = self.get_image_features(pixel_values, return_dict=True)
         if encoded is not None:
@@ -105,8 +107,8 @@ class QwenVLModel(QwenVLPreTrainedModel):  # type: ignore[no-untyped-call]
         out = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=embeds,
+            **{CACHE: cache},
             **kwargs,
         )
         return BaseModelOutputWithPast(**out)
@@ -163,7 +165,7 @@ class QwenVLForConditionalGeneration(  # type: ignore[no-untyped-call]
         pixel_values: Float[Tensor, "images channels height width"] | None = None,
         attention_mask: Any = None,
         position_ids: Any = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "rows tokens hidden"] | None = None,
         labels: Int[Tensor, "rows tokens"] | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -176,7 +178,7 @@ class QwenVLForConditionalGeneration(  # type: ignore[no-untyped-call]
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -189,7 +191,7 @@ class QwenVLForConditionalGeneration(  # type: ignore[no-untyped-call]
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
+            **{CACHE: getattr(out, CACHE)},
         )

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 import cdkit
+from cdkit.cache import CACHE
 
 from .presets import GREEDY
 
@@ -88,8 +89,8 @@ def test_the_returned_cache_is_a_plain_one_of_the_original_branch(
     inputs = make_inputs(*QUESTIONS)
     with cdkit.attach(model, cdkit.load(name), processor=processor):
         out = generate(model, inputs, num_beams=beams)
-    cache = out.past_key_values
-    stock = generate(model, inputs, num_beams=beams).past_key_values
+    cache = out[CACHE]
+    stock = generate(model, inputs, num_beams=beams)[CACHE]
     assert type(cache) is type(stock) is hf.DynamicCache
     assert cache.get_seq_length() == stock.get_seq_length()
     for given, wanted in zip(cache.layers, stock.layers, strict=True):
@@ -113,9 +114,9 @@ def test_the_returned_cache_can_be_used_by_the_stock_model(
     ids = out.sequences
     with torch.no_grad():
         stock = model(input_ids=ids[:, :-1], pixel_values=inputs["pixel_values"])
-        more = model(input_ids=ids[:, -1:], past_key_values=out.past_key_values)
+        more = model(input_ids=ids[:, -1:], **{CACHE: out[CACHE]})
         whole = model(input_ids=ids, pixel_values=inputs["pixel_values"])
-    for given, wanted in zip(out.past_key_values.layers, stock.past_key_values.layers, strict=True):
+    for given, wanted in zip(out[CACHE].layers, stock[CACHE].layers, strict=True):
         kept = wanted.keys.shape[2]
         torch.testing.assert_close(given.keys[:, :, :kept], wanted.keys, rtol=0, atol=1e-9)
         torch.testing.assert_close(given.values[:, :, :kept], wanted.values, rtol=0, atol=1e-9)

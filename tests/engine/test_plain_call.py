@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import cdkit
+from cdkit.cache import CACHE
 
 from . import presets
 from .presets import takes_plain_calls
@@ -115,14 +116,14 @@ def test_going_on_by_hand(name: str, model: Any, processor: Any, make_inputs: Ma
         ids = [out.logits[:, -1].argmax(dim=-1, keepdim=True)]
         for step in range(4):
             # Hugging Face sees the original branch's length, whatever the other branches hold
-            assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + step
+            assert out[CACHE].get_seq_length() == inputs["input_ids"].shape[1] + step
             place, mask = place[:, -1:] + 1, torch.nn.functional.pad(mask, (0, 1), value=1)
             out = call(
                 model,
                 input_ids=ids[-1],
                 attention_mask=mask,
                 position_ids=place,
-                past_key_values=out.past_key_values,
+                **{CACHE: out[CACHE]},
             )
             ids.append(out.logits[:, -1].argmax(dim=-1, keepdim=True))
     assert torch.cat(ids, dim=1).equal(wanted[:, -5:])
@@ -145,7 +146,7 @@ def test_two_generations_by_hand_do_not_mix(
             for i, out in enumerate(outs):
                 token = out.logits[:, -1].argmax(dim=-1, keepdim=True)
                 given[i].append(int(token))
-                outs[i] = call(model, input_ids=token, past_key_values=out.past_key_values)
+                outs[i] = call(model, input_ids=token, **{CACHE: out[CACHE]})
     assert given == wanted
 
 
@@ -156,7 +157,7 @@ def test_a_cache_of_another_attachment_is_refused(model: Any, make_inputs: MakeI
     token = out.logits[:, -1].argmax(dim=-1, keepdim=True)
     with cdkit.attach(model, cdkit.load("cmac")):
         with pytest.raises(cdkit.CdkitError, match=r"made under another cdkit\.attach"):
-            call(model, input_ids=token, past_key_values=out.past_key_values)
+            call(model, input_ids=token, **{CACHE: out[CACHE]})
 
 
 def test_the_encoded_image_without_pixels_is_enough_for_cmac_and_too_little_for_vcd(

@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 import cdkit
+from cdkit.cache import CACHE
 
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
@@ -118,18 +119,18 @@ def test_a_changed_prompt_in_chunks(
 
 def test_given_caches(model: Any, inputs: Inputs) -> None:
     with torch.no_grad():
-        filled = model(**inputs, use_cache=True).past_key_values
+        filled = model(**inputs, use_cache=True)[CACHE]
     fixed = hf.StaticCache(config=model.config.text_config, max_cache_len=40)
     empty = hf.DynamicCache()
     with cdkit.attach(model, CMAC), torch.no_grad():
         length = inputs["input_ids"].shape[1]
         for run in (model.generate, model):
             with pytest.raises(cdkit.CdkitError, match=f"already holds {length} tokens"):
-                run(**inputs, past_key_values=filled)
+                run(**inputs, **{CACHE: filled})
             with pytest.raises(cdkit.CdkitError, match="StaticCache has a fixed size"):
-                run(**inputs, past_key_values=fixed)
+                run(**inputs, **{CACHE: fixed})
         wanted = model.generate(**inputs, max_new_tokens=3, do_sample=False)
-        given = model.generate(**inputs, max_new_tokens=3, do_sample=False, past_key_values=empty)
+        given = model.generate(**inputs, max_new_tokens=3, do_sample=False, **{CACHE: empty})
     assert given.equal(wanted)
 
 

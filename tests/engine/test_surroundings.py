@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 import cdkit
+from cdkit.cache import CACHE
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
 
 Inputs = dict[str, Tensor]
@@ -112,11 +113,11 @@ class TestSplits:
         more = torch.full((1, 2), 7)
         with torch.inference_mode(), cdkit.attach(model, CMAC):
             out = model(**inputs)
-            with pytest.raises(cdkit.CdkitError, match="past_key_values and 2 more tokens"):
-                model(input_ids=more, past_key_values=out.past_key_values)
+            with pytest.raises(cdkit.CdkitError, match="a cache and 2 more tokens"):
+                model(input_ids=more, **{CACHE: out[CACHE]})
         with torch.inference_mode(), cdkit.attach(model, cdkit.load("cmac", scope="row")):
             out = model(**inputs)
-            model(input_ids=more, past_key_values=out.past_key_values)
+            model(input_ids=more, **{CACHE: out[CACHE]})
 
     def test_columns_that_do_not_align_are_refused(
         self, model: Any, inputs: Inputs, processor: Any

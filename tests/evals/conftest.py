@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from cdkit.evals.ablation import job
-from cdkit.evals.ablation.engine import Engine
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.progress import Stages
-from cdkit.evals.ablation.results import Results
+from cdkit.evals.reporting.results import Results
+from cdkit.evals.runs.engine import Engine
+from cdkit.evals.runs.progress import Stages
 
 from .small_run import grid_of
 

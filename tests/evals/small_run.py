@@ -9,11 +9,11 @@ from typing import Any
 
 from cdkit.benchmark import Answer
 from cdkit.evals.ablation import job, toml
-from cdkit.evals.ablation.engine import Engine
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.progress import Stages
 from cdkit.evals.ablation.run import Batch, Runner, batches_of
+from cdkit.evals.runs.engine import Engine
+from cdkit.evals.runs.progress import Stages
 
 GRID = """
 decode = ["greedy", "sample", "beam"]

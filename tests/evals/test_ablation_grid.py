@@ -12,7 +12,8 @@ import cdkit
 import cdkit.strategies
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import plan, toml
-from cdkit.evals.ablation.grid import DECODE, Grid
+from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.modes import DECODE
 
 PRESETS = Path(cdkit.strategies.__path__[0]) / "presets"
 

@@ -12,17 +12,19 @@ from rich.console import Console
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation import engine as ablation_engine
-from cdkit.evals.ablation import job, markdown, plan, terminal, toml
+from cdkit.evals.ablation import job, plan, toml
 from cdkit.evals.ablation.check import MismatchError, prove
-from cdkit.evals.ablation.grid import DECODE, Grid
+from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.job import Ablation
 from cdkit.evals.ablation.plan import Arm, passes
-from cdkit.evals.ablation.progress import Stages
-from cdkit.evals.ablation.results import Results
 from cdkit.evals.ablation.run import Decode, Runner, batches_of
-from cdkit.evals.ablation.views import overviews, view
-from cdkit.evals.ablation.wording import DASH
+from cdkit.evals.modes import DECODE
+from cdkit.evals.reporting import markdown, terminal
+from cdkit.evals.reporting.results import Results
+from cdkit.evals.reporting.views import overviews, view
+from cdkit.evals.reporting.wording import DASH
+from cdkit.evals.runs import engine as run_engine
+from cdkit.evals.runs.progress import Stages
 from cdkit.method import Method
 
 from .small_run import predictions
@@ -165,7 +167,7 @@ def test_the_proof_notices_schedules_that_are_left_out(
     batches = batches_of(demand, 64, engine.lengths)
     run.run(batches, 64)
     assert prove(run, batches, 2).near_ties == 0
-    monkeypatch.setattr(ablation_engine, "_scheduled", lambda step: step.logits)
+    monkeypatch.setattr(run_engine, "_scheduled", lambda step: step.logits)
     with pytest.raises(MismatchError, match=f"the logits of ({'|'.join(scheduled)}) from shared"):
         prove(run, batches, 2)
 

@@ -14,10 +14,10 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import benchmarks, job, manifest, toml
 from cdkit.evals.ablation.grid import Grid, MethodSpec
-from cdkit.evals.ablation.gumbel import gumbel_noise, streams
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.results import Results
 from cdkit.evals.ablation.run import Decode
+from cdkit.evals.reporting.results import Results
+from cdkit.evals.runs.gumbel import gumbel_noise, streams
 
 from .small_run import grid_of, predictions, said
 

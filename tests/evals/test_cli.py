@@ -12,7 +12,7 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals import cli
 from cdkit.evals.ablation import answering, job
-from cdkit.evals.ablation.engine import Generated
+from cdkit.evals.runs.engine import Generated
 
 PROMPT = "is there a cat ?"
 SEARCH = next(name for name in cdkit.presets() if cdkit.load(name).modes == ("beam",))

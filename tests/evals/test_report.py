@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from cdkit.benchmark import Answer, Tally
-from cdkit.evals.ablation import compare, markdown, report, terminal, wording
-from cdkit.evals.ablation.results import Curve, Example, Figure, Results, Table
-from cdkit.evals.ablation.views import overviews, view
 from cdkit.evals.pope import POPE
+from cdkit.evals.reporting import compare, markdown, report, terminal, wording
+from cdkit.evals.reporting.results import Curve, Example, Figure, Results, Table
+from cdkit.evals.reporting.views import overviews, view
 from cdkit.evals.statistics import Estimate
 
 IMAGES = 60

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import cdkit
 from cdkit.evals import cli
 from cdkit.evals.ablation import job, toml
-from cdkit.evals.ablation.engine import Engine, Generated
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.progress import Stages
+from cdkit.evals.runs.engine import Engine, Generated
+from cdkit.evals.runs.progress import Stages
 
 Llava: Any = transformers.LlavaForConditionalGeneration  # its methods are not typed
 GRID = """

@@ -16,6 +16,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 import cdkit
 from cdkit.adapter import adapter_for
+from cdkit.cache import CACHE
 from cdkit.strategies.instruction_prefix import InstructionPrefix
 from cdkit.testing import check_adapter
 
@@ -196,7 +197,7 @@ def test_text_that_sees_no_image(name: str) -> None:
                 config=model.config,
                 inputs_embeds=embeds,
                 attention_mask=mask,
-                past_key_values=None,
+                **{CACHE: None},
                 position_ids=positions,
                 token_type_ids=types,
             )

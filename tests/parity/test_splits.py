@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import cdkit
+from cdkit.cache import CACHE
 
 from .against import (
     CMAC_CASES,
@@ -80,7 +81,7 @@ def test_a_cache_that_is_continued(scope: str, pieces: Sequence[int]) -> None:
             output = model(
                 input_ids=torch.tensor([later[start : start + piece]]),
                 attention_mask=torch.ones(1, len(one.ids) + start + piece, dtype=torch.long),
-                past_key_values=output.past_key_values,
+                **{CACHE: output[CACHE]},
             )
             logits.append(output.logits[0])
             start += piece
@@ -98,9 +99,9 @@ def test_a_cache_of_longer_branches_that_is_continued() -> None:
     one, later = SAMPLES[1], [5, 17, 33]
     with cdkit.attach(model, method, processor=WordTokenizer()), torch.no_grad():
         first = model(**batch([one]), logits_to_keep=1, use_cache=True)
-        cache = first.past_key_values
+        cache = first[CACHE]
         assert cache.get_seq_length() == len(one.ids)
-        rest = model(input_ids=torch.tensor([later]), past_key_values=cache)
+        rest = model(input_ids=torch.tensor([later]), **{CACHE: cache})
     tokens = torch.tensor([[*later, 0]])  # the last one is not fed
     original = stock_logits(model, [one], tokens, unchanged)
     distorted = stock_logits(model, [one], tokens, with_role("system"))

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 import cdkit
+from cdkit.cache import CACHE
 from cdkit.models.qwen_vl import convert
 
 from .conftest import exact, texts
@@ -45,9 +46,9 @@ def test_up_to_the_training_length(
     assert want.equal(replace(reference, long=()).logits(ids, [image], image=IMAGE))
     close(model(input_ids=torch.tensor([ids]), pixel_values=images).logits[0], want)
     first = model(input_ids=torch.tensor([ids[:-6]]), pixel_values=images, use_cache=True)
-    have, cache = [first.logits[0]], first.past_key_values
+    have, cache = [first.logits[0]], first[CACHE]
     for token in ids[-6:]:
-        have.append(model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0])
+        have.append(model(input_ids=torch.tensor([[token]]), **{CACHE: cache}).logits[0])
     close(torch.cat(have), want)
 
 

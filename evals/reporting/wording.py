@@ -1,6 +1,6 @@
 """Numbers and headings as all tables and plots write them."""
 
-from cdkit.evals.ablation.results import Cell, direction, scale
+from cdkit.evals.reporting.results import Cell, direction, scale
 from cdkit.evals.statistics import Estimate
 
 HEADINGS = {

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from cdkit.evals.ablation.results import Cell
-from cdkit.evals.ablation.views import Column, View
-from cdkit.evals.ablation.wording import (
+from cdkit.evals.reporting.results import Cell
+from cdkit.evals.reporting.views import Column, View
+from cdkit.evals.reporting.wording import (
     DASH,
     HOW_TO_READ,
     difference,

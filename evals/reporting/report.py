@@ -8,9 +8,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cdkit.evals.ablation import plots, wording
-from cdkit.evals.ablation.results import Example, Results, Table, direction
-from cdkit.evals.ablation.views import View, overviews, view
+from cdkit.evals.reporting import plots, wording
+from cdkit.evals.reporting.results import Example, Results, Table, direction
+from cdkit.evals.reporting.views import View, overviews, view
 
 TEMPLATE = "report.html"
 
@@ -22,7 +22,7 @@ def write(path: Path, results: Results, manifest: Mapping[str, object]) -> None:
 def render(results: Results, manifest: Mapping[str, object]) -> str:
     """The page. Whatever a model or a file said is escaped: autoescape is on for all of it."""
     environment = Environment(
-        loader=PackageLoader("cdkit.evals.ablation"),
+        loader=PackageLoader("cdkit.evals.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

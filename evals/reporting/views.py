@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cdkit.evals.ablation.results import Cell, Table, told_modes
-from cdkit.evals.ablation.wording import heading
+from cdkit.evals.reporting.results import Cell, Table, told_modes
+from cdkit.evals.reporting.wording import heading
 
 
 @dataclass(frozen=True)

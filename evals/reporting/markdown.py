@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cdkit.evals.ablation.results import Results
-from cdkit.evals.ablation.views import Column, View, overviews, view
-from cdkit.evals.ablation.wording import DASH, HOW_TO_READ, number, summed_up
+from cdkit.evals.reporting.results import Results
+from cdkit.evals.reporting.views import Column, View, overviews, view
+from cdkit.evals.reporting.wording import DASH, HOW_TO_READ, number, summed_up
 
 
 def write(path: Path, results: Results) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from cdkit.benchmark import Tally
-from cdkit.evals.ablation.grid import PLAIN
-from cdkit.evals.ablation.results import SIGNIFICANT, Cell, Row, Table, direction
+from cdkit.evals.modes import PLAIN
+from cdkit.evals.reporting.results import SIGNIFICANT, Cell, Row, Table, direction
 from cdkit.evals.statistics import Comparison, compare, holm, resample
 
 Runs = Mapping[str, Sequence[Tally]]

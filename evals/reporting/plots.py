@@ -10,9 +10,9 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from cdkit.evals.ablation.grid import PLAIN
-from cdkit.evals.ablation.results import Figure, Table, scale
-from cdkit.evals.ablation.wording import heading
+from cdkit.evals.modes import PLAIN
+from cdkit.evals.reporting.results import Figure, Table, scale
+from cdkit.evals.reporting.wording import heading
 from cdkit.evals.statistics import Estimate
 
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#7b4fa3", "#b08900")

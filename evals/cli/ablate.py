@@ -1,0 +1,68 @@
+"""`cdkit ablate`: a grid of methods and benchmarks, run, compared and reported."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cdkit.evals.ablation import toml  # light, and the help names the packaged grids
+from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+
+
+@app.command(
+    epilog=examples(
+        "cdkit ablate",
+        "cdkit ablate --quick --name trial",
+        "cdkit ablate methods",
+        "cdkit ablate my_grid.toml --output results",
+    )
+)
+@guarded
+def ablate(
+    grid: Annotated[
+        str,
+        typer.Argument(
+            help=f"A packaged grid ({', '.join(toml.packaged())}) or a .toml file (docs/ablate.md)."
+        ),
+    ] = toml.DEFAULT,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short form: the grid's [quick] section.")
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The run's folder; by default its date and time.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Print every table with all its metrics, too.")
+    ] = False,
+) -> None:
+    """Compare methods on benchmarks, with intervals, tests and controls.
+
+    The grid *default* runs the two ablations of the CMAC paper (modules; distortions), with VCD,
+    ICD and the controls beside them, on the model and the world that come with the package: POPE,
+    CHAIR and MME's hallucination subset, greedy and sampling. The grid *methods* runs every method
+    there is, in each decode mode that it is defined for.
+
+    It prints each benchmark's headline by decode mode and leaves OUTPUT/NAME/: report.html,
+    tables.md, metrics.json, predictions.jsonl, manifest.json and config.toml, which `cdkit ablate`
+    takes again.
+    """
+    wanted = toml.read(grid, quick=quick)  # a misspelt key is told before seconds of imports
+    quiet()
+    from cdkit.evals.ablation import job
+    from cdkit.evals.reporting import terminal
+    from cdkit.evals.reporting.views import overviews, view
+    from cdkit.evals.runs.progress import shown
+
+    prepared = job.prepare(wanted, job.new_folder(output, name))
+    with shown(Console(stderr=True)) as stages:
+        results = job.ablate(prepared, stages)
+    screen = console()
+    for shown_view in (*overviews(results.tables), *(map(view, results.tables) if full else ())):
+        screen.print(terminal.render(shown_view, screen.width))
+        screen.print()
+    screen.print(terminal.legend())
+    for what, file in (("all tables", "tables.md"), ("report", "report.html")):
+        screen.print(f"{what}: {prepared.folder / file}", highlight=False, soft_wrap=True)

@@ -1,0 +1,99 @@
+"""What the commands share: the application, its errors, its console. Each command is a file here.
+
+Heavy modules are imported inside the commands, so that `--help` is quick.
+"""
+
+import functools
+import importlib.metadata
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+
+from cdkit.errors import CdkitError
+
+Parameters = ParamSpec("Parameters")
+
+WIDTH = 160
+"""Of tables that go to a file or a pipe."""
+
+
+def examples(*lines: str) -> str:
+    """Commands as a Markdown list, for the foot of a help page."""
+    return "\n\n".join(["Examples:", *(f"- `{line}`" for line in lines)])
+
+
+app = typer.Typer(
+    name="cdkit",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="Contrastive decoding for vision-language models, under Hugging Face's own generate.",
+    epilog=examples("cdkit ablate", "cdkit generate --image photo.png --prompt 'is there a cat ?'"),
+)
+
+
+def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """What the user can mend is one line on stderr and exit 1; an interrupt is exit 130."""
+
+    @functools.wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (CdkitError, OSError) as error:
+            _complain(f"error: {_one_line(error)}")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"cdkit {importlib.metadata.version('cdkit')}")
+        raise typer.Exit
+    return wanted  # Typer passes on what a callback returns
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def console() -> Console:
+    """Tables are wide: where nobody watches, width is not what the terminal happens to say."""
+    screen = Console()
+    free = not screen.is_terminal and "COLUMNS" not in os.environ
+    return Console(width=WIDTH) if free else screen
+
+
+def quiet() -> None:
+    """Keep transformers' and torch's own bars and warnings out of the output."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for name in ("huggingface_hub", "lightning", "pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)

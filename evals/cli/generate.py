@@ -1,0 +1,78 @@
+"""`cdkit generate`: one prompt under one method, or under several side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdkit.errors import CdkitError
+from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+
+
+@app.command(
+    epilog=examples(
+        "cdkit generate --image photo.png --prompt 'is there a cat ?'",
+        "cdkit generate --image photo.png --prompt 'Please describe this image in detail.' "
+        "--compare plain,vcd,cmac",
+        "cdkit generate --model llava-hf/llava-1.5-7b-hf --method cmac --set alpha=1.0 "
+        "--set gamma=3.0 --image photo.png --prompt 'What is on the table?' --sample --seed 1",
+        "cdkit generate --image photo.png --prompt 'is there a cat ?' --compare plain,vcd "
+        "--beams 5",
+    )
+)
+@guarded
+def generate(
+    prompt: Annotated[str, typer.Option(help="The question, without a chat template.")],
+    image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several images.")],
+    model: Annotated[
+        str, typer.Option(help="micro, a checkpoint's folder, or a name on the hub.")
+    ] = "micro",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="A preset (see: cdkit list methods) or a .toml file.", show_default="cmac"
+        ),
+    ] = None,
+    compare: Annotated[
+        str, typer.Option(help="More methods, with commas between.", show_default=False)
+    ] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A parameter of --method: alpha=1.0; repeat it for more."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample in place of greedy.")] = False,
+    beams: Annotated[
+        int, typer.Option(min=1, help="Of a beam search; 1 is none. Not with --sample.")
+    ] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of --sample; 1 without it.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --sample and of all noise.")] = 0,
+) -> None:
+    """Answer a prompt about images, under one method or under several side by side."""
+    quiet()
+    from cdkit.evals.ablation import answering
+
+    names = [name.strip() for name in compare.split(",") if name.strip()]
+    if method is None and not names:
+        method = "cmac"
+    if temperature is not None and not sample:
+        raise CdkitError("--temperature belongs to --sample: give both, or neither")
+    if sample and beams > 1:
+        raise CdkitError("--beams searches and --sample draws: give one of them")
+    if method is None and set_:
+        raise CdkitError("--set belongs to --method: give one")
+    methods = answering.methods(method, answering.overrides(set_ or []), names)
+    answers = answering.answer(
+        model,
+        methods,
+        prompt,
+        image,
+        max_new_tokens=max_new_tokens,
+        temperature=(1.0 if temperature is None else temperature) if sample else None,
+        beams=beams,
+        seed=seed,
+    )
+    screen = console()
+    screen.print(answering.side_by_side(answers, screen.width))

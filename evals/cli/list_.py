@@ -1,0 +1,45 @@
+"""`cdkit list`: what there is, with formulas and papers."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+
+
+class Topic(StrEnum):
+    """What `cdkit list` can list."""
+
+    METHODS = "methods"
+    STRATEGIES = "strategies"
+    CALIBRATORS = "calibrators"
+    MODELS = "models"
+    BENCHMARKS = "benchmarks"
+
+
+@app.command("list", epilog=examples("cdkit list", "cdkit list methods", "cdkit list --cite"))
+@guarded
+def list_(
+    topic: Annotated[
+        Topic | None, typer.Argument(help="One of them; all without it.", show_default=False)
+    ] = None,
+    cite: Annotated[
+        bool, typer.Option("--cite", help="With formulas, parameters, sources and BibTeX.")
+    ] = False,
+) -> None:
+    """Show the methods, strategies, calibrators, models and benchmarks there are, a line each."""
+    quiet()
+    from cdkit.evals import listing
+
+    screen = console()
+    listed = {each: listing.entries(each.value) for each in ([topic] if topic else Topic)}
+    for each, entries in listed.items():
+        screen.print(listing.shown(each.value, entries, cite=cite))
+        if each is Topic.MODELS:
+            screen.print(listing.EMBEDDED, highlight=False)
+        screen.print()
+    if cite:
+        for paper in listing.papers([entry for entries in listed.values() for entry in entries]):
+            screen.print(Text(f"{paper}\n"), soft_wrap=True)  # to be copied, so never wrapped

@@ -1,0 +1,1 @@
+"""From tallies to tables, plots and pages, for ablations and comparisons alike."""
