@@ -153,7 +153,7 @@ ADAPTERS = Registry[ModelAdapter](
 )
 
 
-FALLBACKS = Registry[ModelAdapter](
+GENERIC_ADAPTERS = Registry[ModelAdapter](
     ModelAdapter,  # type: ignore[type-abstract]
     what="generic model adapter",
     folder="cdkit.models",
@@ -198,7 +198,7 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
 
 def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
     reasons = []
-    for name, kind in FALLBACKS.items():
+    for name, kind in GENERIC_ADAPTERS.items():
         adapter = kind()
         try:
             adapter.check(model)

@@ -154,7 +154,7 @@ class Attachment(Wired):
             sample_ids=None if sample_ids is None else tuple(sample_ids),
             optimize=optimize,
             hooked=hooked,
-            window=_sliding_window(decoder) if hooked else None,
+            window=sliding_window(decoder) if hooked else None,
             trace=trace,
             branches=branches,
         )
@@ -371,7 +371,7 @@ def _with_colours(method: Method, processor: Any) -> Method:
     return replace(method, branches=tuple(branches))
 
 
-def _sliding_window(decoder: Any) -> int | None:
+def sliding_window(decoder: Any) -> int | None:
     """The shortest window of the decoder's layers; None where all keep all tokens."""
     layers: list[Any] = DynamicCache(config=decoder.config).layers
     return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)

@@ -54,8 +54,10 @@ def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What a call passes, by name. Hugging Face's wrappers want it by name, too."""
     signature = inspect.signature(function)
     given: dict[str, Any] = signature.bind_partial(*args, **kwargs).arguments
-    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-    return {**given, **(given.pop(rest[0], {}) if rest else {})}
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(parameter.name, {})
+    return given
 
 
 def _new_tokens(ids: Tensor, given: dict[str, Any], defaults: Sequence[object]) -> int:

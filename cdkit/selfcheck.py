@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cdkit.adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.attachment import sliding_window
 from cdkit.cache import CACHE, OLD_NAME
 from cdkit.errors import CdkitError
 from cdkit.testing.at_work import (
@@ -46,7 +47,7 @@ def is_due(adapter: ModelAdapter, model: nn.Module) -> bool:
 def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> None:
     """Hold the adapter against the stock model, which no method may be attached to.
 
-    `given` are the arguments of `generate`, or of a plain call, whose prompts are run some eight
+    `given` are the arguments of `generate`, or of a plain call, whose prompts are run some six
     times. It passes with one warning that says what was checked. Where something does not hold, a
     CdkitError names it.
     """
@@ -63,6 +64,13 @@ def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> N
             f"{name} runs with a generic adapter, which is tried out on the first prompts that a "
             "model gets: give it some with an image token and pixel_values first"
         )
+    window = sliding_window(adapter.decoder(model))
+    if window is not None and ids.shape[1] + STEPS > window:
+        raise CdkitError(
+            f"{name} runs with a generic adapter, which is tried out on the first prompts that a "
+            f"model gets: give it some that fit into its sliding window of {window} tokens first, "
+            f"not {ids.shape[1]}"
+        )
     _under_way.add(model)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -78,7 +86,7 @@ def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> N
         "decoder gets the image's features there; its layers run through the attention function, "
         "turn keys as found, look at nothing ahead; an identical branch gives the stock logits "
         f"within {_within(model):g}.{pixels} See docs/models.md",
-        stacklevel=5,
+        stacklevel=6,  # whoever calls generate
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from cdkit.adapter import FALLBACKS, UnmatchedPixelsError, chat_prompt
+from cdkit.adapter import GENERIC_ADAPTERS, UnmatchedPixelsError, chat_prompt
 from cdkit.errors import CdkitError
 from cdkit.models.padded_images import joined_by_size, pixels_by_size
 from cdkit.models.standard import StandardAdapter, one_entry_each, runs
@@ -18,7 +18,7 @@ IMAGE_TOKEN = ("image_token_id", "image_token_index")
 """What configs call the id of the image token."""
 
 
-@FALLBACKS.register("generic")
+@GENERIC_ADAPTERS.register("generic")
 class Generic(StandardAdapter):
     """A model type without an adapter: image tokens in the text, a Llama-like decoder with RoPE.
 
@@ -33,18 +33,18 @@ class Generic(StandardAdapter):
 
     def check(self, model: Any) -> None:
         decoder = self.decoder(model)
+        _check_decoder(decoder)
         owner, attribute = self.encoder(model)
         if owner is decoder:
             raise CdkitError(
                 "its decoder encodes the image itself: image tokens are words of its vocabulary"
             )
-        _check_decoder(decoder)
+        for name in signature(getattr(owner, attribute)).parameters:
+            if name.endswith("input_ids"):
+                raise CdkitError(f"its image encoder reads text, too ({name})")
         if not hasattr(model, "lm_head"):
-            raise CdkitError(f"{type(model).__name__} has no lm_head of its own")
+            raise CdkitError(f"{type(model).__name__} has no output head called lm_head")
         super().check(model)
-        texts = [n for n in signature(getattr(owner, attribute)).parameters if "input_ids" in n]
-        if texts:
-            raise CdkitError(f"its image encoder reads text, too ({texts[0]})")
 
     def check_images(self, model: Any) -> None:
         image_token(model)
@@ -110,22 +110,27 @@ def image_token(model: Any) -> int:
 
 def _check_decoder(decoder: Any) -> None:
     """Raise unless every layer has attention over the text, and nothing beside it to remember."""
-    name = type(decoder).__name__
-    without = {type(layer).__name__: layer for layer in decoder.layers}
-    for kind, layer in without.items():
-        if not hasattr(layer, "self_attn"):
-            crossing = any(hasattr(layer, own) for own in ("cross_attn", "crossattention"))
-            why = "enters the image by cross-attention" if crossing else "has no self_attn"
-            raise CdkitError(f"layer {kind} of its decoder {name} {why}")
+    name = f"its decoder {type(decoder).__name__}"
     caches = DynamicCache(config=decoder.config).layers
     if any(isinstance(own, LinearAttentionCacheLayerMixin) for own in caches):
-        raise CdkitError(f"layers of its decoder {name} have a recurrent state")
+        raise CdkitError(f"layers of {name} keep a recurrent state")
+    for layer in decoder.layers:
+        if not hasattr(layer, "self_attn"):
+            why = "takes the image in by cross-attention"
+            if not any(hasattr(layer, own) for own in ("cross_attn", "crossattention")):
+                why = "has no self_attn"
+            raise CdkitError(f"layer {type(layer).__name__} of {name} {why}")
     if not all(isinstance(own, DynamicLayer) for own in caches):
-        raise CdkitError(f"layers of its decoder {name} keep no keys and values of their own")
+        raise CdkitError(f"layers of {name} keep no keys and values of their own")
     if getattr(decoder, "rotary_emb", None) is None:
-        raise CdkitError(f"its decoder {name} has no rotary embedding (rotary_emb)")
+        raise CdkitError(f"{name} has no rotary embedding called rotary_emb")
     if not hasattr(decoder, "norm"):
-        raise CdkitError(f"its decoder {name} has no final norm called norm")
+        raise CdkitError(f"{name} has no final norm called norm")
+    if getattr(decoder.config, "attn_logit_softcapping", None):
+        raise CdkitError(f"{name} caps its attention logits")
+    hooked = getattr(decoder, "_can_set_attn_implementation", None)
+    if hooked is None or not hooked():
+        raise CdkitError(f"{name} does not take its attention from Hugging Face's interface")
 
 
 def _padded(given: Mapping[str, Any]) -> bool:

@@ -18,7 +18,6 @@ from cdkit.testing.runs import generated
 from cdkit.testing.tools import precision, require, require_close, require_same, tolerance
 from cdkit.testing.watch import Seen, watching
 
-
 # ---- what is declared ----------------------------------------------------------------------------
 
 
@@ -125,7 +124,9 @@ def _of_tokens(given: Mapping[str, Any]) -> set[str]:
     return {
         name
         for name, value in given.items()
-        if any(isinstance(v, Tensor) for v in (value if isinstance(value, list | tuple) else [value]))
+        if any(
+            isinstance(v, Tensor) for v in (value if isinstance(value, list | tuple) else [value])
+        )
     }
 
 
@@ -148,6 +149,22 @@ def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: See
     same = joined.shape == given["pixel_values"].shape
     require(same, adapter, "join_pixels gives the shape of pixel_values", joined.shape)
     require_same(joined, given["pixel_values"], adapter, "join_pixels undoes split_pixels")
+    if len(images) > 1:
+        _check_owned(adapter, model, images, encoder, counts[0])
+
+
+def _check_owned(
+    adapter: ModelAdapter, model: Any, images: Sequence[Tensor], encoder: Seen, tokens: int
+) -> None:
+    """Other pixels of the first image give it other features, and the rest none."""
+    owner, attribute = adapter.encoder(model)
+    before = adapter.features(encoder.output)
+    changed = adapter.join_pixels(model, [images[0].flip(-1) + 1, *images[1:]], encoder.given)
+    output = getattr(owner, attribute)(**{**encoder.given, "pixel_values": changed})
+    moved = (adapter.features(output) - before).abs().amax(dim=-1) > tolerance(before)
+    own = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
+    promise = "pixels of an image make the features of its own tokens, and of no others"
+    require(own, adapter, promise, moved.nonzero()[:, 0].tolist()[:8])
 
 
 def _check_image_index(adapter: ModelAdapter, model: Any, ids: Int[Tensor, "1 tokens"]) -> None:

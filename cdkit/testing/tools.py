@@ -110,5 +110,7 @@ def require_close(
     """As `require_same`, within what a model's precision allows (or `within`, relative)."""
     allowed = tolerance(wanted) if within is None else within * (1 + float(wanted.abs().max()))
     require(given.shape == wanted.shape, part, promise, (given.shape, wanted.shape))
-    worst = float((given.to(wanted.device).double() - wanted.double()).abs().nan_to_num(nan=math.inf).max())
+    worst = float(
+        (given.to(wanted.device).double() - wanted.double()).abs().nan_to_num(nan=math.inf).max()
+    )
     require(worst <= allowed, part, promise, f"off by {worst:.3g}")
