@@ -20,7 +20,7 @@ IMAGE_TOKEN = ("image_token_id", "image_token_index")
 
 @GENERIC_ADAPTERS.register("generic")
 class Generic(StandardAdapter):
-    """A model type without an adapter: image tokens in the text, a Llama-like decoder with RoPE.
+    """A model type without an adapter, with image tokens in the text and a Llama-like decoder.
 
     Each run of image tokens is an image, so pictures with nothing between count as one, and a
     picture with marks inside as several. An entry of `pixel_values` is an image's picture; where

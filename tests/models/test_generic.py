@@ -48,6 +48,13 @@ CASES = [
 """The slow ones: `pytest -m slow`."""
 
 
+@pytest.fixture(autouse=True)
+def ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and other test files register adapters of their own."""
+    ours = {n: a for n, a in ADAPTERS.items() if a.__module__.startswith("cdkit.models.")}
+    monkeypatch.setattr(ADAPTERS, "_classes", ours)
+
+
 def generated(model: Any, given: Inputs, **how: Any) -> Any:
     """Exactly so many tokens, by the model's own `generate`."""
     asked = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": 1} | how
