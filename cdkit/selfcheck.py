@@ -80,11 +80,16 @@ def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> N
         _under_way.discard(model)
     _passed[model] = type(adapter)
     pixels = f" Methods that change pixels are refused: {unmatched}." if unmatched else ""
+    turning = "turn keys as found"
+    if adapter.rotary(model) is None:
+        turning = (
+            "turn keys in a way that was not found out, so methods with a calibrator are refused"
+        )
     warnings.warn(
         f"{name} has no adapter of its own, a generic one is in use. Checked once for this model, "
         f"on these prompts: each run of image tokens is an image ({_listed(counts)} tokens), the "
         "decoder gets the image's features there; its layers run through the attention function, "
-        "turn keys as found, look at nothing ahead; an identical branch gives the stock logits "
+        f"{turning}, look at nothing ahead; an identical branch gives the stock logits "
         f"within {_within(model):g}.{pixels} See docs/models.md",
         stacklevel=6,  # whoever calls generate
     )
@@ -92,7 +97,7 @@ def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> N
 
 def _try_out(adapter: ModelAdapter, model: Any, inputs: Inputs, name: str) -> str:
     """Why methods that change pixels cannot run here; empty where they can."""
-    stock = torch.stack(generated(model, inputs, steps=STEPS).logits)  # a user's error is its own
+    stock = generated(model, inputs, steps=STEPS)  # outside of what follows: a user's own error
     point, unmatched = "", ""
     try:
         point = "its parts"

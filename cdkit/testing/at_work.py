@@ -93,8 +93,9 @@ def check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Seen:
 
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     index = adapter.image_index(model, ids).masked_fill(~real, -1)
-    for row, own in zip(ids, real, strict=True):
-        _check_image_index(adapter, model, row[own][None])
+    for row, own, found in zip(ids, real, index, strict=True):
+        if len(ids) == 1 or bool((found >= 0).any()):  # a batch may hold prompts without
+            _check_image_index(adapter, model, row[own][None])
     features = adapter.features(encoder.output)
     counts = tokens_of_images(index)
     promise = "there are as many features as image tokens"
