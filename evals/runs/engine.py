@@ -1,0 +1,174 @@
+"""The model at work on a batch of questions: the first step's logits, or whole answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+import cdkit
+from cdkit.evals.runs.gumbel import GumbelSampling
+from cdkit.evals.runs.pictures import load_picture
+from cdkit.evals.runs.questions import Question
+from cdkit.logits import scale_difference
+from cdkit.method import ORIGINAL, Method
+from cdkit.trace import Step
+
+Logits = Mapping[str, Float[Tensor, "rows vocab"]]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An answer's text, its tokens without the end, and whether the limit cut it off."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A model with its processor. Any: what `transformers` hands out has no common type.
+
+    `noise_seed` is the distorted branches': one for a whole run, so that sampling seeds vary the
+    sampling alone.
+    """
+
+    model: Any
+    processor: Any
+    temperature: float = 1.0
+    noise_seed: int = 0
+    num_beams: int = 4
+
+    def inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
+        """A left-padded batch of questions, one image each, on the model's device."""
+        pictures = [[load_picture(q.image)] for q in questions]
+        return self.encode(pictures, [q.prompt for q in questions])
+
+    def encode(
+        self, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """A left-padded batch of prompts, each with its images."""
+        batch = self.processor(
+            images=[list(images) for images in pictures],
+            text=[self.prompt(p, len(i)) for p, i in zip(prompts, pictures, strict=True)],
+            return_tensors="pt",
+            padding=True,
+        )
+        return {name: _to(tensor, self.model) for name, tensor in batch.items()}
+
+    def prompt(self, question: str, images: int = 1) -> str:
+        """The question in the model's own chat template, with a place for each image."""
+        adapter = cdkit.adapter_for(self.model)
+        return str(adapter.prompt(question, images=images, processor=self.processor))
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt's own text: equal lengths make a batch without padding."""
+        return [len(ids) for ids in self.processor.tokenizer(list(prompts))["input_ids"]]
+
+    @torch.inference_mode()
+    def first_step(
+        self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
+    ) -> tuple[Logits, Float[Tensor, "rows vocab"]]:
+        """What a combiner is given after the prompt, and what `generate` made of it.
+
+        Those are the branches' next-token logits, moved as far as the method's schedules say.
+        """
+        with self._attached(method, sample_ids, trace=("logits",)) as run:
+            out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
+            step = run.trace.steps[0]
+        return _scheduled(step), out.logits[0].float()
+
+    @torch.inference_mode()
+    def answers(
+        self,
+        method: Method,
+        inputs: Mapping[str, Tensor],
+        sample_ids: Sequence[str],
+        *,
+        limit: int,
+        seed: int | None,
+        beams: bool = False,
+    ) -> list[Generated]:
+        """Whole answers by `generate`: greedy without a seed, else sampled by the Gumbel trick.
+
+        With `beams` the best of a beam search instead.
+        """
+        length = inputs["input_ids"].shape[1]
+        processors = LogitsProcessorList()
+        if seed is not None:
+            sampling = GumbelSampling(
+                seed, sample_ids, prompt_length=length, temperature=self.temperature
+            )
+            processors.append(sampling)
+        with self._attached(method, sample_ids):
+            num_beams = self.num_beams if beams else 1
+            ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
+        return [self._decoded(row[length:].tolist(), limit) for row in ids]
+
+    def decode(self, token: int) -> str:
+        return str(self.processor.tokenizer.decode([token], skip_special_tokens=True)).strip()
+
+    @cached_property
+    def yes_ids(self) -> tuple[int, ...]:
+        """The tokens that read "yes", whatever their case and blanks."""
+        return self._variants("yes")
+
+    @cached_property
+    def no_ids(self) -> tuple[int, ...]:
+        return self._variants("no")
+
+    def yes_scores(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+        """logsumexp over the yes variants minus logsumexp over the no variants."""
+        logits = logits.double()
+        yes, no = logits[:, list(self.yes_ids)], logits[:, list(self.no_ids)]
+        return yes.logsumexp(dim=-1) - no.logsumexp(dim=-1)
+
+    def _variants(self, word: str) -> tuple[int, ...]:
+        tokenizer = self.processor.tokenizer
+        ids = range(len(tokenizer))
+        texts = tokenizer.batch_decode([[i] for i in ids])
+        return tuple(i for i, t in zip(ids, texts, strict=True) if t.strip().lower() == word)
+
+    def _attached(self, method: Method, sample_ids: Sequence[str], **options: Any) -> Any:
+        return cdkit.attach(
+            self.model,
+            method,
+            processor=self.processor,
+            seed=self.noise_seed,
+            sample_ids=list(sample_ids),
+            **options,
+        )
+
+    def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
+        options = {"num_beams": 1} | options
+        return self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, **options)
+
+    def _decoded(self, ids: list[int], limit: int) -> Generated:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        stop = next((i for i, token in enumerate(ids) if token in ends), None)
+        kept = ids[:stop]
+        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        return Generated(text.strip(), len(kept), truncated=stop is None and len(kept) >= limit)
+
+
+def _scheduled(step: Step) -> Logits:
+    if step.alpha_scale is None:
+        return step.logits
+    original = step.logits[ORIGINAL]
+    return {
+        name: value if name == ORIGINAL else scale_difference(original, value, step.alpha_scale)
+        for name, value in step.logits.items()
+    }
+
+
+def _to(tensor: Tensor, model: Any) -> Tensor:
+    """Onto the model's device; pixels in its precision."""
+    floats = model.dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(model.device, floats)
