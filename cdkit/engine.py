@@ -194,7 +194,10 @@ class Engine:
     def _pixels(
         self, given: dict[str, Any], image_index: Int[Tensor, "samples tokens"]
     ) -> Sequence[Tensor] | None:
-        """Each image's; None where there are none, or nobody needs to know which is whose."""
+        """Each image's; None where there are none, or nobody needs to know which is whose.
+
+        Without them a digest that stands for a sample id is that of the prompt alone.
+        """
         if given.get("pixel_values") is None:
             return None
         counts = [int(c) for row in image_index for c in row[row >= 0].bincount()]
