@@ -1,10 +1,16 @@
-"""Tiny random models of families that no file in models/ knows, and two prompts for each."""
+"""Tiny random models of families that no file in models/ knows, two prompts for each, and how they
+answer."""
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 import torch
+
+import cdkit
+from cdkit.adapter import ADAPTERS
 
 from .tiny import (
     END,
@@ -16,6 +22,7 @@ from .tiny import (
     VOCAB,
     Family,
     Inputs,
+    Words,
     around,
     laid_out,
     made,
@@ -259,3 +266,35 @@ FULL = ("got_ocr2", "cohere2_vision", "lighton_ocr", "qianfan_ocr", "aria")
 """Families on which every method runs."""
 UNMATCHED = ("tiles", "video_llama_3", "paddleocr_vl", "deepseek_vl_hybrid")
 """Where nothing says which pixels are an image's; "tiles" is GOT-OCR 2 with an image of two."""
+
+
+# ---- at work -------------------------------------------------------------------------------------
+
+STEPS = 3
+IN_USE = "has no adapter of its own, a generic one is in use"
+
+
+@pytest.fixture(autouse=True)
+def ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and other test files register adapters of their own."""
+    ours = {n: a for n, a in ADAPTERS.items() if a.__module__.startswith("cdkit.models.")}
+    monkeypatch.setattr(ADAPTERS, "_classes", ours)
+
+
+def generated(model: Any, given: Inputs, **how: Any) -> Any:
+    """Exactly so many tokens, by the model's own `generate`."""
+    asked = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": 1} | how
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return model.generate(
+            **given, **asked, output_logits=True, output_scores=True, return_dict_in_generate=True
+        )
+
+
+def told(model: Any, given: Inputs, method: str = "pai") -> list[str]:
+    """What the warnings say while a method answers."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with cdkit.attach(model, cdkit.load(method), processor=Words()):
+            generated(model, given)
+    return [str(warning.message) for warning in caught if IN_USE in str(warning.message)]
