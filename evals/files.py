@@ -1,7 +1,6 @@
 """Benchmark files as they circulate: read once, hashed, and every fault told by file and line."""
 
 import gzip
-import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,6 @@ from pathlib import Path
 
 from cdkit.benchmark import Answer, sha256
 from cdkit.errors import CdkitError
-
-MOST_BYTES = 2**30
-"""Of a file, packed and unpacked: COCO's largest annotation file has less than half of it, and JSON
-takes several times its size in memory."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +38,10 @@ class Source:
 
 
 def read(path: Path) -> Source:
-    """The file as UTF-8 text (a BOM is dropped, `.gz` is unpacked).
-
-    One that is not there, empty, or of more than `MOST_BYTES` raises.
-    """
+    """The file as UTF-8 text (a BOM is dropped, `.gz` is unpacked); not there, or empty, raises."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-        raw = data
-        if path.suffix == ".gz" and len(data) <= MOST_BYTES:
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-                raw = packed.read(MOST_BYTES + 1)
-        if len(raw) > MOST_BYTES:
-            raise CdkitError(
-                f"{path} has more than {MOST_BYTES:,} bytes of text: no benchmark's file does; "
-                "give the file that was published"
-            )
+        data = path.read_bytes()
+        raw = gzip.decompress(data) if path.suffix == ".gz" else data
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CdkitError(
@@ -72,13 +55,7 @@ def read(path: Path) -> Source:
 
 
 def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """`(WHERE, object)` of a file with one JSON object a line, or with one JSON array of them.
-
-    Both circulate. WHERE is FILE:LINE, or FILE and the row's number in the array, from 1.
-    """
-    if source.text.lstrip().startswith("["):
-        yield from _array_rows(source)
-        return
+    """`(FILE:LINE, object)` of a file with one JSON object a line."""
     for where, line in source.lines():
         try:
             row = json.loads(line)
@@ -89,16 +66,6 @@ def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
         if not isinstance(row, dict):
             kind = type(row).__name__
             raise CdkitError(f"{where} holds a JSON {kind}: the file holds one JSON object a line")
-        yield where, row
-
-
-def _array_rows(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
-    rows = source.json()
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
-        where = f"{source.path}, row {number}"
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            raise CdkitError(f"{where} is a JSON {kind}: the file is an array of JSON objects")
         yield where, row
 
 
