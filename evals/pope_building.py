@@ -1,8 +1,8 @@
 """POPE's questions from annotations: half about what is there, half about what is not.
 
 Source: Li et al., "Evaluating Object Hallucination in Large Vision-Language Models" (EMNLP 2023),
-and its script. The rules `random`, `popular` and `adversarial` of `PUBLISHED` are the script's: the
-counts that it published explain every absent object of its COCO files.
+and its script. The rules of `PUBLISHED` are the script's: by the counts that were published with
+the first files (COCO), no absent object in them contradicts these rules.
 """
 
 import json

@@ -147,12 +147,12 @@ def _about_questions(
 ) -> Iterator[str]:
     if typos := sum(TYPO in sample.prompt for sample in samples):
         yield (
-            f"{typos:,} questions say {TYPO!r} for 'image', as the first release did: a model is "
-            "asked so; later releases do not"
+            f"{TYPO!r} stands for 'image' in {typos:,} questions, as in the first release: a model "
+            "is asked so; later releases do not have it"
         )
     asked = Counter((sample.image, sample.prompt) for sample in samples)
     if twice := [image for (image, _), count in asked.items() if count > 1]:
-        yield f"{len(twice):,} questions are asked more than once ({_few(twice)})"
+        yield f"asked more than once: {len(twice):,} of the questions ({_few(twice)})"
     if part.bench == "pope" and labels["yes"] != labels["no"]:
         yield f"labels are not balanced: {labels['yes']:,} yes, {labels['no']:,} no"
     if part.bench == "mme" and part.published:

@@ -1,0 +1,178 @@
+"""The layout of a data folder: what is found where, and what is said where it is not."""
+
+import gzip
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cdkit.benchmark import BENCHMARKS
+from cdkit.errors import CdkitError
+from cdkit.evals.chair import CHAIR
+from cdkit.evals.data import layout
+from cdkit.evals.data.layout import parts_in
+from cdkit.evals.microworld import write_benchmarks
+from cdkit.evals.pope import POPE
+
+from .data_folder import IMAGES, pope_rows, write_folder, write_lines
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "data")
+
+
+def refused(folder: Path, bench: str = "pope", **asked: object) -> str:
+    with pytest.raises(CdkitError) as error:
+        parts_in(bench, folder, **asked)  # type: ignore[arg-type]
+    return str(error.value)
+
+
+def test_every_part_of_pope(folder: Path) -> None:
+    write_lines(folder / "pope/aokvqa/aokvqa_pope_seem_random.json", pope_rows())
+    write_lines(folder / "pope/gqa/gqa_pope_popular.json", pope_rows(("7.jpg",)))
+    parts = parts_in("pope", folder)
+    assert {name: part.images.relative_to(folder).as_posix() for name, part in parts.items()} == {
+        "pope_coco_random": "coco/val2014",
+        "pope_coco_popular": "coco/val2014",
+        "pope_coco_adversarial": "coco/val2014",
+        "pope_aokvqa_random": "coco/val2014",
+        "pope_gqa_popular": "gqa/images",
+    }
+    assert all(name == part.name for name, part in parts.items())
+    part = parts["pope_gqa_popular"]
+    assert isinstance(part.benchmark, POPE)
+    assert part.benchmark.path == folder / "pope/gqa/gqa_pope_popular.json"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coco_pope_random.json",
+        "pope/coco_pope_random.json",
+        "pope/coco_pope_random.jsonl",
+        "pope/output/coco/coco_pope_random.json",  # a clone of POPE's repository
+        "pope/output/seem/gqa/gqa_pope_seem_random.json",
+        "pope/aokvqa/aokvqa_pope_random.json",
+    ],
+)
+def test_names_in_which_popes_files_circulate(tmp_path: Path, name: str) -> None:
+    write_lines(tmp_path / name, pope_rows())
+    photos = Path(name).name.split("_")[0]
+    assert list(parts_in("pope", tmp_path)) == [f"pope_{photos}_random"]
+
+
+def test_two_files_of_one_split_are_refused(folder: Path) -> None:
+    write_lines(folder / "pope/coco_pope_popular.json", pope_rows())
+    message = refused(folder)
+    assert "pope_coco_popular is there more than once (" in message
+    assert "pope/coco_pope_popular.json, " in message and message.endswith("): keep one")
+
+
+def test_only_and_options(folder: Path) -> None:
+    options = {"parsers": ["reference"], "max_new_tokens": 3}
+    parts = parts_in("pope", folder, only=["pope_coco_popular"], options=options)
+    (part,) = parts.values()
+    assert isinstance(part.benchmark, POPE)
+    assert (part.benchmark.parsers, part.benchmark.max_new_tokens) == (("reference",), 3)
+
+
+def test_only_the_parts_asked_for_are_read(folder: Path) -> None:
+    (folder / "pope/coco/coco_pope_random.json").write_text("broken")
+    assert list(parts_in("pope", folder, only=["pope_coco_popular"]))
+    assert "coco_pope_random.json:1 is not valid JSON" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"only": ["pope_coco_rando"]}, "Did you mean 'pope_coco_random'"),
+        ({"options": {"parser": ["strict"]}}, "pope_coco_random.*'parser'.*parsers"),
+        ({"options": {"parsers": "strict"}}, "parsers must be a list, got 'strict'"),
+        ({"options": {"max_new_tokens": 0}}, "max_new_tokens is 0: an answer needs 1 or more"),
+        ({"options": {"path": "x.json"}}, "'path' is no option of pope in a data folder"),
+    ],
+)
+def test_wrong_options_are_refused(folder: Path, asked: dict[str, object], message: str) -> None:
+    assert re.search(message, refused(folder, **asked))
+
+
+def test_chair_from_coco(folder: Path) -> None:
+    (part,) = parts_in("chair", folder, options={"max_new_tokens": 64}).values()
+    assert part.name == "chair" and part.images == folder / "coco/val2014"
+    assert [s.image for s in part.benchmark.samples()] == list(IMAGES)
+    assert part.benchmark.max_new_tokens == 64
+
+
+def test_chair_with_a_list_and_gzipped_annotations(folder: Path) -> None:
+    (folder / "chair/images.txt").write_text(f"{IMAGES[1]}\n")
+    path = folder / "coco/annotations/instances_val2014.json"
+    Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    (part,) = parts_in("chair", folder).values()
+    assert [s.image for s in part.benchmark.samples()] == [IMAGES[1]]
+
+
+def test_a_given_ground_truth_needs_no_annotations(folder: Path) -> None:
+    shutil.rmtree(folder / "coco/annotations")
+    (folder / "chair/ground_truth.json").write_text('{"1": ["dog"]}')
+    (part,) = parts_in("chair", folder).values()
+    assert [s.image for s in part.benchmark.samples()] == [IMAGES[0]]
+
+
+def test_a_chair_that_is_not_whole_is_told(folder: Path) -> None:
+    (folder / "coco/annotations/captions_val2014.json").unlink()
+    assert "it lacks coco/annotations/captions_val2014.json" in refused(folder, "chair")
+    (folder / "chair/synonyms.txt").unlink()
+    assert "it lacks chair/synonyms.txt; docs/data.md tells" in refused(folder, "chair")
+    (folder / "chair").rmdir()  # COCO alone is no half of CHAIR
+    assert refused(folder, "chair").startswith("there is no chair in ")
+
+
+def test_mme(folder: Path) -> None:
+    (part,) = parts_in("mme", folder).values()
+    assert len(part.benchmark.samples()) == 2
+    assert all(s.image_in(part.images) for s in part.benchmark.samples())
+
+
+def test_what_is_not_there_is_told_with_what_was_looked_for(tmp_path: Path) -> None:
+    message = refused(tmp_path)
+    assert f"there is no pope in {tmp_path}: looked for pope/" in message
+    assert "_pope_{random,popular,adversarial}.json" in message
+    assert "docs/data.md tells where to get the files and how to lay them out" in message
+    assert f"`cdkit data check {tmp_path}` what is there" in message
+    assert "nowhere is no folder: give the one that holds your data" in refused(Path("nowhere"))
+
+
+def test_an_unknown_benchmark_is_told() -> None:
+    assert "Did you mean 'pope'" in refused(Path(), "popee")
+
+
+def test_a_benchmark_without_a_layout_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(layout.LAYOUTS, "mme")  # type: ignore[arg-type]
+    assert "mme has no layout in a data folder (these have: pope, chair" in refused(Path(), "mme")
+
+
+def test_a_layout_without_its_benchmark_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layout.LAYOUTS, "later", layout.LAYOUTS["mme"])  # type: ignore[index]
+    assert refused(Path(), "later") == "the benchmark later is not available in this installation"
+
+
+def test_the_folder_of_the_micro_world(tmp_path: Path) -> None:
+    files = write_benchmarks(tmp_path, images=4, exam_images=2)
+    pope = parts_in("pope", tmp_path)
+    assert list(pope) == [f"pope_micro_{split}" for split in files.pope]
+    parts = {**pope, **parts_in("chair", tmp_path), **parts_in("mme", tmp_path)}
+    for part in parts.values():
+        assert all(s.image_in(part.images).is_file() for s in part.benchmark.samples())
+    chair = parts["chair"].benchmark
+    assert isinstance(chair, CHAIR) and len(chair.samples()) == 4
+    assert chair.prompt == files.caption_prompt
+
+
+def test_every_layout_is_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert set(layout.LAYOUTS) <= {*BENCHMARKS, "amber"}
+    for place in (*layout.PHOTOS.values(), "synonyms.txt", "existence.txt", "built_from.json"):
+        assert all(part in page for part in place.split("/")), place
