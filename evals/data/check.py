@@ -21,7 +21,7 @@ TYPO = "imange"
 """POPE's script put "an" for every "a" of its template; files of 2023 ask about "the imange"."""
 
 
-CATALOGUED = ("path", "folder", "synonyms", "questions", "annotations")
+CATALOGUED = ("path", "folder", "synonyms", "annotations")
 """Fields of benchmarks that name files of which published versions are known (see known.toml)."""
 
 

@@ -166,18 +166,20 @@ def _chair(folder: Path) -> Iterator[Located]:
         settings = {"prompt": CAPTION_PROMPT, "max_new_tokens": 48}
         yield Located("chair", "chair", files, folder / "images", settings, published=False)
         return
-    if not (folder / "chair").is_dir():
-        return  # COCO's annotations alone are there for other things, such as to build POPE
-    names = {"synonyms": "chair/synonyms.txt"}
-    truth = _first(folder, "chair/ground_truth.json", "chair/ground_truth.json.gz")
-    if truth is None:
-        names["instances"] = "coco/annotations/instances_val2014.json"
-        names["captions"] = "coco/annotations/captions_val2014.json"
-    files = _all_of("chair", folder, names)
+    truth = _first(folder, *_packed("chair/ground_truth.json"))
+    annotated = {
+        "instances": "coco/annotations/instances_val2014.json",
+        "captions": "coco/annotations/captions_val2014.json",
+    }
     if truth is not None:
-        files["ground_truth"] = truth
-    if (listed := folder / "chair/images.txt").is_file():
-        files["images"] = listed
+        files = {"ground_truth": truth}
+    elif (folder / "chair").is_dir() or _first(folder, *_packed(annotated["captions"])) is not None:
+        files = _all_of("chair", folder, annotated)
+    else:
+        return  # the instances alone are there for other things, such as to build POPE
+    for key, name in (("synonyms", "chair/synonyms.txt"), ("images", "chair/images.txt")):
+        if (folder / name).is_file():
+            files[key] = folder / name
     yield Located("chair", "chair", files, folder / PHOTOS["coco"])
 
 
@@ -185,9 +187,15 @@ def _mme(folder: Path) -> Iterator[Located]:
     for place in ("mme", "mme/MME_Benchmark", "mme/MME_Benchmark_release_version/MME_Benchmark"):
         there = folder / place
         if any((there / f"{task}.txt").is_file() or (there / task).is_dir() for task in TASKS):
-            micro = is_micro(folder)
-            images = folder / "images" if micro else there
-            yield Located("mme", "mme", {"folder": there}, images, published=not micro)
+            images, settings = there, dict[str, object]()  # the release: all in one place
+            if is_micro(folder):
+                images = folder / "images"
+            elif (there / "images").is_dir():  # beside text files
+                images = there / "images"
+                if any((images / task).is_dir() for task in TASKS):
+                    settings = {"subfolder": "{task}"}
+            published = not is_micro(folder)
+            yield Located("mme", "mme", {"folder": there}, images, settings, published)
             return
 
 
@@ -204,7 +212,7 @@ def _amber(folder: Path) -> Iterator[Located]:
         lacking = "query_discriminative.json" if questions is None else "annotations.json"
         raise CdkitError(f"amber in {folder} is not whole: it lacks amber/{lacking}; {HELP}")
     images = next((p for p in ("amber/image", "amber/images") if (folder / p).is_dir()), "amber")
-    files = {"questions": questions, "annotations": truth}
+    files = {"path": questions, "annotations": truth}
     yield Located("amber", "amber", files, folder / images)
 
 
@@ -219,14 +227,16 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "chair": Layout(
         (
-            "chair/synonyms.txt with coco/annotations/instances_val2014.json and "
-            "captions_val2014.json (or chair/ground_truth.json)",
+            "coco/annotations/instances_val2014.json with captions_val2014.json (or "
+            "chair/ground_truth.json)",
         ),
         _chair,
     ),
-    "mme": Layout(("mme/TASK.txt or mme/TASK/ (existence, count, ...)",), _mme, "folder"),
+    "mme": Layout(("mme/TASK/ or mme/TASK.txt (existence, count, ...)",), _mme, "folder"),
     "amber": Layout(
-        ("amber/data/query/query_discriminative.json with amber/data/annotations.json",), _amber
+        ("amber/data/query/query_discriminative.json with amber/data/annotations.json",),
+        _amber,
+        only_part="path",
     ),
 }
 
@@ -235,11 +245,15 @@ def _first(folder: Path, *names: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def _packed(name: str) -> tuple[str, str]:
+    return name, f"{name}.gz"
+
+
 def _all_of(bench: str, folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
     """The files by the names of their fields; one that is lacking, plain or gzipped, raises."""
     found: dict[str, Path] = {}
     for key, name in names.items():
-        path = _first(folder, name, f"{name}.gz")
+        path = _first(folder, *_packed(name))
         if path is None:
             raise CdkitError(f"{bench} in {folder} is not whole: it lacks {name}; {HELP}")
         found[key] = path
