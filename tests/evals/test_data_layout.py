@@ -6,6 +6,7 @@ import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,9 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "data")
 
 
-def refused(folder: Path, bench: str = "pope", **asked: object) -> str:
+def refused(folder: Path, bench: str = "pope", **asked: Any) -> str:
     with pytest.raises(CdkitError) as error:
-        parts_in(bench, folder, **asked)  # type: ignore[arg-type]
+        parts_in(bench, folder, **asked)
     return str(error.value)
 
 
@@ -103,7 +104,7 @@ def test_only_the_parts_asked_for_are_read(folder: Path) -> None:
         ({"options": {"path": "x.json"}}, "'path' is no option of pope in a data folder"),
     ],
 )
-def test_wrong_options_are_refused(folder: Path, asked: dict[str, object], message: str) -> None:
+def test_wrong_options_are_refused(folder: Path, asked: dict[str, Any], message: str) -> None:
     assert re.search(message, refused(folder, **asked))
 
 
@@ -171,7 +172,8 @@ def test_mme_as_released(tmp_path: Path, place: str) -> None:
         questions.parent.mkdir(exist_ok=True)
         questions.write_text("A dog?\tYes\nA cat?\tNo\n")
     (part,) = parts_in("mme", tmp_path).values()
-    assert [s.image for s in part.benchmark.samples()[::2]] == [
+    samples = part.benchmark.samples()
+    assert [s.image for s in samples[::2]] == [
         "existence/7.jpg",
         "scene/images/7.jpg",
     ]
@@ -222,12 +224,12 @@ def test_an_unknown_benchmark_is_told() -> None:
 
 
 def test_a_benchmark_without_a_layout_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(layout.LAYOUTS, "mme")  # type: ignore[arg-type]
+    monkeypatch.delitem(layout.LAYOUTS, "mme")
     assert "mme has no layout in a data folder (these have: pope, chair" in refused(Path(), "mme")
 
 
 def test_a_layout_without_its_benchmark_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layout.LAYOUTS, "later", layout.LAYOUTS["mme"])  # type: ignore[index]
+    monkeypatch.setitem(layout.LAYOUTS, "later", layout.LAYOUTS["mme"])
     assert refused(Path(), "later") == "the benchmark later is not available in this installation"
 
 
