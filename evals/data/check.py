@@ -152,7 +152,8 @@ def _about_questions(
         )
     asked = Counter((sample.image, sample.prompt) for sample in samples)
     if twice := [image for (image, _), count in asked.items() if count > 1]:
-        yield f"asked more than once: {len(twice):,} of the questions ({_few(twice)})"
+        about = _few(list(dict.fromkeys(twice)))
+        yield f"asked more than once: {len(twice):,} of the questions ({about})"
     if part.bench == "pope" and labels["yes"] != labels["no"]:
         yield f"labels are not balanced: {labels['yes']:,} yes, {labels['no']:,} no"
     if part.bench == "mme" and part.published:

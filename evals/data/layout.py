@@ -211,7 +211,7 @@ def _amber(folder: Path) -> Iterator[Located]:
     if questions is None or truth is None:
         lacking = "query_discriminative.json" if questions is None else "annotations.json"
         raise CdkitError(f"amber in {folder} is not whole: it lacks amber/{lacking}; {HELP}")
-    images = next((p for p in ("amber/image", "amber/images") if (folder / p).is_dir()), "amber")
+    images = "amber/images" if (folder / "amber/images").is_dir() else "amber/image"
     files = {"path": questions, "annotations": truth}
     yield Located("amber", "amber", files, folder / images)
 

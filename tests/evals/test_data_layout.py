@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cdkit.benchmark import BENCHMARKS
+from cdkit.benchmark import BENCHMARKS, Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.data import layout
@@ -243,6 +243,17 @@ def test_the_folder_of_the_micro_world(tmp_path: Path) -> None:
     chair = parts["chair"].benchmark
     assert isinstance(chair, CHAIR) and len(chair.samples()) == 4
     assert chair.prompt == files.caption_prompt
+
+
+def test_a_sample_finds_its_image_in_its_folder_alone(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", ("a.jpg",))
+    write_images(tmp_path, ("b.jpg",))
+    (tmp_path / "photos/b.jpg").symlink_to(tmp_path / "b.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    good, bad = (Sample("1", name, "q", group=name) for name in ("a.jpg", "b.jpg"))
+    assert good.image_in(tmp_path / "link") == tmp_path / "link/a.jpg"
+    with pytest.raises(CdkitError, match=r"b.jpg, which is a link out of its folder: put the file"):
+        bad.image_in(tmp_path / "photos")
 
 
 def test_every_layout_is_in_the_docs() -> None:
