@@ -49,7 +49,7 @@ def check(
     "micro-world",
     epilog=examples(
         "cdkit data micro-world micro_data",
-        "cdkit eval --model micro --bench pope --data micro_data",
+        "cdkit eval --model micro --method plain --bench pope --data micro_data",
     ),
 )
 @guarded

@@ -9,10 +9,10 @@ from cdkit.benchmark import BENCHMARKS, Benchmark
 from cdkit.config import build
 from cdkit.errors import CdkitError
 from cdkit.evals.mme import TASKS
+from cdkit.evals.pope_building import PUBLISHED
 from cdkit.registry import UnknownNameError, unknown
 
 HELP = "docs/data.md tells where to get the files and how to lay them out"
-SPLITS = ("random", "popular", "adversarial")
 PHOTOS: Mapping[str, str] = {
     "coco": "coco/val2014",
     "aokvqa": "coco/val2014",
@@ -132,7 +132,7 @@ def is_micro(folder: Path) -> bool:
 
 def _pope(folder: Path) -> Iterator[Located]:
     if is_micro(folder):
-        for split in SPLITS:
+        for split in PUBLISHED:
             path = folder / f"micro_pope_{split}.json"
             if path.is_file():
                 name, images = f"pope_micro_{split}", folder / "images"
@@ -141,7 +141,7 @@ def _pope(folder: Path) -> Iterator[Located]:
     for photos, pictures in PHOTOS.items():
         # The last two are the folders of POPE's repository, so that a clone of it will do.
         places = ("", "pope", f"pope/{photos}", f"pope/output/{photos}")
-        for split in SPLITS:
+        for split in PUBLISHED:
             for place in (*places, f"pope/output/seem/{photos}"):
                 for stem in (f"{photos}_pope_{split}", f"{photos}_pope_seem_{split}"):
                     for suffix in (".json", ".jsonl"):
