@@ -188,4 +188,6 @@ def _called(path: Path, folder: Path) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
+    """The first names, none longer than a file's name should be."""
+    short = [name if len(name) <= 80 else f"{name[:77]}..." for name in names[:FEW]]
+    return ", ".join(short) + (", ..." if len(names) > FEW else "")

@@ -84,10 +84,12 @@ def examine_images(
 
 
 def _fault(sample: Sample, folder: Path, decode: bool) -> str:
-    if not (folder / sample.image).is_file():
-        return "missing"
     try:
+        if not (folder / sample.image).is_file():
+            return "missing"
         path = sample.image_in(folder)
+    except OSError:  # a name that no file system takes
+        return "missing"
     except CdkitError:
         return "links out of the image folder"
     try:

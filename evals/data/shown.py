@@ -29,20 +29,20 @@ def as_table(report: Report) -> Group:
             _images(part),
             Text(_version(part)),
         )
-    lines = [
-        *(
-            Text(f"problem: {part.name}: {problem}", style="red")
-            for part in report.parts
-            for problem in part.problems
-        ),
-        *(Text(f"note: {part.name}: {note}") for part in report.parts for note in part.notes),
-        *(Text(f"note: {note}") for note in report.notes),
-        *(
-            Text(f"not here: {bench} ({'; '.join(expected)})", style="dim")
-            for bench, expected in report.absent.items()
-        ),
-    ]
-    return Group(table, *lines)
+    problems = [f"{part.name}: {text}" for part in report.parts for text in part.problems]
+    notes = [f"{part.name}: {text}" for part in report.parts for text in part.notes]
+    absent = [f"{bench} ({'; '.join(names)})" for bench, names in report.absent.items()]
+    return Group(
+        table,
+        *(Text(f"problem: {_plain(text)}", style="red") for text in problems),
+        *(Text(f"note: {_plain(text)}") for text in [*notes, *report.notes]),
+        *(Text(f"not here: {text}", style="dim") for text in absent),
+    )
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal might obey: names come from files that nobody vouches for."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _images(part: PartReport) -> str:

@@ -66,6 +66,19 @@ def test_names_from_files_are_no_markup(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "missing ([red]x[/blue].jpg)" in result.stdout
 
 
+def test_names_from_files_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    path = folder / "pope/coco/coco_pope_random.json"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    names = ("\x1b[2J\r.jpg", "x" * 5000)  # one that wipes the screen, one that no disk takes
+    for row, name in zip(rows, names, strict=False):
+        row["image"] = name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("check", folder)
+    told = "problem: pope_coco_random: 2 of 3 images in coco/val2014 are missing"
+    assert f"{told} (\\x1b[2J\\r.jpg, {'x' * 77}...)" in result.stdout.splitlines()
+
+
 def test_a_folder_without_a_benchmark(tmp_path: Path) -> None:
     assert "no benchmark is in" in refused("check", tmp_path)
 
