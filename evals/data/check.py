@@ -18,7 +18,7 @@ from cdkit.evals.data.layout import HELP, LAYOUTS, Located, load, located_in
 from cdkit.evals.mme import TASKS
 
 TYPO = "imange"
-"""POPE's script put "an" for every "a" of its template; files of 2023 ask about "the imange"."""
+"""POPE's script puts "an" for every "a" of its template, and the word "image" has one."""
 
 
 CATALOGUED = ("path", "folder", "synonyms", "annotations")
