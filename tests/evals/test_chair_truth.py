@@ -1,7 +1,7 @@
 """CHAIR's ground truth: several annotation files as one, read late, and a cache that never lies."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,9 +145,8 @@ def test_the_cache_is_never_stale(
     ],
 )
 def test_a_damaged_cache_is_made_anew(
-    coco: tuple[tuple[Path, ...], tuple[Path, ...]], tmp_path: Path, damage: object
+    coco: tuple[tuple[Path, ...], tuple[Path, ...]], tmp_path: Path, damage: Callable[[str], str]
 ) -> None:
-    assert callable(damage)
     chair(coco, tmp_path / "cache")
     (file,) = kept(tmp_path / "cache")
     whole = file.read_text()
