@@ -55,10 +55,15 @@ class Sample:
             )
 
     def image_in(self, folder: Path) -> Path:
-        """The image file in `folder`; a CdkitError where it is not."""
+        """The image file in `folder`; a CdkitError where it is not, or is a link out of it."""
         path = folder / self.image
         if not path.is_file():
             raise CdkitError(f"sample {self.id} needs the image {path}, which is no file")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CdkitError(
+                f"sample {self.id} needs the image {path}, which is a link out of its folder: put "
+                "the file there, or make the whole folder a link"
+            )
         return path
 
 

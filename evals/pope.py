@@ -23,7 +23,7 @@ from cdkit.benchmark import (
     share,
 )
 from cdkit.errors import CdkitError
-from cdkit.evals.files import Source, json_rows, located, read, text_of, yes_or_no
+from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
 from cdkit.evals.ranking import image_auc, matched_right
 from cdkit.registry import unknown
 
@@ -106,11 +106,11 @@ def ranked(columns: Columns, images: Int[np.ndarray, " samples"]) -> Weighed:
 class POPE(Benchmark):
     """Object hallucination by yes/no questions about images (one file: one negative sampling).
 
-    The file holds one JSON object a line: `question_id`, `image` (or the circulating typo
-    `imange`), `text`, `label`. The first of `parsers` gives the metrics their plain names, the
-    others stand beside it as `NAME.accuracy` and so on. Metrics are fractions of one; `unknown` is
-    a count, and an unknown answer is wrong. AUC and accuracy at a matched yes-rate are there where
-    every answer carries a yes score.
+    The file holds one JSON object a line, or one JSON list of them, as the questions about A-OKVQA
+    and GQA were published: `question_id`, `image` (`imange` will do), `text`, `label`. The first of
+    `parsers` gives the metrics their plain names, the others stand beside it as `NAME.accuracy` and
+    so on. Metrics are fractions of one; `unknown` is a count, and an unknown answer is wrong. AUC
+    and accuracy at a matched yes-rate are there where every answer carries a yes score.
     """
 
     bibtex: ClassVar[str] = """@inproceedings{li2023pope,
@@ -174,7 +174,7 @@ class POPE(Benchmark):
     @cached_property
     def _samples(self) -> tuple[Sample, ...]:
         found: dict[str, Sample] = {}
-        for where, row in json_rows(self._source):
+        for where, row in rows(self._source):
             name = text_of(row, "question_id", where=where)
             if name in found:
                 raise CdkitError(f"{where} has the question_id {name} again: each id stands once")
