@@ -56,7 +56,9 @@ def _prompts(name: str) -> tuple[Inputs, list[Prompt]]:
     module, family = name.split(":")
     if module == "single":
         given = [all_tiny.inputs(family, row) for row in (0, 1)]
-        counts = [(int((own["input_ids"] == all_tiny.IMAGE).sum()),) for own in given]
+        counts: list[tuple[int, ...]] = [
+            (int((own["input_ids"] == all_tiny.IMAGE).sum()),) for own in given
+        ]
         batch, token = all_tiny.inputs(family, 0, 1), all_tiny.IMAGE
     elif module == "kin":
         parts = (kin_tiny.PAIR, kin_tiny.ONE, kin_tiny.TWO)

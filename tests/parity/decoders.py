@@ -65,7 +65,8 @@ class Form:
 
 def form_of(config: Any) -> Form:
     """The form of a Hugging Face text config's decoder."""
-    kinds, rope = getattr(config, "layer_types", None), config.rope_parameters
+    kinds: Any = getattr(config, "layer_types", None)
+    rope = config.rope_parameters
     match config.model_type:
         case "llama" | "mistral":
             return Form()

@@ -70,9 +70,8 @@ def exact(stock: Any) -> Iterator[Any]:
                 setattr(parent, name, Norm64(child))
     embeddings = decoder.get_input_embeddings()
     if hasattr(embeddings, "embed_scale"):
-        embeddings.embed_scale = (
-            torch.tensor(decoder.config.hidden_size, dtype=torch.float64) ** 0.5
-        )
+        width = torch.tensor(decoder.config.hidden_size, dtype=torch.float64)
+        embeddings.embed_scale = width.sqrt()
     module = sys.modules[type(decoder).__module__]
     if decoder.config.model_type == "cohere2":  # its function casts to float32
         with mock.patch.object(module, "apply_rotary_pos_emb", _turned):
