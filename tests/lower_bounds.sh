@@ -11,7 +11,11 @@ cd "$(dirname "$0")/.."
 
 lowest=${1:-$(sed -nE 's/^ *"transformers>=([0-9.]+),.*/\1/p' pyproject.toml)}
 torch=${2:-$(python3 -c 'from importlib.metadata import version; print(version("torch").split("+")[0])')}
-tests=(tests/engine tests/parity tests/models tests/qwen_vl)
+tests=(
+    tests/models/test_{admission,reference,grid}.py tests/qwen_vl
+    tests/parity/test_{cmac,modes,splits}.py
+    tests/engine/test_{outputs,plain_call,refusals}.py
+)
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -27,5 +31,5 @@ import datetime, platform, torch, transformers
 print(f"proven on {datetime.date.today()}: transformers {transformers.__version__},", end=" ")
 print(f"torch {torch.__version__}, Python {platform.python_version()}")
 PY
-printf '%s: ' "${tests[*]}"
+printf '  %s\n' "${tests[@]}"
 tail -n 1 "$work/pytest.log"

@@ -12,27 +12,12 @@ from cdkit.adapter import ADAPTERS
 from cdkit.testing import check_adapter
 from cdkit.testing.tools import tolerance as precision
 
-from .tiny import FAMILIES, Inputs, Words, inputs, tiny
+from .modes import MODES, PRESETS, STEPS, generated
+from .tiny import FAMILIES, Words, inputs, tiny
 
-STEPS = 3
-PRESETS = ("cmac", "vcd", "icd", "pai")
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "temperature": 1.5},
-    "beams": {"num_beams": 2},
-}
 ELSEWHERE = ("qwen_vl",)
 """Cdkit's own models: their tests hold an admission of their own."""
 ADMITTED = [name for name, family in FAMILIES.items() if family.model_type in ADAPTERS]
-
-
-def generated(model: Any, given: Inputs, **how: Any) -> Any:
-    """Exactly so many tokens, by the model's own `generate`."""
-    asked = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": 1}
-    asked |= {"output_logits": True, "output_scores": True} | how
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return model.generate(**given, **asked, return_dict_in_generate=True)
 
 
 def answered(
