@@ -1,5 +1,6 @@
 """Families with masks of their own, or tiles that are filled up: Gemma 3, PaliGemma, Idefics."""
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -41,30 +42,12 @@ from .masked_tiny import (
     tiny,
     tokenizer,
 )
-
-PRESETS = ("cmac", "vcd", "icd", "pai")
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "temperature": 2.0},
-    "beams": {"num_beams": 3},
-}
-STEPS = 4
-CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}  # generate's logits are float32
-
-
-def generated(model: Any, given: dict[str, Tensor], **how: Any) -> Any:
-    asked = {"max_new_tokens": STEPS, "do_sample": False, **how}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return model.generate(**given, **asked, output_logits=True, return_dict_in_generate=True)
+from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, generated
 
 
 def run(name: str, preset: str, prompts: tuple[Prompt, ...], *, optimize: bool, **how: Any) -> Any:
-    method = cdkit.load(preset)
-    ids = [str(prompt) for prompt in prompts]
-    words = Words()
-    with cdkit.attach(tiny(name), method, processor=words, sample_ids=ids, optimize=optimize):
-        return generated(tiny(name), inputs(name, *prompts), **how)
+    names, given = [str(prompt) for prompt in prompts], inputs(name, *prompts)
+    return answered(tiny(name), preset, given, words=Words(), names=names, optimize=optimize, **how)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -87,17 +70,7 @@ def test_off_is_stock(name: str, how: dict[str, Any]) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_batch_of_unequal_images_is_each_prompt_alone(name: str, preset: str, mode: str) -> None:
-    how, prompts = MODES[mode], pair(name)
-    both = run(name, preset, prompts, optimize=True, **how)
-    plain = run(name, preset, prompts, optimize=False, **how)
-    assert both.sequences.equal(plain.sequences)
-    for row, prompt in enumerate(prompts):
-        alone = run(name, preset, (prompt,), optimize=True, **how)
-        if mode != "sampling":  # a batch draws other numbers
-            assert alone.sequences[0, -STEPS:].equal(both.sequences[row, -STEPS:])
-        if mode != "beams":
-            torch.testing.assert_close(both.logits[0][row], alone.logits[0][0], **CLOSE)
-            torch.testing.assert_close(both.logits[0][row], plain.logits[0][row], **CLOSE)
+    check_batch(functools.partial(run, name, preset), pair(name), mode)
 
 
 # ---- branches are the stock model on other inputs ------------------------------------------------
