@@ -16,7 +16,7 @@ from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
 from cdkit.cache import CACHE, BranchedCache
 from cdkit.engine import Engine, Forward, arguments
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_eval
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
@@ -232,6 +232,7 @@ class Attachment(Wired):
             warnings.warn(
                 f"cdkit runs the text attention through PyTorch's SDPA instead of {kernel} "
                 f"while {self.method.name} is attached",
+                CdkitWarning,
                 stacklevel=3,
             )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cdkit.adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
 from cdkit.attachment import sliding_window
 from cdkit.cache import CACHE, OLD_NAME
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.testing.at_work import (
     check_at_work,
     check_causal_prefix,
@@ -91,6 +91,7 @@ def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> N
         "decoder gets the image's features there; its layers run through the attention function, "
         f"{turning}, look at nothing ahead; an identical branch gives the stock logits "
         f"within {_within(model):g}.{pixels} See docs/models.md",
+        CdkitWarning,
         stacklevel=6,  # whoever calls generate
     )
 

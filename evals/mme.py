@@ -96,8 +96,8 @@ class MME(Benchmark):
     image folder: "{task}" or "{task}/images". Metrics: for each task `TASK.acc` and
     `TASK.acc_plus` (fractions), `TASK.score` (points, at most 200); the totals `perception`,
     `cognition` and `hallucination` (points). One answer in a task of 30 images is worth up to 5
-    points. The unit of resampling is the image's file name, over all tasks: the release asks about
-    one photo in several tasks.
+    points. The unit of resampling is the image; existence, count, position and color ask
+    about photos of COCO, where one photo may stand in several of them.
     """
 
     bibtex: ClassVar[str] = """@article{fu2023mme,

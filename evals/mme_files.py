@@ -12,6 +12,9 @@ from cdkit.registry import unknown
 QUESTIONS = "questions_answers_YN"
 PICTURES = (".jpg", ".jpeg", ".png")
 """How the release's images end, also in capitals."""
+ONE_PHOTO = ("existence", "count", "position", "color")
+"""Tasks about photos of COCO, one photo in several of them under one name. In the others a name
+says nothing outside its task: three tasks have a `0001.png` each."""
 
 Row = tuple[str, tuple[str, ...]]
 """`(FILE:LINE, cells)`; the cells are image, question, yes or no, and maybe an answer."""
@@ -123,7 +126,7 @@ def _questions(task: str, rows: Sequence[Row], place: str) -> Iterator[Question]
                 id=f"{task}/{number + 1}",
                 image="/".join(filter(None, (place, image))),
                 prompt=question,
-                group=image,
+                group=image if task in ONE_PHOTO else f"{task}/{image}",
                 target=target,
             )
         yield Question(task, sample, cells[3] if len(cells) == 4 else None, where)

@@ -118,6 +118,14 @@ def test_an_image_is_one_unit_over_all_tasks(tmp_path: Path) -> None:
     assert (per_task.gained, per_task.lost) == (1, 0)
 
 
+def test_images_of_one_name_are_one_only_where_tasks_share_photos(tmp_path: Path) -> None:
+    text = pair("0001.png")
+    tasks = {"count": text, "color": text, "code_reasoning": text, "text_translation": text}
+    benchmark = MME(folder(tmp_path / "mme", **tasks), subfolder="{task}")
+    units = {"0001.png", "code_reasoning/0001.png", "text_translation/0001.png"}
+    assert set(benchmark.tally(right(benchmark)).images) == units
+
+
 def release(path: Path) -> Path:
     """The published folders: a large task, its images apart, and a small one with all in one."""
     apart = path / "artwork" / "questions_answers_YN", path / "artwork" / "images"
