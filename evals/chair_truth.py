@@ -165,9 +165,10 @@ def _write(place: Path, text: str) -> None:
     """Whole or not at all, also where another process writes the same."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, place)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            fresh = Path(folder) / place.name
+            fresh.write_text(text, encoding="utf-8")
+            os.replace(fresh, place)
     except OSError as error:
         raise CdkitError(
             f"{place.parent} cannot hold the cache ({error}): name a folder that can be written"
