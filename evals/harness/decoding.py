@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -146,9 +146,8 @@ class StopsAt(StoppingCriteria):
     ) -> None:
         self.until, self.prompt_length, self.decode = tuple(until), prompt_length, decode
 
-    def __call__(
-        self, input_ids: Int[Tensor, "rows tokens"], scores: Any, **kwargs: Any
-    ) -> Bool[Tensor, " rows"]:
+    def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores: Any, **kwargs: Any) -> Any:
+        """A boolean for each row."""
         texts = [self.decode(row) for row in input_ids[:, self.prompt_length :].tolist()]
         stopped = [cut(text, self.until) != text for text in texts]
         return torch.tensor(stopped, device=input_ids.device)
