@@ -23,8 +23,9 @@ from cdkit.registry import unknown
 LIMIT = 1024
 """Tokens of an answer whose task names no limit."""
 BLANK_LINE = "\n\n"
-"""lmms-eval writes this stop string into every task that names none, and most of its own models
-pass over it: it ends few-shot examples, and would cut an answer off after its first paragraph."""
+"""lmms-eval writes this stop string into every task that names none, and its own LLaVA and
+Qwen2.5-VL models pass over it: it ends few-shot examples, and would cut an answer off after its
+first paragraph."""
 PASSED = ("early_stopping", "length_penalty", "min_new_tokens", "no_repeat_ngram_size",
           "repetition_penalty")  # fmt: skip
 """Go to Hugging Face's `generate` as they are."""

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from lmms_eval.api.instance import (  # pyright: ignore[reportMissingImports]
     GenerationResult,
     Instance,

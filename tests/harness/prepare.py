@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import datasets  # type: ignore[import-untyped, unused-ignore]  # pyright: ignore[reportMissingImports]
+import datasets  # pyright: ignore[reportMissingImports]
 import torch
 from PIL import Image
 from transformers import LogitsProcessorList, TopPLogitsWarper
