@@ -20,6 +20,7 @@ import torch
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "cdkit", "strategies", "models", "evals")
 GREEDY = "{max_new_tokens: 24, do_sample: false, temperature: 0}"
 DRAWN = """{max_new_tokens: 24, do_sample: true, temperature: 0.8, top_p: 0.9, until: [" and "]}
 repeats: 2
@@ -35,16 +36,19 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     if given := os.environ.get("CDKIT_LMMS_EVAL_PYTHON"):
         return given
     folder = tmp_path_factory.mktemp("lmms")
-    ignored = shutil.ignore_patterns(".*", "runs*", "build", "dist", "*.egg-info", "__pycache__")
-    # a copy: building writes into the folder. Its top folder "runs" would be somebody's results
-    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=ignored)
-    shutil.copytree(ROOT / "evals" / "runs", folder / "source" / "evals" / "runs")
+    source = folder / "source"  # a copy: building writes into the folder
+    source.mkdir()
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, symlinks=True)
+        else:
+            shutil.copy(ROOT / name, source)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     own = str(folder / "venv" / "bin" / "python")
     pip = [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     # the same build of torch as here, first: a CPU build where this is one
     subprocess.run([*pip, f"torch=={torch.__version__.partition('+')[0]}"], check=True)
-    subprocess.run([*pip, f"{folder / 'source'}[lmms-eval]"], check=True)
+    subprocess.run([*pip, f"{source}[lmms-eval]"], check=True)
     if subprocess.run([own, "-c", "import torchvision"], capture_output=True).returncode:
         # built for CUDA, beside a torch for CPUs; nothing here needs it
         subprocess.run([own, "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"])
