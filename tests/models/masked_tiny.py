@@ -35,8 +35,8 @@ class Prompt:
 
 
 ONE = Prompt((1,), (20, 21, 22, 23))
-TILES = Prompt((3, 1), (24, 25, 26, 27, 28, 29))
-"""Two images, with nothing between where the family has marks; the first has three tiles."""
+TILES = Prompt((5, 1), (24, 25, 26, 27, 28, 29))
+"""Two images, with nothing between where the family has marks; the first has four and the whole."""
 MORE = Prompt((1,), (24, 25, 26, 27, 28, 29))
 
 

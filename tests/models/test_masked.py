@@ -22,6 +22,7 @@ from cdkit.strategies.instruction_prefix import InstructionPrefix
 from cdkit.testing import check_adapter
 
 from .masked_tiny import (
+    BOS,
     EACH,
     END,
     FAMILIES,
@@ -250,22 +251,22 @@ def test_with_its_processor(name: str) -> None:
 
 
 def test_tiles_of_a_picture_are_one_image() -> None:
-    """Two pictures stand side by side; the first has three tiles."""
+    """Two pictures stand side by side; the first has five tiles."""
     for name, each in (("idefics3", 9), ("smolvlm", 9), ("idefics2", 12)):
         adapter, given = adapter_for(tiny(name)), inputs(name, TILES, ONE)
         index = adapter.image_index(tiny(name), given["input_ids"])
-        assert [int((index[0] == image).sum()) for image in (0, 1, 2)] == [3 * each, each, 0]
+        assert [int((index[0] == image).sum()) for image in (0, 1, 2)] == [5 * each, each, 0]
         assert int(index[1].max()) == 0 and int((index[1] == 0).sum()) == each
-        counts = [3 * each, each, each]
+        counts = [5 * each, each, each]
         pictures = adapter.split_pixels(tiny(name), given, counts)
-        assert [len(picture) for picture in pictures] == [3, 1, 1]
+        assert [len(picture) for picture in pictures] == [5, 1, 1]
         assert pictures[2].equal(given["pixel_values"][1, :1])
 
 
 def test_a_black_picture_is_no_padding() -> None:
     """Idefics drops tiles of zeros."""
     adapter, given = adapter_for(tiny("idefics3")), inputs("idefics3", TILES, ONE)
-    pictures = adapter.split_pixels(tiny("idefics3"), given, [27, 9, 9])
+    pictures = adapter.split_pixels(tiny("idefics3"), given, [45, 9, 9])
     black = [torch.zeros_like(picture) for picture in pictures]
     joined = adapter.join_pixels(tiny("idefics3"), black, given)
     kept = (joined != 0).flatten(2).any(dim=-1)
@@ -281,6 +282,20 @@ def test_gemma3_turns_its_layers_differently() -> None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------
+
+
+def test_idefics2_pictures_with_nothing_between_are_refused() -> None:
+    """Its processor writes them as it writes the crops of one."""
+    given = of_ids(
+        "idefics2", [[BOS, 10, START, *[*[IMAGE] * EACH["idefics2"], START] * 2, 20, 21]]
+    )
+    given["pixel_values"] = inputs("idefics2", Prompt((1, 1), (20, 21)))["pixel_values"]
+    words = "an image of 2 tiles .* makes 1 or 5 of a picture.*nothing tells them apart"
+    with (
+        cdkit.attach(tiny("idefics2"), cdkit.load("cmac")),
+        pytest.raises(cdkit.CdkitError, match=words),
+    ):
+        tiny("idefics2").generate(**given, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma"])
