@@ -65,3 +65,18 @@ def matched_right(
         best = np.argmin(np.abs(reached - labels[other].sum()))  # the first of equals: the higher
         said[~other] = scores[~other] >= thresholds[best]
     return np.where(said == (labels > 0), 1.0, 0.0)
+
+
+def threshold_curve(
+    scores: Float[np.ndarray, " samples"], labels: Float[np.ndarray, " samples"]
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Yes ratio and accuracy of "yes where the score reaches t", for every t there is.
+
+    From no yes at all to all yes; tied scores change together.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, is_yes = scores[order], labels[order] > 0
+    right = np.concatenate([[0], np.cumsum(np.where(is_yes, 1, -1))]) + (~is_yes).sum()
+    ends = np.concatenate([[True], ranked[1:] != ranked[:-1], [True]])
+    count = len(scores)
+    return np.flatnonzero(ends) / count, right[ends] / count

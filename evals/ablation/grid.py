@@ -87,6 +87,23 @@ class Position:
 
 
 @dataclass(frozen=True)
+class GallerySpec:
+    """The report's gallery: so many questions of a benchmark, drawn by lot; 0 for none.
+
+    `methods` are those whose attention is drawn over the pictures; empty: plain and every method
+    that changes attention or positions.
+    """
+
+    samples: int = 4
+    seed: int = 0
+    methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_integer("samples of [gallery]", self.samples, low=0)
+        check_integer("seed of [gallery]", self.seed, low=0)
+
+
+@dataclass(frozen=True)
 class Grid:
     """All of one ablation."""
 
@@ -111,6 +128,7 @@ class Grid:
     tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
     position: Position | None = None
+    gallery: GallerySpec = field(default_factory=GallerySpec)
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Presets that the grid leaves out on purpose, and why."""
 
@@ -159,6 +177,7 @@ class Grid:
             where = "[position]"
             check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
             check_names(where, self.position.methods, self.methods, method)
+        check_names("methods of [gallery]", self.gallery.methods, self.methods, method)
         for name, reason in self.left_out.items():
             check_text(f"{name} of [left_out]", reason)
             if name in {spec.preset for spec in self.methods.values()}:

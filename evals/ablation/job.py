@@ -15,20 +15,20 @@ from cdkit.errors import CdkitError
 from cdkit.evals.ablation import manifest, plan, toml
 from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
 from cdkit.evals.ablation.check import prove
+from cdkit.evals.ablation.exhibits import galleries
 from cdkit.evals.ablation.figures import position_figure, sweep_figures
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.placement import Place, placed
 from cdkit.evals.ablation.plan import Arm, SweepPoint
 from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
 from cdkit.evals.modes import GREEDY, PLAIN, SAMPLE
-from cdkit.evals.reporting import compare, markdown, report
-from cdkit.evals.reporting.results import Example, Figure, Results, Table
+from cdkit.evals.reporting import compare, exports, markdown, report
+from cdkit.evals.reporting.results import Figure, Results, Table
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.runs.questions import Question
 
-EXAMPLES = 6
 TABLES = "intervals and tests"
 
 
@@ -126,7 +126,8 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
     _write_predictions(folder / "predictions.jsonl", job, runner.answers)
 
     tables = _tables(job, runner.answers, stages)
-    results = Results(tables, _figures(job, runner.answers), _examples(job, runner.answers))
+    shown = galleries(grid, job.arms, job.loaded, engine, runner.answers, stages)
+    results = Results(tables, _figures(job, runner.answers), shown)
     facts = manifest.manifest(
         folder.name,
         grid,
@@ -142,7 +143,7 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
     _write_json(folder / "manifest.json", facts)
     _write_json(folder / "metrics.json", metrics(results))
     markdown.write(folder / "tables.md", results)
-    report.write(folder / "report.html", results, facts)
+    report.write(folder / "report.html", results, facts, exports.write(folder, results))
     return results
 
 
@@ -280,35 +281,6 @@ def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
                 position_figure(item.name, job.places, said, bins=bins, resamples=resamples)
             )
     return tuple(figures)
-
-
-def _examples(job: Ablation, answers: Answers) -> tuple[Example, ...]:
-    """The first open questions; without any, the first that the methods answer differently."""
-    found = []
-    for item in job.loaded:
-        if GREEDY not in job.grid.modes_of(item.name):
-            continue
-        for question in item.questions.values():
-            said: dict[str, list[str]] = {}
-            for arm in job.arms:
-                if GREEDY in arm.modes:
-                    answer = answers[question, arm.name, Decode()].text
-                    said.setdefault(answer, []).append(arm.name)
-            if question.yes_no and len(said) == 1:
-                continue
-            shown = {", ".join(names): answer for answer, names in said.items()}
-            found.append((question.yes_no, item.name, question, shown))
-            if sum(name == item.name for _, name, *_ in found) == EXAMPLES:
-                break
-    found.sort(key=lambda example: example[0])  # open questions first
-    return tuple(
-        Example(name, q.prompt, q.image.read_bytes(), _media_type(q.image), shown)
-        for _, name, q, shown in found[:EXAMPLES]
-    )
-
-
-def _media_type(image: Path) -> str:
-    return {".jpg": "image/jpeg", ".jpeg": "image/jpeg"}.get(image.suffix.lower(), "image/png")
 
 
 def _write_json(path: Path, content: object) -> None:

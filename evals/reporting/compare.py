@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from cdkit.benchmark import Tally
-from cdkit.evals.modes import PLAIN
+from cdkit.evals.modes import GREEDY, PLAIN
+from cdkit.evals.ranking import threshold_curve
 from cdkit.evals.reporting.results import SIGNIFICANT, Cell, Row, Table, direction
 from cdkit.evals.statistics import Comparison, compare, holm, resample
 
@@ -65,12 +66,20 @@ def table(
         },
         rows=rows,
         absent=absent or {},
+        shifted=_shifted(tally) if mode == GREEDY else (),
     )
 
 
 def _had(run: Sequence[Tally], metrics: Sequence[str]) -> tuple[str, ...]:
     """Those of the metrics that every tally of the run has."""
     return tuple(m for m in metrics if all(m in tally.metrics for tally in run))
+
+
+def _shifted(tally: Tally) -> tuple[tuple[float, float], ...]:
+    if not {"yes_score", "label"} <= tally.columns.keys():
+        return ()
+    ratios, right = threshold_curve(tally.columns["yes_score"], tally.columns["label"])
+    return tuple(zip(ratios.tolist(), right.tolist(), strict=True))
 
 
 def _cell(comparison: Comparison, sign: int, p_holm: float | None, top: float) -> Cell:

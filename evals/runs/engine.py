@@ -85,6 +85,16 @@ class Engine:
         return _scheduled(step), out.logits[0].float()
 
     @torch.inference_mode()
+    def first_trace(
+        self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
+    ) -> Step:
+        """The image attention and the masks of the step that predicts the first token."""
+        with self._attached(method, sample_ids, trace=("image_attention", "mask")) as run:
+            self._generate(inputs, 1)
+            step: Step = run.trace.steps[0]
+        return step
+
+    @torch.inference_mode()
     def answers(
         self,
         method: Method,

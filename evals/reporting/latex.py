@@ -1,0 +1,119 @@
+"""tables.tex: the same tables for a paper, with booktabs.
+
+They need `\\usepackage{booktabs}` and, to shrink wide ones to the page, `graphicx`.
+"""
+
+import re
+from collections.abc import Iterator
+
+from cdkit.evals.reporting.results import Cell, Results
+from cdkit.evals.reporting.views import Column, View, overviews, view
+from cdkit.evals.reporting.wording import DASH, MINUS, difference, interval, number, signed, signed_interval
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    "-": "{-}",  # two of them would become a dash
+    "[": "{[}",  # at the start of a row it would be an argument of the row above
+    "*": "{*}",
+    MINUS: "$-$",
+    DASH: "--",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+} | {c: f"\\{c}" for c in "&%$#_{}"}
+MARKS = {" ▲": r"\textsuperscript{+}", " ▼": r"\textsuperscript{$-$}", " ★": r"\textsuperscript{*}"}
+WIDE = 3
+"""More columns than this are shrunk to the width of the text."""
+HEAD = (
+    r"% \usepackage[T1]{fontenc} \usepackage{textcomp} \usepackage{booktabs} \usepackage{graphicx}"
+)
+
+
+def render(results: Results) -> str:
+    """The overviews, then every table, each a float with a caption and a label."""
+    views = [*overviews(results.tables), *map(view, results.tables)]
+    lines = [HEAD, *(line for shown in views for line in _table(shown))]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is, on one line."""
+    printed = "".join(c if c.isprintable() else " " for c in text)
+    return "".join(SPECIAL.get(c, c) for c in " ".join(printed.split()))
+
+
+def _table(shown: View) -> Iterator[str]:
+    count, wide = len(shown.columns), len(shown.columns) > WIDE
+    yield ""
+    yield r"\begin{table}"
+    yield r"\centering\small"
+    yield rf"\caption{{{_caption(shown)}}}"
+    yield rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', shown.title.lower()).strip('-')}}}"
+    if wide:
+        yield r"\resizebox{\textwidth}{!}{%"
+    yield rf"\begin{{tabular}}{{l{'r' * count}}}"
+    yield r"\toprule"
+    yield _row(["method", *(escape(column.heading) for column in shown.columns)])
+    for title, methods in shown.sections.items():
+        yield r"\midrule"
+        yield rf"\multicolumn{{{count + 1}}}{{l}}{{\emph{{{escape(title)}}}}} \\"
+        for method in methods:
+            cells = [_cell(shown, column, method) for column in shown.columns]
+            yield _row([escape(method), *(value for value, _ in cells)])
+            yield _row(["", *(rf"{{\scriptsize {below}}}" if below else "" for _, below in cells)])
+    yield r"\bottomrule"
+    yield r"\end{tabular}" + ("%\n}" if wide else "")
+    yield r"\end{table}"
+
+
+def _caption(shown: View) -> str:
+    notes = "".join(f" {escape(note)}." for note in shown.notes)
+    base = _base(shown)
+    what = "" if shown.brief else f" Under each value, its difference to {escape(base)}."
+    return (
+        f"{escape(shown.title)} ({escape(shown.size)}).{what} Brackets: 95\\,\\% bootstrap "
+        "intervals, paired, by image and seed. \\textsuperscript{+} \\textsuperscript{$-$}: "
+        "significantly better or worse (sign-flip test by image, Holm over the table of the mode, "
+        "$p < .05$); \\textsuperscript{*}: the best of its column where that test says so. The "
+        f"intervals do not cover the training of the one model.{notes}"
+    )
+
+
+def _base(shown: View) -> str:
+    """The method that the others' differences are taken to: it has none itself."""
+    cells = shown.columns[0].cells
+    return next(name for name, cell in cells.items() if cell.difference is None)
+
+
+def _cell(shown: View, column: Column, method: str) -> tuple[str, str]:
+    """What stands in the method's line, and what under it."""
+    if method not in column.cells:
+        return escape(DASH), ""
+    cell, metric = column.cells[method], column.metric
+    if cell.difference is None:
+        below = interval(cell.value, metric)
+        return escape(number(cell.value.value, metric)), escape(below)
+    if shown.brief:
+        above = signed(cell.difference.value, metric)
+        return _marked(above, cell), escape(
+            signed_interval(cell.difference, metric)
+        )
+    return _marked(number(cell.value.value, metric), cell), escape(
+        difference(cell.difference, metric)
+    )
+
+
+def _marked(text: str, cell: Cell) -> str:
+    told = escape(text) + MARKS.get(cell.mark, "")
+    return rf"\textbf{{{told}}}" if cell.best else told
+
+
+def _row(cells: list[str]) -> str:
+    return " & ".join(cells) + r" \\"
