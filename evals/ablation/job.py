@@ -21,7 +21,7 @@ from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.placement import Place, placed
 from cdkit.evals.ablation.plan import Arm, SweepPoint
 from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
-from cdkit.evals.modes import GREEDY, PLAIN, SAMPLE
+from cdkit.evals.modes import PLAIN, SAMPLE
 from cdkit.evals.reporting import compare, exports, markdown, report
 from cdkit.evals.reporting.results import Figure, Results, Table
 from cdkit.evals.runs.engine import Engine

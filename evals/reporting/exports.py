@@ -11,16 +11,11 @@ from cdkit.evals.reporting.results import Results, Table
 
 FOLDER = "tables"
 TEXTS = ("benchmark", "mode", "method", "metric", "verdict")
-NUMBERS = (
-    ("value", "low", "high")
-    + ("difference", "difference_low", "difference_high")
-    + ("p", "p_holm", "mcnemar")
-)
 COUNTS = ("gained", "lost", "images", "samples", "seeds")
 COLUMNS = (
-    ("benchmark", "mode", "method", "metric", "value", "low", "high")
-    + ("difference", "difference_low", "difference_high", "p", "p_holm", "verdict")
-    + ("gained", "lost", "mcnemar", "images", "samples", "seeds")
+    *("benchmark", "mode", "method", "metric", "value", "low", "high"),
+    *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict"),
+    *("gained", "lost", "mcnemar", "images", "samples", "seeds"),
 )
 """Of the long form: a row a cell. Shares are fractions of one, as in metrics.json."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -88,7 +83,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     gets where it starts with one, so that taking one away gives the name back.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS)  # lines end as RFC 4180 says: \r is then quoted
         writer.writeheader()
         for row in rows:
             writer.writerow(row | {name: _tame(row[name]) for name in TEXTS})
@@ -99,11 +94,8 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    kinds = (
-        dict.fromkeys(TEXTS, pyarrow.string())
-        | dict.fromkeys(NUMBERS, pyarrow.float64())
-        | dict.fromkeys(COUNTS, pyarrow.int64())
-    )
+    kinds = dict.fromkeys(COLUMNS, pyarrow.float64())
+    kinds |= dict.fromkeys(TEXTS, pyarrow.string()) | dict.fromkeys(COUNTS, pyarrow.int64())
     schema = pyarrow.schema([(name, kinds[name]) for name in COLUMNS])
     parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema), path)
 

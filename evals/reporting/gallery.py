@@ -78,7 +78,9 @@ def draw(
     kinds: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
     for place, sample in enumerate(samples):
         if len({answers[method][sample.id].text for method in tallies}) > 1:
-            seen = {method: mark[place] > 0 for method, mark in marks.items() if mark is not None}
+            seen = {
+                method: bool(mark[place] > 0) for method, mark in marks.items() if mark is not None
+            }
             kinds[_kind(seen, base)].append(sample)
     for found in kinds.values():
         found.sort(key=lambda sample: sha256(f"{seed}\0{sample.id}".encode()))
@@ -110,13 +112,11 @@ def exhibit(
 ) -> Exhibit:
     """A sample with its picture made small."""
     data, media_type = thumbnail(picture)
-    return Exhibit(
-        sample.id, kind, sample.prompt, sample.target, data, media_type, answers, look
-    )
+    return Exhibit(sample.id, kind, sample.prompt, sample.target, data, media_type, answers, look)
 
 
 def thumbnail(picture: Image, most: int = THUMBNAIL) -> tuple[bytes, str]:
-    """The picture in at most `most` x `most` pixels, and its media type: the smaller file of two."""
+    """The picture in at most `most` x `most` pixels, as PNG or JPEG, and its media type."""
     small = picture.convert("RGB")
     small.thumbnail((most, most))
     files = {}

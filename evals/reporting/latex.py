@@ -1,14 +1,23 @@
 """tables.tex: the same tables for a paper, with booktabs.
 
-They need `\\usepackage{booktabs}` and, to shrink wide ones to the page, `graphicx`.
+They need `\\usepackage{booktabs}` and, to shrink what is wider than the text, `graphicx`.
 """
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cdkit.evals.reporting.results import Cell, Results
 from cdkit.evals.reporting.views import Column, View, overviews, view
-from cdkit.evals.reporting.wording import DASH, MINUS, difference, interval, number, signed, signed_interval
+from cdkit.evals.reporting.wording import (
+    DASH,
+    MINUS,
+    difference,
+    interval,
+    number,
+    signed,
+    signed_interval,
+)
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -30,7 +39,8 @@ SPECIAL = {
 } | {c: f"\\{c}" for c in "&%$#_{}"}
 MARKS = {" ▲": r"\textsuperscript{+}", " ▼": r"\textsuperscript{$-$}", " ★": r"\textsuperscript{*}"}
 WIDE = 3
-"""More columns than this are shrunk to the width of the text."""
+"""A table has so many columns of numbers at most; the others follow in a table of their own."""
+SHRUNK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 HEAD = (
     r"% \usepackage[T1]{fontenc} \usepackage{textcomp} \usepackage{booktabs} \usepackage{graphicx}"
 )
@@ -39,8 +49,8 @@ HEAD = (
 def render(results: Results) -> str:
     """The overviews, then every table, each a float with a caption and a label."""
     views = [*overviews(results.tables), *map(view, results.tables)]
-    lines = [HEAD, *(line for shown in views for line in _table(shown))]
-    return "\n".join(lines) + "\n"
+    parts = [part for shown in views for part in _parts(shown)]
+    return "\n".join([HEAD, *(line for part in parts for line in _table(part))]) + "\n"
 
 
 def escape(text: str) -> str:
@@ -49,15 +59,27 @@ def escape(text: str) -> str:
     return "".join(SPECIAL.get(c, c) for c in " ".join(printed.split()))
 
 
+def _parts(shown: View) -> Iterator[View]:
+    """The view in pieces that fit beside one another, its notes under the last."""
+    starts = range(0, len(shown.columns), WIDE)
+    for number, start in enumerate(starts, 1):
+        last = number == len(starts)
+        yield replace(
+            shown,
+            title=shown.title + (f" ({number} of {len(starts)})" if len(starts) > 1 else ""),
+            columns=shown.columns[start : start + WIDE],
+            notes=shown.notes if last else (),
+        )
+
+
 def _table(shown: View) -> Iterator[str]:
-    count, wide = len(shown.columns), len(shown.columns) > WIDE
+    count = len(shown.columns)
     yield ""
     yield r"\begin{table}"
     yield r"\centering\small"
     yield rf"\caption{{{_caption(shown)}}}"
     yield rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', shown.title.lower()).strip('-')}}}"
-    if wide:
-        yield r"\resizebox{\textwidth}{!}{%"
+    yield SHRUNK
     yield rf"\begin{{tabular}}{{l{'r' * count}}}"
     yield r"\toprule"
     yield _row(["method", *(escape(column.heading) for column in shown.columns)])
@@ -69,7 +91,7 @@ def _table(shown: View) -> Iterator[str]:
             yield _row([escape(method), *(value for value, _ in cells)])
             yield _row(["", *(rf"{{\scriptsize {below}}}" if below else "" for _, below in cells)])
     yield r"\bottomrule"
-    yield r"\end{tabular}" + ("%\n}" if wide else "")
+    yield r"\end{tabular}" + "%\n}"
     yield r"\end{table}"
 
 
@@ -102,9 +124,7 @@ def _cell(shown: View, column: Column, method: str) -> tuple[str, str]:
         return escape(number(cell.value.value, metric)), escape(below)
     if shown.brief:
         above = signed(cell.difference.value, metric)
-        return _marked(above, cell), escape(
-            signed_interval(cell.difference, metric)
-        )
+        return _marked(above, cell), escape(signed_interval(cell.difference, metric))
     return _marked(number(cell.value.value, metric), cell), escape(
         difference(cell.difference, metric)
     )

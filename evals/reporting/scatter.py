@@ -143,10 +143,7 @@ def _places(axes: Axes, points: Sequence[Point]) -> Iterator[tuple[float, float]
         free = (
             place
             for place in PLACES
-            if all(
-                (x + place[0] - a) ** 2 + (y + place[1] - b) ** 2 >= APART**2
-                for a, b in taken
-            )
+            if all((x + place[0] - a) ** 2 + (y + place[1] - b) ** 2 >= APART**2 for a, b in taken)
         )
         place = next(free, PLACES[0])
         taken.append((x + place[0], y + place[1]))

@@ -33,8 +33,9 @@ def collect(
 ) -> dict[Question, Look] | str:
     """For each question the attention and the masks of each method's branches, as strips.
 
-    They are those of the row that predicts the answer's first token, averaged over heads. The
-    same attention is given once, under the first method and branch that has it. A text instead, where nothing can be drawn: it says why.
+    They are those of the row that predicts the answer's first token, averaged over heads. The same
+    attention is given once, under the first method and branch that has it. Where nothing can be
+    drawn, a text instead: it says why.
     """
     if not cdkit.adapter_for(engine.model).square_grid:
         kind = engine.model.config.model_type

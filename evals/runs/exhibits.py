@@ -1,4 +1,4 @@
-"""The gallery of one benchmark from its answers: drawn, with pictures and what methods looked at."""
+"""The gallery of one benchmark from its answers, with pictures and what methods looked at."""
 
 from collections.abc import Callable, Mapping, Sequence
 
