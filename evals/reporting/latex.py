@@ -62,11 +62,11 @@ def escape(text: str) -> str:
 def _parts(shown: View) -> Iterator[View]:
     """The view in pieces that fit beside one another, its notes under the last."""
     starts = range(0, len(shown.columns), WIDE)
-    for number, start in enumerate(starts, 1):
-        last = number == len(starts)
+    for place, start in enumerate(starts, 1):
+        last = place == len(starts)
         yield replace(
             shown,
-            title=shown.title + (f" ({number} of {len(starts)})" if len(starts) > 1 else ""),
+            title=shown.title + (f" ({place} of {len(starts)})" if len(starts) > 1 else ""),
             columns=shown.columns[start : start + WIDE],
             notes=shown.notes if last else (),
         )
