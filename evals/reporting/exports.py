@@ -15,7 +15,8 @@ COUNTS = ("gained", "lost", "images", "samples", "seeds")
 COLUMNS = (
     *("benchmark", "mode", "method", "metric", "value", "low", "high"),
     *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict"),
-    *("gained", "lost", "mcnemar", "images", "samples", "seeds"),
+    *("gained", "lost", "mcnemar", "detectable", "detectable_holm"),
+    *("images", "samples", "seeds"),
 )
 """Of the long form: a row a cell. Shares are fractions of one, as in metrics.json."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -72,6 +73,8 @@ def long_form(tables: Sequence[Table]) -> Iterator[dict[str, Any]]:
                     "gained": cell.gained,
                     "lost": cell.lost,
                     "mcnemar": cell.mcnemar,
+                    "detectable": cell.detectable,
+                    "detectable_holm": cell.detectable_holm,
                     **size,
                 }
 

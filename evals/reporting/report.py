@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cdkit.evals.modes import PLAIN
 from cdkit.evals.reporting import overlay, plots, scatter, wording
 from cdkit.evals.reporting.results import Exhibit, Results, Table, direction
 from cdkit.evals.reporting.scatter import Scatter
@@ -50,6 +51,7 @@ def render(
         overviews=overviews(results.tables),
         views=_by_benchmark(results.tables),
         manifest=manifest,
+        base=next((table.base for table in results.tables), PLAIN),
         raw=json.dumps(manifest, indent=2, default=str),
         forests=_forests(results.tables),
         scatters=_scatters(results.tables),

@@ -39,15 +39,6 @@ class Point:
     colour: str
 
 
-def base_of(table: Table) -> str:
-    """The method that has no difference, because the others' are taken to it."""
-    return next(
-        name
-        for name, row in table.rows.items()
-        if all(cell.difference is None for cell in row.cells.values())
-    )
-
-
 def yes_ratio(table: Table) -> Scatter | None:
     """Accuracy by yes ratio; None where the table lacks one of the two.
 
@@ -56,12 +47,11 @@ def yes_ratio(table: Table) -> Scatter | None:
     """
     if not {"yes_ratio", "accuracy"} <= set(table.metrics):
         return None
-    base = base_of(table)
     points = _points(table, "accuracy", lambda row: _shown(row.cells.get("yes_ratio"), "yes_ratio"))
     note = "Bars: 95 % intervals. Colours as in the tables."
     if table.shifted:
         note += (
-            f" The line is {base} with its own threshold moved: a method on it only says yes "
+            f" The line is {table.base} with its own threshold moved: a method on it only says yes "
             "more or less often; one above it tells the questions apart better."
         )
     line = [(100 * ratio, 100 * right) for ratio, right in table.shifted]
@@ -79,7 +69,7 @@ def cost(table: Table, costs: Costs) -> Scatter | None:
     note = f"Bars: intervals of the headline, spread of the cost. {costs.note}"
     note += f" Not timed: {', '.join(untimed)}." if untimed else ""
     title = f"Cost and {heading(table.headline).rstrip(' ↑↓%')}, {table.title}"
-    label = f"seconds an answer, as a multiple of {base_of(table)}'s"
+    label = f"seconds an answer, as a multiple of {table.base}'s"
     return _scatter(title, points, label, table.headline, [], note)
 
 
