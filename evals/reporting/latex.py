@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from cdkit.evals.reporting.results import Cell, Results
+from cdkit.evals.reporting.results import Cell, Listing, Results
 from cdkit.evals.reporting.views import Column, View, overviews, view
 from cdkit.evals.reporting.wording import (
     DASH,
@@ -41,16 +41,19 @@ MARKS = {" ▲": r"\textsuperscript{+}", " ▼": r"\textsuperscript{$-$}", " ★
 WIDE = 3
 """A table has so many columns of numbers at most; the others follow in a table of their own."""
 SHRUNK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+END = (r"\bottomrule", r"\end{tabular}%", "}", r"\end{table}")
 HEAD = (
     r"% \usepackage[T1]{fontenc} \usepackage{textcomp} \usepackage{booktabs} \usepackage{graphicx}"
 )
 
 
 def render(results: Results) -> str:
-    """The overviews, then every table, each a float with a caption and a label."""
+    """The overviews, every table and the listings, each a float with a caption and a label."""
     views = [*overviews(results.tables), *map(view, results.tables)]
     parts = [part for shown in views for part in _parts(shown)]
-    return "\n".join([HEAD, *(line for part in parts for line in _table(part))]) + "\n"
+    lines = [HEAD, *(line for part in parts for line in _table(part))]
+    lines += [line for shown in results.listings for line in _listing(shown)]
+    return "\n".join(lines) + "\n"
 
 
 def escape(text: str) -> str:
@@ -73,26 +76,38 @@ def _parts(shown: View) -> Iterator[View]:
 
 
 def _table(shown: View) -> Iterator[str]:
-    count = len(shown.columns)
-    yield ""
-    yield r"\begin{table}"
-    yield r"\centering\small"
-    yield rf"\caption{{{_caption(shown)}}}"
-    yield rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', shown.title.lower()).strip('-')}}}"
-    yield SHRUNK
-    yield rf"\begin{{tabular}}{{l{'r' * count}}}"
-    yield r"\toprule"
+    yield from _start(shown.title, _caption(shown), len(shown.columns))
     yield _row(["method", *(escape(column.heading) for column in shown.columns)])
     for title, methods in shown.sections.items():
         yield r"\midrule"
-        yield rf"\multicolumn{{{count + 1}}}{{l}}{{\emph{{{escape(title)}}}}} \\"
+        width = len(shown.columns) + 1
+        yield rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape(title)}}}}} \\"
         for method in methods:
             cells = [_cell(shown, column, method) for column in shown.columns]
             yield _row([escape(method), *(value for value, _ in cells)])
             yield _row(["", *(rf"{{\scriptsize {below}}}" if below else "" for _, below in cells)])
-    yield r"\bottomrule"
-    yield r"\end{tabular}" + "%\n}"
-    yield r"\end{table}"
+    yield from END
+
+
+def _listing(shown: Listing) -> Iterator[str]:
+    notes = "".join(f" {escape(note)}." for note in shown.notes)
+    yield from _start(shown.title, f"{escape(shown.title)}.{notes}", len(shown.heads) - 1)
+    yield _row([escape(head) for head in shown.heads])
+    yield r"\midrule"
+    yield from (_row([escape(cell) for cell in row]) for row in shown.rows)
+    yield from END
+
+
+def _start(title: str, caption: str, count: int) -> Iterator[str]:
+    """Up to the heading of a table with `count` columns behind the first."""
+    yield ""
+    yield r"\begin{table}"
+    yield r"\centering\small"
+    yield rf"\caption{{{caption}}}"
+    yield rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}}}"
+    yield SHRUNK
+    yield rf"\begin{{tabular}}{{l{'r' * count}}}"
+    yield r"\toprule"
 
 
 def _caption(shown: View) -> str:

@@ -12,6 +12,7 @@ from cdkit.evals.reporting.results import (
     Exhibit,
     Figure,
     Gallery,
+    Listing,
     Look,
     Results,
     Row,
@@ -117,4 +118,7 @@ def results() -> Results:
     costs = Costs(
         {name: Estimate(1.0 + i, 0.5 + i, 2.0 + i) for i, name in enumerate(METHODS[:4])}, SCRIPT
     )
-    return Results((table(), table(mode="sample")), (figure,), (gallery(),), costs)
+    listing = Listing(SCRIPT, (SCRIPT, "n_1"), (("&", "=1+1"), ("[b]", SCRIPT)), (SCRIPT,))
+    return Results(
+        (table(), table(mode="sample")), (figure,), (gallery(),), listings=(listing,), costs=costs
+    )

@@ -26,7 +26,7 @@ def test_the_folder_holds_the_whole_run(prepared: Ablation, folder: Path) -> Non
     found = {path.name for path in folder.iterdir()}
     assert found >= {
         "config.toml", "manifest.json", "predictions.jsonl", "metrics.json", "report.html",
-        "tables.md",
+        "tables.md", "tables",
     }  # fmt: skip
     assert toml.read(folder / "config.toml") == prepared.grid
 
