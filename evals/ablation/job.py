@@ -21,16 +21,17 @@ from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.placement import Place, placed
 from cdkit.evals.ablation.plan import Arm, SweepPoint
 from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
-from cdkit.evals.modes import PLAIN, SAMPLE
+from cdkit.evals.modes import GREEDY, PLAIN, SAMPLE
 from cdkit.evals.reporting import compare, exports, markdown, report
 from cdkit.evals.reporting.numbers import numbers
-from cdkit.evals.reporting.results import Figure, Results, Table
+from cdkit.evals.reporting.results import Costs, Figure, Results, Table
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.runs.questions import Question
+from cdkit.evals.runs.timing import measure
 
-TABLES = "intervals and tests"
+TABLES, COST = "intervals and tests", "cost"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,8 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
 
     tables = _tables(job, runner.answers, stages)
     shown = galleries(grid, job.arms, job.loaded, engine, runner.answers, stages)
-    results = Results(tables, _figures(job, runner.answers), shown)
+    costs = _costs(job, stages)
+    results = Results(tables, _figures(job, runner.answers), shown, costs=costs)
     facts = manifest.manifest(
         folder.name,
         grid,
@@ -260,6 +262,22 @@ def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
                 position_figure(item.name, job.places, said, bins=bins, resamples=resamples)
             )
     return tuple(figures)
+
+
+def _costs(job: Ablation, stages: Stages) -> Costs | None:
+    """Of the methods that decode greedily, where the grid asks for it."""
+    spec = job.grid.cost
+    if not spec.rounds:
+        return None
+    methods = {arm.name: arm.method for arm in job.arms if GREEDY in arm.modes}
+    (item,) = (item for item in job.loaded if item.name == job.grid.timed)
+    asked = list(item.questions.values())[: spec.questions]
+    stages.start(COST, (spec.rounds + 1) * len(methods))
+
+    def advance() -> None:
+        stages.advance(COST)
+
+    return measure(job.engine, methods, asked, rounds=spec.rounds, advance=advance)
 
 
 def _write_json(path: Path, content: object) -> None:

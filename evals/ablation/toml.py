@@ -11,6 +11,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.ablation.checks import as_table, as_tuple, check_names, check_text
 from cdkit.evals.ablation.grid import (
     BenchmarkSpec,
+    CostSpec,
     GallerySpec,
     Grid,
     MethodSpec,
@@ -71,7 +72,7 @@ def parse(table: Table) -> Grid:
         given[key] = as_tuple(key, given[key])
     if isinstance(given.get("temperature"), int):
         given["temperature"] = float(given["temperature"])
-    for key, kind in (("world", World), ("position", Position), ("gallery", GallerySpec)):
+    for key, kind in KINDS.items():
         if key in given:
             given[key] = _section(f"[{key}]", kind, given[key])
     if "left_out" in given:
@@ -131,7 +132,13 @@ READERS: Mapping[str, Callable[[str, object], object]] = {
 }
 
 
-Section = World | Position | GallerySpec
+Section = World | Position | GallerySpec | CostSpec
+KINDS: Mapping[str, type[Section]] = {
+    "world": World,
+    "position": Position,
+    "gallery": GallerySpec,
+    "cost": CostSpec,
+}
 
 
 def _section(where: str, kind: type[Section], table: object) -> Section:
@@ -141,7 +148,7 @@ def _section(where: str, kind: type[Section], table: object) -> Section:
         if key not in given:
             raise CdkitError(f"{where} needs the key {key!r}")
     for field in fields(kind):
-        if field.type is str and field.name in given:
+        if field.type is str and given.get(field.name, field.default) != field.default:
             check_text(f"{field.name} of {where}", given[field.name])
     if "methods" in given:
         given["methods"] = as_tuple(f"methods of {where}", given["methods"])
@@ -171,7 +178,7 @@ def _as_toml(section: object) -> object:
             }
         case Sweep(values, benchmarks):
             return {**values, "benchmarks": benchmarks}
-        case World() | Position() | GallerySpec():
+        case World() | Position() | GallerySpec() | CostSpec():
             return {f.name: getattr(section, f.name) for f in fields(section)}
         case Mapping():
             return {key: _as_toml(value) for key, value in section.items()}

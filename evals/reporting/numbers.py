@@ -6,7 +6,8 @@ from cdkit.evals.reporting.results import Results
 
 
 def numbers(results: Results) -> dict[str, object]:
-    """`tables` (method -> metric -> its cell) and `figures`, unrounded and unscaled."""
+    """`tables` (method -> metric -> its cell), `figures` and `costs`, unrounded and unscaled."""
+    costs = results.costs.ratios if results.costs is not None else {}
     return {
         "tables": [
             {
@@ -24,4 +25,5 @@ def numbers(results: Results) -> dict[str, object]:
             for table in results.tables
         ],
         "figures": [asdict(figure) for figure in results.figures],
+        "costs": {name: asdict(ratio) for name, ratio in costs.items()},
     }

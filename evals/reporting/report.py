@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cdkit.evals.modes import PLAIN
+from cdkit.evals.modes import GREEDY, PLAIN
 from cdkit.evals.reporting import overlay, plots, scatter, wording
 from cdkit.evals.reporting.results import Exhibit, Results, Table, direction
 from cdkit.evals.reporting.scatter import Scatter
@@ -95,9 +95,11 @@ def _scatters(tables: tuple[Table, ...]) -> dict[str, list[Scatter]]:
 
 
 def _costs(results: Results) -> list[Scatter]:
+    """By the greedy tables where there are any: every mode would show the same costs."""
     if results.costs is None:
         return []
-    drawn = (scatter.cost(table, results.costs) for table in results.tables)
+    greedy = [table for table in results.tables if table.mode == GREEDY]
+    drawn = (scatter.cost(table, results.costs) for table in greedy or results.tables)
     return [shown for shown in drawn if shown is not None]
 
 
