@@ -94,7 +94,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The same rows with their types, names as they are; needs pyarrow."""
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     kinds = dict.fromkeys(COLUMNS, pyarrow.float64())

@@ -61,7 +61,9 @@ def right(tally: Tally) -> Float[np.ndarray, " samples"] | None:
         return None
     task, _, kind = shares[0].rpartition(".")
     alike = [m for m in shares if task and m.rpartition(".")[2] == kind] or shares[:1]
-    counted = np.stack([tally.columns[tally.binary[metric]] for metric in alike]).sum(axis=0)
+    counted: Float[np.ndarray, " samples"] = np.stack(
+        [tally.columns[tally.binary[metric]] for metric in alike]
+    ).sum(axis=0)
     return counted if direction(shares[0]) > 0 else 1 - counted
 
 

@@ -77,7 +77,7 @@ def test_no_name_is_a_formula_and_each_comes_back(
 
 @pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow: pip install 'cdkit[parquet]'")
 def test_parquet_holds_the_same_rows(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    from pyarrow import parquet
+    from pyarrow import parquet  # type: ignore[import-untyped]
 
     exports.write_parquet(tmp_path / "tables.parquet", rows)
     read = parquet.read_table(tmp_path / "tables.parquet")

@@ -19,6 +19,7 @@ from cdkit.evals.reporting import gallery, overlay
 from cdkit.evals.reporting.results import Look, Strip
 from cdkit.evals.runs import attention
 from cdkit.evals.runs.engine import Engine
+from cdkit.evals.runs.exhibits import hang
 
 WORDS = ("yes", "no")
 
@@ -224,3 +225,29 @@ def test_a_family_whose_tokens_are_no_grid_is_told(
 )
 def test_methods_that_look_at_attention(name: str, looks: bool) -> None:
     assert attention.looks_at_attention(cdkit.load(name)) == looks
+
+
+def test_what_cannot_be_traced_is_told(
+    prepared: Ablation, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*rest: object) -> None:
+        raise cdkit.CdkitError("its heads are spread")
+
+    monkeypatch.setattr(Engine, "first_trace", refuse)
+    question = next(iter(prepared.loaded[0].questions.values()))
+    told = attention.collect(engine, {"plain": cdkit.load("plain")}, [question])
+    assert told == f"{attention.NOTHING}: its heads are spread"
+
+
+def test_a_gallery_needs_no_model(prepared: Ablation) -> None:
+    """As when finished runs are compared, with a base of another name."""
+    pope = prepared.loaded[0]
+    answers = {
+        name: {sample: Answer(word) for sample in pope.questions}
+        for name, word in (("run one", "yes"), ("run two", "no"))
+    }
+    found = hang("pope", pope.benchmark, pope.questions, answers, count=3, base="run two")
+    assert len(found.exhibits) == 3 and "run two is wrong" in found.rule and not found.notes
+    for exhibit in found.exhibits:
+        assert exhibit.look is None
+        assert exhibit.kind == ("mended" if exhibit.target == "yes" else "broken")
