@@ -61,7 +61,7 @@ def table(
     return Table(
         benchmark,
         mode,
-        seeds=len(runs[base]),
+        seeds=max(map(len, runs.values())),
         images=images,
         samples=len(tally.samples),
         metrics=metrics,
