@@ -15,7 +15,7 @@ from cdkit.limits import check_arguments, check_eval, check_no_grad, refuse_spli
 from cdkit.logits import scale_difference
 from cdkit.method import ORIGINAL
 from cdkit.schedule import Signals
-from cdkit.trace import Step
+from cdkit.trace import FREE, Step
 
 
 def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -109,10 +109,12 @@ def _combined(
     batch.step += 1
     engine.last_original = first
     engine.last_weights = None if call.seen is None else call.seen.last_weights
-    if "logits" in engine.trace.wanted:
+    wanted = engine.trace.wanted
+    first_step = "first_logits" in wanted and batch.step == 1
+    if "logits" in wanted or first_step:
         call.step.logits = {ORIGINAL: first.clone()} | {k: v.clone() for k, v in flat.items()}
         call.step.combined = combined.clone()
-    if engine.trace.wanted:
+    if wanted - FREE or first_step:
         engine.trace.steps.append(call.step)
     return combined.view(batch.rows, columns, -1)
 
