@@ -26,6 +26,10 @@ Weighed = Callable[[Float[np.ndarray, "resamples images"]], Float[np.ndarray, " 
 Prepare = Callable[
     [Mapping[str, Float[np.ndarray, " samples"]], Int[np.ndarray, " samples"]], Weighed
 ]
+Fit = Callable[
+    [Mapping[str, Float[np.ndarray, " samples"]], Int[np.ndarray, " samples"]],
+    Float[np.ndarray, " samples"],
+]
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,11 @@ class Tally:
     the columns; one in `prepared` is made once from the columns and the samples' image numbers, and
     then maps image weights to values. `binary` names the metrics that count a 0/1 column and
     nothing else, and that column.
+
+    Two fields say what to do where samples are left out. A column in `fitted` looks at other
+    samples too, as a threshold chosen on them does: it is computed anew from the columns and the
+    image numbers of those that stay. Samples with the same number in `joint` are scored as one:
+    where one is left out, so are the others.
     """
 
     samples: tuple[Sample, ...]
@@ -111,6 +120,8 @@ class Tally:
     sums: Mapping[str, OfSums]
     prepared: Mapping[str, Prepare] = field(default_factory=dict)
     binary: Mapping[str, str] = field(default_factory=dict)
+    fitted: Mapping[str, Fit] = field(default_factory=dict)
+    joint: Int[np.ndarray, " samples"] | None = None
 
     def __post_init__(self) -> None:
         wrong = [n for n, column in self.columns.items() if column.shape != (len(self.samples),)]
@@ -165,6 +176,20 @@ class Tally:
         """The metrics of the answers as they are: every image weighs one."""
         return {n: float(v[0]) for n, v in self.at(np.ones((1, len(self.images)))).items()}
 
+    def without(self, ids: Collection[str]) -> "Tally":
+        """The tally of the other samples, as if the benchmark had not asked these."""
+        out = np.array([sample.id in ids for sample in self.samples], dtype=np.bool_)
+        if self.joint is not None:
+            out = (np.bincount(self.joint, weights=out) > 0)[self.joint]
+        if out.all():
+            raise CdkitError(f"all {len(out)} samples are left out: nothing remains to be scored")
+        samples = tuple(s for s, gone in zip(self.samples, out, strict=True) if not gone)
+        columns = {name: column[~out] for name, column in self.columns.items()}
+        images = image_index(samples)
+        columns |= {name: fit(columns, images) for name, fit in self.fitted.items()}
+        joint = None if self.joint is None else self.joint[~out]
+        return dataclasses.replace(self, samples=samples, columns=columns, joint=joint)
+
 
 class Benchmark(abc.ABC):
     """Questions, and a pure function from answers to a `Tally`.
@@ -195,10 +220,21 @@ class Benchmark(abc.ABC):
         return {}
 
     @final
-    def tally(self, answers: Mapping[str, Answer]) -> Tally:
-        """The tally of answers by sample id; a missing or an unknown id is a CdkitError."""
+    def tally(self, answers: Mapping[str, Answer], *, without: Collection[str] = ()) -> Tally:
+        """The tally of answers by sample id; a missing or an unknown id is a CdkitError.
+
+        The samples in `without`, answered or not, are left out: those that failed, in this run or
+        in one that it is compared with. The metrics are then over a part of the questions, which
+        whoever shows them has to say.
+        """
         samples = self.samples()
         known = {sample.id for sample in samples}
+        if without := frozenset(without):
+            if lost := sorted(without - known):
+                raise CdkitError(f"cannot leave out {_few(lost)}: no sample has such an id")
+            scored = all(a.yes_score is not None for n, a in answers.items() if n not in without)
+            filler = Answer("", yes_score=0.0 if scored else None)  # counted, then left out
+            answers = {**answers, **dict.fromkeys(without, filler)}
         if missing := [sample.id for sample in samples if sample.id not in answers]:
             raise CdkitError(
                 f"{len(missing)} of {len(samples)} samples have no answer ({_few(missing)}): "
@@ -209,7 +245,8 @@ class Benchmark(abc.ABC):
                 f"{len(strangers)} answers belong to no sample ({_few(strangers)}): "
                 "give the answers of this benchmark's own questions"
             )
-        return self.count([answers[sample.id] for sample in samples])
+        tally = self.count([answers[sample.id] for sample in samples])
+        return tally.without(without) if without else tally
 
     @final
     def score(self, answers: Mapping[str, Answer]) -> dict[str, float]:

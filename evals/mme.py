@@ -156,7 +156,13 @@ class MME(Benchmark):
             columns[f"{task}.right"] = mine * right
             columns[f"{task}.both"] = mine * both
         binary = {f"{task}.acc": f"{task}.right" for task in self._sources}
-        return Tally(self.samples(), columns, metrics(tuple(self._sources)), binary=binary)
+        return Tally(
+            self.samples(),
+            columns,
+            metrics(tuple(self._sources)),
+            binary=binary,
+            joint=np.arange(len(right)) // 2,
+        )
 
     @cached_property
     def _sources(self) -> Mapping[str, Source]:

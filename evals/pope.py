@@ -100,6 +100,11 @@ def ranked(columns: Columns, images: Int[np.ndarray, " samples"]) -> Weighed:
     return image_auc(columns["yes_score"], columns["label"], images)
 
 
+def matched(columns: Columns, images: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Which answers are right where the column `yes_score` is cut at the rate of yes labels."""
+    return matched_right(columns["yes_score"], columns["label"], images)
+
+
 @final
 @BENCHMARKS.register("pope")
 @dataclass(frozen=True)
@@ -162,10 +167,17 @@ class POPE(Benchmark):
             return Tally(self._samples, columns, sums, binary=binary)
         images = image_index(self._samples)
         columns["yes_score"] = np.array(scores)
-        columns["matched"] = matched_right(columns["yes_score"], columns["label"], images)
+        columns["matched"] = matched(columns, images)
         sums["matched_accuracy"] = lambda s: share(s["matched"], s["one"])
         binary["matched_accuracy"] = "matched"
-        return Tally(self._samples, columns, sums, prepared={"auc": ranked}, binary=binary)
+        return Tally(
+            self._samples,
+            columns,
+            sums,
+            prepared={"auc": ranked},
+            binary=binary,
+            fitted={"matched": matched},
+        )
 
     @cached_property
     def _source(self) -> Source:

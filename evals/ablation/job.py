@@ -22,6 +22,7 @@ from cdkit.evals.ablation.plan import Arm, SweepPoint
 from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
 from cdkit.evals.modes import GREEDY, PLAIN, SAMPLE
 from cdkit.evals.reporting import compare, markdown, report
+from cdkit.evals.reporting.numbers import numbers
 from cdkit.evals.reporting.results import Example, Figure, Results, Table
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.pictures import load_picture
@@ -140,32 +141,10 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
         stages=stages.seconds,
     )
     _write_json(folder / "manifest.json", facts)
-    _write_json(folder / "metrics.json", metrics(results))
+    _write_json(folder / "metrics.json", numbers(results))
     markdown.write(folder / "tables.md", results)
     report.write(folder / "report.html", results, facts)
     return results
-
-
-def metrics(results: Results) -> dict[str, object]:
-    """Every number of the tables and figures, as plain data."""
-    return {
-        "tables": [
-            {
-                "benchmark": table.benchmark,
-                "mode": table.mode,
-                "seeds": table.seeds,
-                "images": table.images,
-                "samples": table.samples,
-                "methods": {
-                    name: {metric: asdict(cell) for metric, cell in row.cells.items()}
-                    for name, row in table.rows.items()
-                },
-                "absent": {name: list(modes) for name, modes in table.absent.items()},
-            }
-            for table in results.tables
-        ],
-        "figures": [asdict(figure) for figure in results.figures],
-    }
 
 
 def all_arms(job: Ablation) -> tuple[Arm, ...]:

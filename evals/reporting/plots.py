@@ -10,7 +10,6 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from cdkit.evals.modes import PLAIN
 from cdkit.evals.reporting.results import Figure, Table, scale
 from cdkit.evals.reporting.wording import heading
 from cdkit.evals.statistics import Estimate
@@ -47,12 +46,12 @@ def curves(figure: Figure) -> str:
 
 
 def forest(tables: Sequence[Table], metric: str) -> str:
-    """Differences to plain of one metric: a row a method, a panel a table.
+    """Differences to the base of one metric: a row a method, a panel a table.
 
     Methods stand in the order of their sections; where one has no value the row is empty.
     """
     order = dict.fromkeys(name for names in tables[0].sections.values() for name in names)
-    names = [name for name in order if name != PLAIN]
+    names = [name for name in order if name != tables[0].base]
     canvas = Canvas(figsize=(WIDTH * 1.25, 0.9 + 0.27 * len(names)), layout="constrained")
     panels = canvas.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, table in zip(panels, tables, strict=True):
@@ -74,7 +73,8 @@ def forest(tables: Sequence[Table], metric: str) -> str:
         axes.grid(axis="x", color="#e5e7eb", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
-    canvas.supxlabel(f"{heading(metric).rstrip(' %')}: difference to plain, points", fontsize=9)
+    what = f"{heading(metric).rstrip(' %')}: difference to {tables[0].base}, points"
+    canvas.supxlabel(what, fontsize=9)
     return _svg(canvas)
 
 

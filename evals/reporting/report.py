@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cdkit.evals.modes import PLAIN
 from cdkit.evals.reporting import plots, wording
 from cdkit.evals.reporting.results import Example, Results, Table, direction
 from cdkit.evals.reporting.views import View, overviews, view
@@ -35,6 +36,7 @@ def render(results: Results, manifest: Mapping[str, object]) -> str:
         overviews=overviews(results.tables),
         views=_by_benchmark(results.tables),
         manifest=manifest,
+        base=next((table.base for table in results.tables), PLAIN),
         raw=json.dumps(manifest, indent=2, default=str),
         forests=_forests(results.tables),
         figures=[(figure, plots.curves(figure)) for figure in results.figures],

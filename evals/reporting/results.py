@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cdkit.evals.modes import PLAIN
 from cdkit.evals.statistics import Estimate
 
 SIGNIFICANT = 0.05
@@ -23,24 +24,28 @@ MODES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one method: its value, and how far it stands from the plain run."""
+    """One metric of one method: its value, and how far it stands from the base's."""
 
     value: Estimate
     difference: Estimate | None = None
-    """None in the plain run's own row."""
+    """None in the base's own row."""
     p: float | None = None
     """Sign-flip by image, before Holm."""
     p_holm: float | None = None
     """Adjusted over the table; None for a metric that is neither good nor bad."""
     verdict: str = ""
-    """"better" or "worse" than the plain run where Holm's test says so, else nothing."""
+    """"better" or "worse" than the base where Holm's test says so, else nothing."""
     best: bool = False
     gained: int | None = None
-    """Answers that are right here and wrong in the plain run (of CHAIR_s: that hallucinate here
+    """Answers that are right here and wrong in the base (of CHAIR_s: that hallucinate here
     and not there); `lost` the other way round. Known for shares of one greedy run."""
     lost: int | None = None
     mcnemar: float | None = None
     """Its exact p, which takes questions for independent: beside the test by image only."""
+    detectable: float | None = None
+    """The smallest true difference that the test by image would find four times in five at level
+    .05, and `detectable_holm` at the strictest level of the table; None: none, or not known."""
+    detectable_holm: float | None = None
 
     @property
     def mark(self) -> str:
@@ -71,6 +76,15 @@ class Table:
     rows: Mapping[str, Row]
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Method -> the decode modes that it is defined for, of which this is none."""
+    base: str = PLAIN
+    """The method that every difference is taken to."""
+    tests: int = 0
+    """Holm's family: how many p-values were corrected together."""
+
+    @property
+    def strictest(self) -> float:
+        """The level that Holm's correction holds the smallest p-value to."""
+        return SIGNIFICANT / max(1, self.tests)
 
     @property
     def decoding(self) -> str:
@@ -127,10 +141,28 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A table of words: what does not fit the grid of methods and metrics.
+
+    Each row has a cell for each of `heads`; the first says what the row is about.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.heads) for row in self.rows):
+            raise ValueError(f"{self.title}: every row needs {len(self.heads)} cells")
+
+
+@dataclass(frozen=True)
 class Results:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     examples: tuple[Example, ...] = ()
+    listings: tuple[Listing, ...] = ()
 
 
 def told_modes(modes: Sequence[str]) -> str:
