@@ -51,9 +51,9 @@ def attach(
     `processor` is needed by methods that write text into the prompt. All noise is drawn from
     (`seed`, sample id); `sample_ids` names each prompt of the calls to come, else a digest of its
     pixels and tokens does. `trace` keeps "logits", "image_attention" or "mask" of each step of the
-    latest call in `run.trace`; "first_logits" are those of the first step, at no cost, where the
-    method has anything to do. `optimize=False` forces every branch through the model even where it
-    cannot matter and shares nothing between them: same tokens, slower; for tests.
+    latest call in `run.trace`; "last_logits" keeps the latest step alone, at no cost, and nothing
+    where the method has nothing to do. `optimize=False` forces every branch through the model even
+    where it cannot matter and shares nothing between them: same tokens, slower; for tests.
 
     Raises CdkitError where the method cannot run on this model, before anything is changed.
     """

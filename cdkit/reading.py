@@ -110,11 +110,13 @@ def _combined(
     engine.last_original = first
     engine.last_weights = None if call.seen is None else call.seen.last_weights
     wanted = engine.trace.wanted
-    first_step = "first_logits" in wanted and batch.step == 1
-    if "logits" in wanted or first_step:
+    if "last_logits" in wanted:
+        call.step.logits, call.step.combined = {ORIGINAL: first, **flat}, combined
+        engine.trace.steps[:] = [call.step] if wanted <= FREE else engine.trace.steps
+    if "logits" in wanted:
         call.step.logits = {ORIGINAL: first.clone()} | {k: v.clone() for k, v in flat.items()}
         call.step.combined = combined.clone()
-    if wanted - FREE or first_step:
+    if wanted - FREE:
         engine.trace.steps.append(call.step)
     return combined.view(batch.rows, columns, -1)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from cdkit.errors import CdkitError
 from cdkit.registry import UnknownNameError, unknown
 
-Wanted = Literal["logits", "first_logits", "image_attention", "mask"]
-FREE = frozenset({"first_logits"})
-"""What is there anyway: it forces no branch that cannot matter, and is kept for one step alone."""
+Wanted = Literal["logits", "last_logits", "image_attention", "mask"]
+FREE = frozenset({"last_logits"})
+"""What is there anyway, and kept until the next step: it forces no branch that cannot matter."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Trace:
 
 
 def make_trace(wanted: Collection[str]) -> Trace:
-    """A trace of `logits` (`first_logits`: of the first step), `image_attention`, `mask`."""
+    """A trace of `logits` (`last_logits`: of the latest step), `image_attention`, `mask`."""
     if isinstance(wanted, str) or not isinstance(wanted, Collection):
         raise CdkitError(
             f"trace must be a list of names out of {', '.join(get_args(Wanted))}, got {wanted!r}"

@@ -13,7 +13,7 @@ from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.ablation.run import Batch, Decode, Runner, first_noise
 from cdkit.evals.modes import BEAM
 from cdkit.evals.runs.engine import Logits
-from cdkit.evals.runs.ties import tolerance_of
+from cdkit.evals.runs.watching import tolerance_of
 from cdkit.method import ORIGINAL
 
 STAGE = "checks against generate"

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cdkit.benchmark import Benchmark, Sample
 from cdkit.evals.runs.identity import Part, data_hash
 from cdkit.evals.runs.journal import Key, Row
 from cdkit.evals.runs.questions import Question, asked_of
@@ -45,14 +46,17 @@ class Work:
 def tasks_of(part: Part, limit: int | None) -> list[Task]:
     """The part's samples in their order; with `limit` those of its first so many images."""
     benchmark, data = part.benchmark, data_hash(part.benchmark)
-    samples = benchmark.samples()
-    images = dict.fromkeys(sample.group for sample in samples)
-    kept = set(list(images)[:limit])
     return [
         Task(data, s.id, asked_of(s, part.images, benchmark.max_new_tokens))
-        for s in samples
-        if s.group in kept
+        for s in asked_samples(benchmark, limit)
     ]
+
+
+def asked_samples(benchmark: Benchmark, limit: int | None) -> list[Sample]:
+    """All samples; with `limit` those of the first so many images."""
+    samples = benchmark.samples()
+    kept = set(list(dict.fromkeys(sample.group for sample in samples))[:limit])
+    return [sample for sample in samples if sample.group in kept]
 
 
 def work_of(

@@ -19,11 +19,8 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runs.gumbel import GumbelSampling
 from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.questions import Question
-from cdkit.evals.runs.ties import Margins
-from cdkit.evals.runs.unconstrained import continued, unconstrained
-from cdkit.logits import scale_difference
-from cdkit.method import ORIGINAL, Method
-from cdkit.trace import Step
+from cdkit.evals.runs.watching import Watch, scheduled
+from cdkit.method import Method
 
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 
@@ -33,7 +30,7 @@ class Generated:
     """An answer's text, its tokens without the end, and whether the limit cut it off.
 
     Where the engine watched: `yes_score` as `cdkit.benchmark.Answer` has it, and `margin`, the
-    smallest lead of a chosen token over the next best (see `ties`).
+    smallest change of a logit that could have changed it (see `watching`).
     """
 
     text: str
@@ -105,7 +102,7 @@ class Engine:
         with self._attached(method, sample_ids, trace=("logits",)) as run:
             out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
             step = run.trace.steps[0]
-        return _scheduled(step), out.logits[0].float()
+        return scheduled(step), out.logits[0].float()
 
     @torch.inference_mode()
     def answers(
@@ -125,38 +122,40 @@ class Engine:
         without a loop of its own) and margins (but of beams) on the way.
         """
         length = inputs["input_ids"].shape[1]
-        processors = LogitsProcessorList()
+        sampling = LogitsProcessorList()
         if seed is not None:
-            sampling = GumbelSampling(
-                seed,
-                sample_ids,
-                prompt_length=length,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
+            sampling.append(
+                GumbelSampling(
+                    seed,
+                    sample_ids,
+                    prompt_length=length,
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    top_p=self.top_p,
+                )
             )
-            processors.append(sampling)
         num_beams = self.num_beams if beams else 1
-        margins = Margins(prompt_length=length)
-        if watch and num_beams == 1 and method.loop is None:
-            processors.append(margins)
-        watched = watch and method.loop is None
+        watch = watch and method.loop is None
         stock: list[Tensor] = []
         with (
-            self._attached(method, sample_ids, trace=("first_logits",) if watched else ()) as run,
-            self._first_logits(stock) if watched and method.idle else nullcontext(),
+            self._attached(method, sample_ids, trace=("last_logits",) if watch else ()) as run,
+            self._first_logits(stock) if watch and method.idle else nullcontext(),
         ):
+            looking = Watch(
+                run.trace, method.combiner, sampling, prompt_length=length, margins=num_beams == 1
+            )
+            processors = LogitsProcessorList([*sampling, *([looking] if watch else [])])
             ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
             made = [self._decoded(row[length:].tolist(), limit) for row in ids]
-        if not watched:
+        if not watch:
             return made
-        free = stock[0] if method.idle else _free(method, run.trace.steps[0])
-        scores = self.yes_scores(free[::num_beams]).tolist()
+        first = stock[0] if looking.first is None else looking.first
+        scores = self.yes_scores(first[::num_beams]).tolist()
         # an end token was chosen too, where the limit did not cut the answer off
-        leads = margins.smallest([answer.tokens + (not answer.truncated) for answer in made])
+        margins = looking.smallest([answer.tokens + (not answer.truncated) for answer in made])
         return [
-            replace(answer, yes_score=None if math.isnan(score) else score, margin=lead)
-            for answer, score, lead in zip(made, scores, leads, strict=True)
+            replace(answer, yes_score=None if math.isnan(score) else score, margin=margin)
+            for answer, score, margin in zip(made, scores, margins, strict=True)
         ]
 
     @contextmanager
@@ -232,24 +231,6 @@ class Engine:
         kept = ids[:stop]
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
         return Generated(text.strip(), len(kept), truncated=stop is None and len(kept) >= limit)
-
-
-def _free(method: Method, step: Step) -> Float[Tensor, "rows vocab"]:
-    """What the method makes of a first step's logits before the plausibility constraint."""
-    logits, combiner = _scheduled(step), unconstrained(method.combiner)
-    original = logits[ORIGINAL]
-    others = {name: value for name, value in logits.items() if name != ORIGINAL}
-    return continued(combiner.combine(original, others, step=0, state={})[0], original)
-
-
-def _scheduled(step: Step) -> Logits:
-    if step.alpha_scale is None:
-        return step.logits
-    original = step.logits[ORIGINAL]
-    return {
-        name: value if name == ORIGINAL else scale_difference(original, value, step.alpha_scale)
-        for name, value in step.logits.items()
-    }
 
 
 def _to(tensor: Tensor, model: Any) -> Tensor:

@@ -28,8 +28,8 @@ Key = tuple[str, str, str, int | None]
 class Row:
     """An answer, or the `error` that there is in place of one.
 
-    `margin` is the smallest lead of a token that was chosen (see `ties`), `batch` names the batch
-    that the answer was made in, `seconds` is the answer's share of the time that took, and `at`
+    `margin` says how close another answer was (see `watching`), `batch` names the batch that the
+    answer was made in, `seconds` is the answer's share of the time that took, and `at`
     counts the seconds since the piece began.
     """
 

@@ -12,9 +12,8 @@ from cdkit.evals.modes import SAMPLE
 from cdkit.evals.runs.folder import Identity
 from cdkit.evals.runs.journal import Journal
 from cdkit.evals.runs.scoring import Answered
-from cdkit.evals.runs.selected import Selected
 from cdkit.evals.runs.settings import Settings
-from cdkit.evals.runs.ties import tolerance_of
+from cdkit.evals.runs.watching import tolerance_of
 from cdkit.method import Method
 
 PACKAGES = ("cdkit", "torch", "transformers", "pytorch-lightning", "numpy")
@@ -99,18 +98,17 @@ def near_ties(settings: Settings, dtype: str, parts: Sequence[Answered]) -> dict
         "tolerance": tolerance,
         "answers": sum(margin < tolerance for margin in margins),
         "of": len(margins),
-        "rule": "the two best scores that a token was chosen from differ by less than the "
-        "tolerance at some step; beams and methods with a loop of their own have no such margin, "
-        "and tokens at the edge of the plausibility constraint are not counted",
+        "rule": "at some step a change of one logit by less than the tolerance could let another "
+        "token win: the next best, or one at the edge of the plausibility constraint; not known of "
+        "beams and of methods with a loop of their own",
     }
 
 
 def _part(part: Answered, identity: Identity) -> dict[str, Any]:
-    chosen = part.benchmark
-    whole = chosen.whole if isinstance(chosen, Selected) else chosen
     return {
         "hash": identity.data[part.name],
-        "images": str(part.images),
-        "samples": len(chosen.samples()),
-        "benchmark": whole.describe(),
+        "images": str(part.images.absolute()),
+        "samples": len(part.benchmark.samples()),
+        "asked": len(part.asked),
+        "benchmark": part.benchmark.describe(),
     }

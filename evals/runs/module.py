@@ -49,6 +49,11 @@ class Job:
     silence: Callable[[], None] | None = None
     """Called first in each process: keeps libraries out of the output."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # in a process that was started just now
+        if self.silence is not None:
+            self.silence()
+
     @property
     def journals(self) -> Path:
         return self.folder / "journal"
@@ -78,8 +83,6 @@ class Answering(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        if self.job.silence is not None:
-            self.job.silence()
         self._open = ExitStack()
         self._began = perf_counter()
         self._engine = self._load()

@@ -10,9 +10,9 @@ from cdkit.config import build
 from cdkit.errors import CdkitError
 from cdkit.evals.files import json_rows, located
 from cdkit.evals.files import read as read_text
+from cdkit.evals.runs.batches import asked_samples
 from cdkit.evals.runs.finished import FinishedPart, FinishedRun
 from cdkit.evals.runs.folder import MANIFEST, PREDICTIONS, SETTINGS
-from cdkit.evals.runs.selected import first_images
 from cdkit.evals.runs.settings import settings_of
 
 
@@ -38,6 +38,11 @@ def read(folder: Path) -> FinishedRun:
                     by_seed[name] = Answer(**values)
             except (KeyError, TypeError) as error:
                 raise CdkitError(f"this is no row of {PREDICTIONS} ({error!r})") from None
+    benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in told["parts"].items()}
+    for name, benchmark in benchmarks.items():
+        asked = {sample.id for sample in asked_samples(benchmark, settings.limit)}
+        others = [sample.id for sample in benchmark.samples() if sample.id not in asked]
+        errors[name] |= dict.fromkeys(others, f"not asked (--limit {settings.limit})")
     return FinishedRun(
         folder=folder,
         method=settings.shown_method,
@@ -45,12 +50,12 @@ def read(folder: Path) -> FinishedRun:
         parts={
             name: FinishedPart(
                 name,
-                first_images(_benchmark(name, part["benchmark"], folder), settings.limit),
-                Path(part["images"]),
+                benchmark,
+                Path(told["parts"][name]["images"]),
                 rows[name],
                 errors[name],
             )
-            for name, part in told["parts"].items()
+            for name, benchmark in benchmarks.items()
         },
         manifest=told,
         seconds=float(told["model_seconds"]),

@@ -9,9 +9,9 @@ from typing import Any
 
 from cdkit.benchmark import Answer, Benchmark
 from cdkit.errors import CdkitError
+from cdkit.evals.runs.batches import asked_samples
 from cdkit.evals.runs.identity import Part, data_hash
 from cdkit.evals.runs.journal import Key, Row
-from cdkit.evals.runs.selected import answered, first_images
 
 Seed = int | None
 
@@ -22,24 +22,24 @@ class Answered:
 
     name: str
     benchmark: Benchmark
-    """Over the images that were asked about."""
     images: Path
     rows: Mapping[Seed, Mapping[str, Row]]
-    """Seed -> sample id -> answer or error, in the samples' order."""
+    """Seed -> id of each sample that was asked -> answer or error, in the samples' order."""
 
     @property
-    def answers(self) -> dict[Seed, dict[str, Answer]]:
-        """Only what is an answer."""
-        return {
-            seed: {name: row.answer for name, row in rows.items() if row.error is None}
-            for seed, rows in self.rows.items()
-        }
+    def asked(self) -> tuple[str, ...]:
+        """The ids of the samples that were asked."""
+        return tuple(next(iter(self.rows.values())))
 
     @property
     def errors(self) -> dict[str, str]:
         """Sample id -> why it has no answer, under one seed or more."""
         found = [(n, row.error) for rows in self.rows.values() for n, row in rows.items()]
         return {name: error for name, error in found if error is not None}
+
+    def answers(self, seed: Seed) -> dict[str, Answer]:
+        """What is an answer."""
+        return {n: row.answer for n, row in self.rows[seed].items() if row.error is None}
 
 
 def collect(
@@ -53,8 +53,8 @@ def collect(
     """Every sample's row; a sample without one raises: the run is not finished."""
     found = []
     for part in parts:
-        benchmark, data = first_images(part.benchmark, limit), data_hash(part.benchmark)
-        ids = [sample.id for sample in benchmark.samples()]
+        data = data_hash(part.benchmark)
+        ids = [sample.id for sample in asked_samples(part.benchmark, limit)]
         lacking = sum((data, name, method, seed) not in rows for seed in seeds for name in ids)
         if lacking:
             raise CdkitError(
@@ -62,7 +62,7 @@ def collect(
                 "go on with cdkit eval --resume"
             )
         by_seed = {s: {name: rows[data, name, method, s] for name in ids} for s in seeds}
-        found.append(Answered(part.name, benchmark, part.images, by_seed))
+        found.append(Answered(part.name, part.benchmark, part.images, by_seed))
     return found
 
 
@@ -86,28 +86,29 @@ def _prediction_lines(parts: Sequence[Answered]) -> Iterator[str]:
 def metrics(parts: Sequence[Answered]) -> dict[str, Any]:
     """By part: each seed's metrics and their mean, and over how many samples they are.
 
-    A part with errors is scored over the images that all questions of were answered, under every
-    seed: the same for each.
+    Samples that were not asked, or failed under any seed, are left out under every seed.
     """
-    found: dict[str, Any] = {}
-    for part in parts:
-        asked = part.benchmark.samples()
-        of_seed = part.answers
-        common = set.intersection(*(set(answers) for answers in of_seed.values()))
-        told: dict[str, Any] = {"samples": len(asked), "answered": len(common)}
-        found[part.name] = told
-        try:
-            benchmark = answered(part.benchmark, common)
-        except CdkitError as error:
-            found[part.name] = told | {"scored": 0, "by_seed": [], "mean": {}, "note": str(error)}
-            continue
-        ids = [sample.id for sample in benchmark.samples()]
-        scores = {s: benchmark.score({n: a[n] for n in ids}) for s, a in of_seed.items()}
-        told["scored"] = len(ids)
-        told["by_seed"] = [{"seed": seed, "metrics": values} for seed, values in scores.items()]
-        names = next(iter(scores.values()))
-        told["mean"] = {n: sum(v[n] for v in scores.values()) / len(scores) for n in names}
-    return found
+    return {part.name: _metrics(part) for part in parts}
+
+
+def _metrics(part: Answered) -> dict[str, Any]:
+    samples = part.benchmark.samples()
+    out = {s.id for s in samples}.difference(part.asked) | part.errors.keys()
+    told: dict[str, Any] = {
+        "samples": len(samples),
+        "asked": len(part.asked),
+        "failed": len(part.errors),
+    }
+    if len(out) == len(samples):
+        return told | {"scored": 0, "by_seed": [], "mean": {}}
+    tallies = {s: part.benchmark.tally(part.answers(s), without=out) for s in part.rows}
+    scores = {seed: tally.values() for seed, tally in tallies.items()}
+    first = next(iter(scores.values()))
+    return told | {
+        "scored": len(next(iter(tallies.values())).samples),
+        "by_seed": [{"seed": seed, "metrics": values} for seed, values in scores.items()],
+        "mean": {n: sum(v[n] for v in scores.values()) / len(scores) for n in first},
+    }
 
 
 def write_json(path: Path, content: object) -> None:
