@@ -11,13 +11,10 @@ from cdkit.evals.comparison.named import Named
 from cdkit.evals.reporting.results import MODES
 from cdkit.evals.runs.finished import FinishedRun
 
-DECODING = ("temperature", "top_k", "top_p", "num_beams", "decoding")
-"""Keys of a manifest that belong to the decode mode: must be equal."""
-OWN = frozenset({
-    "name", "about", "date", "wall_seconds", "stages", "seconds", "tokens", "summary", "method",
-    "methods", "decode_modes", "seeds", "benchmarks", "sources", "errors", "samples", "kind",
-})  # fmt: skip
-"""Keys that are a run's own, or are compared where they are made: no word about them."""
+DECODING = ("temperature", "top_k", "top_p", "beams")
+"""Settings of a run that belong to its decode mode: must be equal."""
+OTHERWISE = ("model.dtype", "model.padding", "seeds.noise_of_branches", "versions", "platform")
+"""Keys of a manifest that may differ, and a note says so; `pieces` beside them."""
 SHOWN = 40  # of a value in a note, characters
 
 
@@ -63,8 +60,7 @@ def same_seeds(runs: Named) -> bool:
 
 def model_of(run: FinishedRun) -> str:
     """What a run's manifest calls its model."""
-    model = run.manifest.get("model")
-    return str(model.get("name")) if isinstance(model, Mapping) else str(model)
+    return str(_table(run, "model").get("name"))
 
 
 def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterator[str]:
@@ -78,57 +74,82 @@ def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterato
         modes = " and ".join(MODES.get(run.mode, run.mode) for run in (a, b))
         raise refuse(f"their decode modes are {modes}", "run both in one mode")
     for key in DECODING:
-        if (mine := a.manifest.get(key)) != (theirs := b.manifest.get(key)):
+        mine, theirs = (_table(run, "settings").get(key) for run in (a, b))
+        if mine != theirs:
             raise refuse(
                 f"{key} is {_told(mine)} in one, {_told(theirs)} in the other",
                 "run both with the same settings",
             )
-    models = not across_models and _weights(a) != _weights(b)
-    if models:
+    same_model = _weights(a) == _weights(b)
+    if not same_model and not across_models:
         raise refuse(
             f"their models are {_model(a)} and {_model(b)}",
             "add --across-models to compare models on purpose",
         )
-    same_model = _weights(a) == _weights(b)
     if not same_model:
         yield f"models differ: {base} is of {_model(a)}, {other} of {_model(b)}"
-    if a.manifest.get("prompt") != b.manifest.get("prompt"):
+    prompts = [_template(run) for run in (a, b)]
+    if prompts[0] != prompts[1]:
         if same_model:
-            mine, theirs = (_told(run.manifest.get("prompt")) for run in (a, b))
-            raise refuse(f"their prompts are {mine} and {theirs}", "run both with one prompt")
+            told = " and ".join(map(_told, prompts))
+            raise refuse(f"their prompts are {told}", "run both with one prompt")
         yield f"prompts differ, as the models' templates do: {base}, {other}"
     for part in shared({base: a, other: b}):
-        mine, theirs = a.parts[part], b.parts[part]
-        if found := "; ".join(_differences(mine.benchmark, theirs.benchmark)):
+        mine_too, theirs_too = a.parts[part], b.parts[part]
+        if found := "; ".join(_differences(mine_too.benchmark, theirs_too.benchmark)):
             raise refuse(f"of {part} {found}", "run both on the same files, settings and versions")
-        yield from _seeds(part, (base, tuple(mine.answers)), (other, tuple(theirs.answers)))
-    ours, yours = (_flat(run.manifest) for run in (a, b))
+        yield from _seeds(part, (base, tuple(mine_too.answers)), (other, tuple(theirs_too.answers)))
+    ours, yours = _circumstances(a), _circumstances(b)
     for key in dict.fromkeys([*ours, *yours]):
-        head = key.split(".")[0]
-        own = head in OWN or key in ("prompt", *DECODING)
-        if own or (head == "model" and key != "model.dtype"):
-            continue
-        if (mine_too := ours.get(key)) != (theirs_too := yours.get(key)):
-            yield f"{key} differs: {base} {_told(mine_too)}, {other} {_told(theirs_too)}"
+        if ours.get(key) != yours.get(key):
+            yield f"{key}: {base} {_told(ours.get(key))}, {other} {_told(yours.get(key))}"
+
+
+def _table(run: FinishedRun, key: str) -> Mapping[str, object]:
+    """A table of the manifest; empty where there is none."""
+    value = run.manifest.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _weights(run: FinishedRun) -> object:
     """What tells a model: the hashes of its local files, else its name and revision."""
-    model = run.manifest.get("model")
-    if not isinstance(model, Mapping):
-        return model
+    model = _table(run, "model")
     return model.get("files") or (model.get("name"), model.get("revision"))
 
 
 def _model(run: FinishedRun) -> str:
     """The model in words that tell two apart."""
-    model = run.manifest.get("model")
-    if not isinstance(model, Mapping):
-        return str(model)
+    model = _table(run, "model")
     files = model.get("files")
     hashes = [str(h)[:8] for h in files.values()] if isinstance(files, Mapping) else []
     which = ", ".join(hashes) or model.get("revision")
-    return f"{model.get('name')} ({which})" if which else str(model.get("name"))
+    return f"{model_of(run)} ({which})" if which else model_of(run)
+
+
+def _template(run: FinishedRun) -> str:
+    """The prompt around a question: a manifest has it around the first question of its parts."""
+    prompt = str(_table(run, "model").get("prompt"))
+    for part in run.parts.values():
+        question = part.benchmark.samples()[0].prompt
+        if question in prompt:
+            return prompt.replace(question, "QUESTION")
+    return prompt
+
+
+def _circumstances(run: FinishedRun) -> dict[str, object]:
+    """How a run was made, as far as it should change no answer but by rounding."""
+    flat = _flat(run.manifest)
+    found = {
+        key: value
+        for key, value in flat.items()
+        if any(f"{key}.".startswith(f"{known}.") for known in OTHERWISE)
+    }
+    pieces = run.manifest.get("pieces")
+    for key in ("batch_size", "processes", "nodes", "devices"):
+        values = [p.get(key) for p in pieces if isinstance(p, Mapping)] if isinstance(pieces, list) else []
+        told = ", ".join(dict.fromkeys(_told(value) for value in values))
+        found[key] = told
+    return found
 
 
 def _differences(a: Benchmark, b: Benchmark) -> Iterator[str]:

@@ -23,8 +23,8 @@ def tallies(
     if lacking and not allow_missing:
         name, samples = next(iter(lacking.items()))
         raise CdkitError(
-            f"{name} has no answer to {_counted(samples)} of {part} ({_few(samples)}): run "
-            f"{runs[name].folder} again to answer them, or add --allow-missing to leave them out "
+            f"{name} has no answer to {_counted(samples)} of {part} ({_few(samples)}): answer "
+            "them (cdkit eval --resume --retry-errors), or add --allow-missing to leave them out "
             "of every run"
         )
     without = frozenset(sample for samples in lacking.values() for sample in samples)

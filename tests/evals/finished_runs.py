@@ -11,11 +11,17 @@ from cdkit.benchmark import Answer, Benchmark, Sample
 from cdkit.evals.runs.finished import FinishedPart, FinishedRun
 
 MANIFEST: Mapping[str, Any] = {
-    "model": {"name": "micro", "files": {"model.safetensors": "ab" * 32}, "dtype": "float32"},
-    "prompt": "USER: <image>\nQUESTION ASSISTANT:",
-    "batch": 8,
+    "name": "stand-in",
+    "settings": {"temperature": 1.0, "top_k": None, "top_p": None, "beams": 5},
+    "model": {
+        "name": "micro",
+        "files": {"model.safetensors": "ab" * 32},
+        "dtype": "float32",
+        "prompt": "USER: <image>\nis it so ? ASSISTANT:",
+    },
     "versions": {"torch": "2.13.0", "cdkit": "0.1.0"},
-    "date": "2026-11-25",
+    "pieces": [{"batch_size": 8, "processes": 1, "devices": ["here: cpu"]}],
+    "wall_seconds": 20.5,
 }
 
 

@@ -200,8 +200,10 @@ def test_what_decides_the_numbers_must_be_equal(
         "a and b cannot be compared: their decode modes are greedy and beam search; "
         "run both in one mode"
     )
-    assert "temperature is null in one, 0.7 in the other" in refused(a, changed(b, temperature=0.7))
-    assert "their prompts are 'USER: <image>" in refused(a, changed(b, prompt="<image>QUESTION"))
+    cold = changed(b, settings={**MANIFEST["settings"], "temperature": 0.7})
+    assert "temperature is 1.0 in one, 0.7 in the other" in refused(a, cold)
+    bare = changed(b, model={**MANIFEST["model"], "prompt": "<image> is it so ?"})
+    assert "their prompts are 'USER: <image>" in refused(a, bare)
 
 
 def test_the_same_file_in_another_place_is_the_same(
@@ -228,8 +230,8 @@ def test_a_parser_of_another_version_is_refused(
 
 
 def test_models_differ_on_purpose_only(two: list[FinishedRun]) -> None:
-    model: dict[str, Any] = {"name": "other/model", "revision": "main", "dtype": "float32"}
-    other = changed(two[1], model=model, prompt="another template")
+    model: dict[str, Any] = {"name": "other/model", "revision": "main", "prompt": "another"}
+    other = changed(two[1], model={**model, "dtype": "float32"})
     assert refused(two[0], other) == (
         "a and b cannot be compared: their models are micro (abababab) and other/model (main); "
         "add --across-models to compare models on purpose"
@@ -250,14 +252,33 @@ def test_models_differ_on_purpose_only(two: list[FinishedRun]) -> None:
 
 def test_what_else_differs_is_told(two: list[FinishedRun]) -> None:
     model = {**MANIFEST["model"], "dtype": "bfloat16"}
+    pieces = [*MANIFEST["pieces"], {"batch_size": 32, "processes": 1, "devices": ["here: cpu"]}]
     other = changed(
-        two[1], batch=32, versions={"torch": "2.14.0", "cdkit": "0.1.0"}, model=model, date="later"
+        two[1],
+        versions={"torch": "2.14.0", "cdkit": "0.1.0"},
+        model=model,
+        pieces=pieces,
+        wall_seconds=99,
     )
     assert comparable.check(named([two[0], other], ["a", "b"])) == (
-        "model.dtype differs: a 'float32', b 'bfloat16'",
-        "batch differs: a 8, b 32",
-        "versions.torch differs: a '2.13.0', b '2.14.0'",
+        "model.dtype: a 'float32', b 'bfloat16'",
+        "versions.torch: a '2.13.0', b '2.14.0'",
+        "batch_size: a '8', b '8, 32'",
     )
+
+
+def test_a_prompt_is_the_same_around_another_question(
+    two: list[FinishedRun], benchmarks: Benchmarks
+) -> None:
+    """A manifest tells it by the first question that its run asked."""
+    asked = [benchmarks[name].samples()[0].prompt for name in ("pope_random", "chair")]
+    assert asked[0] != asked[1]
+    a, b = (
+        changed(run, model={**MANIFEST["model"], "prompt": f"USER: {question} ASSISTANT:"})
+        for run, question in zip(two, asked, strict=True)
+    )
+    assert comparable.check(named([a, b])) == ()
+    assert "their prompts are " in refused(a, changed(b, model={**MANIFEST["model"], "prompt": asked[1]}))
 
 
 def test_parts_that_not_all_have_are_told(two: list[FinishedRun]) -> None:
@@ -279,7 +300,7 @@ def test_unanswered_samples_are_refused_or_left_out_of_every_run(
         tallies(named([two[0], broken]), "pope_random")
     assert str(error.value) == (
         f"broken has no answer to 2 samples of pope_random ({gone[0]}: the image is truncated; "
-        f"{gone[1]}: the image is truncated): run {tmp_path / 'broken'} again to answer them, or "
+        f"{gone[1]}: the image is truncated): answer them (cdkit eval --resume --retry-errors), or "
         "add --allow-missing to leave them out of every run"
     )
     found = job.compare_runs(named([two[0], broken]), allow_missing=True, resamples=20)
