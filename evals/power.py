@@ -23,6 +23,7 @@ def detectable(
     *,
     level: float,
     step: float = 0.0,
+    most: float = math.inf,
     power: float = POWER,
     draws: int = DRAWS,
 ) -> float | None:
@@ -40,8 +41,8 @@ def detectable(
     remains where the error is 0, as between two runs with the same answers.
 
     None where nothing can be told: `images` are fewer than k, or `draws` swappings allow no p so
-    small (not below 1 / (1 + draws)), so that no difference whatever is found; or the error is 0
-    and the step unknown.
+    small (not below 1 / (1 + draws)), so that no difference whatever is found; it would be above
+    `most`, the largest difference that the metric can take; or the error is 0 and the step unknown.
     """
     if not 0 < level < 1 or not 0.5 <= power < 1:
         raise CdkitError(f"{level=} and {power=}: a level lies in (0, 1), a power in [0.5, 1)")
@@ -52,7 +53,8 @@ def detectable(
         return None
     freedom = max(1, images - 1)
     found = (_student(1 - level / 2, freedom) + _student(power, freedom)) * error
-    return max(found, needed * step) or None
+    least = max(found, needed * step)
+    return least if 0 < least <= most else None
 
 
 def _student(share: float, freedom: int) -> float:

@@ -146,7 +146,11 @@ def _circumstances(run: FinishedRun) -> dict[str, object]:
     }
     pieces = run.manifest.get("pieces")
     for key in ("batch_size", "processes", "nodes", "devices"):
-        values = [p.get(key) for p in pieces if isinstance(p, Mapping)] if isinstance(pieces, list) else []
+        values = (
+            [p.get(key) for p in pieces if isinstance(p, Mapping)]
+            if isinstance(pieces, list)
+            else []
+        )
         told = ", ".join(dict.fromkeys(_told(value) for value in values))
         found[key] = told
     return found

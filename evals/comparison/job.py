@@ -19,7 +19,7 @@ from cdkit.evals.comparison.tallies import seeds, tallies
 from cdkit.evals.power import POWER
 from cdkit.evals.reporting import compare, markdown, report
 from cdkit.evals.reporting.numbers import numbers
-from cdkit.evals.reporting.results import SIGNIFICANT, Listing, Results, Table
+from cdkit.evals.reporting.results import POINTS, SIGNIFICANT, Listing, Results, Table
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.significance import checked
 from cdkit.evals.statistics import RESAMPLES
@@ -161,7 +161,10 @@ def _shown(
     base: Mapping[str, Sequence[Tally]], metrics: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """Part -> those of `metrics` that the base has there: one each at least, and none in vain."""
-    known = {part: checked(of_seeds, None)[1] for part, of_seeds in base.items()}
+    known = {  # MME's totals before its tasks: the first of a table is its headline
+        part: sorted(checked(of_seeds, None)[1], key=lambda name: not name.startswith(POINTS))
+        for part, of_seeds in base.items()
+    }
     every = {metric for names in known.values() for metric in names}
     for metric in metrics:
         if metric not in every:

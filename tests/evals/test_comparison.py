@@ -278,7 +278,9 @@ def test_a_prompt_is_the_same_around_another_question(
         for run, question in zip(two, asked, strict=True)
     )
     assert comparable.check(named([a, b])) == ()
-    assert "their prompts are " in refused(a, changed(b, model={**MANIFEST["model"], "prompt": asked[1]}))
+    assert "their prompts are " in refused(
+        a, changed(b, model={**MANIFEST["model"], "prompt": asked[1]})
+    )
 
 
 def test_parts_that_not_all_have_are_told(two: list[FinishedRun]) -> None:
@@ -371,7 +373,9 @@ def test_metrics_are_chosen_by_name(two: list[FinishedRun]) -> None:
         ("accuracy", "yes_ratio"), ("chair_s",), ("existence.acc",)
     ]  # fmt: skip
     assert [t.tests for t in tables] == [1, 1, 1]
-    with pytest.raises(CdkitError, match=r"no metric is called 'acuracy'\. Did you mean 'accuracy'"):
+    with pytest.raises(
+        CdkitError, match=r"no metric is called 'acuracy'\. Did you mean 'accuracy'"
+    ):
         job.compare_runs(named(two), metrics=["acuracy"])
     with pytest.raises(CdkitError, match="--metrics names none of chair: add one of its own"):
         job.compare_runs(named(two), metrics=["accuracy"])

@@ -162,6 +162,12 @@ def test_equal_runs_can_be_told_something_of_a_share_only() -> None:
     assert detectable(0.0, 100, level=0.05) is None
 
 
+def test_a_share_cannot_differ_by_more_than_all() -> None:
+    assert detectable(0.5, 100, level=0.05, most=1.0) is None
+    assert detectable(0.0, 100, level=0.05, step=0.2, most=1.0) is None  # six of five answers
+    assert detectable(0.0, 100, level=0.05, step=0.1, most=1.0) == pytest.approx(0.6)
+
+
 def test_a_level_that_the_draws_do_not_reach_shows_nothing() -> None:
     assert detectable(1.0, 100, level=0.004, draws=199) is None
     assert detectable(1.0, 100, level=0.005, draws=199) is not None
