@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cdkit.benchmark import BENCHMARKS, Benchmark
 from cdkit.method import Method
@@ -15,6 +15,7 @@ WORDS = ("name", "summary", "source")
 """Of a method: what tells about it and changes no answer."""
 
 
+@runtime_checkable
 class Part(Protocol):
     """A benchmark of a run, and the folder that its images are in."""
 

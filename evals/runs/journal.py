@@ -1,4 +1,4 @@
-"""A run's answers as they come: append-only JSON lines, each batch on the disk before the next.
+"""A run's answers as they come: append-only JSON lines, on the disk a batch later at the latest.
 
 Every process of every piece of a run writes a file of its own, so nothing is ever written over. A
 process that is killed in the middle of a line leaves it torn: that line was never an answer, and is
@@ -8,9 +8,9 @@ cut off when the run goes on.
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from cdkit.benchmark import Answer
@@ -63,36 +63,48 @@ class Row:
 
 
 class Writer:
-    """One process's file: its head first, then rows, each call of `add` on the disk at its end."""
+    """One process's file: its head first, then rows.
+
+    The disk works on a batch while the next is made: `add` returns at once, after the batch before
+    is on the disk. `close` waits for the last.
+    """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._file: int | None = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
+        )
         take(self._file, path)
+        self._disk = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
         self._write(json.dumps(head, ensure_ascii=False) + "\n")
         _sync_folder(path.parent)
 
     def add(self, rows: Iterable[Row]) -> None:
-        self._write("".join(row.line() for row in rows))
+        self._wait()
+        self._last = self._disk.submit(self._write, "".join(row.line() for row in rows))
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()  # raises what went wrong, such as a full disk
 
     def _write(self, text: str) -> None:
+        assert self._file is not None
         data = text.encode()
         while data:
             data = data[os.write(self._file, data) :]
         os.fsync(self._file)
 
     def close(self) -> None:
-        os.close(self._file)
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        """Also a second time, which does nothing."""
+        if self._file is None:
+            return
+        try:
+            self._wait()
+        finally:
+            self._disk.shutdown()
+            os.close(self._file)
+            self._file = None
 
 
 @dataclass(frozen=True, eq=False)

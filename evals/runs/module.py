@@ -78,19 +78,20 @@ class Answering(pl.LightningModule):
         super().__init__()
         self.job = job
         self.parent = os.getpid()
+        self._open = ExitStack()
         # a process may have nothing to do: it has no batch twice, so the last ones are uneven
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def setup(self, stage: str) -> None:
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        self._open = ExitStack()
         self._began = perf_counter()
         self._engine = self._load()
         trainer = self.trainer
         plan = trainer.strategy.broadcast(self._plan() if trainer.is_global_zero else None)
         self._share = shard(plan.work, trainer.global_rank, trainer.world_size)
         path = plan.journals / f"{plan.piece:04d}-{trainer.global_rank:04d}.jsonl"
-        self._writer = self._open.enter_context(Writer(path, self._head(plan)))
+        self._writer = Writer(path, self._head(plan))
+        self._open.callback(self._writer.close)
         self._stages = Stages()
         if self.job.bar and trainer.is_global_zero:
             self._stages = self._open.enter_context(shown(Console(stderr=True)))
@@ -111,7 +112,7 @@ class Answering(pl.LightningModule):
         return batch  # the engine moves it
 
     def predict_step(self, ready: Ready, batch_idx: int) -> int:
-        """Answer a batch under each seed; each is on the disk before the next begins."""
+        """Answer a batch under each seed; what was answered before is on the disk by then."""
         self._check_parent()
         work, engine, job = ready.work, self._engine, self.job
         inputs = engine.moved(ready.inputs)
@@ -136,9 +137,11 @@ class Answering(pl.LightningModule):
         return len(work.seeds)
 
     def on_predict_end(self) -> None:
+        self._open.close()  # on the disk, before the others are told that all is answered
         self.trainer.strategy.barrier("all answered")
 
-    def teardown(self, stage: str) -> None:
+    def close(self) -> None:
+        """What this process has open; Lightning tells its modules of no error."""
         self._open.close()
 
     def _load(self) -> Engine:

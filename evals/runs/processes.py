@@ -63,8 +63,9 @@ def predict(job: Job, loggers: Sequence[Logger]) -> None:
             f"--accelerator {resources.accelerator} --devices {resources.devices} cannot be had "
             f"here: {' '.join(str(error).split())}"
         ) from None
+    module = Answering(job)
     try:
-        trainer.predict(Answering(job), return_predictions=False)
+        trainer.predict(module, return_predictions=False)
     except SystemExit as stopped:
         if isinstance(stopped.__context__, KeyboardInterrupt):  # which Lightning turns into this
             raise KeyboardInterrupt from None
@@ -74,6 +75,7 @@ def predict(job: Job, loggers: Sequence[Logger]) -> None:
     except ProcessRaisedException as error:
         raise _known(error, job) or error from None
     finally:
+        module.close()
         signal.signal(signal.SIGINT, interrupt)
         sys.stderr.flush()
 
