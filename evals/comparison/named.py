@@ -32,9 +32,9 @@ def named(
         raise CdkitError(f"--names has an empty name: {', '.join(map(repr, called))}")
     for place, name in enumerate(called):
         if name in called[:place]:
-            first, second = runs[called.index(name)].folder, runs[place].folder
+            one, other = runs[called.index(name)].folder, runs[place].folder
             raise CdkitError(
-                f"{first} and {second} are both called {name!r}: tell them apart with "
+                f"{one} and {other} are both called {name!r}: tell them apart with "
                 f"--names, one name for each of the {len(runs)} runs"
             )
     if base is not None and base not in called:

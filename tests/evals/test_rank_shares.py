@@ -32,7 +32,8 @@ def pope(tmp_path_factory: pytest.TempPathFactory) -> POPE:
 def scores(rng: np.random.Generator, lift: float) -> np.ndarray:
     """Of four questions an image, which share an effect: yes questions lie `lift` higher."""
     of_image = np.repeat(rng.normal(size=IMAGES), 4)
-    return of_image + rng.normal(size=4 * IMAGES) + lift * (np.arange(4 * IMAGES) % 2 == 0)
+    yes = (np.arange(4 * IMAGES) % 2 == 0).astype(np.float64)
+    return np.asarray(of_image + rng.normal(size=4 * IMAGES) + lift * yes)
 
 
 def tally(pope: POPE, found: np.ndarray) -> Tally:
