@@ -24,7 +24,7 @@ from cdkit.benchmark import (
 )
 from cdkit.errors import CdkitError
 from cdkit.evals.files import Source, json_rows, located, read, text_of, yes_or_no
-from cdkit.evals.ranking import image_auc, matched_right
+from cdkit.evals.ranking import image_auc, matched_right, rank_shares
 from cdkit.registry import unknown
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own
@@ -166,7 +166,7 @@ class POPE(Benchmark):
         if len(scores) < len(answers):
             return Tally(self._samples, columns, sums, binary=binary)
         images = image_index(self._samples)
-        columns["yes_score"] = np.array(scores)
+        columns["yes_score"] = rank_shares(np.array(scores))
         columns["matched"] = matched(columns, images)
         sums["matched_accuracy"] = lambda s: share(s["matched"], s["one"])
         binary["matched_accuracy"] = "matched"

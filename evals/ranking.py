@@ -8,6 +8,17 @@ from jaxtyping import Float, Int
 FOLDS = 5
 
 
+def rank_shares(scores: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Where each score stands among all: the share of those below, and half of those equal.
+
+    It holds all that AUC and thresholds look at, and no scale. Two runs must be on one scale where
+    a test swaps their answers: a method that doubles its scores ranks no better or worse, yet among
+    the other run's its answers would all stand at the ends, and the swapped AUCs would spread.
+    """
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    return ((np.cumsum(count) - count / 2) / len(scores))[place]
+
+
 def image_auc(
     scores: Float[np.ndarray, " samples"],
     labels: Float[np.ndarray, " samples"],

@@ -7,8 +7,10 @@ from types import ModuleType
 
 import pytest
 
+import cdkit
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -35,3 +37,22 @@ def links() -> list[tuple[Path, str]]:
 @pytest.mark.parametrize(("page", "target"), links(), ids=str)
 def test_links_between_pages_lead_somewhere(page: Path, target: str) -> None:
     assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_public_name_has_its_place_in_the_api() -> None:
+    shown = {
+        line.removeprefix("::: ").strip()
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for line in page.read_text().splitlines()
+        if line.startswith("::: ")
+    }
+    for home, names in cdkit._HOMES.items():
+        for name in names:
+            assert {f"cdkit.{home}", f"cdkit.{home}.{name}"} & shown, f"docs/api lacks {name}"
+
+
+def test_every_page_is_in_the_menu() -> None:
+    """`mkdocs build --strict` says so too, where it is installed; this one needs nothing."""
+    menu = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs')}" in menu or "api/index.md" in str(page)

@@ -13,6 +13,9 @@ def numbers(results: Results) -> dict[str, object]:
             {
                 "benchmark": table.benchmark,
                 "mode": table.mode,
+                "base": table.base,
+                "tests": table.tests,
+                "strictest_level": table.strictest,
                 "seeds": table.seeds,
                 "images": table.images,
                 "samples": table.samples,

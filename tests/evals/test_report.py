@@ -19,6 +19,7 @@ from cdkit.evals.reporting.results import (
     Exhibit,
     Figure,
     Gallery,
+    Listing,
     Results,
     Said,
     Table,
@@ -85,11 +86,60 @@ def test_what_is_neither_good_nor_bad_is_not_tested(table: Table) -> None:
         assert row.cells["yes_ratio"].p_holm is None and not row.cells["yes_ratio"].best
 
 
+def test_the_base_may_have_any_name(pope: POPE) -> None:
+    """Every difference is taken to it, and every sentence says so."""
+    runs = {"ours <x>|": run(pope, 0.7), "good": run(pope, 0.95)}
+    table = compare.table(
+        "pope",
+        "greedy",
+        runs,
+        sections={"runs": tuple(runs)},
+        show=METRICS,
+        base="ours <x>|",
+        resamples=50,
+    )
+    assert table.rows["ours <x>|"].cells["accuracy"].difference is None
+    assert table.rows["good"].cells["accuracy"].difference is not None
+    shown = Results((table,), listings=(LISTING,))
+    page = report.render(shown, {**MANIFEST, "kind": "comparison", "common_numbers": False})
+    text = markdown.render(shown)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal.render(overviews((table,))[0], 120))
+    console.print(terminal.legend(table.base))
+    told = console.export_text()
+    for place in (page, text, told):
+        assert "plain" not in place
+    assert "Differences to ours &lt;x&gt;| at a glance" in page and "and random numbers" not in page
+    assert "cdkit comparison: &lt;i&gt;trial&lt;/i&gt;" in page
+    assert "better or worse than ours \\<x\\>\\| (sign-flip" in text
+    assert "difference to ours <x>|; 60 images" in told
+    # As an ablation says it, nothing has changed.
+    assert "to plain" in report.render(Results(()), MANIFEST)
+    assert "and random numbers" in report.render(Results(()), MANIFEST)
+
+
+LISTING = Listing("What <changed>", ("run", "count"), (("a|b <script>", "3"),), ("a *note*",))
+
+
+def test_a_listing_is_laid_out_and_escaped_everywhere() -> None:
+    text = "\n".join(markdown.listing_lines(LISTING))
+    assert "## What \\<changed\\>" in text and "| a\\|b \\<script\\> | 3 |" in text
+    assert "a \\*note\\*" in text
+    page = report.render(Results((), listings=(LISTING,)), MANIFEST)
+    assert "<th>a|b &lt;script&gt;</th><td>3</td>" in page and 'href="#listings"' in page
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal.listing(LISTING))
+    assert "a|b <script>" in console.export_text()
+    with pytest.raises(ValueError, match="every row needs 2 cells"):
+        dataclasses.replace(LISTING, rows=(("one",),))
+
+
 def test_holm_covers_the_whole_table(table: Table) -> None:
     tests = [c for r in table.rows.values() for c in r.cells.values() if c.p_holm is not None]
     assert len(tests) == 3 * 2  # three methods but plain, two metrics that have a better side
     smallest = min(tests, key=lambda cell: cell.p or 0)
     assert smallest.p_holm == pytest.approx(len(tests) * (smallest.p or 0))
+    assert table.tests == len(tests) and table.strictest == pytest.approx(0.05 / len(tests))
 
 
 def test_the_terminal_shows_each_value_with_its_interval(table: Table) -> None:
