@@ -85,7 +85,7 @@ def compare(
     from cdkit.evals.comparison.changes import headlines
     from cdkit.evals.comparison.named import named
     from cdkit.evals.comparison.reading import read_runs
-    from cdkit.evals.reporting import terminal
+    from cdkit.evals.reporting import exports, terminal
     from cdkit.evals.reporting.views import overviews
     from cdkit.evals.runs.progress import shown
 
@@ -112,5 +112,7 @@ def compare(
     for note in compared.notes:
         screen.print(Text(f"note: {note}"))
     screen.print(terminal.legend(compared.base))
+    for note in exports.missing():
+        screen.print(note, highlight=False, soft_wrap=True, markup=False)
     for what, file in (("all tables", "tables.md"), ("report", "report.html")):
         screen.print(f"{what}: {folder / file}", highlight=False, soft_wrap=True, markup=False)

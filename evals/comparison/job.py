@@ -17,7 +17,7 @@ from cdkit.evals.comparison.changes import Change
 from cdkit.evals.comparison.named import Named
 from cdkit.evals.comparison.tallies import seeds, tallies
 from cdkit.evals.power import POWER
-from cdkit.evals.reporting import compare, markdown, report
+from cdkit.evals.reporting import compare, exports, markdown, report
 from cdkit.evals.reporting.numbers import numbers
 from cdkit.evals.reporting.results import POINTS, SIGNIFICANT, Listing, Results, Table
 from cdkit.evals.runs.progress import Stages
@@ -99,7 +99,7 @@ def new_folder(output: Path | None) -> Path:
 
 
 def write(compared: Compared, folder: Path) -> None:
-    """comparison.json, tables.md and report.html in a folder of their own."""
+    """comparison.json, tables.md, tables/ and report.html in a folder of their own."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -108,7 +108,8 @@ def write(compared: Compared, folder: Path) -> None:
     text = json.dumps(data(compared), indent=1, ensure_ascii=False)
     (folder / "comparison.json").write_text(text, encoding="utf-8")
     markdown.write(folder / "tables.md", compared.results)
-    report.write(folder / "report.html", compared.results, facts)
+    left_out = exports.write(folder, compared.results)
+    report.write(folder / "report.html", compared.results, facts, left_out)
 
 
 def data(compared: Compared) -> dict[str, object]:

@@ -21,6 +21,7 @@ from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.questions import Question
 from cdkit.evals.runs.watching import Watch, scheduled
 from cdkit.method import Method
+from cdkit.trace import Step
 
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cdkit.benchmark import Benchmark
+from cdkit.benchmark import Benchmark, Tally
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.modes import PLAIN
 from cdkit.evals.reporting import gallery
@@ -24,13 +24,16 @@ def hang(
     count: int,
     seed: int = 0,
     base: str = PLAIN,
+    tallies: Mapping[str, Tally] | None = None,
     looks: Looks | None = None,
 ) -> Gallery:
     """Up to `count` questions that the methods of `answers` answer differently.
 
-    `questions`: sample id -> the question that was asked. Without `looks` no attention is drawn.
+    `questions`: sample id -> the question that was asked. `tallies` are those of the answers where
+    they are known already, or leave samples out. Without `looks` no attention is drawn.
     """
-    tallies = {method: benchmark.tally(said) for method, said in answers.items()}
+    if tallies is None:
+        tallies = {method: benchmark.tally(said) for method, said in answers.items()}
     drawn = gallery.draw(tallies, answers, count=count, base=base, seed=seed)
     asked = [questions[sample.id] for sample, _ in drawn.samples]
     seen = looks(asked) if looks is not None and asked else {}
