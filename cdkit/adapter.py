@@ -45,6 +45,9 @@ class ModelAdapter(abc.ABC):
     differ only after the image share them (PaliGemma: no)."""
     sees_ahead: ClassVar[SeesAhead] = "nowhere"
     """Which tokens of a prompt see those after them."""
+    square_grid: ClassVar[bool] = False
+    """Whether the tokens of a square picture are a square grid of it, row by row: then a report may
+    draw attention over it. Not so where an image is cut into tiles, or read by queries."""
     example: ClassVar[str]
     """A hub name that this adapter runs."""
     required: ClassVar[tuple[str, ...]] = ()

@@ -23,7 +23,7 @@ from cdkit.looping import of_each_prompt, run_loop, unexpanded
 from cdkit.method import Method, kind_of
 from cdkit.reading import read, read_outer
 from cdkit.strategy import PixelDistortion
-from cdkit.trace import Trace, make_trace
+from cdkit.trace import FREE, Trace, make_trace
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -51,8 +51,9 @@ def attach(
     `processor` is needed by methods that write text into the prompt. All noise is drawn from
     (`seed`, sample id); `sample_ids` names each prompt of the calls to come, else a digest of its
     pixels and tokens does. `trace` keeps "logits", "image_attention" or "mask" of each step of the
-    latest call in `run.trace`. `optimize=False` forces every branch through the model even where it
-    cannot matter and shares nothing between them: same tokens, slower; for tests.
+    latest call in `run.trace`; "last_logits" keeps the latest step alone, at no cost, and nothing
+    where the method has nothing to do. `optimize=False` forces every branch through the model even
+    where it cannot matter and shares nothing between them: same tokens, slower; for tests.
 
     Raises CdkitError where the method cannot run on this model, before anything is changed.
     """
@@ -100,7 +101,7 @@ class Attachment(Wired):
         self._patches = _Patches()
         self._model = unwrap(model)
         adapter = adapter_for(model)
-        self._forced = forced = not optimize or bool(trace.wanted)
+        self._forced = forced = not optimize or bool(trace.wanted - FREE)
         if not forced and method.calibrator is not None and method.calibrator.idle:
             method = replace(method, calibrator=None)
         branches = method.branches if forced else method.live_branches

@@ -7,6 +7,7 @@ the same tally at other weights, so that a table and its intervals can never dis
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,6 +26,10 @@ OfSums = Callable[[Mapping[str, Float[np.ndarray, " resamples"]]], Float[np.ndar
 Weighed = Callable[[Float[np.ndarray, "resamples images"]], Float[np.ndarray, " resamples"]]
 Prepare = Callable[
     [Mapping[str, Float[np.ndarray, " samples"]], Int[np.ndarray, " samples"]], Weighed
+]
+Fit = Callable[
+    [Mapping[str, Float[np.ndarray, " samples"]], Int[np.ndarray, " samples"]],
+    Float[np.ndarray, " samples"],
 ]
 
 
@@ -46,9 +51,7 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.id or not self.group:
             raise CdkitError(f"a sample needs an id and a group, not {self.id!r}, {self.group!r}")
-        posix, windows = PurePosixPath(self.image), PureWindowsPath(self.image)
-        outside = not posix.parts or posix.is_absolute() or windows.anchor or ".." in windows.parts
-        if outside or "\0" in self.image:
+        if _outside(self.image):
             raise CdkitError(
                 f"the image name {self.image!r} is not inside the image folder: "
                 "use a file name or a relative path without '..'"
@@ -86,6 +89,14 @@ class Answer:
             raise CdkitError("a yes score is NaN: the model's logits were not finite")
 
 
+@functools.lru_cache(maxsize=4096)  # an image's questions stand together: parsed once
+def _outside(image: str) -> bool:
+    """Whether an image name leads out of the image folder, on any system, or to no file in it."""
+    posix, windows = PurePosixPath(image), PureWindowsPath(image)
+    anchored = posix.is_absolute() or bool(windows.anchor)
+    return not posix.parts or anchored or ".." in windows.parts or "\0" in image
+
+
 def share(
     part: Float[np.ndarray, " resamples"], whole: Float[np.ndarray, " resamples"]
 ) -> Float[np.ndarray, " resamples"]:
@@ -109,6 +120,11 @@ class Tally:
     the columns; one in `prepared` is made once from the columns and the samples' image numbers, and
     then maps image weights to values. `binary` names the metrics that count a 0/1 column and
     nothing else, and that column.
+
+    Two fields say what to do where samples are left out. A column in `fitted` looks at other
+    samples too, as a threshold chosen on them does: it is computed anew from the columns and the
+    image numbers of those that stay. Samples with the same number in `joint` are scored as one:
+    where one is left out, so are the others.
     """
 
     samples: tuple[Sample, ...]
@@ -116,6 +132,8 @@ class Tally:
     sums: Mapping[str, OfSums]
     prepared: Mapping[str, Prepare] = field(default_factory=dict)
     binary: Mapping[str, str] = field(default_factory=dict)
+    fitted: Mapping[str, Fit] = field(default_factory=dict)
+    joint: Int[np.ndarray, " samples"] | None = None
 
     def __post_init__(self) -> None:
         wrong = [n for n, column in self.columns.items() if column.shape != (len(self.samples),)]
@@ -170,6 +188,20 @@ class Tally:
         """The metrics of the answers as they are: every image weighs one."""
         return {n: float(v[0]) for n, v in self.at(np.ones((1, len(self.images)))).items()}
 
+    def without(self, ids: Collection[str]) -> "Tally":
+        """The tally of the other samples, as if the benchmark had not asked these."""
+        out = np.array([sample.id in ids for sample in self.samples], dtype=np.bool_)
+        if self.joint is not None:
+            out = (np.bincount(self.joint, weights=out) > 0)[self.joint]
+        if out.all():
+            raise CdkitError(f"all {len(out)} samples are left out: nothing remains to be scored")
+        samples = tuple(s for s, gone in zip(self.samples, out, strict=True) if not gone)
+        columns = {name: column[~out] for name, column in self.columns.items()}
+        images = image_index(samples)
+        columns |= {name: fit(columns, images) for name, fit in self.fitted.items()}
+        joint = None if self.joint is None else self.joint[~out]
+        return dataclasses.replace(self, samples=samples, columns=columns, joint=joint)
+
 
 class Benchmark(abc.ABC):
     """Questions, and a pure function from answers to a `Tally`.
@@ -200,10 +232,21 @@ class Benchmark(abc.ABC):
         return {}
 
     @final
-    def tally(self, answers: Mapping[str, Answer]) -> Tally:
-        """The tally of answers by sample id; a missing or an unknown id is a CdkitError."""
+    def tally(self, answers: Mapping[str, Answer], *, without: Collection[str] = ()) -> Tally:
+        """The tally of answers by sample id; a missing or an unknown id is a CdkitError.
+
+        The samples in `without`, answered or not, are left out: those that failed, in this run or
+        in one that it is compared with. The metrics are then over a part of the questions, which
+        whoever shows them has to say.
+        """
         samples = self.samples()
         known = {sample.id for sample in samples}
+        if without := frozenset(without):
+            if lost := sorted(without - known):
+                raise CdkitError(f"cannot leave out {_few(lost)}: no sample has such an id")
+            scored = all(a.yes_score is not None for n, a in answers.items() if n not in without)
+            filler = Answer("", yes_score=0.0 if scored else None)  # counted, then left out
+            answers = {**answers, **dict.fromkeys(without, filler)}
         if missing := [sample.id for sample in samples if sample.id not in answers]:
             raise CdkitError(
                 f"{len(missing)} of {len(samples)} samples have no answer ({_few(missing)}): "
@@ -214,7 +257,8 @@ class Benchmark(abc.ABC):
                 f"{len(strangers)} answers belong to no sample ({_few(strangers)}): "
                 "give the answers of this benchmark's own questions"
             )
-        return self.count([answers[sample.id] for sample in samples])
+        tally = self.count([answers[sample.id] for sample in samples])
+        return tally.without(without) if without else tally
 
     @final
     def score(self, answers: Mapping[str, Answer]) -> dict[str, float]:

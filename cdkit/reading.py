@@ -15,7 +15,7 @@ from cdkit.limits import check_arguments, check_eval, check_no_grad, refuse_spli
 from cdkit.logits import scale_difference
 from cdkit.method import ORIGINAL
 from cdkit.schedule import Signals
-from cdkit.trace import Step
+from cdkit.trace import FREE, Step
 
 
 def read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -110,10 +110,14 @@ def _combined(
     batch.step += 1
     engine.last_original = first
     engine.last_weights = None if call.seen is None else call.seen.last_weights
-    if "logits" in engine.trace.wanted:
+    wanted = engine.trace.wanted
+    if "last_logits" in wanted:
+        call.step.logits, call.step.combined = {ORIGINAL: first, **flat}, combined
+        engine.trace.steps[:] = [call.step] if wanted <= FREE else engine.trace.steps
+    if "logits" in wanted:
         call.step.logits = {ORIGINAL: first.clone()} | {k: v.clone() for k, v in flat.items()}
         call.step.combined = combined.clone()
-    if engine.trace.wanted:
+    if wanted - FREE:
         engine.trace.steps.append(call.step)
     return combined.view(batch.rows, columns, -1)
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from cdkit.errors import CdkitError
 from cdkit.registry import UnknownNameError, unknown
 
-Wanted = Literal["logits", "image_attention", "mask"]
+Wanted = Literal["logits", "last_logits", "image_attention", "mask"]
+FREE = frozenset({"last_logits"})
+"""What is there anyway, and kept until the next step: it forces no branch that cannot matter."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Trace:
 
 
 def make_trace(wanted: Collection[str]) -> Trace:
-    """A trace of `logits`, `image_attention`, `mask`, or any of them."""
+    """A trace of `logits` (`last_logits`: of the latest step), `image_attention`, `mask`."""
     if isinstance(wanted, str) or not isinstance(wanted, Collection):
         raise CdkitError(
             f"trace must be a list of names out of {', '.join(get_args(Wanted))}, got {wanted!r}"

@@ -152,8 +152,14 @@ class MME(Benchmark):
             columns[f"{task}.questions"] = mine
             columns[f"{task}.right"] = mine * right
             columns[f"{task}.both"] = mine * both
-        binary = {f"{task}.acc": f"{task}.right" for task in self._tasks}
-        return Tally(self.samples(), columns, metrics(tuple(self._tasks)), binary=binary)
+        tasks = tuple(self._tasks)
+        return Tally(
+            self.samples(),
+            columns,
+            metrics(tasks),
+            binary={f"{task}.acc": f"{task}.right" for task in tasks},
+            joint=np.arange(len(right)) // 2,
+        )
 
     @cached_property
     def _tasks(self) -> Mapping[str, Task]:

@@ -24,7 +24,7 @@ from cdkit.benchmark import (
 )
 from cdkit.errors import CdkitError
 from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
-from cdkit.evals.ranking import image_auc, matched_right
+from cdkit.evals.ranking import image_auc, matched_right, rank_shares
 from cdkit.registry import unknown
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own
@@ -100,6 +100,11 @@ def ranked(columns: Columns, images: Int[np.ndarray, " samples"]) -> Weighed:
     return image_auc(columns["yes_score"], columns["label"], images)
 
 
+def matched(columns: Columns, images: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Which answers are right where the column `yes_score` is cut at the rate of yes labels."""
+    return matched_right(columns["yes_score"], columns["label"], images)
+
+
 @final
 @BENCHMARKS.register("pope")
 @dataclass(frozen=True)
@@ -161,11 +166,18 @@ class POPE(Benchmark):
         if len(scores) < len(answers):
             return Tally(self._samples, columns, sums, binary=binary)
         images = image_index(self._samples)
-        columns["yes_score"] = np.array(scores)
-        columns["matched"] = matched_right(columns["yes_score"], columns["label"], images)
+        columns["yes_score"] = rank_shares(np.array(scores))
+        columns["matched"] = matched(columns, images)
         sums["matched_accuracy"] = lambda s: share(s["matched"], s["one"])
         binary["matched_accuracy"] = "matched"
-        return Tally(self._samples, columns, sums, prepared={"auc": ranked}, binary=binary)
+        return Tally(
+            self._samples,
+            columns,
+            sums,
+            prepared={"auc": ranked},
+            binary=binary,
+            fitted={"matched": matched},
+        )
 
     @cached_property
     def _source(self) -> Source:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from cdkit.benchmark import Tally
 from cdkit.errors import CdkitError
+from cdkit.evals.power import standard_error
 from cdkit.evals.significance import (
     DRAWS,
     Run,
@@ -37,6 +39,7 @@ __all__ = [
     "resample",
     "swap_test",
     "swap_tests",
+    "transitions",
 ]
 
 RESAMPLES = 2000
@@ -56,11 +59,13 @@ class Estimate:
 class Resampled:
     """The metrics of one run as they are, and in every resample.
 
-    `key` names the weights: two runs may be subtracted draw by draw where it is the same.
+    `draws` vary the images and the seeds, `by_image` the images alone. `key` names the weights: two
+    runs may be subtracted draw by draw where it is the same.
     """
 
     values: Mapping[str, float]
     draws: Mapping[str, Float[np.ndarray, " resamples"]]
+    by_image: Mapping[str, Float[np.ndarray, " resamples"]]
     key: tuple[object, ...]
 
     def estimate(self, metric: str) -> Estimate:
@@ -75,7 +80,11 @@ class Comparison:
     `p` is of the sign-flip test by image. `gained` and `lost` count the answers that became
     right (of CHAIR_s: hallucinating) and that ceased to be, and `mcnemar` is the exact test of
     these two, which takes questions for independent. All three are None for a metric that is no
-    plain share, and where a run has several seeds.
+    no plain share, and where a run has several seeds.
+
+    `error` is the standard error of the difference over images, with the seeds as they are: what
+    the sign-flip test meets. `step` is what one answer of one seed moves it by, where the metric is
+    a plain share, else 0.
     """
 
     run: Estimate
@@ -85,6 +94,8 @@ class Comparison:
     gained: int | None
     lost: int | None
     mcnemar: float | None
+    error: float
+    step: float
 
 
 def resample(
@@ -104,15 +115,18 @@ def resample(
     for_images, for_seeds = np.random.default_rng(seed).spawn(2)
     drawn = for_seeds.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
     draws: dict[str, list[Float[np.ndarray, " part"]]] = {name: [] for name in names}
+    by_image: dict[str, list[Float[np.ndarray, " part"]]] = {name: [] for name in names}
     for start, stop in blocks(resamples, images):
         weights = for_images.multinomial(images, np.full(images, 1 / images), size=stop - start)
         parts = [tally.at(weights.astype(np.float64), names) for tally in run]
         for name in names:
             by_seed = np.stack([part[name] for part in parts], axis=1)
             draws[name].append((by_seed * drawn[start:stop]).sum(axis=1))
+            by_image[name].append(by_seed.mean(axis=1))
     return Resampled(
         values=_mean_values(run, names),
         draws={name: np.concatenate(parts) for name, parts in draws.items()},
+        by_image={name: np.concatenate(parts) for name, parts in by_image.items()},
         key=(seed, resamples, first.samples),
     )
 
@@ -142,13 +156,11 @@ def compare(
     ours = resample(run, resamples=resamples, seed=seed, only=shared)
     theirs = resample(plain, resamples=resamples, seed=seed, only=shared)
     p_values = swap_tests(run, plain, shared, draws=draws, seed=seed)
+    images = len(pairs[0][0].images)
     found = {}
     for metric in shared:
-        column = pairs[0][0].binary.get(metric) if len(pairs) == 1 else None
-        gained = lost = None
-        if column is not None:
-            change = pairs[0][0].columns[column] - pairs[0][1].columns[column]
-            gained, lost = int(np.sum(change > 0)), int(np.sum(change < 0))
+        changed = transitions(run, plain, metric) if len(pairs) == 1 else None
+        gained, lost = changed or (None, None)
         found[metric] = Comparison(
             run=ours.estimate(metric),
             plain=theirs.estimate(metric),
@@ -156,9 +168,38 @@ def compare(
             p=p_values[metric],
             gained=gained,
             lost=lost,
-            mcnemar=None if gained is None or lost is None else mcnemar(gained, lost),
+            mcnemar=None if changed is None else mcnemar(*changed),
+            error=standard_error(ours.by_image[metric] - theirs.by_image[metric], images),
+            step=_step(pairs[0][0], metric) / len(pairs),
         )
     return found
+
+
+def transitions(run: Run, plain: Run, metric: str) -> tuple[int, int] | None:
+    """How many answers gained and lost the property that the metric is the share of.
+
+    Counted over all seeds, of which a run of one stands beside each of the other's; None where the
+    metric is no plain share.
+    """
+    gained = lost = 0
+    for ours, theirs in paired(run, plain):
+        column = ours.binary.get(metric)
+        if column is None:
+            return None
+        change = ours.columns[column] - theirs.columns[column]
+        gained, lost = gained + int(np.sum(change > 0)), lost + int(np.sum(change < 0))
+    return gained, lost
+
+
+def _step(tally: Tally, metric: str) -> float:
+    """What one more 1 in the column of a plain share moves the metric by; 0 for others."""
+    column = tally.binary.get(metric)
+    if column is None:
+        return 0.0
+    sums = {name: np.array([values.sum()]) for name, values in tally.columns.items()}
+    more = sums | {column: sums[column] + 1}
+    of = tally.sums[metric]
+    return float(abs(of(more)[0] - of(sums)[0]))
 
 
 def _estimate(value: float, draws: Float[np.ndarray, " resamples"]) -> Estimate:

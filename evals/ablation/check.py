@@ -13,12 +13,10 @@ from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.ablation.run import Batch, Decode, Runner, first_noise
 from cdkit.evals.modes import BEAM
 from cdkit.evals.runs.engine import Logits
+from cdkit.evals.runs.watching import tolerance_of
 from cdkit.method import ORIGINAL
 
 STAGE = "checks against generate"
-TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-8}
-HALF_TOLERANCE = 0.5
-"""bfloat16 logits of one row alone and of the same row in a batch do differ by so much."""
 
 
 class MismatchError(RuntimeError):
@@ -48,7 +46,7 @@ def prove(runner: Runner, batches: Sequence[Batch], count: int) -> Proof:
     brings its own decode loop is answered by `generate` alone: there is nothing to prove.
     """
     engine = runner.engine
-    tolerance = TOLERANCE.get(engine.model.dtype, HALF_TOLERANCE)
+    tolerance = tolerance_of(engine.model.dtype)
     drawn = _draw(batches, count)
     proven = [runner.arms[name].stepwise for batch in drawn for name in batch.asked]
     runner.stages.start(STAGE, sum(proven))

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.benchmark import Answer
-from cdkit.evals.ablation.plan import Arm, Pass, continued, passes, unconstrained
+from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.modes import BEAM, GREEDY
 from cdkit.evals.runs.engine import Engine, Logits
 from cdkit.evals.runs.gumbel import gumbel_noise, streams
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.runs.questions import Question
+from cdkit.evals.runs.unconstrained import continued, unconstrained
 from cdkit.method import ORIGINAL
 
 YES_NO, OPEN, UNDECIDED = "yes/no questions", "open questions", "undecided answers"

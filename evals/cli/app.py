@@ -104,5 +104,5 @@ def quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "lightning", "pytorch_lightning", "lightning.pytorch"):
+    for name in ("huggingface_hub", "lightning", "lightning_fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)

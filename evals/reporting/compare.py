@@ -1,10 +1,13 @@
-"""From tallies to tables: each method against the plain run of the same decode mode."""
+"""From tallies to tables: each method against the base, under the same decode mode."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from cdkit.benchmark import Tally
-from cdkit.evals.modes import PLAIN
-from cdkit.evals.reporting.results import SIGNIFICANT, Cell, Row, Table, direction
+from cdkit.evals.modes import GREEDY, PLAIN
+from cdkit.evals.power import detectable
+from cdkit.evals.ranking import threshold_curve
+from cdkit.evals.reporting.results import SIGNIFICANT, Cell, Row, Table, direction, scale
 from cdkit.evals.statistics import Comparison, compare, holm, resample
 
 Runs = Mapping[str, Sequence[Tally]]
@@ -19,21 +22,22 @@ def table(
     sections: Mapping[str, Sequence[str]],
     show: Sequence[str] = (),
     absent: Mapping[str, tuple[str, ...]] | None = None,
+    base: str = PLAIN,
     resamples: int = 2000,
 ) -> Table:
     """The table of one benchmark and mode. Holm's family is all of its tests.
 
     A metric that is neither good nor bad (the yes ratio, a length) has an interval but no test. One
     that a method's tallies lack has no cell. `absent` maps methods that are not defined for the
-    mode to those that they are defined for.
+    mode to those that they are defined for. Differences are taken to the method `base`.
     """
-    tally = runs[PLAIN][0]
+    tally = runs[base][0]
     metrics = tuple(show) or tally.metrics
-    base = resample(runs[PLAIN], resamples=resamples, only=metrics)
+    own = resample(runs[base], resamples=resamples, only=metrics)
     compared = {
-        method: compare(run, runs[PLAIN], resamples=resamples, only=_had(run, metrics))
+        method: compare(run, runs[base], resamples=resamples, only=_had(run, metrics))
         for method, run in runs.items()
-        if method != PLAIN
+        if method != base
     }
     tested = [(method, m) for method, of in compared.items() for m in of if direction(m)]
     p_values = [compared[method][metric].p for method, metric in tested]
@@ -41,22 +45,26 @@ def table(
     top = {
         m: max(
             direction(m) * value
-            for value in (base.values[m], *(c[m].run.value for c in compared.values() if m in c))
+            for value in (own.values[m], *(c[m].run.value for c in compared.values() if m in c))
         )
         for m in metrics
     }
-    rows = {PLAIN: Row(PLAIN, {m: Cell(base.estimate(m)) for m in metrics})} | {
+    images, level = len(tally.images), SIGNIFICANT / max(1, len(tested))
+    rows = {base: Row(base, {m: Cell(own.estimate(m)) for m in metrics})} | {
         method: Row(
             method,
-            {m: _cell(c, direction(m), adjusted.get((method, m)), top[m]) for m, c in of.items()},
+            {
+                m: _cell(c, m, adjusted.get((method, m)), top[m], images, level)
+                for m, c in of.items()
+            },
         )
         for method, of in compared.items()
     }
     return Table(
         benchmark,
         mode,
-        seeds=len(runs[PLAIN]),
-        images=len(tally.images),
+        seeds=max(map(len, runs.values())),
+        images=images,
         samples=len(tally.samples),
         metrics=metrics,
         sections={
@@ -65,6 +73,9 @@ def table(
         },
         rows=rows,
         absent=absent or {},
+        shifted=_shifted(tally) if mode == GREEDY else (),
+        base=base,
+        tests=len(tested),
     )
 
 
@@ -73,10 +84,31 @@ def _had(run: Sequence[Tally], metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(m for m in metrics if all(m in tally.metrics for tally in run))
 
 
-def _cell(comparison: Comparison, sign: int, p_holm: float | None, top: float) -> Cell:
-    verdict = ""
+def _shifted(tally: Tally) -> tuple[tuple[float, float], ...]:
+    if not {"yes_score", "label"} <= tally.columns.keys():
+        return ()
+    ratios, right = threshold_curve(tally.columns["yes_score"], tally.columns["label"])
+    return tuple(zip(ratios.tolist(), right.tolist(), strict=True))
+
+
+def _cell(
+    comparison: Comparison,
+    metric: str,
+    p_holm: float | None,
+    top: float,
+    images: int,
+    strict: float,
+) -> Cell:
+    sign, verdict = direction(metric), ""
     if p_holm is not None and p_holm < SIGNIFICANT:
         verdict = "better" if sign * comparison.difference.value > 0 else "worse"
+
+    def least(level: float) -> float | None:
+        if not sign:
+            return None
+        most = 1.0 if scale(metric) == 100 else math.inf  # shares differ by all at most
+        return detectable(comparison.error, images, level=level, step=comparison.step, most=most)
+
     return Cell(
         comparison.run,
         comparison.difference,
@@ -87,4 +119,6 @@ def _cell(comparison: Comparison, sign: int, p_holm: float | None, top: float) -
         gained=comparison.gained,
         lost=comparison.lost,
         mcnemar=comparison.mcnemar,
+        detectable=least(SIGNIFICANT),
+        detectable_holm=least(strict),
     )

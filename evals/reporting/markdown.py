@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cdkit.evals.reporting.results import Results
+from cdkit.evals.reporting.results import Listing, Results
 from cdkit.evals.reporting.views import Column, View, overviews, view
-from cdkit.evals.reporting.wording import DASH, HOW_TO_READ, number, summed_up
+from cdkit.evals.reporting.wording import DASH, how_to_read, number, summed_up
 
 
 def write(path: Path, results: Results) -> None:
@@ -13,21 +13,36 @@ def write(path: Path, results: Results) -> None:
 
 
 def render(results: Results) -> str:
-    """The overviews, then every table."""
+    """The overviews, then every table, then the listings."""
     views = [*overviews(results.tables), *map(view, results.tables)]
-    return "\n".join([HOW_TO_READ, "", *(line for shown in views for line in lines(shown))])
+    bases = dict.fromkeys(table.base for table in results.tables)
+    told = [line for shown in views for line in lines(shown)]
+    told += [line for shown in results.listings for line in listing_lines(shown)]
+    return "\n".join([*(how_to_read(_plain(base)) for base in bases), "", *told])
 
 
 def lines(shown: View) -> Iterator[str]:
     """A heading, the size, a row a method under the bold name of its section, and the notes."""
-    yield f"## {shown.title}"
-    yield f"\n{shown.size}\n"
-    yield _row(["method", *(column.heading for column in shown.columns)])
+    yield f"## {_plain(shown.title)}"
+    yield f"\n{_plain(shown.size)}\n"
+    yield _row(["method", *(_plain(column.heading) for column in shown.columns)])
     yield _row(["---", *("---:" for _ in shown.columns)])
     for title, methods in shown.sections.items():
         yield _row([f"**{_plain(title)}**", *("" for _ in shown.columns)])
         for method in methods:
             yield _row([_plain(method), *(_cell(shown, c, method) for c in shown.columns)])
+    yield ""
+    for note in shown.notes:
+        yield f"{_plain(note)}\n"
+
+
+def listing_lines(shown: Listing) -> Iterator[str]:
+    """A heading, the rows and the notes."""
+    yield f"## {_plain(shown.title)}\n"
+    yield _row([_plain(head) for head in shown.heads])
+    yield _row(["---", *("---:" for _ in shown.heads[1:])])
+    for row in shown.rows:
+        yield _row([_plain(cell) for cell in row])
     yield ""
     for note in shown.notes:
         yield f"{_plain(note)}\n"

@@ -1,8 +1,12 @@
-"""What a run found, ready to be shown: the tables, the curves and the examples."""
+"""What a run found, ready to be shown: the tables, the curves and the gallery."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from cdkit.evals.modes import PLAIN
 from cdkit.evals.statistics import Estimate
 
 SIGNIFICANT = 0.05
@@ -23,24 +27,28 @@ MODES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one method: its value, and how far it stands from the plain run."""
+    """One metric of one method: its value, and how far it stands from the base's."""
 
     value: Estimate
     difference: Estimate | None = None
-    """None in the plain run's own row."""
+    """None in the base's own row."""
     p: float | None = None
     """Sign-flip by image, before Holm."""
     p_holm: float | None = None
     """Adjusted over the table; None for a metric that is neither good nor bad."""
     verdict: str = ""
-    """"better" or "worse" than the plain run where Holm's test says so, else nothing."""
+    """"better" or "worse" than the base where Holm's test says so, else nothing."""
     best: bool = False
     gained: int | None = None
-    """Answers that are right here and wrong in the plain run (of CHAIR_s: that hallucinate here
+    """Answers that are right here and wrong in the base (of CHAIR_s: that hallucinate here
     and not there); `lost` the other way round. Known for shares of one greedy run."""
     lost: int | None = None
     mcnemar: float | None = None
     """Its exact p, which takes questions for independent: beside the test by image only."""
+    detectable: float | None = None
+    """The smallest true difference that the test by image would find four times in five at level
+    .05, and `detectable_holm` at the strictest level of the table; None: none, or not known."""
+    detectable_holm: float | None = None
 
     @property
     def mark(self) -> str:
@@ -71,6 +79,18 @@ class Table:
     rows: Mapping[str, Row]
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Method -> the decode modes that it is defined for, of which this is none."""
+    shifted: tuple[tuple[float, float], ...] = ()
+    """(yes ratio, accuracy) of the base, were it to say yes more or less often: its answers by a
+    threshold on its own yes scores, for every threshold. Greedy runs that have the scores."""
+    base: str = PLAIN
+    """The method that every difference is taken to."""
+    tests: int = 0
+    """Holm's family: how many p-values were corrected together."""
+
+    @property
+    def strictest(self) -> float:
+        """The level that Holm's correction holds the smallest p-value to."""
+        return SIGNIFICANT / max(1, self.tests)
 
     @property
     def decoding(self) -> str:
@@ -115,22 +135,102 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One question and what each method answered, greedily."""
+class Said:
+    """One answer to a question, and the methods that gave it."""
+
+    text: str
+    methods: tuple[str, ...]
+    right: bool | None
+    """Of a caption: whether it names nothing that is not there. None: nobody can tell."""
+    note: str = ""
+    """Such as what a caption names that is not in the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """What one method's branch did to each image token, by layer, for one question."""
+
+    method: str
+    title: str
+    mask: bool
+    """Whether `layers` are shares of heads whose cell is masked, else weights of attention."""
+    layers: Float[np.ndarray, "layers tokens"]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Strips over the picture as the model was given it; its tokens are one grid of it."""
+
+    picture: UInt8[np.ndarray, "height width 3"]
+    grid: tuple[int, int]
+    strips: tuple[Strip, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One question that methods answer differently; everything in it is as the run has it."""
+
+    sample: str
+    kind: str
+    """One of `gallery.KINDS`."""
+    prompt: str
+    target: str | None
+    picture: bytes
+    """A small PNG or JPEG."""
+    media_type: str
+    answers: tuple[Said, ...]
+    look: Look | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """The exhibits of one benchmark, and how they were drawn."""
 
     benchmark: str
-    prompt: str
-    image: bytes
-    """PNG, or whatever the file held."""
-    media_type: str
-    answers: Mapping[str, str]
+    rule: str
+    exhibits: tuple[Exhibit, ...]
+    notes: tuple[str, ...] = ()
+    """Such as why no attention is drawn."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether attention is drawn over some picture."""
+        return any(exhibit.look is not None for exhibit in self.exhibits)
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Seconds an answer by method, as a multiple of the base's in the same run."""
+
+    ratios: Mapping[str, Estimate]
+    note: str
+    """What was timed, how often, and what the spread is over."""
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A table of words: what does not fit the grid of methods and metrics.
+
+    Each row has a cell for each of `heads`; the first says what the row is about.
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.heads) for row in self.rows):
+            raise ValueError(f"{self.title}: every row needs {len(self.heads)} cells")
+
+
+@dataclass(frozen=True, eq=False)
 class Results:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
-    examples: tuple[Example, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    listings: tuple[Listing, ...] = ()
+    costs: Costs | None = None
 
 
 def told_modes(modes: Sequence[str]) -> str:

@@ -7,12 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from cdkit.evals.reporting.results import Cell
+from cdkit.evals.modes import PLAIN
+from cdkit.evals.reporting.results import Cell, Listing
 from cdkit.evals.reporting.views import Column, View
 from cdkit.evals.reporting.wording import (
     DASH,
-    HOW_TO_READ,
     difference,
+    how_to_read,
     interval,
     number,
     summed_up,
@@ -44,9 +45,20 @@ def render(view: View, width: int) -> RenderableType:
     return Group(title, *(_part(view, part) for part in parts), *notes)
 
 
-def legend() -> RenderableType:
+def legend(base: str = PLAIN) -> RenderableType:
     """What the marks mean, and what the intervals cover."""
-    return Text(HOW_TO_READ, style="dim")
+    return Text(how_to_read(base), style="dim")
+
+
+def listing(shown: Listing) -> RenderableType:
+    """A table of words: the first column to the left, numbers to the right."""
+    found = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for place, head in enumerate(shown.heads):
+        found.add_column(Text(head), justify="right" if place else "left")
+    for row in shown.rows:
+        found.add_row(*map(Text, row))
+    notes = (Text(note, style="dim") for note in shown.notes)
+    return Group(Text(shown.title, style="bold"), found, *notes)
 
 
 def _part(view: View, columns: Sequence[Column]) -> RichTable:

@@ -28,7 +28,7 @@ class View:
     notes: tuple[str, ...] = ()
     """Why there are dashes, and which methods are not here."""
     brief: bool = False
-    """Cells say the difference to plain alone (plain's own: its value), on one line."""
+    """Cells say the difference to the base alone (its own: the value), on one line."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def _overview(tables: Sequence[Table]) -> View:
     metric = tables[0].headline
     return View(
         f"{tables[0].benchmark}: {heading(metric)}",
-        f"difference to plain; {_size(tables[0])}",
+        f"difference to {tables[0].base}; {_size(tables[0])}",
         _filled(tables[0].sections),
         tuple(_column(table, metric, table.decoding) for table in tables),
         tuple(_only(tables)),

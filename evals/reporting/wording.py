@@ -20,13 +20,17 @@ ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 """Where a method has no value."""
-HOW_TO_READ = (
-    "Differences to plain under the same decode mode, with paired 95 % bootstrap intervals,"
-    " resampled by image and seed; plain's own row: its value and interval. ▲ ▼: significantly"
-    " better or worse than plain (sign-flip test by image, Holm over the table of that mode with"
-    " all its metrics, p < .05); ★ the best of a column, where that test says so. The intervals"
-    " cover images and seeds, not the training of the one model."
-)
+
+
+def how_to_read(base: str) -> str:
+    """What the marks and intervals of tables mean whose differences are taken to `base`."""
+    return (
+        f"Differences to {base} under the same decode mode, with paired 95 % bootstrap intervals,"
+        f" resampled by image and seed; {base}'s own row: its value and interval. ▲ ▼:"
+        f" significantly better or worse than {base} (sign-flip test by image, Holm over the table"
+        " of that mode with all its metrics, p < .05); ★ the best of a column, where that test"
+        " says so. The intervals cover images and seeds, not the training of the one model."
+    )
 
 
 def heading(metric: str) -> str:
@@ -59,7 +63,7 @@ def difference(estimate: Estimate, metric: str) -> str:
 
 
 def summed_up(cell: Cell, metric: str) -> str:
-    """On one line `+5.4 [+3.7, +7.3] ▲`; of the plain run its value, without a sign."""
+    """On one line `+5.4 [+3.7, +7.3] ▲`; of the base its value, without a sign."""
     if cell.difference is None:
         return f"{number(cell.value.value, metric)} {interval(cell.value, metric)}"
     return difference(cell.difference, metric) + cell.mark

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from cdkit.noise import cell_uniform, stream
 
@@ -27,16 +33,43 @@ def gumbel_noise(
     return -uniform.log().neg().log()
 
 
+def warpers(
+    temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> LogitsProcessorList:
+    """Hugging Face's own, in the order in which its `generate(do_sample=True)` applies them."""
+    found = LogitsProcessorList()
+    if temperature != 1:
+        found.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k is not None:
+        found.append(TopKLogitsWarper(top_k))
+    if top_p is not None and top_p < 1:
+        found.append(TopPLogitsWarper(float(top_p)))
+    return found
+
+
 class GumbelSampling(LogitsProcessor):
-    """Makes greedy search sample: give it to `generate(do_sample=False, num_beams=1)`."""
+    """Makes greedy search sample: give it to `generate(do_sample=False, num_beams=1)`.
+
+    What top-k and top-p take out stays out: noise moves no -inf.
+    """
 
     def __init__(
-        self, seed: int, sample_ids: Sequence[str], *, prompt_length: int, temperature: float
+        self,
+        seed: int,
+        sample_ids: Sequence[str],
+        *,
+        prompt_length: int,
+        temperature: float,
+        top_k: int | None = None,
+        top_p: float | None = None,
     ) -> None:
         self.streams = streams(seed, sample_ids)
-        self.prompt_length, self.temperature = prompt_length, temperature
+        self.prompt_length = prompt_length
+        self.warpers = warpers(temperature, top_k, top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
         noise = gumbel_noise(self.streams.to(scores.device), step, scores.shape[1])
-        return scores / self.temperature + noise.to(scores.dtype)
+        # no type: it asks for a LongTensor
+        warped: Tensor = self.warpers(input_ids, scores)  # type: ignore[arg-type]
+        return warped + noise.to(scores.dtype)

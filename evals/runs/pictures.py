@@ -1,11 +1,18 @@
 """Images from files: whole, in RGB, or one clear error."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from cdkit.errors import CdkitError
+
+ORIENTATION = Base.Orientation.value
+BROKEN = (OSError, EOFError, SyntaxError, ValueError, OverflowError, struct.error, zlib.error)
+"""What Pillow and its decoders raise where a file is not what it says."""
 
 
 def load_picture(path: Path) -> Image.Image:
@@ -18,8 +25,19 @@ def load_picture(path: Path) -> Image.Image:
         raise CdkitError(f"no such image: {path}") from None
     except UnidentifiedImageError:
         raise CdkitError(f"{path} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise CdkitError(f"cannot read the image {path}: {error}") from None
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) as the file's head has it, upright; None where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+    except (*BROKEN, Image.DecompressionBombError):
+        return None
+    return (width, height) if turned else (height, width)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -31,12 +31,12 @@ class Stages:
         if self._bars is not None and total:
             self._tasks[stage] = self._bars.add_task(stage, total=total)
 
-    def advance(self, stage: str) -> None:
+    def advance(self, stage: str, by: int = 1) -> None:
         now = perf_counter()
         self.seconds[stage] += now - self._now
         self._now = now
         if self._bars is not None:
-            self._bars.advance(self._tasks[stage])
+            self._bars.advance(self._tasks[stage], by)
 
 
 @contextmanager

@@ -26,5 +26,11 @@ class Question:
 
 def question_of(sample: Sample, images: Path, limit: int) -> Question:
     """The question of a benchmark's sample; a CdkitError where its image is not there."""
+    sample.image_in(images)
+    return asked_of(sample, images, limit)
+
+
+def asked_of(sample: Sample, images: Path, limit: int) -> Question:
+    """The question of a benchmark's sample, whether or not its image is there."""
     yes_no = (sample.target or "").lower() in ("yes", "no")
-    return Question(sample.image_in(images), sample.prompt, limit, yes_no)
+    return Question(images / sample.image, sample.prompt, limit, yes_no)

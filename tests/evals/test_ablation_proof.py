@@ -12,9 +12,10 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.check import MismatchError, begins, compare_removed, prove
 from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.plan import Arm, Pass, continued, passes, unconstrained
+from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.ablation.run import Runner
 from cdkit.evals.runs.engine import Engine, Logits
+from cdkit.evals.runs.unconstrained import continued, unconstrained
 from cdkit.method import ORIGINAL
 from cdkit.strategies.sharpen import Sharpen
 

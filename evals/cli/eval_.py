@@ -1,0 +1,252 @@
+"""`cdkit eval`: one method of one model over a benchmark, in a run that survives."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cdkit.errors import CdkitError
+from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+
+FAILED = 3
+"""The exit status of a run that is complete but for samples that failed."""
+
+
+@app.command(
+    "eval",
+    epilog=examples(
+        "cdkit eval --method cmac --bench pope --data coco --only pope_coco_random --name cmac",
+        "cdkit eval --name cmac --resume",
+        "cdkit eval --model llava-hf/llava-1.5-7b-hf --method vcd --set alpha=0.5 --bench chair "
+        "--data coco --dtype bfloat16 --batch-size 16 --devices 2",
+        "cdkit eval --method plain --bench pope --data coco --mode sample --seeds 0,1,2",
+    ),
+)
+@guarded
+def eval_(
+    method: Annotated[
+        str | None,
+        typer.Option(help="A preset (cdkit list methods) or a .toml file.", show_default=False),
+    ] = None,
+    bench: Annotated[
+        str | None, typer.Option(help="pope, chair, mme, amber.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The folder with its files and images.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="micro, a checkpoint's folder, or a name on the hub.", show_default="micro"
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A parameter of --method: alpha=1.0; repeat it for more."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A part, such as pope_coco_random; repeat it. All without it."),
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="greedy, sample or beam.", show_default="greedy")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Of sample: 0,1,2 answers thrice.", show_default="0")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of sample.", show_default="1.0")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Of sample: the so many best.", show_default="all")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Of sample: the best of this mass.", show_default="all")
+    ] = None,
+    beams: Annotated[int | None, typer.Option(help="Of beam.", show_default="5")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="The first so many images of each part.", show_default="all"),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="The longest answer.", show_default="the benchmark's own"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16, float64.", show_default="the model's own"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="The above from a file: a run's settings.json, or TOML. Options go before it.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 8,
+    devices: Annotated[int, typer.Option(help="Processes on each machine, a device each.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines (docs/runs.md).")] = 1,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    workers: Annotated[
+        int, typer.Option(help="Processes that load images ahead, for each device.")
+    ] = 0,
+    output: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    name: Annotated[
+        str | None,
+        typer.Option(help="The run's folder; by default its date and time.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with run NAME; begin it where there is none.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="With --resume: ask again what failed.")
+    ] = False,
+    loggers: Annotated[
+        str, typer.Option(help="tensorboard, wandb, or both with a comma.", show_default="none")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout in place of the table.")
+    ] = False,
+) -> None:
+    """Answer a benchmark's questions and score the answers; a killed run goes on where it was.
+
+    It leaves OUTPUT/NAME/: predictions.jsonl, metrics.json, manifest.json, settings.json and the
+    journal. `cdkit compare` reads such folders. A sample that fails (a broken image) is an error in
+    its place: the run goes on, says so at the end and exits with 3.
+    """
+    quiet()
+    from cdkit.evals.ablation.answering import overrides
+    from cdkit.evals.runs.folder import folder_of, read_settings
+    from cdkit.evals.runs.loggers import check_loggers
+    from cdkit.evals.runs.run import run
+    from cdkit.evals.runs.settings import Resources, settings_of
+
+    given: dict[str, Any] = {
+        "method": method,
+        "bench": bench,
+        "data": None if data is None else str(data.absolute()),
+        "model": model,
+        "set": overrides(set_) if set_ else None,
+        "only": only,
+        "mode": mode,
+        "seeds": None if seeds is None else _numbers(seeds),
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "beams": beams,
+        "limit": limit,
+        "max_new_tokens": max_new_tokens,
+        "dtype": dtype,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if retry_errors and not resume:
+        raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
+    if resume and name is None:
+        raise CdkitError("--resume goes on with a run: give its --name")
+    folder = folder_of(output, name or _now())
+    if config is not None:
+        given = _from_file(config) | given
+    elif resume and folder.exists():
+        given = read_settings(folder)["settings"] | given
+    settings = settings_of(given, "cdkit eval")
+    resources = Resources(batch_size, devices, nodes, accelerator, workers)
+    chosen = [each.strip() for each in loggers.split(",") if each.strip()]
+    check_loggers(chosen)
+    settings.load_method()  # a misspelt one is told before the data is read
+
+    from cdkit.evals.data.layout import parts_in
+
+    parts = parts_in(
+        settings.bench,
+        Path(settings.data),
+        only=settings.only,
+        options=settings.benchmark_options(),
+    )
+    outcome = run(
+        settings,
+        resources,
+        list(parts.values()),
+        folder,
+        resume=resume,
+        retry_errors=retry_errors,
+        loggers=chosen,
+        bar=True,
+        silence=quiet,
+    )
+    if outcome is None:
+        return  # the process that leads tells
+    told = Console(stderr=True, highlight=False, soft_wrap=True)
+    for file in outcome.torn:
+        told.print(f"the last line of journal/{file} was torn by a kill and was cut off")
+    if as_json:
+        shown = {"folder": str(outcome.folder), "parts": outcome.metrics}
+        typer.echo(json.dumps(shown, ensure_ascii=False))
+    else:
+        screen = console()
+        for part, numbers in outcome.metrics.items():
+            screen.print(_table(part, numbers))
+        screen.print(f"files: {outcome.folder}", highlight=False, soft_wrap=True)
+    failed = sum(map(len, outcome.errors.values()))
+    if failed:
+        reason = next(iter(next(iter(outcome.errors.values())).values()))
+        told.print(
+            f"{failed} samples failed, the first because: {reason}\nall are in "
+            f"{outcome.folder / 'manifest.json'}; mend them and run again with --resume "
+            "--retry-errors",
+            style="red",
+            markup=False,
+        )
+        raise typer.Exit(FAILED)
+
+
+def _table(part: str, numbers: dict[str, Any]) -> Table:
+    scored, samples = numbers["scored"], numbers["samples"]
+    over = f"over {samples} samples" if scored == samples else f"over {scored} of {samples} samples"
+    by_seed = numbers["by_seed"]
+    several = len(by_seed) > 1
+    heads = [f"seed {each['seed']}" for each in by_seed] if several else []
+    table = Table(
+        "metric",
+        "mean" if several else "value",
+        *heads,
+        title=f"{part}, {over}",
+        title_justify="left",
+    )
+    for metric, mean in numbers["mean"].items():
+        values = [each["metrics"][metric] for each in by_seed] if several else []
+        table.add_row(metric, *(f"{value:.4g}" for value in (mean, *values)))
+    return table
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise CdkitError(
+            f"--seeds takes whole numbers with commas, such as 0,1,2, got {text!r}"
+        ) from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """Settings from a run's settings.json, or from a TOML file with the same keys."""
+    try:
+        text = path.read_text("utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise CdkitError(f"--config {path} cannot be read: {error}") from None
+    if isinstance(data, dict) and isinstance(data.get("settings"), dict):
+        data = data["settings"]
+    if not isinstance(data, dict):
+        raise CdkitError(f"--config {path} holds no settings: give a run's settings.json, or TOML")
+    return data
+
+
+def _now() -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime("eval-%Y%m%d-%H%M%S")

@@ -1,0 +1,86 @@
+"""Small runs of the embedded model over the micro-world, for the tests of `cdkit eval`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.benchmark import Benchmark
+from cdkit.evals.chair import CHAIR
+from cdkit.evals.microworld.files import BenchmarkFiles, write_benchmarks
+from cdkit.evals.mme import MME
+from cdkit.evals.pope import POPE
+from cdkit.evals.runs.run import Outcome, run
+from cdkit.evals.runs.settings import Resources, Settings
+
+
+@dataclass(frozen=True)
+class Part:
+    """As `cdkit.evals.data.layout` finds them."""
+
+    name: str
+    benchmark: Benchmark
+    images: Path
+
+
+def draw(folder: Path, images: int = 3) -> BenchmarkFiles:
+    return write_benchmarks(folder, images=images, exam_images=1)
+
+
+def parts_of(files: BenchmarkFiles) -> list[Part]:
+    captions = CHAIR(
+        synonyms=files.synonyms,
+        instances=files.annotations,
+        captions=files.captions,
+        images=files.caption_images,
+        prompt=files.caption_prompt,
+        max_new_tokens=6,
+    )
+    found: dict[str, Benchmark] = {
+        "pope_random": POPE(files.pope["random"]),
+        "chair": captions,
+        "mme": MME(files.mme, tasks=("existence",)),
+    }
+    return [Part(name, benchmark, files.images) for name, benchmark in found.items()]
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**{"method": "cmac", "bench": "pope", "data": "world"} | changes)
+
+
+def answer(
+    parts: Sequence[Part],
+    folder: Path,
+    *,
+    resume: bool = False,
+    retry_errors: bool = False,
+    batch_size: int = 8,
+    devices: int = 1,
+    **changes: Any,
+) -> Outcome:
+    resources = Resources(batch_size=batch_size, devices=devices, accelerator="cpu")
+    outcome = run(
+        settings(**changes),
+        resources,
+        parts,
+        folder,
+        resume=resume,
+        retry_errors=retry_errors,
+    )
+    assert outcome is not None
+    return outcome
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    return rows(folder / "predictions.jsonl")
+
+
+def journal_rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of all files, without their heads."""
+    files = sorted((folder / "journal").glob("*.jsonl"))
+    return [row for file in files for row in rows(file)[1:]]
