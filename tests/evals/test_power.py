@@ -184,6 +184,10 @@ def test_seeds_as_they_are_make_the_error_of_the_test() -> None:
     seeds = [flipping(np.random.default_rng(3 + seed), 60)[0] for seed in range(3)]
     mixed = compare(seeds, [theirs], resamples=300, draws=9)["accuracy"]
     assert 0 < mixed.error < (mixed.difference.high - mixed.difference.low) / 2
+    # Two seeds that are apart alike in every image: the interval spreads, the test has no noise.
+    ones, zeros = tally(np.ones((60, QUESTIONS))), tally(np.zeros((60, QUESTIONS)))
+    apart = compare([ones, zeros], [zeros], resamples=300, draws=9)["accuracy"]
+    assert apart.error == 0.0 and (apart.difference.low, apart.difference.high) == (0.0, 1.0)
 
 
 def test_the_standard_error_is_that_of_a_mean() -> None:
