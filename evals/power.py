@@ -54,7 +54,7 @@ def detectable(
     freedom = max(1, images - 1)
     found = (_student(1 - level / 2, freedom) + _student(power, freedom)) * error
     least = max(found, needed * step)
-    return least if 0 < least <= most else None
+    return least if 0 < least <= most * (1 + 1e-9) else None  # all but for rounding is all
 
 
 def _student(share: float, freedom: int) -> float:

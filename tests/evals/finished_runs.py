@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from cdkit.benchmark import Answer, Benchmark, Sample
+from cdkit.evals.microworld.world import WORLD
 from cdkit.evals.runs.finished import FinishedPart, FinishedRun
+
+EVERYTHING = " and ".join(f"a {name}" for name in WORLD.categories)
+"""A caption that hallucinates in every image."""
 
 MANIFEST: Mapping[str, Any] = {
     "name": "stand-in",
@@ -56,7 +60,8 @@ def said(samples: Sequence[Sample], skill: float, seed: int, scored: bool) -> di
         luck = np.random.default_rng([seed, *sample.id.encode()]).random()
         right = luck < skill
         yes = (sample.target == "yes") == right
-        text = ("Yes." if yes else "No.") if sample.target else ("a cat", "a dog")[int(right)]
+        caption = "a picture" if right else EVERYTHING
+        text = ("Yes." if yes else "No.") if sample.target else caption
         score = (skill - luck) * (1 if sample.target == "yes" else -1)
         found[sample.id] = Answer(text, yes_score=score if scored else None, tokens=2)
     return found

@@ -128,6 +128,7 @@ def test_changes_are_counted_towards_right(
         cell.lost,
         cell.gained,
     )
+    assert of["chair", "chair_s"].became_right > of["chair", "chair_s"].became_wrong == 0
     assert ("pope_random", "f1") not in of
 
 
