@@ -136,8 +136,9 @@ class Answering(pl.LightningModule):
         self._log()
         return len(work.seeds)
 
-    def on_predict_end(self) -> None:
-        self._open.close()  # on the disk, before the others are told that all is answered
+    def teardown(self, stage: str) -> None:
+        """Wait for the others: also of a process that had nothing to do, whose loop never began."""
+        self.close()  # on the disk, before the others are told that all is answered
         self.trainer.strategy.barrier("all answered")
 
     def close(self) -> None:

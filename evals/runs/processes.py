@@ -43,14 +43,14 @@ def predict(job: Job, loggers: Sequence[Logger]) -> None:
         names = [name for _, name in socket.if_nameindex()]
         if "lo" in names:  # else gloo looks the machine's own name up, which may lead nowhere
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    start = "popen" if started_outside() else "spawn"
+    start = "popen" if started_outside() else resources.start
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer = pl.Trainer(
             accelerator=resources.accelerator,
             devices=resources.devices,
             num_nodes=resources.nodes,
-            strategy=DDPStrategy(start_method=start, timeout=PATIENCE) if many else "auto",  # type: ignore[arg-type]
+            strategy=DDPStrategy(start_method=start, timeout=PATIENCE) if many else "auto",
             logger=list(loggers) or False,
             use_distributed_sampler=False,  # it repeats samples to make shares equal
             enable_checkpointing=False,
