@@ -57,10 +57,11 @@ def answer(
     retry_errors: bool = False,
     batch_size: int = 8,
     devices: int = 1,
+    workers: int = 0,
     start: Start = "spawn",
     **changes: Any,
 ) -> Outcome:
-    resources = Resources(batch_size, devices, accelerator="cpu", start=start)
+    resources = Resources(batch_size, devices, accelerator="cpu", workers=workers, start=start)
     outcome = run(
         settings(**changes),
         resources,

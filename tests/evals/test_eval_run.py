@@ -260,6 +260,28 @@ def test_a_prompt_that_is_too_long_is_an_error(
     assert outcome.metrics["pope_random"]["scored"] == 0
 
 
+def test_a_model_that_is_loaded_otherwise_is_refused(
+    parts: list[Part], copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(copied, 3)
+    load = cdkit.load_model
+
+    def double(*args: Any, **kwargs: Any) -> Any:
+        model, processor = load(*args, **kwargs)
+        return model.double(), processor
+
+    monkeypatch.setattr(cdkit, "load_model", double)
+    message = refused(parts, copied, resume=True)
+    assert "with a model whose dtype was 'float32', and now is 'float64'" in message
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_images_that_are_loaded_ahead_change_nothing(
+    parts: list[Part], done: Outcome, tmp_path: Path
+) -> None:
+    assert bytes_of(answer(parts, tmp_path / "run", workers=1).folder) == bytes_of(done.folder)
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, TypeError])
 def test_what_is_no_samples_fault_stops_the_run(
     parts: list[Part],
