@@ -1,6 +1,5 @@
 """What a result depends on, as plain data: versions, files, prompt, parser, limits, seeds."""
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import transformers
 
 import cdkit
 from cdkit.benchmark import sha256
@@ -18,6 +16,10 @@ from cdkit.evals.ablation.check import Proof
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.plan import Arm
 from cdkit.evals.runs.engine import Engine
+from cdkit.evals.runs.identity import model_files
+from cdkit.evals.runs.manifest import versions
+
+SOFTWARE = ("cdkit", "torch", "transformers")
 
 
 def manifest(
@@ -43,13 +45,7 @@ def manifest(
         "date": started.isoformat(timespec="seconds"),
         "wall_seconds": wall,
         "stages": {stage: round(spent, 2) for stage, spent in stages.items()},
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                package: _version(package)
-                for package in ("cdkit", "torch", "transformers", "numpy")
-            },
-        },
+        "versions": versions("cdkit", "torch", "transformers", "numpy"),
         "platform": {
             "system": platform.platform(),
             "machine": platform.machine(),
@@ -97,13 +93,6 @@ def manifest(
     }
 
 
-def model_files(path: str) -> dict[str, str]:
-    """The SHA-256 of a local checkpoint's weights; nothing for a model from the hub."""
-    folder = Path(path)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return {file.name: sha256(file.read_bytes()) for file in files}
-
-
 def sources(grid: Grid, placement: Path | None) -> dict[str, str]:
     """The SHA-256 of the methods' own files and of the placement file, by path."""
     presets = cdkit.presets()
@@ -124,8 +113,7 @@ def _summary(
         "batch": f"{grid.batch}, {engine.processor.tokenizer.padding_side} padding",
         "first tokens": f"{undecided} answers to yes/no questions were generated in full because "
         "their first token is neither yes nor no; text after one that decides is not read",
-        "software": f"cdkit {_version('cdkit')}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, Python {platform.python_version()}",
+        "software": ", ".join(f"{k} {v}" for k, v in versions(*SOFTWARE).items()),
         "wall time": f"{wall:.0f} s without imports",
     }
     if grid.left_out:
@@ -141,7 +129,3 @@ def _summary(
             f"({proof.near_ties} near ties)"
         )
     return summary
-
-
-def _version(package: str) -> str:
-    return importlib.metadata.version(package)

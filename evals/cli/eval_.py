@@ -189,7 +189,8 @@ def eval_(
     else:
         screen = console()
         for part, numbers in outcome.metrics.items():
-            screen.print(_table(part, numbers))
+            screen.print(_heading(part, numbers), highlight=False, soft_wrap=True)
+            screen.print(_table(numbers))
         screen.print(f"files: {outcome.folder}", highlight=False, soft_wrap=True)
     failed = sum(map(len, outcome.errors.values()))
     if failed:
@@ -204,19 +205,16 @@ def eval_(
         raise typer.Exit(FAILED)
 
 
-def _table(part: str, numbers: dict[str, Any]) -> Table:
+def _heading(part: str, numbers: dict[str, Any]) -> str:
     scored, samples = numbers["scored"], numbers["samples"]
-    over = f"over {samples} samples" if scored == samples else f"over {scored} of {samples} samples"
+    return f"{part}, over {samples if scored == samples else f'{scored} of {samples}'} samples"
+
+
+def _table(numbers: dict[str, Any]) -> Table:
     by_seed = numbers["by_seed"]
     several = len(by_seed) > 1
     heads = [f"seed {each['seed']}" for each in by_seed] if several else []
-    table = Table(
-        "metric",
-        "mean" if several else "value",
-        *heads,
-        title=f"{part}, {over}",
-        title_justify="left",
-    )
+    table = Table("metric", "mean" if several else "value", *heads)
     for metric, mean in numbers["mean"].items():
         values = [each["metrics"][metric] for each in by_seed] if several else []
         table.add_row(metric, *(f"{value:.4g}" for value in (mean, *values)))

@@ -26,8 +26,8 @@ def check_loggers(names: Sequence[str]) -> None:
             )
 
 
-def make_loggers(names: Sequence[str], folder: Path, facts: Mapping[str, Any]) -> list[Logger]:
-    """One of each, writing into the run's folder; `facts` are logged as hyper-parameters."""
+def make_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
+    """One of each, writing into the run's folder."""
     check_loggers(names)
     found: list[Logger] = []
     for name in names:
@@ -37,7 +37,6 @@ def make_loggers(names: Sequence[str], folder: Path, facts: Mapping[str, Any]) -
             # the same run wherever it goes on: after a kill, and after the processes have joined
             run = short_hash(str(folder.resolve()))
             logger = WandbLogger(name=folder.name, save_dir=folder, id=run, resume="allow")
-        logger.log_hyperparams(dict(facts))
         found.append(logger)
     return found
 

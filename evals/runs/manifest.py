@@ -19,11 +19,10 @@ from cdkit.method import Method
 PACKAGES = ("cdkit", "torch", "transformers", "pytorch-lightning", "numpy")
 
 
-def versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+def versions(*packages: str) -> dict[str, str]:
+    """Of Python and of the packages, as installed."""
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
 
 
 def manifest(
@@ -48,7 +47,7 @@ def manifest(
         "seeds": {"sampling": list(settings.draws), "noise_of_branches": 0},
         "model": {"name": settings.model, "files": dict(identity.model), **model},
         "parts": {part.name: _part(part, identity) for part in parts},
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
         "platform": {
             "system": platform.platform(),
             "machine": platform.machine(),

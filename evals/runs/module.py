@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader
 
 import cdkit
 from cdkit.benchmark import Answer
+from cdkit.errors import CdkitError
 from cdkit.evals.modes import BEAM
 from cdkit.evals.runs.batches import Task, Work, shard, work_of
 from cdkit.evals.runs.engine import Engine
+from cdkit.evals.runs.identity import differing
 from cdkit.evals.runs.journal import VERSION, Journal, Row, Writer
 from cdkit.evals.runs.loading import Batches, Ready, prompt_lengths
 from cdkit.evals.runs.progress import Stages, shown
@@ -87,10 +89,15 @@ class Answering(pl.LightningModule):
         self._began = perf_counter()
         self._engine = self._load()
         trainer = self.trainer
-        plan = trainer.strategy.broadcast(self._plan() if trainer.is_global_zero else None)
+        own = self._plan() if trainer.is_global_zero else None
+        plan: Any = trainer.strategy.broadcast(own)  # the first process's
         self._share = shard(plan.work, trainer.global_rank, trainer.world_size)
         path = plan.journals / f"{plan.piece:04d}-{trainer.global_rank:04d}.jsonl"
         self._writer = Writer(path, self._head(plan))
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:  # here: a logger may live in one process alone
+                facts = self.job.settings.to_dict()
+                logger.log_hyperparams(facts | {"batch_size": self.job.resources.batch_size})
         self._open.callback(self._writer.close)
         self._stages = Stages()
         if self.job.bar and trainer.is_global_zero:
@@ -136,8 +143,9 @@ class Answering(pl.LightningModule):
         self._log()
         return len(work.seeds)
 
-    def on_predict_end(self) -> None:
-        self._open.close()  # on the disk, before the others are told that all is answered
+    def teardown(self, stage: str) -> None:
+        """Wait for the others: also of a process that had nothing to do, whose loop never began."""
+        self.close()  # on the disk, before the others are told that all is answered
         self.trainer.strategy.barrier("all answered")
 
     def close(self) -> None:
@@ -160,6 +168,7 @@ class Answering(pl.LightningModule):
     def _plan(self) -> Plan:
         job = self.job
         assert job.journal is not None
+        check_model(job.journal, model_facts(self._engine, job.tasks))
         work = work_of(
             job.tasks,
             prompt_lengths(job.tasks, self._engine),
@@ -235,6 +244,16 @@ def model_facts(engine: Engine, tasks: Sequence[Task]) -> dict[str, Any]:
         "yes_tokens": list(engine.yes_ids),
         "no_tokens": list(engine.no_ids),
     }
+
+
+def check_model(journal: Journal, facts: Mapping[str, Any]) -> None:
+    """Raise where the model is not as the pieces before had it."""
+    for head in journal.heads:
+        for name, (was, now) in differing(head["model"], facts).items():
+            raise CdkitError(
+                f"the run was begun with a model whose {name} was {was!r}, and now is {now!r}: "
+                "load the same (as with --dtype), or begin anew under another --name"
+            )
 
 
 def _as_it_is(batch: Any) -> Any:

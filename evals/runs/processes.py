@@ -9,9 +9,10 @@ from datetime import timedelta
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runs.module import Answering, Job
@@ -37,20 +38,22 @@ def started_outside(environment: Mapping[str, str] = os.environ) -> bool:
 
 def predict(job: Job, loggers: Sequence[Logger]) -> None:
     """Answer what is left; returns when every process has, or raises what stopped one of them."""
+    if job.silence is not None:
+        job.silence()  # by now Lightning is imported, which sets its own logging up
     resources = job.resources
     many = resources.devices * resources.nodes > 1
     if many and resources.accelerator == "cpu" and resources.nodes == 1:
         names = [name for _, name in socket.if_nameindex()]
         if "lo" in names:  # else gloo looks the machine's own name up, which may lead nowhere
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    start = "popen" if started_outside() else "spawn"
+    start = "popen" if started_outside() else resources.start
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer = pl.Trainer(
             accelerator=resources.accelerator,
             devices=resources.devices,
             num_nodes=resources.nodes,
-            strategy=DDPStrategy(start_method=start, timeout=PATIENCE) if many else "auto",  # type: ignore[arg-type]
+            strategy=DDPStrategy(start_method=start, timeout=PATIENCE) if many else "auto",
             logger=list(loggers) or False,
             use_distributed_sampler=False,  # it repeats samples to make shares equal
             enable_checkpointing=False,
@@ -58,7 +61,7 @@ def predict(job: Job, loggers: Sequence[Logger]) -> None:
             enable_model_summary=False,
             default_root_dir=job.folder,
         )
-    except (RuntimeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise CdkitError(
             f"--accelerator {resources.accelerator} --devices {resources.devices} cannot be had "
             f"here: {' '.join(str(error).split())}"

@@ -26,7 +26,8 @@ def read(folder: Path) -> FinishedRun:
     settings = settings_of(told["settings"], str(folder / MANIFEST))
     rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in told["parts"]}
     errors: dict[str, dict[str, str]] = {name: {} for name in told["parts"]}
-    for where, row in json_rows(read_text(folder / PREDICTIONS)):
+    for where, found in json_rows(read_text(folder / PREDICTIONS)):
+        row: dict[str, Any] = dict(found)
         with located(where):
             try:
                 part, name, seed = row["part"], row["id"], row["seed"]

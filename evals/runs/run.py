@@ -80,8 +80,7 @@ def run(
             return read_journal(where, data=names, method=identity.method, mend=mend)
 
         before = journal(mend=True)
-        facts = settings.to_dict() | {"batch_size": resources.batch_size}
-        kept = make_loggers(loggers, folder, facts)
+        kept = make_loggers(loggers, folder)
         if _lacking(tasks, settings, identity, before, retry=retry_errors):
             predict(job(before), kept)
         after = journal(mend=False)

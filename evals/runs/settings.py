@@ -12,6 +12,7 @@ from cdkit.method import Method
 from cdkit.registry import unknown
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+Start = Literal["spawn", "fork"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 
@@ -107,13 +108,18 @@ MODE_OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What decides a run's speed alone. `workers` are processes that load images ahead."""
+    """What decides a run's speed alone. `workers` are processes that load images ahead.
+
+    `start` says how the processes of several devices begin. "fork" is quicker, for a program that
+    has used neither a GPU nor torch's threads yet: those do not survive it.
+    """
 
     batch_size: int = 8
     devices: int = 1
     nodes: int = 1
     accelerator: str = "auto"
     workers: int = 0
+    start: Start = "spawn"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "devices", "nodes"):

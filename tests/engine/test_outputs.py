@@ -69,6 +69,37 @@ def test_the_original_branch_of_imd_is_the_stock_model(model: Any, make_inputs: 
     assert ids[:, -5:].equal(torch.stack(out.logits, dim=1).argmax(dim=-1))
 
 
+def test_the_latest_logits_are_there_at_no_cost(model: Any, make_inputs: MakeInputs) -> None:
+    """A processor finds those of its own step; no branch is forced, and no step is kept."""
+    inputs, method = make_inputs(*QUESTIONS), cdkit.load("cmac", alpha=1.5, beta=0.1)
+    with cdkit.attach(model, method, trace=("logits",)) as run:
+        wanted = generate(model, inputs)
+        steps = run.trace.steps
+    seen: list[Tensor] = []
+
+    class Look(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            (step,) = latest.trace.steps
+            own = steps[len(seen)]
+            assert step.logits.keys() == own.logits.keys()
+            for name, logits in step.logits.items():
+                torch.testing.assert_close(logits, own.logits[name], rtol=0, atol=1e-9)
+            assert step.combined is not None and own.combined is not None
+            torch.testing.assert_close(step.combined, own.combined, rtol=0, atol=1e-6)
+            seen.append(scores)
+            return scores
+
+    with cdkit.attach(model, method, trace=("last_logits",)) as latest:
+        out = generate(model, inputs, logits_processor=LogitsProcessorList([Look()]))
+    assert out.sequences.equal(wanted.sequences) and len(seen) == 5
+    with cdkit.attach(model, cdkit.load("cmac", alpha=0.0), trace=("last_logits",)) as latest:
+        generate(model, inputs)
+    assert latest.trace.steps[0].logits.keys() == {"original"}  # the other cannot matter
+    with cdkit.attach(model, cdkit.load("plain"), trace=("last_logits",)) as latest:
+        generate(model, inputs)
+    assert latest.trace.steps == []
+
+
 def test_scores_come_after_the_processors(model: Any, make_inputs: MakeInputs) -> None:
     with cdkit.attach(model, cdkit.load("cmac")):
         out = generate(model, make_inputs(*QUESTIONS), do_sample=True, temperature=0.5, top_k=2)

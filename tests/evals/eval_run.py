@@ -12,7 +12,7 @@ from cdkit.evals.microworld.files import BenchmarkFiles, write_benchmarks
 from cdkit.evals.mme import MME
 from cdkit.evals.pope import POPE
 from cdkit.evals.runs.run import Outcome, run
-from cdkit.evals.runs.settings import Resources, Settings
+from cdkit.evals.runs.settings import Resources, Settings, Start
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,11 @@ def answer(
     retry_errors: bool = False,
     batch_size: int = 8,
     devices: int = 1,
+    workers: int = 0,
+    start: Start = "spawn",
     **changes: Any,
 ) -> Outcome:
-    resources = Resources(batch_size=batch_size, devices=devices, accelerator="cpu")
+    resources = Resources(batch_size, devices, accelerator="cpu", workers=workers, start=start)
     outcome = run(
         settings(**changes),
         resources,

@@ -167,7 +167,7 @@ def test_the_proof_notices_schedules_that_are_left_out(
     batches = batches_of(demand, 64, engine.lengths)
     run.run(batches, 64)
     assert prove(run, batches, 2).near_ties == 0
-    monkeypatch.setattr(run_engine, "_scheduled", lambda step: step.logits)
+    monkeypatch.setattr(run_engine, "scheduled", lambda step: step.logits)
     with pytest.raises(MismatchError, match=f"the logits of ({'|'.join(scheduled)}) from shared"):
         prove(run, batches, 2)
 

@@ -104,9 +104,8 @@ def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: Outcome
         logits, _ = engine.first_step(work.method, inputs, [task.question.sample_id])
         _, scores = runner.combine(work, arm, logits)
         assert by_id[task.id]["yes_score"] == pytest.approx(float(scores[0]), abs=1e-4)
-    assert all(
-        row["yes_score"] is None for row in predictions(done.folder) if row["part"] == "chair"
-    )
+    captions = [row for row in predictions(done.folder) if row["part"] == "chair"]
+    assert captions and all(row["yes_score"] is None for row in captions)
 
 
 def test_the_manifest_says_what_the_numbers_depend_on(done: Outcome) -> None:
@@ -214,8 +213,7 @@ def test_beams_and_a_loop_of_its_own(parts: list[Part], tmp_path: Path) -> None:
     beams = predictions(answer(parts[:1], tmp_path / "a", **asked).folder)
     assert all(row["yes_score"] is not None and row["margin"] is None for row in beams)
     opera = predictions(answer(parts[:1], tmp_path / "b", method="opera", **asked).folder)
-    captions = [row for row in predictions(done.folder) if row["part"] == "chair"]
-    assert captions and all(row["yes_score"] is None for row in captions)
+    assert all(row["yes_score"] is None for row in opera) and len(opera) == len(beams)
 
 
 def test_a_sample_that_fails_is_an_error_in_its_place(
@@ -260,6 +258,28 @@ def test_a_prompt_that_is_too_long_is_an_error(
     (reason,) = set(outcome.errors["pope_random"].values())
     assert "tokens and the answer may have 16, but the model has positions for 80" in reason
     assert outcome.metrics["pope_random"]["scored"] == 0
+
+
+def test_a_model_that_is_loaded_otherwise_is_refused(
+    parts: list[Part], copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(copied, 3)
+    load = cdkit.load_model
+
+    def double(*args: Any, **kwargs: Any) -> Any:
+        model, processor = load(*args, **kwargs)
+        return model.double(), processor
+
+    monkeypatch.setattr(cdkit, "load_model", double)
+    message = refused(parts, copied, resume=True)
+    assert "with a model whose dtype was 'float32', and now is 'float64'" in message
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_images_that_are_loaded_ahead_change_nothing(
+    parts: list[Part], done: Outcome, tmp_path: Path
+) -> None:
+    assert bytes_of(answer(parts, tmp_path / "run", workers=1).folder) == bytes_of(done.folder)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, TypeError])

@@ -1,7 +1,10 @@
 """Sampling by the Gumbel trick: the right distribution, and the same draw in any company."""
 
+from typing import Any
+
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -9,13 +12,14 @@ from transformers import LogitsProcessorList
 
 from cdkit.evals.runs.gumbel import GumbelSampling, warpers
 
+hf: Any = transformers  # much of it is not typed
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0, 1.5, -0.5]])
 IDS = torch.zeros(1, 3, dtype=torch.long)
 
 
 def drawn(logits: Tensor, seed: int, names: list[str], **asked: float | int | None) -> list[int]:
-    asked = {"temperature": 1.0} | asked
-    sampling = GumbelSampling(seed, names, prompt_length=3, **asked)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"temperature": 1.0, **asked}
+    sampling = GumbelSampling(seed, names, prompt_length=3, **given)
     ids = torch.zeros(len(names), 3, dtype=torch.long)
     chosen: list[int] = sampling(ids, logits).argmax(dim=-1).tolist()
     return chosen
@@ -57,11 +61,9 @@ def test_another_distribution_would_be_noticed() -> None:
 
 def test_warpers_stand_in_hugging_faces_order() -> None:
     """Their own list, as `generate(do_sample=True)` makes it."""
-    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1)
-    model = GPT2LMHeadModel(config)
-    asked = GenerationConfig(
+    config = hf.GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    model = hf.GPT2LMHeadModel(config)
+    asked = hf.GenerationConfig(
         do_sample=True, temperature=0.7, top_k=5, top_p=0.9, eos_token_id=0, pad_token_id=0
     )
     theirs = model._get_logits_processor(asked, logits_processor=LogitsProcessorList())
