@@ -43,7 +43,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Show and test these only; by default all. Choose before you look.",
+            help="Show and test these only; by default all of the first parser. Choose before you "
+            "look.",
             show_default=False,
         ),
     ] = None,
@@ -60,6 +61,15 @@ def compare(
     resamples: Annotated[
         int, typer.Option(metavar="N", help="Of the bootstrap behind the intervals.")
     ] = RESAMPLES,
+    gallery: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Questions of each part that the page shows.")
+    ] = 4,
+    attention: Annotated[
+        bool,
+        typer.Option(
+            "--attention", help="Load the model and draw attention and masks over the pictures."
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -81,7 +91,7 @@ def compare(
     quiet()
     import json
 
-    from cdkit.evals.comparison import job
+    from cdkit.evals.comparison import exhibits, job
     from cdkit.evals.comparison.changes import headlines
     from cdkit.evals.comparison.named import named
     from cdkit.evals.comparison.reading import read_runs
@@ -98,6 +108,8 @@ def compare(
             across_models=across_models,
             metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else (),
             resamples=resamples,
+            gallery=gallery,
+            looks=exhibits.attention(chosen) if attention else None,
             stages=stages,
         )
     job.write(compared, folder)

@@ -14,7 +14,9 @@ from cdkit.evals.runs.finished import FinishedRun
 DECODING = ("temperature", "top_k", "top_p", "beams")
 """Settings of a run that belong to its decode mode: must be equal."""
 OTHERWISE = ("model.dtype", "model.padding", "seeds.noise_of_branches", "versions", "platform")
-"""Keys of a manifest that may differ, and a note says so; `pieces` beside them."""
+"""Keys of a manifest that may differ, and a note says so; those of `PIECES` beside them."""
+PIECES = ("batch_size", "processes", "nodes", "devices")
+"""Of each piece that a run was made in."""
 SHOWN = 40  # of a value in a note, characters
 
 
@@ -99,7 +101,7 @@ def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterato
         if found := "; ".join(_differences(mine_too.benchmark, theirs_too.benchmark)):
             raise refuse(f"of {part} {found}", "run both on the same files, settings and versions")
         yield from _seeds(part, (base, tuple(mine_too.answers)), (other, tuple(theirs_too.answers)))
-    ours, yours = _circumstances(a), _circumstances(b)
+    ours, yours = circumstances(a), circumstances(b)
     for key in dict.fromkeys([*ours, *yours]):
         if ours.get(key) != yours.get(key):
             yield f"{key}: {base} {_told(ours.get(key))}, {other} {_told(yours.get(key))}"
@@ -136,7 +138,7 @@ def _template(run: FinishedRun) -> str:
     return prompt
 
 
-def _circumstances(run: FinishedRun) -> dict[str, object]:
+def circumstances(run: FinishedRun) -> dict[str, object]:
     """How a run was made, as far as it should change no answer but by rounding."""
     flat = _flat(run.manifest)
     found = {
@@ -145,7 +147,7 @@ def _circumstances(run: FinishedRun) -> dict[str, object]:
         if any(f"{key}.".startswith(f"{known}.") for known in OTHERWISE)
     }
     pieces = run.manifest.get("pieces")
-    for key in ("batch_size", "processes", "nodes", "devices"):
+    for key in PIECES:
         values = (
             [p.get(key) for p in pieces if isinstance(p, Mapping)]
             if isinstance(pieces, list)

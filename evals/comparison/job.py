@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
-from cdkit.benchmark import Tally
+from cdkit.benchmark import Benchmark, Tally
 from cdkit.errors import CdkitError
-from cdkit.evals.comparison import changes, comparable
+from cdkit.evals.comparison import changes, comparable, exhibits
 from cdkit.evals.comparison.changes import Change
 from cdkit.evals.comparison.named import Named
 from cdkit.evals.comparison.tallies import seeds, tallies
@@ -20,12 +20,16 @@ from cdkit.evals.power import POWER
 from cdkit.evals.reporting import compare, exports, markdown, report
 from cdkit.evals.reporting.numbers import numbers
 from cdkit.evals.reporting.results import POINTS, SIGNIFICANT, Listing, Results, Table
+from cdkit.evals.runs.exhibits import Looks
+from cdkit.evals.runs.finished import FinishedRun
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.significance import checked
 from cdkit.evals.statistics import RESAMPLES
 from cdkit.registry import unknown
 
 TABLES = "intervals and tests"
+GALLERY = 4
+"""Questions of each part that the page shows, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +56,22 @@ def compare_runs(
     across_models: bool = False,
     metrics: Sequence[str] = (),
     resamples: int = RESAMPLES,
+    gallery: int = GALLERY,
+    looks: Looks | None = None,
     stages: Stages | None = None,
 ) -> Compared:
     """A table for each benchmark that all runs have, each run against the first.
 
-    `metrics` are those to show and to test (all of the base by default): Holm's family is what is
-    shown. What may not be compared is a CdkitError before anything is computed.
+    `metrics` are those to show and to test: Holm's family is what is shown. By default all of the
+    base, but for readings by a second parser, which would test the same answers twice. `gallery`
+    questions of each part are shown, with what `looks` has of them. What may not be compared is a
+    CdkitError before anything is computed.
     """
     started, clock, stages = datetime.now(UTC), perf_counter(), stages or Stages()
     notes = [*comparable.check(runs, across_models=across_models)]
     base, parts = next(iter(runs)), comparable.shared(runs)
     scored = {part: tallies(runs, part, allow_missing=allow_missing) for part in parts}
-    shown = _shown({part: scored[part][0][base] for part in parts}, metrics)
+    shown = _shown(runs[base], {part: scored[part][0][base] for part in parts}, metrics)
     tables, changed = list[Table](), list[Change]()
     stages.start(TABLES, len(parts))
     for part in parts:
@@ -85,7 +93,13 @@ def compare_runs(
     if notes:
         rows = tuple((note,) for note in notes)
         listings.insert(0, Listing("Beside the method", ("what differs or is left out",), rows))
-    results = Results(tuple(tables), listings=tuple(listings))
+    of_parts = {part: scored[part][0] for part in parts}
+    results = Results(
+        tuple(tables),
+        galleries=exhibits.galleries(runs, of_parts, count=gallery, looks=looks),
+        listings=tuple(listings),
+        costs=exhibits.costs(runs),
+    )
     seconds = perf_counter() - clock
     return Compared(runs, results, tuple(changed), tuple(notes), resamples, started, seconds)
 
@@ -159,7 +173,7 @@ def manifest(compared: Compared, name: str) -> dict[str, object]:
 
 
 def _shown(
-    base: Mapping[str, Sequence[Tally]], metrics: Sequence[str]
+    run: FinishedRun, base: Mapping[str, Sequence[Tally]], metrics: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """Part -> those of `metrics` that the base has there: one each at least, and none in vain."""
     known = {  # MME's totals before its tasks: the first of a table is its headline
@@ -170,13 +184,22 @@ def _shown(
     for metric in metrics:
         if metric not in every:
             raise CdkitError(f"--metrics: {unknown('metric', metric, every)}")
-    shown = {part: [m for m in metrics if m in names] or names for part, names in known.items()}
+    shown = {
+        part: [m for m in metrics if m in names] or _once(names, run.parts[part].benchmark)
+        for part, names in known.items()
+    }
     for part, names in shown.items():
         if metrics and not set(names) & set(metrics):
             raise CdkitError(
                 f"--metrics names none of {part}: add one of its own, {', '.join(known[part])}"
             )
     return {part: tuple(names) for part, names in shown.items()}
+
+
+def _once(names: Sequence[str], benchmark: Benchmark) -> list[str]:
+    """Without the metrics of a second parser, `NAME.accuracy`: its readings are of the same."""
+    parsers = tuple(f"{parser}." for parser in benchmark.versions())
+    return [name for name in names if not name.startswith(parsers)]
 
 
 def _parts(compared: Compared) -> tuple[str, ...]:

@@ -191,6 +191,8 @@ class Gallery:
     exhibits: tuple[Exhibit, ...]
     notes: tuple[str, ...] = ()
     """Such as why no attention is drawn."""
+    answered: str = "Greedy answers."
+    """How the answers were decoded."""
 
     @property
     def drawn(self) -> bool:
