@@ -45,10 +45,16 @@ class ModelAdapter(abc.ABC):
     differ only after the image share them (PaliGemma: no)."""
     sees_ahead: ClassVar[SeesAhead] = "nowhere"
     """Which tokens of a prompt see those after them."""
+    square_grid: ClassVar[bool] = False
+    """Whether the tokens of a square picture are a square grid of it, row by row: then a report may
+    draw attention over it. Not so where an image is cut into tiles, or read by queries."""
     example: ClassVar[str]
     """A hub name that this adapter runs."""
     required: ClassVar[tuple[str, ...]] = ()
     """What `generate` must be given beside `pixel_values`, where it would silently do without."""
+    needs_check: ClassVar[bool] = False
+    """Whether it looks for things that it does not know: then cdkit tries it out on the first
+    prompt with an image that a model is given (`cdkit.selfcheck`)."""
     encoder_text: ClassVar[str | None] = None
     """The argument of the image encoder that holds the question as token ids, where it reads it
     (InstructBLIP's Q-Former). Its mask is called the same, `attention_mask` for `input_ids`."""
@@ -84,6 +90,7 @@ class ModelAdapter(abc.ABC):
         """Each image of `given["pixel_values"]`: its picture, its tiles or its frames.
 
         `given` are the arguments of the encoder, `tokens` says how many tokens each image has.
+        Raises `UnmatchedPixelsError` where nothing says which pixels are which image's.
         """
 
     @abc.abstractmethod
@@ -149,8 +156,29 @@ ADAPTERS = Registry[ModelAdapter](
 )
 
 
+GENERIC_ADAPTERS = Registry[ModelAdapter](
+    ModelAdapter,  # type: ignore[type-abstract]
+    what="generic model adapter",
+    folder="cdkit.models",
+    group="cdkit.models",
+)
+"""Adapters for model types that have none: the first whose check of the model passes."""
+
+HOW_TO_ADD = (
+    "To add a family, subclass cdkit.models.standard.StandardAdapter, register the class under "
+    "that name and hold it to cdkit.testing.check_adapter: docs/own_model.md"
+)
+
+
+class UnmatchedPixelsError(CdkitError):
+    """Nothing says which pixels are which image's: what changes pixels is refused, no more."""
+
+
 def adapter_for(model: nn.Module) -> ModelAdapter:
-    """The adapter of a model's `config.model_type`, after its check of this very model."""
+    """The adapter of a model's `config.model_type`, after its check of this very model.
+
+    A model type that has none gets a generic one that takes the model (`needs_check` is True).
+    """
     config = getattr(unwrap(model), "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type is None:
@@ -165,14 +193,25 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
             "cross-attention alone, and cdkit's methods are defined for decoder-only models"
         )
     if model_type not in ADAPTERS:
-        raise CdkitError(
-            unknown("model adapter", model_type, ADAPTERS)
-            + " To add a family, subclass cdkit.models.standard.StandardAdapter, register the "
-            "class under that name and hold it to cdkit.testing.check_adapter: docs/own_model.md"
-        )
+        return _fallback(unwrap(model), model_type)
     adapter = ADAPTERS[model_type]()
     adapter.check(unwrap(model))
     return adapter
+
+
+def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
+    reasons = []
+    for name, kind in GENERIC_ADAPTERS.items():
+        adapter = kind()
+        try:
+            adapter.check(model)
+        except CdkitError as error:
+            reasons.append(f" The {name} adapter cannot stand in: {error}.")
+        else:
+            return adapter
+    raise CdkitError(
+        unknown("model adapter", model_type, ADAPTERS) + "".join(reasons) + f" {HOW_TO_ADD}"
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
 from cdkit.cache import CACHE, BranchedCache
 from cdkit.engine import Engine, Forward, arguments
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_eval
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
@@ -155,7 +155,7 @@ class Attachment(Wired):
             sample_ids=None if sample_ids is None else tuple(sample_ids),
             optimize=optimize,
             hooked=hooked,
-            window=_sliding_window(decoder) if hooked else None,
+            window=sliding_window(decoder) if hooked else None,
             trace=trace,
             branches=branches,
         )
@@ -167,6 +167,7 @@ class Attachment(Wired):
             return self
         check_eval(self._model, self.method)
         try:
+            self._tell_kernel()
             self._wire()
         except BaseException:
             self._patches.undo()
@@ -193,7 +194,7 @@ class Attachment(Wired):
         reader, decoder = adapter.reader(model), adapter.decoder(model)
         patches.wrap(*adapter.encoder(model), engine.encode)
         patches.wrap(decoder, "forward", engine.decode)
-        patches.wrap(reader, "forward", functools.partial(read, engine))
+        patches.wrap(reader, "forward", self._read)
         if reader is not model:
             patches.wrap(model, "forward", functools.partial(read_outer, engine))
         layers = adapter.layers(model)
@@ -219,18 +220,43 @@ class Attachment(Wired):
                 )
                 patches.set(adapter.attention(layer), HANDLE, attention)
             config: Any = decoder.config
-            kernel = str(config._attn_implementation)
-            if "flash" in kernel or "flex" in kernel:
-                warnings.warn(
-                    f"cdkit runs the text attention through PyTorch's SDPA instead of {kernel} "
-                    f"while {self.method.name} is attached",
-                    stacklevel=3,
-                )
             # a copy of the config: another model may have been built from the same object
             own = copy.copy(config)
             own._attn_implementation_internal = KEY
             for module in (decoder, *(adapter.attention(layer) for layer in layers)):
                 patches.set(module, "config", own)
+
+    def _tell_kernel(self) -> None:
+        decoder: Any = self._engine.adapter.decoder(self._model)
+        kernel = str(decoder.config._attn_implementation)
+        if self._engine.hooked and ("flash" in kernel or "flex" in kernel):
+            warnings.warn(
+                f"cdkit runs the text attention through PyTorch's SDPA instead of {kernel} "
+                f"while {self.method.name} is attached",
+                CdkitWarning,
+                stacklevel=3,
+            )
+
+    def _try_adapter_out(self, given: dict[str, Any]) -> None:
+        """Once a model, where the adapter is a generic one; on the stock model."""
+        adapter = self._engine.adapter
+        if not adapter.needs_check:
+            return
+        from cdkit.selfcheck import is_due, self_check  # it attaches methods itself
+
+        if is_due(adapter, self._model):
+            self.detach()
+            try:
+                self_check(adapter, self._model, given)
+            finally:
+                self._wire()
+
+    def _read(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        """A call of the forward whose logits `generate` reads."""
+        with self._engine.lock:
+            if self._engine.session is None:
+                self._try_adapter_out(arguments(forward, *args, **kwargs))
+            return read(self._engine, forward, *args, **kwargs)
 
     def _generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's generate, after noting the prompts; its processors guarded."""
@@ -245,7 +271,9 @@ class Attachment(Wired):
         chosen = given.get("generation_config")
         defaults = [config for config in (chosen, reader.generation_config) if config is not None]
         check_eval(self._model, self.method)
-        engine.session = engine.open_session(given, defaults=defaults, plain=False)
+        session = engine.open_session(given, defaults=defaults, plain=False)
+        self._try_adapter_out(given)
+        engine.session = session
         engine.trace.steps.clear()
         guards = _Patches()
         criteria: list[RecordingCriteria] = []
@@ -345,7 +373,7 @@ def _with_colours(method: Method, processor: Any) -> Method:
     return replace(method, branches=tuple(branches))
 
 
-def _sliding_window(decoder: Any) -> int | None:
+def sliding_window(decoder: Any) -> int | None:
     """The shortest window of the decoder's layers; None where all keep all tokens."""
     layers: list[Any] = DynamicCache(config=decoder.config).layers
     return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)

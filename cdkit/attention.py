@@ -167,13 +167,16 @@ class LayerAttention(Wired):
         allowed = allowed.expand(query.shape[0], -1, -1)
         reach = repeat(columns.clamp(max=total - 1), "r i -> r t i", t=allowed.shape[1])
         there = (image.valid & (columns < total))[:, None]
-        cells = allowed.gather(-1, reach) & there & is_text[..., None]
+        # where the whole prompt is seen, images that follow the row are no part of its segment
+        own = torch.arange(chunk.start + first, chunk.stop, device=key.device)[:, None]
+        cells = allowed.gather(-1, reach) & there & is_text[..., None] & (reach < own)
 
         wide = query.to(torch.promote_types(query.dtype, torch.float32))
         turned = wide
         if chunk.query_shift is not None and self.rotary is not None:
             turned = rotate(wide, chunk.query_shift[rows, first:].to(key.device), self.rotary)
-        in_segment = chunk.is_image[rows].to(key.device)[:, None] & is_text[..., None]
+        earlier = torch.arange(total, device=key.device) < own
+        in_segment = chunk.is_image[rows].to(key.device)[:, None] & is_text[..., None] & earlier
         segment = CrossModalSegment(
             image=image,
             queries=turned,
@@ -196,7 +199,7 @@ class LayerAttention(Wired):
             cut = (segment.hidden & there[:, 0]).long()
             nowhere = cut.new_zeros(cut.shape[0], total)
             hidden = nowhere.scatter_add(1, reach[:, 0], cut) > 0
-            seen = _hide(allowed, hidden, chunk.start + first) | is_text[..., None]
+            seen = _hide(allowed, hidden, chunk.start + first)
             segment = replace(
                 segment, text_logits=segment.text_logits.masked_fill(~seen[:, None], -math.inf)
             )

@@ -7,6 +7,7 @@ the same tally at other weights, so that a table and its intervals can never dis
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -50,19 +51,22 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.id or not self.group:
             raise CdkitError(f"a sample needs an id and a group, not {self.id!r}, {self.group!r}")
-        posix, windows = PurePosixPath(self.image), PureWindowsPath(self.image)
-        outside = not posix.parts or posix.is_absolute() or windows.anchor or ".." in windows.parts
-        if outside or "\0" in self.image:
+        if _outside(self.image):
             raise CdkitError(
                 f"the image name {self.image!r} is not inside the image folder: "
                 "use a file name or a relative path without '..'"
             )
 
     def image_in(self, folder: Path) -> Path:
-        """The image file in `folder`; a CdkitError where it is not."""
+        """The image file in `folder`; a CdkitError where it is not, or is a link out of it."""
         path = folder / self.image
         if not path.is_file():
             raise CdkitError(f"sample {self.id} needs the image {path}, which is no file")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CdkitError(
+                f"sample {self.id} needs the image {path}, which is a link out of its folder: put "
+                "the file there, or make the whole folder a link"
+            )
         return path
 
 
@@ -83,6 +87,14 @@ class Answer:
     def __post_init__(self) -> None:
         if self.yes_score is not None and math.isnan(self.yes_score):
             raise CdkitError("a yes score is NaN: the model's logits were not finite")
+
+
+@functools.lru_cache(maxsize=4096)  # an image's questions stand together: parsed once
+def _outside(image: str) -> bool:
+    """Whether an image name leads out of the image folder, on any system, or to no file in it."""
+    posix, windows = PurePosixPath(image), PureWindowsPath(image)
+    anchored = posix.is_absolute() or bool(windows.anchor)
+    return not posix.parts or anchored or ".." in windows.parts or "\0" in image
 
 
 def share(

@@ -217,7 +217,9 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if isinstance(hint, UnionType):
         if value is None and NoneType in get_args(hint):
             return None
-        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+        members = [kind for kind in get_args(hint) if kind is not NoneType]
+        listed = isinstance(value, list | tuple)  # of "one or several" a list means several
+        hint = next((kind for kind in members if (get_origin(kind) is tuple) == listed), members[0])
     if isinstance(value, np.generic):
         value = value.item()  # a sweep by numpy hands these over; a method is plain data
     if hint is Path and isinstance(value, str):

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cdkit.adapter import ModelAdapter
+from cdkit.adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
 from cdkit.attention import AttentionCall, Change, SignalsWanted
 from cdkit.batch import BranchedBatch, Chunk, axes_last
 from cdkit.cache import CACHE, OLD_NAME, BranchedCache, given_cache, repeat_rows
@@ -54,8 +54,10 @@ def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What a call passes, by name. Hugging Face's wrappers want it by name, too."""
     signature = inspect.signature(function)
     given: dict[str, Any] = signature.bind_partial(*args, **kwargs).arguments
-    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-    return {**given, **(given.pop(rest[0], {}) if rest else {})}
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(parameter.name, {})
+    return given
 
 
 def _new_tokens(ids: Tensor, given: dict[str, Any], defaults: Sequence[object]) -> int:
@@ -165,10 +167,7 @@ class Engine:
         image_index = self.adapter.image_index(self.model, ids).masked_fill(~real, -1)
         if bool((image_index >= 0).any()):
             self._check_required(given)
-        pixels = given.get("pixel_values")
-        if pixels is not None:
-            counts = [int(c) for row in image_index for c in row[row >= 0].bincount()]
-            pixels = self.adapter.split_pixels(self.model, given, counts)
+        pixels = self._pixels(given, image_index)
         session = Session(
             ids=ids,
             real=real,
@@ -191,6 +190,26 @@ class Engine:
             if branch.pixel and pixels is None:
                 raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
         return session
+
+    def _pixels(
+        self, given: dict[str, Any], image_index: Int[Tensor, "samples tokens"]
+    ) -> Sequence[Tensor] | None:
+        """Each image's; None where there are none, or nobody needs to know which is whose.
+
+        Without them a digest that stands for a sample id is that of the prompt alone.
+        """
+        if given.get("pixel_values") is None:
+            return None
+        counts = [int(c) for row in image_index for c in row[row >= 0].bincount()]
+        try:
+            return self.adapter.split_pixels(self.model, given, counts)
+        except UnmatchedPixelsError as error:
+            if any(branch.pixel for branch in self.branches):
+                raise CdkitError(
+                    f"{self.method.name} changes pixels, but which are an image's is not known: "
+                    f"{error}; use a method that changes none, or write an adapter. {HOW_TO_ADD}"
+                ) from None
+            return None
 
     def _check_required(self, given: dict[str, Any]) -> None:
         for name in self.adapter.required:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this. And the checks that raise it."""
+"""The one exception that means: the user can mend this. Its checks, and the one warning."""
 
 import math
 from typing import Any, get_args
@@ -9,6 +9,10 @@ class CdkitError(ValueError):
 
     The command line prints it without a traceback and exits with 1. Any other exception is a bug.
     """
+
+
+class CdkitWarning(UserWarning):
+    """What a user should know and need not mend: the command line prints it in one line."""
 
 
 def check_choice(name: str, value: object, allowed: Any) -> None:

@@ -79,7 +79,8 @@ def _check_continuation(engine: Engine, given: dict[str, Any]) -> None:
 
 def _combined(
     engine: Engine, call: Call, logits: Float[Tensor, "rows columns vocab"], *, every_column: bool
-) -> Float[Tensor, "original_rows columns vocab"]:
+) -> Float[Tensor, "original_rows _ vocab"]:
+    """Of every column, or of the last alone: some models hand out more than `generate` reads."""
     batch = call.batch
     if batch is None:
         raise CdkitError(

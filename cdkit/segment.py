@@ -109,8 +109,8 @@ class CrossModalSegment:
     token_index: Int[Tensor, "rows text"]
     """The text row's place in the sequence, padding not counted."""
     text_logits: Float[Tensor, "rows heads text columns"]
-    """The rows' logits on the columns of all tokens so far, -inf on the image columns and wherever
-    a row may not look."""
+    """The rows' logits on the columns of all tokens so far, -inf on those of images before a
+    row and wherever it may not look."""
     before_image: Bool[Tensor, "rows columns"]
     """Columns of the text before the first image (the system prompt), without padding."""
     replaced: Bool[Tensor, "rows heads text image"] | None = None

@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
-from cdkit.evals.coco import Instances, read_captions, read_instances
+from cdkit.evals.chair_truth import Truth, cached_truth, coco_truth, given_truth
 from cdkit.evals.files import Source, located, read
-from cdkit.evals.object_words import SCORERS, Synonyms, mentions, read_synonyms
+from cdkit.evals.object_words import SCORERS, SYNONYMS, Synonyms, read_synonyms
 from cdkit.registry import unknown
 
 
@@ -28,8 +28,7 @@ class Mentions:
 
 def parse(caption: str, synonyms: Synonyms, scorer: str) -> Mentions:
     """The object mentions of a caption by a named scorer; words are what stands between blanks."""
-    nodes = mentions(SCORERS[scorer].lemmas(caption, synonyms), synonyms)
-    return Mentions(len(caption.split()), tuple(nodes))
+    return Mentions(len(caption.split()), tuple(SCORERS[scorer].nodes(caption, synonyms)))
 
 
 COLUMNS = ("captions", "words", "mentions", "wrong", "wrong_caption", "right", "truth")
@@ -70,16 +69,18 @@ class CHAIR(Benchmark):
     """Objects in captions that are not in the image (COCO-style annotations, one caption an image).
 
     The truth of an image is its annotated categories and the objects of its reference captions
-    (`instances` and `captions`), or is given as JSON `{image id: [objects]}` (`ground_truth`; any
-    of the files may end in .gz). `synonyms`: one line an object, `OBJECT, SYNONYM, ...`. `images`
-    lists the image files to caption, one a line; without it all images of the truth are taken.
-    The list, the prompt and the token limit move the numbers more than most methods do.
+    (`instances` and `captions`, one file of each or several: train and val), or is given as JSON
+    `{image id: [objects]}` (`ground_truth`; any of the files may end in .gz). `cache`: a folder
+    where a truth made of COCO's files is kept. `synonyms`: one line an object, `OBJECT, SYNONYM,
+    ...`; without it those of CHAIR's authors. `images` lists the image files to caption, one a
+    line; without it all images of the truth are taken. The list, the prompt and the token limit
+    move the numbers more than most methods do.
 
     A sample's id is the image id. Metrics: `chair_s`, the share of captions with a wrong object;
     `chair_i`, the share of wrong mentions (repeats count); `recall`, distinct right objects in all
     objects; `f1` of 1 - chair_i and recall; `mean_length` in words; `truncated`, a count. A ratio
-    over nothing is 0, and without a mention f1 is 0 too. Scorer `simple` needs no data; its
-    numbers stand close to the published lineage's (nltk, WordNet) but are not the same.
+    over nothing is 0, and without a mention f1 is 0 too. Scorer `wordnet` is the published lineage
+    (nltk and its data), to compare with papers; `simple` needs no data, and stands close to it.
     """
 
     bibtex: ClassVar[str] = """@inproceedings{rohrbach2018chair,
@@ -88,18 +89,19 @@ class CHAIR(Benchmark):
           and Saenko, Kate},
   booktitle={EMNLP}, year={2018}}"""
 
-    synonyms: Path
-    instances: Path | None = None
-    captions: Path | None = None
+    synonyms: Path | None = None
+    instances: Path | tuple[Path, ...] = ()
+    captions: Path | tuple[Path, ...] = ()
     ground_truth: Path | None = None
     images: Path | None = None
     prompt: str = "Please describe this image in detail."
     scorer: str = "simple"
     max_new_tokens: int = 512
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         check_limit(self.max_new_tokens)
-        both = (self.instances is not None, self.captions is not None)
+        both = (bool(_paths(self.instances)), bool(_paths(self.captions)))
         if both != ((self.ground_truth is None,) * 2):
             raise CdkitError(
                 "CHAIR needs to know what is in the images: give both the instances and the "
@@ -113,69 +115,71 @@ class CHAIR(Benchmark):
         return self._samples
 
     def sources(self) -> Mapping[str, str]:
-        return {str(source.path): source.sha256 for source in self._sources.values()}
+        texts = (self._synonym_source, self._image_source)
+        own = {str(source.path): source.sha256 for source in texts if source is not None}
+        return {**own, **self._truth.sources}
 
     def versions(self) -> Mapping[str, int]:
         return {self.scorer: SCORERS[self.scorer].version}
 
     def count(self, answers: Sequence[Answer]) -> Tally:
-        said = [parse(answer.text, self._synonyms, self.scorer) for answer in answers]
-        rows = [row(m, self._truth[s.id]) for m, s in zip(said, self._samples, strict=True)]
-        columns = {name: np.array([values[name] for values in rows]) for name in COLUMNS}
-        columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
-        return Tally(self._samples, columns, METRICS, binary={"chair_s": "wrong_caption"})
+        return self._count(self._samples, answers)
+
+    def tally_of(self, answers: Mapping[str, Answer]) -> Tally:
+        """As `tally`, of those images alone that `answers` are about, in the truth's order."""
+        if strangers := sorted(answers.keys() - {sample.id for sample in self._samples}):
+            raise CdkitError(f"no image has the id {strangers[0]!r} in {self.origin}")
+        asked = tuple(sample for sample in self._samples if sample.id in answers)
+        return self._count(asked, [answers[sample.id] for sample in asked])
 
     def wrong_objects(self, sample_id: str, caption: str) -> tuple[str, ...]:
         """The mentions of a caption that are not in the image, for showing."""
-        if sample_id not in self._truth:
-            raise CdkitError(f"no image has the id {sample_id!r} in {self._origin}")
+        if sample_id not in self._truth.objects:
+            raise CdkitError(f"no image has the id {sample_id!r} in {self.origin}")
         said = parse(caption, self._synonyms, self.scorer)
-        return tuple(node for node in said.nodes if node not in self._truth[sample_id])
+        return tuple(node for node in said.nodes if node not in self._truth.objects[sample_id])
 
-    @cached_property
-    def _sources(self) -> Mapping[str, Source]:
-        paths = {
-            "synonyms": self.synonyms,
-            "instances": self.instances,
-            "captions": self.captions,
-            "ground_truth": self.ground_truth,
-            "images": self.images,
-        }
-        return {name: read(path) for name, path in paths.items() if path is not None}
+    def _count(self, samples: tuple[Sample, ...], answers: Sequence[Answer]) -> Tally:
+        said = [parse(answer.text, self._synonyms, self.scorer) for answer in answers]
+        objects = self._truth.objects
+        rows = [row(m, objects[s.id]) for m, s in zip(said, samples, strict=True)]
+        columns = {name: np.array([values[name] for values in rows]) for name in COLUMNS}
+        columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
+        return Tally(samples, columns, METRICS, binary={"chair_s": "wrong_caption"})
 
     @property
-    def _origin(self) -> str:
-        return str(self.ground_truth or self.instances)
+    def origin(self) -> str:
+        """The file or files that say which images there are."""
+        return ", ".join(map(str, _paths(self.ground_truth or self.instances)))
+
+    @cached_property
+    def _synonym_source(self) -> Source:
+        return read(self.synonyms or SYNONYMS)
+
+    @cached_property
+    def _image_source(self) -> Source | None:
+        return None if self.images is None else read(self.images)
 
     @cached_property
     def _synonyms(self) -> Synonyms:
-        return read_synonyms(self._sources["synonyms"])
+        return read_synonyms(self._synonym_source)
 
     @cached_property
-    def _instances(self) -> Instances | None:
-        source = self._sources.get("instances")
-        return None if source is None else read_instances(source)
-
-    @cached_property
-    def _truth(self) -> Mapping[str, frozenset[str]]:
-        if self._instances is None:
-            return _given_truth(self._sources["ground_truth"], self._synonyms)
-        captions = read_captions(self._sources["captions"])
-        truth: dict[str, frozenset[str]] = {}
-        for image, names in self._instances.categories.items():
-            if image not in captions:
-                raise CdkitError(f"{self.captions} has no caption of image {image}: give its own")
-            said = [parse(text, self._synonyms, self.scorer) for text in captions[image]]
-            nodes = frozenset(node for m in said for node in m.nodes)
-            truth[image] = nodes.union(_node(name, self._synonyms, self._origin) for name in names)
-        return truth
+    def _truth(self) -> Truth:
+        if self.ground_truth is not None:
+            return given_truth(self.ground_truth, self._synonyms)
+        instances, captions = _paths(self.instances), _paths(self.captions)
+        if self.cache is None:
+            return coco_truth(instances, captions, self._synonyms, self.scorer)
+        synonyms = (self._synonym_source.sha256, self._synonyms)
+        return cached_truth(self.cache, instances, captions, synonyms, self.scorer)
 
     @cached_property
     def _samples(self) -> tuple[Sample, ...]:
         found: dict[str, Sample] = {}
         for where, image, name in self._listed():
-            if image not in self._truth:
-                raise CdkitError(f"{where}: no image has the id {image} in {self._origin}")
+            if image not in self._truth.objects:
+                raise CdkitError(f"{where}: no image has the id {image} in {self.origin}")
             if image in found:
                 raise CdkitError(f"{where}: the image {image} is there a second time: keep one")
             with located(where):
@@ -184,15 +188,19 @@ class CHAIR(Benchmark):
 
     def _listed(self) -> Iterator[tuple[str, str, str]]:
         """`(FILE:LINE, image id, file name)` of each image to caption."""
-        files = {} if self._instances is None else self._instances.id_of
-        if self.images is None:
+        files = self._truth.id_of
+        if self._image_source is None:
             names = {image: name for name, image in files.items()}
-            for image in self._truth:
-                yield self._origin, image, names.get(image, coco_name(image))
+            for image in self._truth.objects:
+                yield self.origin, image, names.get(image, coco_name(image))
             return
-        for where, line in self._sources["images"].lines():
+        for where, line in self._image_source.lines():
             name = line.strip()
             yield where, files.get(name) or image_id(name, where), name
+
+
+def _paths(one: Path | tuple[Path, ...]) -> tuple[Path, ...]:
+    return (one,) if isinstance(one, Path) else one
 
 
 def image_id(name: str, where: str) -> str:
@@ -206,26 +214,3 @@ def image_id(name: str, where: str) -> str:
 def coco_name(image: str) -> str:
     """The file name of an image of COCO val2014, where no file tells it."""
     return f"COCO_val2014_{image.zfill(12)}.jpg"
-
-
-def _given_truth(source: Source, synonyms: Synonyms) -> dict[str, frozenset[str]]:
-    value = source.json()
-    if not isinstance(value, dict) or not value:
-        raise CdkitError(f"{source.path} holds no {{image id: [objects]}}: give such a JSON object")
-    truth: dict[str, frozenset[str]] = {}
-    for image, names in value.items():
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise CdkitError(
-                f"{source.path}: image {image} has {names!r}: it needs a list of names"
-            )
-        truth[image] = frozenset(_node(name, synonyms, str(source.path)) for name in names)
-    return truth
-
-
-def _node(name: str, synonyms: Synonyms, path: str) -> str:
-    node = synonyms.node_of.get(name.lower())
-    if node is None:
-        raise CdkitError(
-            f"{path} has the object {name!r}, which stands in no line of the synonyms file: add it"
-        )
-    return node

@@ -11,10 +11,12 @@ from cdkit.evals.files import Source
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """An instances file: the id of each image file, and the categories annotated in each image."""
+    """An instances file: the id of each image file, the categories annotated in each image by its
+    id, and the names of all categories in the file's order."""
 
     id_of: Mapping[str, str]
     categories: Mapping[str, frozenset[str]]
+    names: tuple[str, ...]
 
 
 def read_instances(source: Source) -> Instances:
@@ -40,7 +42,8 @@ def read_instances(source: Source) -> Instances:
                 "stand in the file's images and categories: use the file as it was published"
             )
         found[image].add(named[category])
-    return Instances(id_of, {image: frozenset(names) for image, names in found.items()})
+    categories = {image: frozenset(names) for image, names in found.items()}
+    return Instances(id_of, categories, tuple(dict.fromkeys(named.values())))
 
 
 def read_captions(source: Source) -> Mapping[str, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 import cdkit
+from cdkit.adapter import GENERIC_ADAPTERS
 from cdkit.method import REGISTRIES, Method, kind_of
 from cdkit.part import Part
 from cdkit.registry import Registry
@@ -54,7 +55,7 @@ TOPICS: Mapping[str, tuple[Registry[Any], ...]] = {
     "methods": (),
     "strategies": tuple(r for r in REGISTRIES.values() if r is not cdkit.CALIBRATORS),
     "calibrators": (cdkit.CALIBRATORS,),
-    "models": (cdkit.ADAPTERS,),
+    "models": (cdkit.ADAPTERS, GENERIC_ADAPTERS),
     "benchmarks": (cdkit.BENCHMARKS,),
 }
 

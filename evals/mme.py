@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
-from cdkit.evals.files import Source, located, read, yes_or_no
+from cdkit.evals.mme_files import Question, Task, read_tasks
 from cdkit.registry import unknown
 
 PERCEPTION = (
@@ -82,29 +82,22 @@ def metrics(tasks: Sequence[str]) -> dict[str, OfSums]:
     return found
 
 
-@dataclass(frozen=True)
-class Question:
-    """One row of a task file (its id is TASK/ROW, from 1), with the fourth column, if any."""
-
-    task: str
-    sample: Sample
-    answer: str | None
-
-
 @final
 @BENCHMARKS.register("mme")
 @dataclass(frozen=True)
 class MME(Benchmark):
-    """Perception and cognition by pairs of yes/no questions (a folder with one file a task).
+    """Perception and cognition by pairs of yes/no questions (14 tasks in a folder).
 
-    A file TASK.txt holds tab-separated rows `image, question, truth` and maybe a fourth column of
-    answers (see `recorded`); two rows in a row belong to one image. `tasks` names those to ask, all
-    that are in the folder by default. `subfolder` is where the images of a task lie inside the
-    image folder, as "{task}" or "{task}/images" in the published release. Metrics: for each task
-    `TASK.acc` and `TASK.acc_plus` (fractions), `TASK.score` (points, at most 200); the totals
-    `perception`, `cognition` and `hallucination` (points). One answer in a task of 30 images is
-    worth up to 5 points. The unit of resampling is the image's file name, over all tasks: the
-    release asks about one photo in several tasks.
+    The folder is the published release, a folder TASK with images and questions each (ask for the
+    images in the same folder), or holds a file TASK.txt each, as the release's tool for scores
+    reads them: tab-separated rows `image, question, truth` and maybe a fourth column of answers
+    (see `recorded`); two rows in a row belong to one image. `tasks` names those to ask, all that
+    are there by default. `subfolder`, for text files, is where the images of a task lie inside the
+    image folder: "{task}" or "{task}/images". Metrics: for each task `TASK.acc` and
+    `TASK.acc_plus` (fractions), `TASK.score` (points, at most 200); the totals `perception`,
+    `cognition` and `hallucination` (points). One answer in a task of 30 images is worth up to 5
+    points. The unit of resampling is the image; existence, count, position and color ask
+    about photos of COCO, where one photo may stand in several of them.
     """
 
     bibtex: ClassVar[str] = """@article{fu2023mme,
@@ -129,7 +122,7 @@ class MME(Benchmark):
         return tuple(question.sample for question in self._questions)
 
     def sources(self) -> Mapping[str, str]:
-        return {str(source.path): source.sha256 for source in self._sources.values()}
+        return {k: v for task in self._tasks.values() for k, v in task.sources.items()}
 
     def versions(self) -> Mapping[str, int]:
         return {"parse": VERSION}
@@ -142,6 +135,10 @@ class MME(Benchmark):
             if question.answer is not None
         }
 
+    def unanswered(self) -> tuple[str, ...]:
+        """FILE:LINE of each row without a fourth column."""
+        return tuple(question.where for question in self._questions if question.answer is None)
+
     def count(self, answers: Sequence[Answer]) -> Tally:
         asked = self._questions
         right = np.array(
@@ -150,74 +147,24 @@ class MME(Benchmark):
         # Both answers of a pair share its point, so that any weighting of images counts it once.
         both = np.repeat(right.reshape(-1, 2).prod(axis=1), 2) / 2
         columns: dict[str, Float[np.ndarray, " samples"]] = {}
-        for task in self._sources:
+        for task in self._tasks:
             mine = np.array([float(question.task == task) for question in asked])
             columns[f"{task}.questions"] = mine
             columns[f"{task}.right"] = mine * right
             columns[f"{task}.both"] = mine * both
-        binary = {f"{task}.acc": f"{task}.right" for task in self._sources}
+        tasks = tuple(self._tasks)
         return Tally(
             self.samples(),
             columns,
-            metrics(tuple(self._sources)),
-            binary=binary,
+            metrics(tasks),
+            binary={f"{task}.acc": f"{task}.right" for task in tasks},
             joint=np.arange(len(right)) // 2,
         )
 
     @cached_property
-    def _sources(self) -> Mapping[str, Source]:
-        if not self.folder.is_dir():
-            raise CdkitError(f"{self.folder} is no folder: MME is a folder with one TASK.txt each")
-        there = {path.stem: path for path in sorted(self.folder.glob("*.txt"))}
-        for name, path in there.items():
-            if name not in TASKS:
-                raise CdkitError(f"{path}: {unknown('MME task', name, TASKS)}")
-        chosen = [task for task in TASKS if task in (self.tasks or there)]
-        lacking = [task for task in chosen if task not in there] if chosen else ["any task"]
-        if lacking:
-            raise CdkitError(
-                f"{self.folder} has no file of {', '.join(lacking)}: a task is read from TASK.txt, "
-                f"and there is {', '.join(there) or 'none'}"
-            )
-        return {task: read(there[task]) for task in chosen}
+    def _tasks(self) -> Mapping[str, Task]:
+        return read_tasks(self.folder, self.tasks, TASKS, self.subfolder)
 
     @cached_property
     def _questions(self) -> tuple[Question, ...]:
-        return tuple(
-            question
-            for task, source in self._sources.items()
-            for question in _read_task(task, source, self.subfolder)
-        )
-
-
-def _read_task(task: str, source: Source, subfolder: str) -> list[Question]:
-    found: list[Question] = []
-    asked: set[tuple[str, str]] = set()
-    rows = [(where, line.split("\t")) for where, line in source.lines()]
-    for number, (where, cells) in enumerate(rows):
-        if len(cells) not in (3, 4) or not all(cell.strip() for cell in cells[:3]):
-            raise CdkitError(
-                f"{where} has {len(cells)} cells, or an empty one: a row is image, question, yes "
-                "or no, and maybe an answer, with a tab between each"
-            )
-        image, question = cells[0].strip(), cells[1].strip()
-        partner = rows[number ^ 1][1][0].strip() if number ^ 1 < len(rows) else None
-        if partner != image:
-            raise CdkitError(
-                f"{where} is about {image}, the other row of its pair about "
-                f"{partner or 'nothing'}: an image has two questions, one after the other"
-            )
-        if (image, question) in asked:
-            raise CdkitError(f"{where} asks the same of {image} again: each question stands once")
-        asked.add((image, question))
-        target = yes_or_no(cells[2], where)
-        with located(where):
-            sample = Sample(
-                id=f"{task}/{number + 1}",
-                image="/".join(filter(None, (subfolder.replace("{task}", task), image))),
-                prompt=question,
-                group=image,
-                target=target,
-            )
-        found.append(Question(task, sample, cells[3] if len(cells) == 4 else None))
-    return found
+        return tuple(question for task in self._tasks.values() for question in task.questions)

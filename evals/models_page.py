@@ -10,7 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING
 
 import cdkit
-from cdkit.adapter import ModelAdapter, SeesAhead
+from cdkit.adapter import GENERIC_ADAPTERS, ModelAdapter, SeesAhead
 from cdkit.evals.generated import rendered, without_arguments, write
 
 PAGE = Path("docs/models.md")
@@ -43,9 +43,18 @@ class Family:
     example: str
 
 
+@dataclass(frozen=True)
+class GenericFamily:
+    """An adapter for any model type that has none of its own."""
+
+    name: str
+    about: str
+    more: str
+
+
 def page() -> str:
     """The page in Markdown: of cdkit's own adapters, whatever other packages bring."""
-    return rendered("models.md", filters={}, families=list(families()))
+    return rendered("models.md", filters={}, families=list(families()), generics=list(generics()))
 
 
 def families() -> Iterator[Family]:
@@ -53,6 +62,14 @@ def families() -> Iterator[Family]:
     for name, adapter in cdkit.ADAPTERS.items():
         if adapter.__module__.startswith("cdkit.models."):
             yield _family(name, adapter)
+
+
+def generics() -> Iterator[GenericFamily]:
+    """What cdkit itself brings for the rest."""
+    for name, adapter in GENERIC_ADAPTERS.items():
+        if adapter.__module__.startswith("cdkit.models."):
+            about, _, more = (inspect.getdoc(adapter) or "").partition("\n\n")
+            yield GenericFamily(name, " ".join(about.split()), more)
 
 
 def _family(name: str, adapter: type[ModelAdapter]) -> Family:

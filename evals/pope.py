@@ -23,8 +23,8 @@ from cdkit.benchmark import (
     share,
 )
 from cdkit.errors import CdkitError
-from cdkit.evals.files import Source, json_rows, located, read, text_of, yes_or_no
-from cdkit.evals.ranking import image_auc, matched_right
+from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
+from cdkit.evals.ranking import image_auc, matched_right, rank_shares
 from cdkit.registry import unknown
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own
@@ -111,11 +111,11 @@ def matched(columns: Columns, images: Int[np.ndarray, " samples"]) -> Float[np.n
 class POPE(Benchmark):
     """Object hallucination by yes/no questions about images (one file: one negative sampling).
 
-    The file holds one JSON object a line: `question_id`, `image` (or the circulating typo
-    `imange`), `text`, `label`. The first of `parsers` gives the metrics their plain names, the
-    others stand beside it as `NAME.accuracy` and so on. Metrics are fractions of one; `unknown` is
-    a count, and an unknown answer is wrong. AUC and accuracy at a matched yes-rate are there where
-    every answer carries a yes score.
+    The file holds one JSON object a line, or one JSON list of them, as the questions about A-OKVQA
+    and GQA were published: `question_id`, `image` (`imange` will do), `text`, `label`. The first of
+    `parsers` gives the metrics their plain names, the others stand beside it as `NAME.accuracy` and
+    so on. Metrics are fractions of one; `unknown` is a count, and an unknown answer is wrong. AUC
+    and accuracy at a matched yes-rate are there where every answer carries a yes score.
     """
 
     bibtex: ClassVar[str] = """@inproceedings{li2023pope,
@@ -166,7 +166,7 @@ class POPE(Benchmark):
         if len(scores) < len(answers):
             return Tally(self._samples, columns, sums, binary=binary)
         images = image_index(self._samples)
-        columns["yes_score"] = np.array(scores)
+        columns["yes_score"] = rank_shares(np.array(scores))
         columns["matched"] = matched(columns, images)
         sums["matched_accuracy"] = lambda s: share(s["matched"], s["one"])
         binary["matched_accuracy"] = "matched"
@@ -186,7 +186,7 @@ class POPE(Benchmark):
     @cached_property
     def _samples(self) -> tuple[Sample, ...]:
         found: dict[str, Sample] = {}
-        for where, row in json_rows(self._source):
+        for where, row in rows(self._source):
             name = text_of(row, "question_id", where=where)
             if name in found:
                 raise CdkitError(f"{where} has the question_id {name} again: each id stands once")

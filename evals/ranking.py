@@ -8,6 +8,17 @@ from jaxtyping import Float, Int
 FOLDS = 5
 
 
+def rank_shares(scores: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Where each score stands among all: the share of those below, and half of those equal.
+
+    It holds all that AUC and thresholds look at, and no scale. Two runs must be on one scale where
+    a test swaps their answers: a method that doubles its scores ranks no better or worse, yet among
+    the other run's its answers would all stand at the ends, and the swapped AUCs would spread.
+    """
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    return ((np.cumsum(count) - count / 2) / len(scores))[place]
+
+
 def image_auc(
     scores: Float[np.ndarray, " samples"],
     labels: Float[np.ndarray, " samples"],
@@ -65,3 +76,18 @@ def matched_right(
         best = np.argmin(np.abs(reached - labels[other].sum()))  # the first of equals: the higher
         said[~other] = scores[~other] >= thresholds[best]
     return np.where(said == (labels > 0), 1.0, 0.0)
+
+
+def threshold_curve(
+    scores: Float[np.ndarray, " samples"], labels: Float[np.ndarray, " samples"]
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Yes ratio and accuracy of "yes where the score reaches t", for every t there is.
+
+    From no yes at all to all yes; tied scores change together.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, is_yes = scores[order], labels[order] > 0
+    right = np.concatenate([[0], np.cumsum(np.where(is_yes, 1, -1))]) + (~is_yes).sum()
+    ends = np.concatenate([[True], ranked[1:] != ranked[:-1], [True]])
+    count = len(scores)
+    return np.flatnonzero(ends) / count, right[ends] / count

@@ -20,6 +20,7 @@ class Gemma3(StandardAdapter):
     """
 
     example: ClassVar[str] = "google/gemma-3-4b-it"
+    square_grid: ClassVar[bool] = True
     sees_ahead: ClassVar[SeesAhead] = "in images"
     required: ClassVar[tuple[str, ...]] = ("token_type_ids",)
     placeholder: ClassVar[str] = "<start_of_image>"

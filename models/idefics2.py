@@ -14,10 +14,12 @@ from cdkit.models.standard import runs_apart
 class Idefics2(PaddedTilesAdapter):
     """Idefics2ForConditionalGeneration: `<fake>` latents `<fake>`; five times if it is split.
 
-    Crops and pictures are written alike, so pictures with nothing between count as one image.
+    Crops and pictures are written alike: pictures with nothing between are refused, but for five
+    that are not split, which nothing tells from one that is.
     """
 
     example: ClassVar[str] = "HuggingFaceM4/idefics2-8b"
+    tiles_an_image: ClassVar[tuple[int, ...]] = (1, 5)
 
     def tokens_a_tile(self, model: Any) -> int:
         latents: int = model.config.perceiver_config.resampler_n_latents

@@ -11,6 +11,7 @@ class Janus(FixedTokensAdapter):
     """JanusForConditionalGeneration: a fixed number of tokens between a start and an end token."""
 
     example: ClassVar[str] = "deepseek-community/Janus-Pro-1B"
+    square_grid: ClassVar[bool] = True
     placeholder: ClassVar[str] = "<image_placeholder>\n"
     fallback: ClassVar[str] = "<|User|>: {images}{question}\n\n<|Assistant|>:"
 

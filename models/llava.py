@@ -25,6 +25,7 @@ class Llava(StandardAdapter):
     """LlavaForConditionalGeneration: image tokens stand where the processor put `<image>`."""
 
     example: ClassVar[str] = "llava-hf/llava-1.5-7b-hf"
+    square_grid: ClassVar[bool] = True
 
     def check_images(self, model: Any) -> None:
         tower = model.config.vision_config.model_type

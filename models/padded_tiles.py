@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cdkit.errors import CdkitError
 from cdkit.models.standard import StandardAdapter
 
 
@@ -20,6 +21,10 @@ class PaddedTilesAdapter(StandardAdapter, abc.ABC):
     decoder_path: ClassVar[str] = "model.text_model"
     placeholder: ClassVar[str] = "<image>"
     fallback: ClassVar[str] = "User:{images}{question}<end_of_utterance>\nAssistant:"
+
+    tiles_an_image: ClassVar[tuple[int, ...]] = ()
+    """How many tiles an image may have, where marks alone cannot tell two pictures apart; empty
+    where they can."""
 
     @abc.abstractmethod
     def tokens_a_tile(self, model: Any) -> int:
@@ -34,7 +39,15 @@ class PaddedTilesAdapter(StandardAdapter, abc.ABC):
         pixels: Tensor = given["pixel_values"]
         tiles = pixels.flatten(0, 1)[_real(pixels)]
         each = self.tokens_a_tile(model)
-        return list(torch.split(tiles, [count // each for count in tokens]))
+        counts = [count // each for count in tokens]
+        allowed = self.tiles_an_image
+        if wrong := [count for count in counts if allowed and count not in allowed]:
+            raise CdkitError(
+                f"an image of {wrong[0]} tiles stands in the prompts, but this family makes "
+                f"{' or '.join(map(str, allowed))} of a picture: where two pictures have nothing "
+                "between, nothing tells them apart; put text, as a line break, between them"
+            )
+        return list(torch.split(tiles, counts))
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         pixels: Tensor = given["pixel_values"]

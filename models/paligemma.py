@@ -19,6 +19,7 @@ class PaliGemma(StandardAdapter):
     """
 
     example: ClassVar[str] = "google/paligemma-3b-mix-224"
+    square_grid: ClassVar[bool] = True
     causal_prefix: ClassVar[bool] = False
     sees_ahead: ClassVar[SeesAhead] = "in prompts"
     required: ClassVar[tuple[str, ...]] = ("token_type_ids",)

@@ -11,6 +11,7 @@ class VipLlava(FixedTokensAdapter):
     """VipLlavaForConditionalGeneration: a token a patch, never the tower's class token."""
 
     example: ClassVar[str] = "llava-hf/vip-llava-7b-hf"
+    square_grid: ClassVar[bool] = True
     fallback: ClassVar[str] = "###Human: {images}{question}###Assistant:"
 
     def tokens_an_image(self, model: Any) -> int:

@@ -64,13 +64,13 @@ def longer(inputs: Inputs, by: int) -> Inputs:
     return _with_columns(inputs, lambda value: torch.cat((value, *[value[:, -1:]] * by), dim=1))
 
 
-def with_other_end(inputs: Inputs, is_image: Bool[Tensor, "1 tokens"]) -> Inputs:
-    """The prompt with its last token in the place of all text after its last image, but for one
-    token, which may be the image's own mark."""
-    start = int(is_image[0].nonzero()[-1]) + 2
+def with_other_end(inputs: Inputs, is_image: Bool[Tensor, "rows tokens"]) -> Inputs:
+    """The prompts with their last token in the place of all text after their last image, but for
+    one token, which may be the image's own mark."""
     ids = inputs["input_ids"]
-    end = ids[:, -1:].expand_as(ids[:, start:])
-    changed = torch.cat((ids[:, :start], end), dim=1)
+    ahead = is_image.flip(-1).cumsum(dim=-1).flip(-1) > 0
+    close = torch.nn.functional.pad(ahead, (1, 0), value=True)[:, :-1]
+    changed = torch.where(close | ~is_image.any(dim=-1, keepdim=True), ids, ids[:, -1:])
     if changed.equal(ids):
         raise CdkitError(
             "the prompt needs three tokens or more after its last image, not all alike"

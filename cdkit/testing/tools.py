@@ -95,9 +95,13 @@ def check_value(part: Any) -> None:
 
 def tolerance(like: Tensor) -> float:
     """How far a model's numbers may lie apart that mathematics says are equal."""
-    within = {torch.float64: 1e-6, torch.float32: 1e-3}.get(like.dtype, 5e-2)
     finite = like[like.isfinite()]
-    return within * (1 + float(finite.abs().max() if finite.numel() else 0))
+    return precision(like.dtype) * (1 + float(finite.abs().max() if finite.numel() else 0))
+
+
+def precision(dtype: torch.dtype) -> float:
+    """`tolerance` of numbers up to 1."""
+    return {torch.float64: 1e-6, torch.float32: 1e-3}.get(dtype, 5e-2)
 
 
 def require_close(
@@ -106,5 +110,7 @@ def require_close(
     """As `require_same`, within what a model's precision allows (or `within`, relative)."""
     allowed = tolerance(wanted) if within is None else within * (1 + float(wanted.abs().max()))
     require(given.shape == wanted.shape, part, promise, (given.shape, wanted.shape))
-    worst = float((given.double() - wanted.double()).abs().nan_to_num(nan=math.inf).max())
+    worst = float(
+        (given.to(wanted.device).double() - wanted.double()).abs().nan_to_num(nan=math.inf).max()
+    )
     require(worst <= allowed, part, promise, f"off by {worst:.3g}")

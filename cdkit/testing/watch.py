@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,22 @@ class Seen:
 
 
 @contextmanager
-def watching(places: Mapping[str, tuple[Any, str]]) -> Iterator[list[Seen]]:
-    """Notes every call of the methods that are named, in the order in which they end."""
+def watching(
+    places: Mapping[str, tuple[Any, str]], *, dropped: Collection[str] = ()
+) -> Iterator[list[Seen]]:
+    """Notes every call of the methods that are named, in the order in which they end.
+
+    Of those dropped only the name is kept: the states of all layers would fill the memory.
+    """
     seen: list[Seen] = []
 
     def watched(name: str, inner: Any) -> Any:
         @functools.wraps(inner)  # generate reads the signature
         def call(*args: Any, **kwargs: Any) -> Any:
             output = inner(*args, **kwargs)
+            if name in dropped:
+                seen.append(Seen(name, {}, not args, None))
+                return output
             given = inspect.signature(inner).bind(*args, **kwargs).arguments
             seen.append(Seen(name, {**given, **given.get("kwargs", {})}, not args, output))
             return output

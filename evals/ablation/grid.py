@@ -87,6 +87,39 @@ class Position:
 
 
 @dataclass(frozen=True)
+class GallerySpec:
+    """The report's gallery: so many questions of a benchmark, drawn by lot; 0 for none.
+
+    `methods` are those whose attention is drawn over the pictures; empty: plain and every method
+    that changes attention or positions.
+    """
+
+    samples: int = 4
+    seed: int = 0
+    methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_integer("samples of [gallery]", self.samples, low=0)
+        check_integer("seed of [gallery]", self.seed, low=0)
+
+
+@dataclass(frozen=True)
+class CostSpec:
+    """How often each method is timed, on so many questions of one benchmark; 0 rounds: not at all.
+
+    The benchmark is the first that is answered greedily where none is named.
+    """
+
+    rounds: int = 0
+    questions: int = 8
+    benchmark: str = ""
+
+    def __post_init__(self) -> None:
+        check_integer("rounds of [cost]", self.rounds, low=0)
+        check_integer("questions of [cost]", self.questions, low=1)
+
+
+@dataclass(frozen=True)
 class Grid:
     """All of one ablation."""
 
@@ -111,6 +144,8 @@ class Grid:
     tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
     position: Position | None = None
+    gallery: GallerySpec = field(default_factory=GallerySpec)
+    cost: CostSpec = field(default_factory=CostSpec)
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Presets that the grid leaves out on purpose, and why."""
 
@@ -159,6 +194,14 @@ class Grid:
             where = "[position]"
             check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
             check_names(where, self.position.methods, self.methods, method)
+        check_names("methods of [gallery]", self.gallery.methods, self.methods, method)
+        if self.cost.benchmark:
+            check_names("benchmark of [cost]", (self.cost.benchmark,), self.benchmarks, benchmark)
+        if self.cost.rounds and not self.timed:
+            raise CdkitError(
+                "[cost] times greedy answers, but no benchmark that it could take is decoded "
+                "greedily: add 'greedy' to its decode, or set rounds = 0"
+            )
         for name, reason in self.left_out.items():
             check_text(f"{name} of [left_out]", reason)
             if name in {spec.preset for spec in self.methods.values()}:
@@ -180,6 +223,13 @@ class Grid:
         """The decode modes one benchmark runs under."""
         own = self.benchmarks[benchmark].decode or self.decode
         return tuple(mode for mode in self.decode if mode in own)
+
+    @property
+    def timed(self) -> str:
+        """The benchmark whose questions methods are timed on; empty where none can be."""
+        greedy = [name for name in self.benchmarks if GREEDY in self.modes_of(name)]
+        wanted = self.cost.benchmark
+        return (wanted if wanted in greedy else "") if wanted else next(iter(greedy), "")
 
     def sections(self) -> Mapping[str, tuple[str, ...]]:
         """Methods as the tables group them; what no table names comes last."""

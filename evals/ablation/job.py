@@ -15,22 +15,23 @@ from cdkit.errors import CdkitError
 from cdkit.evals.ablation import manifest, plan, toml
 from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
 from cdkit.evals.ablation.check import prove
+from cdkit.evals.ablation.exhibits import galleries
 from cdkit.evals.ablation.figures import position_figure, sweep_figures
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.placement import Place, placed
 from cdkit.evals.ablation.plan import Arm, SweepPoint
 from cdkit.evals.ablation.run import Answers, Decode, Runner, batches_of
 from cdkit.evals.modes import GREEDY, PLAIN, SAMPLE
-from cdkit.evals.reporting import compare, markdown, report
+from cdkit.evals.reporting import compare, exports, markdown, report
 from cdkit.evals.reporting.numbers import numbers
-from cdkit.evals.reporting.results import Example, Figure, Results, Table
+from cdkit.evals.reporting.results import Costs, Figure, Results, Table
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.runs.questions import Question
+from cdkit.evals.runs.timing import measure
 
-EXAMPLES = 6
-TABLES = "intervals and tests"
+TABLES, COST = "intervals and tests", "cost"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +128,9 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
     _write_predictions(folder / "predictions.jsonl", job, runner.answers)
 
     tables = _tables(job, runner.answers, stages)
-    results = Results(tables, _figures(job, runner.answers), _examples(job, runner.answers))
+    shown = galleries(grid, job.arms, job.loaded, engine, runner.answers, stages)
+    costs = _costs(job, stages)
+    results = Results(tables, _figures(job, runner.answers), shown, costs=costs)
     facts = manifest.manifest(
         folder.name,
         grid,
@@ -143,7 +146,7 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
     _write_json(folder / "manifest.json", facts)
     _write_json(folder / "metrics.json", numbers(results))
     markdown.write(folder / "tables.md", results)
-    report.write(folder / "report.html", results, facts)
+    report.write(folder / "report.html", results, facts, exports.write(folder, results))
     return results
 
 
@@ -261,33 +264,20 @@ def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def _examples(job: Ablation, answers: Answers) -> tuple[Example, ...]:
-    """The first open questions; without any, the first that the methods answer differently."""
-    found = []
-    for item in job.loaded:
-        if GREEDY not in job.grid.modes_of(item.name):
-            continue
-        for question in item.questions.values():
-            said: dict[str, list[str]] = {}
-            for arm in job.arms:
-                if GREEDY in arm.modes:
-                    answer = answers[question, arm.name, Decode()].text
-                    said.setdefault(answer, []).append(arm.name)
-            if question.yes_no and len(said) == 1:
-                continue
-            shown = {", ".join(names): answer for answer, names in said.items()}
-            found.append((question.yes_no, item.name, question, shown))
-            if sum(name == item.name for _, name, *_ in found) == EXAMPLES:
-                break
-    found.sort(key=lambda example: example[0])  # open questions first
-    return tuple(
-        Example(name, q.prompt, q.image.read_bytes(), _media_type(q.image), shown)
-        for _, name, q, shown in found[:EXAMPLES]
-    )
+def _costs(job: Ablation, stages: Stages) -> Costs | None:
+    """Of the methods that decode greedily, where the grid asks for it."""
+    spec = job.grid.cost
+    if not spec.rounds:
+        return None
+    methods = {arm.name: arm.method for arm in job.arms if GREEDY in arm.modes}
+    (item,) = (item for item in job.loaded if item.name == job.grid.timed)
+    asked = list(item.questions.values())[: spec.questions]
+    stages.start(COST, (spec.rounds + 1) * len(methods))
 
+    def advance() -> None:
+        stages.advance(COST)
 
-def _media_type(image: Path) -> str:
-    return {".jpg": "image/jpeg", ".jpeg": "image/jpeg"}.get(image.suffix.lower(), "image/png")
+    return measure(job.engine, methods, asked, rounds=spec.rounds, advance=advance)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.checks import as_table, as_tuple, check_names, check_text
-from cdkit.evals.ablation.grid import BenchmarkSpec, Grid, MethodSpec, Position, Sweep, World
+from cdkit.evals.ablation.grid import (
+    BenchmarkSpec,
+    CostSpec,
+    GallerySpec,
+    Grid,
+    MethodSpec,
+    Position,
+    Sweep,
+    World,
+)
 from cdkit.registry import UnknownNameError, unknown
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -63,7 +72,7 @@ def parse(table: Table) -> Grid:
         given[key] = as_tuple(key, given[key])
     if isinstance(given.get("temperature"), int):
         given["temperature"] = float(given["temperature"])
-    for key, kind in (("world", World), ("position", Position)):
+    for key, kind in KINDS.items():
         if key in given:
             given[key] = _section(f"[{key}]", kind, given[key])
     if "left_out" in given:
@@ -123,14 +132,23 @@ READERS: Mapping[str, Callable[[str, object], object]] = {
 }
 
 
-def _section(where: str, kind: type[World | Position], table: object) -> World | Position:
+Section = World | Position | GallerySpec | CostSpec
+KINDS: Mapping[str, type[Section]] = {
+    "world": World,
+    "position": Position,
+    "gallery": GallerySpec,
+    "cost": CostSpec,
+}
+
+
+def _section(where: str, kind: type[Section], table: object) -> Section:
     given: dict[str, Any] = dict(as_table(where, table))
     check_names(where, given, (f.name for f in fields(kind)), "key")
     for key in (f.name for f in fields(kind) if f.default is MISSING):
         if key not in given:
             raise CdkitError(f"{where} needs the key {key!r}")
     for field in fields(kind):
-        if field.type is str and field.name in given:
+        if field.type is str and given.get(field.name, field.default) != field.default:
             check_text(f"{field.name} of {where}", given[field.name])
     if "methods" in given:
         given["methods"] = as_tuple(f"methods of {where}", given["methods"])
@@ -160,7 +178,7 @@ def _as_toml(section: object) -> object:
             }
         case Sweep(values, benchmarks):
             return {**values, "benchmarks": benchmarks}
-        case World() | Position():
+        case World() | Position() | GallerySpec() | CostSpec():
             return {f.name: getattr(section, f.name) for f in fields(section)}
         case Mapping():
             return {key: _as_toml(value) for key, value in section.items()}

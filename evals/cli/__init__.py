@@ -1,7 +1,17 @@
 """The command line `cdkit`: `app` is the application, `main` its entry point."""
 
 # Importing a command's file adds it to the application; --help lists them in this order.
-from cdkit.evals.cli import eval_, ablate, generate, list_, train_micro, convert_qwen_vl  # noqa: F401, I001
+from cdkit.evals.cli import (
+    eval_,
+    ablate,
+    compare,
+    generate,
+    score,
+    data,
+    list_,
+    train_micro,
+    convert_qwen_vl,
+)  # noqa: F401, I001
 from cdkit.evals.cli.app import app
 from cdkit.evals.cli.list_ import Topic
 

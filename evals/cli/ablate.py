@@ -46,13 +46,13 @@ def ablate(
     there is, in each decode mode that it is defined for.
 
     It prints each benchmark's headline by decode mode and leaves OUTPUT/NAME/: report.html,
-    tables.md, metrics.json, predictions.jsonl, manifest.json and config.toml, which `cdkit ablate`
-    takes again.
+    tables.md, tables/ (LaTeX, CSV, Parquet), metrics.json, predictions.jsonl, manifest.json and
+    config.toml, which `cdkit ablate` takes again.
     """
     wanted = toml.read(grid, quick=quick)  # a misspelt key is told before seconds of imports
     quiet()
     from cdkit.evals.ablation import job
-    from cdkit.evals.reporting import terminal
+    from cdkit.evals.reporting import exports, terminal
     from cdkit.evals.reporting.views import overviews, view
     from cdkit.evals.runs.progress import shown
 
@@ -64,5 +64,7 @@ def ablate(
         screen.print(terminal.render(shown_view, screen.width))
         screen.print()
     screen.print(terminal.legend())
+    for note in exports.missing():
+        screen.print(note, highlight=False, soft_wrap=True, markup=False)
     for what, file in (("all tables", "tables.md"), ("report", "report.html")):
         screen.print(f"{what}: {prepared.folder / file}", highlight=False, soft_wrap=True)

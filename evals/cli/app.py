@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 import typer
 from rich.console import Console
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, CdkitWarning
 
 Parameters = ParamSpec("Parameters")
 
@@ -59,8 +59,15 @@ def _complain(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _tell(message: Warning | str, *_: object, **__: object) -> None:
+    told = Console(stderr=True, highlight=False, soft_wrap=True)
+    told.print(f"note: {_one_line(message)}", style="yellow", markup=False)
+
+
+def _one_line(message: object) -> str:
+    """In one line, and without what would steer a terminal: files may hold anything."""
+    words = " ".join(str(message).split()) or type(message).__name__
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 def _version(wanted: bool) -> bool:
@@ -88,8 +95,10 @@ def console() -> Console:
 
 
 def quiet() -> None:
-    """Keep transformers' and torch's own bars and warnings out of the output."""
+    """Keep transformers' and torch's own bars and warnings out of the output; cdkit's stay."""
     warnings.simplefilter("ignore")
+    warnings.simplefilter("default", CdkitWarning)
+    warnings.showwarning = _tell
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 

@@ -13,9 +13,12 @@ from cdkit.errors import CdkitError
 from cdkit.evals.microworld import text
 from cdkit.evals.microworld.drawing import render
 from cdkit.evals.microworld.exam import SUBSETS, draw_exam
-from cdkit.evals.microworld.polling import SPLITS, build_polls, pope_rows
 from cdkit.evals.microworld.world import WORLD, Picture, Thing, World, draw_picture
+from cdkit.evals.pope_building import PUBLISHED, adversarial_to_all, build_polls, write_polls
 
+# Of the paper's two readings of "adversarial" the world takes the one of its text (near to all that
+# is there), and had taken it before any method was run on it; POPE's script has the other one.
+SPLITS = {**PUBLISHED, "adversarial": adversarial_to_all}
 CAPTIONS = 5
 """Reference captions an image, as in COCO."""
 
@@ -100,8 +103,7 @@ def _write_pope(
         name: [world.categories[c] for c in picture.counts()] for name, picture in pictures.items()
     }
     for split, path in files.pope.items():
-        rows = pope_rows(build_polls(contents, world.categories, split, seed))
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_polls(path, build_polls(contents, world.categories, SPLITS[split], seed))
 
 
 def _write_coco(

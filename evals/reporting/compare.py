@@ -1,11 +1,13 @@
 """From tallies to tables: each method against the base, under the same decode mode."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from cdkit.benchmark import Tally
-from cdkit.evals.modes import PLAIN
+from cdkit.evals.modes import GREEDY, PLAIN
 from cdkit.evals.power import detectable
-from cdkit.evals.reporting.results import SIGNIFICANT, Cell, Row, Table, direction
+from cdkit.evals.ranking import threshold_curve
+from cdkit.evals.reporting.results import SIGNIFICANT, Cell, Row, Table, direction, scale
 from cdkit.evals.statistics import Comparison, compare, holm, resample
 
 Runs = Mapping[str, Sequence[Tally]]
@@ -52,7 +54,7 @@ def table(
         method: Row(
             method,
             {
-                m: _cell(c, direction(m), adjusted.get((method, m)), top[m], images, level)
+                m: _cell(c, m, adjusted.get((method, m)), top[m], images, level)
                 for m, c in of.items()
             },
         )
@@ -61,7 +63,7 @@ def table(
     return Table(
         benchmark,
         mode,
-        seeds=len(runs[base]),
+        seeds=max(map(len, runs.values())),
         images=images,
         samples=len(tally.samples),
         metrics=metrics,
@@ -71,6 +73,7 @@ def table(
         },
         rows=rows,
         absent=absent or {},
+        shifted=_shifted(tally) if mode == GREEDY else (),
         base=base,
         tests=len(tested),
     )
@@ -81,13 +84,31 @@ def _had(run: Sequence[Tally], metrics: Sequence[str]) -> tuple[str, ...]:
     return tuple(m for m in metrics if all(m in tally.metrics for tally in run))
 
 
+def _shifted(tally: Tally) -> tuple[tuple[float, float], ...]:
+    if not {"yes_score", "label"} <= tally.columns.keys():
+        return ()
+    ratios, right = threshold_curve(tally.columns["yes_score"], tally.columns["label"])
+    return tuple(zip(ratios.tolist(), right.tolist(), strict=True))
+
+
 def _cell(
-    comparison: Comparison, sign: int, p_holm: float | None, top: float, images: int, strict: float
+    comparison: Comparison,
+    metric: str,
+    p_holm: float | None,
+    top: float,
+    images: int,
+    strict: float,
 ) -> Cell:
-    verdict = ""
+    sign, verdict = direction(metric), ""
     if p_holm is not None and p_holm < SIGNIFICANT:
         verdict = "better" if sign * comparison.difference.value > 0 else "worse"
-    error, step = comparison.error, comparison.step
+
+    def least(level: float) -> float | None:
+        if not sign:
+            return None
+        most = 1.0 if scale(metric) == 100 else math.inf  # shares differ by all at most
+        return detectable(comparison.error, images, level=level, step=comparison.step, most=most)
+
     return Cell(
         comparison.run,
         comparison.difference,
@@ -98,6 +119,6 @@ def _cell(
         gained=comparison.gained,
         lost=comparison.lost,
         mcnemar=comparison.mcnemar,
-        detectable=detectable(error, images, level=SIGNIFICANT, step=step) if sign else None,
-        detectable_holm=detectable(error, images, level=strict, step=step) if sign else None,
+        detectable=least(SIGNIFICANT),
+        detectable_holm=least(strict),
     )

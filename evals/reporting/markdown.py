@@ -23,9 +23,9 @@ def render(results: Results) -> str:
 
 def lines(shown: View) -> Iterator[str]:
     """A heading, the size, a row a method under the bold name of its section, and the notes."""
-    yield f"## {shown.title}"
+    yield f"## {_plain(shown.title)}"
     yield f"\n{_plain(shown.size)}\n"
-    yield _row(["method", *(column.heading for column in shown.columns)])
+    yield _row(["method", *(_plain(column.heading) for column in shown.columns)])
     yield _row(["---", *("---:" for _ in shown.columns)])
     for title, methods in shown.sections.items():
         yield _row([f"**{_plain(title)}**", *("" for _ in shown.columns)])

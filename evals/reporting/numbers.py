@@ -6,12 +6,16 @@ from cdkit.evals.reporting.results import Results
 
 
 def numbers(results: Results) -> dict[str, object]:
-    """`tables` (method -> metric -> its cell) and `figures`, unrounded and unscaled."""
+    """`tables` (method -> metric -> its cell), `figures` and `costs`, unrounded and unscaled."""
+    costs = results.costs.ratios if results.costs is not None else {}
     return {
         "tables": [
             {
                 "benchmark": table.benchmark,
                 "mode": table.mode,
+                "base": table.base,
+                "tests": table.tests,
+                "strictest_level": table.strictest,
                 "seeds": table.seeds,
                 "images": table.images,
                 "samples": table.samples,
@@ -24,4 +28,5 @@ def numbers(results: Results) -> dict[str, object]:
             for table in results.tables
         ],
         "figures": [asdict(figure) for figure in results.figures],
+        "costs": {name: asdict(ratio) for name, ratio in costs.items()},
     }

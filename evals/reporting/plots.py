@@ -1,34 +1,39 @@
 """Figures as SVG, drawn without a display."""
 
-import base64
-import io
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from cdkit.evals.reporting.canvas import COLOURS, WIDTH, canvas, drawing, label, svg
 from cdkit.evals.reporting.results import Figure, Table, scale
 from cdkit.evals.reporting.wording import heading
 from cdkit.evals.statistics import Estimate
 
-COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#7b4fa3", "#b08900")
+DASHES = ("-", "--", ":")
 VERDICTS = {"better": "#2e7d32", "worse": "#c62828", "": "#6b7280"}
-WIDTH = 6.4  # inches: one column of the report
 
 
+@drawing()
 def curves(figure: Figure) -> str:
     """Lines with their 95 % bands."""
-    canvas, axes = _canvas(3.4)
+    drawn, axes = canvas(3.4)
     if figure.reference is not None:
         _level(axes, figure.reference, figure.reference_label)
-    for colour, curve in zip(COLOURS * 3, figure.curves, strict=False):
+    for number, curve in enumerate(figure.curves):
+        colour = COLOURS[number % len(COLOURS)]
         low, high = [e.low for e in curve.y], [e.high for e in curve.y]
         axes.fill_between(curve.x, low, high, color=colour, alpha=0.15, linewidth=0)
         values = [e.value for e in curve.y]
-        axes.plot(curve.x, values, marker="o", markersize=4, color=colour, label=curve.label)
+        axes.plot(
+            curve.x,
+            values,
+            DASHES[number % len(DASHES)],  # so that one of two equal curves does not hide the other
+            marker="o",
+            markersize=4,
+            color=colour,
+            label=label(curve.label),
+        )
     if figure.ticks:
         axes.set_xticks(range(len(figure.ticks)), figure.ticks)
     axes.set_xlabel(figure.x_label)
@@ -42,9 +47,10 @@ def curves(figure: Figure) -> str:
             bbox_to_anchor=(0, 1),
             borderaxespad=0,
         )
-    return _svg(canvas)
+    return svg(drawn)
 
 
+@drawing()
 def forest(tables: Sequence[Table], metric: str) -> str:
     """Differences to the base of one metric: a row a method, a panel a table.
 
@@ -52,8 +58,8 @@ def forest(tables: Sequence[Table], metric: str) -> str:
     """
     order = dict.fromkeys(name for names in tables[0].sections.values() for name in names)
     names = [name for name in order if name != tables[0].base]
-    canvas = Canvas(figsize=(WIDTH * 1.25, 0.9 + 0.27 * len(names)), layout="constrained")
-    panels = canvas.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    drawn = Canvas(figsize=(WIDTH * 1.25, 0.9 + 0.27 * len(names)), layout="constrained")
+    panels = drawn.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, table in zip(panels, tables, strict=True):
         axes.axvline(0, color="#111827", linewidth=0.8)
         for place, name in enumerate(names):
@@ -74,26 +80,10 @@ def forest(tables: Sequence[Table], metric: str) -> str:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     what = f"{heading(metric).rstrip(' %')}: difference to {tables[0].base}, points"
-    canvas.supxlabel(what, fontsize=9)
-    return _svg(canvas)
+    drawn.supxlabel(what, fontsize=9)
+    return svg(drawn)
 
 
-def _canvas(height: float) -> tuple[Canvas, Axes]:
-    canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
-    axes = canvas.subplots()
-    axes.grid(color="#e5e7eb", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    return canvas, axes
-
-
-def _level(axes: Axes, reference: Estimate, label: str) -> None:
+def _level(axes: Axes, reference: Estimate, text: str) -> None:
     axes.axhspan(reference.low, reference.high, color="#9ca3af", alpha=0.15, linewidth=0)
-    axes.axhline(reference.value, color="#6b7280", linestyle="--", linewidth=1, label=label)
-
-
-def _svg(canvas: Canvas) -> str:
-    """A data URI: as an image, one figure's ids cannot meet another's."""
-    with matplotlib.rc_context({"svg.hashsalt": "cdkit"}), io.StringIO() as file:
-        canvas.savefig(file, format="svg", metadata={"Date": None})
-        drawn = file.getvalue()
-    return "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()
+    axes.axhline(reference.value, color="#6b7280", linestyle="--", linewidth=1, label=text)

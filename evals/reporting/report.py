@@ -1,27 +1,40 @@
 """report.html: one file with the tables, the plots and the manifest, and nothing to load."""
 
-import base64
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cdkit.evals.modes import PLAIN
-from cdkit.evals.reporting import plots, wording
-from cdkit.evals.reporting.results import Example, Results, Table, direction
+from cdkit.evals.modes import GREEDY, PLAIN
+from cdkit.evals.reporting import overlay, plots, scatter, wording
+from cdkit.evals.reporting.results import Exhibit, Results, Table, direction
+from cdkit.evals.reporting.scatter import Scatter
 from cdkit.evals.reporting.views import View, overviews, view
 
 TEMPLATE = "report.html"
+BACKDROP = 192
+"""Pixels of a picture under attention, at most: its panels are small."""
 
 
-def write(path: Path, results: Results, manifest: Mapping[str, object]) -> None:
-    path.write_text(render(results, manifest), encoding="utf-8")
+def write(
+    path: Path,
+    results: Results,
+    manifest: Mapping[str, object],
+    exports: Sequence[str] | None = None,
+) -> None:
+    path.write_text(render(results, manifest, exports), encoding="utf-8")
 
 
-def render(results: Results, manifest: Mapping[str, object]) -> str:
-    """The page. Whatever a model or a file said is escaped: autoescape is on for all of it."""
+def render(
+    results: Results, manifest: Mapping[str, object], exports: Sequence[str] | None = None
+) -> str:
+    """The page. Whatever a model or a file said is escaped: autoescape is on for all of it.
+
+    `exports` is what `exports.write` gave where it wrote beside the page.
+    """
     environment = Environment(
         loader=PackageLoader("cdkit.evals.reporting"),
         autoescape=True,
@@ -30,6 +43,8 @@ def render(results: Results, manifest: Mapping[str, object]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["image"] = _data_uri
+    environment.filters["panels"] = overlay.panels
+    environment.filters["backdrop"] = functools.partial(overlay.backdrop, most=BACKDROP)
     environment.filters["breakable"] = _breakable
     return environment.get_template(TEMPLATE).render(
         results=results,
@@ -39,6 +54,9 @@ def render(results: Results, manifest: Mapping[str, object]) -> str:
         base=next((table.base for table in results.tables), PLAIN),
         raw=json.dumps(manifest, indent=2, default=str),
         forests=_forests(results.tables),
+        scatters=_scatters(results.tables),
+        costs=_costs(results),
+        exports=exports,
         figures=[(figure, plots.curves(figure)) for figure in results.figures],
         number=wording.number,
         difference=wording.difference,
@@ -67,10 +85,28 @@ def _forests(tables: tuple[Table, ...]) -> dict[str, str]:
     return found
 
 
+def _scatters(tables: tuple[Table, ...]) -> dict[str, list[Scatter]]:
+    """Accuracy by yes ratio, for each table that has both."""
+    found: dict[str, list[Scatter]] = {}
+    for table in tables:
+        if (drawn := scatter.yes_ratio(table)) is not None:
+            found.setdefault(table.benchmark, []).append(drawn)
+    return found
+
+
+def _costs(results: Results) -> list[Scatter]:
+    """By the greedy tables where there are any: every mode would show the same costs."""
+    if results.costs is None:
+        return []
+    greedy = [table for table in results.tables if table.mode == GREEDY]
+    drawn = (scatter.cost(table, results.costs) for table in greedy or results.tables)
+    return [shown for shown in drawn if shown is not None]
+
+
 def _breakable(name: str) -> Markup:
     """The name, which a narrow column may break after an underscore."""
     return escape(name).replace("_", Markup("_<wbr>"))
 
 
-def _data_uri(example: Example) -> str:
-    return f"data:{example.media_type};base64,{base64.b64encode(example.image).decode()}"
+def _data_uri(exhibit: Exhibit) -> str:
+    return overlay.uri(exhibit.picture, exhibit.media_type)

@@ -1,7 +1,10 @@
-"""What a run found, ready to be shown: the tables, the curves and the examples."""
+"""What a run found, ready to be shown: the tables, the curves and the gallery."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from cdkit.evals.modes import PLAIN
 from cdkit.evals.statistics import Estimate
@@ -76,6 +79,9 @@ class Table:
     rows: Mapping[str, Row]
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Method -> the decode modes that it is defined for, of which this is none."""
+    shifted: tuple[tuple[float, float], ...] = ()
+    """(yes ratio, accuracy) of the base, were it to say yes more or less often: its answers by a
+    threshold on its own yes scores, for every threshold. Greedy runs that have the scores."""
     base: str = PLAIN
     """The method that every difference is taken to."""
     tests: int = 0
@@ -129,15 +135,76 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One question and what each method answered, greedily."""
+class Said:
+    """One answer to a question, and the methods that gave it."""
+
+    text: str
+    methods: tuple[str, ...]
+    right: bool | None
+    """Of a caption: whether it names nothing that is not there. None: nobody can tell."""
+    note: str = ""
+    """Such as what a caption names that is not in the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """What one method's branch did to each image token, by layer, for one question."""
+
+    method: str
+    title: str
+    mask: bool
+    """Whether `layers` are shares of heads whose cell is masked, else weights of attention."""
+    layers: Float[np.ndarray, "layers tokens"]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """Strips over the picture as the model was given it; its tokens are one grid of it."""
+
+    picture: UInt8[np.ndarray, "height width 3"]
+    grid: tuple[int, int]
+    strips: tuple[Strip, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One question that methods answer differently; everything in it is as the run has it."""
+
+    sample: str
+    kind: str
+    """One of `gallery.KINDS`."""
+    prompt: str
+    target: str | None
+    picture: bytes
+    """A small PNG or JPEG."""
+    media_type: str
+    answers: tuple[Said, ...]
+    look: Look | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """The exhibits of one benchmark, and how they were drawn."""
 
     benchmark: str
-    prompt: str
-    image: bytes
-    """PNG, or whatever the file held."""
-    media_type: str
-    answers: Mapping[str, str]
+    rule: str
+    exhibits: tuple[Exhibit, ...]
+    notes: tuple[str, ...] = ()
+    """Such as why no attention is drawn."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether attention is drawn over some picture."""
+        return any(exhibit.look is not None for exhibit in self.exhibits)
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Seconds an answer by method, as a multiple of the base's in the same run."""
+
+    ratios: Mapping[str, Estimate]
+    note: str
+    """What was timed, how often, and what the spread is over."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +224,13 @@ class Listing:
             raise ValueError(f"{self.title}: every row needs {len(self.heads)} cells")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
-    examples: tuple[Example, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
     listings: tuple[Listing, ...] = ()
+    costs: Costs | None = None
 
 
 def told_modes(modes: Sequence[str]) -> str:

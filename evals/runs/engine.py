@@ -21,6 +21,7 @@ from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.questions import Question
 from cdkit.evals.runs.watching import Watch, scheduled
 from cdkit.method import Method
+from cdkit.trace import Step
 
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 
@@ -103,6 +104,16 @@ class Engine:
             out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
             step = run.trace.steps[0]
         return scheduled(step), out.logits[0].float()
+
+    @torch.inference_mode()
+    def first_trace(
+        self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
+    ) -> Step:
+        """The image attention and the masks of the step that predicts the first token."""
+        with self._attached(method, sample_ids, trace=("image_attention", "mask")) as run:
+            self._generate(inputs, 1)
+            step: Step = run.trace.steps[0]
+        return step
 
     @torch.inference_mode()
     def answers(

@@ -26,7 +26,7 @@ def test_the_folder_holds_the_whole_run(prepared: Ablation, folder: Path) -> Non
     found = {path.name for path in folder.iterdir()}
     assert found >= {
         "config.toml", "manifest.json", "predictions.jsonl", "metrics.json", "report.html",
-        "tables.md",
+        "tables.md", "tables",
     }  # fmt: skip
     assert toml.read(folder / "config.toml") == prepared.grid
 
@@ -198,3 +198,18 @@ def test_gumbel_noise_belongs_to_seed_sample_and_step() -> None:
 
 def test_decodes_are_told_apart() -> None:
     assert Decode() == Decode("greedy") != Decode("sample", 0)
+
+
+def test_an_ablation_has_a_gallery_for_each_benchmark(results: Results, prepared: Ablation) -> None:
+    shown = {found.benchmark: found for found in results.galleries}
+    assert list(shown) == ["pope", "chair", "mme"]
+    for found in shown.values():
+        assert ("questions are answered differently" in found.rule) == bool(found.exhibits)
+        assert len(found.exhibits) <= prepared.grid.gallery.samples and not found.notes
+        for exhibit in found.exhibits:
+            assert {m for said in exhibit.answers for m in said.methods} == {*prepared.grid.methods}
+            assert len({said.text for said in exhibit.answers}) > 1
+            assert exhibit.look is not None
+    assert any(found.exhibits for found in shown.values())
+    captions = [s for e in shown["chair"].exhibits for s in e.answers]
+    assert all((said.right is False) == said.note.startswith("not in") for said in captions)

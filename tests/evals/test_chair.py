@@ -121,6 +121,19 @@ def test_scores_by_hand(tmp_path: Path, synonyms: Path) -> None:
         benchmark.wrong_objects("4", "a stool")
 
 
+def test_a_part_of_the_images_is_scored_by_itself(tmp_path: Path, synonyms: Path) -> None:
+    truth = {"1": ["dog"], "2": ["person"], "3": ["bus"]}
+    benchmark = CHAIR(synonyms, ground_truth=truth_file(tmp_path, truth))
+    some = {"3": Answer("a bus and a dog"), "1": Answer("a dog")}
+    tally = benchmark.tally_of(some)
+    assert [sample.id for sample in tally.samples] == ["1", "3"]
+    small = {name: truth[name] for name in some}
+    alone = CHAIR(synonyms, ground_truth=truth_file(tmp_path, small))
+    assert tally.values() == alone.score(some)
+    with pytest.raises(CdkitError, match=r"no image has the id '4' in .*truth.json.gz"):
+        benchmark.tally_of({"4": Answer("")})
+
+
 def test_ratios_over_nothing_are_zero(tmp_path: Path, synonyms: Path) -> None:
     benchmark = CHAIR(synonyms, ground_truth=truth_file(tmp_path, {"1": []}))
     assert set(benchmark.score(captions("")).values()) == {0.0}
@@ -293,6 +306,9 @@ def test_faulty_settings(tmp_path: Path, synonyms: Path, coco: dict[str, Path]) 
         annotated(synonyms, coco, ground_truth=truth)
     with pytest.raises(CdkitError, match="no scorer of captions is called 'simpel'"):
         CHAIR(synonyms, ground_truth=truth, scorer="simpel")
+    with pytest.raises(CdkitError, match="names no object: a line is OBJECT, SYNONYM"):
+        (tmp_path / "none.txt").write_text("# a comment\n")
+        CHAIR(tmp_path / "none.txt", ground_truth=truth)
     synonyms.write_text("dog\n, cat\n")
     with pytest.raises(CdkitError, match=r"synonyms.txt:2 names no object"):
         CHAIR(synonyms, ground_truth=truth)

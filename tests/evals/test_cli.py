@@ -1,6 +1,7 @@
 """The command line: what it says, and how it fails."""
 
 import importlib.metadata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import cdkit
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.evals import cli
 from cdkit.evals.ablation import answering, job
 from cdkit.evals.runs.engine import Generated
@@ -235,3 +236,26 @@ def test_narrow_terminals_get_a_line_a_method() -> None:
     answers = {name: Generated("a [cat]", 2, truncated=True) for name in ("plain", "vcd", "cmac")}
     assert len(answering.side_by_side(answers, 90).columns) == 3
     assert len(answering.side_by_side(answers, 60).columns) == 2
+
+
+def test_a_warning_of_ours_is_a_line_and_others_are_not_shown(
+    picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warned(*args: Any, **kwargs: Any) -> dict[str, Generated]:
+        warnings.warn("of somebody else", UserWarning, stacklevel=1)
+        warnings.warn("this model\nhas no adapter", CdkitWarning, stacklevel=1)
+        return {"plain": Generated("a cat", 2, truncated=False)}
+
+    monkeypatch.setattr(answering, "answer", warned)
+    result = run("generate", "--image", picture, "--prompt", PROMPT)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "note: this model has no adapter\n"
+
+
+def test_an_error_cannot_steer_the_terminal(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(*args: Any, **kwargs: Any) -> None:
+        raise CdkitError("the id \x1b]0;owned\x07 is there twice")
+
+    monkeypatch.setattr(answering, "answer", failed)
+    line = refused("generate", "--image", picture, "--prompt", PROMPT)
+    assert line == r"error: the id \x1b]0;owned\x07 is there twice"

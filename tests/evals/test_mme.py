@@ -118,6 +118,81 @@ def test_an_image_is_one_unit_over_all_tasks(tmp_path: Path) -> None:
     assert (per_task.gained, per_task.lost) == (1, 0)
 
 
+def test_images_of_one_name_are_one_only_where_tasks_share_photos(tmp_path: Path) -> None:
+    text = pair("0001.png")
+    tasks = {"count": text, "color": text, "code_reasoning": text, "text_translation": text}
+    benchmark = MME(folder(tmp_path / "mme", **tasks), subfolder="{task}")
+    units = {"0001.png", "code_reasoning/0001.png", "text_translation/0001.png"}
+    assert set(benchmark.tally(right(benchmark)).images) == units
+
+
+def release(path: Path) -> Path:
+    """The published folders: a large task, its images apart, and a small one with all in one."""
+    apart = path / "artwork" / "questions_answers_YN", path / "artwork" / "images"
+    for place in (*apart, path / "OCR", path / "eval_tool"):
+        place.mkdir(parents=True)
+    for stem, end in (("2", ".jpg"), ("10", ".PNG")):
+        (apart[0] / f"{stem}.txt").write_text("Is it?\tYes\nIs it not?\tNo\n")
+        (apart[1] / f"{stem}{end}").touch()
+    (path / "OCR" / "0001.txt").write_bytes(b"\xef\xbb\xbfIs it?\tYes\r\nIs it not?\tNo")
+    (path / "OCR" / "0001.jpg").touch()
+    (path / "OCR" / ".DS_Store").touch()
+    (path / "eval_tool" / "calculation.py").touch()
+    return path
+
+
+def test_the_folders_of_the_release(tmp_path: Path) -> None:
+    benchmark = MME(release(tmp_path / "mme"))
+    assert [(s.id, s.image, s.prompt, s.target) for s in benchmark.samples()] == [
+        ("artwork/1", "artwork/images/10.PNG", "Is it?", "yes"),
+        ("artwork/2", "artwork/images/10.PNG", "Is it not?", "no"),
+        ("artwork/3", "artwork/images/2.jpg", "Is it?", "yes"),
+        ("artwork/4", "artwork/images/2.jpg", "Is it not?", "no"),
+        ("OCR/1", "OCR/0001.jpg", "Is it?", "yes"),
+        ("OCR/2", "OCR/0001.jpg", "Is it not?", "no"),
+    ]
+    assert all(sample.image_in(tmp_path / "mme").is_file() for sample in benchmark.samples())
+    assert benchmark.score(right(benchmark))["perception (2 of 10 tasks)"] == 400
+    before = benchmark.sources()
+    assert [Path(path).name for path in before] == ["10.txt", "2.txt", "0001.txt"]
+    (tmp_path / "mme" / "OCR" / "0001.txt").write_text("Is it?\tYes\nIs it not ?\tNo")
+    after = MME(tmp_path / "mme").sources()
+    assert [before[path] == after[path] for path in before] == [True, True, False]
+    assert len(MME(tmp_path / "mme", tasks=("OCR",)).samples()) == 2
+
+
+def test_the_release_and_the_text_files_ask_the_same(tmp_path: Path) -> None:
+    benchmark = MME(release(tmp_path / "mme"))
+    texts: dict[str, str] = {}
+    for sample in benchmark.samples():
+        task, name = sample.id.split("/")[0], sample.image.split("/")[-1]
+        texts[task] = texts.get(task, "") + f"{name}\t{sample.prompt}\t{sample.target}\n"
+    plain = MME(folder(tmp_path / "text", **texts))
+    keys = [(s.id, s.group, s.prompt, s.target) for s in plain.samples()]
+    assert keys == [(s.id, s.group, s.prompt, s.target) for s in benchmark.samples()]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("OCR/7.txt", "Q\tYes\nR\tNo", r"7.txt asks about 7, and .*OCR has no image of this name"),
+        ("OCR/0001.png", "", r"0001.txt asks about 0001, and .* has 0001.jpg, 0001.png of this"),
+        ("OCR/0001.txt", "Q\tYes", r"0001.txt:1 is about 0001.jpg, .* about nothing"),
+        ("OCR/0001.txt", "Q\nR\tNo", r"0001.txt:1 has 2 cells, or an empty one"),
+        ("OCR/0001.txt", "Q\tYes\nR\tMaybe", r"0001.txt:2 has the label 'Maybe'"),
+        ("OCR/0001.txt", "", r"0001.txt is empty"),
+        ("count.txt", pair("a.png"), r"has both count.txt and the folder OCR: keep either the te"),
+        ("count/notes.md", "", r"count has no question: a task's folder holds a .txt for each"),
+    ],
+)
+def test_a_faulty_release(tmp_path: Path, file: str, text: str, message: str) -> None:
+    files = release(tmp_path / "mme")
+    (files / file).parent.mkdir(exist_ok=True)
+    (files / file).write_text(text)
+    with pytest.raises(CdkitError, match=message):
+        MME(files)
+
+
 def test_recorded_answers_are_read(tmp_path: Path) -> None:
     files = folder(tmp_path / "mme", OCR="")
     rows = b"a.png\tIs it?\tYes\tYes, it is\r\na.png\tIs it not?\tno\t\r\n"
@@ -156,7 +231,7 @@ def test_a_faulty_file_is_one_clear_error(tmp_path: Path, text: str, message: st
 
 
 def test_a_faulty_folder_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(CdkitError, match=r"is no folder: MME is a folder with one TASK.txt each"):
+    with pytest.raises(CdkitError, match=r"is no folder: MME is a folder with TASK.txt or TASK/"):
         MME(tmp_path / "none")
     empty = folder(tmp_path / "empty")
     with pytest.raises(CdkitError, match=r"has no file of any task: .* there is none"):

@@ -29,7 +29,9 @@ def test_it_has_every_family_and_its_links_lead_somewhere() -> None:
     page = models_page.page()
     headings = re.findall(r"^### (.+)$", page, re.MULTILINE)
     assert headings == sorted(ours())
-    assert set(re.findall(r"\]\(#([^)]+)\)", page)) == set(headings)
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) == {*headings, "any-other-family"}
+    assert "\n## Any other family\n" in page
+    assert [generic.name for generic in models_page.generics()] == ["generic"]
     rows = [line for line in page.splitlines() if line.startswith("| [")]
     assert len(rows) == len(headings)
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 7 for row in rows)

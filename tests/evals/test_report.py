@@ -1,12 +1,9 @@
 """Tables from tallies, and the page that shows them."""
 
 import dataclasses
-import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,9 +14,20 @@ from rich.console import Console
 from cdkit.benchmark import Answer, Tally
 from cdkit.evals.pope import POPE
 from cdkit.evals.reporting import compare, markdown, report, terminal, wording
-from cdkit.evals.reporting.results import Curve, Example, Figure, Results, Table
+from cdkit.evals.reporting.results import (
+    Curve,
+    Exhibit,
+    Figure,
+    Gallery,
+    Listing,
+    Results,
+    Said,
+    Table,
+)
 from cdkit.evals.reporting.views import overviews, view
 from cdkit.evals.statistics import Estimate
+
+from .browser import in_a_browser, measured
 
 IMAGES = 60
 METRICS = ("accuracy", "yes_ratio", "auc")
@@ -78,11 +86,60 @@ def test_what_is_neither_good_nor_bad_is_not_tested(table: Table) -> None:
         assert row.cells["yes_ratio"].p_holm is None and not row.cells["yes_ratio"].best
 
 
+def test_the_base_may_have_any_name(pope: POPE) -> None:
+    """Every difference is taken to it, and every sentence says so."""
+    runs = {"ours <x>|": run(pope, 0.7), "good": run(pope, 0.95)}
+    table = compare.table(
+        "pope",
+        "greedy",
+        runs,
+        sections={"runs": tuple(runs)},
+        show=METRICS,
+        base="ours <x>|",
+        resamples=50,
+    )
+    assert table.rows["ours <x>|"].cells["accuracy"].difference is None
+    assert table.rows["good"].cells["accuracy"].difference is not None
+    shown = Results((table,), listings=(LISTING,))
+    page = report.render(shown, {**MANIFEST, "kind": "comparison", "common_numbers": False})
+    text = markdown.render(shown)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(terminal.render(overviews((table,))[0], 120))
+    console.print(terminal.legend(table.base))
+    told = console.export_text()
+    for place in (page, text, told):
+        assert "plain" not in place
+    assert "Differences to ours &lt;x&gt;| at a glance" in page and "and random numbers" not in page
+    assert "cdkit comparison: &lt;i&gt;trial&lt;/i&gt;" in page
+    assert "better or worse than ours \\<x\\>\\| (sign-flip" in text
+    assert "difference to ours <x>|; 60 images" in told
+    # As an ablation says it, nothing has changed.
+    assert "to plain" in report.render(Results(()), MANIFEST)
+    assert "and random numbers" in report.render(Results(()), MANIFEST)
+
+
+LISTING = Listing("What <changed>", ("run", "count"), (("a|b <script>", "3"),), ("a *note*",))
+
+
+def test_a_listing_is_laid_out_and_escaped_everywhere() -> None:
+    text = "\n".join(markdown.listing_lines(LISTING))
+    assert "## What \\<changed\\>" in text and "| a\\|b \\<script\\> | 3 |" in text
+    assert "a \\*note\\*" in text
+    page = report.render(Results((), listings=(LISTING,)), MANIFEST)
+    assert "<th>a|b &lt;script&gt;</th><td>3</td>" in page and 'href="#listings"' in page
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal.listing(LISTING))
+    assert "a|b <script>" in console.export_text()
+    with pytest.raises(ValueError, match="every row needs 2 cells"):
+        dataclasses.replace(LISTING, rows=(("one",),))
+
+
 def test_holm_covers_the_whole_table(table: Table) -> None:
     tests = [c for r in table.rows.values() for c in r.cells.values() if c.p_holm is not None]
     assert len(tests) == 3 * 2  # three methods but plain, two metrics that have a better side
     smallest = min(tests, key=lambda cell: cell.p or 0)
     assert smallest.p_holm == pytest.approx(len(tests) * (smallest.p or 0))
+    assert table.tests == len(tests) and table.strictest == pytest.approx(0.05 / len(tests))
 
 
 def test_the_terminal_shows_each_value_with_its_interval(table: Table) -> None:
@@ -185,47 +242,25 @@ def test_markdown_has_every_cell_and_escapes_names(tables: tuple[Table, ...]) ->
     assert wording.summed_up(cell, "accuracy") in told
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-MEASURE = """<!doctype html><body>
-<iframe id="page" width="{width}" height="900" srcdoc="{page}"></iframe>
-<script>onload = () => {{
-  const root = document.getElementById("page").contentDocument;
-  const over = [...root.querySelectorAll(".brief")]
-    .map(table => table.scrollWidth - table.parentNode.clientWidth);
-  const found = [root.documentElement.scrollWidth, Math.max(...over)];
-  document.body.innerText = "measured " + found.join(" ");
-}}</script>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt install chromium")
-@pytest.mark.parametrize("width", [400, 1200])
-def test_the_page_is_no_wider_than_a_phone(
-    tables: tuple[Table, ...], tmp_path: Path, width: int
+@in_a_browser
+def test_the_overviews_of_thirty_methods_fit_a_phone(
+    tables: tuple[Table, ...], tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").write_text(
-        MEASURE.format(
-            width=width, page=html.escape(report.render(Results(tables), MANIFEST), quote=True)
-        ),
-        encoding="utf-8",
-    )
-    done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--dump-dom", f"--user-data-dir={tmp_path / 'own'}", (tmp_path / "page.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search(r"measured (\d+) (-?\d+)", done.stdout)
-    assert found is not None, done.stdout[-500:]
-    assert int(found[1]) <= width  # only a wide table scrolls, in its own frame
-    assert int(found[2]) <= 0  # and the overviews do not need to
+    found = measured(tmp_path, report.render(Results(tables), MANIFEST), 400)
+    assert found["width"] == 400 and found["out"] == []
+    assert found["brief"] == 0  # only a full table scrolls, in its own frame
 
 
 def results(table: Table) -> Results:
     band = tuple(Estimate(y, y - 1, y + 1) for y in (70.0, 80.0, 75.0))
     curve = Curve("accuracy", (1.0, 2.0, 3.0), band)
     figure = Figure("gamma", "gamma", "%", (curve,), reference=Estimate(70.0, 69.0, 71.0))
-    said = {"plain": "<script>alert('x')</script>", "good": 'a "cat" & a dog'}
-    example = Example("chair", "<b>describe</b>", b"\x89PNG", "image/png", said)
-    return Results((table,), (figure,), (example,))
+    said = (
+        Said("<script>alert('x')</script>", ("plain",), False),
+        Said('a "cat" & a dog', ("good",), True),
+    )
+    shown = Exhibit("7", "mended", "<b>describe</b>", None, b"\x89PNG", "image/png", said)
+    return Results((table,), (figure,), (Gallery("chair", "by lot", (shown,)),))
 
 
 MANIFEST = {
@@ -255,7 +290,7 @@ def test_the_page_loads_nothing(page: str) -> None:
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     assert "@import" not in page and "url(" not in page
     pictures = re.findall(r"src=\"data:(image/[a-z+]+);base64,", page)
-    assert pictures.count("image/svg+xml") == 2 and pictures.count("image/png") == 1
+    assert pictures.count("image/svg+xml") == 3 and pictures.count("image/png") == 1
 
 
 class Tags(HTMLParser):

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from amber_files import write_amber
 
 import cdkit
 from cdkit.benchmark import Benchmark
+from cdkit.evals.amber import AMBER
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.microworld import BenchmarkFiles, write_benchmarks
 from cdkit.evals.mme import MME
@@ -70,6 +72,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkFiles:
 BUILD: dict[str, Callable[[BenchmarkFiles], Benchmark]] = {
     "pope": lambda files: POPE(files.pope["popular"]),
     "mme": lambda files: MME(files.mme),
+    "amber": lambda files: AMBER(write_amber(files.images.parent / "amber")),
     "chair": lambda files: CHAIR(
         files.synonyms, instances=files.annotations, captions=files.captions
     ),

@@ -35,8 +35,8 @@ class Prompt:
 
 
 ONE = Prompt((1,), (20, 21, 22, 23))
-TILES = Prompt((3, 1), (24, 25, 26, 27, 28, 29))
-"""Two images, with nothing between where the family has marks; the first has three tiles."""
+TILES = Prompt((5, 1), (24, 25, 26, 27, 28, 29))
+"""Two images, with nothing between where the family has marks; the first has four and the whole."""
 MORE = Prompt((1,), (24, 25, 26, 27, 28, 29))
 
 
@@ -91,7 +91,7 @@ def _of(name: str, decoder: str = "", window: int = 200) -> dict[str, Any]:
             }
             kinds = ["sliding_attention", "full_attention", "sliding_attention"]
             text = _text(
-                "gemma3_text", head_dim=8, query_pre_attn_scalar=8, sliding_window=window,
+                "gemma3_text", head_dim=8, query_pre_attn_scalar=5, sliding_window=window,
                 layer_types=kinds, rope_parameters=rope,
             )  # fmt: skip
             return {

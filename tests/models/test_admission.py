@@ -1,15 +1,10 @@
 """What every registered family must do under the four chief methods, and one of each kind all."""
 
-import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from parity.against import CMAC_CASES, assert_close
-from parity.against import tolerance as exactness
-from parity.reference import Decoder, Rules, Sequence_, contrast, run
-from parity.tiny import Norm64, Rotary64
+from parity.against import assert_close
 from torch import Tensor
 
 import cdkit
@@ -17,27 +12,12 @@ from cdkit.adapter import ADAPTERS
 from cdkit.testing import check_adapter
 from cdkit.testing.tools import tolerance as precision
 
-from .tiny import FAMILIES, HEAD_DIM, IMAGE, THETA, Inputs, Words, inputs, tiny
+from .modes import MODES, PRESETS, STEPS, generated
+from .tiny import FAMILIES, Words, inputs, tiny
 
-STEPS = 3
-PRESETS = ("cmac", "vcd", "icd", "pai")
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "temperature": 1.5},
-    "beams": {"num_beams": 2},
-}
 ELSEWHERE = ("qwen_vl",)
 """Cdkit's own models: their tests hold an admission of their own."""
 ADMITTED = [name for name, family in FAMILIES.items() if family.model_type in ADAPTERS]
-
-
-def generated(model: Any, given: Inputs, **how: Any) -> Any:
-    """Exactly so many tokens, by the model's own `generate`."""
-    asked = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": 1}
-    asked |= {"output_logits": True, "output_scores": True} | how
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return model.generate(**given, **asked, return_dict_in_generate=True)
 
 
 def answered(
@@ -143,91 +123,3 @@ def test_every_other_method(name: str, preset: str) -> None:
     if mode == "greedy":
         assert_close(slow, fast, within=1e-4)
     same_answer(answered(name, preset, 1, mode=mode)[1], answer, slice(1, 2))
-
-
-# ---- the independent reference -------------------------------------------------------------------
-
-LLAMA_LIKE = {
-    "llava": (0, 1),
-    "llava-siglip": (0, 1),
-    "vipllava": (0, 1),
-    "llava_next": (0, 1),
-    "deepseek_vl": (0, 1),
-    "janus": (0, 1),
-    "idefics2": (0, 1),
-    "idefics3": (1,),
-    "smolvlm": (1,),
-    "instructblip": (0, 1),
-}
-"""Families with a Llama or Mistral decoder, and their prompts whose image has no marks inside."""
-
-
-def exact(name: str) -> tuple[Any, Any]:
-    """The model with RoPE and norms in float64 too, and its decoder."""
-    model = copy.deepcopy(tiny(name))
-    decoder: Any = cdkit.adapter_for(model).decoder(model)
-    decoder.rotary_emb, decoder.norm = Rotary64(HEAD_DIM), Norm64(decoder.norm)
-    for layer in decoder.layers:
-        layer.input_layernorm = Norm64(layer.input_layernorm)
-        layer.post_attention_layernorm = Norm64(layer.post_attention_layernorm)
-    return model, decoder
-
-
-def weights_of(model: Any, decoder: Any) -> Decoder:
-    state = {f"model.language_model.{n}": value for n, value in decoder.state_dict().items()}
-    reader: Any = cdkit.adapter_for(model).reader(model)
-    config = decoder.config
-    assert config.rope_parameters["rope_theta"] == THETA
-    return Decoder(
-        state=state | {"lm_head.weight": reader.lm_head.weight},
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        eps=config.rms_norm_eps,
-        theta=THETA,
-    )
-
-
-def embedded(model: Any, decoder: Any, given: Inputs) -> Tensor:
-    """What the stock decoder is given for a prompt."""
-    seen: list[Tensor] = []
-
-    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs["inputs_embeds"])
-
-    hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
-    model.generate(**given, max_new_tokens=1, do_sample=False)
-    hook.remove()
-    return seen[0][0]
-
-
-@pytest.mark.parametrize("name", [name for name in LLAMA_LIKE if name in ADMITTED])
-@torch.no_grad()
-def test_cmac_is_the_references(name: str) -> None:
-    model, decoder = exact(name)
-    weights, rows = weights_of(model, decoder), LLAMA_LIKE[name]
-    method, rules = CMAC_CASES["cmac"]
-    with cdkit.attach(model, method, trace=("logits",)) as ran:
-        output = generated(model, inputs(name, *rows))
-    sequences = []
-    for row, tokens in zip(rows, output.sequences[:, -STEPS:-1], strict=True):
-        alone = inputs(name, row)
-        prompt = alone["input_ids"][0]
-        embeds = embedded(model, decoder, alone)
-        late = decoder.get_input_embeddings()(tokens)
-        image = [0 if token == IMAGE else -1 for token in prompt.tolist()]
-        image += [-1] * len(tokens)
-        sequences.append(Sequence_(torch.cat((embeds, late)), tuple(image), len(prompt)))
-
-    def branch(own: Rules) -> Tensor:
-        return torch.stack([result.logits[-STEPS:] for result in run(weights, sequences, own)])
-
-    original, distorted = branch(replace(rules, distortion="none")), branch(rules)
-    combiner: Any = method.combiner
-    combined = contrast(original, [distorted], [combiner.alpha], combiner.beta)
-    wanted = {"original": original, "distorted": distorted, "combined": combined}
-    steps = ran.trace.steps
-    found = {n: torch.stack([step.logits[n] for step in steps], 1) for n in steps[0].logits}
-    found["combined"] = torch.stack([step.combined for step in steps if step.combined is not None])
-    found["combined"] = found["combined"].movedim(0, 1)
-    assert_close(found, wanted, within=exactness(method))

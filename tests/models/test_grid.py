@@ -1,5 +1,6 @@
 """Qwen2-VL and its kin: patches as images, positions of three axes, features at several depths."""
 
+import functools
 import math
 import re
 import sys
@@ -23,35 +24,14 @@ from cdkit.adapter import adapter_for
 from cdkit.testing import check_adapter
 
 from .grid_tiny import BOS, GRID, IMAGE, ONE, TWO, Prompt, Words, inputs, tiny
+from .modes import MODES, PRESETS, answered, check_batch, generated
 
-PRESETS = ("cmac", "vcd", "icd", "pai")
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "temperature": 2.0},
-    "beams": {"num_beams": 3},
-}
-STEPS = 4
 NAMES = {ONE: "one", TWO: "two"}
 
 
-def generated(model: Any, given: dict[str, Tensor], **how: Any) -> Any:
-    asked = {"max_new_tokens": STEPS, "do_sample": False, **how}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return model.generate(
-            **given, **asked, output_logits=True, return_dict_in_generate=True, output_scores=True
-        )
-
-
 def run(name: str, preset: str, prompts: tuple[Prompt, ...], *, optimize: bool, **how: Any) -> Any:
-    with cdkit.attach(
-        tiny(name),
-        cdkit.load(preset),
-        processor=Words(),
-        sample_ids=[NAMES[prompt] for prompt in prompts],
-        optimize=optimize,
-    ):
-        return generated(tiny(name), inputs(name, *prompts), **how)
+    names, given = [NAMES[prompt] for prompt in prompts], inputs(name, *prompts)
+    return answered(tiny(name), preset, given, words=Words(), names=names, optimize=optimize, **how)
 
 
 # ---- admission -----------------------------------------------------------------------------------
@@ -76,17 +56,7 @@ def test_off_is_stock(name: str, how: dict[str, Any]) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", GRID)
 def test_a_batch_of_unequal_images_is_each_prompt_alone(name: str, preset: str, mode: str) -> None:
-    how = MODES[mode]
-    both = run(name, preset, (ONE, TWO), optimize=True, **how)
-    plain = run(name, preset, (ONE, TWO), optimize=False, **how)
-    assert both.sequences.equal(plain.sequences)
-    for row, prompt in enumerate((ONE, TWO)):
-        alone = run(name, preset, (prompt,), optimize=True, **how)
-        if mode != "sampling":  # a batch draws other numbers
-            assert alone.sequences[0, -STEPS:].equal(both.sequences[row, -STEPS:])
-        if mode != "beams":
-            torch.testing.assert_close(both.logits[0][row], alone.logits[0][0], **close(name))
-            torch.testing.assert_close(both.logits[0][row], plain.logits[0][row], **close(name))
+    check_batch(functools.partial(run, name, preset), (ONE, TWO), mode, close(name))
 
 
 def close(name: str) -> dict[str, Any]:

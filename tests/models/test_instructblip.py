@@ -1,5 +1,6 @@
 """InstructBLIP: an inner language model generates, and a Q-Former reads the question, too."""
 
+import functools
 import re
 from typing import Any
 
@@ -28,7 +29,8 @@ from .masked_tiny import (
 )
 from .masked_tiny import of_ids as written
 from .masked_tiny import of_questions as asked
-from .test_masked import CLOSE, MODES, PRESETS, STEPS, Doubled, branch_of, forced, generated, run
+from .modes import CLOSE, MODES, PRESETS, check_batch, generated
+from .test_masked import Doubled, branch_of, forced, run
 
 NAME = "instructblip"
 INSTRUCTION = "one two three"
@@ -50,17 +52,7 @@ def test_off_is_stock(how: dict[str, Any]) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_batch_is_each_prompt_alone(preset: str, mode: str) -> None:
-    how, prompts = MODES[mode], (ONE, MORE)
-    both = run(NAME, preset, prompts, optimize=True, **how)
-    plain = run(NAME, preset, prompts, optimize=False, **how)
-    assert both.sequences.equal(plain.sequences)
-    for row, prompt in enumerate(prompts):
-        alone = run(NAME, preset, (prompt,), optimize=True, **how)
-        if mode != "sampling":  # a batch draws other numbers
-            assert alone.sequences[0, -STEPS:].equal(both.sequences[row, -STEPS:])
-        if mode != "beams":
-            torch.testing.assert_close(both.logits[0][row], alone.logits[0][0], **CLOSE)
-            torch.testing.assert_close(both.logits[0][row], plain.logits[0][row], **CLOSE)
+    check_batch(functools.partial(run, NAME, preset), (ONE, MORE), mode)
 
 
 def test_a_distorted_picture_is_that_picture() -> None:

@@ -1,6 +1,8 @@
 """LLaVA's kin: pictures as tiles, of any shape, with marks inside; layers without RoPE."""
 
+import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -33,14 +35,8 @@ from .kin_tiny import (
     tiny,
     written,
 )
+from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, generated
 
-PRESETS = ("cmac", "vcd", "icd", "pai")
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "temperature": 2.0},
-    "beams": {"num_beams": 3},
-}
-STEPS = 4
 NAMES = {ONE: "one", TWO: "two", PAIR: "pair"}
 STOCK_REFUSES = (("ovis2", "prefill_chunk_size"), ("janus", "use_cache"))
 """What raises without cdkit, too."""
@@ -62,30 +58,22 @@ CASES = [
 ]
 
 
-def generated(model: Any, given: dict[str, Tensor], **how: Any) -> Any:
-    asked = {"max_new_tokens": STEPS, "do_sample": False, **how}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return model.generate(
-            **given, **asked, output_logits=True, return_dict_in_generate=True, output_scores=True
-        )
-
-
 def run(
-    name: str, preset: str, *prompts: Prompt, optimize: bool = True, named: bool = True, **how: Any
+    name: str,
+    preset: str,
+    prompts: Sequence[Prompt],
+    *,
+    optimize: bool = True,
+    named: bool = True,
+    **how: Any,
 ) -> Any:
-    with cdkit.attach(
-        tiny(name),
-        cdkit.load(preset),
-        processor=Words(),
-        sample_ids=[NAMES[prompt] for prompt in prompts] if named else None,
-        optimize=optimize,
-    ):
-        return generated(tiny(name), inputs(name, *prompts), **how)
+    names = [NAMES[prompt] for prompt in prompts] if named else None
+    given = inputs(name, *prompts)
+    return answered(tiny(name), preset, given, words=Words(), names=names, optimize=optimize, **how)
 
 
 def close(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)  # generate's logits are float32
+    torch.testing.assert_close(one, other, **CLOSE)
 
 
 # ---- admission -----------------------------------------------------------------------------------
@@ -115,41 +103,31 @@ def test_off_is_stock(name: str, how: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "preset", "mode"), CASES)
 def test_a_batch_of_unequal_images_is_each_prompt_alone(name: str, preset: str, mode: str) -> None:
-    how = MODES[mode]
-    both = run(name, preset, ONE, TWO, **how)
-    plain = run(name, preset, ONE, TWO, optimize=False, **how)
-    assert both.sequences.equal(plain.sequences)
-    for row, prompt in enumerate((ONE, TWO)):
-        alone = run(name, preset, prompt, **how)
-        if mode != "sampling":  # a batch draws other numbers
-            assert alone.sequences[0, -STEPS:].equal(both.sequences[row, -STEPS:])
-        if mode != "beams":
-            close(both.logits[0][row], alone.logits[0][0])
-            close(both.logits[0][row], plain.logits[0][row])
+    check_batch(functools.partial(run, name, preset), (ONE, TWO), mode)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", KIN)
 def test_each_method_changes_the_logits(name: str, preset: str) -> None:
     stock = generated(tiny(name), inputs(name, ONE)).logits[0]
-    assert not torch.allclose(run(name, preset, ONE).logits[0], stock, rtol=0, atol=1e-3)
+    assert not torch.allclose(run(name, preset, [ONE]).logits[0], stock, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", KIN)
 def test_without_names_a_sample_draws_the_same_noise_beside_any_other(name: str) -> None:
     """The padding that a batch mate causes, of tiles or of pixels, is none of the sample's."""
-    both = run(name, "vcd", ONE, TWO, named=False).logits[0]
+    both = run(name, "vcd", [ONE, TWO], named=False).logits[0]
     for row, prompt in enumerate((ONE, TWO)):
-        alone = run(name, "vcd", prompt, named=False).logits[0]
+        alone = run(name, "vcd", [prompt], named=False).logits[0]
         close(both[row], alone[0])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", KIN)
 def test_a_prompt_with_two_images(name: str, preset: str) -> None:
-    both = run(name, preset, PAIR, ONE)
+    both = run(name, preset, [PAIR, ONE])
     for row, prompt in enumerate((PAIR, ONE)):
-        alone = run(name, preset, prompt)
+        alone = run(name, preset, [prompt])
         assert alone.sequences[0, -STEPS:].equal(both.sequences[row, -STEPS:])
         close(both.logits[0][row], alone.logits[0][0])
 

@@ -1,5 +1,6 @@
 """Families with masks of their own, or tiles that are filled up: Gemma 3, PaliGemma, Idefics."""
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from cdkit.strategies.instruction_prefix import InstructionPrefix
 from cdkit.testing import check_adapter
 
 from .masked_tiny import (
+    BOS,
     EACH,
     END,
     FAMILIES,
@@ -41,30 +43,12 @@ from .masked_tiny import (
     tiny,
     tokenizer,
 )
-
-PRESETS = ("cmac", "vcd", "icd", "pai")
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "temperature": 2.0},
-    "beams": {"num_beams": 3},
-}
-STEPS = 4
-CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}  # generate's logits are float32
-
-
-def generated(model: Any, given: dict[str, Tensor], **how: Any) -> Any:
-    asked = {"max_new_tokens": STEPS, "do_sample": False, **how}
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return model.generate(**given, **asked, output_logits=True, return_dict_in_generate=True)
+from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, generated
 
 
 def run(name: str, preset: str, prompts: tuple[Prompt, ...], *, optimize: bool, **how: Any) -> Any:
-    method = cdkit.load(preset)
-    ids = [str(prompt) for prompt in prompts]
-    words = Words()
-    with cdkit.attach(tiny(name), method, processor=words, sample_ids=ids, optimize=optimize):
-        return generated(tiny(name), inputs(name, *prompts), **how)
+    names, given = [str(prompt) for prompt in prompts], inputs(name, *prompts)
+    return answered(tiny(name), preset, given, words=Words(), names=names, optimize=optimize, **how)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -87,17 +71,7 @@ def test_off_is_stock(name: str, how: dict[str, Any]) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_batch_of_unequal_images_is_each_prompt_alone(name: str, preset: str, mode: str) -> None:
-    how, prompts = MODES[mode], pair(name)
-    both = run(name, preset, prompts, optimize=True, **how)
-    plain = run(name, preset, prompts, optimize=False, **how)
-    assert both.sequences.equal(plain.sequences)
-    for row, prompt in enumerate(prompts):
-        alone = run(name, preset, (prompt,), optimize=True, **how)
-        if mode != "sampling":  # a batch draws other numbers
-            assert alone.sequences[0, -STEPS:].equal(both.sequences[row, -STEPS:])
-        if mode != "beams":
-            torch.testing.assert_close(both.logits[0][row], alone.logits[0][0], **CLOSE)
-            torch.testing.assert_close(both.logits[0][row], plain.logits[0][row], **CLOSE)
+    check_batch(functools.partial(run, name, preset), pair(name), mode)
 
 
 # ---- branches are the stock model on other inputs ------------------------------------------------
@@ -277,22 +251,22 @@ def test_with_its_processor(name: str) -> None:
 
 
 def test_tiles_of_a_picture_are_one_image() -> None:
-    """Two pictures stand side by side; the first has three tiles."""
+    """Two pictures stand side by side; the first has five tiles."""
     for name, each in (("idefics3", 9), ("smolvlm", 9), ("idefics2", 12)):
         adapter, given = adapter_for(tiny(name)), inputs(name, TILES, ONE)
         index = adapter.image_index(tiny(name), given["input_ids"])
-        assert [int((index[0] == image).sum()) for image in (0, 1, 2)] == [3 * each, each, 0]
+        assert [int((index[0] == image).sum()) for image in (0, 1, 2)] == [5 * each, each, 0]
         assert int(index[1].max()) == 0 and int((index[1] == 0).sum()) == each
-        counts = [3 * each, each, each]
+        counts = [5 * each, each, each]
         pictures = adapter.split_pixels(tiny(name), given, counts)
-        assert [len(picture) for picture in pictures] == [3, 1, 1]
+        assert [len(picture) for picture in pictures] == [5, 1, 1]
         assert pictures[2].equal(given["pixel_values"][1, :1])
 
 
 def test_a_black_picture_is_no_padding() -> None:
     """Idefics drops tiles of zeros."""
     adapter, given = adapter_for(tiny("idefics3")), inputs("idefics3", TILES, ONE)
-    pictures = adapter.split_pixels(tiny("idefics3"), given, [27, 9, 9])
+    pictures = adapter.split_pixels(tiny("idefics3"), given, [45, 9, 9])
     black = [torch.zeros_like(picture) for picture in pictures]
     joined = adapter.join_pixels(tiny("idefics3"), black, given)
     kept = (joined != 0).flatten(2).any(dim=-1)
@@ -308,6 +282,20 @@ def test_gemma3_turns_its_layers_differently() -> None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------
+
+
+def test_idefics2_pictures_with_nothing_between_are_refused() -> None:
+    """Its processor writes them as it writes the crops of one."""
+    given = of_ids(
+        "idefics2", [[BOS, 10, START, *[*[IMAGE] * EACH["idefics2"], START] * 2, 20, 21]]
+    )
+    given["pixel_values"] = inputs("idefics2", Prompt((1, 1), (20, 21)))["pixel_values"]
+    words = "an image of 2 tiles .* makes 1 or 5 of a picture.*nothing tells them apart"
+    with (
+        cdkit.attach(tiny("idefics2"), cdkit.load("cmac")),
+        pytest.raises(cdkit.CdkitError, match=words),
+    ):
+        tiny("idefics2").generate(**given, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma"])

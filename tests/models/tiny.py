@@ -53,8 +53,12 @@ class Words:
 
 @functools.cache
 def tiny(name: str) -> Any:
-    """The model, made once; its answers never end."""
-    family = FAMILIES[name]
+    """The model, made once."""
+    return made(FAMILIES[name])
+
+
+def made(family: Family) -> Any:
+    """A new model; its answers never end."""
     untied = {"tie_word_embeddings": False}
     config = AutoConfig.for_model(family.model_type, **untied, **family.config())
     auto: Any = AutoModelForImageTextToText
@@ -81,19 +85,23 @@ def _randomise(model: torch.nn.Module) -> None:
 
 
 def inputs(name: str, *rows: int) -> Inputs:
-    """The arguments of `generate` for these prompts: text padded on the left, the rest behind."""
-    family = FAMILIES[name]
+    """The arguments of `generate` for these prompts."""
+    return laid_out(FAMILIES[name], *rows)
+
+
+def laid_out(family: Family, *rows: int) -> Inputs:
+    """Its prompts below each other: text padded on the left, the rest behind."""
     prompts = [family.prompt(row) for row in rows]
-    made = _stacked([{"input_ids": torch.tensor([ids])} for ids, _ in prompts], left=True)
-    made |= _stacked(
+    given = _stacked([{"input_ids": torch.tensor([ids])} for ids, _ in prompts], left=True)
+    given |= _stacked(
         [{"attention_mask": torch.ones(1, len(p[0])).long()} for p in prompts], left=True
     )
     if family.types is not None:
-        made[family.types] = (made["input_ids"] == IMAGE).long() * (not family.prefix_types)
+        given[family.types] = (given["input_ids"] == IMAGE).long() * (not family.prefix_types)
     images = _stacked([image for _, image in prompts], left=False)
     if "pixel_values" in images:
         images["pixel_values"] = images["pixel_values"].to(family.dtype)
-    return made | images
+    return given | images
 
 
 def _stacked(parts: list[Inputs], *, left: bool) -> Inputs:

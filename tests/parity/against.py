@@ -11,7 +11,8 @@ from torch import Tensor
 import cdkit
 from cdkit.noise import cell_normal, stream
 
-from .reference import Decoder, Result, Rules, contrast, run
+from .decoders import Decoder
+from .reference import Result, Rules, contrast, run
 from .tiny import IMAGE, LAYERS, Sample, WordTokenizer, batch, sequence
 
 SEED = 7

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import Decoder, Layer, Result, Rules, rms_norm
+from .decoders import Decoder
+from .reference import Layer, Result, Rules
 from .tiny import Sample, sequence
 
 
@@ -31,5 +32,5 @@ def read_out(model: Any, states: Tensor, *, norm: bool) -> Tensor:
     """The output head's logits of them, after the final norm where asked."""
     decoder = Decoder.of(model)
     if norm:
-        states = rms_norm(states, decoder.weight("norm"), decoder.eps)
+        states = decoder.normed(states, "norm")
     return states @ decoder.state["lm_head.weight"].T

@@ -1,6 +1,7 @@
-"""A Llama decoder written out from the equations, with CMAC and its variants inside.
+"""A decoder written out from the equations, with CMAC and its variants inside.
 
-Other methods edit its attention logits; what they do stands in their tests.
+It is Llama's, but for what a `Form` says of another family. Other methods edit its attention
+logits; what they do stands in their tests.
 
 One sequence, one branch, no cache, float64, every row recomputed. Nothing here comes from cdkit: it
 is what cdkit is compared with. A `fault` makes one known mistake, to prove that the comparison
@@ -8,12 +9,14 @@ would see it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .decoders import TEXT, Decoder, gated, mark_of, rope, visible
 
 Fault = Literal[
     "renormalised",
@@ -28,35 +31,9 @@ Fault = Literal[
     "later_image",
     "first_layer_only",
     "tiled_heads",
+    "marks_are_text",
+    "mean_over_marks",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Decoder:
-    """The weights of a Llama decoder and its output head."""
-
-    state: Mapping[str, Tensor]
-    layers: int
-    heads: int
-    kv_heads: int
-    eps: float
-    theta: float
-
-    @classmethod
-    def of(cls, model: Any) -> "Decoder":
-        """The decoder of a LLaVA model."""
-        config = model.config.text_config
-        return cls(
-            state={name: tensor.double() for name, tensor in model.state_dict().items()},
-            layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            eps=config.rms_norm_eps,
-            theta=config.rope_parameters["rope_theta"],
-        )
-
-    def weight(self, name: str) -> Tensor:
-        return self.state[f"model.language_model.{name}.weight"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +63,7 @@ class Sequence_:
     embeds: Tensor
     """(tokens, hidden)."""
     image: tuple[int, ...]
-    """For each token the number of its image, -1 for text."""
+    """For each token the number of its image, or `TEXT`, or `mark_of` the image it stands in."""
     prompt: int
     """How many of the tokens are the prompt's."""
     noise: Tensor | None = None
@@ -122,23 +99,14 @@ def calibrated_positions(image: Sequence[int], rules: Rules) -> Tensor:
     return torch.tensor(positions, dtype=torch.float64)
 
 
-def rope(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotate the pairs (i, i + d/2) of (tokens, heads, d) by `position * theta ** (-2 i / d)`."""
-    half = x.shape[-1] // 2
-    rate = theta ** (-torch.arange(half, dtype=torch.float64) / half)
-    angle = positions[:, None, None] * rate
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
-
-
-def attention_logits(query: Tensor, key: Tensor, positions: Tensor, decoder: Decoder) -> Tensor:
+def attention_logits(
+    query: Tensor, key: Tensor, positions: Tensor, decoder: Decoder, layer: int = 0
+) -> Tensor:
     """`Q_p K_p^T / sqrt(d)` of (tokens, heads, d): (heads, rows, columns)."""
-    q, k = rope(query, positions, decoder.theta), rope(key, positions, decoder.theta)
-    return torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(query.shape[-1])
+    turn, form = decoder.turn(layer), decoder.form
+    q, k = (rope(x, positions, turn, form.pairs) for x in (query, key))
+    scaling = 1 / math.sqrt(query.shape[-1]) if form.scaling is None else form.scaling
+    return torch.einsum("ihd,jhd->hij", q, k) * scaling
 
 
 def cross_modal(sequence: Sequence_, fault: Fault | None = None) -> Tensor:
@@ -149,7 +117,8 @@ def cross_modal(sequence: Sequence_, fault: Fault | None = None) -> Tensor:
     if fault == "later_image":  # only the latest image before the row
         seen = image.cummax(0).values
         earlier = earlier & (image[None, :] == seen[:, None])
-    return (image[:, None] < 0) & (image[None, :] >= 0) & earlier
+    is_text = image < 0 if fault == "marks_are_text" else image == TEXT
+    return is_text[:, None] & (image[None, :] >= 0) & earlier
 
 
 def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[Result]:
@@ -164,8 +133,7 @@ def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[
         shared = _shared_threshold(parts) if rules.fault == "shared_threshold" else None
         states = [part.output(result, shared) for part, result in zip(parts, results, strict=True)]
     for state, result in zip(states, results, strict=True):
-        final = rms_norm(state, decoder.weight("norm"), decoder.eps)
-        result.logits = final @ decoder.state["lm_head.weight"].T
+        result.logits = decoder.logits(state)
     return results
 
 
@@ -179,8 +147,7 @@ def with_foreign_past(
         past = len(sequence.image) - 1
         part.use_past(original.keys[layer][:past], original.values[layer][:past])
         state = part.output(result, None)
-    final = rms_norm(state[-1], decoder.weight("norm"), decoder.eps)
-    return final @ decoder.state["lm_head.weight"].T
+    return decoder.logits(state[-1])
 
 
 class Layer:
@@ -191,14 +158,20 @@ class Layer:
     ) -> None:
         self.decoder, self.layer, self.state = decoder, layer, state
         self.sequence, self.rules = sequence, rules
-        x = rms_norm(state, self._weight("input_layernorm"), decoder.eps)
-        self.query = self._split(x @ self._weight("self_attn.q_proj").T, decoder.heads)
-        self.key = self._split(x @ self._weight("self_attn.k_proj").T, decoder.kv_heads)
-        self.value = self._split(x @ self._weight("self_attn.v_proj").T, decoder.kv_heads)
+        self.normed = x = self._normed(state, "input_layernorm")
+        self.query = self._split(self._linear(x, "self_attn.q_proj"), decoder.heads)
+        self.key = self._split(self._linear(x, "self_attn.k_proj"), decoder.kv_heads)
+        self.value = self._split(self._linear(x, "self_attn.v_proj"), decoder.kv_heads)
+        if decoder.form.head_norms:
+            self.query = self._normed(self.query, "self_attn.q_norm")
+            self.key = self._normed(self.key, "self_attn.k_norm")
         self._set_logits()
 
-    def _weight(self, name: str) -> Tensor:
-        return self.decoder.weight(f"layers.{self.layer}.{name}")
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return self.decoder.linear(x, f"layers.{self.layer}.{name}")
+
+    def _normed(self, x: Tensor, name: str) -> Tensor:
+        return self.decoder.normed(x, f"layers.{self.layer}.{name}")
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.view(x.shape[0], heads, -1)
@@ -221,13 +194,13 @@ class Layer:
         key = self._per_head(self.key)
         ordinary = torch.arange(1, tokens + 1, dtype=torch.float64)
         self.cells = cross_modal(self.sequence, fault)
-        self.ordinary = attention_logits(self.query, key, ordinary, self.decoder)
+        self.ordinary = attention_logits(self.query, key, ordinary, self.decoder, self.layer)
         self.logits = self.ordinary
         if self.rules.calibrated:
             moved = calibrated_positions(self.sequence.image, self.rules)
             if fault == "rows_off_by_one":
                 moved = moved + (torch.tensor(self.sequence.image) < 0).double()
-            calibrated = attention_logits(self.query, key, moved, self.decoder)
+            calibrated = attention_logits(self.query, key, moved, self.decoder, self.layer)
             everywhere = torch.ones_like(self.cells)
             where = everywhere if fault == "calibrated_text" else self.cells
             self.logits = torch.where(where, calibrated, self.ordinary)
@@ -270,6 +243,8 @@ class Layer:
             own = value[image == number]
             if self.rules.fault == "mean_over_images":
                 own = value[image >= 0]
+            if self.rules.fault == "mean_over_marks":
+                own = value[(image == number) | (image == mark_of(number))]
             if self.rules.distortion == "noise":
                 new[image == number] = self._noised(number)
                 continue
@@ -290,20 +265,19 @@ class Layer:
 
     def output(self, result: Result, shared: Tensor | None) -> Tensor:
         """The layer's output states."""
-        tokens = len(self.sequence.image)
         distortion = self.rules.distortion
         if self.rules.fault == "first_layer_only" and self.layer > 0:
             distortion = "none"
         mask = torch.zeros_like(self.logits, dtype=torch.bool)
         if distortion != "none":
             mask = self.mask(shared)
-        causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        allowed = visible(self.decoder.form, self.sequence.image, self.sequence.prompt)
         if self.rules.fault == "not_causal":
-            causal[:] = True
+            allowed[:] = True
         logits, rules = self.logits, self.rules
         if rules.edit is not None:
             logits = rules.edit(self, logits, result)
-        seen = logits.masked_fill(~causal, -math.inf)
+        seen = logits.masked_fill(~allowed, -math.inf)
         if distortion == "cut":
             seen = seen.masked_fill(mask, -math.inf)
         weights = seen.softmax(-1)
@@ -322,11 +296,23 @@ class Layer:
         result.masks.append(mask)
         result.keys.append(self.key)
         result.values.append(self.value)
-        state = self.state + out.flatten(1) @ self._weight("self_attn.o_proj").T
-        x = rms_norm(state, self._weight("post_attention_layernorm"), self.decoder.eps)
-        gate = torch.nn.functional.silu(x @ self._weight("mlp.gate_proj").T)
-        inner = gate * (x @ self._weight("mlp.up_proj").T)
-        return state + inner @ self._weight("mlp.down_proj").T
+        return self._block(self._linear(out.flatten(1), "self_attn.o_proj"))
+
+    def _block(self, attended: Tensor) -> Tensor:
+        """What the rest of the layer makes of the attention's output."""
+        block = self.decoder.form.block
+        if block == "parallel":
+            return self.state + attended + self._mlp(self.normed)
+        if block == "sandwich":
+            state = self.state + self._normed(attended, "post_attention_layernorm")
+            out = self._mlp(self._normed(state, "pre_feedforward_layernorm"))
+            return state + self._normed(out, "post_feedforward_layernorm")
+        state = self.state + attended
+        return state + self._mlp(self._normed(state, "post_attention_layernorm"))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        gate = gated(self._linear(x, "mlp.gate_proj"), self.decoder.form.gate)
+        return self._linear(gate * self._linear(x, "mlp.up_proj"), "mlp.down_proj")
 
 
 def _shared_threshold(parts: Sequence[Layer]) -> Tensor:

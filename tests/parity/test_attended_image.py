@@ -12,7 +12,8 @@ from torch import Tensor
 import cdkit
 
 from .against import Ran, assert_close, branch_logits, generate, next_logits, reference
-from .reference import Decoder, Rules, Sequence_, apply_constraint, run, with_foreign_past
+from .decoders import Decoder
+from .reference import Rules, Sequence_, apply_constraint, run, with_foreign_past
 from .tiny import Sample, sample, sequence, tiny
 
 SAMPLES = (sample(3, 5, seed=71), sample(2, 3, 6, seed=72), sample(0, 4, seed=73, bos=False))

@@ -14,8 +14,9 @@ from cdkit.noise import generator
 from cdkit.strategies.blind_tokens import blind_tokens
 
 from .against import CALIBRATED, IMD, SEED, Ran, assert_close, generate, next_logits
+from .decoders import Decoder
 from .expected import WAYS, Expected, check, check_fault, check_modes
-from .reference import Decoder, Edit, Result, Rules, Sequence_, run
+from .reference import Edit, Result, Rules, Sequence_, run
 from .test_pai import amplified
 from .tiny import Sample, batch, sample, sequence, tiny
 

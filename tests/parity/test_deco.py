@@ -12,8 +12,9 @@ from torch import Tensor
 import cdkit
 
 from .against import Ran, assert_close, branch_logits, generate
+from .decoders import Decoder
 from .inner import inner_states, read_out
-from .reference import Decoder, Rules, run
+from .reference import Rules, run
 from .tiny import sample, sequence, tiny
 
 SAMPLES = (sample(3, 5, seed=51), sample(2, 3, 6, seed=52), sample(0, 4, seed=53, bos=False))

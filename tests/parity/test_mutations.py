@@ -17,7 +17,8 @@ from .against import (
     reference,
     tolerance,
 )
-from .reference import Decoder, Fault, Rules, apply_constraint, contrast, with_foreign_past
+from .decoders import Decoder
+from .reference import Fault, Rules, apply_constraint, contrast, with_foreign_past
 from .tiny import sample, sequence, tiny
 
 SAMPLES = (sample(3, 5, seed=11), sample(2, 3, 4, seed=12))

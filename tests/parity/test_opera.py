@@ -24,7 +24,8 @@ from cdkit.strategies.over_trust import (
     summary_token,
 )
 
-from .reference import Decoder, Result, Rules, Sequence_, run
+from .decoders import Decoder
+from .reference import Result, Rules, Sequence_, run
 from .tiny import Sample, batch, sample, sequence, tiny
 
 Fault = Literal[

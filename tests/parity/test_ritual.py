@@ -16,7 +16,8 @@ import cdkit
 from cdkit.noise import generator
 
 from .against import SEED, Ran, Rewrite, assert_close, branch_logits, generate, reference
-from .reference import Decoder, Rules, apply_constraint, with_foreign_past
+from .decoders import Decoder
+from .reference import Rules, apply_constraint, with_foreign_past
 from .test_inputs import unchanged
 from .tiny import Sample, sample, sequence, tiny
 

@@ -18,14 +18,13 @@ from cdkit.schedule import AlphaSchedule, Signals
 from cdkit.strategies.attention_gate import AttentionGate
 
 from .against import Ran, assert_close, branch_logits, generate, reference
+from .decoders import Decoder
 from .reference import (
-    Decoder,
     Rules,
     apply_constraint,
     attention_logits,
     calibrated_positions,
     cross_modal,
-    rms_norm,
 )
 from .test_modes import STEPS, beams, lists
 from .tiny import IMAGE, Sample, batch, sample, sequence, tiny
@@ -54,7 +53,7 @@ def attention(model: Any, one: Sample, fed: Sequence[int], rules: Rules) -> tupl
         def through(x: Tensor, name: str, layer: int = layer) -> Tensor:
             return x @ decoder.weight(f"layers.{layer}.{name}").T
 
-        x = rms_norm(state, decoder.weight(f"layers.{layer}.input_layernorm"), decoder.eps)
+        x = decoder.normed(state, f"layers.{layer}.input_layernorm")
         copies = decoder.heads // decoder.kv_heads
         query = through(x, "self_attn.q_proj").view(count, decoder.heads, -1)
         key, value = (
@@ -71,8 +70,7 @@ def attention(model: Any, one: Sample, fed: Sequence[int], rules: Rules) -> tupl
         weights = logits.masked_fill(~causal, -math.inf).softmax(-1)
         mixed = torch.einsum("hij,jhd->ihd", weights, value).flatten(1)
         state = state + through(mixed, "self_attn.o_proj")
-        after = decoder.weight(f"layers.{layer}.post_attention_layernorm")
-        x = rms_norm(state, after, decoder.eps)
+        x = decoder.normed(state, f"layers.{layer}.post_attention_layernorm")
         gate = torch.nn.functional.silu(through(x, "mlp.gate_proj"))
         state = state + through(gate * through(x, "mlp.up_proj"), "mlp.down_proj")
         every_logits.append(logits)

@@ -12,8 +12,9 @@ import cdkit
 from cdkit.depth import layers_within
 
 from .against import CALIBRATED, assert_close, generate, reference
+from .decoders import Decoder
 from .expected import WAYS, branches, check, check_fault, check_modes, with_combined
-from .reference import Decoder, Edit, Layer, Result, Rules, with_foreign_past
+from .reference import Edit, Layer, Result, Rules, with_foreign_past
 from .tiny import IMAGE, LAYERS, batch, sample, sequence, tiny
 
 MIXED = (

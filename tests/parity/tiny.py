@@ -14,7 +14,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from .reference import Decoder, Sequence_
+from .decoders import Decoder
+from .reference import Sequence_
 
 PAD, BOS, IMAGE, VOCAB, IMAGE_TOKENS, LAYERS, THETA = 0, 1, 119, 120, 16, 3, 50.0
 

@@ -152,21 +152,21 @@ class Numbered(Quiz):
 class Lenient(Quiz):
     """Takes what it gets."""
 
-    def tally(self, answers: Mapping[str, Answer]) -> Tally:  # type: ignore[misc]
+    def tally(self, answers: Mapping[str, Answer]) -> Tally:  # type: ignore[misc, override]
         return self.count([answers.get(s.id, Answer("")) for s in self.samples()])
 
 
 class Strangers(Quiz):
     """Refuses missing answers only."""
 
-    def tally(self, answers: Mapping[str, Answer]) -> Tally:  # type: ignore[misc]
+    def tally(self, answers: Mapping[str, Answer]) -> Tally:  # type: ignore[misc, override]
         return super().tally({s.id: answers[s.id] for s in self.samples() if s.id in answers})
 
 
 class ByOrder(Quiz):
     """Takes the answers as they come."""
 
-    def tally(self, answers: Mapping[str, Answer]) -> Tally:  # type: ignore[misc]
+    def tally(self, answers: Mapping[str, Answer]) -> Tally:  # type: ignore[misc, override]
         super().tally(answers)
         order = [float(name) for name in answers]
         tally = self.count(list(answers.values()))

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from amber_files import write_amber
 from torch import Tensor
 
 import cdkit
 from cdkit.benchmark import Benchmark
+from cdkit.evals.amber import AMBER
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.microworld import BenchmarkFiles, write_benchmarks
 from cdkit.evals.mme import MME
@@ -48,9 +50,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkFiles:
 
 def built(name: str, files: BenchmarkFiles) -> Benchmark:
     """A registered benchmark from the world's files."""
+    shown = tuple(sorted(path.name for path in files.images.glob("*.png"))[:2])
     made: dict[str, Callable[[], Benchmark]] = {
         "pope": lambda: POPE(files.pope["popular"], parsers=("strict", "reference", "vcd")),
         "mme": lambda: MME(files.mme),
+        "amber": lambda: AMBER(write_amber(files.images.parent, images=shown)),
         "chair": lambda: CHAIR(
             files.synonyms,
             instances=files.annotations,

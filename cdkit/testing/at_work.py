@@ -1,0 +1,253 @@
+"""What an adapter says of a stock model, held against the model at work.
+
+The contract suite runs all of it on prompts of its own; `cdkit.selfcheck` runs it on a user's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from cdkit.adapter import ModelAdapter, Rotary, rotate
+from cdkit.cache import CACHE
+from cdkit.testing.prompts import Inputs, with_other_end
+from cdkit.testing.runs import generated
+from cdkit.testing.tools import precision, require, require_close, require_same, tolerance
+from cdkit.testing.watch import Seen, watching
+
+# ---- what is declared ----------------------------------------------------------------------------
+
+
+def check_places(adapter: ModelAdapter, model: Any) -> None:
+    """The modules that it names are the model's, and the layers are all there are."""
+    owner, attribute = adapter.encoder(model)
+    decoder, layers = adapter.decoder(model), adapter.layers(model)
+    found = {"decoder": decoder, "reader": adapter.reader(model), "encoder": owner}
+    for name, module in found.items():
+        mine = any(module is own for own in model.modules())
+        require(mine, adapter, f"the {name} is a module of this model", type(module).__name__)
+    called = callable(getattr(owner, attribute, None))
+    require(called, adapter, "the encoder is a method of its owner", attribute)
+    inside = {id(module) for module in decoder.modules()}
+    stray = [type(layer).__name__ for layer in layers if id(layer) not in inside]
+    require(bool(layers) and not stray, adapter, "layers are modules of the decoder", stray)
+    config: Any = getattr(decoder, "config", None)
+    count = getattr(config, "num_hidden_layers", len(layers))
+    whole = len({id(layer) for layer in layers}) == len(layers) == count
+    require(whole, adapter, f"layers are all {count} of the decoder, each once", len(layers))
+    for layer in layers:
+        attention = adapter.attention(layer)
+        own = any(attention is module for module in layer.modules() if module is not layer)
+        require(own, adapter, "attention is a module inside the layer", type(attention).__name__)
+
+
+# ---- the stock model at work ---------------------------------------------------------------------
+
+
+def watched(
+    adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int, layers_kept: Sequence[int]
+) -> list[Seen]:
+    """The calls of a stock `generate`; of layers that are not kept, only that they ran."""
+    layers = {f"layer {i}": (m, "forward") for i, m in enumerate(adapter.layers(model))}
+    places = {
+        "encoder": adapter.encoder(model),
+        "decoder": (adapter.decoder(model), "forward"),
+        "reader": (adapter.reader(model), "forward"),
+    }
+    dropped = [name for i, name in enumerate(layers) if i not in layers_kept]
+    with watching(layers | places, dropped=dropped) as seen:
+        generated(model, inputs, steps=steps)
+    return seen
+
+
+def _output(layer: Seen) -> Tensor:
+    hidden: Tensor = layer.output[0] if isinstance(layer.output, tuple) else layer.output
+    return hidden
+
+
+def check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Seen:
+    """A stock `generate` runs what the adapter names, with what the adapter says.
+
+    `inputs` may be a left-padded batch. Returns the call of the image encoder.
+    """
+    depth = len(adapter.layers(model))
+    seen = watched(adapter, model, inputs, steps=2, layers_kept=[depth - 1])
+    for name in ("encoder", "decoder", "reader"):
+        called = any(call.name == name for call in seen)
+        require(called, adapter, f"generate calls the {name} of the adapter")
+    order = [call.name for call in seen if call.name.startswith("layer")]
+    wanted_order = [f"layer {i}" for i in range(depth)] * 2
+    require(order == wanted_order, adapter, "generate runs the layers, in order", order)
+    first = {call.name: call for call in reversed(seen)}
+    encoder, decoder = first["encoder"], first["decoder"]
+    embeds: Any = decoder.given.get("inputs_embeds")
+    whole = decoder.by_name and embeds is not None
+    require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
+    assert embeds is not None
+    strange = sorted(_of_tokens(decoder.given) - {*OF_TOKENS, *adapter.level_arguments(None)})
+    promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
+    require(not strange, adapter, promise, ", ".join(strange))
+
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    index = adapter.image_index(model, ids).masked_fill(~real, -1)
+    for row, own, found in zip(ids, real, index, strict=True):
+        if len(ids) == 1 or bool((found >= 0).any()):  # a batch may hold prompts without
+            _check_image_index(adapter, model, row[own][None])
+    features = adapter.features(encoder.output)
+    counts = tokens_of_images(index)
+    promise = "there are as many features as image tokens"
+    require(len(features) == sum(counts), adapter, promise, (len(features), counts))
+    promise = "the decoder gets the features in the places of image_index"
+    require_close(features.to(embeds), embeds[index >= 0], adapter, promise)
+    text = (index < 0) & real
+    own_embeds = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
+    promise = "embed returns what the decoder gets for text tokens"
+    require_close(own_embeds[text].to(embeds), embeds[text], adapter, promise)
+
+    wanted = first["reader"].output.logits[:, -1]
+    promise = "logits of the last layer's output are the model's next-token logits"
+    hidden = _output(first[f"layer {depth - 1}"])[:, -1]
+    require_close(adapter.logits(model, hidden), wanted, adapter, promise)
+    promise = "logits of the decoder's output, with norm=False, are the same"
+    hidden = decoder.output.last_hidden_state[:, -1]
+    require_close(adapter.logits(model, hidden, norm=False), wanted, adapter, promise)
+    return encoder
+
+
+OF_TOKENS = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")
+
+
+def _of_tokens(given: Mapping[str, Any]) -> set[str]:
+    """The arguments that hold tensors, by themselves or in lists."""
+    return {
+        name
+        for name, value in given.items()
+        if any(
+            isinstance(v, Tensor) for v in (value if isinstance(value, list | tuple) else [value])
+        )
+    }
+
+
+def tokens_of_images(index: Int[Tensor, "rows tokens"]) -> list[int]:
+    """How many tokens each image has, row by row."""
+    return [int(count) for row in index for count in row[row >= 0].bincount()]
+
+
+def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: Seen) -> None:
+    """Split and joined again, the pixels are what they were, wherever the model reads them."""
+    given = {**encoder.given, **{n: value for n, value in inputs.items() if value is not None}}
+    index = adapter.image_index(model, inputs["input_ids"])
+    counts = tokens_of_images(index.masked_fill(~inputs["attention_mask"].bool(), -1))
+    images = adapter.split_pixels(model, given, counts)
+    require(len(images) == len(counts), adapter, "split_pixels has an entry for each image")
+    shapes = [tuple(image.shape) for image in images]
+    kinds = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
+    require(kinds, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
+    joined = adapter.join_pixels(model, images, given)
+    same = joined.shape == given["pixel_values"].shape
+    require(same, adapter, "join_pixels gives the shape of pixel_values", joined.shape)
+    require_same(joined, given["pixel_values"], adapter, "join_pixels undoes split_pixels")
+    if len(images) > 1:
+        _check_owned(adapter, model, images, encoder, counts[0])
+
+
+def _check_owned(
+    adapter: ModelAdapter, model: Any, images: Sequence[Tensor], encoder: Seen, tokens: int
+) -> None:
+    """Other pixels of the first image give it other features, and the rest none."""
+    owner, attribute = adapter.encoder(model)
+    before = adapter.features(encoder.output)
+    changed = adapter.join_pixels(model, [images[0].flip(-1) + 1, *images[1:]], encoder.given)
+    output = getattr(owner, attribute)(**{**encoder.given, "pixel_values": changed})
+    moved = (adapter.features(output) - before).abs().amax(dim=-1) > tolerance(before)
+    own = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
+    promise = "pixels of an image make the features of its own tokens, and of no others"
+    require(own, adapter, promise, moved.nonzero()[:, 0].tolist()[:8])
+
+
+def _check_image_index(adapter: ModelAdapter, model: Any, ids: Int[Tensor, "1 tokens"]) -> None:
+    index = adapter.image_index(model, ids)
+    whole = index.shape == ids.shape and not index.is_floating_point()
+    require(whole, adapter, "image_index has a whole number for each token", index.shape)
+    found = index[index >= 0]
+    require(bool(found.numel()), adapter, "image_index finds the image of the prompt", index)
+    steps = torch.cat((found[:1] + 1, found.diff()))
+    counted = bool(((steps == 0) | (steps == 1)).all()) and int(found[0]) == 0
+    require(counted, adapter, "image_index counts the images from 0, in their order", index)
+    text = ids[index < 0][None]
+    none = adapter.image_index(model, text)
+    require(bool((none == -1).all()), adapter, "image_index is -1 on text", none)
+
+
+# ---- rotary embedding and causality --------------------------------------------------------------
+
+
+def check_rotary(adapter: ModelAdapter, model: Any) -> None:
+    rotary = adapter.rotary(model)
+    if rotary is None:
+        return
+    each = list(rotary) if isinstance(rotary, Sequence) else [rotary]
+    one_each = len(each) == len(adapter.layers(model)) and all(
+        own is None or isinstance(own, Rotary) for own in each
+    )
+    require(one_each, adapter, "rotary is None, or has a Rotary or None for each layer", rotary)
+    decoder: Any = adapter.decoder(model)
+    random = torch.Generator().manual_seed(0)
+    shape = (1, 6, model.get_input_embeddings().weight.shape[-1])
+    embeds = torch.randn(shape, generator=random).to(model.device, model.dtype)
+    positions = torch.arange(6, device=model.device)[None]
+
+    def keys(at: Tensor) -> list[Tensor]:
+        cache = DynamicCache(config=decoder.config)
+        given = {"inputs_embeds": embeds, "position_ids": at, CACHE: cache}
+        decoder(**given, use_cache=True)
+        layers: list[Any] = cache.layers
+        return [layer.keys for layer in layers]
+
+    def check(by: Tensor, promise: str, within: float | None, layers: slice) -> None:
+        start = positions if by.ndim == 2 else positions.expand(3, 1, -1)
+        moved = keys(start + (by if by.ndim == 2 else by.movedim(-1, 0)))
+        pairs = list(zip(rotary, keys(start), moved, strict=True))
+        for own, before, after in pairs[layers]:
+            turned = before if own is None else rotate(before, by.to(embeds), own)
+            # angles are float32, whatever the model computes in
+            allowed = max(precision(after.dtype), 1e-5) if within is None else within
+            require_close(turned, after, adapter, promise, within=allowed)
+
+    promise = "turning by rotary gives the model's own keys at the moved position"
+    by = torch.tensor([[0, 2, 2, 5, 9, 30]], device=model.device)
+    check(by, promise, None, slice(1))  # the layers above would see other states
+    check(torch.full_like(by, 7), promise, None, slice(None))
+    if rotary[0] is not None and rotary[0].axes is not None:
+        grid = torch.stack((by, by.flip(-1), by * 0), dim=-1)
+        check(grid, promise, None, slice(1))
+    longest = getattr(decoder.config, "max_position_embeddings", None)
+    if longest is not None and longest <= 2**15:  # beyond, float32 angles say nothing
+        promise = "rotary is None where the frequencies change with the length"
+        check(torch.full_like(by, 3 * longest), promise, 0.05, slice(1))
+
+
+def check_causal_prefix(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
+    """Change the question: states up to the image move, or not, as `causal_prefix` says.
+
+    `inputs` may be a left-padded batch.
+    """
+    real = inputs["attention_mask"].bool()
+    is_image = (adapter.image_index(model, inputs["input_ids"]) >= 0) & real
+    behind = is_image.flip(-1).cummax(dim=-1).values.flip(-1)  # up to each row's last image token
+    depth = len(adapter.layers(model))
+    states = []
+    for prompt in (inputs, with_other_end(inputs, is_image)):
+        seen = watched(adapter, model, prompt, steps=1, layers_kept=[depth - 1])
+        hidden = next(_output(call) for call in seen if call.name == f"layer {depth - 1}")
+        states.append(hidden[(behind & real).to(hidden.device)])
+    moved = bool((states[0] - states[1]).abs().max() > tolerance(states[0]))
+    promise = (
+        "with causal_prefix = True no state up to the image depends on the text after it"
+        if adapter.causal_prefix
+        else "with causal_prefix = False states of the image depend on the text after it"
+    )
+    require(moved != adapter.causal_prefix, adapter, promise)

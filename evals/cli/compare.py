@@ -1,0 +1,118 @@
+"""`cdkit compare`: finished runs side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.statistics import RESAMPLES
+
+
+@app.command(
+    epilog=examples(
+        "cdkit compare runs/plain runs/vcd runs/cmac",
+        "cdkit compare runs/plain runs/vcd --metrics accuracy,yes_ratio,auc --output pope_vcd",
+        "cdkit compare runs/a runs/b --names 7b,13b --base 7b --across-models",
+    )
+)
+@guarded
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders that `cdkit eval` wrote: two or more.")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The run that differences are taken to; by default the first.",
+            show_default=False,
+        ),
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="What tables call the runs, in their order; by default their methods.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Show and test these only; by default all. Choose before you look.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="Leave samples that have no answer in some run out of all runs, and say so.",
+        ),
+    ] = False,
+    across_models: Annotated[
+        bool, typer.Option("--across-models", help="The runs may be of different models.")
+    ] = False,
+    resamples: Annotated[
+        int, typer.Option(metavar="N", help="Of the bootstrap behind the intervals.")
+    ] = RESAMPLES,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder that is not there yet; by default runs/comparison-DATE-TIME.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print comparison.json instead of tables.")
+    ] = False,
+) -> None:
+    """Compare finished runs on the same questions: intervals, tests, changed answers, power.
+
+    All runs must have the same benchmark files, parsers, token limit, prompt, model and decode
+    mode; what else differs is told. It leaves comparison.json, tables.md and report.html in DIR.
+    docs/compare.md says how to read them.
+    """
+    quiet()
+    import json
+
+    from cdkit.evals.comparison import job
+    from cdkit.evals.comparison.changes import headlines
+    from cdkit.evals.comparison.named import named
+    from cdkit.evals.comparison.reading import read_runs
+    from cdkit.evals.reporting import exports, terminal
+    from cdkit.evals.reporting.views import overviews
+    from cdkit.evals.runs.progress import shown
+
+    folder = job.new_folder(output)
+    chosen = named(read_runs(runs), names.split(",") if names is not None else None, base)
+    with shown(Console(stderr=True)) as stages:
+        compared = job.compare_runs(
+            chosen,
+            allow_missing=allow_missing,
+            across_models=across_models,
+            metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else (),
+            resamples=resamples,
+            stages=stages,
+        )
+    job.write(compared, folder)
+    if as_json:
+        typer.echo(json.dumps(job.data(compared), ensure_ascii=False))
+        return
+    screen = console()
+    for view in overviews(compared.results.tables):
+        screen.print(terminal.render(view, screen.width))
+        screen.print()
+    screen.print(terminal.listing(headlines(compared.results.tables, compared.changes)))
+    for note in compared.notes:
+        screen.print(Text(f"note: {note}"))
+    screen.print(terminal.legend(compared.base))
+    for note in exports.missing():
+        screen.print(note, highlight=False, soft_wrap=True, markup=False)
+    for what, file in (("all tables", "tables.md"), ("report", "report.html")):
+        screen.print(f"{what}: {folder / file}", highlight=False, soft_wrap=True, markup=False)

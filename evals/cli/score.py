@@ -1,0 +1,184 @@
+"""`cdkit score`: the numbers of answers that were made anywhere."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from cdkit.errors import CdkitError
+from cdkit.evals.cli.app import app, console, examples, guarded
+
+if TYPE_CHECKING:
+    from cdkit.evals.scoring import Scored
+
+score = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(score, name="score", help="Score answers that were made anywhere.")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")]
+Answers = Annotated[Path, typer.Option(help="JSON lines with the question's id and the text.")]
+
+
+@score.command(
+    epilog=examples(
+        "cdkit score pope --questions coco_pope_random.json --answers answers.jsonl",
+        "cdkit score pope --questions coco_pope_random.json --answers answers.jsonl "
+        "--parser reference --json",
+    )
+)
+@guarded
+def pope(
+    questions: Annotated[Path, typer.Option(help="A POPE file, one JSON object a line.")],
+    answers: Answers,
+    parser: Annotated[
+        str | None,
+        typer.Option(
+            help="How an answer is read: strict, reference or vcd.",
+            show_default="strict, with reference beside it",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Yes/no answers to POPE (`question_id`, `text`)."""
+    from cdkit.evals.scoring import score_pope
+
+    parsers = ("strict", "reference") if parser is None else (parser,)
+    _show(score_pope(questions, answers, parsers), as_json)
+
+
+@score.command(
+    epilog=examples(
+        "cdkit score chair --captions captions.jsonl --ground-truth truth.json.gz",
+        "cdkit score chair --captions captions.jsonl --lemmas wordnet "
+        "--instances instances_val2014.json --coco-captions captions_val2014.json",
+    )
+)
+@guarded
+def chair(
+    captions: Annotated[Path, typer.Option(help="JSON lines with image_id and caption.")],
+    ground_truth: Annotated[
+        Path | None,
+        typer.Option(help="JSON: {image id: [objects]} (.gz too).", show_default=False),
+    ] = None,
+    instances: Annotated[
+        list[Path] | None,
+        typer.Option(help="COCO's instances_*.json, in place of it; repeat it for more."),
+    ] = None,
+    coco_captions: Annotated[
+        list[Path] | None,
+        typer.Option(help="COCO's captions_*.json, with --instances; repeat it for more."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="A folder to keep the truth of --instances in.", show_default=False),
+    ] = None,
+    synonyms: Annotated[
+        Path | None,
+        typer.Option(help="One line an object.", show_default="those of CHAIR's authors"),
+    ] = None,
+    lemmas: Annotated[
+        str, typer.Option(help="simple, or wordnet: as in papers, with nltk and its data.")
+    ] = "simple",
+    as_json: Json = False,
+) -> None:
+    """Captions by CHAIR: which of the objects they mention are not in the image."""
+    from cdkit.evals.chair import CHAIR
+    from cdkit.evals.scoring import score_chair
+
+    if cache is not None and not instances:
+        raise CdkitError("--cache keeps what --instances and --coco-captions give: give them too")
+    benchmark = CHAIR(
+        synonyms,
+        instances=tuple(instances or ()),
+        captions=tuple(coco_captions or ()),
+        ground_truth=ground_truth,
+        scorer=lemmas,
+        cache=cache,
+    )
+    _show(score_chair(benchmark, captions), as_json)
+
+
+@score.command(epilog=examples("cdkit score mme --answers eval_tool/Your_Results"))
+@guarded
+def mme(
+    answers: Annotated[
+        Path, typer.Option(help="A folder with TASK.txt: image, question, truth, answer.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Answers to MME, in the text files of its own evaluation tool."""
+    from cdkit.evals.scoring import score_mme
+
+    _show(score_mme(answers), as_json)
+
+
+@score.command(
+    epilog=examples(
+        "cdkit score amber --questions data/query/query_discriminative.json --answers answers.json"
+    )
+)
+@guarded
+def amber(
+    questions: Annotated[Path, typer.Option(help="AMBER's query_discriminative*.json.")],
+    answers: Annotated[Path, typer.Option(help="JSON list, or lines, with id and response.")],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="AMBER's annotations.json.", show_default="near the questions"),
+    ] = None,
+    parser: Annotated[
+        str | None,
+        typer.Option(
+            help="How an answer is read: strict or official.",
+            show_default="strict, with official beside it",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Yes/no answers to AMBER's discriminative part (positive is no)."""
+    from cdkit.evals.scoring import score_amber
+
+    parsers = ("strict", "official") if parser is None else (parser,)
+    _show(score_amber(questions, annotations, answers, parsers), as_json)
+
+
+def _show(scored: "Scored", as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(scored.plain(), allow_nan=False))
+        return
+    screen = console()
+    counted = ", ".join(f"{number:,} {what}" for what, number in scored.counted.items())
+    screen.print(Text(f"{scored.benchmark}: {counted}", style="bold"))
+    for table in _tables(scored):
+        screen.print(table)
+    readers = ", ".join(f"{name} (version {number})" for name, number in scored.readers.items())
+    for line in (f"read by {readers}", *scored.notes):
+        screen.print(Text(line))
+    for path, digest in scored.files.items():
+        screen.print(Text(f"sha256 {digest}  {path}", style="dim"), soft_wrap=True)
+
+
+def _tables(scored: "Scored") -> list[Table]:
+    """A row for each prefix of the metrics; rows with the same metrics share a table."""
+    from cdkit.evals.reporting.wording import DASH, heading, number
+
+    rows: dict[str, dict[str, str]] = {}
+    for name, value in scored.metrics.items():
+        prefix, _, metric = name.rpartition(".")
+        if value is None:
+            shown = DASH
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else number(value, name)
+        rows.setdefault(prefix or scored.row, {})[metric] = shown
+    tables: dict[tuple[str, ...], Table] = {}
+    for label, cells in rows.items():
+        columns = tuple(cells)
+        if columns not in tables:
+            tables[columns] = Table(box=SIMPLE_HEAD, pad_edge=False)
+            tables[columns].add_column("")
+            for metric in columns:
+                tables[columns].add_column(heading(metric), justify="right")
+        tables[columns].add_row(label, *cells.values())
+    return list(tables.values())

@@ -1,0 +1,82 @@
+"""The answers of compared runs as tallies of the same samples."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from cdkit.benchmark import Tally
+from cdkit.errors import CdkitError
+from cdkit.evals.comparison.named import Named
+from cdkit.evals.runs.finished import FinishedPart
+
+Seed = int | None
+
+
+def tallies(
+    runs: Named, part: str, *, allow_missing: bool = False
+) -> tuple[Mapping[str, Sequence[Tally]], tuple[str, ...]]:
+    """Name -> one tally a seed, in the seeds' order, and notes on samples that were left out.
+
+    A sample without an answer in any run or seed is a CdkitError; with `allow_missing` it is left
+    out of all of them, so that every number is over the same samples.
+    """
+    lacking = {name: unanswered(run.parts[part]) for name, run in runs.items()}
+    lacking = {name: samples for name, samples in lacking.items() if samples}
+    if lacking and not allow_missing:
+        name, samples = next(iter(lacking.items()))
+        raise CdkitError(
+            f"{name} has no answer to {_counted(samples)} of {part} ({_few(samples)}): answer "
+            "them (cdkit eval --resume --retry-errors), or add --allow-missing to leave them out "
+            "of every run"
+        )
+    without = frozenset(sample for samples in lacking.values() for sample in samples)
+    found = {
+        name: [
+            run.parts[part].benchmark.tally(run.parts[part].answers[seed], without=without)
+            for seed in seeds(run.parts[part])
+        ]
+        for name, run in runs.items()
+    }
+    return found, tuple(_notes(runs, part, found, lacking))
+
+
+def unanswered(part: FinishedPart) -> dict[str, str]:
+    """Sample id -> why, of those that lack an answer in any seed."""
+    if not part.answers:
+        raise CdkitError(f"{part.name} has no answers at all: finish the run first")
+    return {
+        sample.id: part.errors.get(sample.id, "no answer")
+        for sample in part.benchmark.samples()
+        if sample.id in part.errors or any(sample.id not in said for said in part.answers.values())
+    }
+
+
+def seeds(part: FinishedPart) -> list[Seed]:
+    """In order: the runs of a comparison are paired seed by seed."""
+    return sorted(part.answers, key=lambda seed: -1 if seed is None else seed)
+
+
+def _notes(
+    runs: Named,
+    part: str,
+    found: Mapping[str, Sequence[Tally]],
+    lacking: Mapping[str, Mapping[str, str]],
+) -> Iterator[str]:
+    """What was left out of a part, and why."""
+    if lacking:
+        name = next(iter(runs))
+        asked, kept = len(runs[name].parts[part].benchmark.samples()), len(found[name][0].samples)
+        alone = len({sample for samples in lacking.values() for sample in samples})
+        why = "; ".join(f"{name}: {_few(samples)}" for name, samples in lacking.items())
+        joint = f", {asked - kept - alone} of them scored with one that has none"
+        yield (
+            f"{part}: over {kept} of {asked} samples; {asked - kept} without an answer are left "
+            f"out of every run{joint if asked - kept > alone else ''} ({why})"
+        )
+
+
+def _counted(samples: Mapping[str, str]) -> str:
+    return f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"
+
+
+def _few(samples: Mapping[str, str], most: int = 3) -> str:
+    told = [f"{sample}: {reason}" for sample, reason in list(samples.items())[:most]]
+    return "; ".join(told) + ("; ..." if len(samples) > most else "")

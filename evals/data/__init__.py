@@ -1,0 +1,1 @@
+"""A user's data folder: which benchmarks are in it, in which known versions, and whether whole."""

@@ -1,0 +1,260 @@
+"""Where the files of each benchmark lie in a user's data folder (docs/data.md shows the tree)."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cdkit.benchmark import BENCHMARKS, Benchmark
+from cdkit.config import build
+from cdkit.errors import CdkitError
+from cdkit.evals.mme import TASKS
+from cdkit.evals.pope_building import PUBLISHED
+from cdkit.registry import UnknownNameError, unknown
+
+HELP = "docs/data.md tells where to get the files and how to lay them out"
+PHOTOS: Mapping[str, str] = {
+    "coco": "coco/val2014",
+    "aokvqa": "coco/val2014",
+    "gqa": "gqa/images",
+}
+"""The sets that POPE has questions about -> the folder of their images."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A benchmark that was found, such as one negative sampling of POPE, and its image folder."""
+
+    name: str
+    benchmark: Benchmark
+    images: Path
+
+
+@dataclass(frozen=True)
+class Located:
+    """A part before its files are read.
+
+    `files` are those fields of the benchmark's class that are files or folders; `settings` its
+    other fields, where the data ask for something else than the default. `published`: its files
+    are somebody's, so that they may be of a known version; the micro-world's are drawn here.
+    """
+
+    name: str
+    bench: str
+    files: Mapping[str, Path]
+    images: Path
+    settings: Mapping[str, object] = field(default_factory=dict)
+    published: bool = True
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a benchmark lies in a data folder: what is expected, and the search for it.
+
+    `find` raises a CdkitError where a benchmark is there in part; `only_part` is the field that
+    says which part it is, so that no option may replace it.
+    """
+
+    expected: tuple[str, ...]
+    find: Callable[[Path], Iterator[Located]]
+    only_part: str = ""
+
+
+def parts_in(
+    bench: str,
+    folder: Path,
+    *,
+    only: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+) -> dict[str, Part]:
+    """The parts of a benchmark in a data folder, by name; all are read, so a broken one raises.
+
+    `bench`: pope (pope_coco_random, ...), chair, mme or amber. `only` picks parts by their names.
+    `options` are fields of the benchmark's class, such as `parsers` or `max_new_tokens`.
+    """
+    found = {part.name: part for part in located_in(bench, folder)}
+    if not found:
+        raise CdkitError(
+            f"there is no {bench} in {folder}: looked for {', '.join(layout_of(bench).expected)}; "
+            f"{HELP}, and `cdkit data check {folder}` what is there"
+        )
+    for name in only:
+        if name not in found:
+            raise UnknownNameError(unknown(f"part of {bench} in {folder}", name, found))
+    chosen = [part for name, part in found.items() if not only or name in only]
+    return {part.name: load(part, options or {}) for part in chosen}
+
+
+def located_in(bench: str, folder: Path) -> tuple[Located, ...]:
+    """What is there of a benchmark, before any file is read; empty where nothing is."""
+    if not folder.is_dir():
+        raise CdkitError(f"{folder} is no folder: give the one that holds your data; {HELP}")
+    found = tuple(layout_of(bench).find(folder))
+    for name, count in Counter(part.name for part in found).items():
+        if count > 1:
+            paths = [path for part in found if part.name == name for path in part.files.values()]
+            twice = ", ".join(map(str, paths))
+            raise CdkitError(f"{name} is there more than once ({twice}): keep one")
+    return found
+
+
+def layout_of(bench: str) -> Layout:
+    """The layout of a benchmark; one that is not registered, or has none, raises."""
+    if bench not in BENCHMARKS:
+        if bench in LAYOUTS:
+            raise CdkitError(f"the benchmark {bench} is not available in this installation")
+        raise UnknownNameError(unknown("benchmark", bench, BENCHMARKS))
+    if bench not in LAYOUTS:
+        raise CdkitError(
+            f"the benchmark {bench} has no layout in a data folder (these have: "
+            f"{', '.join(LAYOUTS)}): name its files in an ablation's grid, or build it in Python"
+        )
+    return LAYOUTS[bench]
+
+
+def load(part: Located, options: Mapping[str, object]) -> Part:
+    """The part with its files read, and with the user's options."""
+    mine = layout_of(part.bench).only_part
+    if mine in options:
+        raise CdkitError(
+            f"{mine!r} is no option of {part.bench} in a data folder: the layout says which file "
+            "belongs to which part"
+        )
+    values = {**part.files, **part.settings, **options}
+    benchmark: Benchmark = build(BENCHMARKS[part.bench], values, part.name)
+    return Part(part.name, benchmark, part.images)
+
+
+def is_micro(folder: Path) -> bool:
+    """Whether `cdkit data micro-world` wrote the folder."""
+    return (folder / "placement.json").is_file() and any(folder.glob("micro_pope_*.json"))
+
+
+def _pope(folder: Path) -> Iterator[Located]:
+    if is_micro(folder):
+        for split in PUBLISHED:
+            path = folder / f"micro_pope_{split}.json"
+            if path.is_file():
+                name, images = f"pope_micro_{split}", folder / "images"
+                yield Located(name, "pope", {"path": path}, images, published=False)
+        return
+    for photos, pictures in PHOTOS.items():
+        # The last two are the folders of POPE's repository, so that a clone of it will do.
+        places = ("", "pope", f"pope/{photos}", f"pope/output/{photos}")
+        for split in PUBLISHED:
+            for place in (*places, f"pope/output/seem/{photos}"):
+                for stem in (f"{photos}_pope_{split}", f"{photos}_pope_seem_{split}"):
+                    for suffix in (".json", ".jsonl"):
+                        path = folder / place / f"{stem}{suffix}"
+                        if path.is_file():
+                            name = f"pope_{photos}_{split}"
+                            yield Located(name, "pope", {"path": path}, folder / pictures)
+
+
+def _chair(folder: Path) -> Iterator[Located]:
+    if is_micro(folder):
+        from cdkit.evals.microworld.text import CAPTION_PROMPT
+
+        names = {
+            "synonyms": "synonyms.txt",
+            "instances": "instances.json",
+            "captions": "captions.json",
+            "images": "caption_images.txt",
+        }
+        files = _all_of("chair", folder, names)
+        # A caption of this world fits into 48 tokens: the limit of the default grid, too.
+        settings = {"prompt": CAPTION_PROMPT, "max_new_tokens": 48}
+        yield Located("chair", "chair", files, folder / "images", settings, published=False)
+        return
+    truth = _first(folder, *_packed("chair/ground_truth.json"))
+    annotated = {
+        "instances": "coco/annotations/instances_val2014.json",
+        "captions": "coco/annotations/captions_val2014.json",
+    }
+    if truth is not None:
+        files = {"ground_truth": truth}
+    elif (folder / "chair").is_dir() or _first(folder, *_packed(annotated["captions"])) is not None:
+        files = _all_of("chair", folder, annotated)
+    else:
+        return  # the instances alone are there for other things, such as to build POPE
+    for key, name in (("synonyms", "chair/synonyms.txt"), ("images", "chair/images.txt")):
+        if (folder / name).is_file():
+            files[key] = folder / name
+    yield Located("chair", "chair", files, folder / PHOTOS["coco"])
+
+
+def _mme(folder: Path) -> Iterator[Located]:
+    for place in ("mme", "mme/MME_Benchmark", "mme/MME_Benchmark_release_version/MME_Benchmark"):
+        there = folder / place
+        if any((there / f"{task}.txt").is_file() or (there / task).is_dir() for task in TASKS):
+            images, settings = there, dict[str, object]()  # the release: all in one place
+            if is_micro(folder):
+                images = folder / "images"
+            elif (there / "images").is_dir():  # beside text files
+                images = there / "images"
+                if any((images / task).is_dir() for task in TASKS):
+                    settings = {"subfolder": "{task}"}
+            published = not is_micro(folder)
+            yield Located("mme", "mme", {"folder": there}, images, settings, published)
+            return
+
+
+def _amber(folder: Path) -> Iterator[Located]:
+    if not (folder / "amber").is_dir():
+        return
+    questions = _first(
+        folder,
+        "amber/data/query/query_discriminative.json",
+        "amber/query_discriminative.json",
+    )
+    truth = _first(folder, "amber/data/annotations.json", "amber/annotations.json")
+    if questions is None or truth is None:
+        lacking = "query_discriminative.json" if questions is None else "annotations.json"
+        raise CdkitError(f"amber in {folder} is not whole: it lacks amber/{lacking}; {HELP}")
+    images = "amber/images" if (folder / "amber/images").is_dir() else "amber/image"
+    files = {"path": questions, "annotations": truth}
+    yield Located("amber", "amber", files, folder / images)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "pope": Layout(
+        (
+            "pope/{coco,aokvqa,gqa}/{coco,aokvqa,gqa}_pope_{random,popular,adversarial}.json",
+            "the same names in pope/ or in the folder itself",
+        ),
+        _pope,
+        only_part="path",
+    ),
+    "chair": Layout(
+        (
+            "coco/annotations/instances_val2014.json with captions_val2014.json (or "
+            "chair/ground_truth.json)",
+        ),
+        _chair,
+    ),
+    "mme": Layout(("mme/TASK/ or mme/TASK.txt (existence, count, ...)",), _mme, "folder"),
+    "amber": Layout(
+        ("amber/data/query/query_discriminative.json with amber/data/annotations.json",),
+        _amber,
+        only_part="path",
+    ),
+}
+
+
+def _first(folder: Path, *names: str) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _packed(name: str) -> tuple[str, str]:
+    return name, f"{name}.gz"
+
+
+def _all_of(bench: str, folder: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """The files by the names of their fields; one that is lacking, plain or gzipped, raises."""
+    found: dict[str, Path] = {}
+    for key, name in names.items():
+        path = _first(folder, *_packed(name))
+        if path is None:
+            raise CdkitError(f"{bench} in {folder} is not whole: it lacks {name}; {HELP}")
+        found[key] = path
+    return found

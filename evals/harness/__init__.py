@@ -1,0 +1,1 @@
+"""cdkit's methods inside harnesses of others. Each is imported by its harness alone."""

@@ -1,0 +1,146 @@
+"""Any family that has no file here: what stands where is looked for, and tried out before use."""
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any, ClassVar
+
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+from cdkit.adapter import GENERIC_ADAPTERS, UnmatchedPixelsError, chat_prompt
+from cdkit.errors import CdkitError
+from cdkit.models.padded_images import joined_by_size, pixels_by_size
+from cdkit.models.standard import StandardAdapter, one_entry_each, runs
+
+IMAGE_TOKEN = ("image_token_id", "image_token_index")
+"""What configs call the id of the image token."""
+
+
+@GENERIC_ADAPTERS.register("generic")
+class Generic(StandardAdapter):
+    """A model type without an adapter, with image tokens in the text and a Llama-like decoder.
+
+    Each run of image tokens is an image, so pictures with nothing between count as one, and a
+    picture with marks inside as several. An entry of `pixel_values` is an image's picture; where
+    there are not as many entries as images, or pixels come in another form, methods that change
+    pixels are refused.
+    """
+
+    example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
+    needs_check: ClassVar[bool] = True
+
+    def check(self, model: Any) -> None:
+        decoder = self.decoder(model)
+        _check_decoder(decoder)
+        owner, attribute = self.encoder(model)
+        if owner is decoder:
+            raise CdkitError(
+                "its decoder encodes the image itself: image tokens are words of its vocabulary"
+            )
+        for name in signature(getattr(owner, attribute)).parameters:
+            if name.endswith("input_ids"):
+                raise CdkitError(f"its image encoder reads text, too ({name})")
+        if not hasattr(model, "lm_head"):
+            raise CdkitError(f"{type(model).__name__} has no output head called lm_head")
+        super().check(model)
+
+    def check_images(self, model: Any) -> None:
+        image_token(model)
+
+    def decoder(self, model: Any) -> nn.Module:
+        """The module with layers that owns the embeddings of the text."""
+        try:
+            embeddings = model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            embeddings = None
+        for module in model.modules():
+            if hasattr(module, "layers") and any(own is embeddings for own in module.children()):
+                found: nn.Module = module
+                return found
+        raise CdkitError("no module of it has both the text's embeddings and layers")
+
+    def encoder(self, model: Any) -> tuple[nn.Module, str]:
+        """The innermost module with `get_image_features`."""
+        owners = [own for own in model.modules() if hasattr(own, "get_image_features")]
+        if not owners:
+            raise CdkitError("no module of it has get_image_features")
+        return owners[-1], "get_image_features"
+
+    def image_index(
+        self, model: Any, ids: Int[Tensor, "rows tokens"]
+    ) -> Int[Tensor, "rows tokens"]:
+        return runs(ids == image_token(model))
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        pixels = given["pixel_values"]
+        more = [name for name in given if "pixel_values" in name and name != "pixel_values"]
+        if more:
+            raise UnmatchedPixelsError(f"pixels come in {more[0]} as well")
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) != len(tokens):
+            raise UnmatchedPixelsError(
+                f"pixel_values has shape {tuple(pixels.shape)}, not ({len(tokens)}, 3, height, "
+                f"width), for {len(tokens)} runs of image tokens"
+            )
+        return pixels_by_size(given) if _padded(given) else one_entry_each(given)
+
+    def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        return joined_by_size(images, given)
+
+    def prompt(self, question: str, *, images: int, processor: Any) -> str:
+        if not getattr(processor, "chat_template", None):
+            raise CdkitError(
+                f"{type(processor).__name__} has no chat template, and how this family writes a "
+                "prompt is not known; pass a processor that has one, or write the prompt yourself"
+            )
+        return chat_prompt(question, images=images, processor=processor, fallback="")
+
+
+def image_token(model: Any) -> int:
+    """The id of the image token, as the config tells it."""
+    for name in IMAGE_TOKEN:
+        token = getattr(model.config, name, None)
+        if isinstance(token, int):
+            return token
+    raise CdkitError(f"its config has no {' and no '.join(IMAGE_TOKEN)}")
+
+
+def _check_decoder(decoder: Any) -> None:
+    """Raise unless every layer has attention over the text, and nothing beside it to remember."""
+    name = f"its decoder {type(decoder).__name__}"
+    caches = DynamicCache(config=decoder.config).layers
+    if any(isinstance(own, LinearAttentionCacheLayerMixin) for own in caches):
+        raise CdkitError(f"layers of {name} keep a recurrent state")
+    for layer in decoder.layers:
+        if not hasattr(layer, "self_attn"):
+            why = "takes the image in by cross-attention"
+            if not any(hasattr(layer, own) for own in ("cross_attn", "crossattention")):
+                why = "has no self_attn"
+            raise CdkitError(f"layer {type(layer).__name__} of {name} {why}")
+    if not all(isinstance(own, DynamicLayer) for own in caches):
+        raise CdkitError(f"layers of {name} keep no keys and values of their own")
+    if getattr(decoder, "rotary_emb", None) is None:
+        raise CdkitError(f"{name} has no rotary embedding called rotary_emb")
+    if not hasattr(decoder, "norm"):
+        raise CdkitError(f"{name} has no final norm called norm")
+    if getattr(decoder.config, "attn_logit_softcapping", None):
+        raise CdkitError(f"{name} caps its attention logits")
+    hooked = getattr(decoder, "_can_set_attn_implementation", None)
+    if hooked is None or not hooked():
+        raise CdkitError(f"{name} does not take its attention from Hugging Face's interface")
+
+
+def _padded(given: Mapping[str, Any]) -> bool:
+    """Whether images of unequal sizes stand in the upper left corner of zeros, as told."""
+    pixels, sizes = given["pixel_values"], given.get("image_sizes")
+    if sizes is None or len(sizes) != len(pixels):
+        return False
+    whole = tuple(pixels.shape[-2:])
+    for entry, (height, width) in zip(pixels, sizes, strict=True):
+        inside = int(height) <= whole[0] and int(width) <= whole[1]
+        if not inside or entry[:, int(height) :].any() or entry[:, :, int(width) :].any():
+            return False
+    return True

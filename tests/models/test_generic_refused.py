@@ -1,0 +1,170 @@
+"""What the generic adapter refuses, and how a wrong one is found out; known families through it."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cdkit
+from cdkit import selfcheck
+from cdkit.adapter import ADAPTERS, GENERIC_ADAPTERS, Rotary, adapter_for
+from cdkit.models.generic import Generic
+from cdkit.models.standard import StandardAdapter, runs
+
+from . import tiny as known
+from .generic_tiny import (
+    UNKNOWN,
+    generated,
+    inputs,
+    ours_alone,  # noqa: F401
+    told,
+)
+from .tiny import IMAGE, made
+
+# ---- what it does not take -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lfm2_vl", "layers of its decoder Lfm2Model keep a recurrent state"),
+        ("mllama", "layer MllamaCrossAttentionDecoderLayer .* takes the image in by cross-att"),
+        ("florence2", "florence2 is an encoder-decoder: its answer attends to the image by cross"),
+        ("blip-2", "its decoder OPTDecoder has no rotary embedding called rotary_emb"),
+        ("fuyu", "its decoder PersimmonModel has no final norm called norm"),
+        ("chameleon", "its decoder encodes the image itself: image tokens are words of its voc"),
+        pytest.param(
+            "llama4", "Llama4ForConditionalGeneration has no output head called lm_head",
+            marks=pytest.mark.filterwarnings("ignore:Casting complex"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(name: str, words: str) -> None:
+    with pytest.raises(cdkit.CdkitError, match=words) as error:
+        cdkit.attach(made(UNKNOWN[name]), cdkit.load("cmac"))
+    if name != "florence2":
+        assert f"no model adapter is called '{name}'" in str(error.value)
+        assert "To add a family, subclass cdkit.models.standard.StandardAdapter" in str(error.value)
+
+
+def test_nothing_without_an_encoder_an_image_token_or_text() -> None:
+    model: Any = made(UNKNOWN["got_ocr2"])
+    words = "its config has no image_token_id and no image_token_index"
+    with (
+        mock.patch.object(model, "config", SimpleNamespace(model_type="got_ocr2")),
+        pytest.raises(cdkit.CdkitError, match=words),
+    ):
+        adapter_for(model)
+    with pytest.raises(cdkit.CdkitError, match="no module of it has get_image_features"):
+        Generic().check(model.model.language_model)
+
+
+# ---- mutations: an adapter that is wrong ---------------------------------------------------------
+
+
+def one_layer_missing(adapter: Any, model: Any) -> list[nn.Module]:
+    return list(adapter.decoder(model).layers)[:-1]
+
+
+def marks_too(adapter: Any, model: Any, ids: Tensor) -> Tensor:
+    return runs(ids >= IMAGE)
+
+
+def turned_the_other_way(adapter: Any, model: Any) -> Any:
+    found = StandardAdapter.rotary(adapter, model)
+    assert found is not None
+    return [own and Rotary(-own.inverse_frequencies, own.interleaved) for own in found]
+
+
+def turned_round(adapter: Any, output: Any) -> Tensor:
+    return StandardAdapter.features(adapter, output).flip(0)
+
+
+def beside_the_attention(adapter: Any, layer: Any) -> nn.Module:
+    module: nn.Module = layer.mlp
+    return module
+
+
+def without_its_norm(adapter: Any, model: Any, hidden: Tensor, *, norm: bool = True) -> Tensor:
+    logits: Tensor = model.lm_head(hidden)
+    return logits
+
+
+def exchanged(adapter: Any, model: Any, given: Any, tokens: Any) -> list[Tensor]:
+    return list(given["pixel_values"][:, None].flip(0))
+
+
+def rejoined(adapter: Any, model: Any, images: Any, given: Any) -> Tensor:
+    return torch.cat(list(images)).flip(0)
+
+
+def nothing_found(adapter: Any, output: Any) -> Tensor:
+    raise KeyError("pooler_output")
+
+
+WRONG: list[tuple[dict[str, Callable[..., Any]], str]] = [
+    ({"layers": one_layer_missing}, "layers are all 3 of the decoder, each once. Got: 2"),
+    ({"image_index": marks_too}, r"there are as many features as image tokens. Got: \(32, "),
+    ({"features": turned_round}, "the decoder gets the features in the places of image_index"),
+    ({"rotary": turned_the_other_way}, "turning by rotary gives the model's own keys"),
+    ({"attention": beside_the_attention}, "only 0 of 3 layers of Qwen2Model came through it"),
+    ({"logits": without_its_norm}, "logits of the last layer's output are the model's next"),
+    (
+        {"split_pixels": exchanged, "join_pixels": rejoined},
+        "pixels of an image make the features of its own tokens, and of no others",
+    ),
+    ({"features": nothing_found}, "a stock generate: KeyError: 'pooler_output'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), WRONG, ids=[next(iter(w)) for w, _ in WRONG])
+def test_a_wrong_adapter_is_found_out(wrong: dict[str, Any], words: str) -> None:
+    model, given = made(UNKNOWN["got_ocr2"]), inputs("got_ocr2", 0, 1)
+    stock = generated(model, given)
+    words = f"the generic one does not fit: .*{words}.* To add a family"
+    with (
+        mock.patch.multiple(Generic, **wrong),
+        cdkit.attach(model, cdkit.load("pai")),
+        pytest.raises(cdkit.CdkitError, match=words),
+    ):
+        generated(model, given)
+    assert generated(model, given).logits[0].equal(stock.logits[0])
+    assert len(told(model, given)) == 1  # a failure is not kept
+
+
+# ---- against the families that have an adapter ---------------------------------------------------
+
+REFUSED = {
+    "ovis2": "embed returns what the decoder gets for text tokens",
+    "gemma3": "an identical branch gives the stock model's logits",
+    "paligemma": "no state up to the image depends on the text after it",
+    "instructblip": "has no rotary embedding|no output head|reads text, too",
+}
+"""Known families that need more than a generic adapter can find out, and what gives them away."""
+
+
+@pytest.mark.filterwarnings("ignore:.*a generic one is in use")
+@pytest.mark.parametrize("name", [n for n, f in known.FAMILIES.items() if f.model_type in ADAPTERS])
+def test_known_families_are_found_out_or_refused(name: str) -> None:
+    model, given = known.tiny(name), known.inputs(name, 0, 1)
+    own, registered = adapter_for(model), dict(ADAPTERS.items())
+    del registered[model.config.model_type]
+    with mock.patch.object(ADAPTERS, "_classes", registered):
+        if name in REFUSED:
+            with pytest.raises(cdkit.CdkitError, match=REFUSED[name]):
+                selfcheck.self_check(adapter_for(model), model, given)
+            return
+        generic = adapter_for(model)
+        selfcheck.self_check(generic, model, given)
+    assert type(generic) is GENERIC_ADAPTERS["generic"]
+    assert generic.decoder(model) is own.decoder(model)
+    assert generic.reader(model) is own.reader(model)
+    assert generic.encoder(model)[0] is own.encoder(model)[0]
+    assert generic.causal_prefix == own.causal_prefix
+    found, wanted = generic.rotary(model), own.rotary(model)
+    assert found is not None and wanted is not None
+    assert [own is None for own in found] == [own is None for own in wanted]
