@@ -32,6 +32,8 @@ class Watch(LogitsProcessor):
     each step has a margin: the smallest change of one logit that could let another token win. That
     is the lead of the best token over the next; and, of a combiner with a `beta`, how far the best
     stands from the edge of the constraint, and how far a token beyond it that would win.
+    Rounding that moves each logit by less than half a margin changes no token.
+
     `sampling` are the processors before it; `trace` holds the latest logits of the attached method,
     nothing where the method has nothing to do.
     """
@@ -64,13 +66,13 @@ class Watch(LogitsProcessor):
         margin = (best.values[:, 0] - best.values[:, 1]).float()
         if self._beta and traced is not None:
             original = traced.logits[ORIGINAL]
-            most = original.amax(dim=-1, keepdim=True)
-            above = original - (most + math.log(self._beta))
-            chosen = best.indices[:, :1]
-            # the most probable token is never beyond the edge, however near that is
-            safe = original.gather(-1, chosen) == most
-            falling = above.gather(-1, chosen).abs().masked_fill(safe, math.inf)
-            margin = margin.minimum(falling[:, 0].float())
+            most, second = original.topk(2, dim=-1).values.chunk(2, dim=-1)
+            edge = math.log(self._beta)
+            above = original - (most + edge)
+            own = original.gather(-1, best.indices[:, :1])
+            # the edge is the most probable token's doing, which may be the best token itself
+            falling = own - (torch.where(own == most, second, most) + edge)
+            margin = margin.minimum(falling[:, 0].abs().float())
             if free is not None:
                 # no type: it asks for a LongTensor
                 let_in: Tensor = self._sampling(input_ids, free)  # type: ignore[arg-type]

@@ -46,7 +46,8 @@ def parts_of(files: BenchmarkFiles) -> list[Part]:
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(**{"method": "cmac", "bench": "pope", "data": "world"} | changes)
+    asked: dict[str, Any] = {"method": "cmac", "bench": "pope", "data": "world", **changes}
+    return Settings(**asked)
 
 
 def answer(

@@ -1,4 +1,6 @@
-"""What the run loop adds to generation: `pytest -m slow -n 0 -s tests/evals/test_eval_overhead.py`.
+"""What the run loop adds to generation, without the type checks that tests run under:
+
+    pytest -o addopts=--import-mode=importlib -m slow -s tests/evals/test_eval_overhead.py
 
 No test of a time: it prints the figures, and compares the answers alone.
 """
