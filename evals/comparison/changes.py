@@ -43,7 +43,7 @@ def changes(table: Table, runs: Mapping[str, Sequence[Tally]]) -> Iterator[Chang
             yield Change(table.benchmark, method, metric, right, wrong, count, p)
 
 
-def tests(table: Table, changed: Sequence[Change]) -> Listing:
+def tests(table: Table, changed: Sequence[Change], *, notes: bool) -> Listing:
     """Every test of a table: its difference, p-values, changed answers, and what it could show."""
     of = {(c.method, c.metric): c for c in changed if c.benchmark == table.benchmark}
     rows = []
@@ -65,7 +65,12 @@ def tests(table: Table, changed: Sequence[Change]) -> Listing:
                     _least(cell.detectable_holm, metric),
                 )
             )
-    return Listing(f"{table.title}: tests, changes and power", _heads(table), tuple(rows), NOTES)
+    return Listing(
+        f"{table.title}: tests, changes and power",
+        _heads(table),
+        tuple(rows),
+        NOTES if notes else (),
+    )
 
 
 def headlines(tables: Sequence[Table], changed: Sequence[Change]) -> Listing:

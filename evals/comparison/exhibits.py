@@ -1,4 +1,4 @@
-"""Beside a comparison's tables: answers that differ, what was looked at for them, what runs took."""
+"""Beside a comparison's tables: answers that differ, what was looked at, what runs took."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +54,7 @@ def galleries(
                 )
             )
         except CdkitError as error:
-            found.append(Gallery(part, f"Nothing is shown: {error}.", ()))
+            found.append(Gallery(part, f"Nothing is shown: {error}.", (), answered=""))
             continue
         drawn = ", ".join(sorted({str(seed) for seed in first.values() if seed is not None}))
         told = f"Answers by {MODES[runs[next(iter(runs))].mode]}" + f", seed {drawn}" * bool(drawn)

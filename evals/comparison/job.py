@@ -89,7 +89,10 @@ def compare_runs(
         tables.append(table)
         changed += changes.changes(table, of_runs)
         stages.advance(TABLES)
-    listings = [*(changes.tests(table, changed) for table in tables), changes.costs(runs)]
+    listings = [
+        *(changes.tests(table, changed, notes=table is tables[-1]) for table in tables),
+        changes.costs(runs),
+    ]
     if notes:
         rows = tuple((note,) for note in notes)
         listings.insert(0, Listing("Beside the method", ("what differs or is left out",), rows))

@@ -85,7 +85,8 @@ def test_a_table_each_with_the_first_run_as_its_base(
         for run in two:
             cells = table.rows[run.method].cells
             values = benchmark.score(run.parts[part].answers[None])
-            assert {metric: cell.value.value for metric, cell in cells.items()} == values
+            first = {m: v for m, v in values.items() if not m.startswith("reference.")}
+            assert {metric: cell.value.value for metric, cell in cells.items()} == first
         tested = [cell.p for cell in table.rows["ours <b>|x"].cells.values() if cell.p is not None]
         assert table.tests == len(tested) == sum(direction(m) != 0 for m in table.metrics)
         adjusted = [c.p_holm for c in table.rows["ours <b>|x"].cells.values() if c.p is not None]
@@ -315,8 +316,8 @@ def test_unanswered_samples_are_refused_or_left_out_of_every_run(
         f"every run (broken: {gone[0]}: the image is truncated; {gone[1]}: the image is truncated)"
     )
     kept = pope.tally(two[0].parts["pope_random"].answers[None], without=gone).values()
-    for metric, value in kept.items():
-        assert table.rows["greedy search"].cells[metric].value.value == value
+    for metric, cell in table.rows["greedy search"].cells.items():
+        assert cell.value.value == kept[metric]
 
 
 def test_the_partner_of_an_unanswered_question_is_counted(
