@@ -116,6 +116,9 @@ def test_a_bad_option_is_one_clear_error(arguments: list[str], message: str) -> 
 def test_an_accelerator_that_is_not_there_is_one_clear_error(data: Path) -> None:
     message = refused(*ASK, "--data", data, "--accelerator", "mps")
     assert "--accelerator mps --devices 1 cannot be had here: " in message
+    message = refused(*ASK, "--data", data, "--model", "no/such")
+    assert "cannot load the model 'no/such'" in message
+    assert list(Path("runs").iterdir()) == []  # the name is free
 
 
 @pytest.mark.usefixtures("data")
