@@ -190,7 +190,8 @@ def eval_(
         screen = console()
         for part, numbers in outcome.metrics.items():
             screen.print(_heading(part, numbers), highlight=False, soft_wrap=True)
-            screen.print(_table(numbers))
+            if numbers["scored"]:
+                screen.print(_table(numbers))
         screen.print(f"files: {outcome.folder}", highlight=False, soft_wrap=True)
     failed = sum(map(len, outcome.errors.values()))
     if failed:

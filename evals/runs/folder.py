@@ -56,18 +56,27 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(folder: Path, settings: Settings, identity: Identity, *, resume: bool) -> Iterator[None]:
-    """The folder, new or gone on with, locked while the block runs."""
+    """The folder, new or gone on with, locked while the block runs.
+
+    Where the block fails before the first answer of a new folder, its name is free again.
+    """
     if folder.exists() and not resume:
         raise CdkitError(
             f"{folder} is there already: --resume goes on with the run in it, another --name "
             "begins a new one"
         )
     wanted = {"settings": settings.to_dict(), "identity": identity.to_dict()}
-    if not folder.exists():
+    new = not folder.exists()
+    if new:
         _begin(folder, wanted)
     with locked(folder / LOCK):
         _check_same(folder, read_settings(folder), json.loads(json.dumps(wanted)))
-        yield
+        try:
+            yield
+        except BaseException:
+            if new and not _has_answers(folder):
+                shutil.rmtree(folder)
+            raise
 
 
 def _begin(folder: Path, content: Mapping[str, Any]) -> None:
@@ -81,6 +90,11 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> None:
     except OSError:
         shutil.rmtree(draft)
         raise CdkitError(f"another run has begun {folder} at this moment: try again") from None
+
+
+def _has_answers(folder: Path) -> bool:
+    """Whether a journal has more than its head."""
+    return any(path.read_bytes().count(b"\n") > 1 for path in (folder / JOURNAL).glob("*"))
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -194,7 +194,7 @@ class Answering(pl.LightningModule):
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "threads": torch.get_num_threads(),
-            "device": str(trainer.strategy.root_device),
+            "device": device_name(trainer.strategy.root_device),
             "model": model_facts(self._engine, self.job.tasks),
         }
 
@@ -229,6 +229,12 @@ class Answering(pl.LightningModule):
             facts = {"answers": self._answered, "answers_per_second": self._answered / spent}
             for logger in self.trainer.loggers:
                 logger.log_metrics({f"progress/{k}": v for k, v in facts.items()}, self._answered)
+
+
+def device_name(device: torch.device) -> str:
+    """With the card's name: another card rounds otherwise."""
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{name}"
 
 
 def model_facts(engine: Engine, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -1,50 +1,36 @@
 """`cdkit eval` on the command line: what it prints, and how it ends."""
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from .eval_run import Part, draw, parts_of, predictions
+from cdkit.evals.microworld.files import BenchmarkFiles
+from cdkit.evals.pope import POPE
+
+from .eval_run import draw, predictions
 from .test_cli import refused, run
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[Part]:
-    return parts_of(draw(tmp_path_factory.mktemp("world"), images=1))
+def world(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkFiles:
+    return draw(tmp_path_factory.mktemp("world"), images=1)
 
 
 @pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, found: list[Part], tmp_path: Path) -> Path:
-    """A data folder: `parts_in` is its own branch's to test."""
-
-    def parts_in(
-        bench: str,
-        folder: Path,
-        *,
-        only: Sequence[str] = (),
-        options: Mapping[str, object] | None = None,
-    ) -> dict[str, Part]:
-        assert folder.is_absolute()
-        return {p.name: p for p in found if not only or p.name in only}
-
-    layout = ModuleType("cdkit.evals.data.layout")
-    layout.parts_in = parts_in  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cdkit.evals.data.layout", layout)
+def data(world: BenchmarkFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data folder, from where the test stands."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "data"
+    return world.images.parent
 
 
-ASK = ("eval", "--method", "cmac", "--bench", "pope", "--only", "pope_random", "--name", "a")
+ASK = ("eval", "--method", "cmac", "--bench", "pope", "--only", "pope_micro_random", "--name", "a")
 
 
 def test_a_run_prints_its_table_and_where_it_is(data: Path, tmp_path: Path) -> None:
     result = run(*ASK, "--data", data)
     assert result.exit_code == 0, result.output
-    assert "pope_random, over 6 samples" in result.stdout and "yes_ratio" in result.stdout
+    assert "pope_micro_random, over 6 samples" in result.stdout and "yes_ratio" in result.stdout
     assert "files: runs/a" in result.stdout
     assert len(predictions(tmp_path / "runs" / "a")) == 6
     assert len(result.stderr.splitlines()) == 1 and "answers" in result.stderr  # the bar alone
@@ -53,14 +39,14 @@ def test_a_run_prints_its_table_and_where_it_is(data: Path, tmp_path: Path) -> N
     again = run("eval", "--name", "a", "--resume", "--json")
     assert again.exit_code == 0, again.output
     told = json.loads(again.stdout)
-    assert told["folder"] == "runs/a" and told["parts"]["pope_random"]["scored"] == 6
+    assert told["folder"] == "runs/a" and told["parts"]["pope_micro_random"]["scored"] == 6
 
     message = refused("eval", "--name", "a", "--resume", "--set", "alpha=1.0")
     assert '--set was not given, is {"alpha": 1.0}' in message
     same = run("eval", "--config", "runs/a/settings.json", "--name", "b", "--set", "alpha=1.0")
     assert same.exit_code == 0, same.output
     written = json.loads((tmp_path / "runs" / "b" / "settings.json").read_text())["settings"]
-    assert written["set"] == {"alpha": 1.0} and written["only"] == ["pope_random"]
+    assert written["set"] == {"alpha": 1.0} and written["only"] == ["pope_micro_random"]
 
 
 def test_seeds_have_columns(data: Path) -> None:
@@ -70,8 +56,8 @@ def test_seeds_have_columns(data: Path) -> None:
     assert "mean" in head and "seed 0" in head and "seed 4" in head
 
 
-def test_samples_that_fail_exit_with_3(data: Path, found: list[Part]) -> None:
-    image = found[0].images / found[0].benchmark.samples()[0].image
+def test_samples_that_fail_exit_with_3(data: Path, world: BenchmarkFiles) -> None:
+    image = world.images / POPE(world.pope["random"]).samples()[0].image
     whole = image.read_bytes()
     image.write_bytes(b"no image")
     try:
@@ -111,7 +97,6 @@ def test_samples_that_fail_exit_with_3(data: Path, found: list[Part]) -> None:
         ([*ASK[1:], "--data", "x", "--limit", "0"], "--limit is 0: give 1 or more"),
         ([*ASK[1:], "--data", "x", "--batch-size", "0"], "--batch-size is 0: give 1 or more"),
         ([*ASK[1:], "--data", "x", "--accelerator", "npu"], "no --accelerator is called 'npu'"),
-        ([*ASK[1:], "--data", "x", "--accelerator", "cuda"], "cannot be had here: "),
         ([*ASK[1:], "--data", "x", "--loggers", "mlflow"], "no logger is called 'mlflow'"),
         ([*ASK[1:], "--data", "x", "--name", "../b"], "--name must be the name of a folder"),
         ([*ASK[1:], "--data", "x", "--retry-errors"], "--retry-errors belongs to --resume"),
@@ -126,6 +111,14 @@ def test_samples_that_fail_exit_with_3(data: Path, found: list[Part]) -> None:
 @pytest.mark.usefixtures("data", "as_for_a_user")
 def test_a_bad_option_is_one_clear_error(arguments: list[str], message: str) -> None:
     assert message in refused("eval", *arguments)
+
+
+def test_an_accelerator_that_is_not_there_is_one_clear_error(data: Path) -> None:
+    message = refused(*ASK, "--data", data, "--accelerator", "mps")
+    assert "--accelerator mps --devices 1 cannot be had here: " in message
+    message = refused(*ASK, "--data", data, "--model", "no/such")
+    assert "cannot load the model 'no/such'" in message
+    assert list(Path("runs").iterdir()) == []  # the name is free
 
 
 @pytest.mark.usefixtures("data")
