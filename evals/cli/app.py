@@ -34,7 +34,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     help="Contrastive decoding for vision-language models, under Hugging Face's own generate.",
-    epilog=examples("cdkit ablate", "cdkit generate --image photo.png --prompt 'is there a cat ?'"),
+    epilog=examples(
+        "cdkit ablate",
+        "cdkit generate --image photo.png --prompt 'is there a cat ?'",
+        "cdkit data micro-world micro_data",
+        "cdkit eval --method cmac --bench pope --data micro_data --name cmac",
+        "cdkit compare runs/plain runs/cmac",
+    ),
 )
 
 
