@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import cdkit
 from cdkit.benchmark import Tally
@@ -76,16 +75,17 @@ def attention(runs: Named) -> Looks:
         raise CdkitError(f"--attention draws one model, and the runs are of {told}: leave it out")
     methods = {name: own.load_method() for name, own in settings.items()}
     for name, method in methods.items():
-        told = runs[name].manifest.get("method")
-        if isinstance(told, Mapping) and told.get("hash") != method_hash(method):
+        ran = runs[name].manifest.get("method")
+        if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
             raise CdkitError(
                 f"--attention: {settings[name].method} is no longer the method that {name} ran; "
                 "run it again, or leave --attention out"
             )
     drawn = {n: m for n, m in methods.items() if n == base or looks_at_attention(m)}
     model, processor = cdkit.load_model(settings[base].model, dtype=settings[base].dtype)
-    ran: Any = runs[base].manifest.get("model")
-    if isinstance(ran, Mapping) and ran.get("files") != model_files(str(model.name_or_path)):
+    ran_on = runs[base].manifest.get("model")
+    weights = model_files(str(model.name_or_path))
+    if isinstance(ran_on, Mapping) and ran_on.get("files") != weights:
         raise CdkitError(
             f"--attention: the weights of {settings[base].model} are not those of the runs; "
             "restore them, or leave it out"
