@@ -12,7 +12,7 @@ from jaxtyping import Float
 from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
 from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
-from cdkit.evals.pope import Parser, Said, strict
+from cdkit.evals.yes_no import Parser, Said, check_parsers, strict
 from cdkit.registry import unknown
 
 KINDS: Mapping[str, str] = {
@@ -101,11 +101,7 @@ class AMBER(Benchmark):
 
     def __post_init__(self) -> None:
         check_limit(self.max_new_tokens)
-        if not self.parsers or len(set(self.parsers)) < len(self.parsers):
-            raise CdkitError(f"parsers are {self.parsers}: name one or more, none twice")
-        for name in self.parsers:
-            if name not in PARSERS:
-                raise CdkitError(unknown("parser of AMBER answers", name, PARSERS))
+        check_parsers(self.parsers, PARSERS, "AMBER")
         self._asked  # noqa: B018  (a broken file fails now, not after the model has run)
 
     def samples(self) -> tuple[Sample, ...]:

@@ -1,11 +1,10 @@
 """POPE: is there a THING in the image? Half of the questions are about things that are not."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,10 +24,8 @@ from cdkit.benchmark import (
 from cdkit.errors import CdkitError
 from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
 from cdkit.evals.ranking import image_auc, matched_right, rank_shares
-from cdkit.registry import unknown
+from cdkit.evals.yes_no import Parser, Said, check_parsers, strict
 
-WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own
-Said = Literal["yes", "no", "unknown"]
 Columns = Mapping[str, Float[np.ndarray, " samples"]]
 
 
@@ -36,18 +33,6 @@ def reference(text: str, label: str) -> Said:
     """As POPE's own script: No, not or no among the words before the first full stop, else yes."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
-
-
-def strict(text: str, label: str) -> Said:
-    """Yes or no as a whole word, in any case, in the first sentence; both or neither: unknown.
-
-    A sentence ends at `.`, `!`, `?` or a line break; one without a word is passed over.
-    """
-    sentences = (WORD.findall(part) for part in re.split(r"[.!?\n]", text))
-    first = {word.lower() for word in next((words for words in sentences if words), [])}
-    if ("yes" in first) == ("no" in first):
-        return "unknown"
-    return "yes" if "yes" in first else "no"
 
 
 def vcd(text: str, label: str) -> Said:
@@ -58,14 +43,6 @@ def vcd(text: str, label: str) -> Said:
     if label in text.lower():
         return "yes" if label == "yes" else "no"
     return "no" if label == "yes" else "yes"
-
-
-@dataclass(frozen=True)
-class Parser:
-    """How an answer is read; the version changes where the reading of any answer does."""
-
-    parse: Callable[[str, str], Said]
-    version: int
 
 
 PARSERS: Mapping[str, Parser] = {
@@ -130,11 +107,7 @@ class POPE(Benchmark):
 
     def __post_init__(self) -> None:
         check_limit(self.max_new_tokens)
-        if not self.parsers or len(set(self.parsers)) < len(self.parsers):
-            raise CdkitError(f"parsers are {self.parsers}: name one or more, none twice")
-        for name in self.parsers:
-            if name not in PARSERS:
-                raise CdkitError(unknown("parser of POPE answers", name, PARSERS))
+        check_parsers(self.parsers, PARSERS, "POPE")
         self._samples  # noqa: B018  (a broken file fails now, not after the model has run)
 
     def samples(self) -> tuple[Sample, ...]:
