@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
@@ -21,6 +21,14 @@ from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_eval
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
 from cdkit.method import Method, kind_of
+from cdkit.model_checks import (
+    can_be_hooked,
+    refuse_compiled,
+    refuse_virtual_tokens,
+    sliding_window,
+)
+from cdkit.opening import open_session
+from cdkit.patches import Patches
 from cdkit.reading import read, read_outer
 from cdkit.strategy import PixelDistortion
 from cdkit.trace import FREE, Trace, make_trace
@@ -95,10 +103,10 @@ class Attachment(Wired):
             )
         if processor is not None:
             method = _with_colours(method, processor)
-        _refuse_compiled(model)
-        _refuse_virtual_tokens(model)
+        refuse_compiled(model)
+        refuse_virtual_tokens(model)
         self.method, self.trace = method, trace
-        self._patches = _Patches()
+        self._patches = Patches()
         self._model = unwrap(model)
         adapter = adapter_for(model)
         self._forced = forced = not optimize or bool(trace.wanted - FREE)
@@ -140,7 +148,7 @@ class Attachment(Wired):
                 f"{method.name} looks at all of them; load it with device_map, or use a method "
                 "that changes only the inputs, such as vcd"
             )
-        if hooked and not _can_be_hooked(decoder):
+        if hooked and not can_be_hooked(decoder):
             raise CdkitError(
                 f"{type(decoder).__name__} does not take its attention from Hugging Face's "
                 f"attention interface, which {method.name} needs; use a method that changes only "
@@ -271,11 +279,11 @@ class Attachment(Wired):
         chosen = given.get("generation_config")
         defaults = [config for config in (chosen, reader.generation_config) if config is not None]
         check_eval(self._model, self.method)
-        session = engine.open_session(given, defaults=defaults, plain=False)
+        session = open_session(engine, given, defaults=defaults, plain=False)
         self._try_adapter_out(given)
         engine.session = session
         engine.trace.steps.clear()
-        guards = _Patches()
+        guards = Patches()
         criteria: list[RecordingCriteria] = []
 
         def stopping(make: Callable[..., Any], **kwargs: Any) -> Any:
@@ -371,81 +379,3 @@ def _with_colours(method: Method, processor: Any) -> Method:
         for branch in method.branches
     )
     return replace(method, branches=tuple(branches))
-
-
-def sliding_window(decoder: Any) -> int | None:
-    """The shortest window of the decoder's layers; None where all keep all tokens."""
-    layers: list[Any] = DynamicCache(config=decoder.config).layers
-    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
-
-
-def _can_be_hooked(decoder: Any) -> bool:
-    check = getattr(decoder, "_can_set_attn_implementation", None)
-    return bool(check is not None and check())
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    compiled = hasattr(model, "_orig_mod") or any(
-        module._compiled_call_impl is not None
-        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
-        for module in model.modules()
-    )
-    if compiled:
-        raise CdkitError(
-            "this model, or a module in it, is compiled with torch.compile, which would not see "
-            "the method's branches; attach to the model as it was before torch.compile"
-        )
-
-
-def _refuse_virtual_tokens(model: nn.Module) -> None:
-    config = getattr(model, "active_peft_config", None)
-    if getattr(config, "is_prompt_learning", False):
-        raise CdkitError(
-            f"{type(config).__name__} puts virtual tokens before the prompt, where cdkit cannot "
-            "place the image; use an adapter that changes weights, such as LoRA"
-        )
-
-
-class _Patches:
-    """Instance attributes that were set, and how to put back what was there."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
-
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        if name in owner.__dict__:
-            old = owner.__dict__[name]
-            self._undo.append(lambda: owner.__dict__.__setitem__(name, old))
-        else:
-            self._undo.append(lambda: owner.__dict__.pop(name, None))
-        owner.__dict__[name] = value
-
-    def wrap(self, owner: Any, name: str, around: Forward) -> None:
-        """Put `around(inner, ...)` in the place of a bound method, with its signature."""
-        inner = getattr(owner, name)
-
-        @functools.wraps(inner)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return around(inner, *args, **kwargs)
-
-        self.set(owner, name, wrapper)
-
-    def hook(self, module: nn.Module, see: Callable[[Any], None]) -> None:
-        """Show what the module gives."""
-
-        def hook(module: nn.Module, given: object, output: Any) -> None:
-            see(output)
-
-        self._undo.append(module.register_forward_hook(hook).remove)
-
-    def hook_before(self, module: nn.Module, see: Callable[[Any], None]) -> None:
-        """Show what the module is given first."""
-
-        def hook(module: nn.Module, given: Any, named: Any) -> None:
-            see(given or named["hidden_states"])
-
-        self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-
-    def undo(self) -> None:
-        while self._undo:
-            self._undo.pop()()

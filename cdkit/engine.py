@@ -17,21 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from cdkit.adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.adapter import ModelAdapter
 from cdkit.attention import AttentionCall, Change, SignalsWanted
 from cdkit.batch import BranchedBatch, Chunk, axes_last
 from cdkit.cache import CACHE, OLD_NAME, BranchedCache, given_cache, repeat_rows
 from cdkit.depth import layers_within
 from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
-from cdkit.limits import (
-    check_arguments,
-    check_cache,
-    check_loop,
-    check_mode,
-    check_whole_prompt,
-    setting,
-)
 from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL, Branch, Method
 from cdkit.rows import (
@@ -58,14 +50,6 @@ def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if parameter.kind is parameter.VAR_KEYWORD:
             given |= given.pop(parameter.name, {})
     return given
-
-
-def _new_tokens(ids: Tensor, given: dict[str, Any], defaults: Sequence[object]) -> int:
-    """How many tokens `generate` may add: Hugging Face adds 20 where nothing is said."""
-    new, longest = (setting(name, given, defaults) for name in ("max_new_tokens", "max_length"))
-    if new is not None:
-        return int(new)
-    return 20 if longest is None else max(0, int(longest) - ids.shape[1])
 
 
 @dataclass(eq=False)
@@ -134,129 +118,6 @@ class Engine:
             image=any(schedule.reads_attention for schedule in self.method.schedules),
             last_layer=self.method.loop is not None,
         )
-
-    # ---- noting the prompts ----------------------------------------------------------------
-
-    def open_session(
-        self, given: dict[str, Any], *, defaults: Sequence[object], plain: bool
-    ) -> Session:
-        """Note the prompts, after everything that can be refused was."""
-        method = self.method
-        check_arguments(given, defaults, method)
-        check_cache(given_cache(given))
-        if not plain:
-            check_mode(given, defaults, method)
-            check_whole_prompt(given, defaults, method, sees_ahead=self.adapter.sees_ahead)
-        elif method.by_step:
-            raise CdkitError(f"{method.name} depends on the step; a plain call has none: generate")
-        elif method.loop is not None:
-            raise CdkitError(f"{method.name} is a way to decode; a plain call has none: generate")
-        ids = given.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.ndim != 2:
-            raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
-        if method.loop is not None:
-            check_loop(given, defaults, method)
-        self._check_window(ids.shape[1] + (0 if plain else _new_tokens(ids, given, defaults)))
-        mask = given.get("attention_mask")
-        if mask is None:
-            # a plain call has no rule for a missing mask: every token counts
-            mask = torch.ones_like(ids) if plain else self._not_padding(ids, given, defaults)
-        elif mask.ndim != 2:
-            raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
-        real = mask.to(ids.device).bool()
-        image_index = self.adapter.image_index(self.model, ids).masked_fill(~real, -1)
-        if bool((image_index >= 0).any()):
-            self._check_required(given)
-        pixels = self._pixels(given, image_index)
-        session = Session(
-            ids=ids,
-            real=real,
-            image_index=image_index,
-            pixels=pixels,
-            seed=self.seed,
-            given_ids=self.sample_ids,
-            plain=plain,
-        )
-        looks = self.method.calibrator or self.method.interventions or self.method.loop
-        if self.branches or looks:
-            for row, images in enumerate(session.images):
-                if images == 0:
-                    raise CdkitError(
-                        f"prompt {row} has no image, and {method.name} is about the image; put an "
-                        "image placeholder into the prompt, or generate without cdkit.attach"
-                    )
-        self._check_last_row(session)
-        for branch in self.branches:
-            if branch.pixel and pixels is None:
-                raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
-        return session
-
-    def _pixels(
-        self, given: dict[str, Any], image_index: Int[Tensor, "samples tokens"]
-    ) -> Sequence[Tensor] | None:
-        """Each image's; None where there are none, or nobody needs to know which is whose.
-
-        Without them a digest that stands for a sample id is that of the prompt alone.
-        """
-        if given.get("pixel_values") is None:
-            return None
-        counts = [int(c) for row in image_index for c in row[row >= 0].bincount()]
-        try:
-            return self.adapter.split_pixels(self.model, given, counts)
-        except UnmatchedPixelsError as error:
-            if any(branch.pixel for branch in self.branches):
-                raise CdkitError(
-                    f"{self.method.name} changes pixels, but which are an image's is not known: "
-                    f"{error}; use a method that changes none, or write an adapter. {HOW_TO_ADD}"
-                ) from None
-            return None
-
-    def _check_required(self, given: dict[str, Any]) -> None:
-        for name in self.adapter.required:
-            if given.get(name) is None:
-                raise CdkitError(
-                    f"{type(self.model).__name__} needs {name} beside pixel_values, as its "
-                    "processor returns it: pass all of the processor's output on"
-                )
-
-    def _check_last_row(self, session: Session) -> None:
-        """What the original branch looks at is read off a text row that follows the image."""
-        # what rows of the image may see (`hidden`) is read off that row, too
-        looks = any(
-            b.feature or not all(d.keeps_prefix for d in b.attention) for b in self.branches
-        )
-        looks = looks or self.signals.image
-        if not looks and self.method.loop is None:
-            return
-        last = make_layout(session.image_index, session.real).last[:, None]
-        for row, number in enumerate(session.image_index.gather(1, last)[:, 0].tolist()):
-            if number >= 0:
-                raise CdkitError(
-                    f"prompt {row} ends with an image, but {self.method.name} reads where its last "
-                    "text token looks; put the question after the image"
-                )
-
-    def _check_window(self, longest: int) -> None:
-        if self.window is not None and longest > self.window:
-            raise CdkitError(
-                f"{self.method.name} needs the image tokens all along, but the decoder's sliding "
-                f"window keeps {self.window} tokens and prompt and answer may reach {longest}: "
-                "shorten the prompt or max_new_tokens, or use a method that changes only the "
-                "inputs, such as vcd"
-            )
-
-    def _not_padding(
-        self,
-        ids: Int[Tensor, "samples tokens"],
-        given: dict[str, Any],
-        defaults: Sequence[object],
-    ) -> Int[Tensor, "samples tokens"]:
-        """Hugging Face's rule for a missing mask: pad tokens are padding unless they end a text."""
-        pad, eos = (setting(name, given, defaults) for name in ("pad_token_id", "eos_token_id"))
-        ends = eos if isinstance(eos, list) else [eos]
-        if pad is None or pad in ends:
-            return torch.ones_like(ids)
-        return ids.ne(int(pad)).long()
 
     # ---- the image encoder -----------------------------------------------------------------
 

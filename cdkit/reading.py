@@ -14,6 +14,7 @@ from cdkit.errors import CdkitError
 from cdkit.limits import check_arguments, check_eval, check_no_grad, refuse_split
 from cdkit.logits import scale_difference
 from cdkit.method import ORIGINAL
+from cdkit.opening import open_session
 from cdkit.schedule import Signals
 from cdkit.trace import FREE, Step
 
@@ -66,7 +67,7 @@ def read_outer(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> A
 def _open_plain(engine: Engine, given: dict[str, Any]) -> None:
     config: Any = engine.model.config
     engine.trace.steps.clear()
-    engine.session = engine.open_session(given, defaults=[config], plain=True)
+    engine.session = open_session(engine, given, defaults=[config], plain=True)
 
 
 def _check_continuation(engine: Engine, given: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cdkit.adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
-from cdkit.attachment import sliding_window
 from cdkit.cache import CACHE, OLD_NAME
 from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.model_checks import sliding_window
 from cdkit.testing.at_work import (
     check_at_work,
     check_causal_prefix,
