@@ -197,8 +197,8 @@ def eval_(
     if failed:
         reason = next(iter(next(iter(outcome.errors.values())).values()))
         told.print(
-            f"{failed} samples failed, the first because: {reason}\nall are in "
-            f"{outcome.folder / 'manifest.json'}; mend them and run again with --resume "
+            f"{failed} sample{'s' if failed > 1 else ''} failed, the first because: {reason}\n"
+            f"all are in {outcome.folder / 'manifest.json'}; mend them and run again with --resume "
             "--retry-errors",
             style="red",
             markup=False,

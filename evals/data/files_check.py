@@ -1,7 +1,6 @@
 """What a file is, byte by byte, and whether an image opens: nothing here trusts what it reads."""
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from cdkit.benchmark import Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.data.catalogue import Known, known_files
-from cdkit.evals.runs.pictures import load_picture
+from cdkit.evals.runs.pictures import BOMBS, load_picture, opened
 
 FEW = 3
 """Names that are given as examples where many have one fault."""
@@ -93,15 +92,11 @@ def _fault(sample: Sample, folder: Path, decode: bool) -> str:
     except CdkitError:
         return "links out of the image folder"
     try:
-        # Pillow warns of a bomb above its limit and refuses one above twice that; a photo is
-        # neither, so the check refuses both.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path):
-                pass
+        with opened(path):
+            pass
         if decode:
             load_picture(path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except BOMBS:
         return f"too large: more than {Image.MAX_IMAGE_PIXELS:,} pixels"
     except (UnidentifiedImageError, CdkitError, OSError, SyntaxError, ValueError):
         return "unreadable"

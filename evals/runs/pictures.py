@@ -1,7 +1,10 @@
 """Images from files: whole, in RGB, or one clear error."""
 
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +16,47 @@ from cdkit.errors import CdkitError
 ORIENTATION = Base.Orientation.value
 BROKEN = (OSError, EOFError, SyntaxError, ValueError, OverflowError, struct.error, zlib.error)
 """What Pillow and its decoders raise where a file is not what it says."""
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""Pillow warns above a number of pixels and refuses twice that; a photo has neither."""
 
 
 def load_picture(path: Path) -> Image.Image:
     """The whole image in RGB; what is missing, truncated or no image raises."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             upright = ImageOps.exif_transpose(image)  # reads it all: a truncated file fails here
             return _eight_bits(upright).convert("RGB")
     except FileNotFoundError:
         raise CdkitError(f"no such image: {path}") from None
     except UnidentifiedImageError:
         raise CdkitError(f"{path} is not an image that Pillow can read") from None
-    except (*BROKEN, Image.DecompressionBombError) as error:
+    except BOMBS:
+        raise CdkitError(
+            f"the image {path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller"
+        ) from None
+    except BROKEN as error:
         raise CdkitError(f"cannot read the image {path}: {error}") from None
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
     """(height, width) as the file's head has it, upright; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             width, height = image.size
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
-    except (*BROKEN, Image.DecompressionBombError):
+    except (*BROKEN, *BOMBS):
         return None
     return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image's head; one of `BOMBS` where it has more pixels than a photo."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(path)
+    with image:
+        yield image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

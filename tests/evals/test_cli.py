@@ -135,6 +135,15 @@ def test_a_bad_image_is_one_clear_error(tmp_path: Path, picture: Path) -> None:
     assert "cannot read the image" in told(tmp_path)  # a folder
 
 
+@pytest.mark.parametrize("most", [3000, 1000])  # of 4096 pixels: Pillow warns, Pillow refuses
+def test_an_image_of_absurd_size_is_refused(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    message = refused("generate", "--prompt", PROMPT, "--image", picture)
+    assert f"photo.png has more than {most:,} pixels: make it smaller" in message
+
+
 def test_an_unknown_model_is_one_clear_error(picture: Path, tmp_path: Path) -> None:
     message = refused(
         "generate", "--prompt", PROMPT, "--image", picture, "--model", tmp_path / "nothing"

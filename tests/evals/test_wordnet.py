@@ -69,6 +69,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for cache in caches:
         cache.cache_clear()
+    for file in vars(fresh).get("_data_file_map", {}).values():
+        file.close()  # nltk keeps it for good; left to the garbage collector, it fails a later test
 
 
 def test_tags_decide_the_lemmas(place: Path) -> None:
