@@ -19,8 +19,17 @@ Run = Callable[[Path, bool], int]
 """(folder, whether to kill it at a random moment) -> exit status."""
 
 
-def forked(world: Path, random_moment: random.Random, longest: float) -> Run:
-    """In a fork of this process: what is imported is imported."""
+def lines(folder: Path) -> int:
+    """Whole lines that all pieces have written so far."""
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("journal/*.jsonl"))
+
+
+def forked(world: Path, random_moment: random.Random) -> Run:
+    """In a fork of this process: what is imported is imported.
+
+    It is killed a random number of lines on, a moment later: by the clock alone a fast machine
+    would be done, and a slow one not begun.
+    """
     parts = parts_of(draw(world))
 
     def run(folder: Path, kill: bool) -> int:
@@ -32,7 +41,10 @@ def forked(world: Path, random_moment: random.Random, longest: float) -> Run:
             warnings.simplefilter("ignore")  # of forks in general
             process.start()
         if kill:
-            time.sleep(random_moment.uniform(0, longest))
+            wanted = lines(folder) + random_moment.randint(2, 9)  # the first line is a head
+            while process.is_alive() and lines(folder) < wanted:
+                time.sleep(0.001)
+            time.sleep(random_moment.uniform(0, 0.02))
             process.kill()
         process.join()
         assert process.exitcode is not None
@@ -84,7 +96,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 def test_three_kills(whole: tuple[Path, bytes], tmp_path: Path) -> None:
     world, wanted = whole
-    run = forked(world, random.Random(5), longest=1.5)
+    run = forked(world, random.Random(5))
     assert survives(run, tmp_path / "run", kills=3) > 0
     assert (tmp_path / "run" / "predictions.jsonl").read_bytes() == wanted
 
