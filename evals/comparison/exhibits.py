@@ -13,7 +13,7 @@ from cdkit.evals.reporting.results import MODES, Costs, Gallery, Look
 from cdkit.evals.runs.attention import collect, looks_at_attention
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.exhibits import Looks, hang
-from cdkit.evals.runs.finished import FinishedRun
+from cdkit.evals.runs.finished import FinishedPart, FinishedRun
 from cdkit.evals.runs.identity import method_hash, model_files
 from cdkit.evals.runs.questions import Question, question_of
 from cdkit.evals.runs.settings import Settings, settings_of
@@ -37,17 +37,18 @@ def galleries(
     not there any more, a gallery without exhibits says so.
     """
     found = []
+    base = next(iter(runs))
     for part, of_runs in tallies.items() if count else ():
         first = {name: seeds(run.parts[part])[0] for name, run in runs.items()}
         try:
             found.append(
                 hang(
                     part,
-                    runs[next(iter(runs))].parts[part].benchmark,
-                    _questions(runs, part, next(iter(of_runs.values()))[0]),
+                    runs[base].parts[part].benchmark,
+                    _questions(runs[base].parts[part], of_runs[base][0]),
                     {name: run.parts[part].answers[first[name]] for name, run in runs.items()},
                     count=count,
-                    base=next(iter(runs)),
+                    base=base,
                     tallies={name: of_seeds[0] for name, of_seeds in of_runs.items()},
                     looks=looks,
                 )
@@ -56,7 +57,7 @@ def galleries(
             found.append(Gallery(part, f"Nothing is shown: {error}.", (), answered=""))
             continue
         drawn = ", ".join(sorted({str(seed) for seed in first.values() if seed is not None}))
-        told = f"Answers by {MODES[runs[next(iter(runs))].mode]}" + f", seed {drawn}" * bool(drawn)
+        told = f"Answers by {MODES[runs[base].mode]}" + f", seed {drawn}" * bool(drawn)
         found[-1] = replace(found[-1], answered=f"{told}.")
     return tuple(found)
 
@@ -117,10 +118,9 @@ class _Traced:
         return collect(self.engine, self.methods, questions)
 
 
-def _questions(runs: Named, part: str, kept: Tally) -> dict[str, Question]:
-    asked = runs[next(iter(runs))].parts[part]
-    limit = asked.benchmark.max_new_tokens
-    return {s.id: question_of(s, asked.images, limit) for s in kept.samples}
+def _questions(part: FinishedPart, kept: Tally) -> dict[str, Question]:
+    limit = part.benchmark.max_new_tokens
+    return {s.id: question_of(s, part.images, limit) for s in kept.samples}
 
 
 def _settings(run: FinishedRun) -> Settings:

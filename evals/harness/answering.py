@@ -62,14 +62,13 @@ def answers(
     (decoding,) = {request.decoding for request in requests}
     (count,) = {len(pictures) for pictures in images}
     check_mode(method, decoding)
-    inputs = engine.processor(
+    batch = engine.processor(
         text=[prompt(engine, request.text, count) for request in requests],
         images=[list(pictures) for pictures in images] if count else None,
         return_tensors="pt",
         padding=True,
     )
-    floats, device = engine.model.dtype, engine.model.device
-    inputs = {n: t.to(device, floats if t.is_floating_point() else None) for n, t in inputs.items()}
+    inputs = engine.moved(batch)
     start = inputs["input_ids"].shape[1]
     with cdkit.attach(
         engine.model,
@@ -99,10 +98,8 @@ def _stopping(engine: Engine, decoding: Decoding, start: int) -> StoppingCriteri
 
 
 def _said(engine: Engine, ids: list[int], decoding: Decoding) -> Said:
-    ends = engine.model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
     pad = engine.model.generation_config.pad_token_id
-    kept = ids[: next((i for i, token in enumerate(ids) if token in ends), None)]
+    kept = engine.until_end(ids)
     while kept and kept[-1] == pad:  # after a stop string, while its batch went on
         kept.pop()
     text = engine.processor.tokenizer.decode(kept, skip_special_tokens=True)

@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    StoppingCriteria,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, StoppingCriteria
 
 from cdkit.errors import CdkitError, check_finite
 from cdkit.evals.modes import BEAM, GREEDY, SAMPLE
@@ -82,15 +76,17 @@ class Decoding:
     ) -> LogitsProcessorList:
         """Makes greedy search sample, in Hugging Face's order; empty where nothing is sampled."""
         made = LogitsProcessorList()
-        if self.temperature is None:
-            return made
-        made.append(TemperatureLogitsWarper(float(self.temperature)))
-        if self.top_k is not None:
-            made.append(TopKLogitsWarper(self.top_k))
-        if self.top_p is not None:
-            made.append(TopPLogitsWarper(self.top_p))
-        # the temperature has been applied
-        made.append(GumbelSampling(seed, sample_ids, prompt_length=prompt_length, temperature=1.0))
+        if self.temperature is not None:
+            made.append(
+                GumbelSampling(
+                    seed,
+                    sample_ids,
+                    prompt_length=prompt_length,
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    top_p=self.top_p,
+                )
+            )
         return made
 
 

@@ -235,13 +235,16 @@ class Engine:
         options = {"num_beams": 1} | options
         return self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, **options)
 
-    def _decoded(self, ids: list[int], limit: int) -> Generated:
+    def until_end(self, ids: list[int]) -> list[int]:
+        """New tokens up to the first that ends an answer; all of them where none does."""
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
-        stop = next((i for i, token in enumerate(ids) if token in ends), None)
-        kept = ids[:stop]
+        return ids[: next((i for i, token in enumerate(ids) if token in ends), None)]
+
+    def _decoded(self, ids: list[int], limit: int) -> Generated:
+        kept = self.until_end(ids)
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
-        return Generated(text.strip(), len(kept), truncated=stop is None and len(kept) >= limit)
+        return Generated(text.strip(), len(kept), truncated=len(kept) == len(ids) >= limit)
 
 
 def _to(tensor: Tensor, model: Any) -> Tensor:
