@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from cdkit.benchmark import Tally
 from cdkit.errors import CdkitError
+from cdkit.evals.modes import RESAMPLES
 from cdkit.evals.power import standard_error
 from cdkit.evals.significance import (
     DRAWS,
@@ -42,7 +43,6 @@ __all__ = [
     "transitions",
 ]
 
-RESAMPLES = 2000
 LEVEL = 0.95
 
 

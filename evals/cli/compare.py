@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdkit.evals.cli.app import app, console, examples, guarded, quiet
-from cdkit.evals.statistics import RESAMPLES
+from cdkit.evals.modes import RESAMPLES
 
 
 @app.command(

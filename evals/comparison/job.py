@@ -16,6 +16,7 @@ from cdkit.evals.comparison import changes, comparable, exhibits
 from cdkit.evals.comparison.changes import Change
 from cdkit.evals.comparison.named import Named
 from cdkit.evals.comparison.tallies import seeds, tallies
+from cdkit.evals.modes import RESAMPLES
 from cdkit.evals.power import POWER
 from cdkit.evals.reporting import compare, exports, markdown, report
 from cdkit.evals.reporting.numbers import numbers
@@ -24,7 +25,6 @@ from cdkit.evals.runs.exhibits import Looks
 from cdkit.evals.runs.finished import FinishedRun
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.significance import checked
-from cdkit.evals.statistics import RESAMPLES
 from cdkit.registry import unknown
 
 TABLES = "intervals and tests"
