@@ -28,6 +28,7 @@ from cdkit.model_checks import (
     sliding_window,
 )
 from cdkit.opening import open_session
+from cdkit.optimizations import chosen
 from cdkit.patches import Patches
 from cdkit.reading import read, read_outer
 from cdkit.strategy import PixelDistortion
@@ -45,7 +46,7 @@ def attach(
     seed: int = 0,
     sample_ids: Sequence[str] | None = None,
     trace: Collection[str] = (),
-    optimize: bool = True,
+    optimize: bool | Collection[str] = True,
 ) -> "Attachment":
     """Run `method` under the model's own `generate`, as long as the `with` block lasts.
 
@@ -60,8 +61,10 @@ def attach(
     (`seed`, sample id); `sample_ids` names each prompt of the calls to come, else a digest of its
     pixels and tokens does. `trace` keeps "logits", "image_attention" or "mask" of each step of the
     latest call in `run.trace`; "last_logits" keeps the latest step alone, at no cost, and nothing
-    where the method has nothing to do. `optimize=False` forces every branch through the model even
-    where it cannot matter and shares nothing between them: same tokens, slower; for tests.
+    where the method has nothing to do. `optimize` True saves what can be saved, each saving exact;
+    False forces every branch through the model, one after the other, and shares nothing between
+    them: same tokens, slower; a collection of names of `cdkit.optimizations` saves just that. For
+    tests and benchmarks.
 
     Raises CdkitError where the method cannot run on this model, before anything is changed.
     """
@@ -88,7 +91,7 @@ class Attachment(Wired):
         seed: int,
         sample_ids: Sequence[str] | None,
         trace: Trace,
-        optimize: bool,
+        optimize: bool | Collection[str],
     ) -> None:
         if not isinstance(method, Method):
             raise CdkitError(
@@ -109,7 +112,8 @@ class Attachment(Wired):
         self._patches = Patches()
         self._model = unwrap(model)
         adapter = adapter_for(model)
-        self._forced = forced = not optimize or bool(trace.wanted - FREE)
+        saved = chosen(optimize)
+        self._forced = forced = "skip_idle" not in saved or bool(trace.wanted - FREE)
         if not forced and method.calibrator is not None and method.calibrator.idle:
             method = replace(method, calibrator=None)
         branches = method.branches if forced else method.live_branches
@@ -161,7 +165,7 @@ class Attachment(Wired):
             processor=processor,
             seed=seed,
             sample_ids=None if sample_ids is None else tuple(sample_ids),
-            optimize=optimize,
+            saved=saved,
             hooked=hooked,
             window=sliding_window(decoder) if hooked else None,
             trace=trace,

@@ -26,6 +26,7 @@ from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
 from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL, Branch, Method
+from cdkit.optimizations import Optimization
 from cdkit.rows import (
     PromptRows,
     features_in,
@@ -77,7 +78,7 @@ class Engine:
     processor: Any
     seed: int
     sample_ids: tuple[str, ...] | None
-    optimize: bool
+    saved: frozenset[Optimization]
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
     window: int | None
@@ -262,7 +263,7 @@ class Engine:
 
     def _shares_prefix(self, batch: BranchedBatch, chunk: Chunk, kwargs: dict[str, Any]) -> bool:
         return (
-            self.optimize
+            "shared_prefix" in self.saved
             and self.adapter.causal_prefix
             and len(batch.branches) > 1
             and batch.seen == 0

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from .eval_run import answer, draw, journal_rows, parts_of, predictions
+from .eval_run import Part, answer, draw, journal_rows, parts_of, predictions
 
 Run = Callable[[Path, bool], int]
 """(folder, whether to kill it at a random moment) -> exit status."""
@@ -22,6 +23,14 @@ Run = Callable[[Path, bool], int]
 def lines(folder: Path) -> int:
     """Whole lines that all pieces have written so far."""
     return sum(file.read_bytes().count(b"\n") for file in folder.glob("journal/*.jsonl"))
+
+
+def in_fork(parts: list[Part], folder: Path) -> None:
+    """torch makes a fork's thread pool anew at its first use, and fails where several threads come
+    to it at once, as those that load weights do: so it is made here, before them.
+    """
+    torch.set_num_threads(1)
+    answer(parts, folder, resume=True, batch_size=4)
 
 
 def forked(world: Path, random_moment: random.Random) -> Run:
@@ -34,9 +43,7 @@ def forked(world: Path, random_moment: random.Random) -> Run:
 
     def run(folder: Path, kill: bool) -> int:
         context = multiprocessing.get_context("fork")
-        process = context.Process(
-            target=answer, args=(parts, folder), kwargs={"resume": True, "batch_size": 4}
-        )
+        process = context.Process(target=in_fork, args=(parts, folder))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of forks in general
             process.start()
