@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cdkit.adapter import ADAPTERS as ADAPTERS
     from cdkit.adapter import ModelAdapter as ModelAdapter
-    from cdkit.adapter import Rotary as Rotary
     from cdkit.adapter import adapter_for as adapter_for
     from cdkit.attachment import Attachment as Attachment
     from cdkit.attachment import attach as attach
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from cdkit.method import Method as Method
     from cdkit.pretrained import load_model as load_model
     from cdkit.registry import Registry as Registry
+    from cdkit.rotary import Rotary as Rotary
     from cdkit.schedule import SCHEDULES as SCHEDULES
     from cdkit.schedule import AlphaSchedule as AlphaSchedule
     from cdkit.segment import CrossModalSegment as CrossModalSegment

@@ -20,7 +20,7 @@ from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.limits import check_eval
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
-from cdkit.method import Method, kind_of
+from cdkit.method import ORIGINAL, Method, kind_of
 from cdkit.model_checks import (
     can_be_hooked,
     refuse_compiled,
@@ -166,6 +166,7 @@ class Attachment(Wired):
             seed=seed,
             sample_ids=None if sample_ids is None else tuple(sample_ids),
             saved=saved,
+            rotary=self._rotary,
             hooked=hooked,
             window=sliding_window(decoder) if hooked else None,
             trace=trace,
@@ -342,7 +343,8 @@ def _finished(generated: Tensor, config: Any, criteria: Sequence[RecordingCriter
 
 
 def _keep_last_row(engine: Engine, name: str, states: Any) -> None:
-    if engine.call is not None:
+    call = engine.attention
+    if engine.call is not None and call is not None and ORIGINAL in call.branches:
         hidden = states[0] if isinstance(states, tuple) else states
         engine.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 

@@ -1,24 +1,24 @@
 """The one attention function: fast kernels, but for the text rows that a method changes."""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cdkit.adapter import Rotary, rotate
-from cdkit.batch import BranchedBatch, Chunk
+from cdkit.attention_call import AttentionCall, Cells, Masks
+from cdkit.columns import CachedColumns, turned
 from cdkit.errors import CdkitError
 from cdkit.method import ORIGINAL
-from cdkit.segment import CrossModalSegment, ImageColumns, softmax
-from cdkit.trace import Step
+from cdkit.prefix import Columns
+from cdkit.rotary import Rotary, rotate
+from cdkit.segment import CrossModalSegment, softmax
 
 KEY = "cdkit"
 """The name in Hugging Face's attention registries: the one trace that cdkit leaves in a process."""
@@ -26,42 +26,6 @@ HANDLE = "_cdkit_attention"
 """The attribute of an attention module under which `attach` puts its `LayerAttention`."""
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
-
-
-@dataclass(frozen=True)
-class SignalsWanted:
-    """What is noted of the original branch's attention in a decoder call, whatever is traced."""
-
-    image: bool = False
-    """`image_logits` and `image_weights`, in every layer."""
-    last_layer: bool = False
-    """`last_weights`."""
-
-
-@dataclass
-class AttentionCall:
-    """What all layers need to know of the decoder call that is under way."""
-
-    batch: BranchedBatch
-    chunk: Chunk
-    step: Step
-    wanted: frozenset[str] = frozenset()
-    signals: SignalsWanted = SignalsWanted()
-    layers_run: int = 0
-    carried: dict[str, dict[Hashable, Tensor]] = field(default_factory=dict)
-    """Branch -> what its layers leave to those above them."""
-    image_logits: list[Float[Tensor, " rows"]] = field(default_factory=list)
-    """A layer each: the original branch's last row, its logits summed over the image and averaged
-    over heads."""
-    image_weights: list[Float[Tensor, "rows image"]] = field(default_factory=list)
-    """A layer each: that row's weights on the image, averaged over heads."""
-    last_weights: Float[Tensor, "rows heads new columns"] | None = None
-    """The last layer's weights of the original branch's predicting rows, over all columns."""
-
-    @property
-    def looks(self) -> bool:
-        """Whether a trace asks for what only the materialised rows show."""
-        return bool(self.wanted & {"image_attention", "mask"})
 
 
 class Wired:
@@ -95,187 +59,278 @@ class LayerAttention(Wired):
         mask: Tensor | None,
         **kwargs: Any,
     ) -> Float[Tensor, "rows tokens heads head_dim"]:
-        def fast() -> Tensor:
-            return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
+        def stock(
+            rows: slice = slice(None), upto: int | None = None, mask: Tensor | None = mask
+        ) -> Tensor:
+            some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
+            some = some if some is None or upto is None else some[:, :, :upto]
+            q = query[rows] if upto is None else query[rows, :, :upto]
+            return sdpa_attention_forward(module, q, key[rows], value[rows], some, **kwargs)[0]
 
         call = self.current()
         if call is None:
-            return fast()
+            return stock()
         call.layers_run += 1
-        if key.shape[2] < call.chunk.stop:
+        keys, values = self._columns(call, key, value)
+        if keys.total < call.chunk.stop:
             raise CdkitError(
-                f"layer {self.layer} keeps only {key.shape[2]} of {call.chunk.stop} tokens (a "
+                f"layer {self.layer} keeps only {keys.total} of {call.chunk.stop} tokens (a "
                 "sliding window), perhaps without the image: ask for a shorter answer"
             )
-        batch, first = call.batch, call.chunk.first_text
-        everywhere = call.looks or batch.calibrator is not None
-        touched = [
-            name
-            for name in batch.branches
-            if everywhere or self.changes(name) or (name == ORIGINAL and self._noted(call))
-        ]
-        if not touched or first == call.chunk.length:
-            return fast()
-        allowed = _allowed(mask, call.chunk, key)
-        stock = fast() if first > 0 or len(touched) < len(batch.branches) else None
-        blocks = []
-        for name in batch.branches:
-            rows = batch.rows_of(name)
+        whole = call.everything or keys.shared is not None
+        first = 0 if whole else call.chunk.first_text
+        touched = [name for name in call.branches if self._touches(call, name)]
+        if not whole and (not touched or first == call.chunk.length):
+            self._keep(call, self._looked(call, keys, slice(None)))
+            return stock()
+        block = _Block(self, call, mask, first, kwargs["scaling"])
+        if whole or (first == 0 and len(touched) == len(call.branches)):
+            made = block(slice(None), call.branches, query, keys, values)
+            self._keep(call, made.looked)
+            return made.out
+        early = stock() if first > 0 else None
+        outs, lates = [], []
+        for name in call.branches:
+            rows = call.rows_of(name)
             if name not in touched:
-                assert stock is not None
-                blocks.append(stock[rows])
+                outs.append(stock(rows) if early is None else early[rows])
                 continue
-            late, hidden = self._text_rows(
-                call, name, query[rows, :, first:], key[rows], value[rows],
-                allowed=allowed[rows if allowed.shape[0] > 1 else slice(1), first:],
-                scaling=kwargs["scaling"],
-            )  # fmt: skip
-            early = None if stock is None or first == 0 else stock[rows, :first]
-            if early is not None and hidden is not None:
-                seen = allowed[rows if allowed.shape[0] > 1 else slice(1), :first]
-                early = sdpa_attention_forward(
-                    module, query[rows, :, :first], key[rows], value[rows],
-                    _hide(seen, hidden, call.chunk.start)[:, None], **kwargs,
-                )[0]  # fmt: skip
-            blocks.append(late if early is None else torch.cat((early, late), dim=1))
-        return torch.cat(blocks)
+            late = block(rows, (name,), query[rows, :, first:], keys.of(rows), values.of(rows))
+            lates.append(late)
+            if early is None:
+                outs.append(late.out)
+                continue
+            before = early[rows, :first]
+            if late.hidden is not None:
+                seen = call.masks(mask, rows, 0, key.device).seen[:, :first]
+                hidden = _hide(seen, late.hidden, call.chunk.start)[:, None]
+                before = sdpa_attention_forward(
+                    module, query[rows, :, :first], key[rows], value[rows], hidden, **kwargs
+                )[0]
+            outs.append(torch.cat((before, late.out), dim=1))
+        if len(lates) == len(call.branches):
+            looked = [late.looked for late in lates]
+            whole_keys = torch.cat([columns.own for columns in looked])
+            self._keep(call, Columns(looked[0].shared, whole_keys, keys.each))
+        return torch.cat(outs)
 
-    def _noted(self, call: AttentionCall) -> bool:
+    def _looked(self, call: AttentionCall, keys: Columns, rows: slice) -> Columns:
+        """The keys as text rows see them: those of image tokens moved, where they have not been."""
+        turn = call.chunk.image_turn
+        if turn is None or self.rotary is None:
+            return keys
+        turn, span, cut = turn[rows], call.chunk.layout.image_span, keys.before
+        own = slice(span.start - cut, span.stop - cut)
+        moved = turned(keys.own, turn[:, cut:], own, self.rotary)
+        shared = keys.shared
+        if shared is not None:
+            of_samples = turn[: shared.shape[0] * keys.each : keys.each, :cut]
+            shared = turned(shared, of_samples, span, self.rotary)
+        if moved is keys.own and shared is keys.shared:
+            return keys
+        return Columns(shared, moved, keys.each)
+
+    def _keep(self, call: AttentionCall, looked: Columns) -> None:
+        """Leave the moved keys in the caches, once the prompt is whole: nobody needs the others."""
+        if call.cache is None or not call.chunk.completes or call.chunk.image_turn is None:
+            return
+        call.cache.layers[self.layer].keys = looked.own
+        if looked.shared is not None and not call.keeps_prefix:
+            assert call.batch.prefix is not None
+            call.batch.prefix.keys[self.layer] = looked.shared
+
+    def _columns(self, call: AttentionCall, key: Tensor, value: Tensor) -> tuple[Columns, Columns]:
+        prefix = call.batch.prefix if call.prefixed else None
+        if prefix is None:
+            return Columns(None, key), Columns(None, value)
+        return (
+            Columns(prefix.keys[self.layer], key, prefix.each),
+            Columns(prefix.values[self.layer], value, prefix.each),
+        )
+
+    def _touches(self, call: AttentionCall, branch: str) -> bool:
+        everywhere = call.looks or call.batch.calibrator is not None
+        noted = branch == ORIGINAL and self.notes(call)
+        return everywhere or noted or bool(self.changes(branch))
+
+    def notes(self, call: AttentionCall) -> bool:
+        """Whether anything of the original branch is wanted of this layer."""
         last = self.layer == self.depth - 1
         return call.signals.image or (call.signals.last_layer and last)
 
-    def _text_rows(
+
+@dataclass(frozen=True, eq=False)
+class _Materialised:
+    out: Float[Tensor, "rows text heads head_dim"]
+    hidden: Bool[Tensor, "branch_rows columns"] | None
+    """The columns that the method hides from rows of the image."""
+    looked: Columns
+    """The keys, those of image tokens moved."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """The rows of a chunk, from `first` on, with their weights materialised."""
+
+    layer: LayerAttention
+    call: AttentionCall
+    mask: Tensor | None
+    first: int
+    scaling: float
+
+    def __call__(
         self,
-        call: AttentionCall,
-        branch: str,
+        rows: slice,
+        branches: Sequence[str],
         query: Float[Tensor, "rows heads text head_dim"],
-        key: Float[Tensor, "rows kv_heads columns head_dim"],
-        value: Float[Tensor, "rows kv_heads columns head_dim"],
-        *,
-        allowed: Bool[Tensor, "#rows text columns"],
-        scaling: float,
-    ) -> tuple[Float[Tensor, "rows text heads head_dim"], Bool[Tensor, "rows columns"] | None]:
-        """One branch's attention with its cross-modal segment materialised.
-
-        Also the columns that the method hides from rows of the image.
-        """
-        batch, chunk = call.batch, call.chunk
-        rows, first, total = batch.rows_of(branch), chunk.first_text, key.shape[2]
-        image = self._image_columns(batch, chunk, branch, key, value)
-        is_text = chunk.is_text[rows, first:].to(key.device)
-        columns = batch.layout.columns[rows].to(key.device)
-        allowed = allowed.expand(query.shape[0], -1, -1)
-        reach = repeat(columns.clamp(max=total - 1), "r i -> r t i", t=allowed.shape[1])
-        there = (image.valid & (columns < total))[:, None]
-        # where the whole prompt is seen, images that follow the row are no part of its segment
-        own = torch.arange(chunk.start + first, chunk.stop, device=key.device)[:, None]
-        cells = allowed.gather(-1, reach) & there & is_text[..., None] & (reach < own)
-
-        wide = query.to(torch.promote_types(query.dtype, torch.float32))
-        turned = wide
-        if chunk.query_shift is not None and self.rotary is not None:
-            turned = rotate(wide, chunk.query_shift[rows, first:].to(key.device), self.rotary)
-        earlier = torch.arange(total, device=key.device) < own
-        in_segment = chunk.is_image[rows].to(key.device)[:, None] & is_text[..., None] & earlier
-        segment = CrossModalSegment(
-            image=image,
-            queries=turned,
-            logits=(scaling * _scores(turned, image.keys)).masked_fill(~cells[:, None], -math.inf),
-            cells=cells,
-            prompt=_of_prompt(batch, chunk, is_text),
-            predicts=chunk.predicts[rows, first:].to(key.device) & is_text,
-            token_index=chunk.token_index[rows, first:].to(key.device),
-            text_logits=(scaling * _scores(wide, key)).masked_fill(
-                (~allowed | in_segment)[:, None], -math.inf
-            ),
-            before_image=chunk.before_image[rows].to(key.device),
-            carried=call.carried.setdefault(branch, {}),
-        )
-        before = segment
-        for change in self.changes(branch):
-            segment = change(segment)
+        keys: Columns,
+        values: Columns,
+    ) -> _Materialised:
+        """Of these branches, whose rows are `rows` of the call's."""
+        call, chunk = self.call, self.call.chunk
+        masks = call.masks(self.mask, rows, self.first, query.device)
+        logits, looked = self._logits(rows, query * self.scaling, keys, masks)
         hidden = None
-        if segment.hidden is not None:
-            cut = (segment.hidden & there[:, 0]).long()
-            nowhere = cut.new_zeros(cut.shape[0], total)
-            hidden = nowhere.scatter_add(1, reach[:, 0], cut) > 0
-            seen = _hide(allowed, hidden, chunk.start + first)
-            segment = replace(
-                segment, text_logits=segment.text_logits.masked_fill(~seen[:, None], -math.inf)
-            )
+        segments: dict[str, tuple[slice, CrossModalSegment, CrossModalSegment]] = {}
+        if chunk.first_text < chunk.length:
+            for name in branches:
+                if not (call.looks or self.layer.changes(name) or self._notes(name)):
+                    continue
+                at = call.rows_of(name)
+                at = slice(at.start - (rows.start or 0), at.stop - (rows.start or 0))
+                own = _of(masks, at)
+                cells = call.cells(name, own, self.mask, self.first)
+                before = self._segment(name, cells, own, logits[at], query[at], looked, values, at)
+                segment = before
+                for change in self.layer.changes(name):
+                    segment = change(segment)
+                if segment.hidden is not None:
+                    hidden = _columns_of(segment.hidden, cells, logits.shape[-1])
+                    seen = own.seen.expand(hidden.shape[0], -1, -1)
+                    seen = _hide(seen, hidden, chunk.start + self.first)
+                    text = segment.text_logits.masked_fill(~seen[:, None], -math.inf)
+                    segment = replace(segment, text_logits=text)
+                _join(logits[at], before, segment, cells)
+                segments[name] = at, before, segment
+        weights = softmax(logits) if masks.dead else logits.softmax(dim=-1)
+        del logits
+        taken = {}
+        for name, (at, before, segment) in segments.items():
+            cells = call.cells(name, _of(masks, at), self.mask, self.first)
+            self._record(name, before, segment, weights[at], cells)
+            if segment.replaced is not None:
+                taken[name] = _taken(weights[at], segment.replaced, cells)
+        out = values.averaged(weights)
+        for name, own_weights in taken.items():
+            at, _, segment = segments[name]
+            assert segment.replacement is not None
+            out[at] += _averaged(own_weights, segment.replacement)
+        return _Materialised(out.transpose(1, 2), hidden, looked)
 
-        weights = softmax(torch.cat((segment.logits, segment.text_logits), dim=-1))
-        on_image, on_text = weights[..., :-total], weights[..., -total:]
-        _record(call, branch, self.layer, before, segment, on_image)
-        if branch == ORIGINAL:
-            self._note(call, segment, weights, reach)
-        out = _segment_output(segment, on_image) + _weighted(on_text, value)
-        return rearrange(out, "rows heads text dim -> rows text heads dim"), hidden
+    def _notes(self, branch: str) -> bool:
+        return branch == ORIGINAL and self.layer.notes(self.call)
 
-    def _note(
+    def _logits(
         self,
-        call: AttentionCall,
-        segment: CrossModalSegment,
-        weights: Float[Tensor, "rows heads text all_columns"],
-        reach: Int[Tensor, "rows text image"],
+        rows: slice,
+        query: Float[Tensor, "rows heads text head_dim"],
+        keys: Columns,
+        masks: Masks,
+    ) -> tuple[Float[Tensor, "rows heads text columns"], Columns]:
+        """The logits on all columns, -inf where a row may not look; and the keys of cross-modal
+        ones."""
+        chunk, rotary = self.call.chunk, self.layer.rotary
+        looked, turn = self.layer._looked(self.call, keys, rows), None
+        if rotary is not None and chunk.query_turn is not None:
+            turn = chunk.query_turn[rows, self.first :]
+        plain_too = looked is not keys and not (chunk.all_text and self.first == chunk.first_text)
+        if turn is None and not plain_too:
+            logits = looked.scores(query)
+        else:
+            wide = query.to(torch.promote_types(query.dtype, torch.float32))
+            moved = (
+                wide
+                if turn is None or rotary is None
+                else rotate(wide, turn.to(query.device), rotary)
+            )
+            logits = torch.where(masks.segment, looked.scores(moved), keys.scores(query))
+        if masks.forbidden is not None:
+            logits.masked_fill_(masks.forbidden, -math.inf)
+        return logits, looked
+
+    def _segment(
+        self,
+        branch: str,
+        cells: Cells,
+        masks: Masks,
+        logits: Float[Tensor, "rows heads text columns"],
+        query: Float[Tensor, "rows heads text head_dim"],
+        keys: Columns,
+        values: Columns,
+        at: slice,
+    ) -> CrossModalSegment:
+        call, layer = self.call, self.layer
+        on_image = _take(logits, cells)
+        if not cells.full:
+            on_image = on_image.masked_fill(~cells.cells[:, None], -math.inf)
+        queries = query.to(torch.promote_types(query.dtype, torch.float32))
+        turn = call.chunk.query_turn
+        if turn is not None and layer.rotary is not None:
+            own = turn[call.rows_of(branch), self.first :]
+            queries = rotate(queries, own.to(query.device), layer.rotary)
+        place = layer.layer, branch
+        whole = call.chunk.stop >= call.batch.layout.length
+        memory = call.batch.memory.setdefault(place, {}) if whole else {}
+        return CrossModalSegment(
+            image=CachedColumns(
+                cells.places, keys.of(at), values.of(at),
+                layer=layer.layer, depth=layer.depth, memory=memory,
+            ),
+            queries=queries,
+            logits=on_image,
+            cells=cells.cells,
+            prompt=cells.prompt,
+            predicts=cells.predicts,
+            token_index=cells.token_index,
+            text_logits=logits.masked_fill(masks.segment, -math.inf),
+            before_image=cells.before_image,
+            carried=call.carried.setdefault(branch, {}),
+            full=cells.full,
+            generated=call.chunk.generated,
+        )  # fmt: skip
+
+    def _record(
+        self,
+        branch: str,
+        before: CrossModalSegment,
+        after: CrossModalSegment,
+        weights: Float[Tensor, "rows heads text columns"],
+        cells: Cells,
     ) -> None:
-        """Keep what schedules, feature distortions and loops want to know."""
-        if not self._noted(call):
+        """Keep what traces, schedules, feature distortions and loops want to know."""
+        call, layer = self.call, self.layer.layer
+        noted = self._notes(branch)
+        if not noted and not call.looks:
             return
-        images = segment.logits.shape[-1]
-        on_image, on_text = weights[..., :images], weights[..., images:]
-        if call.signals.image:
-            logits = segment.logits.masked_fill(~segment.cells[:, None], 0)
-            rows, text = segment.predicts.shape
+        on_image = _take(weights, cells).masked_fill(~cells.cells[:, None], 0)
+        if "image_attention" in call.wanted:
+            call.step.image_attention.setdefault(branch, {})[layer] = on_image[:, :, -1].clone()
+        if "mask" in call.wanted:
+            cut = torch.isneginf(after.logits) & ~torch.isneginf(before.logits)
+            mask = cut if after.replaced is None else cut | after.replaced
+            call.step.mask.setdefault(branch, {})[layer] = mask
+        if noted and call.signals.image:
+            logits = after.logits.masked_fill(~cells.cells[:, None], 0)
+            rows, text = cells.predicts.shape
             # with padding on the right the last row is not the last column
-            at = torch.arange(text, device=logits.device).mul(segment.predicts).amax(dim=-1)
+            at = torch.arange(text, device=logits.device).mul(cells.predicts).amax(dim=-1)
             each = torch.arange(rows, device=logits.device)
             call.image_logits.append(logits[each, :, at].sum(-1).mean(1))
             call.image_weights.append(on_image[each, :, at].mean(1))
         predicting = call.chunk.stop - max(call.chunk.start, call.batch.layout.length - 1)
-        if call.signals.last_layer and self.layer == self.depth - 1 and predicting > 0:
-            last = slice(-predicting, None)
-            index = repeat(reach[:, last], "r t i -> r h t i", h=weights.shape[1])
-            call.last_weights = on_text[:, :, last].scatter_add(-1, index, on_image[:, :, last])
-
-    def _image_columns(
-        self,
-        batch: BranchedBatch,
-        chunk: Chunk,
-        branch: str,
-        key: Float[Tensor, "rows kv_heads columns head_dim"],
-        value: Float[Tensor, "rows kv_heads columns head_dim"],
-    ) -> ImageColumns:
-        """The branch's image columns: made when the whole prompt is there, then kept."""
-        if (kept := batch.columns.get((self.layer, branch))) is not None:
-            return kept
-        rows, layout, streams = batch.rows_of(branch), batch.layout, batch.streams
-        assert streams is not None
-        columns = layout.columns[rows].to(key.device)
-        reach = columns.clamp(max=key.shape[2] - 1)
-
-        def select(x: Tensor) -> Tensor:
-            index = repeat(reach, "r i -> r h i d", h=x.shape[1], d=x.shape[3])
-            return x.gather(2, index)
-
-        keys = select(key)
-        shift = batch.image_shift()
-        if shift is not None and self.rotary is not None:
-            wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
-            keys = rotate(wide, shift[rows].to(key.device), self.rotary).to(keys.dtype)
-        image = ImageColumns(
-            keys=keys,
-            values=select(value),
-            valid=layout.valid[rows].to(key.device) & (columns < key.shape[2]),
-            image_index=layout.image_index[rows].gather(1, layout.columns[rows]).to(key.device),
-            token_index=layout.token_index[rows].gather(1, layout.columns[rows]).to(key.device),
-            streams=streams[rows].to(key.device),
-            layer=self.layer,
-            depth=self.depth,
-        )
-        if chunk.stop >= layout.length:
-            batch.columns[self.layer, branch] = image
-        return image
+        last_layer = layer == self.layer.depth - 1
+        if noted and call.signals.last_layer and last_layer and predicting > 0:
+            call.last_weights = weights[:, :, -predicting:].clone()
 
 
 def _attention(
@@ -297,16 +352,80 @@ AttentionInterface.register(KEY, _attention)
 AttentionMaskInterface.register(KEY, sdpa_mask)
 
 
-def _allowed(
-    mask: Tensor | None, chunk: Chunk, key: Float[Tensor, "rows kv_heads columns head_dim"]
-) -> Bool[Tensor, "one_or_rows tokens columns"]:
-    """Which columns the chunk's rows may attend to."""
-    if mask is None:
-        columns = torch.arange(key.shape[2], device=key.device)
-        return (columns <= columns[-chunk.length :, None])[None]
-    if mask.dtype != torch.bool:
-        mask = mask >= 0  # additive: 0 or a large negative number
-    return mask[:, 0, :, : key.shape[2]]
+def _of(masks: Masks, at: slice) -> Masks:
+    """The masks of some of their rows."""
+
+    def some(x: Tensor) -> Tensor:
+        return x if x.shape[0] == 1 else x[at]
+
+    forbidden = None if masks.forbidden is None else some(masks.forbidden)
+    return Masks(forbidden, some(masks.seen), some(masks.segment), masks.is_text[at], masks.dead)
+
+
+def _take(
+    x: Float[Tensor, "rows heads text columns"], cells: Cells
+) -> Float[Tensor, "rows heads text image"]:
+    """What stands in the image columns."""
+    if cells.places.span is not None:
+        return x[..., cells.places.span]
+    return x.gather(-1, cells.reach.expand(-1, *x.shape[1:3], -1))
+
+
+def _join(
+    logits: Float[Tensor, "rows heads text columns"],
+    before: CrossModalSegment,
+    after: CrossModalSegment,
+    cells: Cells,
+) -> None:
+    """Write what a method changed into the logits on all columns."""
+    same_text = after.text_logits is before.text_logits
+    if after.logits is before.logits and same_text:
+        return
+    if cells.full and cells.places.span is not None:
+        if not same_text:
+            logits[:] = after.text_logits
+        logits[..., cells.places.span] = after.logits
+        return
+    # two columns that fill up a row without images are one place: -inf stands back there
+    reach = cells.reach.expand(-1, *after.logits.shape[1:3], -1)
+    own = after.logits.masked_fill(~cells.cells[:, None], -math.inf)
+    logits[:] = after.text_logits.scatter_reduce(-1, reach, own, "amax")
+
+
+def _taken(
+    weights: Float[Tensor, "rows heads text columns"],
+    replaced: Bool[Tensor, "rows heads text image"],
+    cells: Cells,
+) -> Float[Tensor, "rows heads text image"]:
+    """Take the weights of the replaced cells out of `weights`, in place; returns them."""
+    taken = _take(weights, cells) * replaced
+    if cells.places.span is not None:
+        weights[..., cells.places.span] -= taken
+    else:
+        weights.scatter_add_(-1, cells.reach.expand(-1, *weights.shape[1:3], -1), -taken)
+    return taken
+
+
+def _averaged(
+    weights: Float[Tensor, "rows heads text image"],
+    replacement: Float[Tensor, "rows kv_heads #image head_dim"],
+) -> Float[Tensor, "rows heads text head_dim"]:
+    """`A V'` of the replaced cells alone."""
+    rows, kv, columns, dim = replacement.shape
+    grouped = weights.reshape(rows, kv, -1, weights.shape[-1])
+    if columns == 1:
+        out = grouped.sum(dim=-1, keepdim=True) * replacement
+    else:
+        out = grouped.to(replacement.dtype) @ replacement
+    return out.to(replacement.dtype).view(*weights.shape[:3], dim)
+
+
+def _columns_of(
+    hidden: Bool[Tensor, "rows image"], cells: Cells, total: int
+) -> Bool[Tensor, "rows columns"]:
+    cut = (hidden & cells.places.valid & (cells.places.columns < total)).long()
+    nowhere = cut.new_zeros(cut.shape[0], total)
+    return nowhere.scatter_add(1, cells.reach[:, 0, 0], cut) > 0
 
 
 def _hide(
@@ -318,54 +437,3 @@ def _hide(
     rows = torch.arange(start, start + allowed.shape[1], device=allowed.device)
     itself = columns == rows[:, None]
     return seen | (allowed & itself & ~seen.any(dim=-1, keepdim=True))
-
-
-def _of_prompt(
-    batch: BranchedBatch, chunk: Chunk, is_text: Bool[Tensor, "rows text"]
-) -> Bool[Tensor, "rows text"]:
-    columns = torch.arange(chunk.start + chunk.first_text, chunk.stop, device=is_text.device)
-    return (columns < batch.layout.length) & is_text
-
-
-def _scores(
-    query: Float[Tensor, "rows heads text head_dim"],
-    key: Float[Tensor, "rows kv_heads columns head_dim"],
-) -> Float[Tensor, "rows heads text columns"]:
-    """`q k^T` in the query's dtype; grouped heads share a key that is never repeated."""
-    grouped = rearrange(query, "r (kv g) t d -> r kv (g t) d", kv=key.shape[1])
-    scores = grouped @ key.to(query.dtype).transpose(-1, -2)
-    return rearrange(scores, "r kv (g t) c -> r (kv g) t c", t=query.shape[2])
-
-
-def _weighted(
-    weights: Float[Tensor, "rows heads text columns"],
-    value: Float[Tensor, "rows kv_heads columns head_dim"],
-) -> Float[Tensor, "rows heads text head_dim"]:
-    grouped = rearrange(weights.to(value.dtype), "r (kv g) t c -> r kv (g t) c", kv=value.shape[1])
-    return rearrange(grouped @ value, "r kv (g t) d -> r (kv g) t d", t=weights.shape[2])
-
-
-def _segment_output(
-    segment: CrossModalSegment, weights: Float[Tensor, "rows heads text image"]
-) -> Float[Tensor, "rows heads text head_dim"]:
-    """`((1 - M) * A) V + (M * A) V'`, where the method replaced the values of the cells M."""
-    if segment.replaced is None or segment.replacement is None:
-        return _weighted(weights, segment.image.values)
-    kept = weights.masked_fill(segment.replaced, 0)
-    return _weighted(kept, segment.image.values) + _weighted(weights - kept, segment.replacement)
-
-
-def _record(
-    call: AttentionCall,
-    branch: str,
-    layer: int,
-    before: CrossModalSegment,
-    after: CrossModalSegment,
-    weights: Float[Tensor, "rows heads text image"],
-) -> None:
-    if "image_attention" in call.wanted:
-        call.step.image_attention.setdefault(branch, {})[layer] = weights[:, :, -1].clone()
-    if "mask" in call.wanted:
-        cut = torch.isneginf(after.logits) & ~torch.isneginf(before.logits)
-        mask = cut if after.replaced is None else cut | after.replaced
-        call.step.mask.setdefault(branch, {})[layer] = mask

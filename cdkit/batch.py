@@ -1,41 +1,23 @@
 """One batch of prompts while it is decoded: the rows of all branches, and what each step needs."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.calibrator import PositionCalibrator
+from cdkit.chunk import Chunk
+from cdkit.columns import Places
 from cdkit.combiner import State
 from cdkit.layout import Layout
-from cdkit.segment import ImageColumns
+from cdkit.prefix import SharedPrefix
+from cdkit.rotary import Rotary
 
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """The columns that one forward call of the decoder adds."""
-
-    start: int
-    length: int
-    first_text: int
-    """The first of the chunk's columns, counted from `start`, in which any row is text after an
-    image; `length` where there is none."""
-    is_text: Bool[Tensor, "rows tokens"]
-    token_index: Int[Tensor, "rows tokens"]
-    """The place of the chunk's tokens in their rows, padding not counted."""
-    is_image: Bool[Tensor, "rows columns"]
-    """All columns up to `stop`: True on image tokens."""
-    before_image: Bool[Tensor, "rows columns"]
-    """All columns up to `stop`: True on text before the first image."""
-    predicts: Bool[Tensor, "rows tokens"]
-    """The chunk's tokens that predict the next one: a prompt's last, and each generated one."""
-    query_shift: Float[Tensor, "rows tokens *axes"] | None
-    """Calibrated minus ordinary position of the chunk's tokens; None without a calibrator."""
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length
+STILL = 1e-9
+"""Positions that differ by less are the same: sums of thirds round differently."""
 
 
 def axes_last(positions: Int[Tensor, "..."] | None) -> Int[Tensor, "rows tokens *axes"] | None:
@@ -51,6 +33,19 @@ def rotated_axes(
 
 
 @dataclass(eq=False)
+class Group:
+    """Branches whose rows go through the decoder together, with a cache of their own."""
+
+    branches: tuple[str, ...]
+    rows: slice
+    """Of all rows of the batch."""
+    layout: Layout
+    cache: Any = None
+    seen: int = 0
+    """How many columns went through the decoder."""
+
+
+@dataclass(eq=False)
 class BranchedBatch:
     """The state that belongs to one batch: it lives in its cache, so that batches never mix."""
 
@@ -63,59 +58,74 @@ class BranchedBatch:
     """Of all tokens so far, as the decoder was given them, its axes last."""
     streams: Int[Tensor, " rows"] | None
     """A random key for each row; None where the attention is left alone."""
-    padding: int
-    """How many columns stand before the original prompts, for longer ones of other branches."""
+    padding: slice
+    """Columns of the original prompts that stand for longer ones of other branches."""
     real: Bool[Tensor, "rows tokens"]
     levels: tuple[Float[Tensor, "rows prompt hidden"], ...] = ()
     """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
-    seen: int = 0
     step: int = 0
     states: dict[str, State] = field(default_factory=dict)
     """What the combiner and each schedule carry along, by their place in the method."""
-    columns: dict[tuple[int, str], ImageColumns] = field(default_factory=dict)
-    """(layer, branch) -> its image columns, kept once the whole prompt is there."""
+    memory: dict[tuple[int, str], dict[Hashable, Tensor]] = field(default_factory=dict)
+    """(layer, branch) -> what is kept of its image columns, once the whole prompt is there."""
+    known_places: dict[tuple[str, torch.device], Places] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    prefix: SharedPrefix | None = None
+    rotary: Sequence[Rotary | None] | None = None
+    """Each layer's, where there is a calibrator."""
+    image_turn: Float[Tensor, "rows prompt *axes"] | None = None
+    """By how many positions the image keys that are kept have moved."""
+    late_turn: Float[Tensor, "rows new *axes"] | None = None
+    """By how many positions the queries of generated tokens move beside them; None for nothing."""
+    late_known: bool = False
 
     @property
     def rows(self) -> int:
         """Rows of one branch."""
         return self.layout.rows // len(self.branches)
 
+    @property
+    def seen(self) -> int:
+        """How many columns of the original branch went through the decoder."""
+        return self.groups[0].seen if self.groups else 0
+
     def rows_of(self, branch: str) -> slice:
         index = self.branches.index(branch)
         return slice(index * self.rows, (index + 1) * self.rows)
 
-    def image_shift(self) -> Float[Tensor, "rows image *axes"] | None:
-        """Calibrated minus ordinary position of the image tokens."""
-        shift = self._shift(min(self.layout.length, self.positions.shape[1]))
-        if shift is None:
-            return None
-        # where only a part of the prompt is there yet, the columns that lack are not read
-        columns = self.layout.columns.clamp(max=shift.shape[1] - 1)
-        rows = torch.arange(columns.shape[0], device=columns.device)[:, None]
-        return shift[rows, columns]
+    def group(self, branches: Sequence[str], cache: Any) -> Group:
+        """A group of neighbouring branches that has seen nothing."""
+        rows = slice(self.rows_of(branches[0]).start, self.rows_of(branches[-1]).stop)
+        return Group(tuple(branches), rows, self.layout.select(rows), cache)
 
-    def _shift(self, total: int) -> Float[Tensor, "rows tokens *axes"] | None:
-        if self.calibrator is None:
-            return None
-        positions = rotated_axes(self.positions[:, :total])
-        calibrated = self.calibrator.calibrate(positions, self._image_index(total))
-        return calibrated - positions.double()
+    def places(self, branch: str, device: torch.device) -> Places:
+        """The image columns of a branch's rows."""
+        if (branch, device) not in self.known_places:
+            rows = self.rows_of(branch)
+            assert self.streams is not None
+            places = Places.of(self.layout.select(rows), self.streams[rows], device)
+            self.known_places[branch, device] = places
+        return self.known_places[branch, device]
 
-    def _image_index(self, total: int) -> Int[Tensor, "rows columns"]:
-        """The images of the first `total` columns; what was generated is text."""
-        index = self.layout.image_index[:, :total]
-        return torch.nn.functional.pad(index, (0, total - index.shape[1]), value=-1)
+    def without_padding(self, x: Tensor, dim: int = -1) -> Tensor:
+        """The columns that the original branch's caller knows of."""
+        gap = self.padding
+        if gap.stop == gap.start:
+            return x
+        kept = (x.narrow(dim, 0, gap.start), x.narrow(dim, gap.stop, x.shape[dim] - gap.stop))
+        return torch.cat(kept, dim=dim)
 
     def levels_of(
-        self, rows: int, chunk: Chunk
+        self, rows: slice, start: int, stop: int
     ) -> tuple[Bool[Tensor, "rows tokens"], list[Float[Tensor, "_ hidden"]]] | None:
-        """Where the chunk has image tokens, and what deeper layers add there; None for nothing."""
-        stop = min(chunk.stop, self.layout.length)
-        if not self.levels or chunk.start >= stop:
+        """Where these columns have image tokens, and what deeper layers add there; None for
+        nothing."""
+        end = min(stop, self.layout.length)
+        if not self.levels or start >= end:
             return None
-        on_image = self.layout.image_index[:rows, chunk.start : stop] >= 0
-        added = [level[:rows, chunk.start : stop][on_image] for level in self.levels]
-        return torch.nn.functional.pad(on_image, (0, chunk.stop - stop)), added
+        on_image = self.layout.image_index[rows, start:end] >= 0
+        added = [level[rows, start:end][on_image] for level in self.levels]
+        return torch.nn.functional.pad(on_image, (0, stop - end)), added
 
     def extend(
         self,
@@ -127,7 +137,8 @@ class BranchedBatch:
         branches, device = len(self.branches), self.positions.device
         if positions is None:
             # Hugging Face's default: the number of columns before it
-            positions = torch.arange(new, device=device)[None] + self.seen - self.padding
+            before = self.positions.shape[1] - (self.padding.stop - self.padding.start)
+            positions = torch.arange(new, device=device)[None] + before
         axes = self.positions.shape[2:]
         if positions.ndim < self.positions.ndim:
             positions = positions[..., None]
@@ -147,34 +158,74 @@ class BranchedBatch:
         last = self.positions[: self.rows, -1:]
         return last + ahead if last.ndim == 2 else (last + ahead[:, None]).movedim(-1, 0)
 
-    def chunk(self, stop: int) -> Chunk:
-        """The columns from `seen` to `stop`."""
-        start, prompt = self.seen, self.layout.length
-        has_image = self.layout.valid.any(dim=1, keepdim=True)
-        generated = has_image & self.real[:, max(start, prompt) : stop]
-        first_text = self.layout.first_text - start
-        if not self.layout.valid.shape[1]:
-            first_text = stop - start
-        shift = self._shift(stop)
-        token_index = (self.real[:, :stop].long().cumsum(dim=-1) - 1).clamp(min=0)
-        columns = torch.arange(stop, device=self.real.device)
-        is_image = self._image_index(stop) >= 0
-        before_image = ~is_image.cummax(dim=-1).values & self.real[:, :stop]
-        return Chunk(
-            start=start,
-            length=stop - start,
-            first_text=max(0, min(stop - start, first_text)),
-            is_text=torch.cat((self.layout.is_text[:, start:stop], generated), dim=1),
-            token_index=token_index[:, start:],
-            is_image=is_image,
-            before_image=before_image & (columns < prompt),
-            predicts=(columns >= self.layout.last[:, None])[:, start:],
-            query_shift=None if shift is None else shift[:, start:],
+    def chunk(self, group: Group, stop: int) -> Chunk:
+        """The columns from those that the group has seen to `stop`, of its rows."""
+        start, rows = group.seen, group.rows
+        chunk = Chunk(start, stop - start, group.layout, self.real[rows, :stop])
+        if self.calibrator is None or (chunk.first_text == chunk.length and not chunk.completes):
+            return chunk
+        if chunk.generated:
+            chunk.query_turn = self._late(chunk, rows)
+            return chunk
+        return self._calibrate(chunk, rows)
+
+    def _calibrate(self, chunk: Chunk, rows: slice) -> Chunk:
+        """By how much keys and queries of a chunk of the prompt move.
+
+        Only differences of positions matter, so all is told from where the tokens to come stand:
+        the keys are moved once, and their queries never. A prompt of which more is to come does
+        not know yet where that is.
+        """
+        shift, stop = self._shift(chunk.stop), min(chunk.stop, self.layout.length)
+        if chunk.completes:
+            shift = shift - self._reference()
+        on_image = self.layout.image_index[:, :stop] >= 0
+        image_turn = shift[:, :stop].masked_fill(~_on_axes(on_image, shift), 0)
+        turn = shift[rows, chunk.start :]
+        moves = (turn.abs() > STILL) & _on_axes(chunk.is_text, turn)
+        chunk.image_turn = image_turn[rows]
+        if bool(moves.any()):
+            chunk.query_turn = turn
+        if chunk.completes:
+            self.image_turn = image_turn
+        return chunk
+
+    def _late(self, chunk: Chunk, rows: slice) -> Float[Tensor, "rows tokens *axes"] | None:
+        """By how much queries of generated tokens move: asked once, if all move alike."""
+        assert self.calibrator is not None
+        if not (self.calibrator.steady and self.late_known):
+            turn = (self._shift(chunk.stop) - self._reference())[:, chunk.start :]
+            has_image = _on_axes(self.layout.valid.any(dim=1, keepdim=True), turn)
+            moves = bool(((turn.abs() > STILL) & has_image).any())
+            self.late_turn, self.late_known = turn if moves else None, True
+        late = self.late_turn
+        if late is None:
+            return None
+        return (
+            late[rows, -1:].expand(-1, chunk.length, *late.shape[2:])
+            if (self.calibrator.steady)
+            else late[rows]
         )
 
-    def mask(self, rows: int, stop: int) -> Bool[Tensor, "rows tokens"] | None:
+    def _reference(self) -> Float[Tensor, "rows 1 *axes"]:
+        """How much the last token of each sample's original prompt is moved."""
+        prompt = self.layout.length
+        shift = self._shift(prompt)[: self.rows]
+        at = self.layout.last[: self.rows].view(-1, 1, *[1] * (shift.ndim - 2))
+        last = shift.gather(1, at.expand(-1, 1, *shift.shape[2:]))
+        return last.repeat(len(self.branches), *[1] * (last.ndim - 1))
+
+    def _shift(self, total: int) -> Float[Tensor, "rows tokens *axes"]:
+        """Calibrated minus ordinary position of the first `total` tokens."""
+        assert self.calibrator is not None
+        positions = rotated_axes(self.positions[:, :total])
+        index = self.layout.image_index[:, :total]  # what was generated is text
+        index = torch.nn.functional.pad(index, (0, total - index.shape[1]), value=-1)
+        return self.calibrator.calibrate(positions, index) - positions.double()
+
+    def mask(self, rows: slice, stop: int) -> Bool[Tensor, "rows tokens"] | None:
         """The decoder's mask up to `stop`; None without padding, which keeps the fast kernels."""
-        return self.real[:rows, :stop] if self.layout.padded else None
+        return self.real[rows, :stop] if self.layout.padded else None
 
     def reorder(self, indices: Int[Tensor, " rows"]) -> None:
         """Follow the beams. A beam never leaves its sample, so what the prompt decided stays."""
@@ -185,23 +236,42 @@ class BranchedBatch:
             for place, state in self.states.items()
         }
 
-    def in_every_branch(self, rows: Int[Tensor, " chosen"]) -> Int[Tensor, " all_rows"]:
+    def in_every_branch(
+        self, rows: Int[Tensor, " chosen"], branches: int | None = None
+    ) -> Int[Tensor, " all_rows"]:
         """Rows of the original branch, then the same rows of each distorted branch."""
-        return torch.cat([rows + k * self.rows for k in range(len(self.branches))])
+        count = len(self.branches) if branches is None else branches
+        return torch.cat([rows + k * self.rows for k in range(count)])
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedBatch":
-        """A batch of its own that goes on with copies of these rows."""
+        """A batch of its own, of copies of these rows; its groups are still the old ones."""
         every = self.in_every_branch(rows)
+
+        def own(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[every.to(x.device)]
+
+        memory = {
+            place: {key: value[rows.to(value.device)] for key, value in kept.items()}
+            for place, kept in self.memory.items()
+        }
         return replace(
             self,
             layout=self.layout.select(every),
             positions=self.positions[every],
-            streams=None if self.streams is None else self.streams[every.to(self.streams.device)],
+            streams=own(self.streams),
             real=self.real[every],
             levels=tuple(level[every] for level in self.levels),
             states={
                 place: {name: value[rows] for name, value in state.items()}
                 for place, state in self.states.items()
             },
-            columns={place: image.select(rows) for place, image in self.columns.items()},
+            memory=memory,
+            prefix=None if self.prefix is None else self.prefix.select(rows),
+            known_places={},
+            image_turn=own(self.image_turn),
+            late_turn=own(self.late_turn),
         )
+
+
+def _on_axes(mask: Bool[Tensor, "rows tokens"], like: Tensor) -> Bool[Tensor, "rows tokens *axes"]:
+    return mask if like.ndim == 2 else mask[..., None]

@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, cast
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cdkit.batch import BranchedBatch
+from cdkit.columns import turned
 from cdkit.errors import CdkitError
+from cdkit.prefix import Columns
 
 OLD_NAME = "past_key_values"
 CACHE = "cache" if "cache" in {f.name for f in fields(BaseModelOutputWithPast)} else OLD_NAME
@@ -27,24 +28,25 @@ def given_cache(arguments: Mapping[str, Any]) -> Any:
 
 
 class BranchedCache(Cache):
-    """Hugging Face's view of a cache that holds every branch: it reports the original's length.
+    """Hugging Face's view of the caches that hold all branches: it reports the original's length.
 
-    The layers are those of `inner`, the cache that `generate` made; its rows are the original
-    branch's, then each distorted branch's.
+    Its layers are those of the group with the original branch; other groups, and the shared prefix,
+    are the batch's.
     """
 
-    def __init__(self, inner: Cache, *, batch: BranchedBatch, owner: object) -> None:
-        super().__init__(layers=inner.layers)
-        self.inner, self.batch, self.owner = inner, batch, owner
+    def __init__(self, batch: BranchedBatch, *, owner: object) -> None:
+        super().__init__(layers=batch.groups[0].cache.layers)
+        self.batch, self.owner = batch, owner
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.inner.get_seq_length(layer_idx) - self.batch.padding
+        gap = self.batch.padding
+        return self.batch.seen - (gap.stop - gap.start)
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Every branch follows the beams of the original one."""
-        indices: Any = self.batch.in_every_branch(beam_idx)
-        self.inner.reorder_cache(indices)
-        self.batch.reorder(indices)
+        """Every branch follows the beams of the original one; a shared prefix is all beams'."""
+        for group in self.batch.groups:
+            group.cache.reorder_cache(self.batch.in_every_branch(beam_idx, len(group.branches)))
+        self.batch.reorder(self.batch.in_every_branch(beam_idx))
 
     def crop(self, tokens_to_remove: int) -> None:
         raise CdkitError("a cache with distorted branches cannot be cropped; start a new one")
@@ -57,28 +59,50 @@ class BranchedCache(Cache):
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedCache":
         """A cache of its own with copies of these rows, in every branch."""
-        chosen = self.batch.in_every_branch(rows)
-        inner = _copied(self.inner, lambda x: x[chosen.to(x.device)])
-        return BranchedCache(inner, batch=self.batch.select(rows), owner=self.owner)
+        old, batch = self.batch, self.batch.select(rows)
+        batch.groups = []
+        for group in old.groups:
+            chosen = old.in_every_branch(rows, len(group.branches))
+            own = batch.group(group.branches, repeated(group.cache, chosen))
+            batch.groups.append(replace(own, seen=group.seen))
+        return BranchedCache(batch, owner=self.owner)
 
     def fork(self) -> "BranchedCache":
         """A cache of its own with the same rows: what is added to one of them is not in the other.
 
         Nothing is copied, as neither layers nor batch write into a tensor.
         """
-        batch = replace(
-            self.batch, states=dict(self.batch.states), columns=dict(self.batch.columns)
-        )
-        return BranchedCache(_copied(self.inner, lambda x: x), batch=batch, owner=self.owner)
+        batch = replace(self.batch, states=dict(self.batch.states), memory=dict(self.batch.memory))
+        batch.groups = [
+            replace(group, cache=_copied(group.cache, lambda x: x)) for group in self.batch.groups
+        ]
+        return BranchedCache(batch, owner=self.owner)
 
     def original(self) -> Cache:
-        """A plain cache of the original branch alone, as the stock model would have left it."""
-        plain = DynamicCache()
+        """A plain cache of the original branch alone, every key where the stock model has it."""
+        plain, batch = DynamicCache(), self.batch
+        prefix, rows = batch.prefix, slice(batch.rows)
         layers: Any = self.layers
         for index, layer in enumerate(layers):
-            if layer.keys is not None:
-                rows, columns = slice(self.batch.rows), slice(self.batch.padding, None)
-                plain.update(layer.keys[rows, :, columns], layer.values[rows, :, columns], index)
+            if layer.keys is None:
+                continue
+            each = 1 if prefix is None else prefix.each
+            keys, values = (
+                Columns(None if shared is None else shared[index], own[rows], each)
+                for shared, own in (
+                    (None if prefix is None else prefix.keys, layer.keys),
+                    (None if prefix is None else prefix.values, layer.values),
+                )
+            )
+            whole = keys.between(0, keys.total)
+            rotary = None if batch.rotary is None else batch.rotary[index]
+            if rotary is not None and batch.image_turn is not None:
+                whole = turned(whole, -batch.image_turn[rows], batch.layout.image_span, rotary)
+            plain.update(
+                batch.without_padding(whole, dim=2),
+                batch.without_padding(values.between(0, values.total), dim=2),
+                index,
+            )
         return plain
 
 
@@ -93,9 +117,6 @@ def _copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
     return own
 
 
-def repeat_rows(cache: Any, branches: int) -> None:
-    """Branch a cache of the shared prefix: its rows `branches` times, branch after branch."""
-    for layer in cache.layers:
-        if layer.keys is not None and layer.keys.numel():
-            rows = torch.arange(layer.keys.shape[0], device=layer.keys.device).repeat(branches)
-            layer.batch_select_indices(rows)
+def repeated(cache: Any, rows: Int[Tensor, " chosen"]) -> Cache:
+    """A cache of its own with these rows."""
+    return _copied(cache, lambda x: x[rows.to(x.device)] if x.numel() else x)

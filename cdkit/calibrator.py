@@ -29,6 +29,14 @@ class PositionCalibrator(Part, abc.ABC):
         """
 
     @property
+    def steady(self) -> bool:
+        """Whether text after the last image is moved by one shift, however long it grows.
+
+        False is always right; True spares each step a look at all positions.
+        """
+        return False
+
+    @property
     @abc.abstractmethod
     def idle(self) -> bool:
         """Whether these parameters leave every position as it is."""

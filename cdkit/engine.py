@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from cdkit.adapter import ModelAdapter
-from cdkit.attention import AttentionCall, Change, SignalsWanted
-from cdkit.batch import BranchedBatch, Chunk, axes_last
-from cdkit.cache import CACHE, OLD_NAME, BranchedCache, given_cache, repeat_rows
+from cdkit.attention import Change
+from cdkit.attention_call import AttentionCall, SignalsWanted
+from cdkit.batch import BranchedBatch, axes_last
+from cdkit.cache import CACHE, OLD_NAME, BranchedCache, given_cache
 from cdkit.depth import layers_within
 from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
-from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL, Branch, Method
 from cdkit.optimizations import Optimization
+from cdkit.rotary import Rotary
 from cdkit.rows import (
     PromptRows,
     features_in,
@@ -36,6 +37,7 @@ from cdkit.rows import (
     rewritten_text,
     stack,
 )
+from cdkit.running import decoder_call, run_decoder
 from cdkit.session import Session
 from cdkit.strategy import AttentionDistortion, Intervention
 from cdkit.trace import Step, Trace
@@ -79,6 +81,8 @@ class Engine:
     seed: int
     sample_ids: tuple[str, ...] | None
     saved: frozenset[Optimization]
+    rotary: Sequence[Rotary | None] | None
+    """Each layer's, where the method has a calibrator."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
     window: int | None
@@ -184,7 +188,6 @@ class Engine:
                 raise CdkitError("the cache was made under another cdkit.attach; start anew")
             call.batch = cache.batch
             embeds = self._next_rows(cache.batch, kwargs)
-            cache = cache.inner
         else:
             self._look(forward, kwargs)
             call.batch, embeds = self._first_rows(kwargs, self.branches)
@@ -192,10 +195,9 @@ class Engine:
                 decoder: Any = self.adapter.decoder(self.model)
                 cache = DynamicCache(config=decoder.config)
         kwargs[CACHE] = cache
-        output = self._run(forward, call.batch, embeds, kwargs)
-        made = getattr(output, CACHE)
-        if made is not None:
-            setattr(output, CACHE, BranchedCache(made, batch=call.batch, owner=self))
+        output = run_decoder(self, forward, call.batch, embeds, kwargs)
+        if getattr(output, CACHE) is not None:
+            setattr(output, CACHE, BranchedCache(call.batch, owner=self))
         return output
 
     def _look(self, forward: Forward, kwargs: dict[str, Any]) -> None:
@@ -211,9 +213,16 @@ class Engine:
             if isinstance(kwargs.get(name), Tensor):
                 of_prompt[name] = kwargs[name][..., :prompt]
         batch, embeds = self._first_rows(of_prompt, branches=())
-        call = AttentionCall(batch, batch.chunk(prompt), Step(), signals=SignalsWanted(image=True))
+        group = batch.group((ORIGINAL,), None)
+        call = AttentionCall(
+            batch,
+            batch.chunk(group, prompt),
+            Step(),
+            (ORIGINAL,),
+            signals=SignalsWanted(image=True),
+        )
         uncached = kwargs | {CACHE: None, "use_cache": False}
-        self._decoder_call(forward, call, embeds, uncached)
+        decoder_call(self, forward, call, embeds, uncached, rows=group.rows)
         attention = torch.stack([seen.to(embeds.device) for seen in call.image_weights], dim=1)
         rows = features_in(embeds, batch.layout.image_index)
         expand = batch.rows // session.ids.shape[0]
@@ -226,89 +235,6 @@ class Engine:
         asked = kwargs.get("use_cache")
         default = getattr(self.adapter.decoder(self.model).config, "use_cache", True)
         return bool(default if asked is None else asked)
-
-    def _run(
-        self,
-        forward: Forward,
-        batch: BranchedBatch,
-        embeds: Float[Tensor, "rows tokens hidden"],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """The decoder on the new columns; what the branches share goes through it once."""
-        assert self.call is not None
-        chunk = batch.chunk(batch.seen + embeds.shape[1])
-        first = chunk.first_text
-        if self.adapter.sees_ahead != "nowhere" and batch.seen == 0:
-            first = whole_images(batch.layout.image_index, first)
-        hidden = []
-        if first and self._shares_prefix(batch, chunk, kwargs):
-            own = embeds[: batch.rows, :first]
-            shared = self._decoder_call(
-                forward, self._attention_call(batch, batch.chunk(first)), own, kwargs
-            )
-            repeat_rows(kwargs[CACHE], len(batch.branches))
-            hidden.append(shared.last_hidden_state.repeat(len(batch.branches), 1, 1))
-            chunk, embeds = batch.chunk(chunk.stop), embeds[:, first:]
-        attention = self._attention_call(batch, chunk)
-        output = self._decoder_call(forward, attention, embeds, kwargs)
-        self.call.seen = attention
-        hidden.append(output.last_hidden_state)
-        # columns that only longer prompts of other branches have are nobody's logits
-        output.last_hidden_state = torch.cat(hidden, dim=1)[:, -self.call.columns :]
-        return output
-
-    def _attention_call(self, batch: BranchedBatch, chunk: Chunk) -> AttentionCall:
-        assert self.call is not None
-        return AttentionCall(batch, chunk, self.call.step, self.trace.wanted, self.signals)
-
-    def _shares_prefix(self, batch: BranchedBatch, chunk: Chunk, kwargs: dict[str, Any]) -> bool:
-        return (
-            "shared_prefix" in self.saved
-            and self.adapter.causal_prefix
-            and len(batch.branches) > 1
-            and batch.seen == 0
-            and 0 < chunk.first_text < chunk.length
-            and kwargs[CACHE] is not None
-            and all(branch.keeps_prefix for branch in self.branches)
-        )
-
-    def _decoder_call(
-        self,
-        forward: Forward,
-        call: AttentionCall,
-        embeds: Float[Tensor, "rows tokens hidden"],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        batch, chunk = call.batch, call.chunk
-        rows, stop = embeds.shape[0], chunk.stop
-        positions = batch.positions[:rows, chunk.start : stop]
-        if positions.ndim == 3:
-            positions = positions.movedim(-1, 0)
-        mask = decoder_mask(
-            self.model,
-            self.adapter.sees_ahead if self._typed(kwargs) else "nowhere",
-            batch,
-            chunk,
-            embeds=embeds,
-            positions=positions,
-            cache=kwargs.get(CACHE),
-        )
-        own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
-        if batch.levels:
-            own |= self.adapter.level_arguments(batch.levels_of(rows, chunk))
-        self.attention = call
-        try:
-            output = forward(**kwargs | own)
-            if self.hooked and call.layers_run != self.depth:
-                raise CdkitError(
-                    f"{self.method.name} looks into the attention, but only {call.layers_run} of "
-                    f"{self.depth} layers of {type(self.adapter.decoder(self.model)).__name__} "
-                    "came through it; this model does not use Hugging Face's attention interface"
-                )
-        finally:
-            self.attention = None
-        batch.seen = stop
-        return output
 
     def _first_rows(
         self, kwargs: dict[str, Any], branches: Sequence[Branch]
@@ -354,7 +280,8 @@ class Engine:
             layout=layout,
             positions=stacked.positions,
             streams=session.streams(expand).repeat(len(blocks)) if self.hooked else None,
-            padding=stacked.real.shape[1] - here,
+            padding=slice(0, stacked.real.shape[1] - here),
+            rotary=self.rotary,
             real=stacked.real,
             levels=levels,
         )
@@ -436,7 +363,7 @@ class Engine:
             for level in added
         )
 
-    def _typed(self, kwargs: dict[str, Any]) -> bool:
+    def typed(self, kwargs: dict[str, Any]) -> bool:
         """Whether the stock model made a mask of its own: without token types it is causal."""
         mask = kwargs.get("attention_mask")
         return mask is not None and self._plain_mask(mask) is None

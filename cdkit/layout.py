@@ -1,15 +1,32 @@
 """Where a batch of prompts has its image tokens, its padding, and its first text after an image."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 
+class RowFacts(NamedTuple):
+    """What is known of a row on the host, so that nobody waits for the device to ask again."""
+
+    tokens: int
+    """Without padding."""
+    images: int
+    image_tokens: int
+    first_image: int
+    """The column of the first image token; the length where there is none."""
+    last_image: int
+    """The column of the last image token; -1 where there is none."""
+    first_text: int
+    """The first column that is text after an image; the length where there is none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The token layout of the prompts of all rows: the original branch's, then each branch's."""
+    """The token layout of the prompts of some rows: all branches', or one's."""
 
     image_index: Int[Tensor, "rows tokens"]
     """The number of a token's image in its row; -1 for text and padding."""
@@ -18,12 +35,7 @@ class Layout:
     columns: Int[Tensor, "rows image"]
     """The columns of the image tokens; rows with fewer are filled up with 0."""
     valid: Bool[Tensor, "rows image"]
-    first_text: int
-    """The first column, of any row, that is text after an image; the length where there is none.
-
-    Up to it no attention distortion and no calibrator changes anything."""
-    padded: bool
-    """Whether any row has padding."""
+    facts: tuple[RowFacts, ...]
 
     @property
     def rows(self) -> int:
@@ -33,13 +45,48 @@ class Layout:
     def length(self) -> int:
         return self.real.shape[1]
 
-    def select(self, rows: Int[Tensor, " chosen"]) -> "Layout":
-        return replace(
-            self,
+    @cached_property
+    def first_text(self) -> int:
+        """The first column, of any row, that is text after an image; the length where there is
+        none. Up to it no attention distortion and no calibrator changes anything."""
+        return min((row.first_text for row in self.facts), default=self.length)
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any row has padding."""
+        return any(row.tokens < self.length for row in self.facts)
+
+    @cached_property
+    def image_span(self) -> slice:
+        """The columns from the first image token of any row to the last one."""
+        first = min((row.first_image for row in self.facts), default=0)
+        return slice(first, max(first, max((row.last_image for row in self.facts), default=-1) + 1))
+
+    @cached_property
+    def same_columns(self) -> bool:
+        """Whether `image_span` holds the image tokens of every row, and nothing else."""
+        span = self.image_span.stop - self.image_span.start
+        spans = {(row.first_image, row.image_tokens) for row in self.facts}
+        # rows that were selected may have fewer than the columns make room for
+        return spans == {(self.image_span.start, span)} and span == self.columns.shape[1]
+
+    @cached_property
+    def every_row(self) -> bool:
+        """Whether every row has an image."""
+        return all(row.images for row in self.facts)
+
+    def select(self, rows: Int[Tensor, " chosen"] | slice) -> "Layout":
+        """Some of the rows. Indices are read back from the device."""
+        if isinstance(rows, slice):
+            facts = self.facts[rows]
+        else:
+            facts = tuple(self.facts[row] for row in rows.tolist())
+        return Layout(
             image_index=self.image_index[rows],
             real=self.real[rows],
             columns=self.columns[rows],
             valid=self.valid[rows],
+            facts=facts,
         )
 
     @property
@@ -53,14 +100,20 @@ class Layout:
         columns = torch.arange(self.length, device=self.real.device)
         return columns.masked_fill(~self.real, 0).amax(dim=-1)
 
-    @property
+    @cached_property
     def is_text(self) -> Bool[Tensor, "rows tokens"]:
-        """Text after the row's first image; marks inside of an image, as between its tiles, are
-        none."""
-        index, is_image = self.image_index, self.image_index >= 0
-        before = index.cummax(dim=-1).values
-        ahead = index.masked_fill(~is_image, index.shape[1]).flip(-1).cummin(dim=-1).values.flip(-1)
-        return (before >= 0) & (before != ahead) & ~is_image & self.real
+        return text_after_image(self.image_index, self.real)
+
+
+def text_after_image(
+    image_index: Int[Tensor, "rows tokens"], real: Bool[Tensor, "rows tokens"]
+) -> Bool[Tensor, "rows tokens"]:
+    """Text after the row's first image; marks inside of one, as between its tiles, are none."""
+    is_image = image_index >= 0
+    before = image_index.cummax(dim=-1).values
+    ahead = image_index.masked_fill(~is_image, image_index.shape[1]).flip(-1)
+    ahead = ahead.cummin(dim=-1).values.flip(-1)
+    return (before >= 0) & (before != ahead) & ~is_image & real
 
 
 def make_layout(
@@ -68,21 +121,28 @@ def make_layout(
 ) -> Layout:
     """The layout of prompts. Reads a few integers back from the device: once a prompt."""
     is_image = (image_index >= 0) & real
-    counts = is_image.sum(dim=-1)
-    most = int(counts.max())
-    order = torch.argsort(~is_image, dim=-1, stable=True)[:, :most]  # the image tokens, in order
-    valid = torch.arange(most, device=counts.device) < counts[:, None]
-    layout = Layout(
-        image_index=image_index.masked_fill(~is_image, -1),
-        real=real,
-        columns=order.masked_fill(~valid, 0),
-        valid=valid,
-        first_text=0,
-        padded=not bool(real.all()),
+    image_index = image_index.masked_fill(~is_image, -1)
+    length = real.shape[1]
+    columns = torch.arange(length, device=real.device)
+    is_text = text_after_image(image_index, real)
+
+    def first(where: Tensor) -> Tensor:
+        return columns.masked_fill(~where, length).amin(dim=-1)
+
+    numbers = (
+        real.sum(dim=-1),
+        image_index.amax(dim=-1) + 1,
+        is_image.sum(dim=-1),
+        first(is_image),
+        columns.masked_fill(~is_image, -1).amax(dim=-1),
+        first(is_text),
     )
-    text_columns = layout.is_text.any(dim=0).nonzero()
-    first = int(text_columns[0]) if len(text_columns) else layout.length
-    return Layout(**{**vars(layout), "first_text": first})
+    facts = tuple(RowFacts(*row) for row in torch.stack(numbers, dim=-1).tolist())
+    most = max(row.image_tokens for row in facts)
+    order = torch.argsort(~is_image, dim=-1, stable=True)[:, :most]  # the image tokens, in order
+    counts = numbers[2]
+    valid = torch.arange(most, device=counts.device) < counts[:, None]
+    return Layout(image_index, real, order.masked_fill(~valid, 0), valid, facts)
 
 
 def left_pad(x: Tensor, length: int, value: float | int) -> Tensor:

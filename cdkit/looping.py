@@ -122,7 +122,7 @@ def run_loop(
     inputs = {name: value for name, value in inputs.items() if name != "synced_gpus"}
     prompts = _rows(engine, model._prefill(input_ids, config, inputs))
     batch = _cache(prompts).batch
-    is_image = batch.layout.image_index[: batch.rows, batch.padding :] >= 0
+    is_image = batch.without_padding(batch.layout.image_index[: batch.rows]) >= 0
     ends = getattr(config, "_eos_token_tensor", None)
     found: list[Found] = []
     for sample, ids in enumerate(input_ids):
@@ -166,7 +166,7 @@ def _check_stock(engine: Engine, config: Any) -> None:
 def _rows(engine: Engine, output: Any) -> Rows:
     cache, weights, original = getattr(output, CACHE), engine.last_weights, engine.last_original
     assert isinstance(cache, BranchedCache) and weights is not None and original is not None
-    logits, seen = output.logits[:, -1], weights[..., cache.batch.padding :]
+    logits, seen = output.logits[:, -1], cache.batch.without_padding(weights)
     return Rows(logits, original, seen.to(logits.device), cache)
 
 

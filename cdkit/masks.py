@@ -6,8 +6,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.adapter import SeesAhead
-from cdkit.batch import BranchedBatch, Chunk
+from cdkit.batch import BranchedBatch
 from cdkit.cache import CACHE
+from cdkit.chunk import Chunk
 
 
 def decoder_mask(
@@ -16,6 +17,7 @@ def decoder_mask(
     batch: BranchedBatch,
     chunk: Chunk,
     *,
+    rows: slice,
     embeds: Float[Tensor, "rows tokens hidden"],
     positions: Int[Tensor, "*axes rows tokens"],
     cache: Any,
@@ -24,15 +26,14 @@ def decoder_mask(
 
     After the prompt every model is causal, and the 2-D mask says all.
     """
-    mask = batch.mask(embeds.shape[0], chunk.stop)
+    mask = batch.mask(rows, chunk.stop)
     if sees_ahead == "nowhere" or chunk.start >= batch.layout.length:
         return mask
-    rows, stop = embeds.shape[0], chunk.stop
-    types = _types(sees_ahead, chunk.is_image[:rows], batch.layout.length)
+    types = _types(sees_ahead, chunk.is_image, batch.layout.length)
     return model.create_masks_for_generate(
         config=model.config,
         inputs_embeds=embeds,
-        attention_mask=batch.real[:rows, :stop] if mask is None else mask,
+        attention_mask=batch.real[rows, : chunk.stop] if mask is None else mask,
         **{CACHE: cache},
         position_ids=positions,
         token_type_ids=types,

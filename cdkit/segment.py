@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -45,6 +45,8 @@ class ImageColumns:
     depth: int
     """How many layers the decoder has."""
     memory: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    images: int | None = None
+    """The most images that a row has, where that is known on the host."""
 
     def once(self, key: Hashable, compute: Callable[["ImageColumns"], Tensor]) -> Tensor:
         """`compute(self)`, done at the first step and kept for the whole answer.
@@ -55,20 +57,6 @@ class ImageColumns:
         if key not in self.memory:
             self.memory[key] = compute(self)
         return self.memory[key]
-
-    def select(self, rows: Int[Tensor, " chosen"]) -> "ImageColumns":
-        """Copies of these rows; what is remembered comes along."""
-        own = rows.to(self.keys.device)
-        return replace(
-            self,
-            keys=self.keys[own],
-            values=self.values[own],
-            valid=self.valid[own],
-            image_index=self.image_index[own],
-            token_index=self.token_index[own],
-            streams=self.streams[own],
-            memory={key: value[own] for key, value in self.memory.items()},
-        )
 
     def shares(self) -> Float[Tensor, "rows image image"]:
         """Row i averages over the tokens of token i's own image: its rows sum to 1.
@@ -81,10 +69,24 @@ class ImageColumns:
         shares = same.to(torch.promote_types(self.values.dtype, torch.float32))
         return shares / shares.sum(dim=-1, keepdim=True).clamp(min=1)
 
-    def mean_values(self) -> Float[Tensor, "rows kv_heads image head_dim"]:
-        """For each column the mean value of its own image, per head and dimension."""
-        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
-        return (self.shares()[:, None] @ values).to(self.values.dtype)
+    def mean_values(self) -> Float[Tensor, "rows kv_heads #image head_dim"]:
+        """For each column the mean value of its own image, per head and dimension.
+
+        One vector for all columns (an image axis of 1) where no row has more than one image.
+        """
+        wide = torch.promote_types(self.values.dtype, torch.float32)
+        images = int(self.image_index.max()) + 1 if self.images is None else self.images
+        numbers = torch.arange(images, device=self.image_index.device)
+        own = (self.image_index[:, None] == numbers[:, None]) & self.valid[:, None]
+        count = own.sum(dim=-1).clamp(min=1)[:, None, :, None]
+        if images == 1:  # a product would want a wide copy of all values
+            values = self.values.masked_fill(~self.valid[:, None, :, None], 0)
+            total = values.sum(dim=2, keepdim=True, dtype=wide)
+            return (total / count).to(values.dtype)
+        means = own[:, None].to(wide) @ self.values.to(wide) / count
+        index = self.image_index.clamp(min=0)
+        reach = repeat(index, "r i -> r h i d", h=means.shape[1], d=means.shape[3])
+        return means.gather(2, reach).to(self.values.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,28 +116,36 @@ class CrossModalSegment:
     before_image: Bool[Tensor, "rows columns"]
     """Columns of the text before the first image (the system prompt), without padding."""
     replaced: Bool[Tensor, "rows heads text image"] | None = None
-    replacement: Float[Tensor, "rows kv_heads image head_dim"] | None = None
+    replacement: Float[Tensor, "rows kv_heads #image head_dim"] | None = None
+    """What stands there instead: one value a column, or one for all of them (an axis of 1)."""
     hidden: Bool[Tensor, "rows image"] | None = None
     """Image tokens that rows of the image, too, may not see in this layer (token pruning); only a
     strategy without `keeps_prefix` may say so. The text rows' own cells are cut by `logits`."""
     carried: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
     """What one layer leaves to those above it in this very forward call. A strategy writes under
     itself."""
+    full: bool = False
+    """Whether every cell is known to be one, so that no step has to ask the mask."""
+    generated: bool = False
+    """Whether every row is known to be a generated one."""
 
     def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
         """`1[A > mean(A)]` on the cells of each group of `scope`, False off the cells.
 
         CMAC, equation 5; the groups are ours (see `Scope`): a neighbour in the batch never counts.
         """
-        cells = repeat(self.cells, "r t i -> r h t i", h=self.logits.shape[1])
-        total = self.logits.masked_fill(~cells, 0)
-        count = cells.to(self.logits.dtype)
         over = (-1,) if scope == "head" else (1, -1)
-        total, count = total.sum(over, keepdim=True), count.sum(over, keepdim=True)
-        if scope != "row":
-            of_prompt = rearrange(self.prompt, "r t -> r 1 t 1").to(total.dtype)
+        if self.full and (self.generated or scope == "row"):
+            return self.logits > self.logits.mean(over, keepdim=True)
+        cells = self.cells[:, None]
+        total = self.logits.masked_fill(~cells, 0).sum(over, keepdim=True)
+        count = cells.sum(-1, keepdim=True).to(total.dtype)
+        if scope != "head":
+            count = count * self.logits.shape[1]
+        if scope != "row" and not self.generated:
+            of_prompt = self.prompt[:, None, :, None]
             total, count = (
-                torch.where(of_prompt.bool(), (x * of_prompt).sum(2, keepdim=True), x)
+                torch.where(of_prompt, (x * of_prompt).sum(2, keepdim=True), x)
                 for x in (total, count)
             )
         return cells & (self.logits > total / count.clamp(min=1))

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cdkit.adapter import ModelAdapter, Rotary, chat_prompt, layers_that_turn, probe_rotary
+from cdkit.adapter import ModelAdapter, chat_prompt, layers_that_turn
 from cdkit.errors import CdkitError
+from cdkit.rotary import Rotary, probe_rotary
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """RoPE types whose frequencies do not change with the length of the sequence."""

@@ -56,6 +56,10 @@ class ScaledPositions(PositionCalibrator):
     def idle(self) -> bool:
         return self.gamma == 1 and self.text_step == 1
 
+    @property
+    def steady(self) -> bool:
+        return self.text_step == 1
+
     def calibrate(
         self, positions: Int[Tensor, "rows tokens *axes"], image_index: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows tokens *axes"]:

@@ -11,8 +11,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from cdkit.adapter import ModelAdapter, Rotary, rotate
+from cdkit.adapter import ModelAdapter
 from cdkit.cache import CACHE
+from cdkit.rotary import Rotary, rotate
 from cdkit.testing.prompts import Inputs, with_other_end
 from cdkit.testing.runs import generated
 from cdkit.testing.tools import precision, require, require_close, require_same, tolerance

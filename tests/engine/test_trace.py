@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import cdkit
+from cdkit.optimizations import ALL
 
 from .presets import ACTIVE, takes_plain_calls
 
@@ -130,9 +131,10 @@ def test_states_before_the_image_are_equal_in_both_branches(
     after_image = [n for n in after_image if takes_plain_calls(cdkit.load(n))]
     after_image = [n for n in after_image if all(b.keeps_prefix for b in cdkit.load(n).branches)]
     assert {"cmac", "value_noise", "attention_mask"} <= set(after_image)
+    together = ALL - {"shared_prefix", "skip_idle"}
     for name in after_image:
         seen.clear()
-        with cdkit.attach(model, cdkit.load(name), optimize=False), torch.no_grad():
+        with cdkit.attach(model, cdkit.load(name), optimize=together), torch.no_grad():
             hooks = [
                 layer.register_forward_hook(lambda m, i, output: seen.append(output))
                 for layer in layers

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import cdkit
 from cdkit import selfcheck
-from cdkit.adapter import ADAPTERS, GENERIC_ADAPTERS, Rotary, adapter_for
+from cdkit.adapter import ADAPTERS, GENERIC_ADAPTERS, adapter_for
 from cdkit.models.generic import Generic
 from cdkit.models.standard import StandardAdapter, runs
+from cdkit.rotary import Rotary
 
 from . import tiny as known
 from .generic_tiny import (

@@ -13,8 +13,8 @@ from models.tiny import inputs, tiny
 from torch import Tensor, nn
 
 import cdkit
-from cdkit.adapter import Rotary
 from cdkit.models.llava import Llava
+from cdkit.rotary import Rotary
 from cdkit.testing import check_adapter
 
 MakeInputs = Callable[..., dict[str, Tensor]]

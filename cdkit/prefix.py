@@ -1,0 +1,156 @@
+"""Keys and values that all branches share, kept once; attention over them and each row's own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass(eq=False)
+class SharedPrefix:
+    """The first `length` columns of every row, layer by layer: a row for each sample.
+
+    The rows of a batch are branch after branch, and in each branch sample after sample, `each`
+    rows of one sample (its beams) below each other.
+    """
+
+    keys: list[Float[Tensor, "samples kv_heads prefix head_dim"]]
+    values: list[Float[Tensor, "samples kv_heads prefix head_dim"]]
+    length: int
+    each: int
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> "SharedPrefix":
+        """For a batch that goes on with copies of these rows in every branch."""
+        if self.keys[0].shape[0] == 1:
+            return SharedPrefix(list(self.keys), list(self.values), self.length, rows.shape[0])
+        samples = rows // self.each
+
+        def chosen(x: Tensor) -> Tensor:
+            return x[samples.to(x.device)]
+
+        return SharedPrefix(
+            [chosen(x) for x in self.keys], [chosen(x) for x in self.values], self.length, each=1
+        )
+
+
+def take_prefix(cache: Any, length: int, each: int) -> SharedPrefix | None:
+    """Move what a cache holds out of it; None where it is no plain cache of `length` columns."""
+    layers = cache.layers
+    if type(cache) is not DynamicCache or not all(_is_plain(layer, length) for layer in layers):
+        return None
+    prefix = SharedPrefix([x.keys for x in layers], [x.values for x in layers], length, each)
+    for layer in layers:
+        layer.keys = layer.values = None
+        layer.is_initialized = False
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = 0
+    return prefix
+
+
+def _is_plain(layer: Any, length: int) -> bool:
+    return (
+        isinstance(layer, DynamicLayer)
+        and layer.keys is not None
+        and layer.keys.ndim == layer.values.ndim == 4
+        and layer.keys.shape[2] == layer.values.shape[2] == length
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The keys, or the values, of one layer: what a sample's rows share, then each row's own."""
+
+    shared: Float[Tensor, "samples kv_heads prefix head_dim"] | None
+    own: Float[Tensor, "rows kv_heads own head_dim"]
+    each: int = 1
+
+    @property
+    def before(self) -> int:
+        """How many columns are shared."""
+        return 0 if self.shared is None else self.shared.shape[2]
+
+    @property
+    def total(self) -> int:
+        return self.before + self.own.shape[2]
+
+    def of(self, rows: slice) -> "Columns":
+        """The rows of some branches, all of each."""
+        return Columns(self.shared, self.own[rows], self.each)
+
+    def between(self, start: int, stop: int) -> Float[Tensor, "rows kv_heads some head_dim"]:
+        """These columns of each row."""
+        start, stop, cut = min(start, self.total), min(stop, self.total), self.before
+        own = self.own[:, :, max(start - cut, 0) : max(stop - cut, 0)]
+        if self.shared is None or start >= cut:
+            return own
+        shared = self.shared[:, :, start : min(stop, cut)]
+        branches = self.own.shape[0] // (shared.shape[0] * self.each)
+        if branches * self.each > 1:
+            shared = repeat(shared, "s k c d -> (b s e) k c d", b=branches, e=self.each)
+        return shared if stop <= cut else torch.cat((shared, own), dim=2)
+
+    def scores(
+        self, query: Float[Tensor, "rows heads tokens head_dim"]
+    ) -> Float[Tensor, "rows heads tokens columns"]:
+        """`q k^T` in float32 or better.
+
+        Heads that share a key, and rows that share a prefix, are rows of one product: nothing is
+        repeated.
+        """
+        rows, heads, tokens, dim = query.shape
+        query = query.reshape(rows, self.own.shape[1], -1, dim)
+        own = _product(query, self.own).view(rows, heads, tokens, -1)
+        if self.shared is None:
+            return own
+        of_prefix = self._by_row(_product(self._by_sample(query), self.shared), query.shape)
+        return torch.cat((of_prefix.reshape(rows, heads, tokens, -1), own), dim=-1)
+
+    def averaged(
+        self, weights: Float[Tensor, "rows heads tokens columns"]
+    ) -> Float[Tensor, "rows heads tokens head_dim"]:
+        """`A V`, in the values' dtype."""
+        rows, heads, tokens, _ = weights.shape
+        weights = weights.to(self.own.dtype).reshape(rows, self.own.shape[1], -1, self.total)
+        if self.shared is None:
+            return (weights @ self.own).view(rows, heads, tokens, -1)
+        out = weights[..., self.before :] @ self.own
+        of_prefix = self._by_sample(weights[..., : self.before]) @ self.shared
+        return (out + self._by_row(of_prefix, weights.shape)).view(rows, heads, tokens, -1)
+
+    def _by_sample(
+        self, x: Float[Tensor, "rows kv_heads many last"]
+    ) -> Float[Tensor, "samples kv_heads all_many last"]:
+        assert self.shared is not None
+        samples = self.shared.shape[0]
+        if samples == x.shape[0]:
+            return x
+        kv, many, last = x.shape[1:]
+        split = x.reshape(-1, samples, self.each, kv, many, last)
+        return split.permute(1, 3, 0, 2, 4, 5).reshape(samples, kv, -1, last)
+
+    def _by_row(
+        self, x: Float[Tensor, "samples kv_heads all_many last"], shape: torch.Size
+    ) -> Float[Tensor, "rows kv_heads many last"]:
+        """Back to rows, as many as `shape` says."""
+        samples, kv, _, last = x.shape
+        if samples == shape[0]:
+            return x
+        split = x.view(samples, kv, -1, self.each, shape[2], last)
+        return split.permute(2, 0, 3, 1, 4, 5).reshape(shape[0], kv, shape[2], last)
+
+
+def _product(
+    query: Float[Tensor, "rows kv_heads many head_dim"],
+    key: Float[Tensor, "rows kv_heads columns head_dim"],
+) -> Float[Tensor, "rows kv_heads many columns"]:
+    wide = torch.promote_types(query.dtype, torch.float32)
+    if key.dtype == query.dtype != wide and query.is_cuda:
+        # products of halves are exact in float32, so no wide copy of the keys is needed
+        flat = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).mT, out_dtype=wide)
+        return flat.view(*query.shape[:3], -1)
+    return query.to(wide) @ key.to(wide).mT
