@@ -191,38 +191,36 @@ class _Block:
         masks = call.masks(self.mask, rows, self.first, query.device)
         logits, looked = self._logits(rows, query * self.scaling, keys, masks)
         hidden = None
-        segments: dict[str, tuple[slice, CrossModalSegment, CrossModalSegment]] = {}
+        segments: dict[str, tuple[slice, Cells, CrossModalSegment, CrossModalSegment]] = {}
         if chunk.first_text < chunk.length:
             for name in branches:
                 if not (call.looks or self.layer.changes(name) or self._notes(name)):
                     continue
                 at = call.rows_of(name)
                 at = slice(at.start - (rows.start or 0), at.stop - (rows.start or 0))
-                own = _of(masks, at)
-                cells = call.cells(name, own, self.mask, self.first)
-                before = self._segment(name, cells, own, logits[at], query[at], looked, values, at)
+                cells = call.cells(name, self.mask, self.first, query.device)
+                before = self._segment(name, cells, logits[at], query[at], looked, values, at)
                 segment = before
                 for change in self.layer.changes(name):
                     segment = change(segment)
                 if segment.hidden is not None:
                     hidden = _columns_of(segment.hidden, cells, logits.shape[-1])
-                    seen = own.seen.expand(hidden.shape[0], -1, -1)
+                    seen = cells.masks.seen.expand(hidden.shape[0], -1, -1)
                     seen = _hide(seen, hidden, chunk.start + self.first)
                     text = segment.text_logits.masked_fill(~seen[:, None], -math.inf)
                     segment = replace(segment, text_logits=text)
                 _join(logits[at], before, segment, cells)
-                segments[name] = at, before, segment
+                segments[name] = at, cells, before, segment
         weights = softmax(logits) if masks.dead else logits.softmax(dim=-1)
         del logits
         taken = {}
-        for name, (at, before, segment) in segments.items():
-            cells = call.cells(name, _of(masks, at), self.mask, self.first)
+        for name, (at, cells, before, segment) in segments.items():
             self._record(name, before, segment, weights[at], cells)
             if segment.replaced is not None:
                 taken[name] = _taken(weights[at], segment.replaced, cells)
         out = values.averaged(weights)
         for name, own_weights in taken.items():
-            at, _, segment = segments[name]
+            at, _, _, segment = segments[name]
             assert segment.replacement is not None
             out[at] += _averaged(own_weights, segment.replacement)
         return _Materialised(out.transpose(1, 2), hidden, looked)
@@ -262,7 +260,6 @@ class _Block:
         self,
         branch: str,
         cells: Cells,
-        masks: Masks,
         logits: Float[Tensor, "rows heads text columns"],
         query: Float[Tensor, "rows heads text head_dim"],
         keys: Columns,
@@ -292,7 +289,7 @@ class _Block:
             prompt=cells.prompt,
             predicts=cells.predicts,
             token_index=cells.token_index,
-            text_logits=logits.masked_fill(masks.segment, -math.inf),
+            text_logits=logits.masked_fill(cells.masks.segment, -math.inf),
             before_image=cells.before_image,
             carried=call.carried.setdefault(branch, {}),
             full=cells.full,
@@ -350,16 +347,6 @@ AttentionInterface.register(KEY, _attention)
 # Without a mask function of its own the mask may arrive as None where it is needed: silently not
 # causal. SDPA's own leaves it out only where plain causality is meant.
 AttentionMaskInterface.register(KEY, sdpa_mask)
-
-
-def _of(masks: Masks, at: slice) -> Masks:
-    """The masks of some of their rows."""
-
-    def some(x: Tensor) -> Tensor:
-        return x if x.shape[0] == 1 else x[at]
-
-    forbidden = None if masks.forbidden is None else some(masks.forbidden)
-    return Masks(forbidden, some(masks.seen), some(masks.segment), masks.is_text[at], masks.dead)
 
 
 def _take(

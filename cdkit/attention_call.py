@@ -41,14 +41,18 @@ class Masks(NamedTuple):
 class Cells(NamedTuple):
     """The cross-modal segment of one branch's rows in a call: what of it has no layer."""
 
+    masks: Masks
+    """Of these rows."""
     places: Places
     reach: Int[Tensor, "rows 1 1 image"]
+    """`places.columns`, those that are not there yet at the last column."""
     cells: Bool[Tensor, "rows text image"]
     prompt: Bool[Tensor, "rows text"]
     predicts: Bool[Tensor, "rows text"]
     token_index: Int[Tensor, "rows text"]
     before_image: Bool[Tensor, "rows columns"]
     full: bool
+    """Whether every cell is one, and the image's columns are the same in all rows."""
 
 
 @dataclass(eq=False)
@@ -136,11 +140,11 @@ class AttentionCall:
             dead=padded and not chunk.generated,
         )
 
-    def cells(self, branch: str, masks: Masks, mask: Tensor | None, first: int) -> Cells:
-        """Of a branch's rows, whose masks these are."""
-        device = masks.is_text.device
+    def cells(self, branch: str, mask: Tensor | None, first: int, device: torch.device) -> Cells:
+        """Of a branch's rows and the chunk's columns from `first` on."""
         place = ("cells", branch, id(mask), first, device)
         if place not in self.made:
+            masks = self.masks(mask, self.rows_of(branch), first, device)
             self.made[place] = self._cells(branch, masks, mask, first)
         made: Cells = self.made[place]
         return made
@@ -166,6 +170,7 @@ class AttentionCall:
             # where the whole prompt is seen, images that follow the row are no part of its segment
             cells = seen.gather(-1, reach) & there & is_text[..., None] & (reach < own)
         return Cells(
+            masks=masks,
             places=places,
             reach=places.columns.clamp(max=chunk.stop - 1)[:, None, None],
             cells=cells,

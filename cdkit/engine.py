@@ -47,6 +47,8 @@ Forward = Callable[..., Any]
 
 def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What a call passes, by name. Hugging Face's wrappers want it by name, too."""
+    if not args:
+        return dict(kwargs)
     signature = inspect.signature(function)
     given: dict[str, Any] = signature.bind_partial(*args, **kwargs).arguments
     for parameter in signature.parameters.values():
@@ -105,13 +107,25 @@ class Engine:
 
     def changes(self, branch: str, *, layer: int) -> Sequence[Change]:
         """What is done to a branch's cross-modal segments: distortions, then interventions."""
+        return self._changes[branch][layer]
 
-        def acts(part: AttentionDistortion | Intervention) -> bool:
+    @cached_property
+    def _changes(self) -> dict[str, list[list[Change]]]:
+        """For each branch and layer; asked in every layer of every step."""
+
+        def acts(part: AttentionDistortion | Intervention, layer: int) -> bool:
             return layer in layers_within(part.layers, self.depth)
 
-        own = [d.distort for b in self.branches if b.name == branch for d in b.attention if acts(d)]
-        acting = [i for i in self.method.interventions if branch in i.branches and acts(i)]
-        return own + [i.intervene for i in acting]
+        found: dict[str, list[list[Change]]] = {}
+        for name in self.names:
+            own = [d for b in self.branches if b.name == name for d in b.attention]
+            acting = [i for i in self.method.interventions if name in i.branches]
+            found[name] = [
+                [d.distort for d in own if acts(d, layer)]
+                + [i.intervene for i in acting if acts(i, layer)]
+                for layer in range(self.depth)
+            ]
+        return found
 
     @cached_property
     def depth(self) -> int:

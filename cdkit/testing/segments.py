@@ -121,7 +121,10 @@ def _check_fields(
     require(new.replaced.shape == old.logits.shape, part, "replaced has the logits' shape")
     require(not new.replaced[~cells].any(), part, "nothing is replaced off the cells")
     values = old.image.values
-    require(new.replacement.shape == values.shape, part, "replacement has the values' shape")
+    one = values[:, :, :1].shape
+    fits = new.replacement.shape in (values.shape, one)
+    promise = "replacement has the values' shape, or an image axis of 1"
+    require(fits, part, promise, new.replacement.shape)
     require(new.replacement.dtype == values.dtype, part, "replacement has the values' dtype")
     require(bool(new.replacement.isfinite().all()), part, "replacement is finite")
 
@@ -209,7 +212,7 @@ def _cut(
     image = {
         field.name: getattr(segment.image, field.name)[rows]
         for field in dataclasses.fields(ImageColumns)
-        if field.name not in ("layer", "depth", "memory")
+        if field.name not in ("layer", "depth", "memory", "images")
     }
     return CrossModalSegment(
         image=ImageColumns(**image, layer=segment.image.layer, depth=segment.image.depth),
