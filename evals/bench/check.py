@@ -53,8 +53,7 @@ class Reference:
 
     @property
     def rounding(self) -> float:
-        """How far two correct ways to one branch's logits may be apart: 
-
+        """How far two correct ways to a branch's logits may be apart: `c eps sqrt(layers) max |l|`.
 
         Rounding errors of layers add up like random steps, and a logit's is relative to its size.
         eps is float32's at least, in which norms are computed and `generate` hands logits out.
@@ -94,15 +93,15 @@ class Reference:
             )
         several = (self._candidates > 1)[..., None] & left & other
         difference = torch.where(several, (found - self.combined).abs(), 0)
-        worst = float(difference.max())
-        if not worst <= self.tolerance:
-            at = int(difference.amax(dim=(1, 2)).argmax())
+        each = difference.amax(dim=(1, 2)).tolist()
+        if max(each) > self.tolerance:
+            at = next(step for step, worst in enumerate(each) if worst > self.tolerance)
             raise CdkitError(
-                f"{name}: at step {at} a logit differs by {worst:.2g} from the two-pass loop's, of "
-                f"which {self.tolerance:.2g} may be rounding in {self.dtype}: the variant computes "
-                "something else; nothing was measured"
+                f"{name}: at step {at} a logit differs by {each[at]:.2g} from the two-pass loop's, "
+                f"of which {self.tolerance:.2g} may be rounding in {self.dtype}: the variant "
+                "computes something else; nothing was measured"
             )
-        return Agreement(worst, self.tolerance)
+        return Agreement(max(each), self.tolerance)
 
     @property
     def _at_the_edge(self) -> Bool[Tensor, "steps rows vocab"]:

@@ -14,5 +14,4 @@ def write(bench: Bench, folder: Path) -> None:
     text = json.dumps(bench.to_dict(), indent=1) + "\n"
     (folder / "bench.json").write_text(text, encoding="utf-8")
     (folder / "bench.md").write_text(markdown(bench), encoding="utf-8")
-    for kind in ("svg", "png"):
-        draw(bench, folder / f"bench.{kind}")
+    draw(bench, [folder / "bench.svg", folder / "bench.png"])

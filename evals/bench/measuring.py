@@ -40,7 +40,32 @@ def measure(
     that grows slower or faster does so for all. A round before them warms up and is not counted;
     memory is measured in one more answer that is not timed.
     """
-    device, names = model.device, list(runners)
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked through before each answer
+    try:
+        times, attach = _rounds(runners, model.device, new_tokens, rounds, advance)
+        memory = {}
+        for name, runner in runners.items():
+            memory[name] = _peak(runner, model, new_tokens)
+            advance()
+    finally:
+        gc.unfreeze()
+    return {n: Taken(tuple(times[n]), tuple(attach[n]), memory[n]) for n in runners}
+
+
+def steps_of(rounds: int) -> int:
+    """How often `measure` advances for each variant."""
+    return rounds + 2
+
+
+def _rounds(
+    runners: Mapping[Name, Runner],
+    device: torch.device,
+    new_tokens: int,
+    rounds: int,
+    advance: Callable[[], None],
+) -> tuple[dict[Name, list[Times]], dict[Name, list[float]]]:
+    names = list(runners)
     times: dict[Name, list[Times]] = {name: [] for name in names}
     attach: dict[Name, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
@@ -51,23 +76,7 @@ def measure(
                 times[name].append(taken)
                 attach[name].append(seconds)
             advance()
-    weights = weight_bytes(model)
-    memory = {}
-    for name, runner in runners.items():
-        gc.collect()
-        with runner.ready():
-            memory[name] = peak_bytes(
-                lambda own=runner: own.answer(new_tokens, lambda: None),  # type: ignore[misc]
-                model,
-                weights,
-            )
-        advance()
-    return {n: Taken(tuple(times[n]), tuple(attach[n]), memory[n]) for n in names}
-
-
-def steps_of(rounds: int) -> int:
-    """How often `measure` advances for each variant."""
-    return rounds + 2
+    return times, attach
 
 
 def _timed(
@@ -84,3 +93,11 @@ def _timed(
     if made.shape[1] != new_tokens or watch.tokens != new_tokens:
         raise CdkitError(f"{name}: {made.shape[1]} of {new_tokens} tokens were answered")
     return attach, taken
+
+
+def _peak(runner: Runner, model: Any, new_tokens: int) -> int:
+    gc.collect()
+    with runner.ready():
+        return peak_bytes(
+            lambda: runner.answer(new_tokens, lambda: None), model, weight_bytes(model)
+        )

@@ -1,7 +1,9 @@
 """The ratios of a bench as a picture: a panel a measure, a bar a variant."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cdkit.evals.bench.job import Bench
@@ -13,13 +15,14 @@ from cdkit.evals.statistics import Estimate
 
 PANEL = 2.6  # inches
 ROW = 0.24
+DPI = 150
 GAP = 0.6
 """Between the rows of two methods, in rows."""
 
 
 @drawing()
-def draw(bench: Bench, path: Path) -> None:
-    """One row of panels a section; the format is the path's ending."""
+def draw(bench: Bench, paths: Sequence[Path]) -> None:
+    """One row of panels a section; a path's ending is its format."""
     heights = [_height(section) for section in bench.sections]
     figure = Figure(
         figsize=(PANEL * (len(HEADINGS) + 0.9), sum(heights) + 0.5), layout="constrained"
@@ -35,13 +38,12 @@ def draw(bench: Bench, path: Path) -> None:
         panels[0].invert_yaxis()
     what = "multiples of plain decoding: medians, with the smallest and the largest"
     figure.supxlabel(what, fontsize=8)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+    for path in paths:
+        dated = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, metadata=dated, dpi=DPI)
 
 
-def _panel(axes: object, section: Section, measure: str) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _panel(axes: Axes, section: Section, measure: str) -> None:
     names = [name for name in section.taken if name != PLAIN_NAME]
     places, methods = _places(names), list(dict.fromkeys(name.method for name in names))
     for name in names:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ Tokens = Int[Tensor, "rows tokens"]
 Logits = Float[Tensor, "steps rows vocab"]
 
 
+@runtime_checkable
 class Runner(Protocol):
     """One way to decode one batch of prompts."""
 

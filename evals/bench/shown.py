@@ -56,7 +56,8 @@ def headline(bench: Bench) -> str:
     """The shape, and what it ran on, when."""
     told, settings = bench.machine, bench.settings
     versions = told["versions"]
-    threads = "" if told["device"].startswith("cuda") else f", {told['threads']} threads"
+    threads = f", {told['threads']} thread{'s' * (told['threads'] > 1)}"
+    threads = "" if told["device"].startswith("cuda") else threads
     return (
         f"{settings.shape}, {told['dtype']}, {told['device_name']}{threads}, {settings.rounds} "
         f"rounds, torch {versions['torch']}, transformers {versions['transformers']}, cdkit "

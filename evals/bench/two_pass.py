@@ -92,9 +92,10 @@ class TwoPass:
 
     def answer(self, limit: int, tick: Tick) -> Tokens:
         chosen: list[Tensor] = []
-        for _, combined in self._steps(limit, lambda step: chosen[step]):
-            chosen.append(combined.argmax(dim=-1))
-            tick()
+        with torch.no_grad():
+            for _, combined in self._steps(limit, lambda step: chosen[step]):
+                chosen.append(combined.argmax(dim=-1))
+                tick()
         return torch.stack(chosen, dim=1)
 
     def logits(self, tokens: Tokens) -> Logits:
@@ -102,10 +103,10 @@ class TwoPass:
 
     def original_and_combined(self, tokens: Tokens) -> tuple[Logits, Logits]:
         """The original branch's logits beside what the method makes of them."""
-        steps = list(self._steps(tokens.shape[1], lambda step: tokens[:, step]))
+        with torch.no_grad():
+            steps = list(self._steps(tokens.shape[1], lambda step: tokens[:, step]))
         return torch.stack([own for own, _ in steps]), torch.stack([made for _, made in steps])
 
-    @torch.no_grad()
     def _steps(
         self, limit: int, token_of: Callable[[int], Tensor]
     ) -> Iterator[tuple[Tensor, Tensor]]:
