@@ -70,7 +70,7 @@ class Reference:
         combiner, branches = self.method.combiner, self.method.live_branches
         alphas = dict(getattr(combiner, "alphas", ()))
         each = getattr(combiner, "alpha", 1.0)
-        total = sum(alphas.get(branch.name, each) for branch in branches)
+        total: float = sum(alphas.get(branch.name, each) for branch in branches)
         return (1 + 2 * total) * self.rounding
 
     def compare(self, name: object, found: Logits) -> Agreement:

@@ -50,7 +50,7 @@ class Stopwatch:
         if self.device.type != "cuda":
             self.marks.append(perf_counter())
             return
-        event: Any = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.device))
         self.marks.append(event)
 

@@ -1,5 +1,6 @@
 """A whole bench: build the model, check the variants against each other, measure them."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,8 +12,9 @@ from cdkit.errors import CdkitError
 from cdkit.evals.bench.check import Agreement, check, reference
 from cdkit.evals.bench.machine import machine
 from cdkit.evals.bench.measuring import measure, steps_of
-from cdkit.evals.bench.prompts import make_prompts
+from cdkit.evals.bench.prompts import Prompts, make_prompts
 from cdkit.evals.bench.results import Section
+from cdkit.evals.bench.runners import Runner
 from cdkit.evals.bench.settings import MICRO, Settings
 from cdkit.evals.bench.shapes import build, weight_bytes
 from cdkit.evals.bench.two_pass import check_expressible, one_pass, two_pass
@@ -110,27 +112,19 @@ def _section(
         model, batch=batch, text_tokens=text_tokens, new_tokens=new_tokens, seed=settings.seed
     )
     made = runners(model, processor, methods, prompts, settings.measured)
-    layers = int(model.config.text_config.num_hidden_layers)
     stage = f"batch {batch}, {text_tokens} text tokens: check"
     stages.start(stage, len(methods) + 1)
-    plain = reference(one_pass(model, prompts), model.dtype, layers)
-    agreements: dict[Name, Agreement] = check(plain, {PLAIN_NAME: made[PLAIN_NAME]})
-    stages.advance(stage)
-    one_candidate = {}
-    for name, method in methods.items():
-        loop = two_pass(model, method, prompts, processor=processor)
-        expected = reference(loop, model.dtype, layers)
-        one_candidate[name] = expected.one_candidate
-        agreements |= check(expected, {n: r for n, r in made.items() if n.method == name})
-        stages.advance(stage)
-    stage = f"batch {batch}, {text_tokens} text tokens: measure"
-    stages.start(stage, len(made) * steps_of(settings.rounds))
+    agreements, one_candidate = _checked(
+        model, processor, methods, prompts, made, lambda: stages.advance(stage)
+    )
+    measured = f"batch {batch}, {text_tokens} text tokens: measure"
+    stages.start(measured, len(made) * steps_of(settings.rounds))
     taken = measure(
         made,
         model,
         new_tokens=new_tokens,
         rounds=settings.rounds,
-        advance=lambda: stages.advance(stage),
+        advance=lambda: stages.advance(measured),
     )
     return Section(
         batch=batch,
@@ -142,3 +136,26 @@ def _section(
         agreements=agreements,
         one_candidate=one_candidate,
     )
+
+
+def _checked(
+    model: Any,
+    processor: Any,
+    methods: Mapping[str, Method],
+    prompts: Prompts,
+    made: Mapping[Name, Runner],
+    advance: Callable[[], None],
+) -> tuple[dict[Name, Agreement], dict[str, float]]:
+    """How well each variant agrees, and how often one candidate is left; nothing else is kept."""
+    layers = int(model.config.text_config.num_hidden_layers)
+    plain = reference(one_pass(model, prompts), model.dtype, layers)
+    agreements = check(plain, {PLAIN_NAME: made[PLAIN_NAME]})
+    advance()
+    one_candidate = {}
+    for name, method in methods.items():
+        loop = two_pass(model, method, prompts, processor=processor)
+        expected = reference(loop, model.dtype, layers)
+        one_candidate[name] = expected.one_candidate
+        agreements |= check(expected, {n: r for n, r in made.items() if n.method == name})
+        advance()
+    return agreements, one_candidate

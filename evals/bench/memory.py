@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operators hand out while they live; of a CPU, which has
     no allocator that remembers its peak.
 
@@ -19,7 +19,7 @@ class LiveTensors(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._seen = {t.untyped_storage()._cdata for t in known}
 
@@ -55,4 +55,4 @@ def peak_bytes(work: Callable[[], object], model: nn.Module, weights: int) -> in
         return int(torch.cuda.max_memory_allocated(device))
     with LiveTensors([*model.parameters(), *model.buffers()]) as counted:
         work()
-    return weights + counted.peak
+    return weights + int(counted.peak)

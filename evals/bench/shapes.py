@@ -150,7 +150,8 @@ def randomise(model: nn.Module, seed: int) -> None:
         elif name.endswith(("o_proj.weight", "out_proj.weight")):
             std *= MIXED
         weight.normal_(std=std, generator=generators[weight.device])
-    model.get_submodule("model.language_model.norm").weight.fill_(SHARPNESS / head * hidden**-0.5)
+    norm: Any = model.get_submodule("model.language_model.norm")
+    norm.weight.fill_(SHARPNESS / head * hidden**-0.5)
 
 
 def stand_in(config: Any) -> Any:

@@ -207,23 +207,21 @@ def test_parameters_are_those_of_the_real_models(shape: str, count: float) -> No
 
 
 def test_image_tokens_follow_from_the_image() -> None:
-    config = shapes.config_of("7b", 144)
+    config: Any = shapes.config_of("7b", 144)
     assert config.vision_config.image_size == 168 and config.image_seq_length == 144
 
 
 @pytest.fixture(scope="module", params=["7b", "0.5b"])
 def thin(request: pytest.FixtureRequest) -> Any:
     """A real shape with little of everything, in half precision."""
-    config = shapes.config_of(request.param, 16)
-    config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 3
-    config.text_config.hidden_size, config.text_config.intermediate_size = 112, 128
-    config.text_config.head_dim = None
-    config.text_config.num_attention_heads, config.text_config.num_key_value_heads = 14, 2
-    if request.param == "7b":
-        config.text_config.num_key_value_heads = 14
-    config.text_config.head_dim = 8
-    config.vision_config.hidden_size, config.vision_config.intermediate_size = 64, 64
-    config.vision_config.num_attention_heads = 4
+    config: Any = shapes.config_of(request.param, 16)
+    text, vision = config.text_config, config.vision_config
+    text.num_hidden_layers = vision.num_hidden_layers = 3
+    text.hidden_size, text.intermediate_size, text.head_dim = 112, 128, 8
+    text.num_attention_heads = 14
+    text.num_key_value_heads = 2 if request.param == "0.5b" else 14
+    vision.hidden_size = vision.intermediate_size = 64
+    vision.num_attention_heads = 4
     model = shapes.blank(config, torch.bfloat16, torch.device("cpu"))
     shapes.randomise(model, 0)
     return model
