@@ -14,8 +14,9 @@ from cdkit.evals.bench.two_pass import TwoPass
 from cdkit.evals.bench.variants import Name
 from cdkit.method import Method
 
-STEPS = 4
-"""How many tokens are compared: the prompt's logits, and those of steps with a cache."""
+STEPS = 8
+"""So many tokens of an answer are compared, if it has them: the prompt's logits, and those of steps
+with a cache. Enough for a branch that waits at a step to come back at a later one."""
 ROUNDINGS = {"float64": 16, "float32": 16, "bfloat16": 2, "float16": 2}
 """How many of a dtype's relative errors a logit may be off by, for each square root of a layer.
 Products of half precision are summed in float32, so less is lost there."""
@@ -113,10 +114,10 @@ class Reference:
         return (self.original - edge).abs() <= 2 * self.rounding  # its own and the largest one's
 
 
-def reference(loop: TwoPass, dtype: torch.dtype, layers: int) -> Reference:
-    """Run the two-pass loop for some tokens."""
+def reference(loop: TwoPass, dtype: torch.dtype, layers: int, *, steps: int = STEPS) -> Reference:
+    """Run the two-pass loop for `steps` tokens."""
     with loop.ready():
-        tokens = loop.answer(STEPS, lambda: None)
+        tokens = loop.answer(steps, lambda: None)
         original, combined = loop.original_and_combined(tokens)
     return Reference(tokens, original, combined, loop.method, dtype, layers)
 

@@ -9,7 +9,7 @@ import torch
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.bench.check import Agreement, check, reference
+from cdkit.evals.bench.check import STEPS, Agreement, check, reference
 from cdkit.evals.bench.machine import machine
 from cdkit.evals.bench.measuring import measure, steps_of
 from cdkit.evals.bench.prompts import Prompts, make_prompts
@@ -115,7 +115,13 @@ def _section(
     stage = f"batch {batch}, {text_tokens} text tokens: check"
     stages.start(stage, len(methods) + 1)
     agreements, one_candidate = _checked(
-        model, processor, methods, prompts, made, lambda: stages.advance(stage)
+        model,
+        processor,
+        methods,
+        prompts,
+        made,
+        steps=min(STEPS, new_tokens),
+        advance=lambda: stages.advance(stage),
     )
     measured = f"batch {batch}, {text_tokens} text tokens: measure"
     stages.start(measured, len(made) * steps_of(settings.rounds))
@@ -144,17 +150,19 @@ def _checked(
     methods: Mapping[str, Method],
     prompts: Prompts,
     made: Mapping[Name, Runner],
+    *,
+    steps: int,
     advance: Callable[[], None],
 ) -> tuple[dict[Name, Agreement], dict[str, float]]:
     """How well each variant agrees, and how often one candidate is left; nothing else is kept."""
     layers = int(model.config.text_config.num_hidden_layers)
-    plain = reference(one_pass(model, prompts), model.dtype, layers)
+    plain = reference(one_pass(model, prompts), model.dtype, layers, steps=steps)
     agreements = check(plain, {PLAIN_NAME: made[PLAIN_NAME]})
     advance()
     one_candidate = {}
     for name, method in methods.items():
         loop = two_pass(model, method, prompts, processor=processor)
-        expected = reference(loop, model.dtype, layers)
+        expected = reference(loop, model.dtype, layers, steps=steps)
         one_candidate[name] = expected.one_candidate
         agreements |= check(expected, {n: r for n, r in made.items() if n.method == name})
         advance()
