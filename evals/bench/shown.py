@@ -56,12 +56,11 @@ def headline(bench: Bench) -> str:
     """The shape, and what it ran on, when."""
     told, settings = bench.machine, bench.settings
     versions = told["versions"]
-    threads = f", {told['threads']} thread{'s' * (told['threads'] > 1)}"
-    threads = "" if told["device"].startswith("cuda") else threads
+    threads = "" if told["device"].startswith("cuda") else f", {_count(told['threads'], 'thread')}"
     return (
-        f"{settings.shape}, {told['dtype']}, {told['device_name']}{threads}, {settings.rounds} "
-        f"rounds, torch {versions['torch']}, transformers {versions['transformers']}, cdkit "
-        f"{versions['cdkit']}, {bench.started[:10]}"
+        f"{settings.shape}, {told['dtype']}, {told['device_name']}{threads}, "
+        f"{_count(settings.rounds, 'round')}, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}, cdkit {versions['cdkit']}, {bench.started[:10]}"
     )
 
 
@@ -102,3 +101,7 @@ def _seconds(estimate: Estimate) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'s' * (number != 1)}"
