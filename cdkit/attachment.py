@@ -168,7 +168,8 @@ class Attachment(Wired):
             saved=saved,
             rotary=self._rotary,
             hooked=hooked,
-            window=sliding_window(decoder) if hooked else None,
+            slides=(window := sliding_window(decoder)) is not None,
+            window=window if hooked else None,
             trace=trace,
             branches=branches,
         )

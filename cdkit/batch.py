@@ -61,6 +61,8 @@ class BranchedBatch:
     padding: slice
     """Columns of the original prompts that stand for longer ones of other branches."""
     real: Bool[Tensor, "rows tokens"]
+    shared: int = 0
+    """How many first columns are the same in all branches, and go in by themselves."""
     levels: tuple[Float[Tensor, "rows prompt hidden"], ...] = ()
     """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
     step: int = 0

@@ -12,14 +12,18 @@ from cdkit.attention_call import AttentionCall
 from cdkit.batch import BranchedBatch, Group
 from cdkit.cache import CACHE, repeated
 from cdkit.errors import CdkitError
+from cdkit.layout import make_layout
 from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL
 from cdkit.prefix import take_prefix
+from cdkit.rows import PromptRows
 
 if TYPE_CHECKING:
     from cdkit.engine import Engine
 
 Forward = Callable[..., Any]
+WORTH = 0.1
+"""The share of all prompts' tokens that sharing must save: another call reads all weights again."""
 
 
 def run_decoder(
@@ -37,9 +41,9 @@ def run_decoder(
     hidden: list[Tensor] = []
     if not batch.groups:
         batch.groups = _groups(engine, batch, kwargs.get(CACHE))
-        cut = shared_columns(engine, batch, kwargs)
-        if cut:
-            shared = _run_prefix(engine, forward, batch, embeds[:, :cut], kwargs)
+        if batch.shared and kwargs.get(CACHE) is not None:
+            first = embeds[:, : batch.shared]
+            shared = _run_prefix(engine, forward, batch, first, kwargs)
             if engine.session is not None and engine.session.plain:
                 hidden.append(shared)  # else nobody reads it
     outputs = []
@@ -89,20 +93,27 @@ def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:
     return [batch.group(own, cache if i == 0 else fresh()) for i, own in enumerate(names)]
 
 
-def shared_columns(engine: "Engine", batch: BranchedBatch, kwargs: dict[str, Any]) -> int:
-    """How many first columns are the same in all branches and can go in by themselves; or 0."""
+def shared_columns(engine: "Engine", original: PromptRows) -> int:
+    """How many first columns of the original prompts go in by themselves; 0 for none."""
+    call, session = engine.call, engine.session
+    assert call is not None and session is not None
     if (
         "shared_prefix" not in engine.saved
         or not engine.adapter.causal_prefix
-        or len(batch.branches) == 1
-        or kwargs[CACHE] is None
-        or not all(branch.keeps_prefix for branch in engine.branches)
+        or not all(d.keeps_prefix for branch in engine.branches for d in branch.attention)
     ):
         return 0
-    first = batch.layout.first_text
+    rewrites = any(branch.prompt for branch in engine.branches)
+    if rewrites and (session.plain or original.real.shape[1] < session.ids.shape[1]):
+        return 0  # a plain call's columns are those that were passed
+    cut = min(call.shared, original.real.shape[1] - 1)
+    if engine.hooked:
+        cut = min(cut, make_layout(original.image_index, original.real).first_text)
     if engine.adapter.sees_ahead != "nowhere":
-        first = whole_images(batch.layout.image_index, first)
-    return first if first < batch.positions.shape[1] else 0
+        cut = whole_images(original.image_index, cut)
+    saved = cut * len(engine.branches)
+    tokens = original.real.shape[1] * (1 + len(engine.branches))
+    return cut if saved >= WORTH * tokens else 0
 
 
 def _run_prefix(
