@@ -166,6 +166,7 @@ class Attachment(Wired):
             seed=seed,
             sample_ids=None if sample_ids is None else tuple(sample_ids),
             saved=saved,
+            everywhere=optimize is not True,
             rotary=self._rotary,
             hooked=hooked,
             slides=(window := sliding_window(decoder)) is not None,

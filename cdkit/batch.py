@@ -71,6 +71,8 @@ class BranchedBatch:
     memory: dict[tuple[int, str], dict[Hashable, Tensor]] = field(default_factory=dict)
     """(layer, branch) -> what is kept of its image columns, once the whole prompt is there."""
     known_places: dict[tuple[str, torch.device], Places] = field(default_factory=dict)
+    waiting: Float[Tensor, "rows tokens hidden"] | None = None
+    """The embedded tokens that the distorted branches have not seen, where they lag behind."""
     groups: list[Group] = field(default_factory=list)
     prefix: SharedPrefix | None = None
     rotary: Sequence[Rotary | None] | None = None
@@ -233,6 +235,7 @@ class BranchedBatch:
         """Follow the beams. A beam never leaves its sample, so what the prompt decided stays."""
         self.positions, self.real = self.positions[indices], self.real[indices]
         own = indices[: self.rows]
+        self.waiting = None if self.waiting is None else self.waiting[own]
         self.states = {
             place: {name: value[own] for name, value in state.items()}
             for place, state in self.states.items()
@@ -270,6 +273,7 @@ class BranchedBatch:
             memory=memory,
             prefix=None if self.prefix is None else self.prefix.select(rows),
             known_places={},
+            waiting=None if self.waiting is None else self.waiting[rows],
             image_turn=own(self.image_turn),
             late_turn=own(self.late_turn),
         )

@@ -69,6 +69,8 @@ class Call:
     """The last columns of the decoder's input in which every branch has the same token."""
     shared: int = 0
     """The first columns of the original prompts that are the same in every branch."""
+    catch_up: Callable[[], Float[Tensor, "rows hidden"]] | None = None
+    """Where the distorted branches lag behind: bring them here, and give their last states."""
     readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
     seen: AttentionCall | None = None
     """What was noted of the attention."""
@@ -85,6 +87,9 @@ class Engine:
     seed: int
     sample_ids: tuple[str, ...] | None
     saved: frozenset[Optimization]
+    """What is saved, see `cdkit.optimizations`."""
+    everywhere: bool
+    """Whether it is saved where it does not pay, too: it was asked for by name."""
     rotary: Sequence[Rotary | None] | None
     """Each layer's, where the method has a calibrator."""
     hooked: bool
@@ -130,6 +135,11 @@ class Engine:
                 for layer in range(self.depth)
             ]
         return found
+
+    @cached_property
+    def combines_alone(self) -> bool:
+        """Whether the combiner tells when it needs the original logits alone."""
+        return self.method.combiner.settled(torch.zeros(1, 2)) is not None
 
     @cached_property
     def depth(self) -> int:

@@ -62,6 +62,9 @@ def open_session(
         seed=engine.seed,
         given_ids=engine.sample_ids,
         plain=plain,
+        shows_logits=any(
+            setting(name, given, defaults) for name in ("output_scores", "output_logits")
+        ),
     )
     looks = engine.method.calibrator or engine.method.interventions or engine.method.loop
     if engine.branches or looks:

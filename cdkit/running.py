@@ -1,5 +1,6 @@
 """The rows of all branches through the decoder: which of them together, and what only once."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,31 +47,17 @@ def run_decoder(
             shared = _run_prefix(engine, forward, batch, first, kwargs)
             if engine.session is not None and engine.session.plain:
                 hidden.append(shared)  # else nobody reads it
-    outputs = []
-    for number, group in enumerate(batch.groups):
-        attention = AttentionCall(
-            batch,
-            batch.chunk(group, stop),
-            call.step,
-            group.branches,
-            engine.trace.wanted,
-            engine.signals,
-            everything=engine.hooked and "fast_kernels" not in engine.saved,
-            prefixed=batch.prefix is not None,
-            cache=group.cache,
-            keeps_prefix=number + 1 < len(batch.groups),
-        )
-        own = embeds[group.rows, group.seen - start :]
-        outputs.append(
-            decoder_call(
-                engine, forward, attention, own, kwargs | {CACHE: group.cache}, rows=group.rows
-            )
-        )
-        group.seen = stop
-        if group.cache is None:
-            group.cache = getattr(outputs[-1], CACHE)
-        if ORIGINAL in group.branches:
-            call.seen = attention
+    lags = start >= batch.layout.length and waits(engine, batch)
+    groups = batch.groups[:1] if lags else batch.groups
+    outputs = [
+        _run_group(engine, forward, batch, group, embeds[group.rows, group.seen - start :], kwargs)
+        for group in groups
+    ]
+    if lags:
+        new = embeds[: batch.rows]
+        kept = batch.waiting
+        batch.waiting = new if kept is None else torch.cat((kept, new), dim=1)
+        call.catch_up = functools.partial(_catch_up, engine, forward, batch, kwargs)
     output = outputs[0]
     last = [own.last_hidden_state for own in outputs]
     hidden.append(last[0] if len(last) == 1 else torch.cat(last))
@@ -80,11 +67,85 @@ def run_decoder(
     return output
 
 
+def _run_group(
+    engine: "Engine",
+    forward: Forward,
+    batch: BranchedBatch,
+    group: Group,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The decoder on all columns that a group has not seen."""
+    assert engine.call is not None
+    stop = group.seen + embeds.shape[1]
+    call = AttentionCall(
+        batch,
+        batch.chunk(group, stop),
+        engine.call.step,
+        group.branches,
+        engine.trace.wanted,
+        engine.signals,
+        everything=engine.hooked and "fast_kernels" not in engine.saved,
+        prefixed=batch.prefix is not None,
+        cache=group.cache,
+        keeps_prefix=group is not batch.groups[-1],
+    )
+    own = kwargs | {CACHE: group.cache}
+    output = decoder_call(engine, forward, call, embeds, own, rows=group.rows)
+    group.seen = stop
+    if group.cache is None:
+        group.cache = getattr(output, CACHE)
+    if ORIGINAL in group.branches:
+        engine.call.seen = call
+    return output
+
+
+def _catch_up(
+    engine: "Engine", forward: Forward, batch: BranchedBatch, kwargs: dict[str, Any]
+) -> Float[Tensor, "rows hidden"]:
+    """The distorted branches on all tokens that they wait with, in one chunk; their last states."""
+    waiting, last = batch.waiting, []
+    assert waiting is not None
+    for group in batch.groups[1:]:
+        embeds = waiting.repeat(len(group.branches), 1, 1)
+        output = _run_group(engine, forward, batch, group, embeds, kwargs)
+        last.append(output.last_hidden_state[:, -1])
+    batch.waiting = None
+    return torch.cat(last)
+
+
+def waits(engine: "Engine", batch: BranchedBatch) -> bool:
+    """Whether the distorted branches may lag behind: nobody sees what they would have said.
+
+    Where a second row costs little, it pays to run both together: a branch that catches up reads
+    all weights once more. So by itself it is done for one prompt on a CPU in full precision.
+    """
+    method, session = engine.method, engine.session
+    if (
+        "lagging" not in engine.saved
+        or len(batch.branches) == 1
+        or session is None
+        or session.plain
+        or session.shows_logits
+        or engine.trace.wanted
+        or method.by_step
+        or method.readout is not None
+        or method.loop is not None
+        or not engine.combines_alone
+    ):
+        return False
+    weights: Any = next(engine.model.parameters())
+    wide = weights.dtype in (torch.float32, torch.float64)
+    return engine.everywhere or (batch.rows == 1 and batch.real.device.type == "cpu" and wide)
+
+
 def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:
-    """All branches in one, or each by itself."""
+    """All branches in one, or each by itself; or those that lag behind apart from the original."""
     names: Sequence[Sequence[str]] = [batch.branches]
     if "one_forward" not in engine.saved:
         names = [(name,) for name in batch.branches]
+    elif cache is not None and waits(engine, batch):
+        names = [batch.branches[:1], batch.branches[1:]]
 
     def fresh() -> Any:
         decoder: Any = engine.adapter.decoder(engine.model)

@@ -29,6 +29,8 @@ class Session:
     given_ids: tuple[str, ...] | None
     plain: bool = False
     """Whether the model itself was called, not `generate`."""
+    shows_logits: bool = False
+    """Whether `generate` hands logits or scores out, not tokens alone."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where it has its own."""
     levels: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
