@@ -142,7 +142,7 @@ class BranchedBatch:
         if positions is None:
             # Hugging Face's default: the number of columns before it
             before = self.positions.shape[1] - (self.padding.stop - self.padding.start)
-            positions = torch.arange(new, device=device)[None] + before
+            positions = torch.arange(before, before + new, device=device)[None]
         axes = self.positions.shape[2:]
         if positions.ndim < self.positions.ndim:
             positions = positions[..., None]

@@ -129,9 +129,12 @@ class Engine:
         for name in self.names:
             own = [d for b in self.branches if b.name == name for d in b.attention]
             acting = [i for i in self.method.interventions if name in i.branches]
+            parts: list[tuple[AttentionDistortion | Intervention, Change]] = [
+                *((d, d.distort) for d in own),
+                *((i, i.intervene) for i in acting),
+            ]
             found[name] = [
-                [d.distort for d in own if acts(d, layer)]
-                + [i.intervene for i in acting if acts(i, layer)]
+                [change for part, change in parts if acts(part, layer)]
                 for layer in range(self.depth)
             ]
         return found
