@@ -16,6 +16,7 @@ from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
 from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL
+from cdkit.packing import Packing, empty_prefix, takes_packed
 from cdkit.prefix import take_prefix
 from cdkit.rows import PromptRows
 
@@ -42,6 +43,9 @@ def run_decoder(
     hidden: list[Tensor] = []
     if not batch.groups:
         batch.groups = _groups(engine, batch, kwargs.get(CACHE))
+        packing = _packing(engine, batch)
+        if packing is not None:
+            return _run_packed(engine, forward, batch, embeds, kwargs, packing)
         if batch.shared and kwargs.get(CACHE) is not None:
             first = embeds[:, : batch.shared]
             shared = _run_prefix(engine, forward, batch, first, kwargs)
@@ -214,6 +218,58 @@ def _run_prefix(
     return hidden.repeat_interleave(each, dim=0).repeat(len(batch.branches), 1, 1)
 
 
+def _packing(engine: "Engine", batch: BranchedBatch) -> Packing | None:
+    """How the first call goes in as one row a sample; None where it does not."""
+    session, length = engine.session, batch.positions.shape[1]
+    if (
+        not batch.shared
+        or len(batch.groups) > 1
+        or session is None
+        or session.plain  # which wants the states of all columns
+        or batch.rows != session.ids.shape[0]
+        or length != batch.layout.length
+        or batch.levels
+        or engine.method.readout is not None
+        or "fast_kernels" not in engine.saved
+        or not _keeps_once(engine)
+        or not takes_packed(batch.groups[0].cache, engine.depth)
+    ):
+        return None
+    return Packing(batch.shared, length - batch.shared, len(batch.branches))
+
+
+def _run_packed(
+    engine: "Engine",
+    forward: Forward,
+    batch: BranchedBatch,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+    packing: Packing,
+) -> Any:
+    """Shared prefix and all branches in one call: each token of the prompts goes in once."""
+    assert engine.call is not None
+    group = batch.groups[0]
+    group.seen = packing.shared
+    batch.prefix = empty_prefix(engine.depth, packing.shared)
+    call = AttentionCall(
+        batch,
+        batch.chunk(group, batch.positions.shape[1]),
+        engine.call.step,
+        group.branches,
+        engine.trace.wanted,
+        engine.signals,
+        prefixed=True,
+        packing=packing,
+        cache=group.cache,
+        keeps_prefix=False,
+    )
+    output = decoder_call(engine, forward, call, packing.pack(embeds), kwargs, rows=group.rows)
+    group.seen = call.chunk.stop
+    engine.call.seen = call
+    output.last_hidden_state = packing.unpack(output.last_hidden_state)[:, -engine.call.columns :]
+    return output
+
+
 def _keeps_once(engine: "Engine") -> bool:
     """Whether every layer's attention is ours, and its columns those of the whole prompt."""
     return (
@@ -241,7 +297,10 @@ def decoder_call(
 ) -> Any:
     """One call of the decoder's forward, for these rows of the batch."""
     batch, chunk = call.batch, call.chunk
-    positions = batch.positions[rows, chunk.start : chunk.stop]
+    if call.packing is None:
+        positions = batch.positions[rows, chunk.start : chunk.stop]
+    else:
+        positions = call.packing.pack(batch.positions)
     if positions.ndim == 3:
         positions = positions.movedim(-1, 0)
     if call.prefixed:
