@@ -43,7 +43,10 @@ def cell_uniform(
     """Uniform float64 numbers in (0, 1), one for each broadcast tuple (stream, coordinates)."""
     state = _mix(streams)
     for coordinate in coordinates:
-        state = _mix(state ^ _mix(torch.as_tensor(coordinate, device=streams.device) + 1))
+        if not isinstance(coordinate, Tensor):
+            # filled in on the device: a copy of Python's number would wait for it
+            coordinate = torch.full((), coordinate, device=streams.device)
+        state = _mix(state ^ _mix(coordinate.to(streams.device) + 1))
     return (_shift(state, 11).double() + 0.5) / 2**53
 
 
