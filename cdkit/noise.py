@@ -5,6 +5,7 @@ the attention belongs to single cells (row, image token, ...): it is a hash of t
 coordinates, so that a cell gets the same number whichever rows are computed with it.
 """
 
+import functools
 import hashlib
 import math
 
@@ -58,6 +59,7 @@ def cell_normal(
     return normal
 
 
+@functools.cache
 def diffusion_signal_kept(step: int, *, beta_max: float = 5e-3) -> float:
     """Share of the signal's variance left after `step` of 1000 forward diffusion steps.
 

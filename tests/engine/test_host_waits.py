@@ -260,6 +260,24 @@ def test_a_strategy_that_reads_numbers_back_is_seen(
             every(steps)
 
 
+@pytest.mark.parametrize("name", ["cmac", "vcd"])
+def test_what_a_prompt_waits_for_does_not_grow_with_the_batch(
+    name: str, model: Any, processor: Any, make_inputs: Any
+) -> None:
+    """The image tokens of all prompts are counted at once."""
+
+    def first(*questions: str) -> Counter[str]:
+        inputs, names = make_inputs(*questions), [str(row) for row in range(len(questions))]
+        with cdkit.attach(model, cdkit.load(name), processor=processor, sample_ids=names):
+            with torch.no_grad(), HostWaits() as waits:
+                model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        return in_cdkit(waits.seen)
+
+    first("w1")  # what is found out once in a process
+    two, four = first("w1", "w2 w3"), first("w1", "w2 w3", "w4", "w5 w6")
+    assert two == four and 0 < two.total() < 20, (two, four)
+
+
 LOOPS = [name for name in ALL if cdkit.load(name).loop is not None]
 
 
