@@ -42,10 +42,16 @@ def kind_of(operator: str) -> str:
     for kind, names in NAMED.items():
         if name in names.split():
             return kind
-    packet = getattr(torch.ops.aten, name, None) if operator.startswith("aten::") else None
-    overloads = [getattr(packet, own) for own in packet.overloads()] if packet else []
-    pointwise = any(torch.Tag.pointwise in own.tags for own in overloads)
-    return "element-wise" if pointwise else "other"
+    if operator.startswith("aten::") and any(map(_pointwise, (name, name.removesuffix("_")))):
+        return "element-wise"
+    return "other"
+
+
+def _pointwise(name: str) -> bool:
+    """What torch says of it; of some operators in place it says nothing."""
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = packet.overloads() if packet else ()
+    return any(torch.Tag.pointwise in getattr(packet, own).tags for own in overloads)
 
 
 @dataclass(frozen=True)
