@@ -131,11 +131,8 @@ def profiles(
     found = {}
     for name, runner in runners.items():
         with runner.ready():
-            found[name] = profiled(
-                lambda runner=runner: runner.answer(new_tokens, lambda: None),
-                device,
-                tokens=new_tokens,
-            )
+            work = functools.partial(runner.answer, new_tokens, lambda: None)
+            found[name] = profiled(work, device, tokens=new_tokens)
         advance()
     return found
 
@@ -163,7 +160,7 @@ def summed(events: Iterable[Any], *, seconds: float, tokens: int, cuda: bool) ->
     kernels, synchronised = list[Kernel](), 0
     for event in events:
         name, start, length = event.name(), event.start_ns(), event.duration_ns()
-        if event.device_type() == torch.autograd.DeviceType.CUDA:
+        if event.device_type().name == "CUDA":
             kernels.append(Kernel(event.linked_correlation_id(), length))
         elif "::" in name:
             call = Call(name, start, start + length, event.correlation_id())

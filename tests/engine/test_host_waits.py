@@ -28,7 +28,7 @@ FROM_HOST = {"lift_fresh"}
 """`torch.tensor` and `as_tensor` of Python's numbers: on the way to a GPU such a copy waits."""
 TO_HOST = {"tolist", "cpu", "numpy", "__array__"}
 """Not operators on the CPU, where there is nothing to bring."""
-OURS, STOCK = (str(Path(package.__file__).parent) for package in (cdkit, transformers))
+OURS, STOCK = (str(Path(inspect.getfile(package)).parent) for package in (cdkit, transformers))
 
 
 class HostWaits:
@@ -48,12 +48,9 @@ class HostWaits:
 
     def note(self, name: str) -> None:
         frame = inspect.currentframe()
-        while frame is not None:
-            file = frame.f_code.co_filename
-            if file.startswith((OURS, STOCK)):
-                break
+        while frame is not None and not frame.f_code.co_filename.startswith((OURS, STOCK)):
             frame = frame.f_back
-        line = "a test" if frame is None else f"{file}:{frame.f_lineno}"
+        line = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "a test"
         self.seen[f"{name} at {line}"] += 1
 
 
@@ -108,7 +105,7 @@ MASK = X > 0
         (lambda: X.clone().index_put_((MASK,), torch.ones(2)), "index_put_ by a mask"),
         (lambda: torch.equal(X, X + 1), "equal"),
         (lambda: torch.allclose(X, X + 1), "allclose"),
-        (lambda: X.unique(), "_unique2"),
+        (lambda: torch.unique(X), "_unique2"),
         (lambda: X.repeat_interleave(MASK.long()), "repeat_interleave"),
         (lambda: torch.tensor([1, 2]), "lift_fresh"),
         (lambda: torch.as_tensor(7), "lift_fresh"),
