@@ -195,12 +195,13 @@ class BranchedBatch:
         return chunk
 
     def _late(self, chunk: Chunk, rows: slice) -> Float[Tensor, "rows tokens *axes"] | None:
-        """By how much queries of generated tokens move: asked once, if all move alike."""
+        """By how much queries of generated tokens move: whether they do is asked until they do."""
         assert self.calibrator is not None
         if not (self.calibrator.steady and self.late_known):
             turn = (self._shift(chunk.stop) - self._reference())[:, chunk.start :]
             has_image = _on_axes(self.layout.valid.any(dim=1, keepdim=True), turn)
-            moves = bool(((turn.abs() > STILL) & has_image).any())
+            moved = self.late_turn is not None  # then a host need not wait to hear of it again
+            moves = moved or bool(((turn.abs() > STILL) & has_image).any())
             self.late_turn, self.late_known = turn if moves else None, True
         late = self.late_turn
         if late is None:

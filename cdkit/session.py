@@ -52,7 +52,8 @@ class Session:
     @cached_property
     def images(self) -> list[int]:
         """How many images each sample has."""
-        return [int(count) for count in self.image_index.amax(dim=1) + 1]
+        counts: list[int] = (self.image_index.amax(dim=1) + 1).tolist()
+        return counts
 
     @cached_property
     def tokens(self) -> list[int]:

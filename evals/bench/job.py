@@ -12,6 +12,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.bench.check import STEPS, Agreement, check, reference
 from cdkit.evals.bench.machine import machine
 from cdkit.evals.bench.measuring import measure, steps_of
+from cdkit.evals.bench.profiling import profiles
 from cdkit.evals.bench.prompts import Prompts, make_prompts
 from cdkit.evals.bench.results import Section
 from cdkit.evals.bench.runners import Runner
@@ -132,6 +133,13 @@ def _section(
         rounds=settings.rounds,
         advance=lambda: stages.advance(measured),
     )
+    found = {}
+    if settings.profile:
+        looked = f"batch {batch}, {text_tokens} text tokens: profile"
+        stages.start(looked, len(made))
+        found = profiles(
+            made, model.device, new_tokens=new_tokens, advance=lambda: stages.advance(looked)
+        )
     return Section(
         batch=batch,
         text_tokens=text_tokens,
@@ -141,6 +149,7 @@ def _section(
         taken=taken,
         agreements=agreements,
         one_candidate=one_candidate,
+        profiles=found,
     )
 
 

@@ -1,13 +1,14 @@
 """What a bench found: ratios to plain decoding, taken within a round."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 from cdkit.evals.bench.check import Agreement
 from cdkit.evals.bench.clock import Times
 from cdkit.evals.bench.measuring import Taken
+from cdkit.evals.bench.profiling import Profile
 from cdkit.evals.bench.variants import PLAIN_NAME, Name
 from cdkit.evals.statistics import Estimate
 
@@ -32,6 +33,8 @@ class Section:
     agreements: Mapping[Name, Agreement]
     one_candidate: Mapping[str, float]
     """Method -> the share of checked steps, by row, that left one token to choose."""
+    profiles: Mapping[Name, Profile] = field(default_factory=dict)
+    """Empty where none was asked for."""
 
     @property
     def title(self) -> str:
@@ -49,6 +52,11 @@ class Section:
         of = MEASURES[measure]
         pairs = zip(self.taken[name].times, self.taken[PLAIN_NAME].times, strict=True)
         return _spread([of(own) / of(plain) for own, plain in pairs])
+
+    def throughput(self, name: Name) -> Estimate:
+        """Generated tokens of all rows a second, over whole answers."""
+        made = self.batch * self.new_tokens
+        return _spread([made / times.whole for times in self.taken[name].times])
 
     def memory_ratio(self, name: Name) -> float:
         """Of the peaks, the weights in both: what a card must hold."""
@@ -72,6 +80,7 @@ class Section:
             "method": name.method or None,
             "seconds": {m: asdict(self.seconds(name, m)) for m in MEASURES},
             "ratio": {m: asdict(self.ratio(name, m)) for m in MEASURES},
+            "tokens_per_second": asdict(self.throughput(name)),
             "raw_seconds": {m: [of(t) for t in taken.times] for m, of in MEASURES.items()},
             "attach_seconds": list(taken.attach),
             "peak_bytes": taken.memory,
@@ -79,6 +88,7 @@ class Section:
             "bytes_over_weights": taken.memory - self.weights,
             "largest_difference": agreed.difference,
             "allowed_difference": agreed.allowed,
+            "profile": self.profiles[name].to_dict() if self.profiles else None,
         }
 
 

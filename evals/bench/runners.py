@@ -49,7 +49,7 @@ class Generate:
     prompts: Prompts
     method: Method | None = None
     processor: Any = None
-    optimize: frozenset[str] = frozenset()
+    optimize: frozenset[str] | bool = frozenset()
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from cdkit.errors import CdkitError
 from cdkit.evals.modes import PLAIN
@@ -22,10 +22,13 @@ METHODS = ("cmac", "vcd", "icd")
 MICRO, HALF, SEVEN = SHAPES = ("micro", "0.5b", "7b")
 
 
-def optimizations(variant: str) -> frozenset[str] | None:
-    """Those that a variant of cdkit has on; None for a variant without cdkit."""
+def optimizations(variant: str) -> frozenset[str] | Literal[True] | None:
+    """Those that a variant of cdkit has on; None for a variant without cdkit.
+
+    True is what users have: each where it pays. Those that are named are on everywhere.
+    """
     if variant == CDKIT:
-        return frozenset(ALL)
+        return True
     if variant == NONE:
         return frozenset()
     if variant.startswith(ONLY):
@@ -56,6 +59,8 @@ class Settings:
     rounds: int = 5
     threads: int | None = None
     seed: int = 0
+    profile: bool = False
+    """Whether one more answer of each variant runs under torch's profiler."""
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:

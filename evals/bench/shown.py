@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdkit.evals.bench.job import Bench
+from cdkit.evals.bench.profiling import KINDS
 from cdkit.evals.bench.results import MEASURES, Section
 from cdkit.evals.bench.variants import PLAIN_NAME, Name
 from cdkit.evals.statistics import Estimate
@@ -20,7 +21,13 @@ HEADINGS = {
 }
 HOW_TO_READ = (
     "plain: seconds and bytes; other rows: multiples of plain's in the same round, the median over "
-    "rounds with the smallest and the largest. Peak memory holds the weights."
+    "rounds with the smallest and the largest. Tokens/s: generated ones, of all rows, as measured "
+    "on this machine. Peak memory holds the weights."
+)
+OF_A_PROFILE = (
+    "Profile: shares of one more answer's time, in operators by kind (on a GPU: in their kernels); "
+    "nothing: the time in which none runs. Calls: of operators by Python, a token. Waits: of the "
+    "host for a number, a token; on a CPU those that would wait for a GPU."
 )
 
 
@@ -28,28 +35,44 @@ def render(bench: Bench) -> RenderableType:
     """A table a section, below what it ran on."""
     parts: list[RenderableType] = [Text(headline(bench), style="bold")]
     for section in bench.sections:
-        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-        heads, *rows = lines(section)
-        for place, head in enumerate(heads):
-            table.add_column(Text(head), justify="right" if place > 1 else "left")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        parts += [Text(section.title, style="italic"), table]
+        parts += [Text(section.title, style="italic"), _table(lines(section))]
         parts += [Text(note, style="dim") for note in notes(section)]
-    return Group(*parts, Text(HOW_TO_READ, style="dim"))
+        if section.profiles:
+            parts.append(_table(profile_lines(section)))
+    return Group(*parts, *(Text(line, style="dim") for line in how_to_read(bench)))
 
 
 def markdown(bench: Bench) -> str:
     """The same tables, to paste into a page."""
     told = [f"# {headline(bench)}", ""]
     for section in bench.sections:
-        heads, *rows = lines(section)
-        told += [f"## {section.title}", ""]
-        told += ["| " + " | ".join(heads) + " |"]
-        told += ["| --- | --- |" + " ---: |" * (len(heads) - 2)]
-        told += ["| " + " | ".join(row) + " |" for row in rows]
-        told += ["", *notes(section), ""]
-    return "\n".join([*told, HOW_TO_READ, ""])
+        told += [f"## {section.title}", "", *_piped(lines(section)), "", *notes(section), ""]
+        if section.profiles:
+            told += [*_piped(profile_lines(section)), ""]
+    for line in how_to_read(bench):
+        told += [line, ""]
+    return "\n".join(told)
+
+
+def how_to_read(bench: Bench) -> list[str]:
+    return [HOW_TO_READ, *([OF_A_PROFILE] if bench.settings.profile else [])]
+
+
+def _table(told: Iterator[Sequence[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for place, head in enumerate(next(told)):
+        table.add_column(Text(head), justify="right" if place > 1 else "left")
+    for row in told:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _piped(told: Iterator[Sequence[str]]) -> Iterator[str]:
+    heads = next(told)
+    yield "| " + " | ".join(heads) + " |"
+    yield "| --- | --- |" + " ---: |" * (len(heads) - 2)
+    for row in told:
+        yield "| " + " | ".join(row) + " |"
 
 
 def headline(bench: Bench) -> str:
@@ -66,9 +89,18 @@ def headline(bench: Bench) -> str:
 
 def lines(section: Section) -> Iterator[Sequence[str]]:
     """The heading, then a row for each method's variants; plain's own in seconds and bytes."""
-    yield ["variant", "method", *HEADINGS.values()]
+    yield ["variant", "method", *HEADINGS.values(), "tokens/s"]
     for name in section.taken:
-        yield [name.variant, name.method or "-", *_cells(section, name)]
+        yield [name.variant, name.method or "-", *_cells(section, name), _rate(section, name)]
+
+
+def profile_lines(section: Section) -> Iterator[Sequence[str]]:
+    """The heading, then where the time of each variant goes."""
+    yield ["variant", "method", *KINDS, "nothing", "calls", "waits"]
+    for name, own in section.profiles.items():
+        shares = [f"{share:.0%}" for share in (*own.shares.values(), own.rest)]
+        counts = [f"{own.calls / own.tokens:.0f}", f"{own.waits / own.tokens:.1f}"]
+        yield [name.variant, name.method or "-", *shares, *counts]
 
 
 def notes(section: Section) -> list[str]:
@@ -87,6 +119,11 @@ def _cells(section: Section, name: Name) -> list[str]:
         *(_ratio(section.ratio(name, m)) for m in MEASURES),
         f"{section.memory_ratio(name):.2f}",
     ]
+
+
+def _rate(section: Section, name: Name) -> str:
+    value = section.throughput(name).value
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(estimate: Estimate) -> str:

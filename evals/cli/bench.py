@@ -15,6 +15,7 @@ from cdkit.evals.cli.app import app, console, examples, guarded, quiet
         "cdkit bench",
         "cdkit bench --batch 1 --batch 16 --method cmac --out bench_micro",
         "cdkit bench --method cmac --each",
+        "cdkit bench --method cmac --batch 16 --profile",
         "cdkit bench --shape 0.5b --dtype bfloat16 --device cpu --rounds 3",
         "cdkit bench --shape 7b --device cuda --batch 1 --batch 32 --out bench_7b",
     )
@@ -70,6 +71,10 @@ def bench(
         int | None, typer.Option(help="Of the CPU.", show_default="torch's choice")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random weights, prompts and pixels.")] = 0,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="One more answer of each variant: where its time goes."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -106,6 +111,7 @@ def bench(
         rounds=rounds,
         threads=threads,
         seed=seed,
+        profile=profile,
     )
     if out is not None and out.exists() and not out.is_dir():
         raise CdkitError(f"--out {out} is a file: name a folder")
