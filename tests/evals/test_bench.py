@@ -234,6 +234,8 @@ def test_variants_by_name() -> None:
     assert optimizations("cdkit") is True and optimizations("cdkit:none") == frozenset()
     assert optimizations("cdkit:only-lagging") == frozenset({"lagging"})
     assert optimizations("cdkit:without-lagging") == ALL - {"lagging"}
+    both = {"shared_cache", "lagging"}
+    assert optimizations("cdkit:without-shared_cache") == ALL - both
     assert optimizations("two-pass") is None
     assert Settings(variants=("cdkit", "plain", "cdkit")).measured == ("cdkit",)
 
