@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,8 @@ def run_decoder(
             if engine.session is not None and engine.session.plain:
                 hidden.append(shared)  # else nobody reads it
     lags = start >= batch.layout.length and waits(engine, batch)
+    if lags and len(batch.groups) == 1:
+        batch.groups = _parted(batch)
     groups = batch.groups[:1] if lags else batch.groups
     outputs = [
         _run_group(engine, forward, batch, group, embeds[group.rows, group.seen - start :], kwargs)
@@ -144,18 +147,28 @@ def waits(engine: "Engine", batch: BranchedBatch) -> bool:
 
 
 def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:
-    """All branches in one, or each by itself; or those that lag behind apart from the original."""
+    """All branches in one, or each by itself."""
     names: Sequence[Sequence[str]] = [batch.branches]
     if "one_forward" not in engine.saved:
         names = [(name,) for name in batch.branches]
-    elif cache is not None and waits(engine, batch):
-        names = [batch.branches[:1], batch.branches[1:]]
 
     def fresh() -> Any:
         decoder: Any = engine.adapter.decoder(engine.model)
         return None if cache is None else DynamicCache(config=decoder.config)
 
     return [batch.group(own, cache if i == 0 else fresh()) for i, own in enumerate(names)]
+
+
+def _parted(batch: BranchedBatch) -> list[Group]:
+    """The original branch, and those that lag behind it, with caches of their own from now on."""
+    (both,) = batch.groups
+    parts = []
+    for branches in (batch.branches[:1], batch.branches[1:]):
+        part = batch.group(branches, None)
+        rows = torch.arange(part.rows.start, part.rows.stop)
+        parts.append(replace(part, cache=repeated(both.cache, rows), seen=both.seen))
+    both.cache.layers = parts[0].cache.layers  # of the cache that the caller may hold
+    return [replace(parts[0], cache=both.cache), parts[1]]
 
 
 def shared_columns(engine: "Engine", original: PromptRows) -> int:
