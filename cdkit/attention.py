@@ -60,13 +60,10 @@ class LayerAttention(Wired):
         mask: Tensor | None,
         **kwargs: Any,
     ) -> Float[Tensor, "rows tokens heads head_dim"]:
-        def stock(
-            rows: slice = slice(None), upto: int | None = None, mask: Tensor | None = mask
-        ) -> Tensor:
+        def stock(rows: slice = slice(None)) -> Tensor:
             some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
-            some = some if some is None or upto is None else some[:, :, :upto]
-            q = query[rows] if upto is None else query[rows, :, :upto]
-            return sdpa_attention_forward(module, q, key[rows], value[rows], some, **kwargs)[0]
+            own = query[rows], key[rows], value[rows]
+            return sdpa_attention_forward(module, *own, some, **kwargs)[0]
 
         call = self.current()
         if call is None:
@@ -219,8 +216,8 @@ class _Block:
         """Of these branches, whose rows are `rows` of the call's."""
         call, chunk = self.call, self.call.chunk
         masks = call.masks(self.mask, rows, self.first, query.device)
-        logits, looked = self._logits(rows, query * self.scaling, keys, masks)
-        hidden = None
+        seen_logits, looked = self._logits(rows, query, keys, masks)
+        logits, hidden = seen_logits, None
         segments: dict[str, tuple[slice, Cells, CrossModalSegment, CrossModalSegment]] = {}
         if chunk.first_text < chunk.length:
             for name in branches:
@@ -229,7 +226,8 @@ class _Block:
                 at = call.rows_of(name)
                 at = slice(at.start - (rows.start or 0), at.stop - (rows.start or 0))
                 cells = call.cells(name, self.mask, self.first, query.device)
-                before = self._segment(name, cells, logits[at], query[at], looked, values, at)
+                own = seen_logits[at]
+                before = self._segment(name, cells, own, query[at], looked, values, at)
                 segment = before
                 for change in self.layer.changes(name):
                     segment = change(segment)
@@ -239,10 +237,12 @@ class _Block:
                     seen = _hide(seen, hidden, chunk.start + self.first)
                     text = segment.text_logits.masked_fill(~seen[:, None], -math.inf)
                     segment = replace(segment, text_logits=text)
-                _join(logits[at], before, segment, cells)
+                if _differ(before, segment):
+                    if logits is seen_logits:  # which the method may hold on to
+                        logits = seen_logits.clone()
+                    _join(logits[at], before, segment, cells)
                 segments[name] = at, cells, before, segment
         weights = softmax(logits) if masks.dead else logits.softmax(dim=-1)
-        del logits
         taken = {}
         for name, (at, cells, before, segment) in segments.items():
             self._record(name, before, segment, weights[at], cells)
@@ -272,16 +272,15 @@ class _Block:
         if rotary is not None and chunk.query_turn is not None:
             turn = chunk.query_turn[rows, self.first :]
         plain_too = looked is not keys and not (chunk.all_text and self.first == chunk.first_text)
+        if turn is not None or plain_too or not query.is_cuda:
+            query = query.to(torch.promote_types(query.dtype, torch.float32))
         if turn is None and not plain_too:
             logits = looked.scores(query)
         else:
-            wide = query.to(torch.promote_types(query.dtype, torch.float32))
-            moved = (
-                wide
-                if turn is None or rotary is None
-                else rotate(wide, turn.to(query.device), rotary)
-            )
+            assert rotary is not None
+            moved = query if turn is None else rotate(query, turn.to(query.device), rotary)
             logits = torch.where(masks.segment, looked.scores(moved), keys.scores(query))
+        logits *= self.scaling  # not the query, which may be in half precision
         if masks.forbidden is not None:
             logits.masked_fill_(masks.forbidden, -math.inf)
         return logits, looked
@@ -388,6 +387,10 @@ def _take(
     return x.gather(-1, cells.reach.expand(-1, *x.shape[1:3], -1))
 
 
+def _differ(before: CrossModalSegment, after: CrossModalSegment) -> bool:
+    return after.logits is not before.logits or after.text_logits is not before.text_logits
+
+
 def _join(
     logits: Float[Tensor, "rows heads text columns"],
     before: CrossModalSegment,
@@ -396,8 +399,6 @@ def _join(
 ) -> None:
     """Write what a method changed into the logits on all columns."""
     same_text = after.text_logits is before.text_logits
-    if after.logits is before.logits and same_text:
-        return
     if cells.full and cells.places.span is not None:
         if not same_text:
             logits[:] = after.text_logits

@@ -201,7 +201,9 @@ def rewritten(
         prompts += [prompt] * expand
         aligned = min(aligned, _common(reversed(tokens), reversed(prompt.ids)))
         old, new = zip(tokens, is_image, strict=True), zip(prompt.ids, prompt.is_image, strict=True)
-        shared = min(shared, ids.shape[1] - len(tokens) + _common(old, new))
+        # the last token stands by itself: its state is what predicts the next one
+        first = min(_common(old, new), len(prompt.ids) - 1)
+        shared = min(shared, ids.shape[1] - len(tokens) + first)
     length = max(len(prompt.ids) for prompt in prompts)
     device = ids.device
 

@@ -66,6 +66,12 @@ def test_all_but_one(name: str, without: str) -> None:
     same(name, ALL - {without}, BATCH[:1], kv=4)
 
 
+@pytest.mark.parametrize("name", ["pai", "vdd", "icd_question", "cmac"])
+def test_nothing_follows_the_image(name: str) -> None:
+    """Without the image the whole prompt would be shared, and nothing be left to predict by."""
+    same(name, ALL, [sample(4, 0, seed=5)])
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "sid"])
 def test_beams_share_a_prefix(name: str) -> None:
     same(name, ALL, BATCH[:2], num_beams=3)
