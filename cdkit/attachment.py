@@ -31,6 +31,7 @@ from cdkit.opening import open_session
 from cdkit.optimizations import chosen
 from cdkit.patches import Patches
 from cdkit.reading import read, read_outer
+from cdkit.static import static_cache
 from cdkit.strategy import PixelDistortion
 from cdkit.trace import FREE, Trace, make_trace
 
@@ -316,7 +317,12 @@ class Attachment(Wired):
         if self.method.loop is not None:
             kwargs["custom_generate"] = functools.partial(run_loop, engine)
             guards.wrap(reader, "_expand_inputs_for_generation", unexpanded)
+        def static(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            config = engine.adapter.decoder(self._model).config
+            return static_cache(config, session.ids.shape[1], make(*args, **kwargs))
+
         try:
+            guards.wrap(reader, "_prepare_static_cache", static)
             guards.wrap(reader, "_get_logits_processor", processors)
             guards.wrap(reader, "_get_stopping_criteria", stopping)
             guards.wrap(reader, "_get_top_k_continuations", top_continuations)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from cdkit.attention_call import AttentionCall
 from cdkit.batch import BranchedBatch, Group
@@ -15,6 +14,7 @@ from cdkit.errors import CdkitError
 from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL
 from cdkit.prefix import take_prefix
+from cdkit.static import empty_like
 
 if TYPE_CHECKING:
     from cdkit.engine import Engine
@@ -84,7 +84,7 @@ def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:
 
     def fresh() -> Any:
         decoder: Any = engine.adapter.decoder(engine.model)
-        return None if cache is None else DynamicCache(config=decoder.config)
+        return None if cache is None else empty_like(cache, decoder.config)
 
     return [batch.group(own, cache if i == 0 else fresh()) for i, own in enumerate(names)]
 
