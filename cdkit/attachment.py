@@ -15,10 +15,11 @@ from transformers import LogitsProcessorList
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
 from cdkit.cache import CACHE, BranchedCache
+from cdkit.compiling import CompiledSteps
 from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
-from cdkit.limits import check_eval
+from cdkit.limits import check_eval, setting
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
 from cdkit.method import ORIGINAL, Method, kind_of
 from cdkit.model_checks import (
@@ -111,6 +112,7 @@ class Attachment(Wired):
         refuse_virtual_tokens(model)
         self.method, self.trace = method, trace
         self._patches = Patches()
+        self._steps: CompiledSteps | None = None
         self._model = unwrap(model)
         adapter = adapter_for(model)
         saved = chosen(optimize)
@@ -277,6 +279,18 @@ class Attachment(Wired):
         with self._engine.lock:
             return self._guarded_generate(generate, *args, **kwargs)
 
+    def _compiled_steps(
+        self, given: dict[str, Any], defaults: Sequence[object]
+    ) -> CompiledSteps | None:
+        """What `compile_config` asks for; kept for the next call, which then compiles nothing."""
+        config = setting("compile_config", given, defaults)
+        if config is None or setting("disable_compile", given, defaults):
+            return None
+        options = {name: value for name, value in config.to_dict().items() if value is not None}
+        if self._steps is None or self._steps.options != options:
+            self._steps = CompiledSteps(options)
+        return self._steps
+
     def _guarded_generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
         engine = self._engine
         given = arguments(generate, *args, **kwargs)
@@ -321,7 +335,10 @@ class Attachment(Wired):
             config = engine.adapter.decoder(self._model).config
             return static_cache(config, session.ids.shape[1], make(*args, **kwargs))
 
+        engine.steps = self._compiled_steps(given, defaults)
         try:
+            # Hugging Face's own would trace one step of the branches' bookkeeping
+            guards.wrap(reader, "_valid_auto_compile_criteria", lambda *args, **kwargs: False)
             guards.wrap(reader, "_prepare_static_cache", static)
             guards.wrap(reader, "_get_logits_processor", processors)
             guards.wrap(reader, "_get_stopping_criteria", stopping)
@@ -330,6 +347,7 @@ class Attachment(Wired):
         finally:
             guards.undo()
             engine.session, engine.last_original, engine.last_weights = None, None, None
+            engine.steps = None
         cache = getattr(output, CACHE, None)
         if isinstance(cache, BranchedCache):
             setattr(output, CACHE, cache.original())

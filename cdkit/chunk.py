@@ -26,10 +26,17 @@ class Chunk:
     query_turn: Float[Tensor, "rows tokens *axes"] | None = None
     """By how many positions the chunk's queries move for cross-modal logits, beside those keys;
     None where no text row does."""
+    open: bool = False
+    """Whether columns are among them that nothing was written into yet: not `real`, as padding."""
 
     @property
     def stop(self) -> int:
         return self.start + self.length
+
+    @property
+    def padded(self) -> bool:
+        """Whether some columns hold nothing to look at."""
+        return self.open or self.layout.padded
 
     @property
     def generated(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from cdkit.attention_call import AttentionCall
 from cdkit.batch import BranchedBatch, Group
 from cdkit.cache import CACHE, repeated
+from cdkit.compiling import finish
 from cdkit.errors import CdkitError
 from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL
@@ -189,6 +190,9 @@ def decoder_call(
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if batch.levels:
         own |= engine.adapter.level_arguments(batch.levels_of(rows, chunk.start, chunk.stop))
+    step = None if engine.steps is None else engine.steps.prepare(forward, call)
+    if step is not None:
+        forward, call, own["attention_mask"] = step
     engine.attention = call
     try:
         output = forward(**kwargs | own)
@@ -200,4 +204,6 @@ def decoder_call(
             )
     finally:
         engine.attention = None
+        if step is not None:
+            finish(call)
     return output

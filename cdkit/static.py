@@ -53,7 +53,7 @@ class FixedLayer(DynamicLayer):
 
     def make_room(self, stop: int) -> tuple[Tensor, Tensor]:
         """Room for so many columns, at least, with what is there already."""
-        if self.room is None or not self._in_room() or self.room[0].shape[2] < stop:
+        if self.room is None or not self.in_room or self.room[0].shape[2] < stop:
             before = self.keys.shape[2]
             size = -(-max(before + self.ahead, stop) // STEP) * STEP
             self.room = _room(self.keys, size), _room(self.values, size)
@@ -70,15 +70,22 @@ class FixedLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """In place, where it can be: a compiled step keeps its tensors."""
-        if not self._in_room():
+        if not self.in_room:
             super().reorder_cache(beam_idx)
             return
         for own in (self.keys, self.values):
             own.copy_(own.index_select(0, beam_idx.to(own.device)))
 
-    def _in_room(self) -> bool:
+    @property
+    def in_room(self) -> bool:
+        """Whether what is written stands in the room."""
         views = self.views
         return views is not None and self.keys is views[0] and self.values is views[1]
+
+    @property
+    def size(self) -> int:
+        """How many columns there is room for."""
+        return 0 if self.room is None else self.room[0].shape[2]
 
     def __copy__(self) -> "FixedLayer":
         """A layer of its own: neither it nor this one goes on writing where the other one reads."""
