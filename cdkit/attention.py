@@ -276,7 +276,7 @@ class _Block:
             own = turn[call.rows_of(branch), self.first :]
             queries = rotate(queries, own.to(query.device), layer.rotary)
         place = layer.layer, branch
-        whole = call.chunk.stop >= call.batch.layout.length
+        whole = call.chunk.generated or call.chunk.completes
         memory = call.batch.memory.setdefault(place, {}) if whole else {}
         return CrossModalSegment(
             image=CachedColumns(

@@ -38,7 +38,7 @@ class Chunk:
         """Whether some columns hold nothing to look at."""
         return self.open or self.layout.padded
 
-    @property
+    @cached_property
     def generated(self) -> bool:
         """Whether none of the chunk is of the prompt."""
         return self.start >= self.layout.length

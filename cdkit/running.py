@@ -190,9 +190,9 @@ def decoder_call(
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if batch.levels:
         own |= engine.adapter.level_arguments(batch.levels_of(rows, chunk.start, chunk.stop))
-    step = None if engine.steps is None else engine.steps.prepare(forward, call)
+    step = None if engine.steps is None else engine.steps.prepare(forward, call, own)
     if step is not None:
-        forward, call, own["attention_mask"] = step
+        forward, call, own = step
     engine.attention = call
     try:
         output = forward(**kwargs | own)
