@@ -47,7 +47,8 @@ class CompiledSteps:
             return None
         device = given["inputs_embeds"].device
         real = torch.nn.functional.pad(chunk.real, (0, total - chunk.stop)).to(device)
-        whole = Chunk(total - 1, 1, chunk.layout, real, None, chunk.query_turn, open=True)
+        turn = None if chunk.query_turn is None else chunk.query_turn.contiguous()
+        whole = Chunk(total - 1, 1, chunk.layout, real, None, turn, open=True)
         told = replace(call, chunk=whole, prefixed=True, made={}, held=[])
         if batch.streams is not None:
             for branch in call.branches:
