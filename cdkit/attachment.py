@@ -15,11 +15,11 @@ from transformers import LogitsProcessorList
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
 from cdkit.cache import CACHE, BranchedCache
-from cdkit.compiling import CompiledSteps
+from cdkit.compiling import CompiledSteps, compiled_steps
 from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
-from cdkit.limits import check_eval, setting
+from cdkit.limits import check_eval
 from cdkit.looping import of_each_prompt, run_loop, unexpanded
 from cdkit.method import ORIGINAL, Method, kind_of
 from cdkit.model_checks import (
@@ -279,18 +279,6 @@ class Attachment(Wired):
         with self._engine.lock:
             return self._guarded_generate(generate, *args, **kwargs)
 
-    def _compiled_steps(
-        self, given: dict[str, Any], defaults: Sequence[object]
-    ) -> CompiledSteps | None:
-        """What `compile_config` asks for; kept for the next call, which then compiles nothing."""
-        config = setting("compile_config", given, defaults)
-        if config is None or setting("disable_compile", given, defaults):
-            return None
-        options = {name: value for name, value in config.to_dict().items() if value is not None}
-        if self._steps is None or self._steps.options != options:
-            self._steps = CompiledSteps(options)
-        return self._steps
-
     def _guarded_generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
         engine = self._engine
         given = arguments(generate, *args, **kwargs)
@@ -335,7 +323,8 @@ class Attachment(Wired):
             config = engine.adapter.decoder(self._model).config
             return static_cache(config, session.ids.shape[1], make(*args, **kwargs))
 
-        engine.steps = self._compiled_steps(given, defaults)
+        engine.steps = compiled_steps(engine, given, defaults, self._steps)
+        self._steps = engine.steps or self._steps
         try:
             # Hugging Face's own would trace one step of the branches' bookkeeping
             guards.wrap(reader, "_valid_auto_compile_criteria", lambda *args, **kwargs: False)

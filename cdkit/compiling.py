@@ -1,15 +1,21 @@
 """Decode steps through `torch.compile`: one graph of the decoder, whatever the length."""
 
-from collections.abc import Callable, Collection, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cdkit.attention_call import AttentionCall
 from cdkit.chunk import Chunk
+from cdkit.errors import CdkitWarning
+from cdkit.limits import setting
 from cdkit.static import FixedLayer, is_fixed
+
+if TYPE_CHECKING:
+    from cdkit.engine import Engine
 
 Forward = Callable[..., Any]
 
@@ -39,13 +45,14 @@ class CompiledSteps:
         if not (chunk.generated and chunk.length == 1 and is_fixed(cache)) or call.looks:
             return None
         layers: list[FixedLayer] = cache.layers
-        if not all(layer.in_room for layer in layers):
-            return None
+        device = given["inputs_embeds"].device
         shared = 0 if batch.prefix is None else batch.prefix.length
         total = shared + layers[0].size
-        if chunk.stop > total:
+        if chunk.stop > total or not all(
+            layer.in_room and layer.keys.device == device and layer.size == layers[0].size
+            for layer in layers
+        ):
             return None
-        device = given["inputs_embeds"].device
         real = torch.nn.functional.pad(chunk.real, (0, total - chunk.stop)).to(device)
         turn = None if chunk.query_turn is None else chunk.query_turn.contiguous()
         whole = Chunk(total - 1, 1, chunk.layout, real, None, turn, open=True)
@@ -67,6 +74,35 @@ class CompiledSteps:
         return self.compiled, told, own
 
 
+def compiled_steps(
+    engine: "Engine",
+    given: Mapping[str, Any],
+    defaults: Sequence[object],
+    earlier: CompiledSteps | None,
+) -> CompiledSteps | None:
+    """What `compile_config` of `generate` asks for: the steps of an earlier call, where they do."""
+    config = setting("compile_config", given, defaults)
+    if config is None or setting("disable_compile", given, defaults):
+        return None
+    decoder: Any = engine.adapter.decoder(engine.model)
+    kernel, why = str(decoder.config._attn_implementation), None
+    if setting("cache_implementation", given, defaults) != "static":
+        why = "pass cache_implementation='static' as well"
+    elif engine.method.loop is not None:
+        why = f"{engine.method.name} brings a loop of its own, which copies its cache"
+    elif not engine.hooked and kernel != "sdpa":
+        why = f"the model's attention is {kernel}; load it with attn_implementation='sdpa'"
+    if why is not None:
+        warnings.warn(
+            f"compile_config changes nothing here: {why}", CdkitWarning, stacklevel=2
+        )
+        return None
+    options = {name: value for name, value in config.to_dict().items() if value is not None}
+    if earlier is not None and earlier.options == options:
+        return earlier
+    return CompiledSteps(options)
+
+
 def finish(call: AttentionCall) -> None:
     """Show the column of a compiled step as written."""
     layers: list[FixedLayer] = call.cache.layers
@@ -83,10 +119,10 @@ def _fix(call: AttentionCall, given: Mapping[str, Any]) -> None:
     _fixed(given["attention_mask"], 3)
     for layer in call.cache.layers:
         for x in layer.room:
-            _fixed(x, 2)
+            _fixed(x, 2, stays=True)
     if batch.prefix is not None:
         for x in (*batch.prefix.keys, *batch.prefix.values):
-            _fixed(x, 2)
+            _fixed(x, 2, stays=True)
     for kept in batch.memory.values():
         for x in kept.values():
             _fixed(x)
@@ -101,8 +137,12 @@ def _fix(call: AttentionCall, given: Mapping[str, Any]) -> None:
                 _fixed(x)
 
 
-def _fixed(x: Tensor | None, *lengths: int) -> None:
-    if x is not None and not hasattr(x, "_dynamo_static_indices"):
-        for dim in range(x.ndim):
-            if dim not in lengths:
-                torch._dynamo.mark_static(x, dim)
+def _fixed(x: Tensor | None, *lengths: int, stays: bool = False) -> None:
+    """All but these dimensions of it. `stays`: it is the same tensor in every step of an answer."""
+    if x is None or hasattr(x, "_dynamo_static_indices"):
+        return
+    for dim in range(x.ndim):
+        if dim not in lengths:
+            torch._dynamo.mark_static(x, dim)
+    if stays:  # else a CUDA graph would copy it in every step
+        torch._dynamo.mark_static_address(x, guard=False)

@@ -119,13 +119,12 @@ def empty_like(cache: Cache, config: Any) -> DynamicCache:
     return fixed_cache(config, ahead[0]) if ahead else DynamicCache(config=config)
 
 
-def static_cache(config: Any, prompt: int, made: Cache) -> DynamicCache:
+def static_cache(config: Any, prompt: int, made: Any) -> DynamicCache:
     """What stands for the static cache that `generate` has just made, for prompts of that length.
 
     Its own layers are of one size for all columns, and of one batch size; the branches' are not.
     """
-    longest = made.get_max_length() if hasattr(made, "get_max_length") else made.get_max_cache_shape()
-    return fixed_cache(config, max(0, int(longest) - prompt))
+    return fixed_cache(config, max(0, int(made.get_max_length()) - prompt))
 
 
 def is_fixed(cache: object) -> bool:
