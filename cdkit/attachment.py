@@ -319,6 +319,7 @@ class Attachment(Wired):
         if self.method.loop is not None:
             kwargs["custom_generate"] = functools.partial(run_loop, engine)
             guards.wrap(reader, "_expand_inputs_for_generation", unexpanded)
+
         def static(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             config = engine.adapter.decoder(self._model).config
             return static_cache(config, session.ids.shape[1], make(*args, **kwargs))
@@ -336,6 +337,8 @@ class Attachment(Wired):
         finally:
             guards.undo()
             engine.session, engine.last_original, engine.last_weights = None, None, None
+            if engine.steps is not None:
+                engine.steps.forget()
             engine.steps = None
         cache = getattr(output, CACHE, None)
         if isinstance(cache, BranchedCache):

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from cdkit.attention_call import AttentionCall
+from cdkit.attention_call import AttentionCall, Masks
 from cdkit.chunk import Chunk
 from cdkit.errors import CdkitWarning
 from cdkit.limits import setting
@@ -33,6 +34,8 @@ class CompiledSteps:
     options: Mapping[str, Any]
     """Of `torch.compile`."""
     compiled: Forward | None = None
+    kept: dict[tuple[str, ...], "Told"] = field(default_factory=dict)
+    """Branches of a group -> what its layers were told in the step before."""
 
     def prepare(
         self, forward: Forward, call: AttentionCall, given: dict[str, Any]
@@ -41,37 +44,113 @@ class CompiledSteps:
 
         A first token does: it makes the room, and what strategies keep for the whole answer.
         """
-        cache, chunk, batch = call.cache, call.chunk, call.batch
+        cache, chunk = call.cache, call.chunk
         if not (chunk.generated and chunk.length == 1 and is_fixed(cache)) or call.looks:
             return None
         layers: list[FixedLayer] = cache.layers
-        device = given["inputs_embeds"].device
-        shared = 0 if batch.prefix is None else batch.prefix.length
+        embeds = given["inputs_embeds"]
+        shared = 0 if call.batch.prefix is None else call.batch.prefix.length
         total = shared + layers[0].size
         if chunk.stop > total or not all(
-            layer.in_room and layer.keys.device == device and layer.size == layers[0].size
-            for layer in layers
+            x.in_room and x.keys.device == embeds.device and x.size == layers[0].size
+            for x in layers
         ):
             return None
-        real = torch.nn.functional.pad(chunk.real, (0, total - chunk.stop)).to(device)
-        turn = None if chunk.query_turn is None else chunk.query_turn.contiguous()
-        whole = Chunk(total - 1, 1, chunk.layout, real, None, turn, open=True)
-        told = replace(call, chunk=whole, prefixed=True, made={}, held=[])
+        told = self.kept.get(call.branches)
+        if told is None or not told.goes_on(call, total):
+            told = self.kept[call.branches] = Told.of(call, total, embeds.device)
+        told.step(call)
+        own = given | {
+            "attention_mask": told.mask,
+            "position_ids": given["position_ids"].contiguous(),  # no stride tells the length
+        }
+        fix(embeds)
+        fix(own["position_ids"])
+        fix(told.call.chunk.query_turn)
+        at = torch.tensor([chunk.start - shared], device=embeds.device)
+        for layer in layers:
+            layer.at = at
+        if self.compiled is None:
+            self.compiled = torch.compile(forward, **self.options)
+        return self.compiled, told.call, own
+
+    def forget(self) -> None:
+        """Let go of an answer's caches."""
+        self.kept.clear()
+
+
+@dataclass(eq=False)
+class Told:
+    """What the layers of a compiled step are told: the same tensors all along, written anew.
+
+    The columns that are still empty are as padding, and a step's token stands somewhere before the
+    last column: it sees no more than what is real.
+    """
+
+    call: AttentionCall
+    mask: Bool[Tensor, "rows 1 1 columns"]
+    """For layers that run the stock attention."""
+    stop: int
+    """How many columns were there in the step before."""
+
+    @classmethod
+    def of(cls, call: AttentionCall, total: int, device: torch.device) -> "Told":
+        """For the steps from this one on, in room for `total` columns."""
+        old, batch = call.chunk, call.batch
+        real = torch.nn.functional.pad(old.real[:, :-1], (0, total - old.stop + 1)).to(device)
+        # the step's own column is written by `step`; so its token is counted from the one before
+        chunk = Chunk(total - 1, 1, old.layout, real, open=True)
+        told = replace(call, chunk=chunk, prefixed=True, made={}, held=[])
         if batch.streams is not None:
             for branch in call.branches:
                 told.cells(branch, None, 0, device)
         told.masks(None, slice(None), 0, device)
-        at = torch.tensor([chunk.start - shared], device=device)
-        own = given | {
-            "attention_mask": real[:, None, None, :].clone(),
-            "position_ids": given["position_ids"].contiguous(),  # no stride tells the length
-        }
-        for layer in layers:
-            layer.at = at
-        _fix(told, own)
-        if self.compiled is None:
-            self.compiled = torch.compile(forward, **self.options)
-        return self.compiled, told, own
+        made = cls(told, real[:, None, None, :].clone(), old.stop - 1)
+        made.fix(total)
+        return made
+
+    def goes_on(self, call: AttentionCall, total: int) -> bool:
+        """Whether this step follows the one before, in the same room."""
+        same = self.call.batch is call.batch and self.call.cache is call.cache
+        return same and self.call.chunk.stop == total and self.stop == call.chunk.start
+
+    def step(self, call: AttentionCall) -> None:
+        """Write one column more."""
+        column, new = call.chunk.start, call.chunk.real[:, -1].to(self.mask.device)
+        self.stop = call.chunk.stop
+        self.mask[..., column] = new[:, None, None]
+        for place, made in self.call.made.items():
+            if isinstance(made, Masks):
+                own = new[slice(*place[2:4])]
+                made.seen[..., column] = own[:, None]
+                assert made.forbidden is not None
+                made.forbidden[..., column] = ~own[:, None, None]
+            else:
+                made.token_index.add_(new[self.call.rows_of(place[1]), None])
+        told = self.call
+        turn = call.chunk.query_turn
+        told.chunk.query_turn = None if turn is None else turn.contiguous()
+        told.step, told.layers_run, told.last_weights = call.step, 0, None
+        told.image_logits, told.image_weights = call.image_logits, call.image_weights
+        told.carried = call.carried
+
+    def fix(self, columns: int) -> None:
+        """Say that nothing but numbers of columns, written or shared, may differ in a graph."""
+        batch = self.call.batch
+        fix(self.mask, 3)
+        for layer in self.call.cache.layers:
+            for x in layer.room:
+                fix(x, 2, stays=True)
+        if batch.prefix is not None:
+            for x in (*batch.prefix.keys, *batch.prefix.values):
+                fix(x, 2, stays=True)
+        for kept in batch.memory.values():
+            for x in kept.values():
+                fix(x)
+        for made in (*self.call.made.values(), *batch.known_places.values()):
+            for x in made:
+                if isinstance(x, Tensor):
+                    fix(x, *(d for d in range(x.ndim) if x.shape[d] == columns))
 
 
 def compiled_steps(
@@ -93,9 +172,7 @@ def compiled_steps(
     elif not engine.hooked and kernel != "sdpa":
         why = f"the model's attention is {kernel}; load it with attn_implementation='sdpa'"
     if why is not None:
-        warnings.warn(
-            f"compile_config changes nothing here: {why}", CdkitWarning, stacklevel=2
-        )
+        warnings.warn(f"compile_config changes nothing here: {why}", CdkitWarning, stacklevel=2)
         return None
     options = {name: value for name, value in config.to_dict().items() if value is not None}
     if earlier is not None and earlier.options == options:
@@ -111,33 +188,7 @@ def finish(call: AttentionCall) -> None:
         layer.write_up_to(layer.keys.shape[2] + 1)
 
 
-def _fix(call: AttentionCall, given: Mapping[str, Any]) -> None:
-    """Say that nothing but the numbers of columns, written or shared, may differ in a graph."""
-    batch = call.batch
-    for x in (given["inputs_embeds"], given["position_ids"], call.chunk.query_turn):
-        _fixed(x)
-    _fixed(given["attention_mask"], 3)
-    for layer in call.cache.layers:
-        for x in layer.room:
-            _fixed(x, 2, stays=True)
-    if batch.prefix is not None:
-        for x in (*batch.prefix.keys, *batch.prefix.values):
-            _fixed(x, 2, stays=True)
-    for kept in batch.memory.values():
-        for x in kept.values():
-            _fixed(x)
-    columns = call.chunk.stop
-    for made in call.made.values():
-        for x in made:
-            if isinstance(x, Tensor):
-                _fixed(x, *(d for d in range(x.ndim) if x.shape[d] == columns))
-    for places in batch.known_places.values():
-        for x in places:
-            if isinstance(x, Tensor):
-                _fixed(x)
-
-
-def _fixed(x: Tensor | None, *lengths: int, stays: bool = False) -> None:
+def fix(x: Tensor | None, *lengths: int, stays: bool = False) -> None:
     """All but these dimensions of it. `stays`: it is the same tensor in every step of an answer."""
     if x is None or hasattr(x, "_dynamo_static_indices"):
         return

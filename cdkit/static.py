@@ -131,4 +131,3 @@ def is_fixed(cache: object) -> bool:
     """Whether a cache keeps every token of every layer in room of its own."""
     layers: list[Any] = getattr(cache, "layers", [])
     return bool(layers) and all(isinstance(layer, FixedLayer) for layer in layers)
-

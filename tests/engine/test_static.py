@@ -37,19 +37,22 @@ MakeInputs = Callable[..., dict[str, Tensor]]
 def answers(
     model: Any, method: cdkit.Method, inputs: Any, *, optimize: bool = True, **asked: Any
 ) -> Any:
-    """What `generate` gives; with logits, where the loop is Hugging Face's."""
+    """What `generate` gives; as `steps` all branches' logits, where the loop is Hugging Face's."""
     own = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
-    own |= {} if method.loop is not None else {"output_logits": True}
+    trace = ("logits",) if method.loop is None else ()  # Hugging Face's are in float32
+    processor = asked.pop("processor")
     torch.manual_seed(0)
-    with cdkit.attach(model, method, processor=asked.pop("processor"), optimize=optimize):
-        return model.generate(**inputs, **own | asked)
+    with cdkit.attach(model, method, processor=processor, optimize=optimize, trace=trace) as run:
+        out = model.generate(**inputs, **own | asked)
+    out.steps = [x for step in run.trace.steps for x in step.logits.values()]
+    return out
 
 
 def assert_same(one: Any, other: Any) -> None:
     assert one.sequences.equal(other.sequences)
-    if one.get("logits") is not None:
-        logits = [torch.stack(out.logits) for out in (one, other)]
-        torch.testing.assert_close(*logits, rtol=0, atol=1e-9)
+    assert len(one.steps) == len(other.steps)
+    for a, b in zip(one.steps, other.steps, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "mode"), CASES)

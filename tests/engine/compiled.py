@@ -1,0 +1,68 @@
+"""Compiled steps, run by themselves: `python -m tests.engine.compiled eager cmac vcd`.
+
+A process of its own, as dynamo cannot follow the type checks that the other tests run under. Prints
+one line of JSON: method -> an entry for each prompt, see `Counted`.
+"""
+
+import json
+import sys
+from typing import Any, TypedDict
+
+import torch
+from tests.parity.tiny import WordTokenizer, batch, sample, tiny
+from transformers import CompileConfig
+
+import cdkit
+
+LENGTHS = ((2, 3), (5, 9), (3, 4))
+"""Of the text before and after the image; a second prompt stands beside each, so there is padding."""
+STEPS = 20
+
+
+class Counted(TypedDict):
+    graphs: int
+    """Made up to and with this prompt."""
+    same_tokens: bool
+    """As without compilation, with the dynamic cache."""
+    error: float
+    """The largest difference of any branch's logits, in float64."""
+
+
+def counted(name: str, backend: str, *, beams: int = 1) -> list[Counted]:
+    """Of one method on prompts of several lengths."""
+    graphs: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward if backend == "eager" else torch._inductor.compile(graph, inputs)
+
+    torch._dynamo.reset()
+    model, method = tiny(2), cdkit.load(name)
+    config = CompileConfig(backend=counting, fullgraph=True, mode=None)  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": beams}
+    compiled = {"cache_implementation": "static", "compile_config": config}
+    found: list[Counted] = []
+    with cdkit.attach(model, method, processor=WordTokenizer(), trace=("logits",)) as run:
+        for lengths in LENGTHS:
+            inputs = batch([sample(*lengths), sample(7, 2, seed=1)])
+            outs, logits = [], []
+            for how in ({}, compiled):
+                outs.append(model.generate(**inputs, **asked, **how))
+                steps = run.trace.steps
+                logits.append(torch.stack([x for step in steps for x in step.logits.values()]))
+            found.append(
+                Counted(
+                    graphs=len(graphs),
+                    same_tokens=outs[0].equal(outs[1]),
+                    error=float((logits[0] - logits[1]).abs().max()),
+                )
+            )
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    backend, *names = sys.argv[1:]
+    beams = 3 if backend == "beams" else 1
+    kind = "eager" if beams > 1 else backend
+    print(json.dumps({name: counted(name, kind, beams=beams) for name in names}))
