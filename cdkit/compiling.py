@@ -13,6 +13,7 @@ from cdkit.attention_call import AttentionCall, Masks
 from cdkit.chunk import Chunk
 from cdkit.errors import CdkitWarning
 from cdkit.limits import setting
+from cdkit.model_checks import sliding_window
 from cdkit.static import FixedLayer, is_fixed
 
 if TYPE_CHECKING:
@@ -171,6 +172,8 @@ def compiled_steps(
         why = f"{engine.method.name} brings a loop of its own, which copies its cache"
     elif not engine.hooked and kernel != "sdpa":
         why = f"the model's attention is {kernel}; load it with attn_implementation='sdpa'"
+    elif sliding_window(decoder) is not None:
+        why = "some of the model's layers keep a window of the last tokens alone, which has no room"
     if why is not None:
         warnings.warn(f"compile_config changes nothing here: {why}", CdkitWarning, stacklevel=2)
         return None

@@ -1,4 +1,4 @@
-"""Compiled steps, run by themselves: `python -m tests.engine.compiled eager cmac vcd`.
+"""Compiled steps, run by themselves: `python -m engine.compiled eager cmac vcd`, in tests.
 
 A process of its own, as dynamo cannot follow the type checks that the other tests run under. Prints
 one line of JSON: method -> an entry for each prompt, see `Counted`.
@@ -9,13 +9,13 @@ import sys
 from typing import Any, TypedDict
 
 import torch
-from tests.parity.tiny import WordTokenizer, batch, sample, tiny
+from parity.tiny import WordTokenizer, batch, sample, tiny
 from transformers import CompileConfig
 
 import cdkit
 
 LENGTHS = ((2, 3), (5, 9), (3, 4))
-"""Of the text before and after the image; a second prompt stands beside each, so there is padding."""
+"""Of the text before and after the image; a second prompt stands beside, so there is padding."""
 STEPS = 20
 
 

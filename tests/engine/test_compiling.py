@@ -15,7 +15,7 @@ from cdkit.errors import CdkitWarning
 
 from .presets import ACTIVE
 
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 QUICK = ("cmac", "vcd")
 GRAPHS = 2
 """One of the first prompt's lengths, one of any."""
@@ -23,8 +23,8 @@ GRAPHS = 2
 
 def compiled(backend: str, *names: str) -> dict[str, list[dict[str, Any]]]:
     """What `tests/engine/compiled.py` prints."""
-    command = [sys.executable, "-m", "tests.engine.compiled", backend, *names]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "engine.compiled", backend, *names]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -71,7 +71,7 @@ def test_what_the_checks_above_find(wrong: dict[str, Any]) -> None:
 
 # ---- where nothing can be compiled ---------------------------------------------------------------
 
-STATIC = {"cache_implementation": "static"}
+STATIC: dict[str, Any] = {"cache_implementation": "static"}
 CONFIG = CompileConfig(backend="eager", mode=None)  # type: ignore[arg-type]
 
 
@@ -92,6 +92,18 @@ def test_it_is_said(
         with pytest.warns(CdkitWarning, match=f"compile_config changes nothing here: {why}"):
             given = model.generate(**inputs, **asked, compile_config=CONFIG)
     assert given.equal(wanted)
+
+
+def test_layers_that_slide(make_inputs: Any, make_model: Any) -> None:
+    model = make_model()
+    config = model.model.language_model.config
+    config.layer_types = ["sliding_attention"] + ["full_attention"] * 2
+    config.sliding_window = 100
+    with cdkit.attach(model, cdkit.load("vcd")):
+        with pytest.warns(CdkitWarning, match="some of the model's layers keep a window"):
+            model.generate(
+                **make_inputs("is there a cat ?"), **STATIC, max_new_tokens=2, compile_config=CONFIG
+            )
 
 
 def test_a_kernel_whose_masks_are_numbers(make_model: Any, make_inputs: Any) -> None:

@@ -20,9 +20,9 @@ from .test_modes import MODES, QUESTIONS, runs
 
 hf: Any = transformers
 
-STATIC = {"cache_implementation": "static"}
-EVERYWHERE = ("cmac", "icd", "vcd")
-"""Attention, prompts of their own, pixels: in all modes; the other methods in one."""
+STATIC: dict[str, Any] = {"cache_implementation": "static"}
+EVERYWHERE = ("cmac", "icd")
+"""Attention, prompts of their own: in all modes; the other methods in one."""
 CASES = [
     (name, mode)
     for name in ACTIVE
