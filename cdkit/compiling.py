@@ -120,7 +120,8 @@ class Told:
         column, new = call.chunk.start, call.chunk.real[:, -1].to(self.mask.device)
         self.stop = call.chunk.stop
         self.mask[..., column] = new[:, None, None]
-        for place, made in self.call.made.items():
+        places: dict[Any, Any] = self.call.made
+        for place, made in places.items():
             if isinstance(made, Masks):
                 own = new[slice(*place[2:4])]
                 made.seen[..., column] = own[:, None]

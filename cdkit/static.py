@@ -14,7 +14,7 @@ Keys = Float[Tensor, "rows kv_heads new head_dim"]
 Values = Float[Tensor, "rows kv_heads new value_dim"]
 
 
-class FixedLayer(DynamicLayer):
+class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values that are written into room which is made once for the whole answer.
 
     To whoever reads it it is a dynamic layer: `keys` and `values` are views of what is written. So
@@ -23,8 +23,12 @@ class FixedLayer(DynamicLayer):
     prompt, which by then may have left its shared columns to all branches.
     """
 
+    keys: Any
+    """Tensors, but for a layer without any."""
+    values: Any
+
     def __init__(self, ahead: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ahead = ahead
         """So many columns may follow the prompt."""
         self.room: tuple[Tensor, Tensor] | None = None
@@ -68,7 +72,7 @@ class FixedLayer(DynamicLayer):
             self.room[1][:, :, :stop],
         )
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """In place, where it can be: a compiled step keeps its tensors."""
         if not self.in_room:
             super().reorder_cache(beam_idx)
@@ -91,7 +95,7 @@ class FixedLayer(DynamicLayer):
         """A layer of its own: neither it nor this one goes on writing where the other one reads."""
         self.views = self.room = None
         own = FixedLayer(self.ahead)
-        own.__dict__.update(self.__dict__)
+        vars(own).update(vars(self))
         return own
 
 
@@ -106,10 +110,10 @@ def fixed_cache(config: Any, ahead: int) -> DynamicCache:
 
     Layers that slide keep what they need in any case: they stay as they are.
     """
-    cache = DynamicCache(config=config)
-    layers: list[Any] = cache.layers
-    cache.layers = [FixedLayer(ahead) if type(x) is DynamicLayer else x for x in layers]
-    return cache
+    cache: Any = DynamicCache(config=config)
+    cache.layers = [FixedLayer(ahead) if type(x) is DynamicLayer else x for x in cache.layers]
+    made: DynamicCache = cache
+    return made
 
 
 def empty_like(cache: Cache, config: Any) -> DynamicCache:
