@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adapter": ("ADAPTERS", "ModelAdapter", "Rotary", "adapter_for"),
+    "adapter": ("ADAPTERS", "ModelAdapter", "adapter_for"),
     "attachment": ("Attachment", "attach"),
     "benchmark": ("BENCHMARKS", "Benchmark"),
     "calibrator": ("CALIBRATORS", "PositionCalibrator"),
@@ -62,6 +62,7 @@ _HOMES = {
     "method": ("Branch", "Method"),
     "pretrained": ("load_model",),
     "registry": ("Registry",),
+    "rotary": ("Rotary",),
     "schedule": ("SCHEDULES", "AlphaSchedule"),
     "segment": ("CrossModalSegment", "ImageColumns"),
     "strategy": (

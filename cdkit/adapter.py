@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -206,6 +207,10 @@ def unwrap(model: nn.Module) -> nn.Module:
     return inner() if inner is not None else model
 
 
+_TURNS: WeakKeyDictionary[nn.Module, list[bool]] = WeakKeyDictionary()
+"""Decoder -> which of its layers turn their keys: tried out once, not at each attach."""
+
+
 def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
     """For each layer whether it turns its keys by their position; some families leave layers out.
 
@@ -213,6 +218,8 @@ def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
     tells the two apart, in the layers above as well. The class's own forward is called: the
     instance's may be that of an attachment in force.
     """
+    if decoder in _TURNS:
+        return _TURNS[decoder]
     like = next(embedding.buffers())
     embeds = torch.randn(
         1, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0)
@@ -228,7 +235,8 @@ def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
             **{CACHE: cache},
         )
     layers: list[Any] = cache.layers
-    return [_differ(layer.keys) for layer in layers]
+    _TURNS[decoder] = [_differ(layer.keys) for layer in layers]
+    return _TURNS[decoder]
 
 
 def _differ(keys: Tensor | None) -> bool:

@@ -169,9 +169,11 @@ class Attachment(Wired):
             seed=seed,
             sample_ids=None if sample_ids is None else tuple(sample_ids),
             saved=saved,
+            everywhere=optimize is not True,
             rotary=self._rotary,
             hooked=hooked,
-            window=sliding_window(decoder) if hooked else None,
+            slides=(window := sliding_window(decoder)) is not None,
+            window=window if hooked else None,
             trace=trace,
             branches=branches,
         )

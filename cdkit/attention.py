@@ -16,6 +16,7 @@ from cdkit.attention_call import AttentionCall, Cells, Masks
 from cdkit.columns import CachedColumns, turned
 from cdkit.errors import CdkitError
 from cdkit.method import ORIGINAL
+from cdkit.packing import Packing
 from cdkit.prefix import Columns
 from cdkit.rotary import Rotary, rotate
 from cdkit.segment import CrossModalSegment, softmax
@@ -71,6 +72,8 @@ class LayerAttention(Wired):
         if call is None:
             return stock()
         call.layers_run += 1
+        if call.packing is not None:
+            return self._packed(call, call.packing, module, query, key, value, kwargs)
         keys, values = self._columns(call, key, value)
         if keys.total < call.chunk.stop:
             raise CdkitError(
@@ -113,6 +116,33 @@ class LayerAttention(Wired):
             whole_keys = torch.cat([columns.own for columns in looked])
             self._keep(call, Columns(looked[0].shared, whole_keys, keys.each))
         return torch.cat(outs)
+
+    def _packed(
+        self,
+        call: AttentionCall,
+        packing: Packing,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kwargs: Any,
+    ) -> Float[Tensor, "samples packed heads head_dim"]:
+        """The shared columns through the fast kernel, the branches' rows behind them."""
+        first_query, queries = packing.split(query)
+        (first_key, own_key), (first_value, own_value) = packing.split(key), packing.split(value)
+        out = sdpa_attention_forward(
+            module, first_query, first_key, first_value, call.prefix_mask(query.device), **kwargs
+        )[0]
+        keys, values = Columns(first_key, own_key), Columns(first_value, own_value)
+        block = _Block(self, call, None, 0, kwargs["scaling"])
+        made = block(slice(None), call.branches, queries, keys, values)
+        layer, prefix = call.cache.layers[self.layer], call.batch.prefix
+        assert prefix is not None and made.looked.shared is not None
+        layer.keys, layer.values = made.looked.own, own_value
+        # copies: a view would keep the packed row
+        prefix.keys[self.layer] = made.looked.shared.contiguous()
+        prefix.values[self.layer] = first_value.contiguous()
+        return packing.join(out, made.out)
 
     def _looked(self, call: AttentionCall, keys: Columns, rows: slice) -> Columns:
         """The keys as text rows see them: those of image tokens moved, where they have not been."""

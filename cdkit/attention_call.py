@@ -11,6 +11,7 @@ from torch import Tensor
 from cdkit.batch import BranchedBatch
 from cdkit.chunk import Chunk
 from cdkit.columns import Places
+from cdkit.packing import Packing
 from cdkit.trace import Step
 
 
@@ -71,6 +72,8 @@ class AttentionCall:
     prefixed: bool = False
     """Whether masks are made here, from `chunk` alone: those that layers are given know nothing of
     the shared prefix before their columns, or of columns that are still empty."""
+    packing: Packing | None = None
+    """Where that prefix comes in this very call, and the branches' rows behind it."""
     cache: Any = None
     """Where the keys of image tokens are kept, once the prompt is whole."""
     keeps_prefix: bool = True
@@ -99,6 +102,22 @@ class AttentionCall:
         """Of the rows of this call."""
         index, rows = self.branches.index(branch), self.batch.rows
         return slice(index * rows, (index + 1) * rows)
+
+    def prefix_mask(self, device: torch.device) -> Bool[Tensor, "samples 1 prefix prefix"] | None:
+        """Of the shared columns among themselves; None without padding, which is plain causal."""
+        assert self.packing is not None
+        cut, samples, facts = self.packing.shared, self.batch.rows, self.batch.layout.facts
+        if all(row.tokens == self.batch.layout.length for row in facts[:samples]):
+            return None
+        place = "prefix mask", device
+        if place not in self.made:
+            columns = torch.arange(cut, device=device)
+            real = self.chunk.real[:samples, None, None, :cut].to(device)
+            # a row of padding sees itself: the fast kernels give no number where a row sees nothing
+            seen = (columns <= columns[:, None]) & real
+            self.made[place] = seen | torch.eye(cut, dtype=torch.bool, device=device)
+        made: Tensor = self.made[place]
+        return made
 
     def masks(self, mask: Tensor | None, rows: slice, first: int, device: torch.device) -> Masks:
         """Of these rows and the chunk's columns from `first` on."""

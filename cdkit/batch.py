@@ -61,6 +61,8 @@ class BranchedBatch:
     padding: slice
     """Columns of the original prompts that stand for longer ones of other branches."""
     real: Bool[Tensor, "rows tokens"]
+    shared: int = 0
+    """How many first columns are the same in all branches, and go in by themselves."""
     levels: tuple[Float[Tensor, "rows prompt hidden"], ...] = ()
     """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
     step: int = 0
@@ -69,6 +71,8 @@ class BranchedBatch:
     memory: dict[tuple[int, str], dict[Hashable, Tensor]] = field(default_factory=dict)
     """(layer, branch) -> what is kept of its image columns, once the whole prompt is there."""
     known_places: dict[tuple[str, torch.device], Places] = field(default_factory=dict)
+    waiting: Float[Tensor, "rows tokens hidden"] | None = None
+    """The embedded tokens that the distorted branches have not seen, where they lag behind."""
     groups: list[Group] = field(default_factory=list)
     prefix: SharedPrefix | None = None
     rotary: Sequence[Rotary | None] | None = None
@@ -138,7 +142,7 @@ class BranchedBatch:
         if positions is None:
             # Hugging Face's default: the number of columns before it
             before = self.positions.shape[1] - (self.padding.stop - self.padding.start)
-            positions = torch.arange(new, device=device)[None] + before
+            positions = torch.arange(before, before + new, device=device)[None]
         axes = self.positions.shape[2:]
         if positions.ndim < self.positions.ndim:
             positions = positions[..., None]
@@ -191,12 +195,13 @@ class BranchedBatch:
         return chunk
 
     def _late(self, chunk: Chunk, rows: slice) -> Float[Tensor, "rows tokens *axes"] | None:
-        """By how much queries of generated tokens move: asked once, if all move alike."""
+        """By how much queries of generated tokens move: whether they do is asked until they do."""
         assert self.calibrator is not None
         if not (self.calibrator.steady and self.late_known):
             turn = (self._shift(chunk.stop) - self._reference())[:, chunk.start :]
             has_image = _on_axes(self.layout.valid.any(dim=1, keepdim=True), turn)
-            moves = bool(((turn.abs() > STILL) & has_image).any())
+            moved = self.late_turn is not None  # then a host need not wait to hear of it again
+            moves = moved or bool(((turn.abs() > STILL) & has_image).any())
             self.late_turn, self.late_known = turn if moves else None, True
         late = self.late_turn
         if late is None:
@@ -231,6 +236,7 @@ class BranchedBatch:
         """Follow the beams. A beam never leaves its sample, so what the prompt decided stays."""
         self.positions, self.real = self.positions[indices], self.real[indices]
         own = indices[: self.rows]
+        self.waiting = None if self.waiting is None else self.waiting[own]
         self.states = {
             place: {name: value[own] for name, value in state.items()}
             for place, state in self.states.items()
@@ -268,6 +274,7 @@ class BranchedBatch:
             memory=memory,
             prefix=None if self.prefix is None else self.prefix.select(rows),
             known_places={},
+            waiting=None if self.waiting is None else self.waiting[rows],
             image_turn=own(self.image_turn),
             late_turn=own(self.late_turn),
         )

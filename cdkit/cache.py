@@ -40,7 +40,8 @@ class BranchedCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         gap = self.batch.padding
-        return self.batch.seen - (gap.stop - gap.start)
+        known: int = self.batch.seen - (gap.stop - gap.start)
+        return known
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Every branch follows the beams of the original one; a shared prefix is all beams'."""

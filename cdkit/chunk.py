@@ -80,7 +80,8 @@ class Chunk:
     @cached_property
     def token_index(self) -> Int[Tensor, "rows tokens"]:
         """The place of the chunk's tokens in their rows, padding not counted."""
-        return (self.real.long().cumsum(dim=-1) - 1).clamp(min=0)[:, self.start :]
+        before = self.real[:, : self.start].sum(dim=-1, keepdim=True)
+        return (before + self.real[:, self.start :].cumsum(dim=-1) - 1).clamp(min=0)
 
     @cached_property
     def is_image(self) -> Bool[Tensor, "rows columns"]:
@@ -91,17 +92,21 @@ class Chunk:
     @cached_property
     def before_image(self) -> Bool[Tensor, "rows columns"]:
         """All columns up to `stop`: True on text before the first image."""
-        columns = torch.arange(self.stop, device=self.real.device)
-        before = ~self.is_image.cummax(dim=-1).values & self.real
-        return before & (columns < self.layout.length)
+        before = self.layout.before_image[:, : self.stop]
+        return torch.nn.functional.pad(before, (0, self.stop - before.shape[1]))
 
     @cached_property
     def predicts(self) -> Bool[Tensor, "rows tokens"]:
         """The tokens that predict the next one: a prompt's last, and each generated one."""
+        if self.generated:
+            return torch.ones_like(self.is_text)
         columns = torch.arange(self.start, self.stop, device=self.real.device)
         return columns >= self.layout.last[:, None]
 
     @cached_property
     def of_prompt(self) -> Bool[Tensor, "rows tokens"]:
+        """Text of the prompt after an image."""
+        if self.generated:
+            return torch.zeros_like(self.is_text)
         columns = torch.arange(self.start, self.stop, device=self.real.device)
         return (columns < self.layout.length) & self.is_text

@@ -89,11 +89,11 @@ class CachedColumns(ImageColumns):
         self.__dict__.update(_places=places, _keys=keys, _values=values)
 
     @cached_property
-    def keys(self) -> Float[Tensor, "rows kv_heads image head_dim"]:  # type: ignore[override]
+    def keys(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._read(self.__dict__["_keys"])
 
     @cached_property
-    def values(self) -> Float[Tensor, "rows kv_heads image head_dim"]:  # type: ignore[override]
+    def values(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._read(self.__dict__["_values"])
 
     def _read(self, columns: Columns) -> Tensor:

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdkit.part import Part
@@ -46,6 +46,12 @@ class LogitCombiner(Part, abc.ABC):
         `others` maps branch names, and the names of a `LayerReadout`, to logits; it holds at least
         those that `reads` asks for.
         """
+
+    def settled(self, original: Float[Tensor, "rows vocab"]) -> Bool[Tensor, " rows"] | None:
+        """Rows in which the original logits leave one token, whatever the others say: there
+        `combine` without others leaves that token, too. None where the combiner cannot tell.
+        """
+        return None
 
     @property
     @abc.abstractmethod

@@ -38,7 +38,7 @@ from cdkit.rows import (
     rewritten_text,
     stack,
 )
-from cdkit.running import decoder_call, run_decoder
+from cdkit.running import decoder_call, run_decoder, shared_columns
 from cdkit.session import Session
 from cdkit.strategy import AttentionDistortion, Intervention
 from cdkit.trace import Step, Trace
@@ -68,6 +68,10 @@ class Call:
     """How many columns the decoder was given."""
     aligned: int = 0
     """The last columns of the decoder's input in which every branch has the same token."""
+    shared: int = 0
+    """The first columns of the original prompts that are the same in every branch."""
+    catch_up: Callable[[], Float[Tensor, "rows hidden"]] | None = None
+    """Where the distorted branches lag behind: bring them here, and give their last states."""
     readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
     seen: AttentionCall | None = None
     """What was noted of the attention."""
@@ -84,10 +88,15 @@ class Engine:
     seed: int
     sample_ids: tuple[str, ...] | None
     saved: frozenset[Optimization]
+    """What is saved, see `cdkit.optimizations`."""
+    everywhere: bool
+    """Whether it is saved where it does not pay, too: it was asked for by name."""
     rotary: Sequence[Rotary | None] | None
     """Each layer's, where the method has a calibrator."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
+    slides: bool
+    """Whether some of the decoder's layers keep the last tokens alone."""
     window: int | None
     """So many tokens the decoder's sliding layers keep, where the method needs the image's."""
     trace: Trace
@@ -123,12 +132,20 @@ class Engine:
         for name in self.names:
             own = [d for b in self.branches if b.name == name for d in b.attention]
             acting = [i for i in self.method.interventions if name in i.branches]
+            parts: list[tuple[AttentionDistortion | Intervention, Change]] = [
+                *((d, d.distort) for d in own),
+                *((i, i.intervene) for i in acting),
+            ]
             found[name] = [
-                [d.distort for d in own if acts(d, layer)]
-                + [i.intervene for i in acting if acts(i, layer)]
+                [change for part, change in parts if acts(part, layer)]
                 for layer in range(self.depth)
             ]
         return found
+
+    @cached_property
+    def combines_alone(self) -> bool:
+        """Whether the combiner tells when it needs the original logits alone."""
+        return self.method.combiner.settled(torch.zeros(1, 2)) is not None
 
     @cached_property
     def depth(self) -> int:
@@ -281,10 +298,15 @@ class Engine:
             positions[:, :here],
             tuple(level[:, :here] for level in self._levels(ORIGINAL, embeds, image_index)),
         )
+        assert self.call is not None
+        self.call.shared = here
         blocks = [original] + [
             self._branch_rows(branch, original, ids, image_index) for branch in branches
         ]
-        stacked, layout = stack(blocks)
+        cut = shared_columns(self, original) if branches else 0
+        stacked, layout, padding = stack(blocks, cut)
+        if padding.stop > padding.start and self.slides:  # a window would not reach as far
+            cut, (stacked, layout, padding) = 0, stack(blocks)
         levels = stacked.levels
         if here < prompt:
             layout = make_layout(image_index.repeat(len(blocks), 1), real.repeat(len(blocks), 1))
@@ -297,7 +319,8 @@ class Engine:
             layout=layout,
             positions=stacked.positions,
             streams=session.streams(expand).repeat(len(blocks)) if self.hooked else None,
-            padding=slice(0, stacked.real.shape[1] - here),
+            padding=padding,
+            shared=cut,
             rotary=self.rotary,
             real=stacked.real,
             levels=levels,
@@ -318,18 +341,21 @@ class Engine:
     ) -> PromptRows:
         """A branch's rows of new prompts: its own image features, its own prompt."""
         features = self._features(branch, rows=ids.shape[0])
+        assert self.call is not None
+        if features is not None:
+            self.call.shared = min(self.call.shared, _first_image(image_index))
         here = original.embeds.shape[1]
         levels = self._levels(branch.name, original.embeds, image_index)
         original = replace(original, levels=tuple(level[:, :here] for level in levels))
         if branch.prompt:
             session = self.session
-            assert session is not None and self.call is not None
+            assert session is not None
             if not bool(original.real[:, -1].all()):
                 raise CdkitError(
                     f"branch {branch.name!r} has prompts of its own, which end where the original "
                     "ones end: pad on the left (processor.tokenizer.padding_side = 'left')"
                 )
-            block, aligned = rewritten(
+            block, aligned, shared = rewritten(
                 original,
                 ids,
                 branch,
@@ -340,6 +366,7 @@ class Engine:
                 features=features,
             )
             self.call.aligned = min(self.call.aligned, aligned)
+            self.call.shared = min(self.call.shared, shared)
             return block
         if features is None:
             return original
@@ -411,3 +438,9 @@ class Engine:
                 else place_features(embeds, image_index, features, start=start)
             )
         return torch.cat(blocks)
+
+
+def _first_image(image_index: Int[Tensor, "rows tokens"]) -> int:
+    """The first column in which any row has an image token."""
+    on_image = (image_index >= 0).any(dim=0)
+    return int(on_image.long().argmax()) if bool(on_image.any()) else image_index.shape[1]

@@ -101,6 +101,11 @@ class Layout:
         return columns.masked_fill(~self.real, 0).amax(dim=-1)
 
     @cached_property
+    def before_image(self) -> Bool[Tensor, "rows tokens"]:
+        """Text before the row's first image."""
+        return ~(self.image_index >= 0).cummax(dim=-1).values & self.real
+
+    @cached_property
     def is_text(self) -> Bool[Tensor, "rows tokens"]:
         return text_after_image(self.image_index, self.real)
 

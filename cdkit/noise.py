@@ -5,6 +5,7 @@ the attention belongs to single cells (row, image token, ...): it is a hash of t
 coordinates, so that a cell gets the same number whichever rows are computed with it.
 """
 
+import functools
 import hashlib
 import math
 
@@ -43,7 +44,10 @@ def cell_uniform(
     """Uniform float64 numbers in (0, 1), one for each broadcast tuple (stream, coordinates)."""
     state = _mix(streams)
     for coordinate in coordinates:
-        state = _mix(state ^ _mix(torch.as_tensor(coordinate, device=streams.device) + 1))
+        if not isinstance(coordinate, Tensor):
+            # filled in on the device: a copy of Python's number would wait for it
+            coordinate = torch.full((), coordinate, device=streams.device)
+        state = _mix(state ^ _mix(coordinate.to(streams.device) + 1))
     return (_shift(state, 11).double() + 0.5) / 2**53
 
 
@@ -55,6 +59,7 @@ def cell_normal(
     return normal
 
 
+@functools.cache
 def diffusion_signal_kept(step: int, *, beta_max: float = 5e-3) -> float:
     """Share of the signal's variance left after `step` of 1000 forward diffusion steps.
 

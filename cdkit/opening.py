@@ -1,5 +1,6 @@
 """Noting the prompts of a call: what cannot run is refused here, before the first token."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,9 @@ def open_session(
         seed=engine.seed,
         given_ids=engine.sample_ids,
         plain=plain,
+        shows_logits=any(
+            setting(name, given, defaults) for name in ("output_scores", "output_logits")
+        ),
     )
     looks = engine.method.calibrator or engine.method.interventions or engine.method.loop
     if engine.branches or looks:
@@ -87,7 +91,10 @@ def _pixels(
     """
     if given.get("pixel_values") is None:
         return None
-    counts = [int(c) for row in image_index for c in row[row >= 0].bincount()]
+    counts = list[int]()
+    for row in image_index.tolist():
+        found = Counter(row)
+        counts += [found[number] for number in range(max(row) + 1)]
     try:
         return engine.adapter.split_pixels(engine.model, given, counts)
     except UnmatchedPixelsError as error:

@@ -53,12 +53,10 @@ def take_prefix(cache: Any, length: int, each: int) -> SharedPrefix | None:
 
 
 def _is_plain(layer: Any, length: int) -> bool:
-    return (
-        isinstance(layer, DynamicLayer)
-        and layer.keys is not None
-        and layer.keys.ndim == layer.values.ndim == 4
-        and layer.keys.shape[2] == layer.values.shape[2] == length
-    )
+    keys, values = layer.keys, layer.values
+    if not isinstance(layer, DynamicLayer) or keys is None or values is None:
+        return False
+    return bool(keys.ndim == values.ndim == 4 and keys.shape[2] == values.shape[2] == length)
 
 
 @dataclass(frozen=True, eq=False)

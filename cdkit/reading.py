@@ -42,13 +42,13 @@ def _read(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     engine.call = call = Call(Step())
     try:
         output = forward(*args, **kwargs)
+        if plain:
+            _check_alignment(engine, call, given.get("logits_to_keep", 0), output.logits.shape[1])
+        output.logits = _combined(engine, call, output.logits, every_column=plain)
     finally:
         engine.call = None
         if opened:
             engine.session = None
-    if plain:
-        _check_alignment(engine, call, given.get("logits_to_keep", 0), output.logits.shape[1])
-    output.logits = _combined(engine, call, output.logits, every_column=plain)
     if plain:
         engine.last_original = None  # read by what surrounds generate alone
     return output
@@ -91,11 +91,16 @@ def _combined(
     if not every_column:
         logits = logits[:, -1:]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    blocks = wide.chunk(len(batch.branches))
+    blocks = wide.chunk(len(batch.branches)) if call.catch_up is None else (wide,)
     original = blocks[0]
     if batch.seen < batch.layout.length:
         return original  # a chunk of the prompt: nobody reads these
-    others = dict(zip(batch.branches[1:], blocks[1:], strict=True))
+    if call.catch_up is not None:
+        settled = engine.method.combiner.settled(original[:, -1])
+        if settled is None or not bool(settled.all()):
+            late = engine.adapter.logits(engine.model, call.catch_up(), norm=False)
+            blocks = (original, *late[:, None].to(wide).chunk(len(batch.branches) - 1))
+    others = dict(zip(batch.branches[1:], blocks[1:], strict=len(blocks) > 1))
     readout = engine.method.readout
     for name, hidden in call.readouts.items():
         norm = readout is None or readout.norm

@@ -1,9 +1,9 @@
 """The rows of a batch with branches: the original branch's rows, then each distorted branch's."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,47 @@ class PromptRows:
     levels: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
     """What deeper layers add at the image tokens, 0 elsewhere."""
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "PromptRows":
+        return PromptRows(
+            change(self.embeds),
+            change(self.real),
+            change(self.image_index),
+            change(self.positions),
+            tuple(change(level) for level in self.levels),
+        )
+
+    def upto(self, column: int) -> "PromptRows":
+        return self._each(lambda x: x[:, :column])
+
+    def after(self, column: int) -> "PromptRows":
+        return self._each(lambda x: x[:, column:])
+
+    def tail(self, tokens: Int[Tensor, " rows"]) -> "PromptRows":
+        """Each row without its first tokens, left-padded to the longest that is left."""
+        place = self.real.long().cumsum(dim=-1)
+        real = self.real & (place > tokens[:, None])
+        columns = int(real.sum(dim=-1).max())
+        short = self.after(self.real.shape[1] - columns)
+        real = real[:, real.shape[1] - columns :]
+        return PromptRows(
+            short.embeds,
+            real,
+            short.image_index.masked_fill(~real, -1),
+            short.positions.masked_fill(
+                ~real.view(*real.shape, *[1] * (short.positions.ndim - 2)), 0
+            ),
+            tuple(level.masked_fill(~real[..., None], 0) for level in short.levels),
+        )
+
+    def followed_by(self, other: "PromptRows") -> "PromptRows":
+        return PromptRows(
+            torch.cat((self.embeds, other.embeds), dim=1),
+            torch.cat((self.real, other.real), dim=1),
+            torch.cat((self.image_index, other.image_index), dim=1),
+            torch.cat((self.positions, other.positions), dim=1),
+            tuple(torch.cat(level, dim=1) for level in zip(self.levels, other.levels, strict=True)),
+        )
+
     def padded_to(self, length: int) -> "PromptRows":
         return PromptRows(
             left_pad(self.embeds, length, 0),
@@ -37,18 +78,33 @@ class PromptRows:
         )
 
 
-def stack(branches: Sequence[PromptRows]) -> tuple[PromptRows, Layout]:
-    """All branches' rows, left-padded to one length, and their layout."""
-    length = max(branch.real.shape[1] for branch in branches)
-    wide = [branch.padded_to(length) for branch in branches]
-    rows = PromptRows(
-        torch.cat([branch.embeds for branch in wide]),
-        torch.cat([branch.real for branch in wide]),
-        torch.cat([branch.image_index for branch in wide]),
-        torch.cat([branch.positions for branch in wide]),
-        tuple(torch.cat(level) for level in zip(*(branch.levels for branch in wide), strict=True)),
+def stack(branches: Sequence[PromptRows], shared: int = 0) -> tuple[PromptRows, Layout, slice]:
+    """All branches' rows in columns of their own, and their layout.
+
+    The first `shared` columns are the original branch's, the first one given: they are the same in
+    all branches. What follows is left-padded to one length. Also the columns of the original branch
+    that are there for longer prompts of others.
+    """
+    original = branches[0]
+    length = original.real.shape[1]
+    before = original.real[:, :shared].sum(dim=-1)
+    lasts = [
+        # prompts of the very columns of the original ones may be padded on the right as well
+        branch.after(shared) if branch.real is original.real else branch.tail(before)
+        for branch in branches
+    ]
+    longest = max(last.real.shape[1] for last in lasts)
+    first = original.upto(shared)
+    rows = [first.followed_by(last.padded_to(longest)) for last in lasts]
+    whole = PromptRows(
+        torch.cat([branch.embeds for branch in rows]),
+        torch.cat([branch.real for branch in rows]),
+        torch.cat([branch.image_index for branch in rows]),
+        torch.cat([branch.positions for branch in rows]),
+        tuple(torch.cat(level) for level in zip(*(branch.levels for branch in rows), strict=True)),
     )
-    return rows, make_layout(rows.image_index, rows.real)
+    padding = slice(shared, shared + longest - (length - shared))
+    return whole, make_layout(whole.image_index, whole.real), padding
 
 
 def place_features(
@@ -99,6 +155,14 @@ def features_in(
     return [row[index >= 0] for row, index in zip(embeds, image_index, strict=True)]
 
 
+class Rewritten(NamedTuple):
+    rows: PromptRows
+    aligned: int
+    """So many last tokens of every prompt are those of the original one."""
+    shared: int
+    """So are all tokens in so many first columns of the original ones."""
+
+
 def rewritten(
     original: PromptRows,
     ids: Int[Tensor, "rows tokens"],
@@ -109,17 +173,14 @@ def rewritten(
     expand: int,
     tokenizer: Any,
     features: Sequence[Float[Tensor, "_ hidden"]] | None,
-) -> tuple[PromptRows, int]:
-    """A branch whose prompts are distorted: its own tokens, its own padding, its own positions.
-
-    Also how many last tokens of every prompt are those of the original one.
-    """
+) -> Rewritten:
+    """A branch whose prompts are distorted: its own tokens, its own padding, its own positions."""
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     prompts: list[Prompt] = []
-    aligned = ids.shape[1]
+    aligned = shared = ids.shape[1]
     for row in range(0, ids.shape[0], expand):
         real = original.real[row]
         is_image = (original.image_index[row][real] >= 0).tolist()
@@ -138,7 +199,9 @@ def rewritten(
         if not prompt.ids:
             raise CdkitError(f"branch {branch.name!r} leaves nothing of prompt {row // expand}")
         prompts += [prompt] * expand
-        aligned = min(aligned, _common_end(tokens, prompt.ids))
+        aligned = min(aligned, _common(reversed(tokens), reversed(prompt.ids)))
+        old, new = zip(tokens, is_image, strict=True), zip(prompt.ids, prompt.is_image, strict=True)
+        shared = min(shared, ids.shape[1] - len(tokens) + _common(old, new))
     length = max(len(prompt.ids) for prompt in prompts)
     device = ids.device
 
@@ -160,7 +223,7 @@ def rewritten(
         _rebased(original, image_index, real),
         tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
     )
-    return rows, aligned
+    return Rewritten(rows, aligned, shared)
 
 
 def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[int, ...]:
@@ -237,6 +300,7 @@ def _on_axes(
     return torch.cat(blocks)
 
 
-def _common_end(a: Sequence[int], b: Sequence[int]) -> int:
-    pairs = zip(reversed(a), reversed(b), strict=False)
+def _common(a: Iterable[object], b: Iterable[object]) -> int:
+    """How many first items are the same."""
+    pairs = zip(a, b, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,5 +1,6 @@
 """The rows of all branches through the decoder: which of them together, and what only once."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,20 @@ from cdkit.batch import BranchedBatch, Group
 from cdkit.cache import CACHE, repeated
 from cdkit.compiling import finish
 from cdkit.errors import CdkitError
+from cdkit.layout import make_layout
 from cdkit.masks import decoder_mask, whole_images
 from cdkit.method import ORIGINAL
+from cdkit.packing import Packing, empty_prefix, takes_packed
 from cdkit.prefix import take_prefix
+from cdkit.rows import PromptRows
 from cdkit.static import empty_like
 
 if TYPE_CHECKING:
     from cdkit.engine import Engine
 
 Forward = Callable[..., Any]
+WORTH = 0.1
+"""The share of all prompts' tokens that sharing must save: another call reads all weights again."""
 
 
 def run_decoder(
@@ -38,36 +44,25 @@ def run_decoder(
     hidden: list[Tensor] = []
     if not batch.groups:
         batch.groups = _groups(engine, batch, kwargs.get(CACHE))
-        cut = shared_columns(engine, batch, kwargs)
-        if cut:
-            shared = _run_prefix(engine, forward, batch, embeds[:, :cut], kwargs)
+        packing = _packing(engine, batch)
+        if packing is not None:
+            return _run_packed(engine, forward, batch, embeds, kwargs, packing)
+        if batch.shared and kwargs.get(CACHE) is not None:
+            first = embeds[:, : batch.shared]
+            shared = _run_prefix(engine, forward, batch, first, kwargs)
             if engine.session is not None and engine.session.plain:
                 hidden.append(shared)  # else nobody reads it
-    outputs = []
-    for number, group in enumerate(batch.groups):
-        attention = AttentionCall(
-            batch,
-            batch.chunk(group, stop),
-            call.step,
-            group.branches,
-            engine.trace.wanted,
-            engine.signals,
-            everything=engine.hooked and "fast_kernels" not in engine.saved,
-            prefixed=batch.prefix is not None,
-            cache=group.cache,
-            keeps_prefix=number + 1 < len(batch.groups),
-        )
-        own = embeds[group.rows, group.seen - start :]
-        outputs.append(
-            decoder_call(
-                engine, forward, attention, own, kwargs | {CACHE: group.cache}, rows=group.rows
-            )
-        )
-        group.seen = stop
-        if group.cache is None:
-            group.cache = getattr(outputs[-1], CACHE)
-        if ORIGINAL in group.branches:
-            call.seen = attention
+    lags = start >= batch.layout.length and waits(engine, batch)
+    groups = batch.groups[:1] if lags else batch.groups
+    outputs = [
+        _run_group(engine, forward, batch, group, embeds[group.rows, group.seen - start :], kwargs)
+        for group in groups
+    ]
+    if lags:
+        new = embeds[: batch.rows]
+        kept = batch.waiting
+        batch.waiting = new if kept is None else torch.cat((kept, new), dim=1)
+        call.catch_up = functools.partial(_catch_up, engine, forward, batch, kwargs)
     output = outputs[0]
     last = [own.last_hidden_state for own in outputs]
     hidden.append(last[0] if len(last) == 1 else torch.cat(last))
@@ -77,11 +72,85 @@ def run_decoder(
     return output
 
 
+def _run_group(
+    engine: "Engine",
+    forward: Forward,
+    batch: BranchedBatch,
+    group: Group,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The decoder on all columns that a group has not seen."""
+    assert engine.call is not None
+    stop = group.seen + embeds.shape[1]
+    call = AttentionCall(
+        batch,
+        batch.chunk(group, stop),
+        engine.call.step,
+        group.branches,
+        engine.trace.wanted,
+        engine.signals,
+        everything=engine.hooked and "fast_kernels" not in engine.saved,
+        prefixed=batch.prefix is not None,
+        cache=group.cache,
+        keeps_prefix=group is not batch.groups[-1],
+    )
+    own = kwargs | {CACHE: group.cache}
+    output = decoder_call(engine, forward, call, embeds, own, rows=group.rows)
+    group.seen = stop
+    if group.cache is None:
+        group.cache = getattr(output, CACHE)
+    if ORIGINAL in group.branches:
+        engine.call.seen = call
+    return output
+
+
+def _catch_up(
+    engine: "Engine", forward: Forward, batch: BranchedBatch, kwargs: dict[str, Any]
+) -> Float[Tensor, "rows hidden"]:
+    """The distorted branches on all tokens that they wait with, in one chunk; their last states."""
+    waiting, last = batch.waiting, []
+    assert waiting is not None
+    for group in batch.groups[1:]:
+        embeds = waiting.repeat(len(group.branches), 1, 1)
+        output = _run_group(engine, forward, batch, group, embeds, kwargs)
+        last.append(output.last_hidden_state[:, -1])
+    batch.waiting = None
+    return torch.cat(last)
+
+
+def waits(engine: "Engine", batch: BranchedBatch) -> bool:
+    """Whether the distorted branches may lag behind: nobody sees what they would have said.
+
+    Where a second row costs little, it pays to run both together: a branch that catches up reads
+    all weights once more. So by itself it is done for one prompt on a CPU in full precision.
+    """
+    method, session = engine.method, engine.session
+    if (
+        "lagging" not in engine.saved
+        or len(batch.branches) == 1
+        or session is None
+        or session.plain
+        or session.shows_logits
+        or engine.trace.wanted
+        or method.by_step
+        or method.readout is not None
+        or method.loop is not None
+        or not engine.combines_alone
+    ):
+        return False
+    weights: Any = next(engine.model.parameters())
+    wide = weights.dtype in (torch.float32, torch.float64)
+    return engine.everywhere or (batch.rows == 1 and batch.real.device.type == "cpu" and wide)
+
+
 def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:
-    """All branches in one, or each by itself."""
+    """All branches in one, or each by itself; or those that lag behind apart from the original."""
     names: Sequence[Sequence[str]] = [batch.branches]
     if "one_forward" not in engine.saved:
         names = [(name,) for name in batch.branches]
+    elif cache is not None and waits(engine, batch):
+        names = [batch.branches[:1], batch.branches[1:]]
 
     def fresh() -> Any:
         decoder: Any = engine.adapter.decoder(engine.model)
@@ -90,20 +159,27 @@ def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:
     return [batch.group(own, cache if i == 0 else fresh()) for i, own in enumerate(names)]
 
 
-def shared_columns(engine: "Engine", batch: BranchedBatch, kwargs: dict[str, Any]) -> int:
-    """How many first columns are the same in all branches and can go in by themselves; or 0."""
+def shared_columns(engine: "Engine", original: PromptRows) -> int:
+    """How many first columns of the original prompts go in by themselves; 0 for none."""
+    call, session = engine.call, engine.session
+    assert call is not None and session is not None
     if (
         "shared_prefix" not in engine.saved
         or not engine.adapter.causal_prefix
-        or len(batch.branches) == 1
-        or kwargs[CACHE] is None
-        or not all(branch.keeps_prefix for branch in engine.branches)
+        or not all(d.keeps_prefix for branch in engine.branches for d in branch.attention)
     ):
         return 0
-    first = batch.layout.first_text
+    rewrites = any(branch.prompt for branch in engine.branches)
+    if rewrites and (session.plain or original.real.shape[1] < session.ids.shape[1]):
+        return 0  # a plain call's columns are those that were passed
+    cut = min(call.shared, original.real.shape[1] - 1)
+    if engine.hooked:
+        cut = min(cut, make_layout(original.image_index, original.real).first_text)
     if engine.adapter.sees_ahead != "nowhere":
-        first = whole_images(batch.layout.image_index, first)
-    return first if first < batch.positions.shape[1] else 0
+        cut = whole_images(original.image_index, cut)
+    saved = cut * len(engine.branches)
+    tokens = original.real.shape[1] * (1 + len(engine.branches))
+    return cut if saved >= WORTH * tokens else 0
 
 
 def _run_prefix(
@@ -143,6 +219,58 @@ def _run_prefix(
     return hidden.repeat_interleave(each, dim=0).repeat(len(batch.branches), 1, 1)
 
 
+def _packing(engine: "Engine", batch: BranchedBatch) -> Packing | None:
+    """How the first call goes in as one row a sample; None where it does not."""
+    session, length = engine.session, batch.positions.shape[1]
+    if (
+        not batch.shared
+        or len(batch.groups) > 1
+        or session is None
+        or session.plain  # which wants the states of all columns
+        or batch.rows != session.ids.shape[0]
+        or length != batch.layout.length
+        or batch.levels
+        or engine.method.readout is not None
+        or "fast_kernels" not in engine.saved
+        or not _keeps_once(engine)
+        or not takes_packed(batch.groups[0].cache, engine.depth)
+    ):
+        return None
+    return Packing(batch.shared, length - batch.shared, len(batch.branches))
+
+
+def _run_packed(
+    engine: "Engine",
+    forward: Forward,
+    batch: BranchedBatch,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+    packing: Packing,
+) -> Any:
+    """Shared prefix and all branches in one call: each token of the prompts goes in once."""
+    assert engine.call is not None
+    group = batch.groups[0]
+    group.seen = packing.shared
+    batch.prefix = empty_prefix(engine.depth, packing.shared)
+    call = AttentionCall(
+        batch,
+        batch.chunk(group, batch.positions.shape[1]),
+        engine.call.step,
+        group.branches,
+        engine.trace.wanted,
+        engine.signals,
+        prefixed=True,
+        packing=packing,
+        cache=group.cache,
+        keeps_prefix=False,
+    )
+    output = decoder_call(engine, forward, call, packing.pack(embeds), kwargs, rows=group.rows)
+    group.seen = call.chunk.stop
+    engine.call.seen = call
+    output.last_hidden_state = packing.unpack(output.last_hidden_state)[:, -engine.call.columns :]
+    return output
+
+
 def _keeps_once(engine: "Engine") -> bool:
     """Whether every layer's attention is ours, and its columns those of the whole prompt."""
     return (
@@ -170,7 +298,10 @@ def decoder_call(
 ) -> Any:
     """One call of the decoder's forward, for these rows of the batch."""
     batch, chunk = call.batch, call.chunk
-    positions = batch.positions[rows, chunk.start : chunk.stop]
+    if call.packing is None:
+        positions = batch.positions[rows, chunk.start : chunk.stop]
+    else:
+        positions = call.packing.pack(batch.positions)
     if positions.ndim == 3:
         positions = positions.movedim(-1, 0)
     if call.prefixed:

@@ -25,7 +25,7 @@ from cdkit.testing.at_work import (
     tokens_of_images,
 )
 from cdkit.testing.prompts import Inputs, with_other_end
-from cdkit.testing.runs import check_identical, generated
+from cdkit.testing.runs import TOGETHER, check_identical, generated
 from cdkit.testing.tools import precision
 
 STEPS = 2
@@ -116,7 +116,7 @@ def _try_out(adapter: ModelAdapter, model: Any, inputs: Inputs, name: str) -> st
         if _has_other_end(adapter, model, inputs):
             check_causal_prefix(adapter, model, inputs)
         point = "two branches alike"
-        for optimize in (False, True):
+        for optimize in (TOGETHER, True):
             check_identical(adapter, model, inputs, stock, optimize=optimize)
     except torch.OutOfMemoryError:
         raise

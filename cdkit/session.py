@@ -29,6 +29,8 @@ class Session:
     given_ids: tuple[str, ...] | None
     plain: bool = False
     """Whether the model itself was called, not `generate`."""
+    shows_logits: bool = False
+    """Whether `generate` hands logits or scores out, not tokens alone."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where it has its own."""
     levels: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -50,7 +52,8 @@ class Session:
     @cached_property
     def images(self) -> list[int]:
         """How many images each sample has."""
-        return [int(count) for count in self.image_index.amax(dim=1) + 1]
+        counts: list[int] = (self.image_index.amax(dim=1) + 1).tolist()
+        return counts
 
     @cached_property
     def tokens(self) -> list[int]:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdkit.combiner import COMBINERS, LogitCombiner, OnEmpty, State
 from cdkit.errors import CdkitError, check_choice, check_finite
-from cdkit.logits import check_beta, contrast
+from cdkit.logits import check_beta, contrast, plausible
 
 
 @COMBINERS.register("contrast")
@@ -60,6 +60,9 @@ class Contrast(LogitCombiner):
 
     def reads(self, name: str) -> bool:
         return dict(self.alphas).get(name, self.alpha) != 0
+
+    def settled(self, original: Float[Tensor, "rows vocab"]) -> Bool[Tensor, " rows"] | None:
+        return plausible(original, self.beta).sum(dim=-1) == 1 if self.beta > 0 else None
 
     def combine(
         self,

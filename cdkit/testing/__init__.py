@@ -139,6 +139,10 @@ def _check_positions(
     )
     promise = "padding on the left changes no distance"
     require_same(padded[:, 3:].diff(dim=1), new.diff(dim=1), calibrator, promise)
+    if calibrator.steady:
+        shift = (new - positions)[:, 6:]  # behind the last image of both rows
+        promise = "with steady = True text after the last image is moved by one shift"
+        require_same(shift, shift[:, :1].expand_as(shift), calibrator, promise)
     return new
 
 
@@ -194,9 +198,28 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
             combiner,
             "with contrastive = True logits equal to the original ones change nothing",
         )
+    for logits, rest in (*steps, (_sure(steps[0][0]), steps[0][1])):
+        settled = combiner.settled(logits)
+        if settled is None:
+            break
+        require(settled.shape == (3,), combiner, "settled says it of each row", settled.shape)
+        left = [
+            ~combiner.combine(logits, given, step=0, state={})[0].isneginf() for given in (rest, {})
+        ]
+        one = left[0][settled].sum(dim=-1) == 1
+        same = bool(one.all()) and left[0][settled].equal(left[1][settled])
+        promise = "settled rows have one token left, with other logits and without"
+        require(same, combiner, promise, (settled, left))
     if combiner.idle:
         untouched, _ = combiner.combine(original, {}, step=0, state={})
         require(torch.equal(untouched, original), combiner, "an idle combiner returns the original")
+
+
+def _sure(logits: Tensor) -> Tensor:
+    """With one token far above the others in two of the rows."""
+    return logits + 50 * torch.eye(*logits.shape).roll(1, dims=1)[:, :] * torch.tensor(
+        [[1.0], [0.0], [1.0]]
+    )
 
 
 def check_schedule(schedule: Any) -> None:

@@ -1,7 +1,7 @@
 """Run cdkit under `generate`, compute the same with the reference, and compare."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,7 +84,7 @@ def generate(
     *,
     pad: int = 0,
     steps: int = 4,
-    optimize: bool = True,
+    optimize: bool | Collection[str] = True,
     trace: Sequence[str] = ("logits",),
     seed: int = SEED,
     **how: Any,

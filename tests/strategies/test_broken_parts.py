@@ -88,6 +88,26 @@ def test_an_idle_calibrator() -> None:
     check_calibrator(Positions(ordinary, is_idle=True))
 
 
+def test_a_calibrator_that_is_not_steady() -> None:
+    Scaled: Any = cdkit.CALIBRATORS["scaled_positions"]
+
+    @dataclass(frozen=True)
+    class Steady(Scaled):  # type: ignore[misc]
+        """Says that it is."""
+
+        @property
+        def steady(self) -> bool:
+            return True
+
+        def __reduce__(self) -> Any:
+            return (_same, (id(self),))
+
+    drifts = Steady(text_step=0.5)
+    _kept[id(drifts)] = drifts
+    with pytest.raises(AssertionError, match="with steady = True text after the last image is"):
+        check_calibrator(drifts)
+
+
 @dataclass(frozen=True)
 class Combiner(cdkit.LogitCombiner):
     """Does what it is given."""
@@ -156,6 +176,14 @@ def twice(original: Tensor, others: Mapping[str, Tensor], step: int, state: Stat
     return 2 * original, state
 
 
+@dataclass(frozen=True)
+class Settled(Combiner):
+    """Says so of every row."""
+
+    def settled(self, original: Tensor) -> Tensor:
+        return torch.ones(original.shape[0], dtype=torch.bool)
+
+
 COMBINERS: list[tuple[Combiner, str]] = [
     (Combiner(nan), "combined logits are finite, or -inf"),
     (Combiner(none_left), "a token is left in every row"),
@@ -167,6 +195,7 @@ COMBINERS: list[tuple[Combiner, str]] = [
     (Combiner(adds_in_place), "nothing is written into what it is passed"),
     (Combiner(narrow), "the result has the shape of the logits"),
     (Combiner(twice, is_idle=True), "an idle combiner returns the original"),
+    (Settled(as_it_is), "settled rows have one token left, with other logits and without"),
     (Combiner(as_it_is, on_empty="never"), "on_empty is 'raise' or 'original'"),  # type: ignore[arg-type]
 ]
 

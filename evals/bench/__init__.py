@@ -1,0 +1,1 @@
+"""`cdkit bench`: what contrastive decoding costs beside plain decoding, in time and in memory."""

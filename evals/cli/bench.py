@@ -1,0 +1,128 @@
+"""`cdkit bench`: what contrastive decoding costs beside plain decoding."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cdkit.errors import CdkitError
+from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+
+
+@app.command(
+    epilog=examples(
+        "cdkit bench",
+        "cdkit bench --batch 1 --batch 16 --method cmac --out bench_micro",
+        "cdkit bench --method cmac --each",
+        "cdkit bench --method cmac --batch 16 --profile",
+        "cdkit bench --shape 0.5b --dtype bfloat16 --device cpu --rounds 3",
+        "cdkit bench --shape 7b --device cuda --batch 1 --batch 32 --out bench_7b",
+    )
+)
+@guarded
+def bench(
+    shape: Annotated[
+        str,
+        typer.Option(
+            help="micro: the embedded model. 0.5b, 7b: random weights in the shapes of LLaVA with "
+            "Qwen2-0.5B and of LLaVA-1.5-7B; nothing is downloaded."
+        ),
+    ] = "micro",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A preset or a .toml file; repeat it for more.", show_default="cmac, vcd, icd"
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="two-pass, eager, cdkit, cdkit:none, cdkit:only-NAME or cdkit:without-NAME of an "
+            "optimisation; repeat it for more. plain always runs.",
+            show_default="two-pass, eager, cdkit",
+        ),
+    ] = None,
+    each: Annotated[
+        bool,
+        typer.Option("--each", help="cdkit with each optimisation alone and without it, too."),
+    ] = False,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Prompts at once; repeat it.", show_default="1")
+    ] = None,
+    text_tokens: Annotated[
+        list[int] | None,
+        typer.Option(help="Of a prompt, without its image; repeat it.", show_default="50"),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(help="The length of every answer.")] = 64,
+    image_tokens: Annotated[
+        int | None,
+        typer.Option(help="A square number; not of micro.", show_default="576; of micro 64"),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (micro float32, else bfloat16), float32, bfloat16, float16, float64."
+        ),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    rounds: Annotated[int, typer.Option(help="After one to warm up.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option(help="Of the CPU.", show_default="torch's choice")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of random weights, prompts and pixels.")] = 0,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="One more answer of each variant: where its time goes."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Leave bench.json, bench.md, bench.svg and bench.png here.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print bench.json.")] = False,
+) -> None:
+    """Measure decoding beside plain `generate`, interleaved in one run: time and peak memory.
+
+    First all variants must give the same logits; exit status 1 says that they do not. Then rounds
+    over plain, the textbook two-pass loop, the same with all attention weights made, and cdkit.
+    docs/performance.md says what is measured and how to read it.
+    """
+    quiet()
+    import json
+
+    from cdkit.evals.bench import files, job, shown
+    from cdkit.evals.bench.settings import DEFAULT, EACH, METHODS, Settings
+    from cdkit.evals.runs import progress
+
+    settings = Settings(
+        shape=shape,
+        methods=tuple(method or METHODS),
+        variants=(*(variant or DEFAULT), *(EACH if each else ())),
+        batches=tuple(batch or (1,)),
+        text_tokens=tuple(text_tokens or (50,)),
+        new_tokens=new_tokens,
+        image_tokens=image_tokens,
+        dtype=dtype,
+        device=device,
+        rounds=rounds,
+        threads=threads,
+        seed=seed,
+        profile=profile,
+    )
+    if out is not None and out.exists() and not out.is_dir():
+        raise CdkitError(f"--out {out} is a file: name a folder")
+    with progress.shown(Console(stderr=True)) as stages:
+        found = job.bench(settings, stages)
+    if out is not None:
+        files.write(found, out)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    screen = console()
+    screen.print(shown.render(found))
+    if out is not None:
+        screen.print(f"written: {out}", highlight=False, soft_wrap=True, markup=False)
