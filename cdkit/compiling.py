@@ -63,7 +63,7 @@ class CompiledSteps:
         told.step(call)
         own = given | {
             "attention_mask": told.mask,
-            "position_ids": given["position_ids"].contiguous(),  # no stride tells the length
+            "position_ids": dense(given["position_ids"]),
         }
         fix(embeds)
         fix(own["position_ids"])
@@ -131,7 +131,7 @@ class Told:
                 made.token_index.add_(new[self.call.rows_of(place[1]), None])
         told = self.call
         turn = call.chunk.query_turn
-        told.chunk.query_turn = None if turn is None else turn.contiguous()
+        told.chunk.query_turn = None if turn is None else dense(turn)
         told.step, told.layers_run, told.last_weights = call.step, 0, None
         told.image_logits, told.image_weights = call.image_logits, call.image_weights
         told.carried = call.carried
@@ -190,6 +190,11 @@ def finish(call: AttentionCall) -> None:
     for layer in layers:
         layer.at = None
         layer.write_up_to(layer.keys.shape[2] + 1)
+
+
+def dense(x: Tensor) -> Tensor:
+    """A copy none of whose strides tells a length, as that of a single row's slice does."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def fix(x: Tensor | None, *lengths: int, stays: bool = False) -> None:

@@ -137,6 +137,7 @@ def waits(engine: "Engine", batch: BranchedBatch) -> bool:
         or method.readout is not None
         or method.loop is not None
         or not engine.combines_alone
+        or engine.steps is not None  # one graph for all rows
     ):
         return False
     weights: Any = next(engine.model.parameters())
