@@ -75,7 +75,7 @@ class LayerAttention(Wired):
         if call.packing is not None:
             return self._packed(call, call.packing, module, query, key, value, kwargs)
         keys, values = self._columns(call, key, value)
-        if keys.total < call.chunk.stop:
+        if not call.chunk.open and keys.total < call.chunk.stop:
             raise CdkitError(
                 f"layer {self.layer} keeps only {keys.total} of {call.chunk.stop} tokens (a "
                 "sliding window), perhaps without the image: ask for a shorter answer"

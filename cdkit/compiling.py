@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from cdkit.attention_call import AttentionCall, Masks
+from cdkit.attention_call import AttentionCall, Cells, Masks
 from cdkit.chunk import Chunk
 from cdkit.errors import CdkitWarning
 from cdkit.limits import setting
@@ -106,6 +106,10 @@ class Told:
             for branch in call.branches:
                 told.cells(branch, None, 0, device)
         told.masks(None, slice(None), 0, device)
+        for place, cells in list(told.made.items()):
+            if isinstance(cells, Cells):
+                # found by their indices: a slice would be a graph's own
+                told.made[place] = cells._replace(places=cells.places._replace(span=None))
         made = cls(told, real[:, None, None, :].clone(), old.stop - 1)
         made.fix(total)
         return made
