@@ -17,8 +17,8 @@ from .presets import ACTIVE
 
 TESTS = Path(__file__).parents[1]
 QUICK = ("cmac", "vcd")
-GRAPHS = 3
-"""One of the first prompt's lengths, one of any, one of any place of the image."""
+GRAPHS = 2
+"""One of the first prompt's lengths, one of any."""
 
 
 def compiled(backend: str, *names: str) -> dict[str, list[dict[str, Any]]]:
