@@ -15,6 +15,7 @@ from transformers import LogitsProcessorList
 from cdkit.adapter import adapter_for, unwrap
 from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
 from cdkit.cache import CACHE, BranchedCache
+from cdkit.compiling import CompiledSteps, compiled_steps
 from cdkit.engine import Engine, Forward, arguments
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
@@ -31,6 +32,7 @@ from cdkit.opening import open_session
 from cdkit.optimizations import chosen
 from cdkit.patches import Patches
 from cdkit.reading import read, read_outer
+from cdkit.static import static_cache
 from cdkit.strategy import PixelDistortion
 from cdkit.trace import FREE, Trace, make_trace
 
@@ -110,6 +112,7 @@ class Attachment(Wired):
         refuse_virtual_tokens(model)
         self.method, self.trace = method, trace
         self._patches = Patches()
+        self._steps: CompiledSteps | None = None
         self._model = unwrap(model)
         adapter = adapter_for(model)
         saved = chosen(optimize)
@@ -318,7 +321,17 @@ class Attachment(Wired):
         if self.method.loop is not None:
             kwargs["custom_generate"] = functools.partial(run_loop, engine)
             guards.wrap(reader, "_expand_inputs_for_generation", unexpanded)
+
+        def static(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            config = engine.adapter.decoder(self._model).config
+            return static_cache(config, session.ids.shape[1], make(*args, **kwargs))
+
+        engine.steps = compiled_steps(engine, given, defaults, self._steps)
+        self._steps = engine.steps or self._steps
         try:
+            # Hugging Face's own would trace one step of the branches' bookkeeping
+            guards.wrap(reader, "_valid_auto_compile_criteria", lambda *args, **kwargs: False)
+            guards.wrap(reader, "_prepare_static_cache", static)
             guards.wrap(reader, "_get_logits_processor", processors)
             guards.wrap(reader, "_get_stopping_criteria", stopping)
             guards.wrap(reader, "_get_top_k_continuations", top_continuations)
@@ -326,6 +339,9 @@ class Attachment(Wired):
         finally:
             guards.undo()
             engine.session, engine.last_original, engine.last_weights = None, None, None
+            if engine.steps is not None:
+                engine.steps.forget()
+            engine.steps = None
         cache = getattr(output, CACHE, None)
         if isinstance(cache, BranchedCache):
             setattr(output, CACHE, cache.original())

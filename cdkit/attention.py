@@ -72,7 +72,7 @@ class LayerAttention(Wired):
         if call.packing is not None:
             return self._packed(call, call.packing, module, query, key, value, kwargs)
         keys, values = self._columns(call, key, value)
-        if keys.total < call.chunk.stop:
+        if not call.chunk.open and keys.total < call.chunk.stop:
             raise CdkitError(
                 f"layer {self.layer} keeps only {keys.total} of {call.chunk.stop} tokens (a "
                 "sliding window), perhaps without the image: ask for a shorter answer"
@@ -305,7 +305,7 @@ class _Block:
             own = turn[call.rows_of(branch), self.first :]
             queries = rotate(queries, own.to(query.device), layer.rotary)
         place = layer.layer, branch
-        whole = call.chunk.stop >= call.batch.layout.length
+        whole = call.chunk.generated or call.chunk.completes
         memory = call.batch.memory.setdefault(place, {}) if whole else {}
         return CrossModalSegment(
             image=CachedColumns(

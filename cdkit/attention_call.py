@@ -70,7 +70,8 @@ class AttentionCall:
     everything: bool = False
     """Whether all weights are materialised, of rows that nobody looks at, too."""
     prefixed: bool = False
-    """Whether the shared prefix stands before the columns that a layer is given."""
+    """Whether masks are made here, from `chunk` alone: those that layers are given know nothing of
+    the shared prefix before their columns, or of columns that are still empty."""
     packing: Packing | None = None
     """Where that prefix comes in this very call, and the branches' rows behind it."""
     cache: Any = None
@@ -120,7 +121,7 @@ class AttentionCall:
 
     def masks(self, mask: Tensor | None, rows: slice, first: int, device: torch.device) -> Masks:
         """Of these rows and the chunk's columns from `first` on."""
-        place = ("masks", id(mask), rows.start, rows.stop, first, device)
+        place = ("masks", self._name(mask), rows.start, rows.stop, first, device)
         if place not in self.made:
             if mask is not None:
                 self.held.append(mask)
@@ -128,12 +129,16 @@ class AttentionCall:
         made: Masks = self.made[place]
         return made
 
+    def _name(self, mask: Tensor | None) -> int:
+        """One mask's, among those that layers of a call are given."""
+        return 0 if self.prefixed else id(mask)
+
     def _masks(self, mask: Tensor | None, rows: slice, first: int, device: torch.device) -> Masks:
         chunk = self.chunk
         stop = chunk.stop
         own = torch.arange(chunk.start + first, stop, device=device)[:, None]
         columns = torch.arange(stop, device=device)
-        padded = chunk.layout.padded
+        padded = chunk.padded
         if mask is not None and not self.prefixed:
             if mask.dtype != torch.bool:
                 mask = mask >= 0  # additive: 0 or a large negative number
@@ -161,7 +166,7 @@ class AttentionCall:
 
     def cells(self, branch: str, mask: Tensor | None, first: int, device: torch.device) -> Cells:
         """Of a branch's rows and the chunk's columns from `first` on."""
-        place = ("cells", branch, id(mask), first, device)
+        place = ("cells", branch, self._name(mask), first, device)
         if place not in self.made:
             masks = self.masks(mask, self.rows_of(branch), first, device)
             self.made[place] = self._cells(branch, masks, mask, first)

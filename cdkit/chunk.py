@@ -26,12 +26,19 @@ class Chunk:
     query_turn: Float[Tensor, "rows tokens *axes"] | None = None
     """By how many positions the chunk's queries move for cross-modal logits, beside those keys;
     None where no text row does."""
+    open: bool = False
+    """Whether columns are among them that nothing was written into yet: not `real`, as padding."""
 
     @property
     def stop(self) -> int:
         return self.start + self.length
 
     @property
+    def padded(self) -> bool:
+        """Whether some columns hold nothing to look at."""
+        return self.open or self.layout.padded
+
+    @cached_property
     def generated(self) -> bool:
         """Whether none of the chunk is of the prompt."""
         return self.start >= self.layout.length

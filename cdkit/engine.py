@@ -22,6 +22,7 @@ from cdkit.attention import Change
 from cdkit.attention_call import AttentionCall, SignalsWanted
 from cdkit.batch import BranchedBatch, axes_last
 from cdkit.cache import CACHE, OLD_NAME, BranchedCache, given_cache
+from cdkit.compiling import CompiledSteps
 from cdkit.depth import layers_within
 from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
@@ -101,6 +102,8 @@ class Engine:
     trace: Trace
     branches: tuple[Branch, ...]
     """The distorted branches that run."""
+    steps: CompiledSteps | None = None
+    """Where the call of `generate` under way asked for `torch.compile`."""
     session: Session | None = None
     call: Call | None = None
     attention: AttentionCall | None = None

@@ -24,8 +24,8 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "penalty_alpha": (lambda v: bool(v), "contrastive search re-ranks with hidden states"),
     "guidance_scale": (lambda v: v not in (None, 1, 1.0), "it runs the model once more by itself"),
     "cache_implementation": (
-        lambda v: v not in (None, "dynamic"),
-        "the branches need the dynamic cache",
+        lambda v: v not in (None, "dynamic", "static"),
+        "the branches need the dynamic cache or the static one",
     ),
     "output_hidden_states": (lambda v: bool(v), "they would hold the rows of every branch"),
     "output_attentions": (lambda v: bool(v), "use trace=('image_attention',) of cdkit.attach"),
@@ -166,8 +166,8 @@ def check_cache(cache: object) -> None:
         )
     if isinstance(cache, Cache) and cache.is_compileable:
         raise CdkitError(
-            f"{type(cache).__name__} has a fixed size, which the branches' rows do not fit; leave "
-            "it out"
+            f"{type(cache).__name__} has a fixed size, which the branches' rows do not fit; pass "
+            "cache_implementation='static' to generate instead, or leave it out"
         )
 
 

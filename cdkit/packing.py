@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cdkit.prefix import SharedPrefix
+from cdkit.static import FixedLayer
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def takes_packed(cache: Any, layers: int) -> bool:
     return (
         type(cache) is DynamicCache
         and (not cache.layers or len(cache.layers) == layers)
-        and all(type(layer) is DynamicLayer for layer in cache.layers)
+        and all(type(layer) in (DynamicLayer, FixedLayer) for layer in cache.layers)
     )
 
 

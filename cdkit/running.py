@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
 
 from cdkit.attention_call import AttentionCall
 from cdkit.batch import BranchedBatch, Group
 from cdkit.cache import CACHE, repeated
+from cdkit.compiling import finish
 from cdkit.errors import CdkitError
 from cdkit.layout import make_layout
 from cdkit.masks import decoder_mask, whole_images
@@ -20,6 +20,7 @@ from cdkit.method import ORIGINAL
 from cdkit.packing import Packing, empty_prefix, takes_packed
 from cdkit.prefix import take_prefix
 from cdkit.rows import PromptRows
+from cdkit.static import empty_like
 
 if TYPE_CHECKING:
     from cdkit.engine import Engine
@@ -139,6 +140,7 @@ def waits(engine: "Engine", batch: BranchedBatch) -> bool:
         or method.readout is not None
         or method.loop is not None
         or not engine.combines_alone
+        or engine.steps is not None  # one graph for all rows
     ):
         return False
     weights: Any = next(engine.model.parameters())
@@ -154,7 +156,7 @@ def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:
 
     def fresh() -> Any:
         decoder: Any = engine.adapter.decoder(engine.model)
-        return None if cache is None else DynamicCache(config=decoder.config)
+        return None if cache is None else empty_like(cache, decoder.config)
 
     return [batch.group(own, cache if i == 0 else fresh()) for i, own in enumerate(names)]
 
@@ -333,6 +335,9 @@ def decoder_call(
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if batch.levels:
         own |= engine.adapter.level_arguments(batch.levels_of(rows, chunk.start, chunk.stop))
+    step = None if engine.steps is None else engine.steps.prepare(forward, call, own)
+    if step is not None:
+        forward, call, own = step
     engine.attention = call
     try:
         output = forward(**kwargs | own)
@@ -344,4 +349,6 @@ def decoder_call(
             )
     finally:
         engine.attention = None
+        if step is not None:
+            finish(call)
     return output

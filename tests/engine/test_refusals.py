@@ -38,8 +38,8 @@ def untouched(model: Any) -> Any:
 GENERATE: list[tuple[str, dict[str, Any], str]] = [
     ("assistant_model", {"assistant_model": nn.Linear(1, 1)}, "assisted decoding checks tokens"),
     ("prompt lookup", {"prompt_lookup_num_tokens": 3}, "assisted decoding checks tokens"),
-    ("static cache", {"cache_implementation": "static"}, "the branches need the dynamic cache"),
-    ("quantized cache", {"cache_implementation": "quantized"}, "need the dynamic cache"),
+    ("quantized cache", {"cache_implementation": "quantized"}, "need the dynamic cache or the st"),
+    ("offloaded cache", {"cache_implementation": "offloaded_static"}, "or the static one"),
     ("contrastive search", {"penalty_alpha": 0.6, "top_k": 4}, "contrastive search re-ranks"),
     ("dola", {"dola_layers": "high"}, "it brings its own contrast"),
     ("custom", {"custom_generate": lambda model, **kwargs: None}, "a custom loop may not keep"),

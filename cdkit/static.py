@@ -1,0 +1,137 @@
+"""The static cache of `generate(cache_implementation="static")`, for the rows of all branches."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+STEP = 64
+"""Room is made in steps of so many columns, so that prompts of like lengths have one shape."""
+
+Keys = Float[Tensor, "rows kv_heads new head_dim"]
+Values = Float[Tensor, "rows kv_heads new value_dim"]
+
+
+class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values that are written into room which is made once for the whole answer.
+
+    To whoever reads it it is a dynamic layer: `keys` and `values` are views of what is written. So
+    Hugging Face makes no 4-D masks for it, which would know of one branch only, and the attention
+    needs none against columns that are still empty. Room is made when the first token follows the
+    prompt, which by then may have left its shared columns to all branches.
+    """
+
+    keys: Any
+    """Tensors, but for a layer without any."""
+    values: Any
+
+    def __init__(self, ahead: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ahead = ahead
+        """So many columns may follow the prompt."""
+        self.room: tuple[Tensor, Tensor] | None = None
+        """All columns, of keys and values; None as long as there is none."""
+        self.views: tuple[Tensor, Tensor] | None = None
+        """`keys` and `values` as they were last written: who sets others leaves the room."""
+        self.at: Tensor | None = None
+        """Where a compiled step writes; None outside of one."""
+
+    def update(self, key_states: Keys, value_states: Values, *args: Any, **kw: Any) -> Any:
+        """Write new columns; a compiled step gets all of the room back, others what is written."""
+        if self.at is not None:
+            assert self.room is not None
+            for whole, new in zip(self.room, (key_states, value_states), strict=True):
+                whole.index_copy_(2, self.at, new)
+            return self.room
+        before = self.get_seq_length()
+        if before == 0:
+            return super().update(key_states, value_states, *args, **kw)
+        stop = before + key_states.shape[2]
+        keys, values = self.make_room(stop)
+        keys[:, :, before:stop] = key_states
+        values[:, :, before:stop] = value_states
+        self.write_up_to(stop)
+        return self.keys, self.values
+
+    def make_room(self, stop: int) -> tuple[Tensor, Tensor]:
+        """Room for so many columns, at least, with what is there already."""
+        if self.room is None or not self.in_room or self.room[0].shape[2] < stop:
+            before = self.keys.shape[2]
+            size = -(-max(before + self.ahead, stop) // STEP) * STEP
+            self.room = _room(self.keys, size), _room(self.values, size)
+            self.write_up_to(before)
+        return self.room
+
+    def write_up_to(self, stop: int) -> None:
+        """Show so many columns as written."""
+        assert self.room is not None
+        self.keys, self.values = self.views = (
+            self.room[0][:, :, :stop],
+            self.room[1][:, :, :stop],
+        )
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """In place, where it can be: a compiled step keeps its tensors."""
+        if not self.in_room:
+            super().reorder_cache(beam_idx)
+            return
+        for own in (self.keys, self.values):
+            own.copy_(own.index_select(0, beam_idx.to(own.device)))
+
+    @property
+    def in_room(self) -> bool:
+        """Whether what is written stands in the room."""
+        views = self.views
+        return views is not None and self.keys is views[0] and self.values is views[1]
+
+    @property
+    def size(self) -> int:
+        """How many columns there is room for."""
+        return 0 if self.room is None else self.room[0].shape[2]
+
+    def __copy__(self) -> "FixedLayer":
+        """A layer of its own: neither it nor this one goes on writing where the other one reads."""
+        self.views = self.room = None
+        own = FixedLayer(self.ahead)
+        vars(own).update(vars(self))
+        return own
+
+
+def _room(written: Float[Tensor, "rows kv_heads columns dim"], size: int) -> Tensor:
+    room = written.new_zeros(*written.shape[:2], size, written.shape[3])
+    room[:, :, : written.shape[2]] = written
+    return room
+
+
+def fixed_cache(config: Any, ahead: int) -> DynamicCache:
+    """An empty cache with room for so many tokens after the prompt.
+
+    Layers that slide keep what they need in any case: they stay as they are.
+    """
+    cache: Any = DynamicCache(config=config)
+    cache.layers = [FixedLayer(ahead) if type(x) is DynamicLayer else x for x in cache.layers]
+    made: DynamicCache = cache
+    return made
+
+
+def empty_like(cache: Cache, config: Any) -> DynamicCache:
+    """An empty cache of the same kind, for another group of branches."""
+    layers: list[Any] = cache.layers
+    ahead = [layer.ahead for layer in layers if isinstance(layer, FixedLayer)]
+    return fixed_cache(config, ahead[0]) if ahead else DynamicCache(config=config)
+
+
+def static_cache(config: Any, prompt: int, made: Any) -> DynamicCache:
+    """What stands for the static cache that `generate` has just made, for prompts of that length.
+
+    Its own layers are of one size for all columns, and of one batch size; the branches' are not.
+    """
+    return fixed_cache(config, max(0, int(made.get_max_length()) - prompt))
+
+
+def is_fixed(cache: object) -> bool:
+    """Whether a cache keeps every token of every layer in room of its own."""
+    layers: list[Any] = getattr(cache, "layers", [])
+    return bool(layers) and all(isinstance(layer, FixedLayer) for layer in layers)
