@@ -252,7 +252,7 @@ class _Block:
         for name, own_weights in taken.items():
             at, _, _, segment = segments[name]
             assert segment.replacement is not None
-            out[at] += _averaged(own_weights, segment.replacement)
+            out[at].add_(_averaged(own_weights, segment.replacement))
         return _Materialised(out.transpose(1, 2), hidden, looked)
 
     def _notes(self, branch: str) -> bool:
@@ -309,7 +309,7 @@ class _Block:
         memory = call.batch.memory.setdefault(place, {}) if whole else {}
         return CrossModalSegment(
             image=CachedColumns(
-                cells.places, keys.of(at), values.of(at),
+                cells.places, keys, values, at,
                 layer=layer.layer, depth=layer.depth, memory=memory,
             ),
             queries=queries,
@@ -418,7 +418,7 @@ def _taken(
     """Take the weights of the replaced cells out of `weights`, in place; returns them."""
     taken = _take(weights, cells) * replaced
     if cells.places.span is not None:
-        weights[..., cells.places.span] -= taken
+        weights[..., cells.places.span].sub_(taken)
     else:
         weights.scatter_add_(-1, cells.reach.expand(-1, *weights.shape[1:3], -1), -taken)
     return taken

@@ -71,13 +71,17 @@ class Places(NamedTuple):
 
 
 class CachedColumns(ImageColumns):
-    """Image columns whose keys and values are read out of the caches when they are asked for."""
+    """Image columns whose keys and values are read out of the caches when they are asked for.
+
+    `keys` and `values` are those of all rows of a call, `rows` the branch's among them.
+    """
 
     def __init__(
         self,
         places: Places,
         keys: Columns,
         values: Columns,
+        rows: slice,
         *,
         layer: int,
         depth: int,
@@ -86,7 +90,7 @@ class CachedColumns(ImageColumns):
         own = {"valid": places.valid, "image_index": places.image_index}
         own |= {"token_index": places.token_index, "streams": places.streams}
         self.__dict__.update(own, layer=layer, depth=depth, memory=memory, images=places.images)
-        self.__dict__.update(_places=places, _keys=keys, _values=values)
+        self.__dict__.update(_places=places, _keys=keys, _values=values, _rows=rows)
 
     @cached_property
     def keys(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -98,6 +102,7 @@ class CachedColumns(ImageColumns):
 
     def _read(self, columns: Columns) -> Tensor:
         places: Places = self.__dict__["_places"]
+        columns = columns.of(self.__dict__["_rows"])
         if places.span is not None:
             return columns.between(places.span.start, places.span.stop)
         every = columns.between(0, columns.total)

@@ -102,11 +102,11 @@ class Columns:
         """
         rows, heads, tokens, dim = query.shape
         query = query.reshape(rows, self.own.shape[1], -1, dim)
-        own = _product(query, self.own).view(rows, heads, tokens, -1)
-        if self.shared is None:
-            return own
-        of_prefix = self._by_row(_product(self._by_sample(query), self.shared), query.shape)
-        return torch.cat((of_prefix.reshape(rows, heads, tokens, -1), own), dim=-1)
+        scores = _product(query, self.own)
+        if self.shared is not None:
+            of_prefix = self._by_row(_product(self._by_sample(query), self.shared), rows)
+            scores = torch.cat((of_prefix, scores), dim=-1)
+        return scores.view(rows, heads, tokens, -1)
 
     def averaged(
         self, weights: Float[Tensor, "rows heads tokens columns"]
@@ -118,7 +118,8 @@ class Columns:
             return (weights @ self.own).view(rows, heads, tokens, -1)
         out = weights[..., self.before :] @ self.own
         of_prefix = self._by_sample(weights[..., : self.before]) @ self.shared
-        return (out + self._by_row(of_prefix, weights.shape)).view(rows, heads, tokens, -1)
+        out += self._by_row(of_prefix, rows)
+        return out.view(rows, heads, tokens, -1)
 
     def _by_sample(
         self, x: Float[Tensor, "rows kv_heads many last"]
@@ -127,19 +128,22 @@ class Columns:
         samples = self.shared.shape[0]
         if samples == x.shape[0]:
             return x
+        if self.each == 1:
+            return torch.cat(x.chunk(x.shape[0] // samples), dim=2)
         kv, many, last = x.shape[1:]
         split = x.reshape(-1, samples, self.each, kv, many, last)
         return split.permute(1, 3, 0, 2, 4, 5).reshape(samples, kv, -1, last)
 
     def _by_row(
-        self, x: Float[Tensor, "samples kv_heads all_many last"], shape: torch.Size
+        self, x: Float[Tensor, "samples kv_heads all_many last"], rows: int
     ) -> Float[Tensor, "rows kv_heads many last"]:
-        """Back to rows, as many as `shape` says."""
-        samples, kv, _, last = x.shape
-        if samples == shape[0]:
+        samples, kv, many, last = x.shape
+        if samples == rows:
             return x
-        split = x.view(samples, kv, -1, self.each, shape[2], last)
-        return split.permute(2, 0, 3, 1, 4, 5).reshape(shape[0], kv, shape[2], last)
+        if self.each == 1:
+            return torch.cat(x.chunk(rows // samples, dim=2))
+        split = x.view(samples, kv, -1, self.each, many * samples // rows, last)
+        return split.permute(2, 0, 3, 1, 4, 5).reshape(rows, kv, -1, last)
 
 
 def _product(
@@ -147,8 +151,12 @@ def _product(
     key: Float[Tensor, "rows kv_heads columns head_dim"],
 ) -> Float[Tensor, "rows kv_heads many columns"]:
     wide = torch.promote_types(query.dtype, torch.float32)
-    if key.dtype == query.dtype != wide and query.is_cuda:
+    flat, columns = query.flatten(0, 1), key.flatten(0, 1).mT
+    if key.dtype == wide:
+        product = torch.bmm(flat, columns)
+    elif query.is_cuda and key.dtype == query.dtype:
         # products of halves are exact in float32, so no wide copy of the keys is needed
-        flat = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).mT, out_dtype=wide)
-        return flat.view(*query.shape[:3], -1)
-    return query.to(wide) @ key.to(wide).mT
+        product = torch.bmm(flat, columns, out_dtype=wide)
+    else:
+        product = torch.bmm(flat.to(wide), columns.to(wide))
+    return product.view(*query.shape[:3], -1)
