@@ -14,6 +14,7 @@ torch=${2:-$(python3 -c 'from importlib.metadata import version; print(version("
 tests=(
     tests/models/test_{admission,reference}.py # every family
     tests/parity/test_splits.py tests/engine/test_refusals.py # caches, chunks
+    tests/parity/test_optimizations.py tests/engine/test_static.py # what is shared, static caches
     tests/qwen_vl # a model of our own
 )
 
