@@ -50,9 +50,10 @@ def run_decoder(
             return _run_packed(engine, forward, batch, embeds, kwargs, packing)
         if batch.shared and kwargs.get(CACHE) is not None:
             first = embeds[:, : batch.shared]
-            shared = _run_prefix(engine, forward, batch, first, kwargs)
-            if engine.session is not None and engine.session.plain:
-                hidden.append(shared)  # else nobody reads it
+            shared, each = _run_prefix(engine, forward, batch, first, kwargs)
+            if engine.session is not None and engine.session.plain:  # else nobody reads it
+                every = shared.repeat_interleave(each, dim=0)
+                hidden.append(every.repeat(len(batch.branches), 1, 1))
     lags = start >= batch.layout.length and waits(engine, batch)
     if lags and len(batch.groups) == 1:
         batch.groups = _parted(batch)
@@ -82,10 +83,11 @@ def _run_group(
     group: Group,
     embeds: Float[Tensor, "rows tokens hidden"],
     kwargs: dict[str, Any],
+    packing: Packing | None = None,
 ) -> Any:
-    """The decoder on all columns that a group has not seen."""
+    """The decoder on all columns that a group has not seen; behind the shared ones if packed."""
     assert engine.call is not None
-    stop = group.seen + embeds.shape[1]
+    stop = group.seen + (embeds.shape[1] if packing is None else packing.own)
     call = AttentionCall(
         batch,
         batch.chunk(group, stop),
@@ -95,6 +97,7 @@ def _run_group(
         engine.signals,
         everything=engine.hooked and "fast_kernels" not in engine.saved,
         prefixed=batch.prefix is not None,
+        packing=packing,
         cache=group.cache,
         keeps_prefix=group is not batch.groups[-1],
     )
@@ -202,8 +205,11 @@ def _run_prefix(
     batch: BranchedBatch,
     embeds: Float[Tensor, "rows tokens hidden"],
     kwargs: dict[str, Any],
-) -> Float[Tensor, "rows tokens hidden"]:
-    """Run once, for one row of each sample, what all branches and beams begin with."""
+) -> tuple[Float[Tensor, "samples tokens hidden"], int]:
+    """Run once, for one row of each sample, what all branches and beams begin with.
+
+    Its states, and how many rows of a branch they are those of.
+    """
     session, first = engine.session, batch.groups[0]
     each = 1 if session is None else batch.rows // session.ids.shape[0]
     rows, cut = slice(0, batch.rows, each), embeds.shape[1]
@@ -229,8 +235,7 @@ def _run_prefix(
             group.cache = copy
     for group in batch.groups:
         group.seen = cut
-    hidden: Tensor = output.last_hidden_state
-    return hidden.repeat_interleave(each, dim=0).repeat(len(batch.branches), 1, 1)
+    return output.last_hidden_state, each
 
 
 def _packing(engine: "Engine", batch: BranchedBatch) -> Packing | None:
@@ -266,21 +271,8 @@ def _run_packed(
     group = batch.groups[0]
     group.seen = packing.shared
     batch.prefix = empty_prefix(engine.depth, packing.shared)
-    call = AttentionCall(
-        batch,
-        batch.chunk(group, batch.positions.shape[1]),
-        engine.call.step,
-        group.branches,
-        engine.trace.wanted,
-        engine.signals,
-        prefixed=True,
-        packing=packing,
-        cache=group.cache,
-        keeps_prefix=False,
-    )
-    output = decoder_call(engine, forward, call, packing.pack(embeds), kwargs, rows=group.rows)
-    group.seen = call.chunk.stop
-    engine.call.seen = call
+    packed = packing.pack(embeds)
+    output = _run_group(engine, forward, batch, group, packed, kwargs, packing)
     output.last_hidden_state = packing.unpack(output.last_hidden_state)[:, -engine.call.columns :]
     return output
 
