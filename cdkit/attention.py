@@ -353,10 +353,10 @@ class _Block:
             each = torch.arange(rows, device=logits.device)
             call.image_logits.append(logits[each, :, at].sum(-1).mean(1))
             call.image_weights.append(on_image[each, :, at].mean(1))
-        predicting = call.chunk.stop - max(call.chunk.start, call.batch.layout.length - 1)
-        last_layer = layer == self.layer.depth - 1
-        if noted and call.signals.last_layer and last_layer and predicting > 0:
-            call.last_weights = weights[:, :, -predicting:].clone()
+        if noted and call.signals.last_layer and layer == self.layer.depth - 1:
+            predicting = call.chunk.stop - max(call.chunk.start, call.batch.layout.length - 1)
+            if predicting > 0:
+                call.last_weights = weights[:, :, -predicting:].clone()
 
 
 def _attention(

@@ -18,6 +18,7 @@ from transformers import (
 
 import cdkit
 from cdkit.cache import CACHE
+from cdkit.optimizations import ALL
 
 from .presets import GREEDY
 
@@ -92,10 +93,11 @@ def test_the_latest_logits_are_there_at_no_cost(model: Any, make_inputs: MakeInp
     with cdkit.attach(model, method, trace=("last_logits",)) as latest:
         out = generate(model, inputs, logits_processor=LogitsProcessorList([Look()]))
     assert out.sequences.equal(wanted.sequences) and len(seen) == 5
-    with cdkit.attach(model, cdkit.load("cmac", alpha=0.0), trace=("last_logits",)) as latest:
+    idle = cdkit.load("cmac", alpha=0.0)
+    with cdkit.attach(model, idle, trace=("last_logits",), optimize=ALL) as latest:
         generate(model, inputs)
     assert latest.trace.steps[0].logits.keys() == {"original"}  # the other cannot matter
-    with cdkit.attach(model, cdkit.load("plain"), trace=("last_logits",)) as latest:
+    with cdkit.attach(model, cdkit.load("plain"), trace=("last_logits",), optimize=ALL) as latest:
         generate(model, inputs)
     assert latest.trace.steps == []
 
