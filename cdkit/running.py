@@ -186,7 +186,7 @@ def shared_columns(engine: "Engine", original: PromptRows) -> int:
         or not all(d.keeps_prefix for branch in engine.branches for d in branch.attention)
     ):
         return 0
-    if engine.steps is not None and any(b.pixel or b.feature for b in engine.branches):
+    if engine.steps is not None and any(b.pixel or b.feature or b.prompt for b in engine.branches):
         return 0  # worth it for some prompts and not for others: each would be a graph
     rewrites = any(branch.prompt for branch in engine.branches)
     if rewrites and (session.plain or original.real.shape[1] < session.ids.shape[1]):
