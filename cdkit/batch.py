@@ -206,11 +206,9 @@ class BranchedBatch:
         late = self.late_turn
         if late is None:
             return None
-        return (
-            late[rows, -1:].expand(-1, chunk.length, *late.shape[2:])
-            if (self.calibrator.steady)
-            else late[rows]
-        )
+        if self.calibrator.steady:
+            return late[rows, -1:].expand(-1, chunk.length, *late.shape[2:])
+        return late[rows]
 
     def _reference(self) -> Float[Tensor, "rows 1 *axes"]:
         """How much the last token of each sample's original prompt is moved."""

@@ -142,6 +142,11 @@ class Engine:
             ]
         return found
 
+    @property
+    def materialises(self) -> bool:
+        """Whether all attention weights are made, not those alone that the method looks at."""
+        return self.hooked and "fast_kernels" not in self.saved
+
     @cached_property
     def combines_alone(self) -> bool:
         """Whether the combiner tells when it needs the original logits alone."""

@@ -59,15 +59,6 @@ class PromptRows:
             tuple(level.masked_fill(~real[..., None], 0) for level in short.levels),
         )
 
-    def followed_by(self, other: "PromptRows") -> "PromptRows":
-        return PromptRows(
-            torch.cat((self.embeds, other.embeds), dim=1),
-            torch.cat((self.real, other.real), dim=1),
-            torch.cat((self.image_index, other.image_index), dim=1),
-            torch.cat((self.positions, other.positions), dim=1),
-            tuple(torch.cat(level, dim=1) for level in zip(self.levels, other.levels, strict=True)),
-        )
-
     def padded_to(self, length: int) -> "PromptRows":
         return PromptRows(
             left_pad(self.embeds, length, 0),
@@ -76,6 +67,19 @@ class PromptRows:
             left_pad(self.positions, length, 0),
             tuple(left_pad(level, length, 0) for level in self.levels),
         )
+
+
+def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:
+    """Rows below each other (0), or columns beside each other (1)."""
+    return PromptRows(
+        torch.cat([part.embeds for part in parts], dim),
+        torch.cat([part.real for part in parts], dim),
+        torch.cat([part.image_index for part in parts], dim),
+        torch.cat([part.positions for part in parts], dim),
+        tuple(
+            torch.cat(level, dim) for level in zip(*(part.levels for part in parts), strict=True)
+        ),
+    )
 
 
 def stack(branches: Sequence[PromptRows], shared: int = 0) -> tuple[PromptRows, Layout, slice]:
@@ -95,14 +99,8 @@ def stack(branches: Sequence[PromptRows], shared: int = 0) -> tuple[PromptRows, 
     ]
     longest = max(last.real.shape[1] for last in lasts)
     first = original.upto(shared)
-    rows = [first.followed_by(last.padded_to(longest)) for last in lasts]
-    whole = PromptRows(
-        torch.cat([branch.embeds for branch in rows]),
-        torch.cat([branch.real for branch in rows]),
-        torch.cat([branch.image_index for branch in rows]),
-        torch.cat([branch.positions for branch in rows]),
-        tuple(torch.cat(level) for level in zip(*(branch.levels for branch in rows), strict=True)),
-    )
+    rows = [joined((first, last.padded_to(longest)), dim=1) for last in lasts]
+    whole = joined(rows, dim=0)
     padding = slice(shared, shared + longest - (length - shared))
     return whole, make_layout(whole.image_index, whole.real), padding
 

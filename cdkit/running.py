@@ -95,7 +95,7 @@ def _run_group(
         group.branches,
         engine.trace.wanted,
         engine.signals,
-        everything=engine.hooked and "fast_kernels" not in engine.saved,
+        everything=engine.materialises,
         prefixed=batch.prefix is not None,
         packing=packing,
         cache=group.cache,
@@ -222,7 +222,7 @@ def _run_prefix(
         batch.chunk(once, cut),
         engine.call.step,
         branches=(),
-        everything=engine.hooked and "fast_kernels" not in engine.saved,
+        everything=engine.materialises,
     )
     output = decoder_call(engine, forward, call, embeds[rows], kwargs, rows=rows)
     batch.prefix = None
