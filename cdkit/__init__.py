@@ -8,73 +8,195 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cdkit.adapter import ADAPTERS as ADAPTERS
-    from cdkit.adapter import ModelAdapter as ModelAdapter
-    from cdkit.adapter import adapter_for as adapter_for
     from cdkit.attachment import Attachment as Attachment
     from cdkit.attachment import attach as attach
-    from cdkit.benchmark import BENCHMARKS as BENCHMARKS
-    from cdkit.benchmark import Benchmark as Benchmark
-    from cdkit.calibrator import CALIBRATORS as CALIBRATORS
-    from cdkit.calibrator import PositionCalibrator as PositionCalibrator
-    from cdkit.combiner import COMBINERS as COMBINERS
-    from cdkit.combiner import READOUTS as READOUTS
-    from cdkit.combiner import LayerReadout as LayerReadout
-    from cdkit.combiner import LogitCombiner as LogitCombiner
-    from cdkit.config import load as load
-    from cdkit.config import presets as presets
     from cdkit.errors import CdkitError as CdkitError
-    from cdkit.logits import contrast as contrast
-    from cdkit.logits import plausible as plausible
-    from cdkit.loop import LOOPS as LOOPS
-    from cdkit.loop import DecodingLoop as DecodingLoop
-    from cdkit.method import Branch as Branch
-    from cdkit.method import Method as Method
+    from cdkit.errors import CdkitWarning as CdkitWarning
+    from cdkit.errors import check_choice as check_choice
+    from cdkit.errors import check_finite as check_finite
+    from cdkit.functional.logits import contrast as contrast
+    from cdkit.functional.logits import plausible as plausible
+    from cdkit.functional.rope import Rotary as Rotary
+    from cdkit.interfaces.benchmark import BENCHMARKS as BENCHMARKS
+    from cdkit.interfaces.benchmark import Answer as Answer
+    from cdkit.interfaces.benchmark import Benchmark as Benchmark
+    from cdkit.interfaces.benchmark import OfSums as OfSums
+    from cdkit.interfaces.benchmark import Sample as Sample
+    from cdkit.interfaces.benchmark import Tally as Tally
+    from cdkit.interfaces.benchmark import check_limit as check_limit
+    from cdkit.interfaces.benchmark import sha256 as sha256
+    from cdkit.interfaces.benchmark import share as share
+    from cdkit.interfaces.cache_names import CACHE as CACHE
+    from cdkit.interfaces.cache_names import OLD_CACHE as OLD_CACHE
+    from cdkit.interfaces.combiner import COMBINERS as COMBINERS
+    from cdkit.interfaces.combiner import LogitCombiner as LogitCombiner
+    from cdkit.interfaces.combiner import OnEmpty as OnEmpty
+    from cdkit.interfaces.combiner import State as State
+    from cdkit.interfaces.decoding_loop import LOOPS as LOOPS
+    from cdkit.interfaces.decoding_loop import MODES as MODES
+    from cdkit.interfaces.decoding_loop import DecodingContext as DecodingContext
+    from cdkit.interfaces.decoding_loop import DecodingLoop as DecodingLoop
+    from cdkit.interfaces.decoding_loop import Hypothesis as Hypothesis
+    from cdkit.interfaces.decoding_loop import Mode as Mode
+    from cdkit.interfaces.decoding_loop import Rows as Rows
+    from cdkit.interfaces.depth import EVERY_LAYER as EVERY_LAYER
+    from cdkit.interfaces.depth import Depth as Depth
+    from cdkit.interfaces.depth import check_depth as check_depth
+    from cdkit.interfaces.depth import layers_within as layers_within
+    from cdkit.interfaces.distortion import DISTORTIONS as DISTORTIONS
+    from cdkit.interfaces.distortion import AttentionDistortion as AttentionDistortion
+    from cdkit.interfaces.distortion import DistortionStrategy as DistortionStrategy
+    from cdkit.interfaces.distortion import FeatureDistortion as FeatureDistortion
+    from cdkit.interfaces.distortion import Modified as Modified
+    from cdkit.interfaces.distortion import PixelDistortion as PixelDistortion
+    from cdkit.interfaces.distortion import Prompt as Prompt
+    from cdkit.interfaces.distortion import PromptDistortion as PromptDistortion
+    from cdkit.interfaces.intervention import INTERVENTIONS as INTERVENTIONS
+    from cdkit.interfaces.intervention import Intervention as Intervention
+    from cdkit.interfaces.model_adapter import ADAPTERS as ADAPTERS
+    from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS as GENERIC_ADAPTERS
+    from cdkit.interfaces.model_adapter import ModelAdapter as ModelAdapter
+    from cdkit.interfaces.model_adapter import SeesAhead as SeesAhead
+    from cdkit.interfaces.model_adapter import UnmatchedPixelsError as UnmatchedPixelsError
+    from cdkit.interfaces.model_adapter import adapter_for as adapter_for
+    from cdkit.interfaces.model_adapter import chat_prompt as chat_prompt
+    from cdkit.interfaces.part import Part as Part
+    from cdkit.interfaces.position_calibrator import CALIBRATORS as CALIBRATORS
+    from cdkit.interfaces.position_calibrator import PositionCalibrator as PositionCalibrator
+    from cdkit.interfaces.readout import READOUTS as READOUTS
+    from cdkit.interfaces.readout import LayerReadout as LayerReadout
+    from cdkit.interfaces.schedule import SCHEDULES as SCHEDULES
+    from cdkit.interfaces.schedule import AlphaSchedule as AlphaSchedule
+    from cdkit.interfaces.schedule import Signals as Signals
+    from cdkit.interfaces.segment import CrossModalSegment as CrossModalSegment
+    from cdkit.interfaces.segment import ImageColumns as ImageColumns
+    from cdkit.interfaces.segment import Scope as Scope
+    from cdkit.interfaces.segment import check_scope as check_scope
+    from cdkit.methods.method import ORIGINAL as ORIGINAL
+    from cdkit.methods.method import Branch as Branch
+    from cdkit.methods.method import Method as Method
+    from cdkit.methods.presets import load as load
+    from cdkit.methods.presets import presets as presets
     from cdkit.pretrained import load_model as load_model
+    from cdkit.probing.rotary import layers_that_turn as layers_that_turn
+    from cdkit.probing.rotary import probe_rotary as probe_rotary
     from cdkit.registry import Registry as Registry
-    from cdkit.rotary import Rotary as Rotary
-    from cdkit.schedule import SCHEDULES as SCHEDULES
-    from cdkit.schedule import AlphaSchedule as AlphaSchedule
-    from cdkit.segment import CrossModalSegment as CrossModalSegment
-    from cdkit.segment import ImageColumns as ImageColumns
-    from cdkit.strategy import DISTORTIONS as DISTORTIONS
-    from cdkit.strategy import INTERVENTIONS as INTERVENTIONS
-    from cdkit.strategy import AttentionDistortion as AttentionDistortion
-    from cdkit.strategy import DistortionStrategy as DistortionStrategy
-    from cdkit.strategy import FeatureDistortion as FeatureDistortion
-    from cdkit.strategy import Intervention as Intervention
-    from cdkit.strategy import PixelDistortion as PixelDistortion
-    from cdkit.strategy import Prompt as Prompt
-    from cdkit.strategy import PromptDistortion as PromptDistortion
+    from cdkit.registry import UnknownNameError as UnknownNameError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adapter": ("ADAPTERS", "ModelAdapter", "adapter_for"),
-    "attachment": ("Attachment", "attach"),
-    "benchmark": ("BENCHMARKS", "Benchmark"),
-    "calibrator": ("CALIBRATORS", "PositionCalibrator"),
-    "combiner": ("COMBINERS", "READOUTS", "LayerReadout", "LogitCombiner"),
-    "config": ("load", "presets"),
-    "logits": ("contrast", "plausible"),
-    "loop": ("LOOPS", "DecodingLoop"),
-    "errors": ("CdkitError",),
-    "method": ("Branch", "Method"),
-    "pretrained": ("load_model",),
-    "registry": ("Registry",),
-    "rotary": ("Rotary",),
-    "schedule": ("SCHEDULES", "AlphaSchedule"),
-    "segment": ("CrossModalSegment", "ImageColumns"),
-    "strategy": (
+    "attachment": (
+        "Attachment",
+        "attach",
+    ),
+    "errors": (
+        "CdkitError",
+        "CdkitWarning",
+        "check_choice",
+        "check_finite",
+    ),
+    "functional.logits": (
+        "contrast",
+        "plausible",
+    ),
+    "functional.rope": ("Rotary",),
+    "interfaces.benchmark": (
+        "BENCHMARKS",
+        "Answer",
+        "Benchmark",
+        "OfSums",
+        "Sample",
+        "Tally",
+        "check_limit",
+        "sha256",
+        "share",
+    ),
+    "interfaces.cache_names": (
+        "CACHE",
+        "OLD_CACHE",
+    ),
+    "interfaces.combiner": (
+        "COMBINERS",
+        "LogitCombiner",
+        "OnEmpty",
+        "State",
+    ),
+    "interfaces.decoding_loop": (
+        "LOOPS",
+        "MODES",
+        "DecodingContext",
+        "DecodingLoop",
+        "Hypothesis",
+        "Mode",
+        "Rows",
+    ),
+    "interfaces.depth": (
+        "EVERY_LAYER",
+        "Depth",
+        "check_depth",
+        "layers_within",
+    ),
+    "interfaces.distortion": (
         "DISTORTIONS",
-        "INTERVENTIONS",
         "AttentionDistortion",
         "DistortionStrategy",
         "FeatureDistortion",
-        "Intervention",
         "PixelDistortion",
         "Prompt",
         "PromptDistortion",
+        "Modified",
+    ),
+    "interfaces.intervention": (
+        "INTERVENTIONS",
+        "Intervention",
+    ),
+    "interfaces.model_adapter": (
+        "ADAPTERS",
+        "GENERIC_ADAPTERS",
+        "ModelAdapter",
+        "SeesAhead",
+        "UnmatchedPixelsError",
+        "adapter_for",
+        "chat_prompt",
+    ),
+    "interfaces.part": ("Part",),
+    "interfaces.position_calibrator": (
+        "CALIBRATORS",
+        "PositionCalibrator",
+    ),
+    "interfaces.readout": (
+        "READOUTS",
+        "LayerReadout",
+    ),
+    "interfaces.schedule": (
+        "SCHEDULES",
+        "AlphaSchedule",
+        "Signals",
+    ),
+    "interfaces.segment": (
+        "CrossModalSegment",
+        "ImageColumns",
+        "Scope",
+        "check_scope",
+    ),
+    "methods.method": (
+        "ORIGINAL",
+        "Branch",
+        "Method",
+    ),
+    "methods.presets": (
+        "load",
+        "presets",
+    ),
+    "pretrained": ("load_model",),
+    "probing.rotary": (
+        "layers_that_turn",
+        "probe_rotary",
+    ),
+    "registry": (
+        "Registry",
+        "UnknownNameError",
     ),
 }
 """Module -> its public names; a test holds it to the imports that type checkers read."""

@@ -12,29 +12,30 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
-from cdkit.adapter import adapter_for, unwrap
-from cdkit.attention import HANDLE, KEY, LayerAttention, Wired
-from cdkit.cache import CACHE, BranchedCache
-from cdkit.compiling import CompiledSteps, compiled_steps
-from cdkit.engine import Engine, Forward, arguments
+from cdkit.attention.layer import HANDLE, KEY, LayerAttention, Wired
+from cdkit.branches.cache import BranchedCache
 from cdkit.errors import CdkitError, CdkitWarning
-from cdkit.guard import GuardedProcessors, RecordingCriteria, top_continuations
-from cdkit.limits import check_eval
-from cdkit.looping import of_each_prompt, run_loop, unexpanded
-from cdkit.method import ORIGINAL, Method, kind_of
-from cdkit.model_checks import (
+from cdkit.execution.compiled_steps import CompiledSteps, compiled_steps
+from cdkit.execution.optimizations import chosen
+from cdkit.execution.static_cache import static_cache
+from cdkit.generation.compatibility import check_eval
+from cdkit.generation.custom_loop import of_each_prompt, run_loop, unexpanded
+from cdkit.generation.engine import Engine, Forward, arguments
+from cdkit.generation.guard import GuardedProcessors, RecordingCriteria, top_continuations
+from cdkit.generation.hooks import Patches
+from cdkit.generation.model_checks import (
     can_be_hooked,
     refuse_compiled,
     refuse_virtual_tokens,
     sliding_window,
 )
-from cdkit.opening import open_session
-from cdkit.optimizations import chosen
-from cdkit.patches import Patches
-from cdkit.reading import read, read_outer
-from cdkit.static import static_cache
-from cdkit.strategy import PixelDistortion
-from cdkit.trace import FREE, Trace, make_trace
+from cdkit.generation.opening import open_session
+from cdkit.generation.step import read, read_outer
+from cdkit.generation.trace import FREE, Trace, make_trace
+from cdkit.interfaces.cache_names import CACHE
+from cdkit.interfaces.distortion import PixelDistortion
+from cdkit.interfaces.model_adapter import adapter_for, unwrap
+from cdkit.methods.method import ORIGINAL, Method, kind_of
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -65,8 +66,8 @@ def attach(
     latest call in `run.trace`; "last_logits" keeps the latest step alone, at no cost, and nothing
     where the method has nothing to do. `optimize` True saves what can be saved, each saving exact;
     False forces every branch through the model, one after the other, and shares nothing between
-    them: same tokens, slower; a collection of names of `cdkit.optimizations` saves just that. For
-    tests and benchmarks.
+    them: same tokens, slower; a collection of names of
+    `cdkit.execution.optimizations` saves just that. For tests and benchmarks.
 
     Raises CdkitError where the method cannot run on this model, before anything is changed.
     """
@@ -116,8 +117,8 @@ class Attachment(Wired):
         self._model = unwrap(model)
         adapter = adapter_for(model)
         saved = chosen(optimize)
-        self._forced = forced = "skip_idle" not in saved or bool(trace.wanted - FREE)
-        if not forced and method.calibrator is not None and method.calibrator.idle:
+        self._forced = forced = "skip_identity" not in saved or bool(trace.wanted - FREE)
+        if not forced and method.calibrator is not None and method.calibrator.is_identity:
             method = replace(method, calibrator=None)
         branches = method.branches if forced else method.live_branches
         for branch in branches:
@@ -135,7 +136,7 @@ class Attachment(Wired):
             or any(schedule.reads_attention for schedule in method.schedules)
             or trace.wanted & {"image_attention", "mask"}
         )
-        self._active = forced or not method.idle
+        self._active = forced or not method.is_identity
         self._rotary = None if method.calibrator is None else adapter.rotary(self._model)
         decoder: Any = adapter.decoder(self._model)
         if method.calibrator is not None and self._rotary is None:
@@ -209,7 +210,7 @@ class Attachment(Wired):
         adapter = engine.adapter
         patches.set(model, ATTACHED, self)
         patches.wrap(model, "generate", self._generate)
-        reader, decoder = adapter.reader(model), adapter.decoder(model)
+        reader, decoder = adapter.lm_module(model), adapter.decoder(model)
         patches.wrap(*adapter.encoder(model), engine.encode)
         patches.wrap(decoder, "forward", engine.decode)
         patches.wrap(reader, "forward", self._read)
@@ -220,7 +221,7 @@ class Attachment(Wired):
             read_out = engine.method.readout.layers(len(layers))
             _check_names(engine.method, read_out)
             for name, passed in read_out.items():
-                if not (self._forced or engine.method.combiner.reads(name)):
+                if not (self._forced or engine.method.combiner.uses(name)):
                     continue
                 keep = functools.partial(_keep_last_row, engine, name)
                 if passed == 0:
@@ -260,7 +261,7 @@ class Attachment(Wired):
         adapter = self._engine.adapter
         if not adapter.needs_check:
             return
-        from cdkit.selfcheck import is_due, self_check  # it attaches methods itself
+        from cdkit.probing.self_check import is_due, self_check  # it attaches methods itself
 
         if is_due(adapter, self._model):
             self.detach()
@@ -285,7 +286,7 @@ class Attachment(Wired):
         engine = self._engine
         given = arguments(generate, *args, **kwargs)
         given.setdefault("input_ids", given.get("inputs"))
-        reader: Any = engine.adapter.reader(self._model)
+        reader: Any = engine.adapter.lm_module(self._model)
         chosen = given.get("generation_config")
         defaults = [config for config in (chosen, reader.generation_config) if config is not None]
         check_eval(self._model, self.method)

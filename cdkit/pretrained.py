@@ -17,8 +17,8 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
-from cdkit.adapter import ADAPTERS
 from cdkit.errors import CdkitError
+from cdkit.interfaces.model_adapter import ADAPTERS
 
 MICRO = "micro"
 """The name of the embedded model."""

@@ -9,10 +9,19 @@ from typing import ClassVar, final
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
 from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
 from cdkit.evals.yes_no import Parser, Said, check_parsers, strict
+from cdkit.interfaces.benchmark import (
+    BENCHMARKS,
+    Answer,
+    Benchmark,
+    OfSums,
+    Sample,
+    Tally,
+    check_limit,
+    share,
+)
 from cdkit.registry import unknown
 
 KINDS: Mapping[str, str] = {

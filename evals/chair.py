@@ -10,11 +10,20 @@ from typing import ClassVar, final
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
 from cdkit.evals.chair_truth import Truth, cached_truth, coco_truth, given_truth
 from cdkit.evals.files import Source, located, read
 from cdkit.evals.object_words import SCORERS, SYNONYMS, Synonyms, read_synonyms
+from cdkit.interfaces.benchmark import (
+    BENCHMARKS,
+    Answer,
+    Benchmark,
+    OfSums,
+    Sample,
+    Tally,
+    check_limit,
+    share,
+)
 from cdkit.registry import unknown
 
 

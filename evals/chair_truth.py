@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdkit.benchmark import sha256
 from cdkit.errors import CdkitError
 from cdkit.evals.coco import read_captions, read_instances
 from cdkit.evals.files import digest, read
 from cdkit.evals.object_words import SCORERS, Synonyms
+from cdkit.interfaces.benchmark import sha256
 
 FORMAT = "ground truth of CHAIR, as cdkit keeps it, 1"
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from cdkit.benchmark import Answer, sha256
 from cdkit.errors import CdkitError
+from cdkit.interfaces.benchmark import Answer, sha256
 
 MOST = 2**30
 """Bytes of a file, unpacked: the largest annotation file of COCO has less than half of it."""

@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 import cdkit
-from cdkit.adapter import GENERIC_ADAPTERS
-from cdkit.method import REGISTRIES, Method, kind_of
-from cdkit.part import Part
+from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
+from cdkit.interfaces.part import Part
+from cdkit.methods.method import REGISTRIES, Method, kind_of
 from cdkit.registry import Registry
 
 
@@ -95,9 +95,9 @@ def _working(method: Method) -> Iterator[tuple[str, Any]]:
     dead = {branch.name for branch in method.branches} - live
     for place, part in method.parts():
         where = place.split(".")[0]
-        # A combiner is idle where there are no other logits, so it works as soon as there are some.
+        # A combiner may be the identity without other logits, and work as soon as there are some.
         fed = part is method.combiner and (live or method.readout is not None)
-        if where not in dead and (fed or not getattr(part, "idle", False)):
+        if where not in dead and (fed or not getattr(part, "is_identity", False)):
             yield (f"branch {where}" if where in live else where), part
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cdkit.evals import listing
 from cdkit.evals.generated import rendered, without_arguments, write
 from cdkit.evals.listing import Entry
-from cdkit.loop import MODES
+from cdkit.interfaces.decoding_loop import MODES
 
 PAGE = Path("docs/methods.md")
 COMMAND = "python -m cdkit.evals.methods_page"

@@ -9,9 +9,18 @@ from typing import ClassVar, Literal, final
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, OfSums, Sample, Tally, check_limit, share
 from cdkit.errors import CdkitError
 from cdkit.evals.mme_files import Question, Task, read_tasks
+from cdkit.interfaces.benchmark import (
+    BENCHMARKS,
+    Answer,
+    Benchmark,
+    OfSums,
+    Sample,
+    Tally,
+    check_limit,
+    share,
+)
 from cdkit.registry import unknown
 
 PERCEPTION = (

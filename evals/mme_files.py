@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdkit.benchmark import Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.files import located, read, yes_or_no
+from cdkit.interfaces.benchmark import Sample
 from cdkit.registry import unknown
 
 QUESTIONS = "questions_answers_YN"

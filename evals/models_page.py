@@ -10,8 +10,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING
 
 import cdkit
-from cdkit.adapter import GENERIC_ADAPTERS, ModelAdapter, SeesAhead
 from cdkit.evals.generated import rendered, without_arguments, write
+from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS, ModelAdapter, SeesAhead
 
 PAGE = Path("docs/models.md")
 COMMAND = "python -m cdkit.evals.models_page"

@@ -9,7 +9,11 @@ from typing import ClassVar, final
 import numpy as np
 from jaxtyping import Float, Int
 
-from cdkit.benchmark import (
+from cdkit.errors import CdkitError
+from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
+from cdkit.evals.ranking import image_auc, matched_right, rank_shares
+from cdkit.evals.yes_no import Parser, Said, check_parsers, strict
+from cdkit.interfaces.benchmark import (
     BENCHMARKS,
     Answer,
     Benchmark,
@@ -21,10 +25,6 @@ from cdkit.benchmark import (
     image_index,
     share,
 )
-from cdkit.errors import CdkitError
-from cdkit.evals.files import Source, located, read, rows, text_of, yes_or_no
-from cdkit.evals.ranking import image_auc, matched_right, rank_shares
-from cdkit.evals.yes_no import Parser, Said, check_parsers, strict
 
 Columns = Mapping[str, Float[np.ndarray, " samples"]]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cdkit.benchmark import Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.coco import Instances
 from cdkit.evals.files import located
+from cdkit.interfaces.benchmark import Sample
 
 EACH = 3
 """Questions about present objects, and as many about absent ones, an image."""

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cdkit.benchmark import Answer, Benchmark, Tally
 from cdkit.errors import CdkitError
 from cdkit.evals.amber import AMBER
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.files import digest, placed_answers
 from cdkit.evals.mme import MME, TOTALS
 from cdkit.evals.pope import POPE
+from cdkit.interfaces.benchmark import Answer, Benchmark, Tally
 
 WHOLE = ("unknown", "truncated")
 """Metrics that are counts."""

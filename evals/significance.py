@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cdkit.benchmark import Tally
 from cdkit.errors import CdkitError
+from cdkit.interfaces.benchmark import Tally
 
 Run = Sequence[Tally]
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.benchmark import Tally
 from cdkit.errors import CdkitError
 from cdkit.evals.modes import RESAMPLES
 from cdkit.evals.power import standard_error
@@ -27,6 +26,7 @@ from cdkit.evals.significance import (
     swap_test,
     swap_tests,
 )
+from cdkit.interfaces.benchmark import Tally
 
 __all__ = [
     "Comparison",

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.standard import runs_apart
-from cdkit.models.tiles import TilesAdapter
+from cdkit import ADAPTERS
+from cdkit.models.layouts.standard import runs_apart
+from cdkit.models.layouts.tiles import TilesAdapter
 
 MARKS = 2
 """Between tiles stands a tag; between pictures an end, a start and a tag."""

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS, SeesAhead
-from cdkit.models.standard import StandardAdapter, joined_entries, one_entry_each, runs
+from cdkit import ADAPTERS, SeesAhead
+from cdkit.models.layouts.standard import StandardAdapter, joined_entries, one_entry_each, runs
 
 
 @ADAPTERS.register("gemma3")

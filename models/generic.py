@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from cdkit.adapter import GENERIC_ADAPTERS, UnmatchedPixelsError, chat_prompt
-from cdkit.errors import CdkitError
-from cdkit.models.padded_images import joined_by_size, pixels_by_size
-from cdkit.models.standard import StandardAdapter, one_entry_each, runs
+from cdkit import GENERIC_ADAPTERS, CdkitError, UnmatchedPixelsError, chat_prompt
+from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
+from cdkit.models.layouts.standard import StandardAdapter, one_entry_each, runs
 
 IMAGE_TOKEN = ("image_token_id", "image_token_index")
 """What configs call the id of the image token."""

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.patches import PatchAdapter
+from cdkit import ADAPTERS
+from cdkit.models.layouts.patches import PatchAdapter
 
 
 @ADAPTERS.register("glm4v")

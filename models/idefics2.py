@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.padded_tiles import PaddedTilesAdapter
-from cdkit.models.standard import runs_apart
+from cdkit import ADAPTERS
+from cdkit.models.layouts.padded_tiles import PaddedTilesAdapter
+from cdkit.models.layouts.standard import runs_apart
 
 
 @ADAPTERS.register("idefics2")

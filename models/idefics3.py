@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.padded_tiles import PaddedTilesAdapter
-from cdkit.models.tagged_tiles import tagged_tiles, tokens_after_shuffle
+from cdkit import ADAPTERS
+from cdkit.models.layouts.padded_tiles import PaddedTilesAdapter
+from cdkit.models.layouts.tagged_tiles import tagged_tiles, tokens_after_shuffle
 
 
 @ADAPTERS.register("idefics3")

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.standard import StandardAdapter, groups_of, joined_entries, one_entry_each
+from cdkit import ADAPTERS
+from cdkit.models.layouts.standard import StandardAdapter, groups_of, joined_entries, one_entry_each
 
 
 @ADAPTERS.register("instructblip")

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.standard import runs
-from cdkit.models.tiles import TilesAdapter
+from cdkit import ADAPTERS
+from cdkit.models.layouts.standard import runs
+from cdkit.models.layouts.tiles import TilesAdapter
 
 
 @ADAPTERS.register("internvl")

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.errors import CdkitError
-from cdkit.models.padded_images import joined_by_size, pixels_by_size, rows_of_images
-from cdkit.models.standard import StandardAdapter, groups_of
+from cdkit import ADAPTERS, CdkitError
+from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size, rows_of_images
+from cdkit.models.layouts.standard import StandardAdapter, groups_of
 
 SQUARE = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose images are one square grid of patches each."""

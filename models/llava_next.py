@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.padded_images import PaddedTilesOfSizesAdapter
+from cdkit import ADAPTERS
+from cdkit.models.layouts.padded_images import PaddedTilesOfSizesAdapter
 
 
 @ADAPTERS.register("llava_next")

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.padded_images import joined_by_size, pixels_by_size, rows_of_images
-from cdkit.models.standard import StandardAdapter
+from cdkit import ADAPTERS
+from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size, rows_of_images
+from cdkit.models.layouts.standard import StandardAdapter
 
 
 @ADAPTERS.register("mistral3")

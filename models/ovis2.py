@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.standard import runs_apart
-from cdkit.models.tiles import TilesAdapter
+from cdkit import ADAPTERS
+from cdkit.models.layouts.standard import runs_apart
+from cdkit.models.layouts.tiles import TilesAdapter
 
 MARKS = 1
 """Between tiles stands one mark; between pictures an end and a start."""

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import cdkit
+from cdkit.interfaces.distortion import DistortionStrategy
 from cdkit.registry import Registry
-from cdkit.strategy import DistortionStrategy
 
 
 class Blur(DistortionStrategy):

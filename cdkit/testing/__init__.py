@@ -16,20 +16,21 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from cdkit.calibrator import PositionCalibrator
-from cdkit.combiner import LayerReadout, LogitCombiner, OnEmpty
-from cdkit.method import ORIGINAL
-from cdkit.schedule import AlphaSchedule, Signals
-from cdkit.strategy import (
+from cdkit.interfaces.combiner import LogitCombiner, OnEmpty
+from cdkit.interfaces.distortion import (
     AttentionDistortion,
     DistortionStrategy,
     FeatureDistortion,
-    Intervention,
+    Modified,
     PixelDistortion,
     Prompt,
     PromptDistortion,
-    Touch,
 )
+from cdkit.interfaces.intervention import Intervention
+from cdkit.interfaces.position_calibrator import PositionCalibrator
+from cdkit.interfaces.readout import LayerReadout
+from cdkit.interfaces.schedule import AlphaSchedule, Signals
+from cdkit.methods.method import ORIGINAL
 from cdkit.testing.adapters import check_adapter as check_adapter
 from cdkit.testing.benchmarks import check_benchmark as check_benchmark
 from cdkit.testing.loops import check_loop as check_loop
@@ -68,9 +69,9 @@ def check_strategy(strategy: object) -> None:
             check_segment(
                 strategy,
                 strategy.distort,
-                strategy.touches,
+                strategy.modifies,
                 layers=strategy.layers,
-                whole_prompt=strategy.whole_prompt,
+                needs_whole_prompt=strategy.needs_whole_prompt,
                 keeps_prefix=strategy.keeps_prefix,
             )
             check_mask_ignores_constants(strategy)
@@ -85,7 +86,7 @@ def check_strategy(strategy: object) -> None:
                 strategy.intervene,
                 frozenset({"logits", "text_logits", "values"}),
                 layers=strategy.layers,
-                whole_prompt=strategy.whole_prompt,
+                needs_whole_prompt=strategy.needs_whole_prompt,
             )
         case _:
             raise AssertionError(
@@ -105,7 +106,12 @@ def check_calibrator(calibrator: Any) -> None:
     new = _check_positions(calibrator, line, index)
     require(bool((new.diff() >= 0).all()), calibrator, "positions never decrease", new)
     unmoved = torch.allclose(new.diff(), line.diff().double(), rtol=0, atol=1e-12)
-    require(unmoved == calibrator.idle, calibrator, "idle says whether every distance stays", new)
+    require(
+        unmoved == calibrator.is_identity,
+        calibrator,
+        "is_identity says whether every distance stays",
+        new,
+    )
     # multimodal RoPE: the first image is a grid of 2 x 2, the second a row of two
     grid = line[..., None] - torch.tensor([[0, 0, 0, 1, 2, 3, 2, 2, 2], [0] * 9])[..., None]
     grid = grid.repeat(1, 1, 3)
@@ -139,9 +145,9 @@ def _check_positions(
     )
     promise = "padding on the left changes no distance"
     require_same(padded[:, 3:].diff(dim=1), new.diff(dim=1), calibrator, promise)
-    if calibrator.steady:
+    if calibrator.constant_after_prompt:
         shift = (new - positions)[:, 6:]  # behind the last image of both rows
-        promise = "with steady = True text after the last image is moved by one shift"
+        promise = "with constant_after_prompt = True text after the last image moves by one shift"
         require_same(shift, shift[:, :1].expand_as(shift), calibrator, promise)
     return new
 
@@ -176,20 +182,20 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
         require_same(single, combined[:1], combiner, "rows of the batch are independent")
     original, others = steps[0]
     for name in names:
-        if not combiner.reads(name):
+        if not combiner.uses(name):
             without, _ = combiner.combine(
                 original, others | {name: others[name] + normal(3, 3, 11)}, step=0, state={}
             )
             require_same(
                 without, whole[0], combiner, f"logits that it does not read ({name}) are unread"
             )
-    if not combiner.by_step:
+    if not combiner.stateful:
         for step, (logits, rest) in enumerate(steps):
             later, state = combiner.combine(logits, rest, step=step + 7, state={})
             require_same(
-                later, whole[step], combiner, "with by_step = False no step and no state counts"
+                later, whole[step], combiner, "with stateful = False no step and no state counts"
             )
-            require(not state, combiner, "with by_step = False it keeps no state", state)
+            require(not state, combiner, "with stateful = False it keeps no state", state)
     if combiner.contrastive:
         equal, _ = combiner.combine(original, dict.fromkeys(names, original), step=0, state={})
         require_same(
@@ -210,9 +216,9 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
         same = bool(one.all()) and left[0][settled].equal(left[1][settled])
         promise = "settled rows have one token left, with other logits and without"
         require(same, combiner, promise, (settled, left))
-    if combiner.idle:
+    if combiner.is_identity:
         untouched, _ = combiner.combine(original, {}, step=0, state={})
-        require(torch.equal(untouched, original), combiner, "an idle combiner returns the original")
+        require(torch.equal(untouched, original), combiner, "an identity returns the original")
 
 
 def _sure(logits: Tensor) -> Tensor:
@@ -280,13 +286,13 @@ def check_readout(readout: Any) -> None:
         require(inside, readout, f"its states have passed 0 to {count} layers", layers)
 
 
-def _check_touches(strategy: DistortionStrategy, allowed: set[Touch]) -> None:
-    touches = getattr(strategy, "touches", None)
+def _check_touches(strategy: DistortionStrategy, allowed: set[Modified]) -> None:
+    modifies = getattr(strategy, "modifies", None)
     require(
-        isinstance(touches, frozenset) and touches <= allowed,
+        isinstance(modifies, frozenset) and modifies <= allowed,
         strategy,
-        f"touches is a frozenset out of {sorted(allowed)}",
-        touches,
+        f"modifies is a frozenset out of {sorted(allowed)}",
+        modifies,
     )
 
 

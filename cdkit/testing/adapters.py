@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdkit.adapter import ModelAdapter, adapter_for, unwrap
 from cdkit.errors import CdkitError
+from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
 from cdkit.testing.at_work import (
     check_at_work,
     check_causal_prefix,

@@ -1,6 +1,6 @@
 """What an adapter says of a stock model, held against the model at work.
 
-The contract suite runs all of it on prompts of its own; `cdkit.selfcheck` runs it on a user's.
+The contract suite runs all of it on prompts of its own; `cdkit.probing.self_check` on a user's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from cdkit.adapter import ModelAdapter
-from cdkit.cache import CACHE
-from cdkit.rotary import Rotary, rotate
+from cdkit.functional.rope import Rotary, rotate
+from cdkit.interfaces.cache_names import CACHE
+from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.testing.prompts import Inputs, with_other_end
 from cdkit.testing.runs import generated
 from cdkit.testing.tools import precision, require, require_close, require_same, tolerance
@@ -26,7 +26,7 @@ def check_places(adapter: ModelAdapter, model: Any) -> None:
     """The modules that it names are the model's, and the layers are all there are."""
     owner, attribute = adapter.encoder(model)
     decoder, layers = adapter.decoder(model), adapter.layers(model)
-    found = {"decoder": decoder, "reader": adapter.reader(model), "encoder": owner}
+    found = {"decoder": decoder, "reader": adapter.lm_module(model), "encoder": owner}
     for name, module in found.items():
         mine = any(module is own for own in model.modules())
         require(mine, adapter, f"the {name} is a module of this model", type(module).__name__)
@@ -56,7 +56,7 @@ def watched(
     places = {
         "encoder": adapter.encoder(model),
         "decoder": (adapter.decoder(model), "forward"),
-        "reader": (adapter.reader(model), "forward"),
+        "reader": (adapter.lm_module(model), "forward"),
     }
     dropped = [name for i, name in enumerate(layers) if i not in layers_kept]
     with watching(layers | places, dropped=dropped) as seen:
@@ -88,7 +88,7 @@ def check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Seen:
     whole = decoder.by_name and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    strange = sorted(_of_tokens(decoder.given) - {*OF_TOKENS, *adapter.level_arguments(None)})
+    strange = sorted(_of_tokens(decoder.given) - {*OF_TOKENS, *adapter.deepstack_kwargs(None)})
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
     require(not strange, adapter, promise, ", ".join(strange))
 

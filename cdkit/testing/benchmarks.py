@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, sha256
 from cdkit.errors import CdkitError
+from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, sha256
 from cdkit.testing.tools import check_value, require
 
 NOTHING, GARBAGE = "", "\0 <unk>\t%s {} \\n \u202e"
@@ -47,7 +47,12 @@ def check_benchmark(benchmark: Any, *, images: Path | None = None) -> None:
 def _check_samples(benchmark: Benchmark, images: Path | None) -> None:
     samples = benchmark.samples()
     tuples = isinstance(samples, tuple) and all(isinstance(s, Sample) for s in samples)
-    require(tuples, benchmark, "samples() is a tuple of cdkit.benchmark.Sample", type(samples))
+    require(
+        tuples,
+        benchmark,
+        "samples() is a tuple of cdkit.interfaces.benchmark.Sample",
+        type(samples),
+    )
     require(bool(samples), benchmark, "it has a sample")
     require(benchmark.samples() == samples, benchmark, "samples() gives the same each time")
     ids = [sample.id for sample in samples]

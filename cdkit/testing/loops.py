@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from cdkit.loop import Decoding, DecodingLoop, Found, Mode, Rows
+from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode, Rows
 from cdkit.testing.tools import check_value, normal, pure, require
 
 VOCAB, END, RULED_OUT, LONGEST = 9, 8, 4, 7
@@ -17,7 +17,7 @@ LOOKS = 3 * normal(2, 2, VOCAB, VOCAB)
 
 
 @dataclass(frozen=True, eq=False)
-class Toy(Decoding):
+class Toy(DecodingContext):
     """A model whose next token depends on the last one, and on how many there are.
 
     The user's processors rule one token out.
@@ -65,7 +65,7 @@ def toy_decoding(*, beams: int, returned: int, early_stopping: bool = False) -> 
         prompt=toy_rows(prompt, prompt.new_zeros(1, 0)),
         prompt_ids=prompt,
         image_columns=prompt == 3,
-        ends=(END,),
+        eos_token_ids=(END,),
         max_new_tokens=LONGEST,
         beams=beams,
         returned=returned,
@@ -101,9 +101,9 @@ def _check_answers(loop: DecodingLoop, decoding: Toy, *, sampled: bool) -> None:
     _check_found(loop, decoding, found)
 
 
-def _check_found(loop: DecodingLoop, decoding: Toy, found: Sequence[Found]) -> None:
+def _check_found(loop: DecodingLoop, decoding: Toy, found: Sequence[Hypothesis]) -> None:
     count = decoding.returned
-    whole = len(found) >= count and all(isinstance(answer, Found) for answer in found)
+    whole = len(found) >= count and all(isinstance(answer, Hypothesis) for answer in found)
     require(whole, loop, f"it gives the {count} answers that were asked for, or more", found)
     scores = [answer.score for answer in found]
     ordered = all(map(math.isfinite, scores)) and scores == sorted(scores, reverse=True)

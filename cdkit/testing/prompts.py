@@ -8,8 +8,8 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from cdkit.adapter import ModelAdapter
 from cdkit.errors import CdkitError
+from cdkit.interfaces.model_adapter import ModelAdapter
 
 Inputs = dict[str, Tensor]
 """The arguments of `generate`, by name."""

@@ -7,20 +7,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cdkit.adapter import ModelAdapter
 from cdkit.attachment import attach
-from cdkit.combiner import LogitCombiner, OnEmpty, State
-from cdkit.method import ORIGINAL, Branch, Method
-from cdkit.segment import CrossModalSegment
-from cdkit.strategy import (
+from cdkit.interfaces.combiner import LogitCombiner, OnEmpty, State
+from cdkit.interfaces.distortion import (
     DISTORTIONS,
     AttentionDistortion,
     DistortionStrategy,
+    Modified,
     PixelDistortion,
     Prompt,
     PromptDistortion,
-    Touch,
 )
+from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.interfaces.segment import CrossModalSegment
+from cdkit.methods.method import ORIGINAL, Branch, Method
 from cdkit.testing.prompts import Inputs
 from cdkit.testing.tools import precision, require, require_close
 
@@ -39,15 +39,15 @@ TOGETHER = frozenset({"one_forward", "fast_kernels"})
 class Difference(LogitCombiner):
     """`l + alpha (l - l~)` on all tokens."""
 
-    by_step: ClassVar[bool] = False
+    stateful: ClassVar[bool] = False
     alpha: float = 1.0
     on_empty: OnEmpty = "raise"
 
     @property
-    def idle(self) -> bool:
+    def is_identity(self) -> bool:
         return True
 
-    def reads(self, name: str) -> bool:
+    def uses(self, name: str) -> bool:
         return self.alpha != 0
 
     def combine(
@@ -89,10 +89,10 @@ class Instructed(PromptDistortion):
 class Faint(AttentionDistortion):
     """Image logits halved."""
 
-    touches: ClassVar[frozenset[Touch]] = frozenset({"logits"})
+    modifies: ClassVar[frozenset[Modified]] = frozenset({"logits"})
 
     @property
-    def whole_prompt(self) -> bool:
+    def needs_whole_prompt(self) -> bool:
         return False
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
@@ -103,10 +103,10 @@ class Faint(AttentionDistortion):
 class Same(AttentionDistortion):
     """Nothing is distorted."""
 
-    touches: ClassVar[frozenset[Touch]] = frozenset()
+    modifies: ClassVar[frozenset[Modified]] = frozenset()
 
     @property
-    def whole_prompt(self) -> bool:
+    def needs_whole_prompt(self) -> bool:
         return False
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:

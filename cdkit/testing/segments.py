@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdkit.depth import Depth, check_depth, layers_within
 from cdkit.errors import CdkitError
-from cdkit.segment import CrossModalSegment, ImageColumns
-from cdkit.strategy import AttentionDistortion, Touch
+from cdkit.interfaces.depth import Depth, check_depth, layers_within
+from cdkit.interfaces.distortion import AttentionDistortion, Modified
+from cdkit.interfaces.segment import CrossModalSegment, ImageColumns
 from cdkit.testing.tools import name_of, normal, pure, require, require_same
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
@@ -21,14 +21,19 @@ DEPTH = 4
 def check_segment(
     part: Any,
     change: Change,
-    touches: frozenset[Touch],
+    modifies: frozenset[Modified],
     *,
     layers: Depth,
-    whole_prompt: bool,
+    needs_whole_prompt: bool,
     keeps_prefix: bool = True,
 ) -> None:
     """Through all layers that it acts in, as one forward call runs them."""
-    require(isinstance(whole_prompt, bool), part, "whole_prompt is True or False", whole_prompt)
+    require(
+        isinstance(needs_whole_prompt, bool),
+        part,
+        "needs_whole_prompt is True or False",
+        needs_whole_prompt,
+    )
     require(isinstance(keeps_prefix, bool), part, "keeps_prefix is True or False", keeps_prefix)
     try:
         check_depth("layers", layers)
@@ -37,16 +42,23 @@ def check_segment(
     inside = layers_within(layers, DEPTH)
 
     def run(segments: Sequence[CrossModalSegment]) -> list[CrossModalSegment]:
-        carried: dict[Hashable, Tensor] = {}
+        layer_state: dict[Hashable, Tensor] = {}
         given = [
-            dataclasses.replace(s, carried=carried) for s in segments if s.image.layer in inside
+            dataclasses.replace(s, layer_state=layer_state)
+            for s in segments
+            if s.image.layer in inside
         ]
         new = [change(segment) for segment in given]
         for old, changed in zip(given, new, strict=True):
-            own = isinstance(changed, CrossModalSegment) and changed.carried is carried
+            own = isinstance(changed, CrossModalSegment) and changed.layer_state is layer_state
             require(own, part, "it returns the segment, changed", type(changed))
-            _check_fields(part, old, changed, touches, keeps_prefix=keeps_prefix)
-        require(set(carried) <= {part}, part, "it writes into carried under itself", list(carried))
+            _check_fields(part, old, changed, modifies, keeps_prefix=keeps_prefix)
+        require(
+            set(layer_state) <= {part},
+            part,
+            "it writes into layer_state under itself",
+            list(layer_state),
+        )
         return new
 
     for kinds in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
@@ -61,17 +73,17 @@ def check_segment(
         _same(mixed, wanted, part, "rows of the batch are independent")
     generated = int(segments[0].prompt.any(0).sum())  # the first text row after the prompt's
     cuts = [slice(0, generated), slice(generated, None), slice(generated + 1, None)]
-    if not whole_prompt:
+    if not needs_whole_prompt:
         cuts += [slice(0, 2), slice(2, None)]
     for text in cuts:
         promise = "a generated row depends on no other row, and changes none"
         if text in cuts[3:]:
-            promise = "with whole_prompt = False no text row depends on another"
+            promise = "with needs_whole_prompt = False no text row depends on another"
         parts = run([_cut(_fresh(segment), text=text) for segment in segments])
         whole = [_cut(segment, text=text) for segment in new]
         if text.start:  # what is hidden from the image's rows is decided by the prompt's
             whole = [
-                dataclasses.replace(s, hidden=p.hidden) for s, p in zip(whole, parts, strict=True)
+                dataclasses.replace(s, pruned=p.pruned) for s, p in zip(whole, parts, strict=True)
             ]
         _same(parts, whole, part, promise)
 
@@ -80,23 +92,23 @@ def _check_fields(
     part: Any,
     old: CrossModalSegment,
     new: CrossModalSegment,
-    touches: frozenset[Touch],
+    modifies: frozenset[Modified],
     *,
     keeps_prefix: bool,
 ) -> None:
-    kept = ("image", "queries", "cells", "prompt", "predicts", "token_index", "before_image")
+    kept = ("image", "queries", "cells", "prompt", "predicts_next", "token_index", "before_image")
     for name in kept:
         require(getattr(new, name) is getattr(old, name), part, f"{name} stays as it is")
     cells = old.cells[:, None].expand_as(old.logits)
     reach = ~old.text_logits.isneginf()
-    both: list[tuple[Touch, Tensor, Tensor, Tensor, str]] = [
+    both: list[tuple[Modified, Tensor, Tensor, Tensor, str]] = [
         ("logits", old.logits, new.logits, cells, "the cells"),
         ("text_logits", old.text_logits, new.text_logits, reach, "what a row may look at"),
     ]
     for name, before, after, where, those in both:
         told = name.replace("_", " ")
-        if name not in touches:
-            promise = f"without {name!r} in touches the {told} stay"
+        if name not in modifies:
+            promise = f"without {name!r} in modifies the {told} stay"
             require(after.shape == before.shape and after.equal(before), part, promise)
         require(after.shape == before.shape, part, f"the {told} keep their shape")
         require(after.dtype == before.dtype, part, f"the {told} keep their dtype")
@@ -104,12 +116,12 @@ def _check_fields(
         require(not bad.any(), part, f"{told} are finite, or -inf where a cell is cut")
         off = bool(after[~where].isneginf().all())
         require(off, part, f"{told} off {those} stay at -inf")
-    if new.hidden is not None:
+    if new.pruned is not None:
         require(not keeps_prefix, part, "only with keeps_prefix = False image tokens are hidden")
-        whole = new.hidden.dtype == torch.bool and new.hidden.shape == old.image.valid.shape
-        require(whole, part, "hidden is a mask of the image columns", new.hidden.shape)
-    if "values" not in touches:
-        require(new.replaced is None, part, "without 'values' in touches no cell is replaced")
+        whole = new.pruned.dtype == torch.bool and new.pruned.shape == old.image.valid.shape
+        require(whole, part, "hidden is a mask of the image columns", new.pruned.shape)
+    if "values" not in modifies:
+        require(new.replaced is None, part, "without 'values' in modifies no cell is replaced")
     require(
         (new.replaced is None) == (new.replacement is None),
         part,
@@ -133,14 +145,14 @@ def check_mask_ignores_constants(strategy: AttentionDistortion) -> None:
     """Drawn from a continuous distribution: no logit lies within 1e-6 of another one's mean."""
     masks = []
     for added in (0.0, 2.5):
-        carried: dict[Hashable, Tensor] = {}
+        layer_state: dict[Hashable, Tensor] = {}
         for layer in layers_within(strategy.layers, DEPTH):
             segment = example_segment(layer=layer)
             moved = dataclasses.replace(
                 segment,
                 logits=segment.logits + added,
                 text_logits=segment.text_logits + added,
-                carried=carried,
+                layer_state=layer_state,
             )
             masks.append(_mask(moved, strategy.distort(moved)))
     half = len(masks) // 2
@@ -185,7 +197,7 @@ def example_segment(
         valid=valid,
         image_index=image_index,
         token_index=torch.arange(2, 8).repeat(3, 1),
-        streams=torch.tensor([11, 22, 33]),
+        rng_keys=torch.tensor([11, 22, 33]),
         layer=layer,
         depth=DEPTH,
     )
@@ -198,7 +210,7 @@ def example_segment(
         logits=logits.to(dtype).masked_fill(~cells[:, None], -math.inf),
         cells=cells,
         prompt=prompt,
-        predicts=torch.tensor([False] * 3 + [True] * 3).repeat(3, 1),
+        predicts_next=torch.tensor([False] * 3 + [True] * 3).repeat(3, 1),
         token_index=torch.arange(8, 14).repeat(3, 1),
         text_logits=text_logits.to(dtype).masked_fill(ahead, -math.inf),
         before_image=(torch.arange(14) < 2).repeat(3, 1),
@@ -212,7 +224,7 @@ def _cut(
     image = {
         field.name: getattr(segment.image, field.name)[rows]
         for field in dataclasses.fields(ImageColumns)
-        if field.name not in ("layer", "depth", "memory", "images")
+        if field.name not in ("layer", "depth", "answer_cache", "images")
     }
     return CrossModalSegment(
         image=ImageColumns(**image, layer=segment.image.layer, depth=segment.image.depth),
@@ -220,19 +232,19 @@ def _cut(
         logits=segment.logits[rows][:, :, text],
         cells=segment.cells[rows][:, text],
         prompt=segment.prompt[rows][:, text],
-        predicts=segment.predicts[rows][:, text],
+        predicts_next=segment.predicts_next[rows][:, text],
         token_index=segment.token_index[rows][:, text],
         text_logits=segment.text_logits[rows][:, :, text],
         before_image=segment.before_image[rows],
         replaced=None if segment.replaced is None else segment.replaced[rows][:, :, text],
         replacement=None if segment.replacement is None else segment.replacement[rows],
-        hidden=None if segment.hidden is None else segment.hidden[rows],
+        pruned=None if segment.pruned is None else segment.pruned[rows],
     )
 
 
 def _fresh(segment: CrossModalSegment) -> CrossModalSegment:
     """The segment with nothing remembered."""
-    return dataclasses.replace(segment, image=dataclasses.replace(segment.image, memory={}))
+    return dataclasses.replace(segment, image=dataclasses.replace(segment.image, answer_cache={}))
 
 
 def _same(
@@ -245,7 +257,7 @@ def _same(
     for one, other in zip(given, wanted, strict=True):
         require_same(one.logits, other.logits, part, promise)
         require_same(one.text_logits, other.text_logits, part, promise)
-        for mask, other_mask in ((one.replaced, other.replaced), (one.hidden, other.hidden)):
+        for mask, other_mask in ((one.replaced, other.replaced), (one.pruned, other.pruned)):
             if mask is None or other_mask is None:
                 require(mask is other_mask, part, promise)
             else:

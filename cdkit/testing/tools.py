@@ -41,7 +41,10 @@ def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in tensors_in(item)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = {field.name for field in dataclasses.fields(value)} - {"memory", "carried"}
+        names = {field.name for field in dataclasses.fields(value)} - {
+            "answer_cache",
+            "layer_state",
+        }
         return [tensor for name in sorted(names) for tensor in tensors_in(getattr(value, name))]
     return []
 

@@ -15,7 +15,7 @@ from cdkit.evals.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.reporting.results import MODES, told_modes
 from cdkit.evals.runs.engine import Engine, Generated
 from cdkit.evals.runs.pictures import load_picture
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 NARROWEST = 24
 """Characters that a method's column needs; below that, each method gets a line instead."""

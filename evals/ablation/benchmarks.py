@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark
-from cdkit.config import build
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.checks import check_names
 from cdkit.evals.ablation.grid import WORLD_PREFIX, BenchmarkSpec, Grid, World
 from cdkit.evals.runs.questions import Question, question_of
+from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark
+from cdkit.methods.presets import build
 from cdkit.registry import unknown
 
 

@@ -14,7 +14,7 @@ from cdkit.evals.ablation.run import Batch, Decode, Runner, first_noise
 from cdkit.evals.modes import BEAM
 from cdkit.evals.runs.engine import Logits
 from cdkit.evals.runs.watching import tolerance_of
-from cdkit.method import ORIGINAL
+from cdkit.methods.method import ORIGINAL
 
 STAGE = "checks against generate"
 

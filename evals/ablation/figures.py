@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cdkit.benchmark import Answer, OfSums, Tally
 from cdkit.evals.ablation.placement import Place
 from cdkit.evals.ablation.plan import SweepPoint
 from cdkit.evals.reporting.results import Curve, Figure, scale
 from cdkit.evals.statistics import Estimate, resample
 from cdkit.evals.yes_no import strict
+from cdkit.interfaces.benchmark import Answer, OfSums, Tally
 
 SHOWN = ("accuracy", "auc", "yes_ratio")
 """What a sweep shows where the benchmark has it, else its first metric."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 import cdkit
-from cdkit.benchmark import Answer, Tally
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import manifest, plan, toml
 from cdkit.evals.ablation.benchmarks import Loaded, draw_world, load_benchmarks, resolve
@@ -30,6 +29,7 @@ from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.runs.questions import Question
 from cdkit.evals.runs.timing import measure
+from cdkit.interfaces.benchmark import Answer, Tally
 
 TABLES, COST = "intervals and tests", "cost"
 

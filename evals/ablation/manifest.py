@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 import cdkit
-from cdkit.benchmark import sha256
 from cdkit.evals.ablation.benchmarks import Loaded
 from cdkit.evals.ablation.check import Proof
 from cdkit.evals.ablation.grid import Grid
@@ -18,6 +17,7 @@ from cdkit.evals.ablation.plan import Arm
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.identity import model_files
 from cdkit.evals.runs.manifest import versions
+from cdkit.interfaces.benchmark import sha256
 
 SOFTWARE = ("cdkit", "torch", "transformers")
 

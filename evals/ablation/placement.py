@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cdkit.benchmark import Sample
 from cdkit.errors import CdkitError
+from cdkit.interfaces.benchmark import Sample
 
 FORM = '{"IMAGE": {"image_tokens": 64, "objects": [{"category": "cat", "tokens": [0, 1]}]}}'
 """A placement file; `image_tokens` may be missing."""

@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor
 
 import cdkit
-from cdkit.calibrator import PositionCalibrator
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.modes import DECODE, GREEDY, PLAIN, SAMPLE
 from cdkit.evals.reporting.results import told_modes
-from cdkit.method import ORIGINAL, Branch, Method
-from cdkit.strategies.contrast import Contrast
+from cdkit.interfaces.position_calibrator import PositionCalibrator
+from cdkit.methods.method import ORIGINAL, Branch, Method
+from cdkit.strategies.combiners.contrast import Contrast
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Pass:
     def branches_of(self, arm: Arm, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The logits that the arm's combiner reads beside the original ones, by its own names."""
         run = {ORIGINAL, *(branch.name for branch in self.method.branches)}
-        reads = arm.method.combiner.reads
+        reads = arm.method.combiner.uses
         inner = {name: value for name, value in logits.items() if name not in run and reads(name)}
         own = [branch.name for branch in arm.method.live_branches]
         return {name: logits[self.places[arm.name, name]] for name in own} | inner
@@ -132,7 +132,7 @@ def _check_modes(grid: Grid, arms: Sequence[Arm]) -> None:
 def _shared(method: Method) -> object:
     """Equal for two methods whose branches may go through the model together."""
     calibrator: PositionCalibrator | None = method.calibrator
-    if calibrator is not None and calibrator.idle:
+    if calibrator is not None and calibrator.is_identity:
         calibrator = None
     # a branch that cannot share the original's prefix would keep the others of a pass from it
     apart = not all(branch.keeps_prefix for branch in method.live_branches)

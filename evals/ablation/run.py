@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.benchmark import Answer
 from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.modes import BEAM, GREEDY
 from cdkit.evals.runs.engine import Engine, Logits
-from cdkit.evals.runs.gumbel import gumbel_noise, streams
+from cdkit.evals.runs.gumbel import gumbel_noise, rng_keys
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.runs.questions import Question
 from cdkit.evals.runs.unconstrained import continued, unconstrained
-from cdkit.method import ORIGINAL
+from cdkit.interfaces.benchmark import Answer
+from cdkit.methods.method import ORIGINAL
 
 YES_NO, OPEN, UNDECIDED = "yes/no questions", "open questions", "undecided answers"
 
@@ -172,7 +172,7 @@ def first_noise(
     """What is added to the first step's logits: nothing, or the seed's Gumbel noise."""
     if decode.seed is None:
         return torch.zeros_like(logits)
-    keys = streams(decode.seed, sample_ids).to(logits.device)
+    keys = rng_keys(decode.seed, sample_ids).to(logits.device)
     return gumbel_noise(keys, 0, logits.shape[1]).to(logits.dtype)
 
 

@@ -12,7 +12,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.bench.runners import Logits, Runner, Tokens
 from cdkit.evals.bench.two_pass import TwoPass
 from cdkit.evals.bench.variants import Name
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 STEPS = 8
 """So many tokens of an answer are compared, if it has them: the prompt's logits, and those of steps

@@ -21,7 +21,7 @@ from cdkit.evals.bench.shapes import build, weight_bytes
 from cdkit.evals.bench.two_pass import check_expressible, one_pass, two_pass
 from cdkit.evals.bench.variants import PLAIN_NAME, Name, runners
 from cdkit.evals.runs.progress import Stages
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from transformers import (
 
 import cdkit
 from cdkit.evals.bench.prompts import Prompts
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 Tick = Callable[[], None]
 Tokens = Int[Tensor, "rows tokens"]

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from cdkit.errors import CdkitError
 from cdkit.evals.modes import PLAIN
 from cdkit.evals.runs.settings import Dtype
-from cdkit.optimizations import ALL, WHAT
+from cdkit.execution.optimizations import ALL, WHAT
 from cdkit.registry import unknown
 
 TWO_PASS, EAGER, CDKIT = "two-pass", "eager", "cdkit"

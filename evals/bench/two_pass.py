@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.adapter import adapter_for
-from cdkit.cache import CACHE
-from cdkit.depth import Depth
 from cdkit.errors import CdkitError
 from cdkit.evals.bench.prompts import Prompts
 from cdkit.evals.bench.runners import Logits, Tick, Tokens
 from cdkit.evals.modes import PLAIN
-from cdkit.method import ORIGINAL, Branch, Method, kind_of
-from cdkit.segment import CrossModalSegment
-from cdkit.session import Session
-from cdkit.strategies.contrast import Contrast
-from cdkit.strategy import AttentionDistortion, Intervention, Prompt
+from cdkit.generation.session import Session
+from cdkit.interfaces.cache_names import CACHE
+from cdkit.interfaces.depth import Depth
+from cdkit.interfaces.distortion import AttentionDistortion, Prompt
+from cdkit.interfaces.intervention import Intervention
+from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.segment import CrossModalSegment
+from cdkit.methods.method import ORIGINAL, Branch, Method, kind_of
+from cdkit.strategies.combiners.contrast import Contrast
 
 Inputs = Mapping[str, Tensor]
 ALONE = Contrast(alpha=0.0, beta=0.0)
@@ -43,8 +44,8 @@ class OnOriginal(Intervention):
     branches: tuple[str, ...] = (ORIGINAL,)
 
     @property
-    def whole_prompt(self) -> bool:
-        return self.part.whole_prompt
+    def needs_whole_prompt(self) -> bool:
+        return self.part.needs_whole_prompt
 
     def intervene(self, segment: CrossModalSegment) -> CrossModalSegment:
         if isinstance(self.part, AttentionDistortion):
@@ -189,7 +190,7 @@ def _inner(method: Method, branch: Branch | None) -> Method | None:
     parts += [] if branch is None else branch.attention
     parts += [part for part in method.interventions if name in part.branches]
     calibrator = method.calibrator
-    if calibrator is not None and calibrator.idle:
+    if calibrator is not None and calibrator.is_identity:
         calibrator = None
     if not parts and calibrator is None:
         return None

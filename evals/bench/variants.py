@@ -10,7 +10,7 @@ from cdkit.evals.bench.runners import Generate, Runner
 from cdkit.evals.bench.settings import EAGER, TWO_PASS, optimizations
 from cdkit.evals.bench.two_pass import two_pass
 from cdkit.evals.modes import PLAIN
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 
 @dataclass(frozen=True)

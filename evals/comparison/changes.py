@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cdkit.benchmark import Tally
 from cdkit.evals.comparison.named import Named
 from cdkit.evals.power import POWER
 from cdkit.evals.reporting.results import SIGNIFICANT, Listing, Table, direction
 from cdkit.evals.reporting.wording import DASH, difference, heading, number, p_value
 from cdkit.evals.statistics import mcnemar, transitions
+from cdkit.interfaces.benchmark import Tally
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cdkit.benchmark import BENCHMARKS, Benchmark
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison.named import Named
 from cdkit.evals.reporting.results import MODES
 from cdkit.evals.runs.finished import FinishedRun
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 
 DECODING = ("temperature", "top_k", "top_p", "beams")
 """Settings of a run that belong to its decode mode: must be equal."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import cdkit
-from cdkit.benchmark import Tally
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison import comparable
 from cdkit.evals.comparison.named import Named
@@ -18,7 +17,8 @@ from cdkit.evals.runs.identity import method_hash, model_files
 from cdkit.evals.runs.questions import Question, question_of
 from cdkit.evals.runs.settings import Settings, settings_of
 from cdkit.evals.statistics import Estimate
-from cdkit.method import Method
+from cdkit.interfaces.benchmark import Tally
+from cdkit.methods.method import Method
 
 MACHINE = ("model.dtype", "platform", *comparable.PIECES)
 """Keys of a run's circumstances without which seconds say nothing about a method."""

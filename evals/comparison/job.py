@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 
-from cdkit.benchmark import Benchmark, Tally
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison import changes, comparable, exhibits
 from cdkit.evals.comparison.changes import Change
@@ -25,6 +24,7 @@ from cdkit.evals.runs.exhibits import Looks
 from cdkit.evals.runs.finished import FinishedRun
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.significance import checked
+from cdkit.interfaces.benchmark import Benchmark, Tally
 from cdkit.registry import unknown
 
 TABLES = "intervals and tests"

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cdkit.benchmark import Tally
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison.named import Named
 from cdkit.evals.runs.finished import FinishedPart
+from cdkit.interfaces.benchmark import Tally
 
 Seed = int | None
 

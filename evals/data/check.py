@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdkit.benchmark import BENCHMARKS, Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.data.files_check import (
     FEW,
@@ -16,6 +15,7 @@ from cdkit.evals.data.files_check import (
 )
 from cdkit.evals.data.layout import HELP, LAYOUTS, Located, load, located_in
 from cdkit.evals.mme import TASKS
+from cdkit.interfaces.benchmark import BENCHMARKS, Sample
 
 TYPO = "imange"
 """POPE's script puts "an" for every "a" of its template, and the word "image" has one."""

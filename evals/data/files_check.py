@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from cdkit.benchmark import Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.data.catalogue import Known, known_files
 from cdkit.evals.runs.pictures import BOMBS, load_picture, opened
+from cdkit.interfaces.benchmark import Sample
 
 FEW = 3
 """Names that are given as examples where many have one fault."""

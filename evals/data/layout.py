@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdkit.benchmark import BENCHMARKS, Benchmark
-from cdkit.config import build
 from cdkit.errors import CdkitError
 from cdkit.evals.mme import TASKS
 from cdkit.evals.pope_building import PUBLISHED
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
+from cdkit.methods.presets import build
 from cdkit.registry import UnknownNameError, unknown
 
 HELP = "docs/data.md tells where to get the files and how to lay them out"

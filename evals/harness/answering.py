@@ -9,11 +9,11 @@ from transformers import StoppingCriteriaList
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.harness.decoding import Decoding, StopsAt, cut
+from cdkit.evals.harness.decoding import DecodingContext, StopsAt, cut
 from cdkit.evals.harness.requests import MARK, Request, content
 from cdkit.evals.reporting.results import told_modes
 from cdkit.evals.runs.engine import Engine
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Said:
     tokens: int
 
 
-def check_mode(method: Method, decoding: Decoding) -> None:
+def check_mode(method: Method, decoding: DecodingContext) -> None:
     """Raise where the method is not defined for what the task asks."""
     if decoding.mode not in method.modes:
         raise CdkitError(
@@ -89,7 +89,7 @@ def answers(
     return [_said(engine, row[start:].tolist(), decoding) for row in ids]
 
 
-def _stopping(engine: Engine, decoding: Decoding, start: int) -> StoppingCriteriaList:
+def _stopping(engine: Engine, decoding: DecodingContext, start: int) -> StoppingCriteriaList:
     def decode(ids: list[int]) -> str:
         return str(engine.processor.tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -97,7 +97,7 @@ def _stopping(engine: Engine, decoding: Decoding, start: int) -> StoppingCriteri
     return StoppingCriteriaList(stops)
 
 
-def _said(engine: Engine, ids: list[int], decoding: Decoding) -> Said:
+def _said(engine: Engine, ids: list[int], decoding: DecodingContext) -> Said:
     pad = engine.model.generation_config.pad_token_id
     kept = engine.until_end(ids)
     while kept and kept[-1] == pad:  # after a stop string, while its batch went on

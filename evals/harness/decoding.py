@@ -34,7 +34,7 @@ READ = ("do_sample", "max_gen_toks", "max_new_tokens", "num_beams", "stop_sequen
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingContext:
     """What a task asks of `generate`; equal ones may share a batch.
 
     `temperature` is None where nothing is sampled; `passed` goes to `generate` as it is.
@@ -90,7 +90,7 @@ class Decoding:
         return made
 
 
-def read_decoding(given: Mapping[str, Any], *, stop_at_blank_line: bool = False) -> Decoding:
+def read_decoding(given: Mapping[str, Any], *, stop_at_blank_line: bool = False) -> DecodingContext:
     """A task's `generation_kwargs`; a CdkitError for a key that would be passed over in silence.
 
     As Hugging Face has it, `do_sample=false` wins over a temperature; without `do_sample` a
@@ -109,7 +109,7 @@ def read_decoding(given: Mapping[str, Any], *, stop_at_blank_line: bool = False)
             "greedy decoding, or a temperature above 0"
         )
     top_p = value.get("top_p", 1)
-    return Decoding(
+    return DecodingContext(
         limit=value.get("max_new_tokens", value.get("max_gen_toks", LIMIT)),
         temperature=temperature if sampled else None,
         top_k=value.get("top_k") if sampled else None,

@@ -7,7 +7,7 @@ from typing import Any
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.answering import overrides
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=cmac"
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageFile
 
 from cdkit.errors import CdkitError
-from cdkit.evals.harness.decoding import Decoding
+from cdkit.evals.harness.decoding import DecodingContext
 
 MARK = "<image>"
 """Where a task's text says that an image stands."""
@@ -29,7 +29,7 @@ class Request:
     text: str
     length: int
     """Tokens of the text: batches of like length need little padding."""
-    decoding: Decoding
+    decoding: DecodingContext
     find_visuals: Callable[[], Any]
 
     @property
@@ -71,7 +71,7 @@ def repeats(keys: Iterable[object]) -> Iterator[int]:
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[tuple[Request, ...]]:
     """Requests that are decoded alike, `size` at most, the longest first: memory fails early."""
-    groups: dict[Decoding, list[Request]] = {}
+    groups: dict[DecodingContext, list[Request]] = {}
     for request in sorted(requests, key=lambda request: -request.length):
         groups.setdefault(request.decoding, []).append(request)
     for group in groups.values():

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from cdkit.benchmark import Tally
 from cdkit.evals.modes import GREEDY, PLAIN
 from cdkit.evals.power import detectable
 from cdkit.evals.ranking import threshold_curve
 from cdkit.evals.reporting.results import SIGNIFICANT, Cell, Row, Table, direction, scale
 from cdkit.evals.statistics import Comparison, compare, holm, resample
+from cdkit.interfaces.benchmark import Tally
 
 Runs = Mapping[str, Sequence[Tally]]
 """Method -> one tally a seed (greedy: one)."""

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from cdkit.benchmark import Answer, Sample, Tally, sha256
 from cdkit.evals.modes import PLAIN
 from cdkit.evals.reporting.results import Exhibit, Look, Said, direction
+from cdkit.interfaces.benchmark import Answer, Sample, Tally, sha256
 
 KINDS = ("mended", "broken", "reworded")
 THUMBNAIL = 256

@@ -14,8 +14,8 @@ from cdkit.errors import CdkitError
 from cdkit.evals.reporting.results import Look, Strip
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.questions import Question
-from cdkit.method import Method
-from cdkit.trace import Step
+from cdkit.generation.trace import Step
+from cdkit.methods.method import Method
 
 NOTHING = "No attention is drawn over the pictures"
 
@@ -23,7 +23,7 @@ NOTHING = "No attention is drawn over the pictures"
 def looks_at_attention(method: Method) -> bool:
     """Whether the method changes attention, or moves the positions that it depends on."""
     changed = any(branch.attention for branch in method.live_branches)
-    moved = method.calibrator is not None and not method.calibrator.idle
+    moved = method.calibrator is not None and not method.calibrator.is_identity
     return bool(changed or method.interventions or moved)
 
 

@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cdkit.benchmark import Benchmark, Sample
 from cdkit.evals.runs.identity import Part, data_hash
 from cdkit.evals.runs.journal import Key, Row
 from cdkit.evals.runs.questions import Question, asked_of
+from cdkit.interfaces.benchmark import Benchmark, Sample
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import cdkit
-from cdkit.adapter import ModelAdapter, unwrap
 from cdkit.errors import CdkitError
 from cdkit.evals.runs.gumbel import GumbelSampling
 from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.questions import Question
 from cdkit.evals.runs.watching import Watch, scheduled
-from cdkit.method import Method
-from cdkit.trace import Step
+from cdkit.generation.trace import Step
+from cdkit.interfaces.model_adapter import ModelAdapter, unwrap
+from cdkit.methods.method import Method
 
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 
@@ -30,7 +30,7 @@ Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 class Generated:
     """An answer's text, its tokens without the end, and whether the limit cut it off.
 
-    Where the engine watched: `yes_score` as `cdkit.benchmark.Answer` has it, and `margin`, the
+    Where the engine watched: `yes_score` as `cdkit.Answer` has it, and `margin`, the
     smallest change of a logit that could have changed it (see `watching`).
     """
 
@@ -150,7 +150,7 @@ class Engine:
         stock: list[Tensor] = []
         with (
             self._attached(method, sample_ids, trace=("last_logits",) if watch else ()) as run,
-            self._first_logits(stock) if watch and method.idle else nullcontext(),
+            self._first_logits(stock) if watch and method.is_identity else nullcontext(),
         ):
             looking = Watch(
                 run.trace, method.combiner, sampling, prompt_length=length, margins=num_beams == 1
@@ -177,7 +177,7 @@ class Engine:
             if not found:
                 found.append(output.logits[:, -1].float())
 
-        reader = self._adapter.reader(unwrap(self.model))
+        reader = self._adapter.lm_module(unwrap(self.model))
         hook = reader.register_forward_hook(keep)
         try:
             yield

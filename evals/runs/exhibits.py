@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cdkit.benchmark import Benchmark, Tally
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.modes import PLAIN
 from cdkit.evals.reporting import gallery
@@ -10,6 +9,7 @@ from cdkit.evals.reporting.gallery import Answers
 from cdkit.evals.reporting.results import Gallery, Look
 from cdkit.evals.runs.pictures import load_picture
 from cdkit.evals.runs.questions import Question
+from cdkit.interfaces.benchmark import Benchmark, Tally
 
 Looks = Callable[[Sequence[Question]], Mapping[Question, Look] | str]
 """What was looked at for each question, or why nobody can tell: `attention.collect`, say."""

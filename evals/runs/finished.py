@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdkit.benchmark import Answer, Benchmark
+from cdkit.interfaces.benchmark import Answer, Benchmark
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,19 +17,19 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cdkit.noise import cell_uniform, stream
+from cdkit.functional.noise import cell_uniform, stream
 
 
-def streams(seed: int, sample_ids: Sequence[str]) -> Int[Tensor, " rows"]:
+def rng_keys(seed: int, sample_ids: Sequence[str]) -> Int[Tensor, " rows"]:
     """The key of each sample's noise."""
     return torch.tensor([stream(seed, name, "sampling") for name in sample_ids])
 
 
 def gumbel_noise(
-    streams: Int[Tensor, " rows"], step: int, vocab: int
+    rng_keys: Int[Tensor, " rows"], step: int, vocab: int
 ) -> Float[Tensor, "rows vocab"]:
-    """Standard Gumbel noise in float64, one row a sample, on the streams' device."""
-    uniform = cell_uniform(streams[:, None], step, torch.arange(vocab, device=streams.device))
+    """Standard Gumbel noise in float64, one row a sample, on the rng_keys' device."""
+    uniform = cell_uniform(rng_keys[:, None], step, torch.arange(vocab, device=rng_keys.device))
     return -uniform.log().neg().log()
 
 
@@ -63,13 +63,13 @@ class GumbelSampling(LogitsProcessor):
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        self.streams = streams(seed, sample_ids)
+        self.rng_keys = rng_keys(seed, sample_ids)
         self.prompt_length = prompt_length
         self.warpers = warpers(temperature, top_k, top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        noise = gumbel_noise(self.streams.to(scores.device), step, scores.shape[1])
+        noise = gumbel_noise(self.rng_keys.to(scores.device), step, scores.shape[1])
         # no type: it asks for a LongTensor
         warped: Tensor = self.warpers(input_ids, scores)  # type: ignore[arg-type]
         return warped + noise.to(scores.dtype)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from cdkit.benchmark import BENCHMARKS, Benchmark
-from cdkit.method import Method
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
+from cdkit.methods.method import Method
 
 DIGITS = 16
 """Of a hash in hexadecimal: enough for keys that nobody forges."""

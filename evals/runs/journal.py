@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.benchmark import Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.runs.locking import take
+from cdkit.interfaces.benchmark import Answer
 
 ANSWER = ("text", "yes_score", "margin", "truncated", "tokens")
 """Of a row: what an error has none of."""

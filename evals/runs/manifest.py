@@ -14,7 +14,7 @@ from cdkit.evals.runs.journal import Journal
 from cdkit.evals.runs.scoring import Answered
 from cdkit.evals.runs.settings import Settings
 from cdkit.evals.runs.watching import tolerance_of
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 PACKAGES = ("cdkit", "torch", "transformers", "pytorch-lightning", "numpy")
 

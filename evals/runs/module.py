@@ -20,7 +20,6 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 import cdkit
-from cdkit.benchmark import Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.modes import BEAM
 from cdkit.evals.runs.batches import Task, Work, shard, work_of
@@ -30,7 +29,8 @@ from cdkit.evals.runs.journal import VERSION, Journal, Row, Writer
 from cdkit.evals.runs.loading import Batches, Ready, prompt_lengths
 from cdkit.evals.runs.progress import Stages, shown
 from cdkit.evals.runs.settings import Resources, Settings
-from cdkit.method import Method
+from cdkit.interfaces.benchmark import Answer
+from cdkit.methods.method import Method
 
 STAGE = "answers"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdkit.benchmark import Sample
+from cdkit.interfaces.benchmark import Sample
 
 
 @dataclass(frozen=True)

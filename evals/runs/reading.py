@@ -5,8 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cdkit.benchmark import BENCHMARKS, Answer, Benchmark, sha256
-from cdkit.config import build
 from cdkit.errors import CdkitError
 from cdkit.evals.files import json_rows, located
 from cdkit.evals.files import read as read_text
@@ -14,6 +12,8 @@ from cdkit.evals.runs.batches import asked_samples
 from cdkit.evals.runs.finished import FinishedPart, FinishedRun
 from cdkit.evals.runs.folder import MANIFEST, PREDICTIONS, SETTINGS
 from cdkit.evals.runs.settings import settings_of
+from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, sha256
+from cdkit.methods.presets import build
 
 
 def read(folder: Path) -> FinishedRun:

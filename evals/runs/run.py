@@ -17,7 +17,7 @@ from cdkit.evals.runs.manifest import manifest
 from cdkit.evals.runs.module import Job
 from cdkit.evals.runs.processes import follower, predict
 from cdkit.evals.runs.settings import Resources, Settings
-from cdkit.method import Method
+from cdkit.methods.method import Method
 from cdkit.pretrained import MICRO, micro_path
 
 

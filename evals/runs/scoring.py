@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.benchmark import Answer, Benchmark
 from cdkit.errors import CdkitError
 from cdkit.evals.runs.batches import asked_samples
 from cdkit.evals.runs.identity import Part, data_hash
 from cdkit.evals.runs.journal import Key, Row
+from cdkit.interfaces.benchmark import Answer, Benchmark
 
 Seed = int | None
 

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import cdkit
-from cdkit.config import build
 from cdkit.errors import CdkitError, check_finite
 from cdkit.evals.modes import BEAM, DECODE, GREEDY, SAMPLE
-from cdkit.method import Method
+from cdkit.methods.method import Method
+from cdkit.methods.presets import build
 from cdkit.registry import unknown
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]

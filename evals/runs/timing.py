@@ -9,7 +9,7 @@ from cdkit.evals.reporting.results import Costs
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.questions import Question
 from cdkit.evals.statistics import Estimate
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 
 def measure(

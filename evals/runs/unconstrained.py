@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.combiner import LogitCombiner
 from cdkit.errors import CdkitError
+from cdkit.interfaces.combiner import LogitCombiner
 
 
 def unconstrained(combiner: LogitCombiner) -> LogitCombiner:

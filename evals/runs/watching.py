@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from cdkit.combiner import LogitCombiner
 from cdkit.evals.runs.unconstrained import continued, unconstrained
-from cdkit.logits import scale_difference
-from cdkit.method import ORIGINAL
-from cdkit.trace import Step, Trace
+from cdkit.functional.logits import scale_difference
+from cdkit.generation.trace import Step, Trace
+from cdkit.interfaces.combiner import LogitCombiner
+from cdkit.methods.method import ORIGINAL
 
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 2e-3, torch.float64: 1e-8}
 HALF_TOLERANCE = 0.5
@@ -95,7 +95,7 @@ class Watch(LogitsProcessor):
 
     def _unconstrained(self, traced: Step | None, step: int) -> Float[Tensor, "rows vocab"] | None:
         """The step's combined logits without the constraint; None where a state is needed."""
-        if traced is None or (step and self._combiner.by_step):
+        if traced is None or (step and self._combiner.stateful):
             return None
         if step and not (self._beta and self._margins):
             return None

@@ -2,8 +2,8 @@
 
 from typing import Any, ClassVar
 
-from cdkit.adapter import ADAPTERS
-from cdkit.models.fixed_tokens import FixedTokensAdapter
+from cdkit import ADAPTERS
+from cdkit.models.layouts.fixed_tokens import FixedTokensAdapter
 
 
 @ADAPTERS.register("qwen_vl")

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2 import Qwen2Config
 
-from cdkit.errors import CdkitError
+from cdkit import CdkitError
 
 
 @no_type_check

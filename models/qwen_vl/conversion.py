@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cdkit.errors import CdkitError
+from cdkit import CdkitError
 
 from .configuration import QwenVLConfig
 from .image_processor import QwenVLImageProcessor

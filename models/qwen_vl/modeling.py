@@ -15,8 +15,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.qwen2 import Qwen2Model
 from transformers.utils.generic import can_return_tuple
 
-from cdkit.cache import CACHE, OLD_NAME
-from cdkit.errors import CdkitError
+from cdkit import CACHE, OLD_CACHE, CdkitError
 
 from .configuration import QwenVLConfig
 from .resampler import QwenVLResampler, sine_table
@@ -88,7 +87,7 @@ class QwenVLModel(QwenVLPreTrainedModel):  # type: ignore[no-untyped-call]
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
             raise CdkitError("give either pixel_values or mm_encoder_outputs, not both")
-        cache = kwargs.pop(OLD_NAME, cache)
+        cache = kwargs.pop(OLD_CACHE, cache)
         embeds: Any = inputs_embeds
         if embeds is None:
             embeds = self.get_input_embeddings()(input_ids)

@@ -5,7 +5,7 @@ from typing import Any, no_type_check
 
 from transformers import ProcessorMixin
 
-from cdkit.errors import CdkitError
+from cdkit import CdkitError
 
 from .tokenizer import IMAGE, IMAGE_END, IMAGE_START
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from cdkit.errors import CdkitError
+from cdkit import CdkitError
 
 from .configuration import QwenVLConfig
 

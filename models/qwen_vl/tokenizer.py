@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from cdkit.errors import CdkitError
+from cdkit import CdkitError
 
 END = "<|endoftext|>"
 """Ends a text, and fills short rows of a batch on the left."""

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cdkit.errors import CdkitError
+from cdkit import CdkitError
 
 from .published import read_json
 

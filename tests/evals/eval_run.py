@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.benchmark import Benchmark
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.microworld.files import BenchmarkFiles, write_benchmarks
 from cdkit.evals.mme import MME
 from cdkit.evals.pope import POPE
 from cdkit.evals.runs.run import Outcome, run
 from cdkit.evals.runs.settings import Resources, Settings, Start
+from cdkit.interfaces.benchmark import Benchmark
 
 
 @dataclass(frozen=True)

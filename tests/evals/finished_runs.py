@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cdkit.benchmark import Answer, Benchmark, Sample
 from cdkit.evals.microworld.world import WORLD
 from cdkit.evals.runs.finished import FinishedPart, FinishedRun
+from cdkit.interfaces.benchmark import Answer, Benchmark, Sample
 
 EVERYTHING = " and ".join(f"a {name}" for name in WORLD.categories)
 """A caption that hallucinates in every image."""

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cdkit.benchmark import Answer
 from cdkit.evals.ablation import job, toml
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.job import Ablation
 from cdkit.evals.ablation.run import Batch, Runner, batches_of
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.progress import Stages
+from cdkit.interfaces.benchmark import Answer
 
 GRID = """
 decode = ["greedy", "sample", "beam"]

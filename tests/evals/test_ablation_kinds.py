@@ -25,7 +25,7 @@ from cdkit.evals.reporting.views import overviews, view
 from cdkit.evals.reporting.wording import DASH
 from cdkit.evals.runs import engine as run_engine
 from cdkit.evals.runs.progress import Stages
-from cdkit.method import Method
+from cdkit.methods.method import Method
 
 from .small_run import predictions
 
@@ -33,7 +33,7 @@ KINDS: Mapping[str, Callable[[Method], object]] = {
     "intervention": lambda m: m.interventions,
     "readout": lambda m: m.readout,
     "schedule": lambda m: m.schedules,
-    "step": lambda m: m.combiner.by_step,
+    "step": lambda m: m.combiner.stateful,
     "loop": lambda m: m.loop,
     "pixels": lambda m: any(b.pixel for b in m.branches),
     "features": lambda m: any(b.feature for b in m.branches),
@@ -42,7 +42,7 @@ KINDS: Mapping[str, Callable[[Method], object]] = {
     "pruned prefix": lambda m: any(b.attention and not b.keeps_prefix for b in m.branches),
     "calibrator": lambda m: m.calibrator,
     "two branches": lambda m: len(m.live_branches) > 1,
-    "cut without beta": lambda m: not hasattr(m.combiner, "beta") and not m.combiner.idle,
+    "cut without beta": lambda m: not hasattr(m.combiner, "beta") and not m.combiner.is_identity,
 }
 METHODS = {name: cdkit.load(name) for name in cdkit.presets()}
 CHOSEN = {

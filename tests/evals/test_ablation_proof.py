@@ -16,8 +16,8 @@ from cdkit.evals.ablation.plan import Arm, Pass, passes
 from cdkit.evals.ablation.run import Runner
 from cdkit.evals.runs.engine import Engine, Logits
 from cdkit.evals.runs.unconstrained import continued, unconstrained
-from cdkit.method import ORIGINAL
-from cdkit.strategies.sharpen import Sharpen
+from cdkit.methods.method import ORIGINAL
+from cdkit.strategies.combiners.sharpen import Sharpen
 
 from .small_run import answered, runner, some_batches, texts
 

@@ -17,7 +17,7 @@ from cdkit.evals.ablation.grid import Grid, MethodSpec
 from cdkit.evals.ablation.job import Ablation
 from cdkit.evals.ablation.run import Decode
 from cdkit.evals.reporting.results import Results
-from cdkit.evals.runs.gumbel import gumbel_noise, streams
+from cdkit.evals.runs.gumbel import gumbel_noise, rng_keys
 
 from .small_run import grid_of, predictions, said
 
@@ -182,14 +182,14 @@ def test_misses_are_counted_by_place(results: Results) -> None:
 
 def test_gumbel_noise_samples_from_the_softmax() -> None:
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0]).double()
-    noise = gumbel_noise(streams(0, [str(i) for i in range(40_000)]), 3, 4)
+    noise = gumbel_noise(rng_keys(0, [str(i) for i in range(40_000)]), 3, 4)
     share = torch.bincount((logits + noise).argmax(dim=-1), minlength=4) / 40_000
     assert (share - logits.softmax(dim=-1)).abs().max() < 0.01
 
 
 def test_gumbel_noise_belongs_to_seed_sample_and_step() -> None:
     def drawn(seed: int, names: list[str], step: int) -> torch.Tensor:
-        return gumbel_noise(streams(seed, names), step, 8)
+        return gumbel_noise(rng_keys(seed, names), step, 8)
 
     assert torch.equal(drawn(1, ["a", "b"], 0)[1], drawn(1, ["b"], 0)[0])
     for other in (drawn(2, ["b"], 0), drawn(1, ["c"], 0), drawn(1, ["b"], 1)):

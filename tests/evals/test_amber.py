@@ -9,9 +9,9 @@ from amber_files import QUESTIONS, write_amber
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.benchmark import Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.amber import AMBER, KINDS, PARTS, official
+from cdkit.interfaces.benchmark import Answer
 
 
 def answers(*texts: str) -> dict[str, Answer]:

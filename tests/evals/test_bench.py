@@ -22,8 +22,8 @@ from cdkit.evals.bench.runners import Generate, Runner
 from cdkit.evals.bench.settings import EACH, VARIANTS, Settings, optimizations
 from cdkit.evals.bench.two_pass import check_expressible, one_pass, two_pass
 from cdkit.evals.bench.variants import Name, runner
-from cdkit.method import Method
-from cdkit.optimizations import ALL, WHAT
+from cdkit.execution.optimizations import ALL, WHAT
+from cdkit.methods.method import Method
 
 STEPS = 4
 

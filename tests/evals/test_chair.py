@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.benchmark import Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.chair import CHAIR, parse
 from cdkit.evals.files import read, read_answers
 from cdkit.evals.object_words import read_synonyms
+from cdkit.interfaces.benchmark import Answer
 
 SYNONYMS = """person, man, woman, child, baby, adult, passenger, rider
 airplane, plane, jet,  air plane

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from cdkit.benchmark import Benchmark
 from cdkit.errors import CdkitError
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.comparison import comparable, job
@@ -22,6 +21,7 @@ from cdkit.evals.reporting.results import direction
 from cdkit.evals.reporting.wording import DASH
 from cdkit.evals.runs.finished import FinishedRun
 from cdkit.evals.statistics import compare, holm, mcnemar
+from cdkit.interfaces.benchmark import Benchmark
 
 from .finished_runs import MANIFEST, finished, without_part
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from cdkit.benchmark import BENCHMARKS, Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.data import layout
 from cdkit.evals.data.layout import parts_in
 from cdkit.evals.microworld import write_benchmarks
 from cdkit.evals.pope import POPE
+from cdkit.interfaces.benchmark import BENCHMARKS, Sample
 
 from .data_folder import IMAGES, pope_rows, write_folder, write_images, write_lines
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 import cdkit
-from cdkit.benchmark import Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.microworld.files import BenchmarkFiles
 from cdkit.evals.runs import engine as engines
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.reading import read
 from cdkit.evals.runs.run import Outcome
+from cdkit.interfaces.benchmark import Answer
 
 from .eval_run import Part, answer, draw, journal_rows, parts_of, predictions, rows
 

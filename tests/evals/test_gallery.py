@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cdkit
-from cdkit.benchmark import Answer, Sample, Tally
 from cdkit.evals.ablation.job import Ablation
 from cdkit.evals.reporting import gallery, overlay
 from cdkit.evals.reporting.results import Look, Strip
 from cdkit.evals.runs import attention
 from cdkit.evals.runs.engine import Engine
 from cdkit.evals.runs.exhibits import hang
+from cdkit.interfaces.benchmark import Answer, Sample, Tally
 
 WORDS = ("yes", "no")
 

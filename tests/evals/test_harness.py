@@ -17,12 +17,12 @@ from PIL import Image, ImageFile
 import cdkit
 from cdkit import CdkitError
 from cdkit.evals.harness.answering import answers, check_mode, prompt
-from cdkit.evals.harness.decoding import Decoding, StopsAt, cut, read_decoding
+from cdkit.evals.harness.decoding import DecodingContext, StopsAt, cut, read_decoding
 from cdkit.evals.harness.options import read_options
 from cdkit.evals.harness.requests import Request, batches, content, named, repeats
 from cdkit.evals.runs.engine import Engine
 
-GREEDY = Decoding()
+GREEDY = DecodingContext()
 
 
 def request(
@@ -32,7 +32,7 @@ def request(
     doc: int | str = 7,
     text: str = "is there a cat ?",
     length: int = 5,
-    decoding: Decoding = GREEDY,
+    decoding: DecodingContext = GREEDY,
     repeat: int = 0,
     visuals: Callable[[], Any] = list,
 ) -> Request:
@@ -42,22 +42,22 @@ def request(
 @pytest.mark.parametrize(
     ("asked", "decoding"),
     [
-        ({}, Decoding()),
+        ({}, DecodingContext()),
         ({"max_new_tokens": 8, "do_sample": False, "temperature": 0.0, "top_p": None},
-         Decoding(limit=8)),
-        ({"do_sample": False, "temperature": 0.7, "top_p": 0.9, "top_k": 5}, Decoding()),
-        ({"temperature": 0.2, "top_p": 1.0}, Decoding(temperature=0.2)),
+         DecodingContext(limit=8)),
+        ({"do_sample": False, "temperature": 0.7, "top_p": 0.9, "top_k": 5}, DecodingContext()),
+        ({"temperature": 0.2, "top_p": 1.0}, DecodingContext(temperature=0.2)),
         ({"do_sample": True, "top_p": 0.9, "top_k": 5},
-         Decoding(temperature=1.0, top_p=0.9, top_k=5)),
+         DecodingContext(temperature=1.0, top_p=0.9, top_k=5)),
         ({"num_beams": 3, "length_penalty": 2.0, "image_aspect_ratio": "pad"},
-         Decoding(num_beams=3, passed=(("length_penalty", 2.0),))),
+         DecodingContext(num_beams=3, passed=(("length_penalty", 2.0),))),
         ({"max_gen_toks": 9, "until": "Q:", "stop_sequences": ["</s>", ""]},
-         Decoding(limit=9, until=("Q:", "</s>"))),
-        ({"until": ["\n\n", "\n"]}, Decoding(until=("\n",))),
-        ({"until": None}, Decoding()),
+         DecodingContext(limit=9, until=("Q:", "</s>"))),
+        ({"until": ["\n\n", "\n"]}, DecodingContext(until=("\n",))),
+        ({"until": None}, DecodingContext()),
     ],
 )  # fmt: skip
-def test_generation_kwargs(asked: dict[str, Any], decoding: Decoding) -> None:
+def test_generation_kwargs(asked: dict[str, Any], decoding: DecodingContext) -> None:
     assert read_decoding(asked) == decoding
 
 
@@ -110,7 +110,7 @@ def test_a_row_ends_where_its_text_is_cut(first: str, second: str) -> None:
 def test_batches(asked: list[tuple[int, int]], size: int) -> None:
     """Every request once; decoded alike, the longest first, as full as they can be."""
     requests = [
-        request(i, length=length, decoding=Decoding(limit=limit))
+        request(i, length=length, decoding=DecodingContext(limit=limit))
         for i, (length, limit) in enumerate(asked)
     ]
     made = list(batches(requests, size))
@@ -235,7 +235,7 @@ def pictures(count: int) -> list[tuple[Image.Image, ...]]:
 
 def asked(engine: Engine, count: int, **decoding: Any) -> list[Request]:
     texts = ("is there a cat in the image ?", "Please describe this image in detail.")
-    how = replace(Decoding(limit=12), **decoding)
+    how = replace(DecodingContext(limit=12), **decoding)
     return [request(i, doc=i, text=texts[i % 2], decoding=how) for i in range(count)]
 
 
@@ -261,7 +261,7 @@ def test_a_stop_string_cuts_the_answer_and_ends_it(engine: Engine) -> None:
 
 
 def test_repeats_are_drawn_anew(engine: Engine) -> None:
-    how = Decoding(limit=12, temperature=2.0)
+    how = DecodingContext(limit=12, temperature=2.0)
     twice = [request(i, text="Please describe this image in detail.", decoding=how, repeat=i)
              for i in range(2)]  # fmt: skip
     first, second = answers(engine, cdkit.load("plain"), twice, pictures(1) * 2, 0)
@@ -269,7 +269,7 @@ def test_repeats_are_drawn_anew(engine: Engine) -> None:
 
 
 def test_a_document_without_an_image(engine: Engine) -> None:
-    text = [request(decoding=Decoding(limit=2))]
+    text = [request(decoding=DecodingContext(limit=2))]
     (said,) = answers(engine, cdkit.load("plain"), text, [()], 0)
     assert said.tokens
     with pytest.raises(CdkitError, match="has no image, and cmac is about the image"):
@@ -277,7 +277,7 @@ def test_a_document_without_an_image(engine: Engine) -> None:
 
 
 def test_a_method_with_its_own_loop_keeps_to_its_modes() -> None:
-    check_mode(cdkit.load("opera"), Decoding(num_beams=2))
+    check_mode(cdkit.load("opera"), DecodingContext(num_beams=2))
     with pytest.raises(CdkitError, match="opera is defined for beam search, but the task asks for"):
         check_mode(cdkit.load("opera"), GREEDY)
 

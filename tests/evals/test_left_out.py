@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.benchmark import Answer, Benchmark, Sample, Tally, share
 from cdkit.errors import CdkitError
 from cdkit.evals.mme import MME
 from cdkit.evals.pope import POPE
+from cdkit.interfaces.benchmark import Answer, Benchmark, Sample, Tally, share
 
 from .finished_runs import said
 

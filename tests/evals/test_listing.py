@@ -11,10 +11,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import cdkit
-from cdkit.config import parse_method
 from cdkit.evals import cli, listing
-from cdkit.method import REGISTRIES
-from cdkit.part import Part
+from cdkit.interfaces.part import Part
+from cdkit.methods.method import REGISTRIES
+from cdkit.methods.presets import parse_method
 
 TOPICS = [topic.value for topic in cli.Topic]
 

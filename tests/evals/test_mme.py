@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.benchmark import Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.mme import COGNITION, MME, PERCEPTION, parse
 from cdkit.evals.statistics import compare
+from cdkit.interfaces.benchmark import Answer
 
 
 def pair(image: str, first: str = "Yes", second: str = "No") -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.benchmark import Sample
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.placement import placed
+from cdkit.interfaces.benchmark import Sample
 
 CAT = {"category": "cat", "tokens": [4, 6]}
 SAMPLES = (

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.benchmark import BENCHMARKS, Answer
 from cdkit.errors import CdkitError
 from cdkit.evals.pope import POPE, reference, vcd
 from cdkit.evals.ranking import image_auc, matched_right
 from cdkit.evals.statistics import compare
 from cdkit.evals.yes_no import strict
+from cdkit.interfaces.benchmark import BENCHMARKS, Answer
 
 GOOD = {"question_id": 1, "image": "a.jpg", "text": "Is there a cat?", "label": "yes"}
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unknown")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.benchmark import Sample, Tally, share
 from cdkit.errors import CdkitError
 from cdkit.evals.power import detectable, standard_error
 from cdkit.evals.statistics import compare, swap_test, transitions
+from cdkit.interfaces.benchmark import Sample, Tally, share
 
 QUESTIONS = 4
 DRAWS = 399

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.benchmark import Answer, Tally
 from cdkit.evals.pope import POPE
 from cdkit.evals.ranking import rank_shares
 from cdkit.evals.statistics import swap_test
+from cdkit.interfaces.benchmark import Answer, Tally
 
 IMAGES = 40
 Scale = Callable[[np.ndarray], np.ndarray]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cdkit.benchmark import Answer, Tally
 from cdkit.evals.pope import POPE
 from cdkit.evals.reporting import compare, markdown, report, terminal, wording
 from cdkit.evals.reporting.results import (
@@ -26,6 +25,7 @@ from cdkit.evals.reporting.results import (
 )
 from cdkit.evals.reporting.views import overviews, view
 from cdkit.evals.statistics import Estimate
+from cdkit.interfaces.benchmark import Answer, Tally
 
 from .browser import in_a_browser, measured
 

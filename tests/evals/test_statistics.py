@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdkit.benchmark import Sample, Tally, share
 from cdkit.errors import CdkitError
 from cdkit.evals import significance
 from cdkit.evals.statistics import (
@@ -22,6 +21,7 @@ from cdkit.evals.statistics import (
     swap_test,
     swap_tests,
 )
+from cdkit.interfaces.benchmark import Sample, Tally, share
 
 Row = tuple[int, int, int]  # image, label, said
 

@@ -10,9 +10,9 @@ from transformers import LogitsProcessorList
 
 from cdkit.evals.runs.gumbel import GumbelSampling
 from cdkit.evals.runs.watching import Watch, tolerance_of
-from cdkit.method import ORIGINAL
-from cdkit.strategies.contrast import Contrast
-from cdkit.trace import Step, Trace
+from cdkit.generation.trace import Step, Trace
+from cdkit.methods.method import ORIGINAL
+from cdkit.strategies.combiners.contrast import Contrast
 
 IDS = torch.zeros(1, 3, dtype=torch.long)
 ALPHA = 2.0

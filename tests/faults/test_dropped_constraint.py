@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.limits import mode_of
+from cdkit.generation.compatibility import mode_of
 
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {},

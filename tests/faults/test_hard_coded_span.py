@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import cdkit
+from cdkit.interfaces.distortion import Modified
+from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.models.llava import Llava
-from cdkit.segment import CrossModalSegment
-from cdkit.strategy import Touch
 
 PROMPTS = {
     "first": ("<image> is there a cat ?",),
@@ -33,11 +33,11 @@ Places = list[list[tuple[int, int]]]
 class Looks(cdkit.AttentionDistortion):
     """Distorts nothing, but notes which columns it is shown as the image's."""
 
-    touches: ClassVar[frozenset[Touch]] = frozenset()
+    modifies: ClassVar[frozenset[Modified]] = frozenset()
     seen: list[CrossModalSegment] = field(default_factory=list, hash=False, compare=False)
 
     @property
-    def whole_prompt(self) -> bool:
+    def needs_whole_prompt(self) -> bool:
         return False
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:

@@ -15,12 +15,12 @@ import pytest
 from amber_files import write_amber
 
 import cdkit
-from cdkit.benchmark import Benchmark
 from cdkit.evals.amber import AMBER
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.microworld import BenchmarkFiles, write_benchmarks
 from cdkit.evals.mme import MME
 from cdkit.evals.pope import POPE
+from cdkit.interfaces.benchmark import Benchmark
 
 
 class Listing:

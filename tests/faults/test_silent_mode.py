@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.limits import mode_of
+from cdkit.generation.compatibility import mode_of
 
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True},
     "beam search": {"num_beams": 3},
 }
-ACTIVE = [name for name in cdkit.presets() if not cdkit.load(name).idle]
+ACTIVE = [name for name in cdkit.presets() if not cdkit.load(name).is_identity]
 Inputs = dict[str, Tensor]
 
 

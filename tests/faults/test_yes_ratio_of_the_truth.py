@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.benchmark import Answer, Benchmark, Sample, Tally
 from cdkit.evals.pope import POPE
+from cdkit.interfaces.benchmark import Answer, Benchmark, Sample, Tally
 
 LABELS = ("yes", "no", "no", "no", "yes", "no", "no", "no")
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cdkit.benchmark import Answer, Benchmark
 from cdkit.errors import CdkitError
 from cdkit.evals.chair import CHAIR
 from cdkit.evals.microworld import WORLD, BenchmarkFiles, write_benchmarks
 from cdkit.evals.mme import MME
 from cdkit.evals.pope import POPE
+from cdkit.interfaces.benchmark import Answer, Benchmark
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cdkit
-from cdkit.adapter import ADAPTERS
+from cdkit.interfaces.model_adapter import ADAPTERS
 
 from .tiny import (
     END,

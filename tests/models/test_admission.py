@@ -8,7 +8,7 @@ from parity.against import assert_close
 from torch import Tensor
 
 import cdkit
-from cdkit.adapter import ADAPTERS
+from cdkit.interfaces.model_adapter import ADAPTERS
 from cdkit.testing import check_adapter
 from cdkit.testing.tools import tolerance as precision
 

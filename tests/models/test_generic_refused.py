@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import cdkit
-from cdkit import selfcheck
-from cdkit.adapter import ADAPTERS, GENERIC_ADAPTERS, adapter_for
+from cdkit.functional.rope import Rotary
+from cdkit.interfaces.model_adapter import ADAPTERS, GENERIC_ADAPTERS, adapter_for
 from cdkit.models.generic import Generic
-from cdkit.models.standard import StandardAdapter, runs
-from cdkit.rotary import Rotary
+from cdkit.models.layouts.standard import StandardAdapter, runs
+from cdkit.probing import self_check
 
 from . import tiny as known
 from .generic_tiny import (
@@ -49,7 +49,9 @@ def test_what_does_not_fit_is_refused(name: str, words: str) -> None:
         cdkit.attach(made(UNKNOWN[name]), cdkit.load("cmac"))
     if name != "florence2":
         assert f"no model adapter is called '{name}'" in str(error.value)
-        assert "To add a family, subclass cdkit.models.standard.StandardAdapter" in str(error.value)
+        assert "To add a family, subclass cdkit.models.layouts.standard.StandardAdapter" in str(
+            error.value
+        )
 
 
 def test_nothing_without_an_encoder_an_image_token_or_text() -> None:
@@ -157,13 +159,13 @@ def test_known_families_are_found_out_or_refused(name: str) -> None:
     with mock.patch.object(ADAPTERS, "_classes", registered):
         if name in REFUSED:
             with pytest.raises(cdkit.CdkitError, match=REFUSED[name]):
-                selfcheck.self_check(adapter_for(model), model, given)
+                self_check.self_check(adapter_for(model), model, given)
             return
         generic = adapter_for(model)
-        selfcheck.self_check(generic, model, given)
+        self_check.self_check(generic, model, given)
     assert type(generic) is GENERIC_ADAPTERS["generic"]
     assert generic.decoder(model) is own.decoder(model)
-    assert generic.reader(model) is own.reader(model)
+    assert generic.lm_module(model) is own.lm_module(model)
     assert generic.encoder(model)[0] is own.encoder(model)[0]
     assert generic.causal_prefix == own.causal_prefix
     found, wanted = generic.rotary(model), own.rotary(model)

@@ -20,8 +20,8 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import cdkit
-from cdkit.adapter import adapter_for
-from cdkit.optimizations import ALL
+from cdkit.execution.optimizations import ALL
+from cdkit.interfaces.model_adapter import adapter_for
 from cdkit.testing import check_adapter
 
 from .grid_tiny import BOS, GRID, IMAGE, ONE, TWO, Prompt, Words, inputs, tiny

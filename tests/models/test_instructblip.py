@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import cdkit
-from cdkit.adapter import adapter_for
-from cdkit.strategies.instruction_prefix import InstructionPrefix
+from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.strategies.distortions.instruction_prefix import InstructionPrefix
 from cdkit.testing import check_adapter
 
 from .masked_tiny import (

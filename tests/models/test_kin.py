@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.adapter import adapter_for
-from cdkit.layout import make_layout
+from cdkit.branches.layout import make_layout
+from cdkit.interfaces.model_adapter import adapter_for
 from cdkit.models.aya_vision import AyaVision
+from cdkit.models.layouts.standard import StandardAdapter
 from cdkit.models.ovis2 import Ovis2
-from cdkit.models.standard import StandardAdapter
 from cdkit.testing import check_adapter
 
 from .kin_tiny import (

@@ -16,9 +16,9 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import cdkit
-from cdkit.adapter import adapter_for
-from cdkit.cache import CACHE
-from cdkit.strategies.instruction_prefix import InstructionPrefix
+from cdkit.interfaces.cache_names import CACHE
+from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.strategies.distortions.instruction_prefix import InstructionPrefix
 from cdkit.testing import check_adapter
 
 from .masked_tiny import (
@@ -139,10 +139,10 @@ def test_a_rewritten_prompt_is_that_prompt(name: str) -> None:
 class Blind(cdkit.AttentionDistortion):
     """Text sees no image."""
 
-    touches: ClassVar[frozenset[Any]] = frozenset({"logits"})
+    modifies: ClassVar[frozenset[Any]] = frozenset({"logits"})
 
     @property
-    def whole_prompt(self) -> bool:
+    def needs_whole_prompt(self) -> bool:
         return False
 
     def distort(self, segment: Any) -> Any:

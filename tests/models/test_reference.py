@@ -12,7 +12,7 @@ from parity.decoders import Form, Turn
 from parity.exact import exact
 from parity.families import Inputs, Prompt, Ran, answered, check, differs, wanted
 
-from cdkit.adapter import ADAPTERS
+from cdkit.interfaces.model_adapter import ADAPTERS
 
 from . import kin_tiny, masked_tiny
 from . import tiny as all_tiny

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.adapter import ADAPTERS, adapter_for
+from cdkit.interfaces.model_adapter import ADAPTERS, adapter_for
 
 from .tiny import FAMILIES, inputs, tiny
 

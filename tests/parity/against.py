@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.noise import cell_normal, stream
+from cdkit.functional.noise import cell_normal, stream
 
 from .decoders import Decoder
 from .reference import Result, Rules, contrast, run

@@ -42,7 +42,7 @@ def decoder_of(model: Any) -> Decoder:
     """The decoder's weights; what is not in them the family's form says."""
     adapter = cdkit.adapter_for(model)
     decoder: Any = adapter.decoder(model)
-    reader: Any = adapter.reader(model)
+    reader: Any = adapter.lm_module(model)
     config = decoder.config
     rope = config.rope_parameters
     return Decoder(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.noise import generator
-from cdkit.strategies.blind_tokens import blind_tokens
+from cdkit.functional.noise import generator
+from cdkit.strategies.distortions.blind_tokens import blind_tokens
 
 from .against import CALIBRATED, IMD, SEED, Ran, assert_close, generate, next_logits
 from .decoders import Decoder

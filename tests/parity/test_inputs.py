@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.noise import generator
+from cdkit.functional.noise import generator
 
 from .against import (
     CALIBRATED,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.schedule import Signals
+from cdkit.interfaces.schedule import Signals
 
 from .against import Ran, assert_close, branch_logits, generate
 from .reference import Rules, apply_constraint

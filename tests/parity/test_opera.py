@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import cdkit
-from cdkit.loop import Decoding, DecodingLoop, Found, Mode, Rows
-from cdkit.strategies.over_trust import (
+from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode, Rows
+from cdkit.strategies.loops.over_trust import (
     LARGEST,
     OverTrust,
     lean,
@@ -296,11 +296,11 @@ class Heard(DecodingLoop):
     """OPERA, keeping what it found in full precision."""
 
     modes: ClassVar[frozenset[Mode]] = frozenset({"beam"})
-    found: ClassVar[list[Sequence[Found]]] = []
+    found: ClassVar[list[Sequence[Hypothesis]]] = []
 
     own: OverTrust
 
-    def run(self, decoding: Decoding) -> Sequence[Found]:
+    def run(self, decoding: DecodingContext) -> Sequence[Hypothesis]:
         self.found.append(self.own.run(decoding))
         return self.found[-1]
 
@@ -472,7 +472,7 @@ def test_only_recent_votes_count() -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Scripted(Decoding):
+class Scripted(DecodingContext):
     """A model whose tokens all look at the generated token `gaze`; logits of no meaning."""
 
     gaze: int
@@ -486,7 +486,7 @@ class Scripted(Decoding):
             prompt=_scripted(ids[None, :0], 1, gaze),
             prompt_ids=ids,
             image_columns=ids == 2,
-            ends=(),
+            eos_token_ids=(),
             max_new_tokens=new,
             beams=beams,
             returned=1,

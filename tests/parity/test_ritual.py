@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.noise import generator
+from cdkit.functional.noise import generator
 
 from .against import SEED, Ran, Rewrite, assert_close, branch_logits, generate, reference
 from .decoders import Decoder
@@ -292,7 +292,7 @@ def test_each_transform_is_as_likely(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return note
 
-    strategy, module = TRANSFORM(), "cdkit.strategies.random_transform"
+    strategy, module = TRANSFORM(), "cdkit.strategies.distortions.random_transform"
     monkeypatch.setattr(f"{module}.TRANSFORMS", {kind: noted(kind) for kind in KINDS})
     for seed in range(trials):
         strategy.distort(pixels, generator=torch.Generator().manual_seed(seed))

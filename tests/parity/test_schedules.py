@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 import cdkit
-from cdkit.batch import BranchedBatch
-from cdkit.combiner import State
-from cdkit.schedule import AlphaSchedule, Signals
-from cdkit.strategies.attention_gate import AttentionGate
+from cdkit.branches.batch import BranchedBatch
+from cdkit.interfaces.combiner import State
+from cdkit.interfaces.schedule import AlphaSchedule, Signals
+from cdkit.strategies.schedules.attention_gate import AttentionGate
 
 from .against import Ran, assert_close, branch_logits, generate, reference
 from .decoders import Decoder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.depth import layers_within
+from cdkit.interfaces.depth import layers_within
 
 from .against import CALIBRATED, assert_close, generate, reference
 from .decoders import Decoder

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import cdkit
-from cdkit.cache import CACHE
+from cdkit.interfaces.cache_names import CACHE
 
 from .against import (
     CMAC_CASES,

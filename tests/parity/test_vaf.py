@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.depth import layers_within
+from cdkit.interfaces.depth import layers_within
 
 from .against import CALIBRATED, IMD, assert_close, generate
 from .expected import WAYS, branches, check, check_fault, check_modes

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cdkit
-from cdkit.layout import left_pad
-from cdkit.noise import cell_normal, cell_uniform, diffusion_signal_kept, generator, stream
-from cdkit.segment import CrossModalSegment
+from cdkit.branches.layout import left_pad
+from cdkit.functional.noise import (
+    cell_normal,
+    cell_uniform,
+    diffusion_signal_kept,
+    generator,
+    stream,
+)
+from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.testing.segments import example_segment
 
 Scaled: Any = cdkit.CALIBRATORS["scaled_positions"]
@@ -88,7 +94,7 @@ def test_the_text_step(counts: list[tuple[int, int]], gamma: float, step: float)
 def test_gamma_one_is_the_identity(counts: list[tuple[int, int]], first_gap: str) -> None:
     positions, image_index = tokens(counts)
     calibrator = Scaled(gamma=1.0, first_gap=first_gap)
-    assert calibrator.idle
+    assert calibrator.is_identity
     assert calibrator.calibrate(positions, image_index).equal(positions.double())
 
 
@@ -265,8 +271,8 @@ def test_the_random_mask_has_imds_size_in_every_row(
     mask = Random(scope=scope).distort(segment).replaced
     assert mask.sum(dim=-1).equal(segment.above_mean(scope).sum(dim=-1))
     assert not mask[~segment.cells[:, None].expand_as(mask)].any()
-    streams = segment.image.streams
-    other = replace(segment, image=replace(segment.image, streams=streams + 1, memory={}))
+    rng_keys = segment.image.rng_keys
+    other = replace(segment, image=replace(segment.image, rng_keys=rng_keys + 1, answer_cache={}))
     assert not Random(scope=scope).distort(other).replaced.equal(mask)
 
 
@@ -284,7 +290,7 @@ def test_the_mean_value_is_that_of_its_own_image() -> None:
 def test_constant_values_are_their_own_mean() -> None:
     segment = example_segment()
     constant = torch.full_like(segment.image.values, 1.25)
-    segment = replace(segment, image=replace(segment.image, values=constant, memory={}))
+    segment = replace(segment, image=replace(segment.image, values=constant, answer_cache={}))
     for mean in ("dim", "scalar"):
         Mean: Any = cdkit.DISTORTIONS["value_mean_mask"]
         replacement = Mean(value_mean=mean).distort(segment).replacement
@@ -322,18 +328,18 @@ def test_random_numbers_belong_to_seed_sample_and_purpose() -> None:
 
 
 def test_cells_are_uniform_and_independent() -> None:
-    streams = torch.tensor([stream(0, str(i)) for i in range(20)])[:, None, None]
-    drawn = cell_uniform(streams, torch.arange(50)[:, None], torch.arange(40))
+    rng_keys = torch.tensor([stream(0, str(i)) for i in range(20)])[:, None, None]
+    drawn = cell_uniform(rng_keys, torch.arange(50)[:, None], torch.arange(40))
     assert drawn.shape == (20, 50, 40) and len(set(drawn.flatten().tolist())) == drawn.numel()
     assert float(drawn.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(drawn.var()) == pytest.approx(1 / 12, abs=0.002)
     for axis in range(3):
         a, b = drawn.narrow(axis, 0, 19).flatten(), drawn.narrow(axis, 1, 19).flatten()
         assert abs(float(torch.corrcoef(torch.stack((a, b)))[0, 1])) < 0.03
-    normal = cell_normal(streams, torch.arange(50)[:, None], torch.arange(40))
+    normal = cell_normal(rng_keys, torch.arange(50)[:, None], torch.arange(40))
     assert float(normal.mean()) == pytest.approx(0, abs=0.03)
     assert float(normal.std()) == pytest.approx(1, abs=0.03)
-    part = cell_uniform(streams[3:4], torch.arange(50)[7:9, None], torch.arange(40)[5:6])
+    part = cell_uniform(rng_keys[3:4], torch.arange(50)[7:9, None], torch.arange(40)[5:6])
     assert part.equal(drawn[3:4, 7:9, 5:6])  # a cell's number is its own, whatever comes with it
 
 

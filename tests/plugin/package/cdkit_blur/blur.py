@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import cdkit
-from cdkit.strategy import DISTORTIONS
+from cdkit import DISTORTIONS
 
 
 @DISTORTIONS.register("blur")

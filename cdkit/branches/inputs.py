@@ -1,0 +1,306 @@
+"""The rows of a batch with branches: the original branch's rows, then each distorted branch's."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cdkit.branches.layout import Layout, left_pad, make_layout
+from cdkit.errors import CdkitError
+from cdkit.interfaces.distortion import Prompt
+from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.methods.method import Branch
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRows:
+    """The prompts of one branch, or of all branches below each other."""
+
+    embeds: Float[Tensor, "rows tokens hidden"]
+    real: Bool[Tensor, "rows tokens"]
+    image_index: Int[Tensor, "rows tokens"]
+    positions: Int[Tensor, "rows tokens *axes"]
+    levels: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
+    """What deeper layers add at the image tokens, 0 elsewhere."""
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "PromptRows":
+        return PromptRows(
+            change(self.embeds),
+            change(self.real),
+            change(self.image_index),
+            change(self.positions),
+            tuple(change(level) for level in self.levels),
+        )
+
+    def upto(self, column: int) -> "PromptRows":
+        return self._each(lambda x: x[:, :column])
+
+    def after(self, column: int) -> "PromptRows":
+        return self._each(lambda x: x[:, column:])
+
+    def tail(self, tokens: Int[Tensor, " rows"]) -> "PromptRows":
+        """Each row without its first tokens, left-padded to the longest that is left."""
+        place = self.real.long().cumsum(dim=-1)
+        real = self.real & (place > tokens[:, None])
+        columns = int(real.sum(dim=-1).max())
+        short = self.after(self.real.shape[1] - columns)
+        real = real[:, real.shape[1] - columns :]
+        return PromptRows(
+            short.embeds,
+            real,
+            short.image_index.masked_fill(~real, -1),
+            short.positions.masked_fill(
+                ~real.view(*real.shape, *[1] * (short.positions.ndim - 2)), 0
+            ),
+            tuple(level.masked_fill(~real[..., None], 0) for level in short.levels),
+        )
+
+    def padded_to(self, length: int) -> "PromptRows":
+        return PromptRows(
+            left_pad(self.embeds, length, 0),
+            left_pad(self.real, length, False),
+            left_pad(self.image_index, length, -1),
+            left_pad(self.positions, length, 0),
+            tuple(left_pad(level, length, 0) for level in self.levels),
+        )
+
+
+def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:
+    """Rows below each other (0), or columns beside each other (1)."""
+    return PromptRows(
+        torch.cat([part.embeds for part in parts], dim),
+        torch.cat([part.real for part in parts], dim),
+        torch.cat([part.image_index for part in parts], dim),
+        torch.cat([part.positions for part in parts], dim),
+        tuple(
+            torch.cat(level, dim) for level in zip(*(part.levels for part in parts), strict=True)
+        ),
+    )
+
+
+def stack(branches: Sequence[PromptRows], shared: int = 0) -> tuple[PromptRows, Layout, slice]:
+    """All branches' rows in columns of their own, and their layout.
+
+    The first `shared` columns are the original branch's, the first one given: they are the same in
+    all branches. What follows is left-padded to one length. Also the columns of the original branch
+    that are there for longer prompts of others.
+    """
+    original = branches[0]
+    length = original.real.shape[1]
+    before = original.real[:, :shared].sum(dim=-1)
+    lasts = [
+        # prompts of the very columns of the original ones may be padded on the right as well
+        branch.after(shared) if branch.real is original.real else branch.tail(before)
+        for branch in branches
+    ]
+    longest = max(last.real.shape[1] for last in lasts)
+    first = original.upto(shared)
+    rows = [joined((first, last.padded_to(longest)), dim=1) for last in lasts]
+    whole = joined(rows, dim=0)
+    padding = slice(shared, shared + longest - (length - shared))
+    return whole, make_layout(whole.image_index, whole.real), padding
+
+
+def place_features(
+    embeds: Float[Tensor, "rows tokens hidden"],
+    image_index: Int[Tensor, "rows all_tokens"],
+    features: Sequence[Float[Tensor, "_ hidden"]],
+    *,
+    start: int = 0,
+) -> Float[Tensor, "rows tokens hidden"]:
+    """The embeddings with each row's image features at its image tokens.
+
+    `features` holds one tensor a row, all its images below each other; a row without image tokens
+    takes none. `embeds` are the columns from `start` on of prompts that `image_index` describes.
+    """
+    is_image = image_index >= 0
+    needed = is_image.sum(dim=-1).tolist()
+    used = []
+    for row, (count, tensor) in enumerate(zip(needed, features, strict=True)):
+        if count not in (0, tensor.shape[0]):
+            raise CdkitError(
+                f"prompt {row} has {count} image tokens but its images have {tensor.shape[0]} "
+                "features; a prompt distortion may take out all image tokens or none"
+            )
+        used.append(tensor[:count])
+    source = torch.cat(used).to(device=embeds.device, dtype=embeds.dtype)
+    everywhere = embeds.new_zeros((*image_index.shape, embeds.shape[-1]))
+    placed = everywhere.masked_scatter(is_image[..., None], source)
+    stop = start + embeds.shape[1]
+    return torch.where(is_image[:, start:stop, None], placed[:, start:stop], embeds)
+
+
+def features_of_rows(
+    features: Float[Tensor, "tokens hidden"], tokens: Sequence[int], expand: int
+) -> list[Float[Tensor, "_ hidden"]]:
+    """Features of all image tokens -> one tensor a row, where each sample has `expand` rows."""
+    if features.shape[0] != sum(tokens):
+        raise CdkitError(
+            f"the prompts have {sum(tokens)} image tokens but the image encoder gives "
+            f"{features.shape[0]} features; prompts and images do not belong together"
+        )
+    return [own for own in torch.split(features, list(tokens)) for _ in range(expand)]
+
+
+def features_in(
+    embeds: Float[Tensor, "rows tokens hidden"], image_index: Int[Tensor, "rows tokens"]
+) -> list[Float[Tensor, "_ hidden"]]:
+    """The image features that stand in each row's embeddings."""
+    return [row[index >= 0] for row, index in zip(embeds, image_index, strict=True)]
+
+
+class Rewritten(NamedTuple):
+    rows: PromptRows
+    aligned: int
+    """So many last tokens of every prompt are those of the original one."""
+    shared: int
+    """So are all tokens in so many first columns of the original ones."""
+
+
+def rewritten(
+    original: PromptRows,
+    ids: Int[Tensor, "rows tokens"],
+    branch: Branch,
+    *,
+    model: nn.Module,
+    adapter: ModelAdapter,
+    expand: int,
+    tokenizer: Any,
+    features: Sequence[Float[Tensor, "_ hidden"]] | None,
+) -> Rewritten:
+    """A branch whose prompts are distorted: its own tokens, its own padding, its own positions."""
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompts: list[Prompt] = []
+    aligned = shared = ids.shape[1]
+    for row in range(0, ids.shape[0], expand):
+        real = original.real[row]
+        is_image = (original.image_index[row][real] >= 0).tolist()
+        tokens = ids[row][real].tolist()
+        slot = adapter.system_slot(tokens, tokenizer)
+        after_image = len(is_image) - is_image[::-1].index(True) if any(is_image) else 0
+        prompt = Prompt(
+            ids=tuple(tokens),
+            is_image=tuple(is_image),
+            system_slot=slot,
+            question_slot=max(slot, after_image),  # a first token of the text may follow the image
+            encode=encode,
+        )
+        for distortion in branch.prompt:
+            prompt = distortion.distort(prompt)
+        if not prompt.ids:
+            raise CdkitError(f"branch {branch.name!r} leaves nothing of prompt {row // expand}")
+        prompts += [prompt] * expand
+        aligned = min(aligned, _common(reversed(tokens), reversed(prompt.ids)))
+        old, new = zip(tokens, is_image, strict=True), zip(prompt.ids, prompt.is_image, strict=True)
+        # the last token stands by itself: its state is what predicts the next one
+        first = min(_common(old, new), len(prompt.ids) - 1)
+        shared = min(shared, ids.shape[1] - len(tokens) + first)
+    length = max(len(prompt.ids) for prompt in prompts)
+    device = ids.device
+
+    def padded(row: Sequence[int], value: int) -> list[int]:
+        return [value] * (length - len(row)) + list(row)
+
+    new_ids = torch.tensor([padded(prompt.ids, -1) for prompt in prompts], device=device)
+    flags = torch.tensor([padded(prompt.is_image, 0) for prompt in prompts], device=device)
+    on_image, real = flags == 1, new_ids >= 0
+    image_index = _numbered(on_image, original.image_index)
+    text_ids = new_ids.masked_fill(on_image | ~real, 0)
+    embeds = adapter.embed(model, text_ids).to(original.embeds.dtype)
+    own = features or features_in(original.embeds, original.image_index)
+    levels = [features_in(level, original.image_index) for level in original.levels]
+    rows = PromptRows(
+        place_features(embeds, image_index, own),
+        real,
+        image_index,
+        _rebased(original, image_index, real),
+        tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
+    )
+    return Rewritten(rows, aligned, shared)
+
+
+def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[int, ...]:
+    """The question as the image encoder reads it, under the branch's prompt distortions."""
+
+    def encode(text: str) -> tuple[int, ...]:
+        if tokenizer is None:
+            raise CdkitError(
+                f"branch {branch.name!r} writes text for the image encoder, which the processor "
+                "has no tokenizer for; pass the model's own processor to cdkit.attach"
+            )
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    prompt = Prompt(tuple(ids), (False,) * len(ids), system_slot=1, question_slot=1, encode=encode)
+    for distortion in branch.prompt:
+        prompt = distortion.distort(prompt)
+    return prompt.ids
+
+
+def _numbered(
+    on_image: Bool[Tensor, "rows tokens"], original: Int[Tensor, "rows old"]
+) -> Int[Tensor, "rows tokens"]:
+    """The numbers of the images: a prompt keeps all of its image tokens, or none."""
+    index = torch.full_like(on_image, -1, dtype=original.dtype)
+    for row, flags in enumerate(on_image):
+        if bool(flags.any()):
+            index[row, flags] = original[row][original[row] >= 0]
+    return index
+
+
+def _rebased(
+    original: PromptRows, image_index: Int[Tensor, "rows tokens"], real: Bool[Tensor, "rows tokens"]
+) -> Int[Tensor, "rows tokens *axes"]:
+    """Positions of rewritten prompts: text steps by one, an image keeps its pattern and its span.
+
+    They begin where the original prompts do.
+    """
+    first = original.real.long().argmax(dim=1)
+    start = original.positions[torch.arange(len(first), device=first.device), first]
+    if start.ndim == 1:
+        return (start[:, None] + real.long().cumsum(dim=-1) - 1).masked_fill(~real, 0)
+    rows = [
+        _on_axes(original.positions[row], original.image_index[row], start[row], index[own])
+        for row, (index, own) in enumerate(zip(image_index, real, strict=True))
+    ]
+    return torch.stack([left_pad(row[None], real.shape[1], 0)[0] for row in rows])
+
+
+def _on_axes(
+    old: Int[Tensor, "old axes"],
+    old_index: Int[Tensor, " old"],
+    start: Int[Tensor, " axes"],
+    index: Int[Tensor, " tokens"],
+) -> Int[Tensor, "tokens axes"]:
+    """One prompt's positions where they have several axes.
+
+    What follows an image stands behind its largest position on any rotated axis; of four axes the
+    first only counts tokens.
+    """
+    now, blocks, numbers = start, list[Tensor](), index.tolist()
+    done = 0
+    while done < len(numbers):
+        if numbers[done] < 0:
+            block = now[None]
+            span = torch.ones_like(now)
+        else:
+            at = (old_index == numbers[done]).nonzero()[:, 0]
+            block = old[int(at[0]) : int(at[-1]) + 1]  # marks inside of the image come along
+            block = block - block[0] + now
+            span = block.amax(dim=0) + 1 - now
+            span = torch.cat((span[:-3], span[-3:].max().expand(3)))
+        blocks.append(block)
+        now, done = now + span, done + len(block)
+    return torch.cat(blocks)
+
+
+def _common(a: Iterable[object], b: Iterable[object]) -> int:
+    """How many first items are the same."""
+    pairs = zip(a, b, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

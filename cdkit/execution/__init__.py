@@ -1,0 +1,1 @@
+"""The plan of a prompt, and what may be skipped."""

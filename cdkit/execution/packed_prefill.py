@@ -1,0 +1,68 @@
+"""The first call of a batch with a shared prefix: every branch's rows behind it, in one row."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from cdkit.execution.shared_prefix import SharedPrefix
+from cdkit.execution.static_cache import FixedLayer
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Columns of one row of a packed batch: the shared ones, then each branch's own.
+
+    So all weights are read once, and nothing but what differs goes in twice. One row a sample: the
+    beams of a sample do not fit in.
+    """
+
+    shared: int
+    own: int
+    branches: int
+
+    def pack(
+        self, x: Shaped[Tensor, "rows tokens *rest"]
+    ) -> Shaped[Tensor, "samples packed *rest"]:
+        """Rows of all branches, below each other, as one row a sample."""
+        first = x[: x.shape[0] // self.branches, : self.shared]
+        return torch.cat((first, *x[:, self.shared :].chunk(self.branches)), dim=1)
+
+    def split(
+        self, x: Float[Tensor, "samples heads packed head_dim"]
+    ) -> tuple[
+        Float[Tensor, "samples heads prefix head_dim"], Float[Tensor, "rows heads own head_dim"]
+    ]:
+        """What is shared, and the rows of all branches below each other."""
+        tails = x[:, :, self.shared :].chunk(self.branches, dim=2)
+        return x[:, :, : self.shared], torch.cat(tails)
+
+    def join(
+        self,
+        first: Float[Tensor, "samples prefix *rest"],
+        own: Float[Tensor, "rows own *rest"],
+    ) -> Float[Tensor, "samples packed *rest"]:
+        return torch.cat((first, *own.chunk(self.branches)), dim=1)
+
+    def unpack(self, x: Float[Tensor, "samples packed hidden"]) -> Float[Tensor, "rows own hidden"]:
+        """The branches' own columns, as rows below each other."""
+        return torch.cat(x[:, self.shared :].chunk(self.branches, dim=1))
+
+
+def takes_packed(cache: Any, layers: int) -> bool:
+    """Whether each layer keeps whatever it is given, all of it and for itself."""
+    return (
+        type(cache) is DynamicCache
+        and (not cache.layers or len(cache.layers) == layers)
+        and all(type(layer) in (DynamicLayer, FixedLayer) for layer in cache.layers)
+    )
+
+
+def empty_prefix(layers: int, length: int) -> SharedPrefix:
+    """One that each layer fills in as it runs."""
+    nothing = [torch.empty(0, 0, 0, 0)] * layers
+    return SharedPrefix(list(nothing), list(nothing), length, each=1)

@@ -1,0 +1,32 @@
+"""The maths of methods as pure functions of tensors, for plug-ins as well as for the engine."""
+
+from cdkit.functional.logits import (
+    check_beta,
+    contrast,
+    implausible_everywhere,
+    plausible,
+    scale_difference,
+)
+from cdkit.functional.noise import (
+    DIFFUSION_STEPS,
+    cell_normal,
+    cell_uniform,
+    diffuse,
+    diffusion_signal_kept,
+)
+from cdkit.functional.rope import Rotary, rotate
+
+__all__ = [
+    "DIFFUSION_STEPS",
+    "Rotary",
+    "cell_normal",
+    "cell_uniform",
+    "check_beta",
+    "contrast",
+    "diffuse",
+    "diffusion_signal_kept",
+    "implausible_everywhere",
+    "plausible",
+    "rotate",
+    "scale_difference",
+]

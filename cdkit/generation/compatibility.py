@@ -1,0 +1,189 @@
+"""What a method cannot run with, said before the first token."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from cdkit.errors import CdkitError
+from cdkit.interfaces.decoding_loop import Mode
+from cdkit.interfaces.model_adapter import SeesAhead
+from cdkit.methods.method import Method, kind_of
+
+REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "assistant_model": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
+    "prompt_lookup_num_tokens": (
+        lambda v: v is not None,
+        "assisted decoding checks tokens in chunks",
+    ),
+    "assistant_early_exit": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
+    "custom_generate": (lambda v: v is not None, "a custom loop may not keep to HF's contract"),
+    "generation_mode": (lambda v: v not in (None, "text"), "methods act on the text of an answer"),
+    "dola_layers": (lambda v: v is not None, "it brings its own contrast"),
+    "penalty_alpha": (lambda v: bool(v), "contrastive search re-ranks with hidden states"),
+    "guidance_scale": (lambda v: v not in (None, 1, 1.0), "it runs the model once more by itself"),
+    "cache_implementation": (
+        lambda v: v not in (None, "dynamic", "static"),
+        "the branches need the dynamic cache or the static one",
+    ),
+    "output_hidden_states": (lambda v: bool(v), "they would hold the rows of every branch"),
+    "output_attentions": (lambda v: bool(v), "use trace=('image_attention',) of cdkit.attach"),
+    "token_healing": (lambda v: bool(v), "it rewrites the prompt"),
+    "inputs_embeds": (
+        lambda v: v is not None,
+        "image tokens are found by their ids; pass input_ids",
+    ),
+    "labels": (
+        # PaliGemma's processor returns labels that ask for no loss
+        lambda v: v is not None and not (isinstance(v, torch.Tensor) and bool((v == -100).all())),
+        "methods act at inference; compute a loss without them",
+    ),
+    **{
+        name: (lambda v: v is not None, "videos are not supported, only images")
+        for name in ("pixel_values_videos", "video_grid_thw")
+    },
+}
+"""Argument of `generate` or forward -> (is it asked for, why it is refused)."""
+
+
+def setting(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> Any:
+    """An argument's value: as given, else as the first of the configs behind it has it."""
+    values = [given.get(name), *(getattr(config, name, None) for config in defaults)]
+    return next((value for value in values if value is not None), None)
+
+
+def check_arguments(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
+    """Raise where an argument, or a generation config behind it, asks for what is refused."""
+    for name, (asked, why) in REFUSED.items():
+        value = setting(name, given, defaults)
+        if asked(value):
+            raise CdkitError(
+                f"{method.name} cannot run with {name}={_short(value)}: {why}. "
+                "Leave it out, or generate without cdkit.attach"
+            )
+
+
+def mode_of(given: Mapping[str, Any], defaults: Sequence[object]) -> Mode:
+    """The decode mode that the arguments of `generate`, and the configs behind them, ask for."""
+    beams = (setting("num_beams", given, defaults) or 1) > 1
+    if setting("do_sample", given, defaults):
+        return "beam sample" if beams else "sample"
+    return "beam" if beams else "greedy"
+
+
+MODE_ARGUMENTS: Mapping[Mode, str] = {
+    "greedy": "do_sample=False, num_beams=1",
+    "sample": "do_sample=True, num_beams=1",
+    "beam": "do_sample=False, num_beams=5, say",
+    "beam sample": "do_sample=True, num_beams=5, say",
+}
+
+
+def check_mode(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
+    """Raise where `generate` decodes in a mode that the method is not defined for."""
+    mode = mode_of(given, defaults)
+    if mode not in method.modes:
+        modes = "; ".join(f"{mode} ({MODE_ARGUMENTS[mode]})" for mode in method.modes)
+        raise CdkitError(
+            f"{method.name} is not defined for decode mode {mode!r} ({kind_of(method.loop)} "
+            f"brings a loop of its own). It is defined for: {modes}"
+        )
+
+
+def check_loop(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
+    """Raise where an argument asks for what a loop of the method's own does not keep to."""
+    refused = {
+        "streamer": "its tokens may be taken back; leave it out",
+        "synced_gpus": "each process decodes as long as it needs; leave it out",
+        "output_scores": "use trace=('logits',) of cdkit.attach, or leave it out",
+        "output_logits": "use trace=('logits',) of cdkit.attach, or leave it out",
+    }
+    for name, why in refused.items():
+        if setting(name, given, defaults):
+            raise CdkitError(
+                f"{method.name} cannot run with {name}: {kind_of(method.loop)} brings its own "
+                f"loop; {why}"
+            )
+
+
+def check_whole_prompt(
+    given: Mapping[str, Any],
+    defaults: Sequence[object],
+    method: Method,
+    *,
+    sees_ahead: SeesAhead,
+) -> None:
+    """Raise where a prompt, or an answer, would be split in a way that a part forbids."""
+    chunk, uncached = (
+        setting("prefill_chunk_size", given, defaults),
+        (setting("use_cache", given, defaults) is False),
+    )
+    if chunk is not None and sees_ahead != "nowhere":
+        raise CdkitError(
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: this model's attention is "
+            f"not causal {sees_ahead}, which this splits; leave it out"
+        )
+    rewrites = [branch.name for branch in method.branches if branch.prompt]
+    if chunk is not None and rewrites:
+        raise CdkitError(
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {rewrites[0]!r} has "
+            "a prompt of its own, which does not split where the original does; leave it out"
+        )
+    if uncached and (method.stateful or method.loop is not None):
+        raise CdkitError(
+            f"{method.name} cannot run with use_cache=False: what it carries from step to step "
+            "lives in the cache; leave it out"
+        )
+    looks = [branch.name for branch in method.branches if branch.feature]
+    if chunk is not None and looks:
+        raise CdkitError(
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {looks[0]!r} is "
+            "made from where the prompt's last row looks, before the prompt goes in; leave it out"
+        )
+    if (chunk is not None or uncached) and method.whole_prompt_parts:
+        asked = "use_cache=False" if chunk is None else f"prefill_chunk_size={chunk}"
+        refuse_split(method, asked)
+
+
+def refuse_split(method: Method, asked: str) -> None:
+    part = method.whole_prompt_parts[0]
+    scoped = any(kind_of(own) == part and hasattr(own, "scope") for _, own in method.parts())
+    why = f"the threshold of {part} is taken over" if scoped else f"{part} depends on"
+    leave = "Use scope='row', or leave it out" if scoped else "Leave it out"
+    raise CdkitError(
+        f"{method.name} cannot run with {asked}: {why} all text rows of the prompt, which this "
+        f"splits. {leave}"
+    )
+
+
+def check_cache(cache: object) -> None:
+    """Raise where a given cache already holds tokens: their branches are not in it."""
+    if isinstance(cache, Cache) and cache.get_seq_length() > 0:
+        raise CdkitError(
+            f"the given cache already holds {cache.get_seq_length()} tokens, which generate cannot "
+            "go on with while a method is attached; leave it out and pass the whole text"
+        )
+    if isinstance(cache, Cache) and cache.is_compileable:
+        raise CdkitError(
+            f"{type(cache).__name__} has a fixed size, which the branches' rows do not fit; pass "
+            "cache_implementation='static' to generate instead, or leave it out"
+        )
+
+
+def check_eval(model: torch.nn.Module, method: Method) -> None:
+    """Raise in train mode."""
+    if model.training:
+        raise CdkitError(f"{method.name} runs at inference only: call model.eval() first")
+
+
+def check_no_grad(method: Method) -> None:
+    """Raise where gradients would be taken."""
+    if torch.is_grad_enabled():
+        raise CdkitError(
+            f"{method.name} runs without gradients: call the model under torch.inference_mode()"
+        )
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__

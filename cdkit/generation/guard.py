@@ -1,0 +1,124 @@
+"""The rule for removed candidates: never an arbitrary token, where no plausible one is left."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from cdkit.errors import CdkitError
+from cdkit.functional.logits import implausible_everywhere
+from cdkit.methods.method import Method, kind_of
+
+
+class GuardedProcessors(LogitsProcessorList):
+    """The user's processors and warpers; what they leave is checked before a token is chosen.
+
+    A row that has finished is left alone, and so is a beam that dies while another beam of its
+    sample lives: its candidates are at -inf, so that none of them is chosen.
+    """
+
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        *,
+        method: Method,
+        original: Callable[[], Float[Tensor, "rows vocab"] | None],
+        finished: Callable[[Int[Tensor, "rows tokens"]], Bool[Tensor, " rows"]],
+        prompt_length: int,
+        beams: int,
+    ) -> None:
+        super().__init__(processors)
+        self._method, self._original, self._finished = method, original, finished
+        self._prompt_length, self._beams = prompt_length, beams
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        scores: Float[Tensor, "rows vocab"],
+        **kwargs: Any,
+    ) -> Float[Tensor, "rows vocab"]:
+        processed: Callable[..., Any] = super().__call__
+        left: Tensor = processed(input_ids, scores, **kwargs)
+        empty = implausible_everywhere(left)
+        if not bool(empty.any()):
+            return left
+        original = self._original()
+        if self._method.combiner.on_empty == "original" and original is not None:
+            original = original.to(left)
+            if self._beams > 1:  # beam search hands its processors log-probabilities
+                original = original.log_softmax(dim=-1)
+            again = processed(input_ids, original, **kwargs)
+            left = torch.where(empty[:, None], again, left)
+            empty = implausible_everywhere(left)
+        lost = empty & ~self._finished(input_ids)
+        if self._beams > 1:
+            groups = empty.view(-1, self._beams).all(dim=1, keepdim=True)
+            lost = lost & groups.expand(-1, self._beams).reshape(-1)
+        if bool(lost.any()):
+            row = int(lost.nonzero()[0])
+            if original is not None and bool(original[row].isnan().any()):
+                raise CdkitError(
+                    f"{self._method.name}, row {row}: the model's logits are not numbers (NaN); "
+                    "check its weights and its dtype"
+                )
+            removed = scores[row].isneginf()  # before the processors: by the combiner
+            cut = original is not None and bool((removed & original[row].isfinite()).any())
+            raise CdkitError(self._message(row, input_ids.shape[1], cut=cut))
+        return left
+
+    def _message(self, row: int, length: int, *, cut: bool) -> str:
+        combiner, loop = self._method.combiner, self._method.loop
+        beta = getattr(combiner, "beta", 0)
+        kept = f"the plausibility constraint (beta={beta}) keeps" if beta else "there is"
+        if cut and not beta:
+            kept = f"{kind_of(loop or combiner)} keeps"
+        advice = "ask less of the logits processors"
+        if cut and combiner.on_empty == "raise":
+            advice = "on_empty='original' falls back to the original logits there"
+            advice = f"use a smaller beta, or {advice}" if beta else advice
+        if cut and hasattr(loop, "candidates"):
+            advice = f"set candidates higher, or {advice}"
+        return (
+            f"{self._method.name}, step {length - self._prompt_length}, row {row}: the logits "
+            f"processors remove every token that {kept}; {advice}"
+        )
+
+
+class RecordingCriteria(StoppingCriteriaList):
+    """The user's stopping criteria, remembering which rows they have stopped."""
+
+    def __init__(self, criteria: StoppingCriteriaList) -> None:
+        super().__init__(criteria)
+        self.stopped: Bool[Tensor, " rows"] | None = None
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        done: Tensor = super().__call__(input_ids, scores, **kwargs)
+        if self.stopped is not None and self.stopped.shape == done.shape:
+            self.stopped = self.stopped | done
+        else:
+            self.stopped = done
+        return done
+
+
+def top_continuations(inner: Callable[..., Any], **kwargs: Any) -> Any:
+    """Beam sampling's draw, where fewer candidates are left than Hugging Face draws.
+
+    It draws without replacement, and torch's multinomial makes arbitrary indices up where it runs
+    out of candidates: there all that are left are taken, the best first, as beam search does.
+    """
+    scores: Tensor = kwargs["accumulated_log_probs"]
+    few = (scores.softmax(dim=-1) > 0).sum(dim=-1) < kwargs["beams_to_keep"]
+    if not kwargs["do_sample"] or not bool(few.any()):
+        return inner(**kwargs)
+    valid = scores.masked_fill(
+        few[:, None], 0
+    )  # rows that are not drawn from still must be drawable
+    drawn = inner(**kwargs | {"accumulated_log_probs": valid})
+    taken = inner(**kwargs | {"do_sample": False})
+    return tuple(
+        torch.where(few.view(-1, *[1] * (draw.ndim - 1)), take, draw)
+        for draw, take in zip(drawn, taken, strict=True)
+    )

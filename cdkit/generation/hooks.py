@@ -1,0 +1,54 @@
+"""Attributes set on one model and taken back again: nothing is patched globally."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from cdkit.generation.engine import Forward
+
+
+class Patches:
+    """Instance attributes that were set, and how to put back what was there."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        if name in owner.__dict__:
+            old = owner.__dict__[name]
+            self._undo.append(lambda: owner.__dict__.__setitem__(name, old))
+        else:
+            self._undo.append(lambda: owner.__dict__.pop(name, None))
+        owner.__dict__[name] = value
+
+    def wrap(self, owner: Any, name: str, around: Forward) -> None:
+        """Put `around(inner, ...)` in the place of a bound method, with its signature."""
+        inner = getattr(owner, name)
+
+        @functools.wraps(inner)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return around(inner, *args, **kwargs)
+
+        self.set(owner, name, wrapper)
+
+    def hook(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+        """Show what the module gives."""
+
+        def hook(module: nn.Module, given: object, output: Any) -> None:
+            see(output)
+
+        self._undo.append(module.register_forward_hook(hook).remove)
+
+    def hook_before(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+        """Show what the module is given first."""
+
+        def hook(module: nn.Module, given: Any, named: Any) -> None:
+            see(given or named["hidden_states"])
+
+        self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def undo(self) -> None:
+        while self._undo:
+            self._undo.pop()()

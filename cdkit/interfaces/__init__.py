@@ -1,0 +1,1 @@
+"""What a plug-in may be: one file an interface."""

@@ -1,0 +1,1 @@
+"""What a method is: its parts put together, and presets read from files."""

@@ -1,0 +1,1 @@
+"""What several families share: how images become tokens, and where parts of a model are."""

@@ -1,0 +1,34 @@
+"""Families in which every image is one picture and as many tokens as any other."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from cdkit.models.layouts.standard import StandardAdapter, groups_of, joined_entries, one_entry_each
+
+
+class FixedTokensAdapter(StandardAdapter, abc.ABC):
+    """A family says how many tokens an image has."""
+
+    @abc.abstractmethod
+    def tokens_an_image(self, model: Any) -> int:
+        """How many image tokens stand for one picture."""
+
+    def check_images(self, model: Any) -> None:
+        pass  # images can be told apart by counting
+
+    def image_index(
+        self, model: Any, ids: Int[Tensor, "rows tokens"]
+    ) -> Int[Tensor, "rows tokens"]:
+        return groups_of(ids == model.config.image_token_id, self.tokens_an_image(model))
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        return one_entry_each(given)
+
+    def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        return joined_entries(images, given)

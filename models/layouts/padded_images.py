@@ -1,0 +1,97 @@
+"""Families that pad `pixel_values`, so that images of unequal sizes stand in one tensor.
+
+The padding is taken off, else what is drawn for an image would depend on its batch mates."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from cdkit import CdkitError
+from cdkit.models.layouts.standard import StandardAdapter, runs
+
+
+class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
+    """`pixel_values` has an entry for each image: as many tiles as the largest of them has.
+
+    The tokens of an image are one run; how many tiles it has the family reads off its size.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("image_sizes",)
+
+    @abc.abstractmethod
+    def tiles(self, model: Any, given: Mapping[str, Any]) -> list[int]:
+        """How many tiles each image has."""
+
+    def check_images(self, model: Any) -> None:
+        pass  # images can be told apart by the text between them
+
+    def image_index(
+        self, model: Any, ids: Int[Tensor, "rows tokens"]
+    ) -> Int[Tensor, "rows tokens"]:
+        return runs(ids == model.config.image_token_id)
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        pixels: Tensor = given["pixel_values"]
+        if pixels.ndim != 5 or len(pixels) != len(tokens):
+            raise CdkitError(
+                f"the prompts have {len(tokens)} images, each a run of image tokens, but "
+                f"pixel_values has shape {tuple(pixels.shape)} in place of (images, tiles, 3, "
+                "height, width); put text, as a line break, between the images of a prompt"
+            )
+        tiles = self.tiles(model, given)
+        return [entry[:count] for entry, count in zip(pixels, tiles, strict=True)]
+
+    def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        pairs = zip(given["pixel_values"], images, strict=True)
+        return torch.stack([torch.cat((image, entry[len(image) :])) for entry, image in pairs])
+
+
+def pixels_by_size(given: Mapping[str, Any]) -> list[Tensor]:
+    """Images in the upper left corner of their entry, cut out."""
+    sizes = given.get("image_sizes")
+    pixels: Tensor = given["pixel_values"]
+    if sizes is None:
+        return [entry[None] for entry in pixels]
+    if len(sizes) != len(pixels):
+        raise CdkitError(f"image_sizes has {len(sizes)} sizes for {len(pixels)} images; give each")
+    return [
+        entry[None, :, : int(height), : int(width)]
+        for entry, (height, width) in zip(pixels, sizes, strict=True)
+    ]
+
+
+def joined_by_size(images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+    """The inverse of `pixels_by_size`."""
+    return torch.stack(
+        [
+            entry.masked_scatter(_corner(entry, image), image)
+            for entry, image in zip(given["pixel_values"], images, strict=True)
+        ]
+    )
+
+
+def _corner(entry: Tensor, image: Tensor) -> Bool[Tensor, "channels height width"]:
+    """Where in `entry` the image stands."""
+    below, beside = entry.shape[-2] - image.shape[-2], entry.shape[-1] - image.shape[-1]
+    return pad(torch.ones_like(image[0], dtype=torch.bool), (0, beside, 0, below))
+
+
+def rows_of_images(
+    ids: Int[Tensor, "rows tokens"], is_image: Bool[Tensor, "rows tokens"]
+) -> Int[Tensor, "rows tokens"]:
+    """A row of an image is a run of tokens; a break stands after each, after the last one an end.
+
+    Which token the end is, the config does not say: it follows the last run.
+    """
+    after_image = pad(is_image, (1, 0))[:, :-1] & ~is_image
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    last = columns.where(after_image, 0).amax(dim=1, keepdim=True)
+    ends = after_image & (ids == ids.gather(1, last))
+    return (ends.long().cumsum(dim=-1)).masked_fill(~is_image, -1)

@@ -1,0 +1,215 @@
+"""What most families share: a Llama-like decoder behind an image encoder, found by name."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cdkit import CdkitError, ModelAdapter, chat_prompt, layers_that_turn, probe_rotary
+from cdkit.functional import Rotary
+
+FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+"""RoPE types whose frequencies do not change with the length of the sequence."""
+
+
+class StandardAdapter(ModelAdapter, abc.ABC):
+    """A family says where its image tokens stand and how its pixels split; the rest is here.
+
+    The decoder has `layers[i].self_attn` and `norm`, the module that `generate` reads an `lm_head`,
+    and the encoder is somebody's `get_image_features`. Paths are those of `get_submodule`.
+    """
+
+    causal_prefix: ClassVar[bool] = True
+    decoder_path: ClassVar[str] = "model.language_model"
+    reader_path: ClassVar[str] = ""
+    encoder_path: ClassVar[str] = "model"
+    """The owner of `get_image_features`."""
+    caps_logits: ClassVar[bool] = False
+    """Whether the model itself applies its text config's `final_logit_softcapping`."""
+    image_first: ClassVar[bool] = False
+    """Whether the image stands before everything else, the text's first token too."""
+    most_images: ClassVar[int | None] = None
+    """So many images a prompt may have; None for any number."""
+    placeholder: ClassVar[str] = "<image>\n"
+    """What stands for an image in `fallback`."""
+    fallback: ClassVar[str] = "USER: {images}{question} ASSISTANT:"
+    """The prompt of a processor without a chat template."""
+
+    def check(self, model: Any) -> None:
+        if not hasattr(self.lm_module(model), "lm_head"):
+            raise CdkitError(
+                f"{type(model).__name__} has no output head; load the model with "
+                "AutoModelForImageTextToText"
+            )
+        layers = self.layers(model)
+        if not layers or not all(hasattr(layer, "self_attn") for layer in layers):
+            raise CdkitError(
+                f"the decoder {type(self.decoder(model)).__name__} has layers without a self_attn "
+                "module; cdkit supports Llama-like decoders"
+            )
+        self.check_images(model)
+
+    @abc.abstractmethod
+    def check_images(self, model: Any) -> None:
+        """Raise where this model's images cannot be told apart; nothing to say for most."""
+
+    def decoder(self, model: Any) -> nn.Module:
+        decoder: nn.Module = model.get_submodule(self.decoder_path)
+        return decoder
+
+    def layers(self, model: Any) -> Sequence[nn.Module]:
+        return list(getattr(self.decoder(model), "layers", ()))
+
+    def attention(self, layer: Any) -> nn.Module:
+        attention: nn.Module = layer.self_attn
+        return attention
+
+    def lm_module(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self.reader_path)
+
+    def encoder(self, model: Any) -> tuple[nn.Module, str]:
+        return model.get_submodule(self.encoder_path), "get_image_features"
+
+    def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
+        return flat(output.pooler_output)
+
+    def deepstack_features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
+        return [flat(level) for level in getattr(output, "deepstack_features", None) or ()]
+
+    def deepstack_kwargs(
+        self, levels: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+    ) -> Mapping[str, Any]:
+        where, what = levels or (None, None)
+        return {"visual_pos_masks": where, "deepstack_visual_embeds": what}
+
+    def embed(
+        self, model: Any, ids: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens hidden"]:
+        embeddings: Tensor = model.get_input_embeddings()(ids)
+        return embeddings
+
+    def logits(
+        self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
+    ) -> Float[Tensor, "rows vocab"]:
+        decoder: Any = self.decoder(model)
+        reader: Any = self.lm_module(model)
+        logits: Tensor = reader.lm_head(decoder.norm(hidden) if norm else hidden)
+        cap = getattr(decoder.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap and self.caps_logits else logits
+
+    def rotary(self, model: Any) -> Sequence[Rotary | None] | None:
+        decoder: Any = self.decoder(model)
+        embedding, layers = getattr(decoder, "rotary_emb", None), self.layers(model)
+        types = getattr(embedding, "rope_type", None)
+        if embedding is None or types is None:
+            return None
+        kinds = types if isinstance(types, dict) else {"": types}
+        if not set(kinds.values()) <= set(FIXED_ROPE):
+            return None
+        attention = self.attention(layers[0])
+        found = {
+            kind: probe_rotary(attention, OfLayerType(embedding, kind) if kind else embedding)
+            for kind in kinds
+        }
+        if None in found.values():
+            return None
+        of_layers = [found.get("")] * len(layers)
+        if "" not in found:
+            of_layers = [found.get(kind) for kind in decoder.config.layer_types]
+        turning = layers_that_turn(decoder, embedding)
+        return [own if turns else None for own, turns in zip(of_layers, turning, strict=True)]
+
+    def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
+        first = 0
+        if self.image_first:
+            first = next((i for i, token in enumerate(ids) if token != ids[0]), len(ids))
+        bos = getattr(tokenizer, "bos_token_id", None)
+        return first + (bos is not None and bos in ids[first : first + 1])
+
+    def prompt(self, question: str, *, images: int, processor: Any) -> str:
+        if self.most_images is not None and images > self.most_images:
+            raise CdkitError(
+                f"a prompt of this family has {self.most_images} image at most, not {images}"
+            )
+        return chat_prompt(
+            question,
+            images=images,
+            processor=processor,
+            fallback=self.fallback,
+            placeholder=self.placeholder,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class OfLayerType:
+    """A rotary embedding that turns layers of several types differently, as one type has it."""
+
+    embedding: Any
+    layer_type: str
+
+    @property
+    def inv_freq(self) -> Tensor | None:
+        frequencies: Tensor | None = getattr(self.embedding, f"{self.layer_type}_inv_freq", None)
+        return frequencies
+
+    def __call__(self, like: Tensor, *, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.embedding(like, position_ids=position_ids, layer_type=self.layer_type)
+        return cos, sin
+
+
+def flat(features: Tensor | Sequence[Tensor]) -> Float[Tensor, "tokens hidden"]:
+    """Features image by image, tile by tile, as one sequence."""
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
+
+
+def runs(is_image: Bool[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+    """Image tokens that stand together are one image."""
+    before = torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+    number = (is_image & ~before).long().cumsum(dim=-1) - 1
+    return number.masked_fill(~is_image, -1)
+
+
+def runs_apart(is_image: Bool[Tensor, "rows tokens"], marks: int) -> Int[Tensor, "rows tokens"]:
+    """Runs with `marks` tokens between them, or fewer, are one image."""
+    columns = torch.arange(is_image.shape[1], device=is_image.device)
+    last = columns.where(is_image, -(is_image.shape[1] + marks + 2)).cummax(dim=-1).values
+    before = torch.nn.functional.pad(last, (1, 0), value=-(is_image.shape[1] + marks + 2))[:, :-1]
+    number = (is_image & (columns - before > marks + 1)).long().cumsum(dim=-1) - 1
+    return number.masked_fill(~is_image, -1)
+
+
+def groups_of(is_image: Bool[Tensor, "rows tokens"], tokens: int) -> Int[Tensor, "rows tokens"]:
+    """Every `tokens` image tokens are one image."""
+    number: Tensor = (is_image.cumsum(dim=-1) - 1) // tokens
+    return number.masked_fill(~is_image, -1)
+
+
+def one_entry_each(given: Mapping[str, Any]) -> list[Tensor]:
+    """`pixel_values` with an entry for each image: its picture, or its tiles."""
+    pixels: Tensor = given["pixel_values"]
+    return [entry if entry.ndim == 4 else entry[None] for entry in pixels]
+
+
+def joined_entries(images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+    """The inverse of `one_entry_each`."""
+    pixels: Tensor = given["pixel_values"]
+    return torch.stack([image.view(pixels.shape[1:]) for image in images])
+
+
+def tiles_by_tokens(
+    given: Mapping[str, Any], tokens: Sequence[int], tokens_a_tile: int
+) -> list[Tensor]:
+    """`pixel_values` with an entry for each tile; an image has as many as its tokens tell."""
+    pixels: Tensor = given["pixel_values"]
+    tiles = [count // tokens_a_tile for count in tokens]
+    if sum(tiles) != pixels.shape[0] or any(count % tokens_a_tile for count in tokens):
+        raise CdkitError(
+            f"the prompts have image tokens for {sum(tokens) / tokens_a_tile:g} tiles, "
+            f"{tokens_a_tile} tokens each, but pixel_values holds {pixels.shape[0]} tiles; pass "
+            "what one call of the processor returns"
+        )
+    return list(torch.split(pixels, tiles))

@@ -1,0 +1,1 @@
+"""Position calibrators: where tokens stand for the cross-modal attention."""

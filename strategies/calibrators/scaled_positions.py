@@ -1,0 +1,92 @@
+"""Cross-modal position calibration (CMPC), the calibrator of CMAC."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cdkit import CALIBRATORS, CdkitError, PositionCalibrator, check_choice, check_finite
+from cdkit.strategies.papers.cmac import CMAC, CODE
+
+FirstGap = Literal["scaled", "unit"]
+
+
+@CALIBRATORS.register("scaled_positions")
+@dataclass(frozen=True)
+class ScaledPositions(PositionCalibrator):
+    """CMPC: a token advances the position by one, an image token by less.
+
+    So, with the default of 2 for `gamma`, text before the image stands at `1..m`, image token i at
+    `m + i / 2`, the j-th text token after it at `m + n / 2 + j`; several images: the same running
+    sum. `first_gap` "unit" (the public code) puts the first image token one text step after the
+    text, and the text after the image where it stood. `text_step` is 1 in the paper; the public
+    code for Qwen-VL has 2/3, with an image step of 1/3.
+
+    With three axes (multimodal RoPE, which the paper does not cover) the definition is ours: an
+    image token stands `k / gamma` behind the text before its image on each axis, where `k` is its
+    step along that axis, and the text after it `s / gamma + j`, with s the steps of the longest
+    axis. An image of one row or column is the paper's case, the axes of text stay equal, and
+    distances on the grid keep their proportions.
+    """
+
+    formula: ClassVar[str] = (
+        "position = text_step * text tokens + image tokens / gamma, both counted up to and with "
+        "this one; first_gap unit: text_step - 1 / gamma more on image tokens; cross-modal logits "
+        "only"
+    )
+    source: ClassVar[str] = f"the CMAC paper, section 3; first_gap unit: {CODE}"
+    bibtex: ClassVar[str] = CMAC
+
+    gamma: float = 2.0
+    first_gap: FirstGap = "scaled"
+    text_step: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_finite("gamma", self.gamma, low=1)
+        check_choice("first_gap", self.first_gap, FirstGap)
+        check_finite("text_step", self.text_step, low=0, above=True)
+        if self.text_step > 1:
+            raise CdkitError(f"text_step must be in (0, 1], got {self.text_step}")
+
+    @property
+    def is_identity(self) -> bool:
+        return self.gamma == 1 and self.text_step == 1
+
+    @property
+    def constant_after_prompt(self) -> bool:
+        return self.text_step == 1
+
+    def calibrate(
+        self, positions: Int[Tensor, "rows tokens *axes"], image_index: Int[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens *axes"]:
+        image, text = (image_index >= 0).double(), (image_index < 0).double()
+        late = (self.text_step - 1 / self.gamma) * image * (self.first_gap == "unit")
+        late = late - (1 - self.text_step) * text.cumsum(-1)
+        saved = 1 - 1 / self.gamma  # what each step over an image saves against a step of one
+        if positions.ndim == 2:
+            return positions.double() - saved * image.cumsum(-1) + late
+        return positions.double() - saved * grid_steps(positions, image_index) + late[..., None]
+
+
+def grid_steps(
+    positions: Int[Tensor, "rows tokens axes"], image_index: Int[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows tokens axes"]:
+    """Over how many steps of images a token stands behind the first one's start, axis by axis.
+
+    Of its own image an image token has gone `k` steps along an axis, counted from 1 at the image's
+    first position. A text token has gone the whole of each image before it: the longest axis, for
+    multimodal RoPE goes on after that one. So the axes of text stay equal.
+    """
+    steps = torch.zeros_like(positions, dtype=torch.float64)
+    tokens = torch.arange(image_index.shape[1], device=image_index.device)
+    for number in range(int(image_index.max()) + 1):
+        own = (image_index == number)[..., None]
+        start = positions.double().masked_fill(~own, math.inf).amin((1, 2), keepdim=True)
+        gone = (positions - start + 1).masked_fill(~own, 0)
+        last = tokens.masked_fill(~own[..., 0], -1).amax(1)[:, None, None]
+        behind = (tokens[:, None] > last) & (last >= 0)
+        steps = steps + torch.where(behind, gone.amax((1, 2), keepdim=True), gone)
+    return steps

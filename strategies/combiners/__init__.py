@@ -1,0 +1,1 @@
+"""Combiners: how the branches' logits become the logits that `generate` reads."""

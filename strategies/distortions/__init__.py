@@ -1,0 +1,1 @@
+"""Distortions: what makes a distorted branch differ from the original one."""

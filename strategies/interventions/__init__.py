@@ -1,0 +1,1 @@
+"""Interventions: changes of the attention in chosen branches, the original one too."""

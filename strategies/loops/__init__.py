@@ -1,0 +1,1 @@
+"""Decode loops of methods that must take tokens back."""

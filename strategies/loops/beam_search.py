@@ -1,0 +1,82 @@
+"""Beam search on a `DecodingContext`, as Hugging Face does it: what a loop with beams chooses.
+
+Two things differ, neither in what is found: there are only as many beams as there are
+continuations, where Hugging Face fills up with copies of a score of -1e9; and a token at -inf is
+never chosen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cdkit import CdkitError, DecodingContext, Hypothesis
+
+
+@dataclass(frozen=True, eq=False)
+class Beams:
+    """The beams that run, the best first, and the best answers that have ended."""
+
+    tokens: Int[Tensor, "beams new"]
+    scores: Float[Tensor, " beams"]
+    """Sums of log-probabilities."""
+    parents: Int[Tensor, " beams"]
+    """The beam that each came from, one token before."""
+    finished: tuple[Hypothesis, ...] = ()
+    """The best first, at most `DecodingContext.beams`."""
+
+    @property
+    def over(self) -> bool:
+        return not len(self.scores)
+
+
+def first_beam(decoding: DecodingContext) -> Beams:
+    """One beam without tokens."""
+    ids = decoding.prompt_ids
+    scores = decoding.prompt.logits.new_zeros(1)
+    return Beams(ids.new_zeros(1, 0), scores, torch.zeros_like(ids[:1]))
+
+
+def grow(
+    beams: Beams, log_probabilities: Float[Tensor, "beams vocab"], decoding: DecodingContext
+) -> Beams:
+    """The beams one token longer; none is left where the search is over."""
+    width = decoding.beams
+    total = (beams.scores[:, None] + log_probabilities).flatten()
+    # so many that enough are left where each of the best ends
+    wanted = max(2, 1 + len(decoding.eos_token_ids)) * width
+    scores, places = total.topk(min(wanted, int(total.isfinite().sum())))
+    if bool(total.isnan().any()):
+        raise CdkitError(
+            "the logits are not numbers (NaN); check the model's weights and its dtype"
+        )
+    if not len(scores):
+        raise CdkitError("no token is left to go on with; ask less of the logits processors")
+    vocab = log_probabilities.shape[1]
+    parents = places // vocab
+    tokens = torch.cat((beams.tokens[parents], (places % vocab)[:, None]), dim=1)
+    ended = decoding.ended(tokens)
+    length = tokens.shape[1] ** decoding.length_penalty
+    new = [
+        Hypothesis(tuple(tokens[place].tolist()), float(scores[place]) / length)
+        for place in ended[:width].nonzero()[:, 0].tolist()
+    ]
+    best = sorted((*beams.finished, *new), key=lambda found: -found.score)
+    runs = (~ended).nonzero()[:width, 0]
+    grown = Beams(tokens[runs], scores[runs], parents[runs], tuple(best[:width]))
+    none = Beams(tokens[:0], scores[:0], parents[:0], grown.finished)
+    return grown if may_improve(grown, decoding) else none
+
+
+def may_improve(beams: Beams, decoding: DecodingContext) -> bool:
+    """Whether a running beam may still end among the best: Hugging Face's three rules."""
+    if len(beams.finished) < decoding.beams or not len(beams.scores):
+        return bool(len(beams.scores))
+    if decoding.early_stopping is True:
+        return False
+    length = beams.tokens.shape[1]
+    if decoding.early_stopping == "never" and decoding.length_penalty > 0:
+        length = decoding.max_new_tokens
+    attainable = float(beams.scores[0]) / float(length**decoding.length_penalty)
+    return attainable > beams.finished[-1].score

@@ -1,0 +1,1 @@
+"""Papers that several files cite."""

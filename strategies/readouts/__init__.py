@@ -1,0 +1,1 @@
+"""Readouts: logits of inner layers of the original branch."""

@@ -1,0 +1,1 @@
+"""Schedules: how strongly a method contrasts at each step."""

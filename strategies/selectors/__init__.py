@@ -1,0 +1,1 @@
+"""Selectors: which cells of the cross-modal attention a distortion acts on."""

@@ -1,0 +1,93 @@
+"""What the presets promise by their parts alone, so that a test runs over all of them unnamed."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import cdkit
+from cdkit.methods.method import describe
+from cdkit.testing.segments import example_segment
+
+
+def shape(name: str) -> object:
+    """What of a preset the engine can tell: its parts, and their parameters but for the numbers."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return tuple(map(told, value))
+        return value != 0 if isinstance(value, float) else value
+
+    return tuple(
+        (place, tuple((key, told(value)) for key, value in describe(part).items()))
+        for place, part in cdkit.load(name).parts()
+    )
+
+
+ALL = list({shape(name): name for name in reversed(cdkit.presets())}.values())[::-1]
+"""One preset of each shape: presets that differ in numbers alone are one to the engine."""
+ACTIVE = [name for name in ALL if not cdkit.load(name).is_identity]
+GREEDY = [name for name in ALL if "greedy" in cdkit.load(name).modes]
+ACTIVE_GREEDY = [name for name in GREEDY if name in ACTIVE]
+
+
+def decoded(method: cdkit.Method, **asked: Any) -> dict[str, Any]:
+    """`asked`, or beams where the method is defined for no greedy decoding."""
+    return asked if "greedy" in method.modes else {**asked, "num_beams": 3}
+
+
+def by_row(name: str) -> cdkit.Method:
+    """The preset; with a threshold for each row where it has one for the whole prompt."""
+    method = cdkit.load(name)
+    scoped = any("scope" in vars(part) for _, part in method.parts())
+    return cdkit.load(name, scope="row") if scoped else method
+
+
+def splits_prompts(method: cdkit.Method) -> bool:
+    """Whether the prompt may go in by chunks."""
+    inputs = any(branch.prompt or branch.feature for branch in method.branches)
+    return not inputs and not method.whole_prompt_parts
+
+
+def runs_uncached(method: cdkit.Method) -> bool:
+    return not method.whole_prompt_parts and not method.stateful and method.loop is None
+
+
+def takes_plain_calls(method: cdkit.Method) -> bool:
+    return not method.stateful and method.loop is None
+
+
+def depends_on_the_prompts_end(method: cdkit.Method) -> bool:
+    """Whether a token of the answer is treated otherwise when it stands in a prompt."""
+    inputs = any(branch.feature for branch in method.branches)
+    return inputs or bool(method.interventions or method.whole_prompt_parts)
+
+
+def draws_noise(method: cdkit.Method) -> bool:
+    """Whether its answers depend on the seed: its distortions are tried out under two."""
+    return any(_draws(part) for branch in method.live_branches for part in branch.distortions)
+
+
+def _draws(part: cdkit.DistortionStrategy) -> bool:
+    first, second = (torch.Generator().manual_seed(seed) for seed in (0, 1))
+    match part:
+        case cdkit.PixelDistortion():
+            pixels = torch.rand(1, 3, 12, 12)
+            return not part.distort(pixels, generator=first).equal(
+                part.distort(pixels, generator=second)
+            )
+        case cdkit.FeatureDistortion():
+            inputs = torch.rand(9, 4), torch.rand(3, 9)
+            return not part.distort(*inputs, generator=first).equal(
+                part.distort(*inputs, generator=second)
+            )
+        case cdkit.AttentionDistortion():
+            segment = example_segment()
+            other = replace(
+                segment,
+                image=replace(segment.image, rng_keys=segment.image.rng_keys + 1, answer_cache={}),
+            )
+            one, two = part.distort(segment), part.distort(other)
+            pairs = ((one.replaced, two.replaced), (one.replacement, two.replacement))
+            return any(a is not None and b is not None and not a.equal(b) for a, b in pairs)
+    return False
