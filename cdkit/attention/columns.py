@@ -1,4 +1,4 @@
-"""The columns of one layer that queries look at: those that all branches share, then each row's."""
+"""Keys or values of one layer: the columns that all branches share, then each row's own."""
 
 from dataclasses import dataclass
 
@@ -7,39 +7,48 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from cdkit.functional.rope import Rotary, rotate
+
+PIECE = 1 << 24
+"""So many numbers are rotated at a time: their float32 copies would else fill the memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The keys, or the values, of one layer: what a sample's rows share, then each row's own."""
+    """The keys, or the values, of one layer.
 
-    shared: Float[Tensor, "samples kv_heads prefix head_dim"] | None
-    own: Float[Tensor, "rows kv_heads own head_dim"]
-    each: int = 1
+    The rows are branch after branch, in each branch sample after sample, and of each sample
+    `rows_per_sample` rows (its beams) below each other.
+    """
+
+    prefix: Float[Tensor, "samples kv_heads prefix head_dim"] | None
+    """What all rows of a sample share; None where every row has all of its columns."""
+    suffix: Float[Tensor, "rows kv_heads suffix head_dim"]
+    rows_per_sample: int = 1
 
     @property
-    def before(self) -> int:
-        """How many columns are shared."""
-        return 0 if self.shared is None else self.shared.shape[2]
+    def prefix_length(self) -> int:
+        return 0 if self.prefix is None else self.prefix.shape[2]
 
     @property
     def total(self) -> int:
-        return self.before + self.own.shape[2]
+        return self.prefix_length + self.suffix.shape[2]
 
     def of(self, rows: slice) -> "Columns":
         """The rows of some branches, all of each."""
-        return Columns(self.shared, self.own[rows], self.each)
+        return Columns(self.prefix, self.suffix[rows], self.rows_per_sample)
 
-    def between(self, start: int, stop: int) -> Float[Tensor, "rows kv_heads some head_dim"]:
+    def column_slice(self, start: int, stop: int) -> Float[Tensor, "rows kv_heads some head_dim"]:
         """These columns of each row."""
-        start, stop, cut = min(start, self.total), min(stop, self.total), self.before
-        own = self.own[:, :, max(start - cut, 0) : max(stop - cut, 0)]
-        if self.shared is None or start >= cut:
-            return own
-        shared = self.shared[:, :, start : min(stop, cut)]
-        branches = self.own.shape[0] // (shared.shape[0] * self.each)
-        if branches * self.each > 1:
-            shared = repeat(shared, "s k c d -> (b s e) k c d", b=branches, e=self.each)
-        return shared if stop <= cut else torch.cat((shared, own), dim=2)
+        start, stop, cut = min(start, self.total), min(stop, self.total), self.prefix_length
+        suffix = self.suffix[:, :, max(start - cut, 0) : max(stop - cut, 0)]
+        if self.prefix is None or start >= cut:
+            return suffix
+        prefix = self.prefix[:, :, start : min(stop, cut)]
+        branches = self.suffix.shape[0] // (prefix.shape[0] * self.rows_per_sample)
+        if branches * self.rows_per_sample > 1:
+            prefix = repeat(prefix, "s k c d -> (b s e) k c d", b=branches, e=self.rows_per_sample)
+        return prefix if stop <= cut else torch.cat((prefix, suffix), dim=2)
 
     def scores(
         self, query: Float[Tensor, "rows heads tokens head_dim"]
@@ -50,11 +59,11 @@ class Columns:
         repeated.
         """
         rows, heads, tokens, dim = query.shape
-        query = query.reshape(rows, self.own.shape[1], -1, dim)
-        scores = _product(query, self.own)
-        if self.shared is not None:
-            of_prefix = self._by_row(_product(self._by_sample(query), self.shared), rows)
-            scores = torch.cat((of_prefix, scores), dim=-1)
+        query = query.reshape(rows, self.suffix.shape[1], -1, dim)
+        scores = _product(query, self.suffix)
+        if self.prefix is not None:
+            on_prefix = self._by_row(_product(self._by_sample(query), self.prefix), rows)
+            scores = torch.cat((on_prefix, scores), dim=-1)
         return scores.view(rows, heads, tokens, -1)
 
     def averaged(
@@ -62,25 +71,45 @@ class Columns:
     ) -> Float[Tensor, "rows heads tokens head_dim"]:
         """`A V`, in the values' dtype."""
         rows, heads, tokens, _ = weights.shape
-        weights = weights.to(self.own.dtype).reshape(rows, self.own.shape[1], -1, self.total)
-        if self.shared is None:
-            return (weights @ self.own).view(rows, heads, tokens, -1)
-        out = weights[..., self.before :] @ self.own
-        of_prefix = self._by_sample(weights[..., : self.before]) @ self.shared
+        weights = weights.to(self.suffix.dtype).reshape(rows, self.suffix.shape[1], -1, self.total)
+        if self.prefix is None:
+            return (weights @ self.suffix).view(rows, heads, tokens, -1)
+        out = weights[..., self.prefix_length :] @ self.suffix
+        of_prefix = self._by_sample(weights[..., : self.prefix_length]) @ self.prefix
         out += self._by_row(of_prefix, rows)
         return out.view(rows, heads, tokens, -1)
+
+    def rotated(
+        self, offset: Float[Tensor, "rows columns *axes"], span: slice, rotary: Rotary
+    ) -> "Columns":
+        """These keys with the columns of `span` moved by `offset` positions each.
+
+        `offset` has a position for each column, of all rows; the result is `self` where `span`
+        holds no column.
+        """
+        cut = self.prefix_length
+        own_span = slice(span.start - cut, span.stop - cut)
+        suffix = rotate_keys(self.suffix, offset[:, cut:], own_span, rotary)
+        prefix = self.prefix
+        if prefix is not None:
+            last = prefix.shape[0] * self.rows_per_sample
+            of_samples = offset[: last : self.rows_per_sample, :cut]
+            prefix = rotate_keys(prefix, of_samples, span, rotary)
+        if suffix is self.suffix and prefix is self.prefix:
+            return self
+        return Columns(prefix, suffix, self.rows_per_sample)
 
     def _by_sample(
         self, x: Float[Tensor, "rows kv_heads many last"]
     ) -> Float[Tensor, "samples kv_heads all_many last"]:
-        assert self.shared is not None
-        samples = self.shared.shape[0]
+        assert self.prefix is not None
+        samples = self.prefix.shape[0]
         if samples == x.shape[0]:
             return x
-        if self.each == 1:
+        if self.rows_per_sample == 1:
             return torch.cat(x.chunk(x.shape[0] // samples), dim=2)
         kv, many, last = x.shape[1:]
-        split = x.reshape(-1, samples, self.each, kv, many, last)
+        split = x.reshape(-1, samples, self.rows_per_sample, kv, many, last)
         return split.permute(1, 3, 0, 2, 4, 5).reshape(samples, kv, -1, last)
 
     def _by_row(
@@ -89,10 +118,34 @@ class Columns:
         samples, kv, many, last = x.shape
         if samples == rows:
             return x
-        if self.each == 1:
+        if self.rows_per_sample == 1:
             return torch.cat(x.chunk(rows // samples, dim=2))
-        split = x.view(samples, kv, -1, self.each, many * samples // rows, last)
+        split = x.view(samples, kv, -1, self.rows_per_sample, many * samples // rows, last)
         return split.permute(2, 0, 3, 1, 4, 5).reshape(rows, kv, -1, last)
+
+
+def rotate_keys(
+    keys: Float[Tensor, "rows kv_heads columns head_dim"],
+    offset: Float[Tensor, "rows _ *axes"],
+    span: slice,
+    rotary: Rotary,
+) -> Float[Tensor, "rows kv_heads columns head_dim"]:
+    """Copies of the keys, those of the columns in `span` moved by `offset` positions each.
+
+    `offset` has the columns of `keys` in their order, and perhaps more. Where `span` holds none of
+    them the result is `keys` itself.
+    """
+    start, stop = max(span.start, 0), min(span.stop, keys.shape[2], offset.shape[1])
+    if start >= stop:
+        return keys
+    new, offset = keys.clone(), offset[:, start:stop].to(keys.device)
+    rows = max(1, PIECE // new[0, :, start:stop].numel())
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    for first in range(0, keys.shape[0], rows):
+        some = slice(first, first + rows)
+        moved = rotate(keys[some, :, start:stop].to(wide), offset[some], rotary)
+        new[some, :, start:stop] = moved.to(keys.dtype)
+    return new
 
 
 def _product(

@@ -1,86 +1,60 @@
-"""What all layers need to know of the decoder call that is under way."""
+"""What one decoder call tells its layers: made before the call, read by them, changed by nobody."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cdkit.attention.image_columns import Places
-from cdkit.branches.batch import BranchedBatch
-from cdkit.branches.chunk import Chunk
+from cdkit.attention.image_columns import ImageColumnIndex
+from cdkit.attention.masks import (
+    Chunk,
+    RowMasks,
+    SegmentMask,
+    prefix_mask,
+    row_masks,
+    segment_mask,
+    token_index,
+)
 from cdkit.execution.packed_prefill import Packing
-from cdkit.generation.trace import Step
+from cdkit.execution.shared_prefix import SharedPrefix
+from cdkit.functional.rope import Rotary
+from cdkit.interfaces.segment import CrossModalSegment
+
+Change = Callable[[CrossModalSegment], CrossModalSegment]
+AnswerCache = dict[tuple[int, str], dict[Hashable, Tensor]]
+"""(layer, branch) -> what strategies keep of its image columns for the whole answer."""
 
 
-@dataclass(frozen=True)
-class SignalsWanted:
-    """What is noted of the original branch's attention in a decoder call, whatever is traced."""
+@dataclass(frozen=True, eq=False)
+class LayerWork:
+    """What a method does in one decoder layer: decided once, when it is attached."""
 
-    image: bool = False
-    """`image_logits` and `image_weights`, in every layer."""
-    last_layer: bool = False
-    """`last_weights`."""
-
-
-class Masks(NamedTuple):
-    """The masks of some branches' rows in a call, from `first` on; they have no layer."""
-
-    forbidden: Bool[Tensor, "#rows 1 text columns"] | None
-    """Where no row may look; None where all may look everywhere."""
-    seen: Bool[Tensor, "#rows text columns"]
-    """Where they may."""
-    segment: Bool[Tensor, "#rows 1 #text columns"]
-    """Text rows, times the columns of the images before them."""
-    is_text: Bool[Tensor, "rows text"]
-    dead: bool
-    """Whether some rows may look nowhere, as padding does."""
-
-
-class Cells(NamedTuple):
-    """The cross-modal segment of one branch's rows in a call: what of it has no layer."""
-
-    masks: Masks
-    """Of these rows."""
-    places: Places
-    reach: Int[Tensor, "rows 1 1 image"]
-    """`places.columns`, those that are not there yet at the last column."""
-    cells: Bool[Tensor, "rows text image"]
-    prompt: Bool[Tensor, "rows text"]
-    predicts_next: Bool[Tensor, "rows text"]
-    token_index: Int[Tensor, "rows text"]
-    before_image: Bool[Tensor, "rows columns"]
-    full: bool
-    """Whether every cell is one, and the image's columns are the same in all rows."""
+    index: int
+    depth: int
+    rotary: Rotary | None
+    """The layer's rotary embedding, where the method has a calibrator."""
+    changes: Mapping[str, tuple[Change, ...]]
+    """Branch -> what is done to its segments, in order."""
+    materialized: frozenset[str]
+    """The branches whose text rows need their weights made."""
+    segments: frozenset[str]
+    """Those whose cross-modal segment is looked at: it is changed, recorded or traced."""
+    records_image: bool
+    """Whether the original branch's attention to the image is wanted."""
+    records_weights: bool
+    """Whether its weights on all columns are."""
 
 
 @dataclass(eq=False)
-class AttentionCall:
-    """One decoder call for the rows of a group of branches."""
+class AttentionRecord:
+    """What the layers of a decoder call leave behind: for schedules, loops, traces."""
 
-    batch: BranchedBatch
-    chunk: Chunk
-    step: Step
-    branches: tuple[str, ...]
-    """In the order of their rows; none in the call for what all of them share."""
-    wanted: frozenset[str] = frozenset()
-    signals: SignalsWanted = SignalsWanted()
-    everything: bool = False
-    """Whether all weights are materialised, of rows that nobody looks at, too."""
-    prefixed: bool = False
-    """Whether masks are made here, from `chunk` alone: those that layers are given know nothing of
-    the shared prefix before their columns, or of columns that are still empty."""
-    packing: Packing | None = None
-    """Where that prefix comes in this very call, and the branches' rows behind it."""
-    cache: Any = None
-    """Where the keys of image tokens are kept, once the prompt is whole."""
-    keeps_prefix: bool = True
-    """Whether other groups need the prefix as it is."""
+    traces_attention: bool = False
+    traces_mask: bool = False
     layers_run: int = 0
-    layer_state: dict[str, dict[Hashable, Tensor]] = field(default_factory=dict)
-    """Branch -> what its layers leave to those above them."""
     image_logits: list[Float[Tensor, " rows"]] = field(default_factory=list)
     """A layer each: the original branch's last row, its logits summed over the image and averaged
     over heads."""
@@ -88,119 +62,102 @@ class AttentionCall:
     """A layer each: that row's weights on the image, averaged over heads."""
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
     """The last layer's weights of the original branch's predicting rows, over all columns."""
-    made: dict[Hashable, Any] = field(default_factory=dict)
-    """Masks and cells, as they are needed: for each mask and device once."""
-    held: list[Tensor] = field(default_factory=list)
-    """Tensors whose identity `made` goes by."""
+    image_attention: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    """As `Step.image_attention`."""
+    mask: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    """As `Step.mask`."""
 
     @property
-    def looks(self) -> bool:
-        """Whether a trace asks for what only the materialised rows show."""
-        return bool(self.wanted & {"image_attention", "mask"})
+    def traces(self) -> bool:
+        """Whether a trace asks for what only materialised rows show."""
+        return self.traces_attention or self.traces_mask
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderContext:
+    """One decoder call for the rows of a group of branches."""
+
+    branches: tuple[str, ...]
+    """In the order of their rows; none in the call for what all of them share."""
+    rows_per_branch: int
+    chunk: Chunk
+    layers: tuple[LayerWork, ...]
+    first: int
+    """The first of the chunk's columns whose weights are made."""
+    whole: bool
+    """Whether all columns of all rows are materialised, together."""
+    causal: bool
+    """Whether the masks here are all there is to say: what a layer is given knows nothing of the
+    shared prefix before its columns, or of columns that are still empty."""
+    device: torch.device
+    masks: RowMasks | None
+    """Of all rows, from `first` on; None where no weight is made, or the masks that layers are
+    given decide."""
+    segments: Mapping[str, SegmentMask]
+    index: Mapping[str, ImageColumnIndex]
+    """The image columns of each branch whose segment some layer looks at."""
+    record: AttentionRecord
+    key_offset: Float[Tensor, "rows prompt *axes"] | None = None
+    """By how many positions the keys of the prompt's image tokens move where the chunk's text rows
+    look at them, 0 elsewhere; None where nothing moves, or what is in the cache has moved."""
+    query_offset: Float[Tensor, "rows tokens *axes"] | None = None
+    """By how many positions the chunk's queries move for cross-modal logits, beside those keys;
+    None where no text row does."""
+    prefix: SharedPrefix | None = None
+    """The columns that all branches share, where they stand once."""
+    packing: Packing | None = None
+    """Where that prefix comes in this very call, and the branches' rows behind it."""
+    prefix_mask: Bool[Tensor, "samples 1 prefix prefix"] | None = None
+    """Of a packed call: what the shared columns see of each other."""
+    cache: Any = None
+    """Where the keys of image tokens are kept, once the prompt is whole."""
+    stores_keys: bool = False
+    """Whether this call leaves calibrated keys in the cache: with it the prompt is whole, and no
+    later row needs the others."""
+    stores_prefix: bool = False
+    """Whether it does so in the shared prefix: it is the last group that reads it."""
+    answer_cache: AnswerCache | None = None
+    """None as long as a part of the prompt is missing."""
+    layer_state: Mapping[str, dict[Hashable, Tensor]] = field(default_factory=dict)
+    """Branch -> what its layers leave to those above them."""
+    variants: dict[Hashable, tuple[Any, "DecoderContext"]] = field(default_factory=dict)
+    """The same call under a mask that layers are given, or on another device, made once each."""
 
     def rows_of(self, branch: str) -> slice:
-        """Of the rows of this call."""
-        index, rows = self.branches.index(branch), self.batch.rows
+        """A branch's rows among those of the call."""
+        index, rows = self.branches.index(branch), self.rows_per_branch
         return slice(index * rows, (index + 1) * rows)
 
-    def prefix_mask(self, device: torch.device) -> Bool[Tensor, "samples 1 prefix prefix"] | None:
-        """Of the shared columns among themselves; None without padding, which is plain causal."""
-        assert self.packing is not None
-        cut, samples, facts = self.packing.shared, self.batch.rows, self.batch.layout.facts
-        if all(row.tokens == self.batch.layout.length for row in facts[:samples]):
-            return None
-        place = "prefix mask", device
-        if place not in self.made:
-            columns = torch.arange(cut, device=device)
-            real = self.chunk.real[:samples, None, None, :cut].to(device)
-            # a row of padding sees itself: the fast kernels give no number where a row sees nothing
-            seen = (columns <= columns[:, None]) & real
-            self.made[place] = seen | torch.eye(cut, dtype=torch.bool, device=device)
-        made: Tensor = self.made[place]
-        return made
+    def for_layer(self, mask: Tensor | None, device: torch.device) -> "DecoderContext":
+        """The context of a layer on `device` that is given `mask`."""
+        given = None if self.causal else mask
+        if given is None and device == self.device and self.masks is not None:
+            return self
+        place = id(given), device
+        if place not in self.variants:
+            # the mask is kept beside what is made of it: its identity is the name
+            self.variants[place] = given, with_masks(self, device, given)
+        return self.variants[place][1]
 
-    def masks(self, mask: Tensor | None, rows: slice, first: int, device: torch.device) -> Masks:
-        """Of these rows and the chunk's columns from `first` on."""
-        place = ("masks", self._name(mask), rows.start, rows.stop, first, device)
-        if place not in self.made:
-            if mask is not None:
-                self.held.append(mask)
-            self.made[place] = self._masks(mask, rows, first, device)
-        made: Masks = self.made[place]
-        return made
 
-    def _name(self, mask: Tensor | None) -> int:
-        """One mask's, among those that layers of a call are given."""
-        return 0 if self.prefixed else id(mask)
-
-    def _masks(self, mask: Tensor | None, rows: slice, first: int, device: torch.device) -> Masks:
-        chunk = self.chunk
-        stop = chunk.stop
-        own = torch.arange(chunk.start + first, stop, device=device)[:, None]
-        columns = torch.arange(stop, device=device)
-        padded = chunk.padded
-        if mask is not None and not self.prefixed:
-            if mask.dtype != torch.bool:
-                mask = mask >= 0  # additive: 0 or a large negative number
-            seen = mask[rows if mask.shape[0] > 1 else slice(1), 0, first:, :stop].to(device)
-        else:
-            seen = (columns <= own)[None]
-            if padded:
-                seen = seen & chunk.real[rows].to(device)[:, None]
-        everywhere = chunk.length - first == 1 and not padded and (mask is None or self.prefixed)
-        is_text = chunk.is_text[rows, first:].to(device)
-        if chunk.all_text and first == chunk.first_text:
-            segment = chunk.is_image[rows].to(device)[:, None, None]
-        else:
-            earlier = columns < own
-            segment = (chunk.is_image[rows].to(device)[:, None] & is_text[..., None] & earlier)[
-                :, None
-            ]
-        return Masks(
-            forbidden=None if everywhere else ~seen[:, None],
-            seen=seen,
-            segment=segment,
-            is_text=is_text,
-            dead=padded and not chunk.generated,
-        )
-
-    def cells(self, branch: str, mask: Tensor | None, first: int, device: torch.device) -> Cells:
-        """Of a branch's rows and the chunk's columns from `first` on."""
-        place = ("cells", branch, self._name(mask), first, device)
-        if place not in self.made:
-            masks = self.masks(mask, self.rows_of(branch), first, device)
-            self.made[place] = self._cells(branch, masks, mask, first)
-        made: Cells = self.made[place]
-        return made
-
-    def _cells(self, branch: str, masks: Masks, mask: Tensor | None, first: int) -> Cells:
-        chunk, rows, device = self.chunk, self.rows_of(branch), masks.is_text.device
-        places = self.batch.places(branch, device)
-        is_text = masks.is_text
-        full = (
-            chunk.all_text
-            and first == chunk.first_text
-            and places.span is not None
-            and (mask is None or self.prefixed)
-        )
-        if full:
-            cells = torch.ones_like(is_text)[..., None].expand(-1, -1, places.valid.shape[1])
-        else:
-            total, text = chunk.stop, is_text.shape[1]
-            own = torch.arange(chunk.start + first, total, device=device)[:, None]
-            reach = places.columns.clamp(max=total - 1)[:, None].expand(-1, text, -1)
-            there = (places.valid & (places.columns < total))[:, None]
-            seen = masks.seen.expand(is_text.shape[0], -1, -1)
-            # where the whole prompt is seen, images that follow the row are no part of its segment
-            cells = seen.gather(-1, reach) & there & is_text[..., None] & (reach < own)
-        return Cells(
-            masks=masks,
-            places=places,
-            reach=places.columns.clamp(max=chunk.stop - 1)[:, None, None],
-            cells=cells,
-            prompt=chunk.of_prompt[rows, first:].to(device),
-            predicts_next=chunk.predicts_next[rows, first:].to(device) & is_text,
-            token_index=chunk.token_index[rows, first:].to(device),
-            before_image=chunk.before_image[rows].to(device),
-            full=full,
-        )
+def with_masks(
+    context: DecoderContext, device: torch.device, given: Tensor | None = None
+) -> DecoderContext:
+    """The context with the masks of its rows made on `device`, under the mask `given`."""
+    chunk, first = context.chunk, context.first
+    masks = row_masks(chunk, first, device, given)
+    segments = {}
+    if context.index and chunk.first_text < chunk.length:
+        counted = token_index(chunk)
+        for branch, index in context.index.items():
+            rows = context.rows_of(branch)
+            index = index if index.valid.device == device else index.to(device)
+            segments[branch] = segment_mask(
+                chunk, first, masks, rows, index, counted, causal=given is None
+            )
+    packing, of_prefix = context.packing, None
+    if packing is not None:
+        of_prefix = prefix_mask(chunk, context.rows_per_branch, packing.shared, device)
+    return replace(
+        context, device=device, masks=masks, segments=segments, prefix_mask=of_prefix, variants={}
+    )

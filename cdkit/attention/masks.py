@@ -1,46 +1,269 @@
-"""Attention masks of models whose image, or whose prompt, is not causal."""
+"""Every attention mask of a decoder call: who may look where, and which cells are cross-modal."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cdkit.branches.batch import BranchedBatch
-from cdkit.branches.chunk import Chunk
+from cdkit.attention.image_columns import ImageColumnIndex
+from cdkit.branches.layout import Layout
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.model_adapter import SeesAhead
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """The columns that one decoder call adds to some rows of a batch."""
+
+    start: int
+    stop: int
+    layout: Layout
+    """Of these rows' prompts."""
+    token_mask: Bool[Tensor, "rows columns"]
+    """All columns up to `stop`: False on padding."""
+    first_text: int
+    """The first of the chunk's columns, counted from `start`, in which any row is text after an
+    image; the chunk's length where there is none."""
+    all_text: bool
+    """Whether, from `first_text` on, there is nothing but text after each row's last image."""
+    open: bool = False
+    """Whether columns are among them that nothing was written into yet: masked, as padding is."""
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def padded(self) -> bool:
+        """Whether some columns hold nothing to look at."""
+        return self.open or self.layout.padded
+
+    @property
+    def generated(self) -> bool:
+        """Whether none of the chunk is of the prompt."""
+        return self.start >= self.layout.length
+
+    @property
+    def completes_prompt(self) -> bool:
+        """Whether the prompt is whole with this chunk, and was not before."""
+        return not self.generated and self.stop >= self.layout.length
+
+
+def make_chunk(
+    layout: Layout, token_mask: Tensor, start: int, stop: int, *, open: bool = False
+) -> Chunk:
+    """The columns from `start` to `stop`; reads nothing back from the device."""
+    length, rows = stop - start, layout.row_stats
+    generated = start >= layout.length
+    first_text = length
+    if any(row.images for row in rows):
+        first_text = max(0, min(length, layout.first_text - start))
+    first = start + first_text
+    all_text = layout.all_rows_have_images and all(
+        row.first_text <= first
+        and row.last_image < first
+        and (generated or row.tokens == layout.length)
+        for row in rows
+    )
+    return Chunk(start, stop, layout, token_mask, first_text, all_text, open)
+
+
+class RowMasks(NamedTuple):
+    """The masks of some rows in a call, from a first column on; the same in every layer."""
+
+    forbidden: Bool[Tensor, "#rows 1 text columns"] | None
+    """Where no row may look; None where all may look everywhere."""
+    seen: Bool[Tensor, "#rows text columns"]
+    """Where they may."""
+    segment: Bool[Tensor, "rows 1 #text columns"]
+    """Text rows, times the columns of the images before them."""
+    is_text: Bool[Tensor, "rows text"]
+    has_dead_rows: bool
+    """Whether some rows may look nowhere, as padding does."""
+
+    def of(self, rows: slice) -> "RowMasks":
+        """Of some of the rows."""
+        if rows == slice(None):
+            return self
+        forbidden = self.forbidden
+        if forbidden is not None and forbidden.shape[0] > 1:
+            forbidden = forbidden[rows]
+        return RowMasks(
+            forbidden=forbidden,
+            seen=self.seen if self.seen.shape[0] == 1 else self.seen[rows],
+            segment=self.segment[rows],
+            is_text=self.is_text[rows],
+            has_dead_rows=self.has_dead_rows,
+        )
+
+
+class SegmentMask(NamedTuple):
+    """The cross-modal segment of one branch's rows in a call: what of it has no layer."""
+
+    rows: slice
+    """The branch's rows among those of the call."""
+    image: ImageColumnIndex
+    gather_index: Int[Tensor, "rows 1 1 image"]
+    """`image.columns`, those that are not there yet at the last column."""
+    cells: Bool[Tensor, "rows text image"]
+    segment: Bool[Tensor, "rows 1 #text columns"]
+    prompt: Bool[Tensor, "rows text"]
+    predicts_next: Bool[Tensor, "rows text"]
+    token_index: Int[Tensor, "rows text"]
+    before_image: Bool[Tensor, "rows columns"]
+    full: bool
+    """Whether every cell is one, and the image's columns are the same in all rows."""
+
+
+def row_masks(
+    chunk: Chunk, first: int, device: torch.device, given: Tensor | None = None
+) -> RowMasks:
+    """The masks of the chunk's columns from `first` on.
+
+    `given` is the mask that a layer was given, boolean or additive; None stands for plain
+    causality and the chunk's padding.
+    """
+    columns = torch.arange(chunk.stop, device=device)
+    rows = columns[chunk.start + first :, None]
+    padded = chunk.padded
+    if given is not None:
+        if given.dtype != torch.bool:
+            given = given >= 0  # additive: 0 or a large negative number
+        seen = given[:, 0, first:, : chunk.stop].to(device)
+    else:
+        seen = (columns <= rows)[None]
+        if padded:
+            seen = seen & chunk.token_mask.to(device)[:, None]
+    sees_everything = chunk.length - first == 1 and not padded and given is None
+    is_text = text_after_image(chunk)[:, first:].to(device)
+    is_image = _image_columns(chunk).to(device)
+    if chunk.all_text and first == chunk.first_text:
+        segment = is_image[:, None, None]
+    else:
+        segment = (is_image[:, None] & is_text[..., None] & (columns < rows))[:, None]
+    return RowMasks(
+        forbidden=None if sees_everything else ~seen[:, None],
+        seen=seen,
+        segment=segment,
+        is_text=is_text,
+        has_dead_rows=padded and not chunk.generated,
+    )
+
+
+def segment_mask(
+    chunk: Chunk,
+    first: int,
+    masks: RowMasks,
+    rows: slice,
+    index: ImageColumnIndex,
+    token_index: Int[Tensor, "all_rows tokens"],
+    *,
+    causal: bool,
+) -> SegmentMask:
+    """The segment of a branch's `rows`; `masks` and `token_index` are of all rows.
+
+    `causal` says that no row was given a mask of its own.
+    """
+    masks = masks.of(rows)
+    is_text, total = masks.is_text, chunk.stop
+    device = is_text.device
+    full = causal and chunk.all_text and first == chunk.first_text and index.span is not None
+    if full:
+        cells = torch.ones_like(is_text)[..., None].expand(-1, -1, index.valid.shape[1])
+    else:
+        row = torch.arange(chunk.start + first, total, device=device)[:, None]
+        column = index.columns.clamp(max=total - 1)[:, None].expand(-1, is_text.shape[1], -1)
+        there = (index.valid & (index.columns < total))[:, None]
+        seen = masks.seen.expand(is_text.shape[0], -1, -1)
+        # where the whole prompt is seen, images that follow the row are no part of its segment
+        cells = seen.gather(-1, column) & there & is_text[..., None] & (column < row)
+    layout = chunk.layout
+    if chunk.generated:
+        prompt, predicts_next = torch.zeros_like(is_text), is_text
+    else:
+        own = torch.arange(chunk.start + first, total, device=layout.token_mask.device)
+        prompt = (own < layout.length).to(device) & is_text
+        predicts_next = (own >= layout.last_token[rows, None]).to(device) & is_text
+    before = layout.before_image[rows, :total]
+    before = torch.nn.functional.pad(before, (0, total - before.shape[1]))
+    return SegmentMask(
+        rows=rows,
+        image=index,
+        gather_index=index.columns.clamp(max=total - 1)[:, None, None],
+        cells=cells,
+        segment=masks.segment,
+        prompt=prompt,
+        predicts_next=predicts_next,
+        token_index=token_index[rows, first:].to(device),
+        before_image=before.to(device),
+        full=full,
+    )
+
+
+def token_index(chunk: Chunk) -> Int[Tensor, "rows tokens"]:
+    """The place of the chunk's tokens in their rows, padding not counted."""
+    before = chunk.token_mask[:, : chunk.start].sum(dim=-1, keepdim=True)
+    counted = before + chunk.token_mask[:, chunk.start :].cumsum(dim=-1) - 1
+    return counted.clamp(min=0)
+
+
+def prefix_mask(
+    chunk: Chunk, samples: int, columns: int, device: torch.device
+) -> Bool[Tensor, "samples 1 prefix prefix"] | None:
+    """Of the shared columns among themselves; None without padding, which is plain causal."""
+    rows = chunk.layout.row_stats[:samples]
+    if all(row.tokens == chunk.layout.length for row in rows):
+        return None
+    at = torch.arange(columns, device=device)
+    token_mask = chunk.token_mask[:samples, None, None, :columns].to(device)
+    # a row of padding sees itself: the fast kernels give no number where a row sees nothing
+    return ((at <= at[:, None]) & token_mask) | torch.eye(columns, dtype=torch.bool, device=device)
+
+
+def without_pruned(
+    seen: Bool[Tensor, "#rows tokens columns"],
+    pruned: Bool[Tensor, "rows columns"],
+    start: int,
+) -> Bool[Tensor, "rows tokens columns"]:
+    """`seen` without the pruned columns; a row that would see nothing sees itself."""
+    left = seen & ~pruned[:, None]
+    columns = torch.arange(seen.shape[2], device=seen.device)
+    rows = torch.arange(start, start + seen.shape[1], device=seen.device)
+    itself = columns == rows[:, None]
+    return left | (seen & itself & ~left.any(dim=-1, keepdim=True))
 
 
 def decoder_mask(
     model: Any,
     sees_ahead: SeesAhead,
-    batch: BranchedBatch,
     chunk: Chunk,
     *,
-    rows: slice,
     embeds: Float[Tensor, "rows tokens hidden"],
     positions: Int[Tensor, "*axes rows tokens"],
     cache: Any,
 ) -> Any:
     """What the decoder gets as its mask: a 2-D one, or what the stock model makes of token types.
 
-    After the prompt every model is causal, and the 2-D mask says all.
+    None without padding, which keeps the fast kernels. After the prompt every model is causal, and
+    the 2-D mask says all.
     """
-    mask = batch.mask(rows, chunk.stop)
-    if sees_ahead == "nowhere" or chunk.start >= batch.layout.length:
+    mask = chunk.token_mask if chunk.layout.padded else None
+    if sees_ahead == "nowhere" or chunk.generated:
         return mask
-    types = _types(sees_ahead, chunk.is_image, batch.layout.length)
+    types = _token_types(sees_ahead, _image_columns(chunk), chunk.layout.length)
     return model.create_masks_for_generate(
         config=model.config,
         inputs_embeds=embeds,
-        attention_mask=batch.real[rows, : chunk.stop] if mask is None else mask,
+        attention_mask=chunk.token_mask,
         **{CACHE: cache},
         position_ids=positions,
         token_type_ids=types,
     )
 
 
-def _types(
+def _token_types(
     sees_ahead: SeesAhead, is_image: Bool[Tensor, "rows columns"], prompt: int
 ) -> Int[Tensor, "rows columns"]:
     """As the families number them: image tokens are 1, or what follows the prompt is."""
@@ -51,11 +274,17 @@ def _types(
     return types
 
 
-def whole_images(image_index: Int[Tensor, "rows tokens"], cut: int) -> int:
-    """The last column before `cut` at which no row's image is torn apart."""
-    while 0 < cut < image_index.shape[1]:
-        left, right = image_index[:, cut - 1], image_index[:, cut]
-        if not bool(((left >= 0) & (left == right)).any()):
-            break
-        cut -= 1
-    return cut
+def text_after_image(chunk: Chunk) -> Bool[Tensor, "rows tokens"]:
+    """Text after an image among the chunk's tokens; what is generated is, where there is one."""
+    of_prompt = chunk.layout.is_text[:, chunk.start : chunk.stop]
+    late = chunk.length - of_prompt.shape[1]
+    if late == 0:
+        return of_prompt
+    has_image = chunk.layout.valid.any(dim=1, keepdim=True)
+    return torch.cat((of_prompt, has_image.expand(-1, late)), dim=1)
+
+
+def _image_columns(chunk: Chunk) -> Bool[Tensor, "rows columns"]:
+    """All columns up to `stop`: True on image tokens."""
+    of_prompt = chunk.layout.image_index[:, : chunk.stop] >= 0
+    return torch.nn.functional.pad(of_prompt, (0, chunk.stop - of_prompt.shape[1]))

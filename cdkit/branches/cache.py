@@ -2,16 +2,14 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from cdkit.attention.columns import Columns
-from cdkit.attention.image_columns import turned
-from cdkit.branches.batch import BranchedBatch
+from cdkit.attention.columns import Columns, rotate_keys
+from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 
@@ -26,23 +24,21 @@ class BranchedCache(Cache):
     """Hugging Face's view of the caches that hold all branches: it reports the original's length.
 
     Its layers are those of the group with the original branch; other groups, and the shared prefix,
-    are the batch's.
+    are the state's.
     """
 
-    def __init__(self, batch: BranchedBatch, *, owner: object) -> None:
-        super().__init__(layers=batch.groups[0].cache.layers)
-        self.batch, self.owner = batch, owner
+    def __init__(self, state: BranchState, *, owner: object) -> None:
+        super().__init__(layers=state.caches[0].layers)
+        self.state, self.owner = state, owner
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        gap = self.batch.padding
-        known: int = self.batch.seen - (gap.stop - gap.start)
+        gap = self.state.plan.padding
+        known: int = self.state.seen[0] - (gap.stop - gap.start)
         return known
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Every branch follows the beams of the original one; a shared prefix is all beams'."""
-        for group in self.batch.groups:
-            group.cache.reorder_cache(self.batch.in_every_branch(beam_idx, len(group.branches)))
-        self.batch.reorder(self.batch.in_every_branch(beam_idx))
+        self.state.reorder(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
         raise CdkitError("a cache with distorted branches cannot be cropped; start a new one")
@@ -55,54 +51,47 @@ class BranchedCache(Cache):
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedCache":
         """A cache of its own with copies of these rows, in every branch."""
-        old, batch = self.batch, self.batch.select(rows)
-        batch.groups = []
-        for group in old.groups:
-            chosen = old.in_every_branch(rows, len(group.branches))
-            own = batch.group(group.branches, repeated(group.cache, chosen))
-            batch.groups.append(replace(own, seen=group.seen))
-        return BranchedCache(batch, owner=self.owner)
+        plan = self.state.plan
+        caches = [
+            repeated(cache, plan.in_every_branch(rows, len(group.branches)))
+            for group, cache in zip(plan.groups, self.state.caches, strict=True)
+        ]
+        return BranchedCache(self.state.select(rows, caches), owner=self.owner)
 
     def fork(self) -> "BranchedCache":
         """A cache of its own with the same rows: what is added to one of them is not in the other.
 
-        Nothing is copied, as neither layers nor batch write into a tensor.
+        Nothing is copied, as neither layers nor state write into a tensor.
         """
-        batch = replace(self.batch, states=dict(self.batch.states), memory=dict(self.batch.memory))
-        batch.groups = [
-            replace(group, cache=_copied(group.cache, lambda x: x)) for group in self.batch.groups
-        ]
-        return BranchedCache(batch, owner=self.owner)
+        caches = [copied(cache, lambda x: x) for cache in self.state.caches]
+        return BranchedCache(self.state.fork(caches), owner=self.owner)
 
     def original(self) -> Cache:
         """A plain cache of the original branch alone, every key where the stock model has it."""
-        plain, batch = DynamicCache(), self.batch
-        prefix, rows = batch.prefix, slice(batch.rows)
+        plain, state, plan = DynamicCache(), self.state, self.state.plan
+        prefix, rows = state.prefix, slice(plan.rows)
+        each = 1 if prefix is None else prefix.rows_per_sample
         layers: Any = self.layers
         for index, layer in enumerate(layers):
             if layer.keys is None:
                 continue
-            each = 1 if prefix is None else prefix.each
-            keys, values = (
-                Columns(None if shared is None else shared[index], own[rows], each)
-                for shared, own in (
-                    (None if prefix is None else prefix.keys, layer.keys),
-                    (None if prefix is None else prefix.values, layer.values),
-                )
-            )
-            whole = keys.between(0, keys.total)
-            rotary = None if batch.rotary is None else batch.rotary[index]
-            if rotary is not None and batch.image_turn is not None:
-                whole = turned(whole, -batch.image_turn[rows], batch.layout.image_span, rotary)
+            shared = (None, None) if prefix is None else (prefix.keys[index], prefix.values[index])
+            keys = Columns(shared[0], layer.keys[rows], each)
+            values = Columns(shared[1], layer.values[rows], each)
+            whole = keys.column_slice(0, keys.total)
+            rotary = None if plan.rotary is None else plan.rotary[index]
+            if rotary is not None and state.key_offset is not None:
+                span = plan.layout.image_span
+                whole = rotate_keys(whole, -state.key_offset[rows], span, rotary)
             plain.update(
-                batch.without_padding(whole, dim=2),
-                batch.without_padding(values.between(0, values.total), dim=2),
+                plan.without_padding(whole, dim=2),
+                plan.without_padding(values.column_slice(0, values.total), dim=2),
                 index,
             )
         return plain
 
 
-def _copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
+def copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
     """A cache of its own, whose layers hold what `change` makes of this one's keys and values."""
     own, layers = copy.copy(cache), []
     for layer in cast(Any, cache.layers):
@@ -115,4 +104,4 @@ def _copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
 
 def repeated(cache: Any, rows: Int[Tensor, " chosen"]) -> Cache:
     """A cache of its own with these rows."""
-    return _copied(cache, lambda x: x[rows.to(x.device)] if x.numel() else x)
+    return copied(cache, lambda x: x[rows.to(x.device)] if x.numel() else x)

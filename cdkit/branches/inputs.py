@@ -21,19 +21,19 @@ class PromptRows:
     """The prompts of one branch, or of all branches below each other."""
 
     embeds: Float[Tensor, "rows tokens hidden"]
-    real: Bool[Tensor, "rows tokens"]
+    token_mask: Bool[Tensor, "rows tokens"]
     image_index: Int[Tensor, "rows tokens"]
     positions: Int[Tensor, "rows tokens *axes"]
-    levels: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
+    deepstack: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
     """What deeper layers add at the image tokens, 0 elsewhere."""
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "PromptRows":
         return PromptRows(
             change(self.embeds),
-            change(self.real),
+            change(self.token_mask),
             change(self.image_index),
             change(self.positions),
-            tuple(change(level) for level in self.levels),
+            tuple(change(features) for features in self.deepstack),
         )
 
     def upto(self, column: int) -> "PromptRows":
@@ -44,28 +44,28 @@ class PromptRows:
 
     def tail(self, tokens: Int[Tensor, " rows"]) -> "PromptRows":
         """Each row without its first tokens, left-padded to the longest that is left."""
-        place = self.real.long().cumsum(dim=-1)
-        real = self.real & (place > tokens[:, None])
-        columns = int(real.sum(dim=-1).max())
-        short = self.after(self.real.shape[1] - columns)
-        real = real[:, real.shape[1] - columns :]
+        place = self.token_mask.long().cumsum(dim=-1)
+        token_mask = self.token_mask & (place > tokens[:, None])
+        columns = int(token_mask.sum(dim=-1).max())
+        short = self.after(self.token_mask.shape[1] - columns)
+        token_mask = token_mask[:, token_mask.shape[1] - columns :]
         return PromptRows(
             short.embeds,
-            real,
-            short.image_index.masked_fill(~real, -1),
+            token_mask,
+            short.image_index.masked_fill(~token_mask, -1),
             short.positions.masked_fill(
-                ~real.view(*real.shape, *[1] * (short.positions.ndim - 2)), 0
+                ~token_mask.view(*token_mask.shape, *[1] * (short.positions.ndim - 2)), 0
             ),
-            tuple(level.masked_fill(~real[..., None], 0) for level in short.levels),
+            tuple(features.masked_fill(~token_mask[..., None], 0) for features in short.deepstack),
         )
 
     def padded_to(self, length: int) -> "PromptRows":
         return PromptRows(
             left_pad(self.embeds, length, 0),
-            left_pad(self.real, length, False),
+            left_pad(self.token_mask, length, False),
             left_pad(self.image_index, length, -1),
             left_pad(self.positions, length, 0),
-            tuple(left_pad(level, length, 0) for level in self.levels),
+            tuple(left_pad(features, length, 0) for features in self.deepstack),
         )
 
 
@@ -73,11 +73,12 @@ def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:
     """Rows below each other (0), or columns beside each other (1)."""
     return PromptRows(
         torch.cat([part.embeds for part in parts], dim),
-        torch.cat([part.real for part in parts], dim),
+        torch.cat([part.token_mask for part in parts], dim),
         torch.cat([part.image_index for part in parts], dim),
         torch.cat([part.positions for part in parts], dim),
         tuple(
-            torch.cat(level, dim) for level in zip(*(part.levels for part in parts), strict=True)
+            torch.cat(features, dim)
+            for features in zip(*(part.deepstack for part in parts), strict=True)
         ),
     )
 
@@ -90,19 +91,19 @@ def stack(branches: Sequence[PromptRows], shared: int = 0) -> tuple[PromptRows, 
     that are there for longer prompts of others.
     """
     original = branches[0]
-    length = original.real.shape[1]
-    before = original.real[:, :shared].sum(dim=-1)
+    length = original.token_mask.shape[1]
+    before = original.token_mask[:, :shared].sum(dim=-1)
     lasts = [
         # prompts of the very columns of the original ones may be padded on the right as well
-        branch.after(shared) if branch.real is original.real else branch.tail(before)
+        branch.after(shared) if branch.token_mask is original.token_mask else branch.tail(before)
         for branch in branches
     ]
-    longest = max(last.real.shape[1] for last in lasts)
+    longest = max(last.token_mask.shape[1] for last in lasts)
     first = original.upto(shared)
     rows = [joined((first, last.padded_to(longest)), dim=1) for last in lasts]
     whole = joined(rows, dim=0)
     padding = slice(shared, shared + longest - (length - shared))
-    return whole, make_layout(whole.image_index, whole.real), padding
+    return whole, make_layout(whole.image_index, whole.token_mask), padding
 
 
 def place_features(
@@ -180,9 +181,9 @@ def rewritten(
     prompts: list[Prompt] = []
     aligned = shared = ids.shape[1]
     for row in range(0, ids.shape[0], expand):
-        real = original.real[row]
-        is_image = (original.image_index[row][real] >= 0).tolist()
-        tokens = ids[row][real].tolist()
+        token_mask = original.token_mask[row]
+        is_image = (original.image_index[row][token_mask] >= 0).tolist()
+        tokens = ids[row][token_mask].tolist()
         slot = adapter.system_slot(tokens, tokenizer)
         after_image = len(is_image) - is_image[::-1].index(True) if any(is_image) else 0
         prompt = Prompt(
@@ -210,17 +211,17 @@ def rewritten(
 
     new_ids = torch.tensor([padded(prompt.ids, -1) for prompt in prompts], device=device)
     flags = torch.tensor([padded(prompt.is_image, 0) for prompt in prompts], device=device)
-    on_image, real = flags == 1, new_ids >= 0
+    on_image, token_mask = flags == 1, new_ids >= 0
     image_index = _numbered(on_image, original.image_index)
-    text_ids = new_ids.masked_fill(on_image | ~real, 0)
+    text_ids = new_ids.masked_fill(on_image | ~token_mask, 0)
     embeds = adapter.embed(model, text_ids).to(original.embeds.dtype)
     own = features or features_in(original.embeds, original.image_index)
-    levels = [features_in(level, original.image_index) for level in original.levels]
+    levels = [features_in(level, original.image_index) for level in original.deepstack]
     rows = PromptRows(
         place_features(embeds, image_index, own),
-        real,
+        token_mask,
         image_index,
-        _rebased(original, image_index, real),
+        _rebased(original, image_index, token_mask),
         tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
     )
     return Rewritten(rows, aligned, shared)
@@ -255,21 +256,23 @@ def _numbered(
 
 
 def _rebased(
-    original: PromptRows, image_index: Int[Tensor, "rows tokens"], real: Bool[Tensor, "rows tokens"]
+    original: PromptRows,
+    image_index: Int[Tensor, "rows tokens"],
+    token_mask: Bool[Tensor, "rows tokens"],
 ) -> Int[Tensor, "rows tokens *axes"]:
     """Positions of rewritten prompts: text steps by one, an image keeps its pattern and its span.
 
     They begin where the original prompts do.
     """
-    first = original.real.long().argmax(dim=1)
+    first = original.token_mask.long().argmax(dim=1)
     start = original.positions[torch.arange(len(first), device=first.device), first]
     if start.ndim == 1:
-        return (start[:, None] + real.long().cumsum(dim=-1) - 1).masked_fill(~real, 0)
+        return (start[:, None] + token_mask.long().cumsum(dim=-1) - 1).masked_fill(~token_mask, 0)
     rows = [
         _on_axes(original.positions[row], original.image_index[row], start[row], index[own])
-        for row, (index, own) in enumerate(zip(image_index, real, strict=True))
+        for row, (index, own) in enumerate(zip(image_index, token_mask, strict=True))
     ]
-    return torch.stack([left_pad(row[None], real.shape[1], 0)[0] for row in rows])
+    return torch.stack([left_pad(row[None], token_mask.shape[1], 0)[0] for row in rows])
 
 
 def _on_axes(

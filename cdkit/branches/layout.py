@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 
-class RowFacts(NamedTuple):
+class RowStats(NamedTuple):
     """What is known of a row on the host, so that nobody waits for the device to ask again."""
 
     tokens: int
@@ -30,124 +30,125 @@ class Layout:
 
     image_index: Int[Tensor, "rows tokens"]
     """The number of a token's image in its row; -1 for text and padding."""
-    real: Bool[Tensor, "rows tokens"]
+    token_mask: Bool[Tensor, "rows tokens"]
     """False on padding."""
     columns: Int[Tensor, "rows image"]
     """The columns of the image tokens; rows with fewer are filled up with 0."""
     valid: Bool[Tensor, "rows image"]
-    facts: tuple[RowFacts, ...]
+    row_stats: tuple[RowStats, ...]
 
     @property
     def rows(self) -> int:
-        return self.real.shape[0]
+        return self.token_mask.shape[0]
 
     @property
     def length(self) -> int:
-        return self.real.shape[1]
+        return self.token_mask.shape[1]
 
     @cached_property
     def first_text(self) -> int:
         """The first column, of any row, that is text after an image; the length where there is
         none. Up to it no attention distortion and no calibrator changes anything."""
-        return min((row.first_text for row in self.facts), default=self.length)
+        return min((row.first_text for row in self.row_stats), default=self.length)
 
     @cached_property
     def padded(self) -> bool:
         """Whether any row has padding."""
-        return any(row.tokens < self.length for row in self.facts)
+        return any(row.tokens < self.length for row in self.row_stats)
 
     @cached_property
     def image_span(self) -> slice:
         """The columns from the first image token of any row to the last one."""
-        first = min((row.first_image for row in self.facts), default=0)
-        return slice(first, max(first, max((row.last_image for row in self.facts), default=-1) + 1))
+        first = min((row.first_image for row in self.row_stats), default=0)
+        last = max((row.last_image for row in self.row_stats), default=-1)
+        return slice(first, max(first, last + 1))
 
     @cached_property
     def same_columns(self) -> bool:
         """Whether `image_span` holds the image tokens of every row, and nothing else."""
         span = self.image_span.stop - self.image_span.start
-        spans = {(row.first_image, row.image_tokens) for row in self.facts}
+        spans = {(row.first_image, row.image_tokens) for row in self.row_stats}
         # rows that were selected may have fewer than the columns make room for
         return spans == {(self.image_span.start, span)} and span == self.columns.shape[1]
 
     @cached_property
-    def every_row(self) -> bool:
+    def all_rows_have_images(self) -> bool:
         """Whether every row has an image."""
-        return all(row.images for row in self.facts)
+        return all(row.images for row in self.row_stats)
 
     def select(self, rows: Int[Tensor, " chosen"] | slice) -> "Layout":
         """Some of the rows. Indices are read back from the device."""
         if isinstance(rows, slice):
-            facts = self.facts[rows]
+            row_stats = self.row_stats[rows]
         else:
-            facts = tuple(self.facts[row] for row in rows.tolist())
+            row_stats = tuple(self.row_stats[row] for row in rows.tolist())
         return Layout(
             image_index=self.image_index[rows],
-            real=self.real[rows],
+            token_mask=self.token_mask[rows],
             columns=self.columns[rows],
             valid=self.valid[rows],
-            facts=facts,
+            row_stats=row_stats,
         )
 
     @property
     def token_index(self) -> Int[Tensor, "rows tokens"]:
         """A token's place in its row, padding not counted."""
-        return (self.real.long().cumsum(dim=-1) - 1).clamp(min=0)
+        return (self.token_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
     @property
-    def last(self) -> Int[Tensor, " rows"]:
+    def last_token(self) -> Int[Tensor, " rows"]:
         """The column of each prompt's last token."""
-        columns = torch.arange(self.length, device=self.real.device)
-        return columns.masked_fill(~self.real, 0).amax(dim=-1)
+        columns = torch.arange(self.length, device=self.token_mask.device)
+        return columns.masked_fill(~self.token_mask, 0).amax(dim=-1)
 
     @cached_property
     def before_image(self) -> Bool[Tensor, "rows tokens"]:
         """Text before the row's first image."""
-        return ~(self.image_index >= 0).cummax(dim=-1).values & self.real
+        return ~(self.image_index >= 0).cummax(dim=-1).values & self.token_mask
 
     @cached_property
     def is_text(self) -> Bool[Tensor, "rows tokens"]:
-        return text_after_image(self.image_index, self.real)
+        return text_after_image(self.image_index, self.token_mask)
 
 
 def text_after_image(
-    image_index: Int[Tensor, "rows tokens"], real: Bool[Tensor, "rows tokens"]
+    image_index: Int[Tensor, "rows tokens"], token_mask: Bool[Tensor, "rows tokens"]
 ) -> Bool[Tensor, "rows tokens"]:
     """Text after the row's first image; marks inside of one, as between its tiles, are none."""
     is_image = image_index >= 0
     before = image_index.cummax(dim=-1).values
     ahead = image_index.masked_fill(~is_image, image_index.shape[1]).flip(-1)
     ahead = ahead.cummin(dim=-1).values.flip(-1)
-    return (before >= 0) & (before != ahead) & ~is_image & real
+    return (before >= 0) & (before != ahead) & ~is_image & token_mask
 
 
 def make_layout(
-    image_index: Int[Tensor, "rows tokens"], real: Bool[Tensor, "rows tokens"]
+    image_index: Int[Tensor, "rows tokens"], token_mask: Bool[Tensor, "rows tokens"]
 ) -> Layout:
     """The layout of prompts. Reads a few integers back from the device: once a prompt."""
-    is_image = (image_index >= 0) & real
+    is_image = (image_index >= 0) & token_mask
     image_index = image_index.masked_fill(~is_image, -1)
-    length = real.shape[1]
-    columns = torch.arange(length, device=real.device)
-    is_text = text_after_image(image_index, real)
+    length = token_mask.shape[1]
+    columns = torch.arange(length, device=token_mask.device)
+    is_text = text_after_image(image_index, token_mask)
 
     def first(where: Tensor) -> Tensor:
         return columns.masked_fill(~where, length).amin(dim=-1)
 
     numbers = (
-        real.sum(dim=-1),
+        token_mask.sum(dim=-1),
         image_index.amax(dim=-1) + 1,
         is_image.sum(dim=-1),
         first(is_image),
         columns.masked_fill(~is_image, -1).amax(dim=-1),
         first(is_text),
     )
-    facts = tuple(RowFacts(*row) for row in torch.stack(numbers, dim=-1).tolist())
-    most = max(row.image_tokens for row in facts)
+    row_stats = tuple(RowStats(*row) for row in torch.stack(numbers, dim=-1).tolist())
+    most = max(row.image_tokens for row in row_stats)
     order = torch.argsort(~is_image, dim=-1, stable=True)[:, :most]  # the image tokens, in order
     counts = numbers[2]
     valid = torch.arange(most, device=counts.device) < counts[:, None]
-    return Layout(image_index, real, order.masked_fill(~valid, 0), valid, facts)
+    return Layout(image_index, token_mask, order.masked_fill(~valid, 0), valid, row_stats)
 
 
 def left_pad(x: Tensor, length: int, value: float | int) -> Tensor:

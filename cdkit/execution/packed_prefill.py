@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.execution.static_cache import FixedLayer
 
 
@@ -22,7 +21,7 @@ class Packing:
     """
 
     shared: int
-    own: int
+    suffix: int
     branches: int
 
     def pack(
@@ -33,22 +32,33 @@ class Packing:
         return torch.cat((first, *x[:, self.shared :].chunk(self.branches)), dim=1)
 
     def split(
-        self, x: Float[Tensor, "samples heads packed head_dim"]
-    ) -> tuple[
-        Float[Tensor, "samples heads prefix head_dim"], Float[Tensor, "rows heads own head_dim"]
+        self, *packed: Float[Tensor, "samples heads packed head_dim"]
+    ) -> list[
+        tuple[
+            Float[Tensor, "samples heads prefix head_dim"],
+            Float[Tensor, "rows heads suffix head_dim"],
+        ]
     ]:
-        """What is shared, and the rows of all branches below each other."""
-        tails = x[:, :, self.shared :].chunk(self.branches, dim=2)
-        return x[:, :, : self.shared], torch.cat(tails)
+        """Of each tensor what is shared, and the rows of all branches below each other."""
+        return [
+            (
+                x[:, :, : self.shared],
+                torch.cat(x[:, :, self.shared :].chunk(self.branches, dim=2)),
+            )
+            for x in packed
+        ]
 
     def join(
         self,
         first: Float[Tensor, "samples prefix *rest"],
-        own: Float[Tensor, "rows own *rest"],
+        suffix: Float[Tensor, "rows suffix *rest"],
     ) -> Float[Tensor, "samples packed *rest"]:
-        return torch.cat((first, *own.chunk(self.branches)), dim=1)
+        """The inverse of `split`, tokens before heads."""
+        return torch.cat((first, *suffix.chunk(self.branches)), dim=1)
 
-    def unpack(self, x: Float[Tensor, "samples packed hidden"]) -> Float[Tensor, "rows own hidden"]:
+    def unpack(
+        self, x: Float[Tensor, "samples packed hidden"]
+    ) -> Float[Tensor, "rows suffix hidden"]:
         """The branches' own columns, as rows below each other."""
         return torch.cat(x[:, self.shared :].chunk(self.branches, dim=1))
 
@@ -60,9 +70,3 @@ def takes_packed(cache: Any, layers: int) -> bool:
         and (not cache.layers or len(cache.layers) == layers)
         and all(type(layer) in (DynamicLayer, FixedLayer) for layer in cache.layers)
     )
-
-
-def empty_prefix(layers: int, length: int) -> SharedPrefix:
-    """One that each layer fills in as it runs."""
-    nothing = [torch.empty(0, 0, 0, 0)] * layers
-    return SharedPrefix(list(nothing), list(nothing), length, each=1)

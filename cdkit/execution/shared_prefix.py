@@ -1,8 +1,9 @@
-"""Keys and values that all branches share, kept once; attention over them and each row's own."""
+"""Keys and values that all branches and beams of a sample share, kept once."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
@@ -13,35 +14,43 @@ from transformers.cache_utils import DynamicLayer
 class SharedPrefix:
     """The first `length` columns of every row, layer by layer: a row for each sample.
 
-    The rows of a batch are branch after branch, and in each branch sample after sample, `each`
-    rows of one sample (its beams) below each other.
+    The rows of a batch are branch after branch, and in each branch sample after sample,
+    `rows_per_sample` rows of one sample (its beams) below each other.
     """
 
     keys: list[Float[Tensor, "samples kv_heads prefix head_dim"]]
     values: list[Float[Tensor, "samples kv_heads prefix head_dim"]]
     length: int
-    each: int
+    rows_per_sample: int
+
+    @classmethod
+    def empty(cls, layers: int, length: int) -> "SharedPrefix":
+        """One that each layer fills in as it runs."""
+        nothing = [torch.empty(0, 0, 0, 0)] * layers
+        return cls(list(nothing), list(nothing), length, rows_per_sample=1)
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "SharedPrefix":
         """For a batch that goes on with copies of these rows in every branch."""
         if self.keys[0].shape[0] == 1:
             return SharedPrefix(list(self.keys), list(self.values), self.length, rows.shape[0])
-        samples = rows // self.each
+        samples = rows // self.rows_per_sample
 
         def chosen(x: Tensor) -> Tensor:
             return x[samples.to(x.device)]
 
         return SharedPrefix(
-            [chosen(x) for x in self.keys], [chosen(x) for x in self.values], self.length, each=1
+            [chosen(x) for x in self.keys], [chosen(x) for x in self.values], self.length, 1
         )
 
 
-def take_prefix(cache: Any, length: int, each: int) -> SharedPrefix | None:
+def take_prefix(cache: Any, length: int, rows_per_sample: int) -> SharedPrefix | None:
     """Move what a cache holds out of it; None where it is no plain cache of `length` columns."""
     layers = cache.layers
     if type(cache) is not DynamicCache or not all(_is_plain(layer, length) for layer in layers):
         return None
-    prefix = SharedPrefix([x.keys for x in layers], [x.values for x in layers], length, each)
+    prefix = SharedPrefix(
+        [x.keys for x in layers], [x.values for x in layers], length, rows_per_sample
+    )
     for layer in layers:
         layer.keys = layer.values = None
         layer.is_initialized = False

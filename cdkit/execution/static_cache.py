@@ -8,19 +8,19 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 STEP = 64
-"""Room is made in steps of so many columns, so that prompts of like lengths have one shape."""
+"""Buffers grow in steps of so many columns, so that prompts of like lengths have one shape."""
 
 Keys = Float[Tensor, "rows kv_heads new head_dim"]
 Values = Float[Tensor, "rows kv_heads new value_dim"]
 
 
 class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values that are written into room which is made once for the whole answer.
+    """Keys and values in buffers that are allocated once for the whole answer.
 
-    To whoever reads it it is a dynamic layer: `keys` and `values` are views of what is written. So
-    Hugging Face makes no 4-D masks for it, which would know of one branch only, and the attention
-    needs none against columns that are still empty. Room is made when the first token follows the
-    prompt, which by then may have left its shared columns to all branches.
+    Other code sees a DynamicLayer: `keys` and `values` are views of the filled part. So Hugging
+    Face makes no 4-D masks for it, which would know of one branch only, and the attention needs
+    none against columns that are still empty. The buffers are allocated when the first token
+    follows the prompt, which by then may have left its shared columns to all branches.
     """
 
     keys: Any
@@ -31,82 +31,82 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.ahead = ahead
         """So many columns may follow the prompt."""
-        self.room: tuple[Tensor, Tensor] | None = None
-        """All columns, of keys and values; None as long as there is none."""
+        self.buffers: tuple[Tensor, Tensor] | None = None
+        """All columns, of keys and values; None before they are allocated."""
         self.views: tuple[Tensor, Tensor] | None = None
-        """`keys` and `values` as they were last written: who sets others leaves the room."""
-        self.at: Tensor | None = None
+        """`keys` and `values` as last written: code that sets others leaves the buffers."""
+        self.cache_position: Tensor | None = None
         """Where a compiled step writes; None outside of one."""
 
     def update(self, key_states: Keys, value_states: Values, *args: Any, **kw: Any) -> Any:
-        """Write new columns; a compiled step gets all of the room back, others what is written."""
-        if self.at is not None:
-            assert self.room is not None
-            for whole, new in zip(self.room, (key_states, value_states), strict=True):
-                whole.index_copy_(2, self.at, new)
-            return self.room
+        """Write new columns; a compiled step gets whole buffers back, others the filled part."""
+        if self.cache_position is not None:
+            assert self.buffers is not None
+            for whole, new in zip(self.buffers, (key_states, value_states), strict=True):
+                whole.index_copy_(2, self.cache_position, new)
+            return self.buffers
         before = self.get_seq_length()
         if before == 0:
             return super().update(key_states, value_states, *args, **kw)
         stop = before + key_states.shape[2]
-        keys, values = self.make_room(stop)
+        keys, values = self.ensure_capacity(stop)
         keys[:, :, before:stop] = key_states
         values[:, :, before:stop] = value_states
-        self.write_up_to(stop)
+        self.show_up_to(stop)
         return self.keys, self.values
 
-    def make_room(self, stop: int) -> tuple[Tensor, Tensor]:
-        """Room for so many columns, at least, with what is there already."""
-        if self.room is None or not self.in_room or self.room[0].shape[2] < stop:
+    def ensure_capacity(self, stop: int) -> tuple[Tensor, Tensor]:
+        """Buffers of at least so many columns, with what is there already."""
+        if self.buffers is None or not self.in_buffers or self.buffers[0].shape[2] < stop:
             before = self.keys.shape[2]
             size = -(-max(before + self.ahead, stop) // STEP) * STEP
-            self.room = _room(self.keys, size), _room(self.values, size)
-            self.write_up_to(before)
-        return self.room
+            self.buffers = _buffer(self.keys, size), _buffer(self.values, size)
+            self.show_up_to(before)
+        return self.buffers
 
-    def write_up_to(self, stop: int) -> None:
-        """Show so many columns as written."""
-        assert self.room is not None
+    def show_up_to(self, stop: int) -> None:
+        """Show so many columns as filled."""
+        assert self.buffers is not None
         self.keys, self.values = self.views = (
-            self.room[0][:, :, :stop],
-            self.room[1][:, :, :stop],
+            self.buffers[0][:, :, :stop],
+            self.buffers[1][:, :, :stop],
         )
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """In place, where it can be: a compiled step keeps its tensors."""
-        if not self.in_room:
+        if not self.in_buffers:
             super().reorder_cache(beam_idx)
             return
         for own in (self.keys, self.values):
             own.copy_(own.index_select(0, beam_idx.to(own.device)))
 
     @property
-    def in_room(self) -> bool:
-        """Whether what is written stands in the room."""
+    def in_buffers(self) -> bool:
+        """Whether `keys` and `values` are views of the buffers."""
         views = self.views
         return views is not None and self.keys is views[0] and self.values is views[1]
 
     @property
     def size(self) -> int:
-        """How many columns there is room for."""
-        return 0 if self.room is None else self.room[0].shape[2]
+        """How many columns the buffers hold."""
+        return 0 if self.buffers is None else self.buffers[0].shape[2]
 
     def __copy__(self) -> "FixedLayer":
         """A layer of its own: neither it nor this one goes on writing where the other one reads."""
-        self.views = self.room = None
+        self.views = self.buffers = None
         own = FixedLayer(self.ahead)
         vars(own).update(vars(self))
         return own
 
 
-def _room(written: Float[Tensor, "rows kv_heads columns dim"], size: int) -> Tensor:
-    room = written.new_zeros(*written.shape[:2], size, written.shape[3])
-    room[:, :, : written.shape[2]] = written
-    return room
+def _buffer(written: Float[Tensor, "rows kv_heads columns dim"], size: int) -> Tensor:
+    buffer = written.new_zeros(*written.shape[:2], size, written.shape[3])
+    buffer[:, :, : written.shape[2]] = written
+    return buffer
 
 
 def fixed_cache(config: Any, ahead: int) -> DynamicCache:
-    """An empty cache with room for so many tokens after the prompt.
+    """An empty cache with buffers for so many tokens after the prompt.
 
     Layers that slide keep what they need in any case: they stay as they are.
     """
@@ -132,6 +132,6 @@ def static_cache(config: Any, prompt: int, made: Any) -> DynamicCache:
 
 
 def is_fixed(cache: object) -> bool:
-    """Whether a cache keeps every token of every layer in room of its own."""
+    """Whether a cache keeps every token of every layer in buffers of its own."""
     layers: list[Any] = getattr(cache, "layers", [])
     return bool(layers) and all(isinstance(layer, FixedLayer) for layer in layers)

@@ -1,14 +1,16 @@
-"""What a method cannot run with, said before the first token."""
+"""What a method cannot run with: said before anything is changed, or before the first token."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import Cache
+from torch import nn
+from transformers import Cache, DynamicCache
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
+from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method, kind_of
 
 REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -171,14 +173,52 @@ def check_cache(cache: object) -> None:
         )
 
 
+def check_attachable(attached: AttachedMethod) -> None:
+    """Raise where this very model cannot run the method."""
+    method, decoder = attached.method, attached.decoder
+    for branch in attached.branches:
+        for distortion in branch.prompt:
+            if distortion.needs_text and attached.processor is None:
+                raise CdkitError(
+                    f"{kind_of(distortion)} writes text into the prompt: pass processor= to "
+                    "cdkit.attach"
+                )
+    if method.calibrator is not None and attached.rotary is None:
+        raise CdkitError(
+            f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
+            "rotary embedding of fixed frequencies; use a method without a calibrator"
+        )
+    if not attached.hooked:
+        return
+    if getattr(decoder.config, "attn_logit_softcapping", None):
+        raise CdkitError(
+            f"{type(decoder).__name__} caps its attention logits, and {method.name} changes "
+            "them; use a method that changes only the inputs, such as vcd"
+        )
+    shards = getattr(attached.model, "tp_size", None) or 1
+    if shards > 1:
+        raise CdkitError(
+            f"the model's heads are spread over {shards} processes (tensor parallelism), and "
+            f"{method.name} looks at all of them; load it with device_map, or use a method "
+            "that changes only the inputs, such as vcd"
+        )
+    if not can_be_hooked(decoder):
+        raise CdkitError(
+            f"{type(decoder).__name__} does not take its attention from Hugging Face's "
+            f"attention interface, which {method.name} needs; use a method that changes only "
+            "the inputs, such as vcd"
+        )
+
+
 def check_eval(model: torch.nn.Module, method: Method) -> None:
     """Raise in train mode."""
     if model.training:
         raise CdkitError(f"{method.name} runs at inference only: call model.eval() first")
 
 
-def check_no_grad(method: Method) -> None:
-    """Raise where gradients would be taken."""
+def check_running(model: torch.nn.Module, method: Method) -> None:
+    """Raise in train mode, and where gradients would be taken."""
+    check_eval(model, method)
     if torch.is_grad_enabled():
         raise CdkitError(
             f"{method.name} runs without gradients: call the model under torch.inference_mode()"
@@ -187,3 +227,36 @@ def check_no_grad(method: Method) -> None:
 
 def _short(value: object) -> str:
     return repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
+
+
+def sliding_window(decoder: Any) -> int | None:
+    """The shortest window of the decoder's layers; None where all keep all tokens."""
+    layers: list[Any] = DynamicCache(config=decoder.config).layers
+    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
+
+
+def can_be_hooked(decoder: Any) -> bool:
+    check = getattr(decoder, "_can_set_attn_implementation", None)
+    return bool(check is not None and check())
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    compiled = hasattr(model, "_orig_mod") or any(
+        module._compiled_call_impl is not None
+        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+    if compiled:
+        raise CdkitError(
+            "this model, or a module in it, is compiled with torch.compile, which would not see "
+            "the method's branches; attach to the model as it was before torch.compile"
+        )
+
+
+def refuse_virtual_tokens(model: nn.Module) -> None:
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise CdkitError(
+            f"{type(config).__name__} puts virtual tokens before the prompt, where cdkit cannot "
+            "place the image; use an adapter that changes weights, such as LoRA"
+        )

@@ -47,11 +47,10 @@ class ModelDecoding(DecodingContext):
     ) -> Rows:
         # the model writes into the cache that it is given
         cache = _cache(rows).fork() if parents is None else _cache(rows).select(parents)
-        batch = cache.batch
         output = self.model(
             input_ids=tokens,
             **{CACHE: cache},
-            position_ids=batch.positions_ahead(tokens.shape[1]),
+            position_ids=cache.state.positions_ahead(tokens.shape[1]),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -117,13 +116,13 @@ def run_loop(
 ) -> Any:
     """What Hugging Face's `generate` calls in place of its own loop, with a list of processors for
     each prompt."""
-    config, loop = generation_config, engine.method.loop
+    config, loop = generation_config, engine.attached.method.loop
     assert loop is not None
     _check_stock(engine, config)
     inputs = {name: value for name, value in inputs.items() if name != "synced_gpus"}
     prompts = _rows(engine, model._prefill(input_ids, config, inputs))
-    batch = _cache(prompts).batch
-    is_image = batch.without_padding(batch.layout.image_index[: batch.rows]) >= 0
+    plan = _cache(prompts).state.plan
+    is_image = plan.without_padding(plan.layout.image_index[: plan.rows]) >= 0
     ends = getattr(config, "_eos_token_tensor", None)
     found: list[Hypothesis] = []
     for sample, ids in enumerate(input_ids):
@@ -145,9 +144,10 @@ def run_loop(
             early_stopping=config.early_stopping,
         )
         answers = loop.run(decoding)
+        name = engine.attached.method.name
         if len(answers) < decoding.returned:
             raise CdkitError(
-                f"{engine.method.name} found {len(answers)} answers to prompt {sample}, but "
+                f"{name} found {len(answers)} answers to prompt {sample}, but "
                 f"num_return_sequences={decoding.returned}; ask for fewer"
             )
         found += answers[: decoding.returned]
@@ -156,10 +156,10 @@ def run_loop(
 
 def _check_stock(engine: Engine, config: Any) -> None:
     """Raise where arguments ask for another kind of search than their mode's own."""
-    mode = config.get_generation_mode()
-    if mode not in (wanted := [STOCK[own] for own in engine.method.modes]):
+    mode, name = config.get_generation_mode(), engine.attached.method.name
+    if mode not in (wanted := [STOCK[own] for own in engine.attached.method.modes]):
         raise CdkitError(
-            f"{engine.method.name} brings its own loop in place of {', '.join(wanted)}, but the "
+            f"{name} brings its own loop in place of {', '.join(wanted)}, but the "
             f"arguments of generate ask for {mode}; leave out those that do"
         )
 
@@ -167,7 +167,7 @@ def _check_stock(engine: Engine, config: Any) -> None:
 def _rows(engine: Engine, output: Any) -> Rows:
     cache, weights, original = getattr(output, CACHE), engine.last_weights, engine.last_original
     assert isinstance(cache, BranchedCache) and weights is not None and original is not None
-    logits, seen = output.logits[:, -1], cache.batch.without_padding(weights)
+    logits, seen = output.logits[:, -1], cache.state.plan.without_padding(weights)
     return Rows(logits, original, seen.to(logits.device), cache)
 
 

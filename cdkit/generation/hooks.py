@@ -6,16 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from cdkit.generation.engine import Forward
 
-
-class Patches:
+class Hooks:
     """Instance attributes that were set, and how to put back what was there."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute of the instance."""
         if name in owner.__dict__:
             old = owner.__dict__[name]
             self._undo.append(lambda: owner.__dict__.__setitem__(name, old))
@@ -23,17 +22,13 @@ class Patches:
             self._undo.append(lambda: owner.__dict__.pop(name, None))
         owner.__dict__[name] = value
 
-    def wrap(self, owner: Any, name: str, around: Forward) -> None:
+    def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
         """Put `around(inner, ...)` in the place of a bound method, with its signature."""
         inner = getattr(owner, name)
+        # a partial costs no call of its own, and the signature is read off what it wraps
+        self.set(owner, name, functools.update_wrapper(functools.partial(around, inner), inner))
 
-        @functools.wraps(inner)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            return around(inner, *args, **kwargs)
-
-        self.set(owner, name, wrapper)
-
-    def hook(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+    def after(self, module: nn.Module, see: Callable[[Any], None]) -> None:
         """Show what the module gives."""
 
         def hook(module: nn.Module, given: object, output: Any) -> None:
@@ -41,7 +36,7 @@ class Patches:
 
         self._undo.append(module.register_forward_hook(hook).remove)
 
-    def hook_before(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+    def before(self, module: nn.Module, see: Callable[[Any], None]) -> None:
         """Show what the module is given first."""
 
         def hook(module: nn.Module, given: Any, named: Any) -> None:
@@ -50,5 +45,6 @@ class Patches:
         self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def undo(self) -> None:
+        """Put everything back, the latest first."""
         while self._undo:
             self._undo.pop()()

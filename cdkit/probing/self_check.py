@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cdkit.errors import CdkitError, CdkitWarning
-from cdkit.generation.model_checks import sliding_window
+from cdkit.generation.compatibility import sliding_window
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
 from cdkit.testing.at_work import (

@@ -20,7 +20,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.bench.prompts import Prompts
 from cdkit.evals.bench.runners import Logits, Tick, Tokens
 from cdkit.evals.modes import PLAIN
-from cdkit.generation.session import Session
+from cdkit.generation.prompts import Session
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.depth import Depth
 from cdkit.interfaces.distortion import AttentionDistortion, Prompt

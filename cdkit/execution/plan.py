@@ -1,0 +1,269 @@
+"""What runs, decided once: for a layer when a method is attached, for a prompt at its start."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cdkit.attention.context import Change, LayerWork
+from cdkit.attention.image_columns import ImageColumnIndex
+from cdkit.branches.inputs import PromptRows
+from cdkit.branches.layout import Layout, make_layout
+from cdkit.execution.optimizations import Optimization
+from cdkit.execution.packed_prefill import Packing, takes_packed
+from cdkit.functional.rope import Rotary
+from cdkit.interfaces.depth import layers_within
+from cdkit.interfaces.distortion import AttentionDistortion
+from cdkit.interfaces.intervention import Intervention
+from cdkit.interfaces.position_calibrator import PositionCalibrator
+from cdkit.methods.attached import AttachedMethod
+from cdkit.methods.method import ORIGINAL
+
+MIN_SHARED_FRACTION = 0.1
+"""The share of all prompts' tokens that sharing must save: another call reads all weights again.
+
+At a tenth of a prompt of some 600 tokens the saved columns cost about as much as that."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPlan:
+    """Branches whose rows go through the decoder together, with a cache of their own."""
+
+    branches: tuple[str, ...]
+    rows: slice
+    """Of all rows of the batch."""
+    layout: Layout
+    layers: tuple[LayerWork, ...]
+    """What each layer does; empty where the attention is left alone."""
+    index: Mapping[str, ImageColumnIndex]
+    """The image columns of each branch whose segment some layer looks at."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPlan:
+    """What runs for a batch of prompts and the answers to them."""
+
+    branches: tuple[str, ...]
+    """"original", then the distorted branches that run."""
+    layout: Layout
+    """Of the prompts of all rows."""
+    padding: slice
+    """Columns of the original prompts that stand for longer ones of other branches."""
+    groups: tuple[GroupPlan, ...]
+    shared: int
+    """How many first columns are the same in all branches, and run once."""
+    keeps_prefix_once: bool
+    """Whether their keys and values then stand once for all branches and beams."""
+    packing: Packing | None
+    """How the first call goes in as one row a sample; None where it does not."""
+    materialize_all: bool
+    """Whether all attention weights are made, not those alone that the method looks at."""
+    calibrator: PositionCalibrator | None
+    rotary: Sequence[Rotary | None] | None
+    rng_keys: Int[Tensor, " rows"] | None
+    """A random key for each row; None where the attention is left alone."""
+    deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
+    """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one branch."""
+        return self.layout.rows // len(self.branches)
+
+    def in_every_branch(
+        self, rows: Int[Tensor, " chosen"], branches: int | None = None
+    ) -> Int[Tensor, " all_rows"]:
+        """Rows of the original branch, then the same rows of each distorted branch."""
+        count = len(self.branches) if branches is None else branches
+        return torch.cat([rows + k * self.rows for k in range(count)])
+
+    def without_padding(self, x: Tensor, dim: int = -1) -> Tensor:
+        """The columns that the original branch's caller knows of."""
+        gap = self.padding
+        if gap.stop == gap.start:
+            return x
+        kept = (x.narrow(dim, 0, gap.start), x.narrow(dim, gap.stop, x.shape[dim] - gap.stop))
+        return torch.cat(kept, dim=dim)
+
+    def deepstack_of(
+        self, rows: slice, start: int, stop: int
+    ) -> tuple[Bool[Tensor, "rows tokens"], list[Float[Tensor, "_ hidden"]]] | None:
+        """Where these columns have image tokens, and what deeper layers add there; None for
+        nothing."""
+        end = min(stop, self.layout.length)
+        if not self.deepstack or start >= end:
+            return None
+        on_image = self.layout.image_index[rows, start:end] >= 0
+        added = [features[rows, start:end][on_image] for features in self.deepstack]
+        return torch.nn.functional.pad(on_image, (0, stop - end)), added
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> "PromptPlan":
+        """For a batch of copies of these rows, in every branch."""
+        every = self.in_every_branch(rows)
+        layout = self.layout.select(every)
+        rng_keys = None if self.rng_keys is None else self.rng_keys[every.to(self.rng_keys.device)]
+        each, groups = len(rows), []
+        for group in self.groups:
+            first = self.branches.index(group.branches[0]) * each if group.branches else 0
+            own = slice(first, first + each * len(group.branches))
+            groups.append(make_group(group.branches, own, layout, rng_keys, group.layers))
+        return replace(
+            self,
+            layout=layout,
+            groups=tuple(groups),
+            rng_keys=rng_keys,
+            deepstack=tuple(features[every] for features in self.deepstack),
+        )
+
+
+def layer_works(
+    attached: AttachedMethod, branches: Sequence[str], *, records_image: bool, traces: bool
+) -> tuple[LayerWork, ...]:
+    """What each layer does for a group of branches: distortions, then interventions.
+
+    `records_image` says that the original branch's attention to the image is wanted; `traces` that
+    a trace wants to see every branch's.
+    """
+    method, depth = attached.method, attached.depth
+    if not attached.hooked:
+        return ()
+    acting: dict[str, list[tuple[AttentionDistortion | Intervention, Change]]] = {}
+    for name in branches:
+        distortions = [d for b in attached.branches if b.name == name for d in b.attention]
+        interventions = [i for i in method.interventions if name in i.branches]
+        acting[name] = [
+            *((d, d.distort) for d in distortions),
+            *((i, i.intervene) for i in interventions),
+        ]
+    works = []
+    for layer in range(depth):
+        changes = {
+            name: tuple(c for part, c in parts if layer in layers_within(part.layers, depth))
+            for name, parts in acting.items()
+        }
+        last = attached.records_weights and layer == depth - 1
+        recorded = {ORIGINAL} & set(branches) if records_image or last else set()
+        segments = {name for name, own in changes.items() if own or traces} | recorded
+        everywhere = traces or method.calibrator is not None
+        works.append(
+            LayerWork(
+                index=layer,
+                depth=depth,
+                rotary=None if attached.rotary is None else attached.rotary[layer],
+                changes={name: own for name, own in changes.items() if own},
+                materialized=frozenset(branches if everywhere else segments),
+                segments=frozenset(segments),
+                records_image=records_image,
+                records_weights=last,
+            )
+        )
+    return tuple(works)
+
+
+def make_group(
+    branches: Sequence[str],
+    rows: slice,
+    layout: Layout,
+    rng_keys: Int[Tensor, " rows"] | None,
+    layers: tuple[LayerWork, ...],
+) -> GroupPlan:
+    """A group of neighbouring branches, whose rows are `rows` of those of `layout`."""
+    own = layout.select(rows)
+    index = dict[str, ImageColumnIndex]()
+    if layers and branches:
+        assert rng_keys is not None
+        each = own.rows // len(branches)
+        wanted = frozenset[str]().union(*(layer.segments for layer in layers))
+        for k, name in enumerate(branches):
+            if name in wanted:
+                part = slice(k * each, (k + 1) * each)
+                keys = rng_keys[rows][part]
+                device = own.token_mask.device
+                index[name] = ImageColumnIndex.of(own.select(part), keys, device)
+    return GroupPlan(tuple(branches), rows, own, layers, index)
+
+
+def shared_columns(
+    attached: AttachedMethod,
+    original: PromptRows,
+    common: int,
+    *,
+    optimizations: frozenset[Optimization],
+    compiled: bool,
+    columns_are_given: bool,
+) -> int:
+    """How many first columns of the original prompts run once for all branches; 0 for none.
+
+    `common` columns are the same in every branch. `columns_are_given` says that the caller counts
+    columns: those of a plain call, or of a prompt that comes in chunks.
+    """
+    branches = attached.branches
+    if (
+        "shared_prefix" not in optimizations
+        or not attached.adapter.causal_prefix
+        or not all(d.keeps_prefix for branch in branches for d in branch.attention)
+    ):
+        return 0
+    if compiled and any(b.pixel or b.feature or b.prompt for b in branches):
+        return 0  # worth it for some prompts and not for others: each would be a graph
+    if columns_are_given and any(branch.prompt for branch in branches):
+        return 0
+    cut = min(common, original.token_mask.shape[1] - 1)
+    if attached.hooked:
+        cut = min(cut, make_layout(original.image_index, original.token_mask).first_text)
+    if attached.adapter.sees_ahead != "nowhere":
+        cut = _whole_images(original.image_index, cut)
+    saved = cut * len(branches)
+    tokens = original.token_mask.shape[1] * (1 + len(branches))
+    return cut if saved >= MIN_SHARED_FRACTION * tokens else 0
+
+
+def keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimization]) -> bool:
+    """Whether every layer's attention is ours, and its columns those of the whole prompt."""
+    # some layers of Llama 4 see only a chunk of the text, which no window says
+    layer_types = getattr(attached.decoder.config, "layer_types", None) or ()
+    return (
+        attached.hooked
+        and "shared_cache" in optimizations
+        and attached.adapter.sees_ahead == "nowhere"
+        and "chunked_attention" not in layer_types
+    )
+
+
+def packing_of(
+    attached: AttachedMethod,
+    optimizations: frozenset[Optimization],
+    cache: Any,
+    *,
+    shared: int,
+    length: int,
+    deepstack: bool,
+) -> Packing | None:
+    """How a prompt of `length` columns goes in as one row a sample; None where it does not.
+
+    It takes a cache that keeps whatever it is given, and layers that are all ours. Deeper features
+    and readouts go by columns, which packed rows have not.
+    """
+    packs = (
+        shared
+        and "one_forward" in optimizations
+        and "fast_kernels" in optimizations
+        and keeps_prefix_once(attached, optimizations)
+        and not deepstack
+        and attached.method.readout is None
+        and takes_packed(cache, attached.depth)
+    )
+    return Packing(shared, length - shared, 1 + len(attached.branches)) if packs else None
+
+
+def _whole_images(image_index: Int[Tensor, "rows tokens"], cut: int) -> int:
+    """The last column before `cut` at which no row's image is torn apart."""
+    while 0 < cut < image_index.shape[1]:
+        left, right = image_index[:, cut - 1], image_index[:, cut]
+        if not bool(((left >= 0) & (left == right)).any()):
+            break
+        cut -= 1
+    return cut

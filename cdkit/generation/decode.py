@@ -1,0 +1,354 @@
+"""The decoder's forward with a method on: the rows of all branches go through it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.attention.context import AttentionRecord, DecoderContext, with_masks
+from cdkit.attention.masks import decoder_mask
+from cdkit.branches.cache import BranchedCache, repeated
+from cdkit.branches.inputs import features_in, place_features
+from cdkit.branches.positions import as_the_decoder_takes_them, axes_last
+from cdkit.branches.state import BranchState
+from cdkit.errors import CdkitError
+from cdkit.execution.packed_prefill import Packing
+from cdkit.execution.plan import GroupPlan, make_group
+from cdkit.execution.shared_prefix import SharedPrefix, take_prefix
+from cdkit.generation.branch_prompts import empty_cache, features_of, plain_mask, start
+from cdkit.generation.engine import Engine
+from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
+from cdkit.methods.method import ORIGINAL
+
+Forward = Callable[..., Any]
+
+
+def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """Run the rows of all branches; the output has them all, below each other.
+
+    Args:
+        engine: The method on this model; its call is under way.
+        forward: The decoder's own forward.
+        *args: Refused: transformers passes everything by name.
+        **kwargs: What the model passes to its decoder, of the original rows.
+
+    Returns:
+        The decoder's output. Its cache is a `BranchedCache`.
+    """
+    call, attached = engine.call, engine.attached
+    if kwargs.get("inputs_embeds") is None and kwargs.get("input_ids") is not None:
+        # an inner language model embeds its tokens itself
+        ids = kwargs.pop("input_ids")
+        kwargs["inputs_embeds"] = attached.adapter.embed(attached.model, ids)
+    if call is None or args or kwargs.get("inputs_embeds") is None:
+        raise CdkitError(
+            f"with {attached.method.name} attached, call the model itself or its generate; its "
+            "decoder alone has no logits to combine"
+        )
+    old = kwargs.pop(OLD_CACHE, None)
+    cache = old if kwargs.get(CACHE) is None else kwargs[CACHE]
+    call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
+    if isinstance(cache, BranchedCache):
+        if cache.owner is not engine:
+            raise CdkitError("the cache was made under another cdkit.attach; start anew")
+        call.state = state = cache.state
+        embeds = _next_rows(engine, state, kwargs)
+        output = _run_groups(engine, forward, state, embeds, kwargs)
+    else:
+        assert engine.session is not None
+        _distort_features(engine, forward, kwargs)
+        if cache is None:
+            cache = empty_cache(attached, kwargs)
+        call.state, embeds, call.aligned = state, _, _ = start(
+            attached,
+            engine.session,
+            kwargs,
+            cache,
+            branches=attached.branches,
+            optimizations=engine.optimizations,
+            compiled=engine.compiled is not None,
+            works=engine.works,
+        )
+        output = _run_prompt(engine, forward, state, embeds, kwargs)
+        cache = BranchedCache(state, owner=engine) if getattr(output, CACHE) is not None else None
+    setattr(output, CACHE, cache)
+    return output
+
+
+def _next_rows(
+    engine: Engine, state: BranchState, kwargs: dict[str, Any]
+) -> Float[Tensor, "rows tokens hidden"]:
+    """The new columns of a batch that has a cache: generated tokens, or more of the prompt."""
+    embeds: Tensor = kwargs["inputs_embeds"]
+    mask = plain_mask(kwargs.get("attention_mask"))
+    new, start, plan = embeds.shape[1], state.seen[0], state.plan
+    token_mask = None if mask is None else mask[:, -new:].bool()
+    state.extend(axes_last(kwargs.get("position_ids")), token_mask, new)
+    if start >= plan.layout.length:
+        return embeds.repeat(len(plan.branches), 1, 1)
+    assert engine.session is not None
+    image_index = plan.layout.image_index[: plan.rows]
+    blocks = [embeds]
+    for branch in engine.attached.branches:
+        features = features_of(engine.session, branch, plan.rows)
+        blocks.append(
+            embeds
+            if features is None
+            else place_features(embeds, image_index, features, start=start)
+        )
+    return torch.cat(blocks)
+
+
+def _distort_features(engine: Engine, forward: Forward, kwargs: dict[str, Any]) -> None:
+    """Make the features that depend on what the original branch attends to: once a prompt."""
+    session, attached = engine.session, engine.attached
+    assert session is not None
+    branches = [
+        b for b in attached.branches if b.feature and b.name not in session.attended_features
+    ]
+    if not branches:
+        return
+    prompt = session.ids.shape[1]
+    of_prompt: dict[str, Any] = {"inputs_embeds": kwargs["inputs_embeds"][:, :prompt]}
+    for name in ("attention_mask", "position_ids"):
+        if isinstance(kwargs.get(name), Tensor):
+            of_prompt[name] = kwargs[name][..., :prompt]
+    state, embeds, _ = start(
+        attached,
+        session,
+        of_prompt,
+        None,
+        branches=(),
+        optimizations=frozenset(),
+        compiled=False,
+        works=engine.reading_works,
+    )
+    (group,), record = state.plan.groups, AttentionRecord()
+    context = _context(engine, state, group, 0, prompt, record, None)
+    uncached = kwargs | {CACHE: None, "use_cache": False}
+    _call_decoder(engine, forward, state, group, context, embeds, uncached)
+    attention = torch.stack([x.to(embeds.device) for x in record.image_weights], dim=1)
+    rows = features_in(embeds, state.plan.layout.image_index)
+    expand = state.plan.rows // session.ids.shape[0]
+    for branch in branches:
+        features = features_of(session, branch, rows=state.plan.rows) if branch.pixel else rows
+        assert features is not None
+        session.distort_features(branch, features[::expand], attention[::expand])
+
+
+def _run_prompt(
+    engine: Engine,
+    forward: Forward,
+    state: BranchState,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The first call of a batch: packed, or shared columns first, or every branch whole."""
+    plan, session = state.plan, engine.session
+    assert session is not None and engine.call is not None
+    kwargs[CACHE] = state.caches[0]
+    if plan.packing is not None:
+        state.seen[0] = plan.packing.shared
+        state.prefix = SharedPrefix.empty(engine.attached.depth, plan.packing.shared)
+        packed = plan.packing.pack(embeds)
+        output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
+        last = plan.packing.unpack(output.last_hidden_state)
+        output.last_hidden_state = last[:, -engine.call.columns :]
+        return output
+    if not plan.shared:
+        return _run_groups(engine, forward, state, embeds, kwargs)
+    shared, each = _run_prefix(engine, forward, state, embeds[:, : plan.shared], kwargs)
+    output = _run_groups(engine, forward, state, embeds[:, plan.shared :], kwargs)
+    if session.plain:  # its caller may ask for the logits of every column
+        every = shared.repeat_interleave(each, dim=0).repeat(len(plan.branches), 1, 1)
+        whole = torch.cat((every, output.last_hidden_state), dim=1)
+        output.last_hidden_state = whole[:, -engine.call.columns :]
+    return output
+
+
+def _run_prefix(
+    engine: Engine,
+    forward: Forward,
+    state: BranchState,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+) -> tuple[Float[Tensor, "samples tokens hidden"], int]:
+    """Run once, for one row of each sample, what all branches and beams begin with.
+
+    Its states, and how many rows of a branch they are those of.
+    """
+    session, plan = engine.session, state.plan
+    assert session is not None
+    each, cut, cache = plan.rows // session.ids.shape[0], embeds.shape[1], state.caches[0]
+    rows = slice(0, plan.rows, each)
+    once = make_group((), rows, plan.layout, None, plan.groups[0].layers)
+    context = _context(engine, state, once, 0, cut, AttentionRecord(), None)
+    output = _call_decoder(engine, forward, state, once, context, embeds[rows], kwargs)
+    if plan.keeps_prefix_once:
+        state.prefix = take_prefix(cache, cut, each)
+    if state.prefix is None:
+        samples = torch.arange(embeds[rows].shape[0], device=embeds.device)
+        every = samples.repeat_interleave(each)
+        copies = [repeated(cache, every.repeat(len(g.branches))) for g in plan.groups]
+        cache.layers = copies[0].layers  # of the cache that the caller may hold
+        state.caches = [cache, *copies[1:]]
+    state.seen = [cut] * len(plan.groups)
+    return output.last_hidden_state, each
+
+
+def _run_groups(
+    engine: Engine,
+    forward: Forward,
+    state: BranchState,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Every group of branches on the same new columns; the output holds all their rows."""
+    assert engine.call is not None
+    outputs = [
+        _run_group(engine, forward, state, index, embeds[group.rows], kwargs, None)
+        for index, group in enumerate(state.plan.groups)
+    ]
+    output, last = outputs[0], [one.last_hidden_state for one in outputs]
+    whole = last[0] if len(last) == 1 else torch.cat(last)
+    # columns that only longer prompts of other branches have are nobody's logits
+    output.last_hidden_state = whole[:, -engine.call.columns :]
+    return output
+
+
+def _run_group(
+    engine: Engine,
+    forward: Forward,
+    state: BranchState,
+    index: int,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+    packing: Packing | None,
+) -> Any:
+    """The decoder on the columns that a group has not seen; behind the shared ones if packed."""
+    call, group, seen = engine.call, state.plan.groups[index], state.seen[index]
+    assert call is not None
+    stop = seen + (embeds.shape[1] if packing is None else packing.suffix)
+    record = AttentionRecord(
+        traces_attention="image_attention" in engine.trace.wanted,
+        traces_mask="mask" in engine.trace.wanted,
+        image_attention=call.step.image_attention,
+        mask=call.step.mask,
+    )
+    context = _context(engine, state, group, seen, stop, record, packing, state.caches[index])
+    own = kwargs | {CACHE: state.caches[index]}
+    output = _call_decoder(engine, forward, state, group, context, embeds, own)
+    state.seen[index] = stop
+    if state.caches[index] is None:
+        state.caches[index] = getattr(output, CACHE)
+    if ORIGINAL in group.branches:
+        call.record = record
+    return output
+
+
+def _context(
+    engine: Engine,
+    state: BranchState,
+    group: GroupPlan,
+    start: int,
+    stop: int,
+    record: AttentionRecord,
+    packing: Packing | None,
+    cache: Any = None,
+) -> DecoderContext:
+    """What the layers of a decoder call read: made once, before it."""
+    plan, prefix = state.plan, state.prefix
+    chunk = state.chunk(group, start, stop)
+    offsets = state.offsets(group, chunk)
+    whole = plan.materialize_all or prefix is not None
+    first = 0 if whole else chunk.first_text
+    stores = cache is not None and chunk.completes_prompt and offsets.key is not None
+    context = DecoderContext(
+        branches=group.branches,
+        rows_per_branch=group.layout.rows // max(1, len(group.branches)),
+        chunk=chunk,
+        layers=group.layers,
+        first=first,
+        whole=whole,
+        causal=prefix is not None,
+        device=chunk.token_mask.device,
+        masks=None,
+        segments={},
+        index=group.index,
+        record=record,
+        key_offset=offsets.key,
+        query_offset=offsets.query,
+        prefix=prefix,
+        packing=packing,
+        cache=cache,
+        stores_keys=stores,
+        stores_prefix=stores and group is plan.groups[-1],
+        answer_cache=state.answer_cache if stop >= plan.layout.length else None,
+        layer_state={branch: {} for branch in group.branches},
+    )
+    acts = any(layer.materialized for layer in group.layers) and first < chunk.length
+    own_masks = prefix is not None or not (
+        chunk.padded or engine.attached.adapter.sees_ahead != "nowhere"
+    )
+    if group.layers and own_masks and (whole or acts):
+        return with_masks(context, context.device)
+    return context
+
+
+def _call_decoder(
+    engine: Engine,
+    forward: Forward,
+    state: BranchState,
+    group: GroupPlan,
+    context: DecoderContext,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
+) -> Any:
+    """One call of the decoder's forward, for the rows of a group."""
+    attached, plan, chunk = engine.attached, state.plan, context.chunk
+    if context.packing is None:
+        positions = state.positions[group.rows, chunk.start : chunk.stop]
+    else:
+        positions = context.packing.pack(state.positions)
+    positions = as_the_decoder_takes_them(positions)
+    if context.causal:
+        # the attention makes its own: what is shared stands in no cache that a mask could go by
+        mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+    else:
+        given = kwargs.get("attention_mask")
+        # without a mask of its own for token types the stock model is causal
+        typed = given is not None and plain_mask(given) is None
+        mask = decoder_mask(
+            attached.model,
+            attached.adapter.sees_ahead if typed else "nowhere",
+            chunk,
+            embeds=embeds,
+            positions=positions,
+            cache=kwargs.get(CACHE),
+        )
+    own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
+    if plan.deepstack:
+        added = plan.deepstack_of(group.rows, chunk.start, chunk.stop)
+        own |= attached.adapter.deepstack_kwargs(added)
+    step = None
+    if engine.compiled is not None:
+        step = engine.compiled.prepare(forward, context, state, own)
+    if step is not None:
+        forward, context, own = step
+    engine.current.context = context
+    try:
+        output = forward(**kwargs | own)
+    finally:
+        engine.current.context = None
+        if step is not None:
+            engine.compiled.finish(context)  # type: ignore[union-attr]
+    if attached.hooked and context.record.layers_run != attached.depth:
+        raise CdkitError(
+            f"{attached.method.name} looks into the attention, but only "
+            f"{context.record.layers_run} of {attached.depth} layers of "
+            f"{type(attached.decoder).__name__} came through it; this model does not use Hugging "
+            "Face's attention interface"
+        )
+    return output

@@ -1,0 +1,124 @@
+"""Hugging Face's `generate` with a method on: its prompts noted, its processors guarded."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from cdkit.branches.cache import BranchedCache
+from cdkit.execution.compiled_steps import compiled_steps
+from cdkit.execution.static_cache import static_cache
+from cdkit.generation.arguments import Forward
+from cdkit.generation.compatibility import setting
+from cdkit.generation.custom_loop import of_each_prompt, run_loop, unexpanded
+from cdkit.generation.engine import Engine
+from cdkit.generation.guard import GuardedProcessors, RecordingCriteria, top_continuations
+from cdkit.generation.hooks import Hooks
+from cdkit.generation.prompts import Session
+from cdkit.interfaces.cache_names import CACHE
+
+
+def run_generate(
+    engine: Engine,
+    session: Session,
+    generate: Forward,
+    given: dict[str, Any],
+    defaults: Sequence[object],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call `generate` for the prompts of `session`.
+
+    Args:
+        engine: The method on this model.
+        session: The prompts, noted and checked.
+        generate: The model's own `generate`.
+        given: Its arguments, by name.
+        defaults: The generation configs behind them, the nearest first.
+        *args: What it was called with.
+        **kwargs: The same, by name.
+
+    Returns:
+        What `generate` returns; a cache in it is a plain one of the original branch.
+    """
+    attached, method = engine.attached, engine.attached.method
+    engine.session = session
+    engine.trace.steps.clear()
+    if method.loop is not None:
+        kwargs["custom_generate"] = functools.partial(run_loop, engine)
+    config = setting("compile_config", given, defaults)
+    if config is not None and not setting("disable_compile", given, defaults):
+        static = setting("cache_implementation", given, defaults) == "static"
+        earlier = engine.compiled_before
+        engine.compiled = compiled_steps(attached, config, static=static, earlier=earlier)
+    guards = Hooks()
+    try:
+        _guard(guards, engine, session, given)
+        output = generate(*args, **kwargs)
+    finally:
+        guards.undo()
+        engine.end_call()
+    cache = getattr(output, CACHE, None)
+    if isinstance(cache, BranchedCache):
+        setattr(output, CACHE, cache.original())
+    return output
+
+
+def _guard(guards: Hooks, engine: Engine, session: Session, given: dict[str, Any]) -> None:
+    """Wrap what `generate` makes for itself, for the time of one call."""
+    attached, method = engine.attached, engine.attached.method
+    criteria: list[RecordingCriteria] = []
+
+    def stopping(make: Callable[..., Any], **kwargs: Any) -> Any:
+        # which Hugging Face keeps from a loop that is not its own
+        kwargs["tokenizer"] = given.get("tokenizer")
+        criteria[:] = [RecordingCriteria(make(**kwargs))]
+        return criteria[0]
+
+    def guarded(processors: LogitsProcessorList, made_of: dict[str, Any]) -> GuardedProcessors:
+        config, length = made_of["generation_config"], made_of["input_ids_seq_length"]
+        return GuardedProcessors(
+            processors,
+            method=method,
+            original=lambda: engine.last_original,
+            finished=lambda ids: _finished(ids[:, length:], config, criteria),
+            prompt_length=length,
+            beams=config.num_beams or 1,
+        )
+
+    def processors(make: Callable[..., Any], **kwargs: Any) -> Any:
+        if method.loop is None:
+            return guarded(make(**kwargs), kwargs)
+        return [guarded(make(**own), own) for own in of_each_prompt(kwargs)]
+
+    def static(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        prompt = session.ids.shape[1]
+        return static_cache(attached.decoder.config, prompt, make(*args, **kwargs))
+
+    wrapped: dict[str, Callable[..., Any]] = {
+        # Hugging Face's own would trace one step of the branches' bookkeeping
+        "_valid_auto_compile_criteria": lambda *args, **kwargs: False,
+        "_prepare_static_cache": static,
+        "_get_logits_processor": processors,
+        "_get_stopping_criteria": stopping,
+        "_get_top_k_continuations": top_continuations,
+    }
+    if method.loop is not None:
+        wrapped["_expand_inputs_for_generation"] = unexpanded
+    for name, around in wrapped.items():
+        guards.wrap(attached.lm_module, name, around)
+
+
+def _finished(generated: Tensor, config: Any, criteria: Sequence[RecordingCriteria]) -> Tensor:
+    """Rows that have ended: no token of theirs is chosen any more."""
+    ends = getattr(config, "_eos_token_tensor", None)
+    done = generated.new_zeros(generated.shape[0], dtype=torch.bool)
+    if ends is not None and generated.shape[1]:
+        done = torch.isin(generated, ends.to(generated.device)).any(dim=1)
+    stopped = criteria[0].stopped if criteria else None
+    if stopped is not None and stopped.shape == done.shape:
+        done = done | stopped.to(done.device)
+    return done

@@ -1,0 +1,275 @@
+"""The prompts of one call: noted and checked before the first forward."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cdkit.branches.cache import given_cache
+from cdkit.branches.layout import make_layout
+from cdkit.errors import CdkitError
+from cdkit.functional.noise import generator, purpose_of, stream
+from cdkit.generation.compatibility import (
+    check_arguments,
+    check_cache,
+    check_loop,
+    check_mode,
+    check_whole_prompt,
+    setting,
+)
+from cdkit.interfaces.distortion import PixelDistortion
+from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
+from cdkit.methods.attached import AttachedMethod
+from cdkit.methods.method import Branch
+
+
+@dataclass(eq=False)
+class Session:
+    """What is noted once, before the first forward call."""
+
+    ids: Int[Tensor, "samples tokens"]
+    token_mask: Tensor
+    """The prompts' mask: (samples, tokens), False on padding."""
+    image_index: Int[Tensor, "samples tokens"]
+    pixels: Sequence[Float[Tensor, "_ channels _ _"]] | None
+    """Each image of the prompts, in their order."""
+    seed: int
+    given_ids: tuple[str, ...] | None
+    plain: bool = False
+    """Whether the model itself was called, not `generate`."""
+    features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
+    """Branch -> features of all image tokens, where it has its own."""
+    deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
+    """Branch, the original one too -> what deeper layers add to the image tokens."""
+    attended_features: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Branch -> each sample's features, made from what the original branch attends to."""
+
+    def __post_init__(self) -> None:
+        samples = self.ids.shape[0]
+        if self.given_ids is not None and len(self.given_ids) != samples:
+            raise CdkitError(
+                f"sample_ids has {len(self.given_ids)} names for {samples} prompts; give one each"
+            )
+        if self.pixels is not None and len(self.pixels) != sum(self.images):
+            raise CdkitError(
+                f"the prompts have {sum(self.images)} images but {len(self.pixels)} were passed"
+            )
+
+    @cached_property
+    def images(self) -> list[int]:
+        """How many images each sample has."""
+        counts: list[int] = (self.image_index.amax(dim=1) + 1).tolist()
+        return counts
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """How many image tokens each sample has."""
+        counts: list[int] = (self.image_index >= 0).sum(dim=1).tolist()
+        return counts
+
+    @cached_property
+    def sample_ids(self) -> tuple[str, ...]:
+        """The given ids; without them a digest of each sample's pixels and prompt."""
+        if self.given_ids is not None:
+            return self.given_ids
+        names, first = [], 0
+        for row, count in enumerate(self.images):
+            digest = hashlib.blake2b(digest_size=16)
+            digest.update(str(self.ids[row][self.token_mask[row]].tolist()).encode())
+            if self.pixels is not None:
+                for image in self.pixels[first : first + count]:
+                    own = image.detach().to("cpu", torch.float32)
+                    digest.update(own.contiguous().numpy().tobytes())
+            first += count
+            names.append(digest.hexdigest())
+        return tuple(names)
+
+    def rng_keys(self, expand: int) -> Int[Tensor, " rows"]:
+        """A random key for each row; the rows of one sample share it."""
+        keys = [stream(self.seed, name) for name in self.sample_ids]
+        return torch.tensor(keys).repeat_interleave(expand)
+
+    def distort_features(
+        self,
+        branch: Branch,
+        features: Sequence[Float[Tensor, "_ hidden"]],
+        attention: Float[Tensor, "samples layers image"],
+    ) -> None:
+        """Make the branch's features of each sample from its last prompt row's attention."""
+        made = []
+        for name, own, seen in zip(self.sample_ids, features, attention, strict=True):
+            seen = seen[:, : own.shape[0]]
+            for distortion in branch.feature:
+                random = generator(self.seed, name, purpose_of(distortion))
+                own = distortion.distort(own, seen, generator=random)
+            made.append(own)
+        self.attended_features[branch.name] = made
+
+    def distorted_pixels(
+        self, branch: Branch, pixels: Sequence[Float[Tensor, "_ channels _ _"]]
+    ) -> list[Float[Tensor, "_ channels _ _"]]:
+        """The branch's images: each sample's noise comes from (seed, sample id) alone."""
+        new: list[Tensor] = []
+        for name, count in zip(self.sample_ids, self.images, strict=True):
+            own = [image.to("cpu") for image in pixels[len(new) : len(new) + count]]
+            for distortion in branch.pixel:
+                random = generator(self.seed, name, purpose_of(distortion))
+                own = _distorted(distortion, own, random)
+            new += own
+        return [image.to(pixel) for image, pixel in zip(new, pixels, strict=True)]
+
+
+def _distorted(
+    distortion: PixelDistortion, images: Sequence[Tensor], random: torch.Generator
+) -> list[Tensor]:
+    """All images of a sample at once where their sizes allow it, else one after the other."""
+    frames = [image.shape[0] for image in images]
+    if len({image.shape[1:] for image in images}) == 1:
+        return list(
+            torch.split(distortion.distort(torch.cat(list(images)), generator=random), frames)
+        )
+    return [distortion.distort(image, generator=random) for image in images]
+
+
+def open_session(
+    attached: AttachedMethod, given: dict[str, Any], *, defaults: Sequence[object], plain: bool
+) -> Session:
+    """Note the prompts, after everything that can be refused was."""
+    method = attached.method
+    check_arguments(given, defaults, method)
+    check_cache(given_cache(given))
+    if not plain:
+        check_mode(given, defaults, method)
+        check_whole_prompt(given, defaults, method, sees_ahead=attached.adapter.sees_ahead)
+    elif method.stateful:
+        raise CdkitError(f"{method.name} depends on the step; a plain call has none: generate")
+    elif method.loop is not None:
+        raise CdkitError(f"{method.name} is a way to decode; a plain call has none: generate")
+    ids = given.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
+    if method.loop is not None:
+        check_loop(given, defaults, method)
+    _check_window(attached, ids.shape[1] + (0 if plain else _new_tokens(ids, given, defaults)))
+    mask = given.get("attention_mask")
+    if mask is None:
+        # a plain call has no rule for a missing mask: every token counts
+        mask = torch.ones_like(ids) if plain else _not_padding(attached, ids, given, defaults)
+    elif mask.ndim != 2:
+        raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
+    token_mask = mask.to(ids.device).bool()
+    image_index = attached.adapter.image_index(attached.model, ids).masked_fill(~token_mask, -1)
+    if bool((image_index >= 0).any()):
+        _check_required(attached, given)
+    pixels = _pixels(attached, given, image_index)
+    session = Session(
+        ids=ids,
+        token_mask=token_mask,
+        image_index=image_index,
+        pixels=pixels,
+        seed=attached.seed,
+        given_ids=attached.sample_ids,
+        plain=plain,
+    )
+    needs_image = method.calibrator or method.interventions or method.loop
+    if attached.branches or needs_image:
+        for row, images in enumerate(session.images):
+            if images == 0:
+                raise CdkitError(
+                    f"prompt {row} has no image, and {method.name} is about the image; put an "
+                    "image placeholder into the prompt, or generate without cdkit.attach"
+                )
+    _check_last_row(attached, session)
+    for branch in attached.branches:
+        if branch.pixel and pixels is None:
+            raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
+    return session
+
+
+def _pixels(
+    attached: AttachedMethod, given: dict[str, Any], image_index: Int[Tensor, "samples tokens"]
+) -> Sequence[Tensor] | None:
+    """Each image's; None where there are none, or nobody needs to know which is whose.
+
+    Without them a digest that stands for a sample id is that of the prompt alone.
+    """
+    if given.get("pixel_values") is None:
+        return None
+    counts = list[int]()
+    for row in image_index.tolist():
+        found = Counter(row)
+        counts += [found[number] for number in range(max(row) + 1)]
+    try:
+        return attached.adapter.split_pixels(attached.model, given, counts)
+    except UnmatchedPixelsError as error:
+        if any(branch.pixel for branch in attached.branches):
+            raise CdkitError(
+                f"{attached.method.name} changes pixels, but which are an image's is not known: "
+                f"{error}; use a method that changes none, or write an adapter. {HOW_TO_ADD}"
+            ) from None
+        return None
+
+
+def _check_required(attached: AttachedMethod, given: dict[str, Any]) -> None:
+    for name in attached.adapter.required:
+        if given.get(name) is None:
+            raise CdkitError(
+                f"{type(attached.model).__name__} needs {name} beside pixel_values, as its "
+                "processor returns it: pass all of the processor's output on"
+            )
+
+
+def _check_last_row(attached: AttachedMethod, session: Session) -> None:
+    """What the original branch attends to is read off a text row that follows the image."""
+    # which image tokens are pruned is read off that row, too
+    reads_row = any(
+        b.feature or not all(d.keeps_prefix for d in b.attention) for b in attached.branches
+    )
+    reads_row = reads_row or attached.records_image
+    if not reads_row and attached.method.loop is None:
+        return
+    last = make_layout(session.image_index, session.token_mask).last_token[:, None]
+    for row, number in enumerate(session.image_index.gather(1, last)[:, 0].tolist()):
+        if number >= 0:
+            raise CdkitError(
+                f"prompt {row} ends with an image, but {attached.method.name} reads where its last "
+                "text token looks; put the question after the image"
+            )
+
+
+def _check_window(attached: AttachedMethod, longest: int) -> None:
+    if attached.window is not None and longest > attached.window:
+        raise CdkitError(
+            f"{attached.method.name} needs the image tokens all along, but the decoder's sliding "
+            f"window keeps {attached.window} tokens and prompt and answer may reach {longest}: "
+            "shorten the prompt or max_new_tokens, or use a method that changes only the "
+            "inputs, such as vcd"
+        )
+
+
+def _not_padding(
+    attached: AttachedMethod,
+    ids: Int[Tensor, "samples tokens"],
+    given: dict[str, Any],
+    defaults: Sequence[object],
+) -> Int[Tensor, "samples tokens"]:
+    """Hugging Face's rule for a missing mask: pad tokens are padding unless they end a text."""
+    pad, eos = (setting(name, given, defaults) for name in ("pad_token_id", "eos_token_id"))
+    ends = eos if isinstance(eos, list) else [eos]
+    if pad is None or pad in ends:
+        return torch.ones_like(ids)
+    return ids.ne(int(pad)).long()
+
+
+def _new_tokens(ids: Tensor, given: dict[str, Any], defaults: Sequence[object]) -> int:
+    """How many tokens `generate` may add: Hugging Face adds 20 where nothing is said."""
+    new, longest = (setting(name, given, defaults) for name in ("max_new_tokens", "max_length"))
+    if new is not None:
+        return int(new)
+    return 20 if longest is None else max(0, int(longest) - ids.shape[1])

@@ -1,0 +1,54 @@
+"""A method on a model: what `attach` was given and found out, the same for every prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cdkit.functional.rope import Rotary
+from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.methods.method import ORIGINAL, Branch, Method
+
+
+@dataclass(frozen=True, eq=False)
+class AttachedMethod:
+    """One method on one model."""
+
+    model: nn.Module
+    adapter: ModelAdapter
+    method: Method
+    processor: Any
+    seed: int
+    sample_ids: tuple[str, ...] | None
+    branches: tuple[Branch, ...]
+    """The distorted branches that run."""
+    rotary: Sequence[Rotary | None] | None
+    """Each layer's, where the method has a calibrator."""
+    hooked: bool
+    """Whether the decoder's attention goes through `cdkit.attention`."""
+    has_sliding_window: bool
+    """Whether some of the decoder's layers keep the last tokens alone."""
+    window: int | None
+    """So many tokens the decoder's sliding layers keep, where the method needs the image's."""
+    traced: frozenset[str]
+    """What a trace is asked to keep."""
+    decoder: Any
+    lm_module: Any
+    """The module whose logits `generate` reads."""
+    depth: int
+    """How many layers the decoder has."""
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        return (ORIGINAL, *(branch.name for branch in self.branches))
+
+    @property
+    def records_image(self) -> bool:
+        """Whether a schedule asks what the original branch attends to."""
+        return any(schedule.reads_attention for schedule in self.method.schedules)
+
+    @property
+    def records_weights(self) -> bool:
+        """Whether a loop asks for the weights of the original branch's last layer."""
+        return self.method.loop is not None
