@@ -155,14 +155,18 @@ class Attachment(BoundToModel):
 
     def _wire(self) -> None:
         """Put the method into the model: its encoder, its decoder, its layers, its `generate`."""
+        from cdkit.probing.self_check import is_due
+
         engine, model, hooks = self._engine, self._model, self._hooks
         attached = engine.attached
         adapter, lm_module, decoder = attached.adapter, attached.lm_module, attached.decoder
         hooks.set(model, ATTACHED, self)
         hooks.wrap(model, "generate", self._generate)
-        hooks.wrap(*adapter.encoder(model), self._encode)
+        hooks.wrap(*adapter.encoder(model), functools.partial(encode_images, engine))
         hooks.wrap(decoder, "forward", functools.partial(decode, engine))
-        hooks.wrap(lm_module, "forward", self._forward)
+        forward = functools.partial(forward_step, engine)
+        first = adapter.needs_check and is_due(adapter, model)
+        hooks.wrap(lm_module, "forward", self._first_forward if first else forward)
         if lm_module is not model:
             hooks.wrap(model, "forward", self._outer_forward)
         layers = adapter.layers(model)
@@ -200,11 +204,9 @@ class Attachment(BoundToModel):
 
     def _try_adapter_out(self, given: dict[str, Any]) -> None:
         """Once a model, where the adapter is a generic one; on the stock model."""
-        adapter = self._engine.attached.adapter
-        if not adapter.needs_check:
-            return
         from cdkit.probing.self_check import is_due, self_check  # it attaches methods itself
 
+        adapter = self._engine.attached.adapter
         if is_due(adapter, self._model):
             self.detach()
             try:
@@ -212,13 +214,8 @@ class Attachment(BoundToModel):
             finally:
                 self._wire()
 
-    def _encode(self, encode: Forward, *args: Any, **kwargs: Any) -> Any:
-        """A call of the image encoder."""
-        engine = self._engine
-        return encode_images(engine.attached, engine.session, encode, *args, **kwargs)
-
-    def _forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        """A call of the forward whose logits `generate` reads."""
+    def _first_forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        """A plain call of a model whose adapter was not tried out yet."""
         with self._engine.lock:
             if self._engine.session is None:
                 self._try_adapter_out(arguments(forward, *args, **kwargs))
@@ -238,14 +235,14 @@ class Attachment(BoundToModel):
         engine = self._engine
         attached = engine.attached
         with engine.lock:
-            given = arguments(generate, *args, **kwargs)
+            given = arguments(generate, *args, **kwargs) if args else dict(kwargs)
             given.setdefault("input_ids", given.get("inputs"))
             configs = (given.get("generation_config"), attached.lm_module.generation_config)
             defaults = [config for config in configs if config is not None]
-            check_eval(self._model, self.method)
             session = open_session(attached, given, defaults=defaults, plain=False)
-            self._try_adapter_out(given)
-            return run_generate(engine, session, generate, given, defaults, *args, **kwargs)
+            if attached.adapter.needs_check:
+                self._try_adapter_out(given)
+            return run_generate(engine, session, generate, given, *args, **kwargs)
 
 
 def _attached(

@@ -5,19 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.attention.image_columns import ImageColumnIndex
-from cdkit.attention.masks import (
-    Chunk,
-    RowMasks,
-    SegmentMask,
-    prefix_mask,
-    row_masks,
-    segment_mask,
-    token_index,
-)
+from cdkit.attention.masks import CallMasks, Chunk, call_masks
 from cdkit.execution.packed_prefill import Packing
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.functional.rope import Rotary
@@ -90,12 +82,11 @@ class DecoderContext:
     """Whether the masks here are all there is to say: what a layer is given knows nothing of the
     shared prefix before its columns, or of columns that are still empty."""
     device: torch.device
-    masks: RowMasks | None
+    masks: CallMasks | None
     """Of all rows, from `first` on; None where no weight is made, or the masks that layers are
     given decide."""
-    segments: Mapping[str, SegmentMask]
-    index: Mapping[str, ImageColumnIndex]
-    """The image columns of each branch whose segment some layer looks at."""
+    images: Mapping[str, tuple[slice, ImageColumnIndex]]
+    """Rows and image columns of each branch whose segment some layer looks at."""
     record: AttentionRecord
     key_offset: Float[Tensor, "rows prompt *axes"] | None = None
     """By how many positions the keys of the prompt's image tokens move where the chunk's text rows
@@ -107,8 +98,6 @@ class DecoderContext:
     """The columns that all branches share, where they stand once."""
     packing: Packing | None = None
     """Where that prefix comes in this very call, and the branches' rows behind it."""
-    prefix_mask: Bool[Tensor, "samples 1 prefix prefix"] | None = None
-    """Of a packed call: what the shared columns see of each other."""
     cache: Any = None
     """Where the keys of image tokens are kept, once the prompt is whole."""
     stores_keys: bool = False
@@ -123,6 +112,12 @@ class DecoderContext:
     variants: dict[Hashable, tuple[Any, "DecoderContext"]] = field(default_factory=dict)
     """The same call under a mask that layers are given, or on another device, made once each."""
 
+    @property
+    def packed(self) -> tuple[int, int] | None:
+        """(samples, shared columns) of a packed call."""
+        packing = self.packing
+        return None if packing is None else (self.rows_per_branch, packing.shared)
+
     def rows_of(self, branch: str) -> slice:
         """A branch's rows among those of the call."""
         index, rows = self.branches.index(branch), self.rows_per_branch
@@ -136,28 +131,9 @@ class DecoderContext:
         place = id(given), device
         if place not in self.variants:
             # the mask is kept beside what is made of it: its identity is the name
-            self.variants[place] = given, with_masks(self, device, given)
-        return self.variants[place][1]
-
-
-def with_masks(
-    context: DecoderContext, device: torch.device, given: Tensor | None = None
-) -> DecoderContext:
-    """The context with the masks of its rows made on `device`, under the mask `given`."""
-    chunk, first = context.chunk, context.first
-    masks = row_masks(chunk, first, device, given)
-    segments = {}
-    if context.index and chunk.first_text < chunk.length:
-        counted = token_index(chunk)
-        for branch, index in context.index.items():
-            rows = context.rows_of(branch)
-            index = index if index.valid.device == device else index.to(device)
-            segments[branch] = segment_mask(
-                chunk, first, masks, rows, index, counted, causal=given is None
+            masks = call_masks(
+                self.chunk, self.first, device, self.images, packed=self.packed, given=given
             )
-    packing, of_prefix = context.packing, None
-    if packing is not None:
-        of_prefix = prefix_mask(chunk, context.rows_per_branch, packing.shared, device)
-    return replace(
-        context, device=device, masks=masks, segments=segments, prefix_mask=of_prefix, variants={}
-    )
+            context = replace(self, device=device, masks=masks, variants={})
+            self.variants[place] = given, context
+        return self.variants[place][1]

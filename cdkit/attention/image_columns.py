@@ -46,8 +46,13 @@ class ImageColumnIndex(NamedTuple):
 
     def to(self, device: torch.device) -> "ImageColumnIndex":
         """The same on another device."""
-        moved = {k: x.to(device) for k, x in self._asdict().items() if isinstance(x, Tensor)}
-        return self._replace(**moved)
+        return self._replace(
+            columns=self.columns.to(device),
+            valid=self.valid.to(device),
+            image_index=self.image_index.to(device),
+            token_index=self.token_index.to(device),
+            rng_keys=self.rng_keys.to(device),
+        )
 
 
 class CachedImageColumns(ImageColumns):

@@ -82,16 +82,20 @@ class LayerAttention(BoundToModel):
             calibrated = keys.rotated(context.key_offset, chunk.layout.image_span, work.rotary)
         touched = [name for name in context.branches if name in work.materialized]
         if not context.whole and (not touched or context.first == chunk.length):
-            self._store(context, calibrated)
+            if context.stores_keys:
+                self._store(context, calibrated)
             return stock()
-        context = context.for_layer(mask, query.device)
+        given = mask is not None and not context.causal
+        if given or context.masks is None or query.device != context.device:
+            context = context.for_layer(mask, query.device)
         first = context.first
         if context.whole or (first == 0 and len(touched) == len(context.branches)):
             made = attend(
                 context, work, query, keys, calibrated, values,
                 rows=slice(None), branches=context.branches, scaling=scaling,
             )  # fmt: skip
-            self._store(context, calibrated)
+            if context.stores_keys:
+                self._store(context, calibrated)
             return made.out
         early = stock() if first > 0 else None
         outs = []
@@ -117,7 +121,8 @@ class LayerAttention(BoundToModel):
                     module, query[rows, :, :first], key[rows], value[rows], left, **kwargs
                 )[0]
             outs.append(torch.cat((before, made.out), dim=1))
-        self._store(context, calibrated)
+        if context.stores_keys:
+            self._store(context, calibrated)
         return torch.cat(outs)
 
     def _packed(
@@ -133,12 +138,14 @@ class LayerAttention(BoundToModel):
         """The shared columns through the fast kernel, the branches' rows behind them."""
         packing, prefix = context.packing, context.prefix
         assert packing is not None and prefix is not None
-        context = context.for_layer(None, query.device)
+        if query.device != context.device:
+            context = context.for_layer(None, query.device)
+        assert context.masks is not None
         (first_query, queries), (first_key, own_key), (first_value, own_value) = packing.split(
             query, key, value
         )
         out = sdpa_attention_forward(
-            module, first_query, first_key, first_value, context.prefix_mask, **kwargs
+            module, first_query, first_key, first_value, context.masks.prefix, **kwargs
         )[0]
         keys, values = Columns(first_key, own_key), Columns(first_value, own_value)
         calibrated = keys
@@ -172,8 +179,6 @@ class LayerAttention(BoundToModel):
 
     def _store(self, context: DecoderContext, calibrated: Columns) -> None:
         """After the prompt, replace the cached image keys by the rotated ones."""
-        if not context.stores_keys:
-            return
         context.cache.layers[self.index].keys = calibrated.suffix
         if calibrated.prefix is not None and context.stores_prefix:
             assert context.prefix is not None

@@ -1,5 +1,6 @@
 """Every attention mask of a decoder call: who may look where, and which cells are cross-modal."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,18 +56,14 @@ def make_chunk(
     layout: Layout, token_mask: Tensor, start: int, stop: int, *, open: bool = False
 ) -> Chunk:
     """The columns from `start` to `stop`; reads nothing back from the device."""
-    length, rows = stop - start, layout.row_stats
-    generated = start >= layout.length
-    first_text = length
-    if any(row.images for row in rows):
-        first_text = max(0, min(length, layout.first_text - start))
-    first = start + first_text
-    all_text = layout.all_rows_have_images and all(
-        row.first_text <= first
-        and row.last_image < first
-        and (generated or row.tokens == layout.length)
-        for row in rows
-    )
+    length, has_images = stop - start, layout.image_span.stop > layout.image_span.start
+    first_text = max(0, min(length, layout.first_text - start)) if has_images else length
+    all_text = layout.all_rows_have_images
+    if all_text and start < layout.length:
+        first = start + first_text
+        all_text = not layout.padded and all(
+            row.first_text <= first and row.last_image < first for row in layout.row_stats
+        )
     return Chunk(start, stop, layout, token_mask, first_text, all_text, open)
 
 
@@ -117,14 +114,53 @@ class SegmentMask(NamedTuple):
     """Whether every cell is one, and the image's columns are the same in all rows."""
 
 
+class CallMasks(NamedTuple):
+    """All masks of a call; on one device, and under one mask that layers are given."""
+
+    rows: RowMasks
+    segments: Mapping[str, SegmentMask]
+    prefix: Bool[Tensor, "samples 1 prefix prefix"] | None
+    """Of the shared columns among themselves; None where they are plain causal, or not there."""
+
+
+def call_masks(
+    chunk: Chunk,
+    first: int,
+    device: torch.device,
+    images: Mapping[str, tuple[slice, ImageColumnIndex]],
+    *,
+    packed: tuple[int, int] | None = None,
+    given: Tensor | None = None,
+) -> CallMasks:
+    """The masks of the chunk's columns from `first` on.
+
+    Args:
+        chunk: The columns of the call.
+        first: The first of them whose weights are made.
+        device: Where the masks are wanted.
+        images: Branch -> its rows of the call and its image columns, where its segment is wanted.
+        packed: (samples, shared columns) of a packed call.
+        given: The mask that a layer was given, boolean or additive; None stands for plain causality
+            and the chunk's padding.
+    """
+    rows = row_masks(chunk, first, device, given)
+    segments = dict[str, SegmentMask]()
+    if images and chunk.first_text < chunk.length:
+        counted = _token_index(chunk)
+        for branch, (own, index) in images.items():
+            if index.valid.device != device:
+                index = index.to(device)
+            segments[branch] = segment_mask(
+                chunk, first, rows, own, index, counted, causal=given is None
+            )
+    prefix = None if packed is None else prefix_mask(chunk, *packed, device)
+    return CallMasks(rows, segments, prefix)
+
+
 def row_masks(
     chunk: Chunk, first: int, device: torch.device, given: Tensor | None = None
 ) -> RowMasks:
-    """The masks of the chunk's columns from `first` on.
-
-    `given` is the mask that a layer was given, boolean or additive; None stands for plain
-    causality and the chunk's padding.
-    """
+    """The masks that have no branch, as `call_masks` says."""
     columns = torch.arange(chunk.stop, device=device)
     rows = columns[chunk.start + first :, None]
     padded = chunk.padded
@@ -202,7 +238,7 @@ def segment_mask(
     )
 
 
-def token_index(chunk: Chunk) -> Int[Tensor, "rows tokens"]:
+def _token_index(chunk: Chunk) -> Int[Tensor, "rows tokens"]:
     """The place of the chunk's tokens in their rows, padding not counted."""
     before = chunk.token_mask[:, : chunk.start].sum(dim=-1, keepdim=True)
     counted = before + chunk.token_mask[:, chunk.start :].cumsum(dim=-1) - 1

@@ -55,12 +55,14 @@ def attend(
     nothing moves. `query` holds the columns from `context.first` on.
     """
     assert context.masks is not None
-    masks = context.masks.of(rows)
+    masks = context.masks.rows
+    if rows != slice(None):
+        masks = masks.of(rows)
     logits = _logits(context, work, query, keys, calibrated_keys, masks, rows, scaling)
     logits_before, pruned = logits, None
     changed = list[_Changed]()
     for branch in branches:
-        mask = context.segments.get(branch)
+        mask = context.masks.segments.get(branch)
         if mask is None or branch not in work.segments:
             continue
         start = mask.rows.start - (rows.start or 0)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cdkit.branches.layout import Layout, left_pad, make_layout
+from cdkit.branches.layout import Layout, make_layout
 from cdkit.errors import CdkitError
 from cdkit.interfaces.distortion import Prompt
 from cdkit.interfaces.model_adapter import ModelAdapter
@@ -67,6 +67,15 @@ class PromptRows:
             left_pad(self.positions, length, 0),
             tuple(left_pad(features, length, 0) for features in self.deepstack),
         )
+
+
+def left_pad(x: Tensor, length: int, value: float | int) -> Tensor:
+    """`x` (rows, tokens, ...) with `value` before each row, `length` tokens in all."""
+    missing = length - x.shape[1]
+    if missing == 0:
+        return x
+    filler = x.new_full((x.shape[0], missing, *x.shape[2:]), value)
+    return torch.cat((filler, x), dim=1)
 
 
 def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:

@@ -1,7 +1,6 @@
 """Where a batch of prompts has its image tokens, its padding, and its first text after an image."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -32,10 +31,24 @@ class Layout:
     """The number of a token's image in its row; -1 for text and padding."""
     token_mask: Bool[Tensor, "rows tokens"]
     """False on padding."""
+    is_text: Bool[Tensor, "rows tokens"]
+    """Text after the row's first image."""
+    before_image: Bool[Tensor, "rows tokens"]
+    """Text before the row's first image."""
     columns: Int[Tensor, "rows image"]
     """The columns of the image tokens; rows with fewer are filled up with 0."""
     valid: Bool[Tensor, "rows image"]
     row_stats: tuple[RowStats, ...]
+    first_text: int
+    """The first column, of any row, that is text after an image; the length where there is none.
+    Up to it no attention distortion and no calibrator changes anything."""
+    padded: bool
+    """Whether any row has padding."""
+    image_span: slice
+    """The columns from the first image token of any row to the last one."""
+    same_columns: bool
+    """Whether `image_span` holds the image tokens of every row, and nothing else."""
+    all_rows_have_images: bool
 
     @property
     def rows(self) -> int:
@@ -44,51 +57,6 @@ class Layout:
     @property
     def length(self) -> int:
         return self.token_mask.shape[1]
-
-    @cached_property
-    def first_text(self) -> int:
-        """The first column, of any row, that is text after an image; the length where there is
-        none. Up to it no attention distortion and no calibrator changes anything."""
-        return min((row.first_text for row in self.row_stats), default=self.length)
-
-    @cached_property
-    def padded(self) -> bool:
-        """Whether any row has padding."""
-        return any(row.tokens < self.length for row in self.row_stats)
-
-    @cached_property
-    def image_span(self) -> slice:
-        """The columns from the first image token of any row to the last one."""
-        first = min((row.first_image for row in self.row_stats), default=0)
-        last = max((row.last_image for row in self.row_stats), default=-1)
-        return slice(first, max(first, last + 1))
-
-    @cached_property
-    def same_columns(self) -> bool:
-        """Whether `image_span` holds the image tokens of every row, and nothing else."""
-        span = self.image_span.stop - self.image_span.start
-        spans = {(row.first_image, row.image_tokens) for row in self.row_stats}
-        # rows that were selected may have fewer than the columns make room for
-        return spans == {(self.image_span.start, span)} and span == self.columns.shape[1]
-
-    @cached_property
-    def all_rows_have_images(self) -> bool:
-        """Whether every row has an image."""
-        return all(row.images for row in self.row_stats)
-
-    def select(self, rows: Int[Tensor, " chosen"] | slice) -> "Layout":
-        """Some of the rows. Indices are read back from the device."""
-        if isinstance(rows, slice):
-            row_stats = self.row_stats[rows]
-        else:
-            row_stats = tuple(self.row_stats[row] for row in rows.tolist())
-        return Layout(
-            image_index=self.image_index[rows],
-            token_mask=self.token_mask[rows],
-            columns=self.columns[rows],
-            valid=self.valid[rows],
-            row_stats=row_stats,
-        )
 
     @property
     def token_index(self) -> Int[Tensor, "rows tokens"]:
@@ -101,14 +69,52 @@ class Layout:
         columns = torch.arange(self.length, device=self.token_mask.device)
         return columns.masked_fill(~self.token_mask, 0).amax(dim=-1)
 
-    @cached_property
-    def before_image(self) -> Bool[Tensor, "rows tokens"]:
-        """Text before the row's first image."""
-        return ~(self.image_index >= 0).cummax(dim=-1).values & self.token_mask
+    def select(self, rows: Int[Tensor, " chosen"] | slice) -> "Layout":
+        """Some of the rows. Indices are read back from the device."""
+        if isinstance(rows, slice):
+            row_stats = self.row_stats[rows]
+        else:
+            row_stats = tuple(self.row_stats[row] for row in rows.tolist())
+        return _layout(
+            self.image_index[rows],
+            self.token_mask[rows],
+            self.is_text[rows],
+            self.before_image[rows],
+            self.columns[rows],
+            self.valid[rows],
+            row_stats,
+        )
 
-    @cached_property
-    def is_text(self) -> Bool[Tensor, "rows tokens"]:
-        return text_after_image(self.image_index, self.token_mask)
+
+def _layout(
+    image_index: Tensor,
+    token_mask: Tensor,
+    is_text: Tensor,
+    before_image: Tensor,
+    columns: Tensor,
+    valid: Tensor,
+    row_stats: tuple[RowStats, ...],
+) -> Layout:
+    """A layout with what follows from the numbers of its rows."""
+    length = token_mask.shape[1]
+    first = min((row.first_image for row in row_stats), default=0)
+    stop = max(first, max((row.last_image for row in row_stats), default=-1) + 1)
+    spans = {(row.first_image, row.image_tokens) for row in row_stats}
+    return Layout(
+        image_index=image_index,
+        token_mask=token_mask,
+        is_text=is_text,
+        before_image=before_image,
+        columns=columns,
+        valid=valid,
+        row_stats=row_stats,
+        first_text=min((row.first_text for row in row_stats), default=length),
+        padded=any(row.tokens < length for row in row_stats),
+        image_span=slice(first, stop),
+        # rows that were selected may have fewer than the columns make room for
+        same_columns=spans == {(first, stop - first)} and stop - first == columns.shape[1],
+        all_rows_have_images=all(row.images for row in row_stats),
+    )
 
 
 def text_after_image(
@@ -148,13 +154,6 @@ def make_layout(
     order = torch.argsort(~is_image, dim=-1, stable=True)[:, :most]  # the image tokens, in order
     counts = numbers[2]
     valid = torch.arange(most, device=counts.device) < counts[:, None]
-    return Layout(image_index, token_mask, order.masked_fill(~valid, 0), valid, row_stats)
-
-
-def left_pad(x: Tensor, length: int, value: float | int) -> Tensor:
-    """`x` (rows, tokens, ...) with `value` before each row, `length` tokens in all."""
-    missing = length - x.shape[1]
-    if missing == 0:
-        return x
-    filler = x.new_full((x.shape[0], missing, *x.shape[2:]), value)
-    return torch.cat((filler, x), dim=1)
+    before_image = ~is_image.cummax(dim=-1).values & token_mask
+    columns = order.masked_fill(~valid, 0)
+    return _layout(image_index, token_mask, is_text, before_image, columns, valid, row_stats)

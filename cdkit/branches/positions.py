@@ -1,25 +1,16 @@
 """Positions of the tokens of a batch, and by how much a calibrator moves them."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cdkit.branches.layout import Layout
 from cdkit.interfaces.position_calibrator import PositionCalibrator
 
 STILL = 1e-9
 """Positions that differ by less are the same: sums of thirds round differently."""
-
-
-def axes_last(positions: Int[Tensor, "..."] | None) -> Int[Tensor, "rows tokens *axes"] | None:
-    """Positions as the decoder takes them, (axes, rows, tokens), with their axes last."""
-    return positions if positions is None or positions.ndim == 2 else positions.movedim(0, -1)
-
-
-def as_the_decoder_takes_them(positions: Int[Tensor, "rows tokens *axes"]) -> Tensor:
-    """The inverse of `axes_last`."""
-    return positions if positions.ndim == 2 else positions.movedim(-1, 0)
 
 
 def rotated_axes(
@@ -49,12 +40,59 @@ def position_offset(
     return calibrator.calibrate(turning, index) - turning.double()
 
 
-def on_axes(mask: Bool[Tensor, "rows tokens"], like: Tensor) -> Bool[Tensor, "rows tokens *axes"]:
-    """A mask of tokens with the axes of `like`."""
-    return mask if like.ndim == 2 else mask[..., None]
+class PromptOffsets(NamedTuple):
+    """By how many positions the columns of a call of the prompt move, of all rows."""
+
+    key: Float[Tensor, "rows prompt *axes"]
+    """Of the prompt's columns so far: 0 where no image token is."""
+    query: Float[Tensor, "group_rows new *axes"] | None
+    """Of a group's new columns, for cross-modal logits; None where no text row moves."""
+    reference: Float[Tensor, "rows 1 *axes"] | None
+    """What both are relative to, once the prompt is whole: the offset of the last token of each
+    sample's original prompt. Only differences of positions count, so queries of the text to come
+    need not move. A prompt of which more is to come does not know yet where that is."""
 
 
-def moves(offset: Float[Tensor, "rows tokens *axes"], where: Bool[Tensor, "_ _"]) -> bool:
+def prompt_offsets(
+    calibrator: PositionCalibrator,
+    positions: Int[Tensor, "rows tokens *axes"],
+    layout: Layout,
+    *,
+    branches: int,
+    whole: bool,
+    rows: slice,
+    is_text: Bool[Tensor, "group_rows new"],
+) -> PromptOffsets:
+    """The offsets of a call after which `positions` are there.
+
+    Args:
+        calibrator: The method's.
+        positions: Of all tokens so far.
+        layout: Of the prompts.
+        branches: How many branches the rows are of.
+        whole: Whether the prompt is whole with this call.
+        rows: Those of the group that is called.
+        is_text: Text after an image among their new columns.
+    """
+    stop = min(positions.shape[1], layout.length)
+    index = layout.image_index[:, :stop]
+    offset, reference = position_offset(calibrator, positions, index), None
+    if whole:
+        of_one = layout.rows // branches
+        at = layout.last_token[:of_one].view(-1, 1, *[1] * (offset.ndim - 2))
+        last = offset[:of_one].gather(1, at.expand(-1, 1, *offset.shape[2:]))
+        reference = last.repeat(branches, *[1] * (last.ndim - 1))
+        offset = offset - reference
+    on_image = index >= 0
+    if offset.ndim > 2:
+        on_image = on_image[..., None]
+    key = offset[:, :stop].masked_fill(~on_image, 0)
+    query = offset[rows, offset.shape[1] - is_text.shape[1] :]
+    return PromptOffsets(key, query if any_moves(query, is_text) else None, reference)
+
+
+def any_moves(offset: Float[Tensor, "rows tokens *axes"], where: Bool[Tensor, "_ _"]) -> bool:
     """Whether any of these tokens is moved at all; waits for the device."""
-    moved: Any = ((offset.abs() > STILL) & on_axes(where, offset)).any()
-    return bool(moved)
+    if offset.ndim > 2:
+        where = where[..., None]
+    return bool(((offset.abs() > STILL) & where).any())

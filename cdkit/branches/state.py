@@ -10,13 +10,7 @@ from torch import Tensor
 
 from cdkit.attention.context import AnswerCache
 from cdkit.attention.masks import Chunk, make_chunk, text_after_image
-from cdkit.branches.positions import (
-    as_the_decoder_takes_them,
-    moves,
-    next_positions,
-    on_axes,
-    position_offset,
-)
+from cdkit.branches.positions import any_moves, next_positions, position_offset, prompt_offsets
 from cdkit.execution.plan import GroupPlan, PromptPlan
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.interfaces.combiner import State
@@ -59,23 +53,32 @@ class BranchState:
     """How much the last token of each sample's original prompt is moved: offsets are relative to
     it, since only differences of positions count."""
     generated_offset: Float[Tensor, "rows 1 *axes"] | None = None
-    """By how many positions queries of generated tokens move, where that is the same for all."""
+    """By how many positions queries of the latest generated token move; of all, where the
+    calibrator is constant after the prompt."""
     queries_move: bool = False
     """Whether queries of generated tokens were seen to move, so that no step asks again."""
 
     def extend(
         self,
-        positions: Int[Tensor, "_ new *axes"] | None,
-        token_mask: Bool[Tensor, "rows new"] | None,
+        positions: Int[Tensor, "..."] | None,
+        token_mask: Bool[Tensor, "_ columns"] | None,
         new: int,
     ) -> None:
-        """Note `new` more columns; `positions` and `token_mask` are the original branch's."""
+        """Note `new` more columns of the original branch.
+
+        Args:
+            positions: Theirs, as the decoder takes them; None for the number of columns before.
+            token_mask: The decoder's mask, which ends with theirs; None where all are tokens.
+            new: How many there are.
+        """
         plan, device = self.plan, self.positions.device
         branches = len(plan.branches)
         if positions is None:
             # Hugging Face's default: the number of columns before it
             before = self.positions.shape[1] - (plan.padding.stop - plan.padding.start)
             positions = torch.arange(before, before + new, device=device)[None]
+        elif positions.ndim > 2:
+            positions = positions.movedim(0, -1)
         axes = self.positions.shape[2:]
         if positions.ndim < self.positions.ndim:
             positions = positions[..., None]
@@ -87,72 +90,47 @@ class BranchState:
         positions = positions.expand(plan.rows, new, *axes)
         positions = torch.cat([positions] * branches) + distance
         self.positions = torch.cat((self.positions, positions), dim=1)
-        self.token_mask = torch.cat((self.token_mask, token_mask.repeat(branches, 1)), dim=1)
+        late = token_mask[:, -new:].bool().repeat(branches, 1)
+        self.token_mask = torch.cat((self.token_mask, late), dim=1)
 
-    def chunk(self, group: GroupPlan, start: int, stop: int) -> Chunk:
-        """The columns from `start` to `stop` of a group's rows."""
-        return make_chunk(group.layout, self.token_mask[group.rows, :stop], start, stop)
-
-    def offsets(self, group: GroupPlan, chunk: Chunk) -> CallOffsets:
-        """By how much the calibrator moves the columns of a group's call.
-
-        Only differences of positions matter, so offsets are relative to the last prompt token: the
-        keys are moved once, with the prompt, and queries of text after the last image never. A
-        prompt of which more is to come does not know yet where that is.
-        """
-        calibrator, prompt = self.plan.calibrator, self.plan.layout.length
-        if calibrator is None or (chunk.first_text == chunk.length and not chunk.completes_prompt):
-            return CallOffsets()
-        if chunk.generated:
-            return CallOffsets(query=self._of_generated(group, chunk))
-        layout, stop = self.plan.layout, min(chunk.stop, prompt)
-        offset = position_offset(
-            calibrator, self.positions[:, : chunk.stop], layout.image_index[:, : chunk.stop]
-        )
-        if chunk.completes_prompt:
-            self.reference_offset = reference = self._reference(offset)
-            offset = offset - reference
-        on_image = layout.image_index[:, :stop] >= 0
-        key = offset[:, :stop].masked_fill(~on_axes(on_image, offset), 0)
-        query = offset[group.rows, chunk.start :]
-        if chunk.completes_prompt:
-            self.key_offset = key
-        return CallOffsets(
-            key[group.rows], query if moves(query, text_after_image(chunk)) else None
-        )
-
-    def _of_generated(
-        self, group: GroupPlan, chunk: Chunk
-    ) -> Float[Tensor, "rows tokens *axes"] | None:
-        """Of generated tokens: where they are all moved alike, it is found out with the first."""
-        calibrator, layout = self.plan.calibrator, self.plan.layout
-        assert calibrator is not None and self.reference_offset is not None
-        if calibrator.constant_after_prompt and self.generated_offset is not None:
-            if not self.queries_move:
-                return None
-            offset = self.generated_offset[group.rows]
-            return offset.expand(-1, chunk.length, *offset.shape[2:])
-        every = position_offset(calibrator, self.positions[:, : chunk.stop], layout.image_index)
-        offset = (every - self.reference_offset)[:, chunk.start :]
-        has_image = layout.valid.any(dim=1, keepdim=True)
-        self.queries_move = self.queries_move or moves(offset, has_image)
-        if calibrator.constant_after_prompt:
-            self.generated_offset = offset[:, -1:]
-        return offset[group.rows] if self.queries_move else None
-
-    def _reference(
-        self, offset: Float[Tensor, "rows tokens *axes"]
-    ) -> Float[Tensor, "rows 1 *axes"]:
-        """The offset of the last token of each sample's original prompt."""
+    def next_columns(self, group: GroupPlan, start: int, stop: int) -> tuple[Chunk, CallOffsets]:
+        """The columns from `start` to `stop` of a group's rows, and by how much they move."""
         plan = self.plan
-        of_original = offset[: plan.rows]
-        at = plan.layout.last_token[: plan.rows].view(-1, 1, *[1] * (offset.ndim - 2))
-        last = of_original.gather(1, at.expand(-1, 1, *offset.shape[2:]))
-        return last.repeat(len(plan.branches), *[1] * (last.ndim - 1))
+        chunk = make_chunk(group.layout, self.token_mask[group.rows, :stop], start, stop)
+        calibrator = plan.calibrator
+        if calibrator is None or (chunk.first_text == chunk.length and not chunk.completes_prompt):
+            return chunk, CallOffsets()
+        if not chunk.generated:
+            made = prompt_offsets(
+                calibrator,
+                self.positions[:, :stop],
+                plan.layout,
+                branches=len(plan.branches),
+                whole=chunk.completes_prompt,
+                rows=group.rows,
+                is_text=text_after_image(chunk),
+            )
+            if chunk.completes_prompt:
+                self.key_offset, self.reference_offset = made.key, made.reference
+            return chunk, CallOffsets(made.key[group.rows], made.query)
+        offset = self.generated_offset
+        if offset is None or not calibrator.constant_after_prompt:
+            image_index, has_image = plan.layout.image_index, plan.layout.valid.any(1, keepdim=True)
+            assert self.reference_offset is not None
+            every = position_offset(calibrator, self.positions[:, :stop], image_index)
+            offset = (every - self.reference_offset)[:, start:]
+            self.queries_move = self.queries_move or any_moves(offset, has_image)
+            self.generated_offset = offset[:, -1:]
+        if not self.queries_move:
+            return chunk, CallOffsets()
+        return chunk, CallOffsets(
+            query=offset[group.rows].expand(-1, stop - start, *offset.shape[2:])
+        )
 
     def positions_ahead(self, new: int) -> Int[Tensor, "*axes rows new"]:
         """Of the next tokens of the original branch, as the decoder takes them."""
-        return as_the_decoder_takes_them(next_positions(self.positions[: self.plan.rows, -1:], new))
+        ahead = next_positions(self.positions[: self.plan.rows, -1:], new)
+        return ahead if ahead.ndim == 2 else ahead.movedim(-1, 0)
 
     def reorder(self, beams: Int[Tensor, " rows"]) -> None:
         """Follow the beams; `beams` are rows of the original branch.

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from cdkit.attention.context import DecoderContext, with_masks
-from cdkit.attention.masks import make_chunk
+from cdkit.attention.context import DecoderContext
+from cdkit.attention.masks import call_masks, make_chunk
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitWarning
 from cdkit.execution.static_cache import FixedLayer, is_fixed
@@ -117,14 +117,18 @@ class CompiledInputs:
         token_mask = torch.nn.functional.pad(old.token_mask[:, :-1], (0, missing)).to(device)
         # the step's own column is written by `step`; so its token is counted from the one before
         chunk = make_chunk(old.layout, token_mask, total - 1, total, open=True)
-        context = with_masks(replace(context, chunk=chunk, causal=True), device)
+        masks = call_masks(chunk, context.first, device, context.images)
+        by_index = {
+            # found by their indices: a slice would be a graph's own
+            branch: mask._replace(image=mask.image._replace(span=None))
+            for branch, mask in masks.segments.items()
+        }
         context = replace(
             context,
-            segments={
-                # found by their indices: a slice would be a graph's own
-                branch: mask._replace(image=mask.image._replace(span=None))
-                for branch, mask in context.segments.items()
-            },
+            chunk=chunk,
+            causal=True,
+            device=device,
+            masks=masks._replace(segments=by_index),
         )
         made = cls(context, state, token_mask[:, None, None, :].clone(), old.stop - 1)
         made.mark_static(total)
@@ -142,10 +146,10 @@ class CompiledInputs:
         self.stop = context.chunk.stop
         self.mask[..., column] = new[:, None, None]
         masks, offset = self.context.masks, context.query_offset
-        assert masks is not None and masks.forbidden is not None
-        masks.seen[..., column] = new[:, None]
-        masks.forbidden[..., column] = ~new[:, None, None]
-        for segment in self.context.segments.values():
+        assert masks is not None and masks.rows.forbidden is not None
+        masks.rows.seen[..., column] = new[:, None]
+        masks.rows.forbidden[..., column] = ~new[:, None, None]
+        for segment in masks.segments.values():
             segment.token_index.add_(new[segment.rows, None])
         return replace(
             self.context,
@@ -168,8 +172,8 @@ class CompiledInputs:
         for kept in self.state.answer_cache.values():
             for x in kept.values():
                 mark_static(x)
-        indices = [segment.image for segment in context.segments.values()]
-        every: list[tuple[Any, ...]] = [masks, *context.segments.values(), *indices]
+        segments = list(masks.segments.values())
+        every: list[tuple[Any, ...]] = [masks.rows, *segments, *(s.image for s in segments)]
         for made in every:
             for x in made:
                 if isinstance(x, Tensor):

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.execution.static_cache import FixedLayer
 
 
@@ -23,6 +24,11 @@ class Packing:
     shared: int
     suffix: int
     branches: int
+
+    def empty_prefix(self, layers: int) -> SharedPrefix:
+        """The shared columns, which each layer fills in as it runs."""
+        nothing = [torch.empty(0, 0, 0, 0)] * layers
+        return SharedPrefix(list(nothing), list(nothing), self.shared, rows_per_sample=1)
 
     def pack(
         self, x: Shaped[Tensor, "rows tokens *rest"]

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from cdkit.attention.context import Change, LayerWork
 from cdkit.attention.image_columns import ImageColumnIndex
-from cdkit.branches.inputs import PromptRows
-from cdkit.branches.layout import Layout, make_layout
+from cdkit.branches.layout import Layout
 from cdkit.execution.optimizations import Optimization
 from cdkit.execution.packed_prefill import Packing, takes_packed
 from cdkit.functional.rope import Rotary
@@ -38,8 +37,8 @@ class GroupPlan:
     layout: Layout
     layers: tuple[LayerWork, ...]
     """What each layer does; empty where the attention is left alone."""
-    index: Mapping[str, ImageColumnIndex]
-    """The image columns of each branch whose segment some layer looks at."""
+    images: Mapping[str, tuple[slice, ImageColumnIndex]]
+    """Rows (of the group's) and image columns of each branch whose segment some layer looks at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +171,7 @@ def make_group(
 ) -> GroupPlan:
     """A group of neighbouring branches, whose rows are `rows` of those of `layout`."""
     own = layout.select(rows)
-    index = dict[str, ImageColumnIndex]()
+    images = dict[str, tuple[slice, ImageColumnIndex]]()
     if layers and branches:
         assert rng_keys is not None
         each = own.rows // len(branches)
@@ -182,23 +181,33 @@ def make_group(
                 part = slice(k * each, (k + 1) * each)
                 keys = rng_keys[rows][part]
                 device = own.token_mask.device
-                index[name] = ImageColumnIndex.of(own.select(part), keys, device)
-    return GroupPlan(tuple(branches), rows, own, layers, index)
+                images[name] = part, ImageColumnIndex.of(own.select(part), keys, device)
+    return GroupPlan(tuple(branches), rows, own, layers, images)
 
 
 def shared_columns(
     attached: AttachedMethod,
-    original: PromptRows,
+    length: int,
+    image_index: Int[Tensor, "rows tokens"],
     common: int,
     *,
+    first_text: int,
     optimizations: frozenset[Optimization],
     compiled: bool,
     columns_are_given: bool,
 ) -> int:
     """How many first columns of the original prompts run once for all branches; 0 for none.
 
-    `common` columns are the same in every branch. `columns_are_given` says that the caller counts
-    columns: those of a plain call, or of a prompt that comes in chunks.
+    Args:
+        attached: The method on its model.
+        length: How many columns of the prompts there are.
+        image_index: Their images.
+        common: How many first columns are the same in every branch.
+        first_text: The first column that is text after an image: from there on attention differs.
+        optimizations: What may be skipped.
+        compiled: Whether steps are compiled.
+        columns_are_given: Whether the caller counts columns: those of a plain call, or of a prompt
+            that comes in chunks.
     """
     branches = attached.branches
     if (
@@ -211,17 +220,16 @@ def shared_columns(
         return 0  # worth it for some prompts and not for others: each would be a graph
     if columns_are_given and any(branch.prompt for branch in branches):
         return 0
-    cut = min(common, original.token_mask.shape[1] - 1)
+    cut = min(common, length - 1)
     if attached.hooked:
-        cut = min(cut, make_layout(original.image_index, original.token_mask).first_text)
+        cut = min(cut, first_text)
     if attached.adapter.sees_ahead != "nowhere":
-        cut = _whole_images(original.image_index, cut)
-    saved = cut * len(branches)
-    tokens = original.token_mask.shape[1] * (1 + len(branches))
+        cut = _whole_images(image_index, cut)
+    saved, tokens = cut * len(branches), length * (1 + len(branches))
     return cut if saved >= MIN_SHARED_FRACTION * tokens else 0
 
 
-def keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimization]) -> bool:
+def _keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimization]) -> bool:
     """Whether every layer's attention is ours, and its columns those of the whole prompt."""
     # some layers of Llama 4 see only a chunk of the text, which no window says
     layer_types = getattr(attached.decoder.config, "layer_types", None) or ()
@@ -233,30 +241,66 @@ def keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimiz
     )
 
 
-def packing_of(
+def plan_prompt(
     attached: AttachedMethod,
-    optimizations: frozenset[Optimization],
+    layout: Layout,
+    works: Mapping[tuple[str, ...], tuple[LayerWork, ...]],
     cache: Any,
     *,
+    optimizations: frozenset[Optimization],
     shared: int,
-    length: int,
-    deepstack: bool,
-) -> Packing | None:
-    """How a prompt of `length` columns goes in as one row a sample; None where it does not.
+    padding: slice,
+    rng_keys: Int[Tensor, " rows"] | None,
+    deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...],
+    may_pack: bool,
+) -> PromptPlan:
+    """What runs for these prompts.
 
-    It takes a cache that keeps whatever it is given, and layers that are all ours. Deeper features
-    and readouts go by columns, which packed rows have not.
+    Args:
+        attached: The method on its model.
+        layout: Of the prompts of all rows.
+        works: Each group of branches, in the order of their rows, and what the layers do for it.
+        cache: Of the first group; None where nothing is cached.
+        optimizations: What may be skipped.
+        shared: How many first columns run once for all branches.
+        padding: As `PromptPlan.padding`.
+        rng_keys: As `PromptPlan.rng_keys`.
+        deepstack: As `PromptPlan.deepstack`.
+        may_pack: Whether the prompts come whole, one row a sample, and no caller counts columns.
     """
-    packs = (
-        shared
-        and "one_forward" in optimizations
+    names = tuple(name for group in works for name in group)
+    each, groups = layout.rows // len(names), list[GroupPlan]()
+    for branches, layers in works.items():
+        first = names.index(branches[0]) * each
+        rows = slice(first, first + each * len(branches))
+        groups.append(make_group(branches, rows, layout, rng_keys, layers))
+    once = bool(shared) and _keeps_prefix_once(attached, optimizations)
+    packing = None
+    if (
+        once
+        and may_pack
+        and len(groups) == 1
         and "fast_kernels" in optimizations
-        and keeps_prefix_once(attached, optimizations)
+        # deeper features and readouts go by columns, which packed rows have not
         and not deepstack
         and attached.method.readout is None
         and takes_packed(cache, attached.depth)
+    ):
+        packing = Packing(shared, layout.length - shared, len(names))
+    return PromptPlan(
+        branches=names,
+        layout=layout,
+        padding=padding,
+        groups=tuple(groups),
+        shared=shared if cache is not None else 0,
+        keeps_prefix_once=once,
+        packing=packing,
+        materialize_all=attached.hooked and "fast_kernels" not in optimizations,
+        calibrator=attached.method.calibrator,
+        rotary=attached.rotary,
+        rng_keys=rng_keys,
+        deepstack=deepstack,
     )
-    return Packing(shared, length - shared, 1 + len(attached.branches)) if packs else None
 
 
 def _whole_images(image_index: Int[Tensor, "rows tokens"], cut: int) -> int:

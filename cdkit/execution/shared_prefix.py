@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
@@ -22,12 +21,6 @@ class SharedPrefix:
     values: list[Float[Tensor, "samples kv_heads prefix head_dim"]]
     length: int
     rows_per_sample: int
-
-    @classmethod
-    def empty(cls, layers: int, length: int) -> "SharedPrefix":
-        """One that each layer fills in as it runs."""
-        nothing = [torch.empty(0, 0, 0, 0)] * layers
-        return cls(list(nothing), list(nothing), length, rows_per_sample=1)
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "SharedPrefix":
         """For a batch that goes on with copies of these rows in every branch."""

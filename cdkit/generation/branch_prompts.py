@@ -18,17 +18,10 @@ from cdkit.branches.inputs import (
     stack,
 )
 from cdkit.branches.layout import make_layout
-from cdkit.branches.positions import axes_last
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.execution.optimizations import Optimization
-from cdkit.execution.plan import (
-    PromptPlan,
-    keeps_prefix_once,
-    make_group,
-    packing_of,
-    shared_columns,
-)
+from cdkit.execution.plan import plan_prompt, shared_columns
 from cdkit.execution.static_cache import empty_like
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
@@ -73,18 +66,27 @@ def start(
 ) -> tuple[BranchState, Float[Tensor, "rows tokens hidden"], int]:
     """The state of new prompts, their embedded rows, and how many last columns are aligned.
 
-    `works` says for each group of branches what the layers do. `cache` is the one that the decoder
-    was given, and becomes that of the first group.
+    Args:
+        attached: The method on its model.
+        session: The prompts, as they were noted.
+        kwargs: What the decoder is given.
+        cache: The one among it; becomes that of the first group.
+        branches: The distorted branches that run.
+        optimizations: What may be skipped.
+        compiled: Whether steps are compiled.
+        works: Each group of branches, and what the layers do for it.
     """
     given = _given(session, kwargs)
     rows = _branch_rows(attached, session, given, branches)
-    original, names = rows.blocks[0], (ORIGINAL, *(branch.name for branch in branches))
+    whole = given.embeds.shape[1] == given.here == given.ids.shape[1]
     cut = 0
     if branches:
         cut = shared_columns(
             attached,
-            original,
+            given.here,
+            given.image_index[:, : given.here],
             rows.common,
+            first_text=session.layout.first_text,
             optimizations=optimizations,
             compiled=compiled,
             columns_are_given=session.plain or given.here < given.ids.shape[1],
@@ -95,59 +97,53 @@ def start(
         cut, (stacked, layout, padding) = 0, stack(rows.blocks)
     deepstack = stacked.deepstack
     if given.here < given.ids.shape[1]:
-        layout = make_layout(
-            given.image_index.repeat(len(names), 1), given.token_mask.repeat(len(names), 1)
+        count = len(rows.blocks)
+        layout = make_layout(given.image_index.repeat(count, 1), given.token_mask.repeat(count, 1))
+        deepstack = tuple(
+            torch.cat(features)
+            for features in zip(
+                *(
+                    deepstack_of(session, name, given.embeds, given.image_index)
+                    for name in (ORIGINAL, *(branch.name for branch in branches))
+                ),
+                strict=True,
+            )
         )
-        of_each = [deepstack_of(session, name, given.embeds, given.image_index) for name in names]
-        deepstack = tuple(torch.cat(features) for features in zip(*of_each, strict=True))
     expand = given.embeds.shape[0] // session.ids.shape[0]
-    rng_keys = session.rng_keys(expand).repeat(len(names)) if attached.hooked else None
-    packing = None
-    whole = given.embeds.shape[1] == given.here == given.ids.shape[1]
-    if whole and expand == 1 and not session.plain:
-        packing = packing_of(
-            attached,
-            optimizations,
-            cache,
-            shared=cut,
-            length=layout.length,
-            deepstack=bool(deepstack),
-        )
-    groups = [names] if "one_forward" in optimizations else [(name,) for name in names]
-    each, made = given.embeds.shape[0], []
-    for group in groups:
-        first = names.index(group[0]) * each
-        own = slice(first, first + each * len(group))
-        made.append(make_group(group, own, layout, rng_keys, works[group]))
-    plan = PromptPlan(
-        branches=names,
-        layout=layout,
+    rng_keys = None
+    if attached.hooked:
+        rng_keys = session.keys.repeat_interleave(expand).repeat(len(rows.blocks))
+    plan = plan_prompt(
+        attached,
+        layout,
+        works,
+        cache,
+        optimizations=optimizations,
+        shared=cut,
         padding=padding,
-        groups=tuple(made),
-        shared=cut if cache is not None else 0,
-        keeps_prefix_once=bool(cut) and keeps_prefix_once(attached, optimizations),
-        packing=packing,
-        materialize_all=attached.hooked and "fast_kernels" not in optimizations,
-        calibrator=attached.method.calibrator,
-        rotary=attached.rotary,
         rng_keys=rng_keys,
         deepstack=deepstack,
+        may_pack=whole and expand == 1 and not session.plain,
     )
-    config = attached.decoder.config
-    others = [None if cache is None else empty_like(cache, config) for _ in groups[1:]]
+    caches = [cache] + [
+        None if cache is None else empty_like(cache, attached.decoder.config)
+        for _ in plan.groups[1:]
+    ]
     state = BranchState(
         plan,
         stacked.positions,
         stacked.token_mask,
-        caches=[cache, *others],
-        seen=[0] * len(groups),
+        caches=caches,
+        seen=[0] * len(plan.groups),
     )
     tail = given.embeds[:, given.here :]
-    if tail.shape[1]:
-        late = None if given.mask is None else given.mask[:, given.here :]
-        state.extend(given.positions[:, given.here :], late, tail.shape[1])
-        state.step = tail.shape[1]
-    embeds = torch.cat((stacked.embeds, tail.repeat(len(names), 1, 1)), dim=1)
+    if not tail.shape[1]:
+        return state, stacked.embeds, rows.aligned
+    late = given.positions[:, given.here :]
+    late = late if late.ndim == 2 else late.movedim(-1, 0)
+    state.extend(late, given.mask, tail.shape[1])
+    state.step = tail.shape[1]
+    embeds = torch.cat((stacked.embeds, tail.repeat(len(rows.blocks), 1, 1)), dim=1)
     return state, embeds, rows.aligned
 
 
@@ -189,6 +185,8 @@ def deepstack_of(
 ) -> tuple[Float[Tensor, "rows tokens hidden"], ...]:
     """What deeper layers add to a branch's prompts, at their image tokens."""
     added = session.deepstack.get(branch, session.deepstack.get(ORIGINAL, ()))
+    if not added:
+        return ()
     expand = image_index.shape[0] // len(session.tokens)
     empty = like.new_zeros(*image_index.shape, like.shape[-1])
     return tuple(
@@ -206,9 +204,11 @@ def _given(session: Session, kwargs: Mapping[str, Any]) -> _Given:
     if mask is not None:
         mask = mask.bool()
         token_mask = torch.cat((mask[:, :prompt], token_mask[:, mask.shape[1] :]), dim=1)
-    positions = axes_last(kwargs.get("position_ids"))
+    positions = kwargs.get("position_ids")
     if positions is None:
         positions = torch.arange(given, device=embeds.device)[None]
+    elif positions.ndim > 2:
+        positions = positions.movedim(0, -1)
     return _Given(
         embeds=embeds,
         mask=mask,

@@ -1,10 +1,10 @@
 """What a method cannot run with: said before anything is changed, or before the first token."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from cdkit.errors import CdkitError
@@ -173,6 +173,25 @@ def check_cache(cache: object) -> None:
         )
 
 
+def new_tokens(ids: Tensor, given: Mapping[str, Any], defaults: Sequence[object]) -> int:
+    """How many tokens `generate` may add: Hugging Face adds 20 where nothing is said."""
+    new, longest = (setting(name, given, defaults) for name in ("max_new_tokens", "max_length"))
+    if new is not None:
+        return int(new)
+    return 20 if longest is None else max(0, int(longest) - ids.shape[1])
+
+
+def check_window(attached: AttachedMethod, longest: int) -> None:
+    """Raise where a layer would forget the image before the answer ends."""
+    if attached.window is not None and longest > attached.window:
+        raise CdkitError(
+            f"{attached.method.name} needs the image tokens all along, but the decoder's sliding "
+            f"window keeps {attached.window} tokens and prompt and answer may reach {longest}: "
+            "shorten the prompt or max_new_tokens, or use a method that changes only the "
+            "inputs, such as vcd"
+        )
+
+
 def check_attachable(attached: AttachedMethod) -> None:
     """Raise where this very model cannot run the method."""
     method, decoder = attached.method, attached.decoder
@@ -216,13 +235,12 @@ def check_eval(model: torch.nn.Module, method: Method) -> None:
         raise CdkitError(f"{method.name} runs at inference only: call model.eval() first")
 
 
-def check_running(model: torch.nn.Module, method: Method) -> None:
-    """Raise in train mode, and where gradients would be taken."""
+def refuse_running(model: torch.nn.Module, method: Method) -> NoReturn:
+    """Raise for a model in train mode, or with gradients on."""
     check_eval(model, method)
-    if torch.is_grad_enabled():
-        raise CdkitError(
-            f"{method.name} runs without gradients: call the model under torch.inference_mode()"
-        )
+    raise CdkitError(
+        f"{method.name} runs without gradients: call the model under torch.inference_mode()"
+    )
 
 
 def _short(value: object) -> str:

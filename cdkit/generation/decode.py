@@ -7,16 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.attention.context import AttentionRecord, DecoderContext, with_masks
-from cdkit.attention.masks import decoder_mask
+from cdkit.attention.context import AttentionRecord, DecoderContext
+from cdkit.attention.masks import call_masks, decoder_mask
 from cdkit.branches.cache import BranchedCache, repeated
 from cdkit.branches.inputs import features_in, place_features
-from cdkit.branches.positions import as_the_decoder_takes_them, axes_last
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.execution.packed_prefill import Packing
 from cdkit.execution.plan import GroupPlan, make_group
-from cdkit.execution.shared_prefix import SharedPrefix, take_prefix
+from cdkit.execution.shared_prefix import take_prefix
 from cdkit.generation.branch_prompts import empty_cache, features_of, plain_mask, start
 from cdkit.generation.engine import Engine
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
@@ -82,10 +81,11 @@ def _next_rows(
 ) -> Float[Tensor, "rows tokens hidden"]:
     """The new columns of a batch that has a cache: generated tokens, or more of the prompt."""
     embeds: Tensor = kwargs["inputs_embeds"]
-    mask = plain_mask(kwargs.get("attention_mask"))
+    mask: Any = kwargs.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        mask = None  # one that the model made itself says nothing about padding
     new, start, plan = embeds.shape[1], state.seen[0], state.plan
-    token_mask = None if mask is None else mask[:, -new:].bool()
-    state.extend(axes_last(kwargs.get("position_ids")), token_mask, new)
+    state.extend(kwargs.get("position_ids"), mask, new)
     if start >= plan.layout.length:
         return embeds.repeat(len(plan.branches), 1, 1)
     assert engine.session is not None
@@ -151,7 +151,7 @@ def _run_prompt(
     kwargs[CACHE] = state.caches[0]
     if plan.packing is not None:
         state.seen[0] = plan.packing.shared
-        state.prefix = SharedPrefix.empty(engine.attached.depth, plan.packing.shared)
+        state.prefix = plan.packing.empty_prefix(engine.attached.depth)
         packed = plan.packing.pack(embeds)
         output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
         last = plan.packing.unpack(output.last_hidden_state)
@@ -260,23 +260,31 @@ def _context(
 ) -> DecoderContext:
     """What the layers of a decoder call read: made once, before it."""
     plan, prefix = state.plan, state.prefix
-    chunk = state.chunk(group, start, stop)
-    offsets = state.offsets(group, chunk)
+    chunk, offsets = state.next_columns(group, start, stop)
     whole = plan.materialize_all or prefix is not None
     first = 0 if whole else chunk.first_text
     stores = cache is not None and chunk.completes_prompt and offsets.key is not None
-    context = DecoderContext(
+    rows = group.layout.rows // max(1, len(group.branches))
+    acts = any(layer.materialized for layer in group.layers) and first < chunk.length
+    # under padding, or where images see ahead, the masks that layers are given decide
+    own_masks = prefix is not None or not (
+        chunk.padded or engine.attached.adapter.sees_ahead != "nowhere"
+    )
+    device, masks = chunk.token_mask.device, None
+    if group.layers and own_masks and (whole or acts):
+        packed = None if packing is None else (rows, packing.shared)
+        masks = call_masks(chunk, first, device, group.images, packed=packed)
+    return DecoderContext(
         branches=group.branches,
-        rows_per_branch=group.layout.rows // max(1, len(group.branches)),
+        rows_per_branch=rows,
         chunk=chunk,
         layers=group.layers,
         first=first,
         whole=whole,
         causal=prefix is not None,
-        device=chunk.token_mask.device,
-        masks=None,
-        segments={},
-        index=group.index,
+        device=device,
+        masks=masks,
+        images=group.images,
         record=record,
         key_offset=offsets.key,
         query_offset=offsets.query,
@@ -288,13 +296,6 @@ def _context(
         answer_cache=state.answer_cache if stop >= plan.layout.length else None,
         layer_state={branch: {} for branch in group.branches},
     )
-    acts = any(layer.materialized for layer in group.layers) and first < chunk.length
-    own_masks = prefix is not None or not (
-        chunk.padded or engine.attached.adapter.sees_ahead != "nowhere"
-    )
-    if group.layers and own_masks and (whole or acts):
-        return with_masks(context, context.device)
-    return context
 
 
 def _call_decoder(
@@ -312,7 +313,8 @@ def _call_decoder(
         positions = state.positions[group.rows, chunk.start : chunk.stop]
     else:
         positions = context.packing.pack(state.positions)
-    positions = as_the_decoder_takes_them(positions)
+    if positions.ndim > 2:
+        positions = positions.movedim(-1, 0)
     if context.causal:
         # the attention makes its own: what is shared stands in no cache that a mask could go by
         mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)

@@ -7,14 +7,13 @@ import torch
 
 from cdkit.branches.inputs import rewritten_text
 from cdkit.generation.arguments import arguments
-from cdkit.generation.prompts import Session
+from cdkit.generation.engine import Engine
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
 
 
 def encode_images(
-    attached: AttachedMethod,
-    session: Session | None,
+    engine: Engine,
     encode: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
@@ -25,13 +24,16 @@ def encode_images(
     branch that changes pixels, or the text that the encoder reads.
     """
     output = encode(*args, **kwargs)
-    given = arguments(encode, *args, **kwargs)
+    attached, session = engine.attached, engine.session
+    given = arguments(encode, *args, **kwargs) if args else kwargs
     if session is None or given.get("pixel_values") is None:
         return output
     adapter = attached.adapter
     session.deepstack[ORIGINAL] = adapter.deepstack_features(output)
     for branch in attached.branches:
-        changed = _text_of(attached, branch, given)
+        changed = {}
+        if branch.prompt and adapter.encoder_text is not None:
+            changed = _text_of(attached, branch, given, adapter.encoder_text)
         if branch.pixel:
             assert session.pixels is not None
             pixels = session.distorted_pixels(branch, session.pixels)
@@ -43,10 +45,11 @@ def encode_images(
     return output
 
 
-def _text_of(attached: AttachedMethod, branch: Branch, given: dict[str, Any]) -> dict[str, Any]:
+def _text_of(
+    attached: AttachedMethod, branch: Branch, given: dict[str, Any], name: str
+) -> dict[str, Any]:
     """The branch's question for an encoder that reads it, as arguments; padded on the right."""
-    name = attached.adapter.encoder_text
-    if name is None or not branch.prompt or given.get(name) is None:
+    if given.get(name) is None:
         return {}
     ids, mask_name = given[name], name.replace("input_ids", "attention_mask")
     mask = given.get(mask_name)

@@ -12,7 +12,6 @@ from cdkit.branches.cache import BranchedCache
 from cdkit.execution.compiled_steps import compiled_steps
 from cdkit.execution.static_cache import static_cache
 from cdkit.generation.arguments import Forward
-from cdkit.generation.compatibility import setting
 from cdkit.generation.custom_loop import of_each_prompt, run_loop, unexpanded
 from cdkit.generation.engine import Engine
 from cdkit.generation.guard import GuardedProcessors, RecordingCriteria, top_continuations
@@ -26,7 +25,6 @@ def run_generate(
     session: Session,
     generate: Forward,
     given: dict[str, Any],
-    defaults: Sequence[object],
     *args: Any,
     **kwargs: Any,
 ) -> Any:
@@ -37,7 +35,6 @@ def run_generate(
         session: The prompts, noted and checked.
         generate: The model's own `generate`.
         given: Its arguments, by name.
-        defaults: The generation configs behind them, the nearest first.
         *args: What it was called with.
         **kwargs: The same, by name.
 
@@ -49,11 +46,13 @@ def run_generate(
     engine.trace.steps.clear()
     if method.loop is not None:
         kwargs["custom_generate"] = functools.partial(run_loop, engine)
-    config = setting("compile_config", given, defaults)
-    if config is not None and not setting("disable_compile", given, defaults):
-        static = setting("cache_implementation", given, defaults) == "static"
-        earlier = engine.compiled_before
-        engine.compiled = compiled_steps(attached, config, static=static, earlier=earlier)
+    if session.compile_config is not None:
+        engine.compiled = compiled_steps(
+            attached,
+            session.compile_config,
+            static=session.static_cache,
+            earlier=engine.compiled_before,
+        )
     guards = Hooks()
     try:
         _guard(guards, engine, session, given)

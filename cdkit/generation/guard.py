@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from cdkit.errors import CdkitError
-from cdkit.functional.logits import implausible_everywhere
 from cdkit.methods.method import Method, kind_of
 
 
@@ -42,7 +41,7 @@ class GuardedProcessors(LogitsProcessorList):
     ) -> Float[Tensor, "rows vocab"]:
         processed: Callable[..., Any] = super().__call__
         left: Tensor = processed(input_ids, scores, **kwargs)
-        empty = implausible_everywhere(left)
+        empty = torch.isneginf(left).all(dim=-1)
         if not bool(empty.any()):
             return left
         original = self._original()
@@ -52,7 +51,7 @@ class GuardedProcessors(LogitsProcessorList):
                 original = original.log_softmax(dim=-1)
             again = processed(input_ids, original, **kwargs)
             left = torch.where(empty[:, None], again, left)
-            empty = implausible_everywhere(left)
+            empty = torch.isneginf(left).all(dim=-1)
         lost = empty & ~self._finished(input_ids)
         if self._beams > 1:
             groups = empty.view(-1, self._beams).all(dim=1, keepdim=True)

@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 
+@dataclass(eq=False)
 class Hooks:
     """Instance attributes that were set, and how to put back what was there."""
 
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
+    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute of the instance."""

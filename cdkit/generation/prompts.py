@@ -11,18 +11,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cdkit.branches.cache import given_cache
-from cdkit.branches.layout import make_layout
+from cdkit.branches.layout import Layout, make_layout
 from cdkit.errors import CdkitError
 from cdkit.functional.noise import generator, purpose_of, stream
 from cdkit.generation.compatibility import (
     check_arguments,
     check_cache,
+    check_eval,
     check_loop,
     check_mode,
     check_whole_prompt,
+    check_window,
+    new_tokens,
     setting,
 )
+from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
@@ -37,12 +40,18 @@ class Session:
     token_mask: Tensor
     """The prompts' mask: (samples, tokens), False on padding."""
     image_index: Int[Tensor, "samples tokens"]
+    layout: Layout
+    """Where the prompts have their images, their padding and their text."""
     pixels: Sequence[Float[Tensor, "_ channels _ _"]] | None
     """Each image of the prompts, in their order."""
     seed: int
     given_ids: tuple[str, ...] | None
     plain: bool = False
     """Whether the model itself was called, not `generate`."""
+    compile_config: Any = None
+    """What `generate` was asked to compile steps with; None where it was not."""
+    static_cache: bool = False
+    """Whether it was asked for a static cache."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where it has its own."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -61,17 +70,15 @@ class Session:
                 f"the prompts have {sum(self.images)} images but {len(self.pixels)} were passed"
             )
 
-    @cached_property
+    @property
     def images(self) -> list[int]:
         """How many images each sample has."""
-        counts: list[int] = (self.image_index.amax(dim=1) + 1).tolist()
-        return counts
+        return [row.images for row in self.layout.row_stats]
 
-    @cached_property
+    @property
     def tokens(self) -> list[int]:
         """How many image tokens each sample has."""
-        counts: list[int] = (self.image_index >= 0).sum(dim=1).tolist()
-        return counts
+        return [row.image_tokens for row in self.layout.row_stats]
 
     @cached_property
     def sample_ids(self) -> tuple[str, ...]:
@@ -90,10 +97,14 @@ class Session:
             names.append(digest.hexdigest())
         return tuple(names)
 
+    @cached_property
+    def keys(self) -> Int[Tensor, " samples"]:
+        """A random key for each sample, of (seed, sample id)."""
+        return torch.tensor([stream(self.seed, name) for name in self.sample_ids])
+
     def rng_keys(self, expand: int) -> Int[Tensor, " rows"]:
         """A random key for each row; the rows of one sample share it."""
-        keys = [stream(self.seed, name) for name in self.sample_ids]
-        return torch.tensor(keys).repeat_interleave(expand)
+        return self.keys.repeat_interleave(expand)
 
     def distort_features(
         self,
@@ -142,8 +153,9 @@ def open_session(
 ) -> Session:
     """Note the prompts, after everything that can be refused was."""
     method = attached.method
+    check_eval(attached.model, method)
     check_arguments(given, defaults, method)
-    check_cache(given_cache(given))
+    check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:
         check_mode(given, defaults, method)
         check_whole_prompt(given, defaults, method, sees_ahead=attached.adapter.sees_ahead)
@@ -156,7 +168,13 @@ def open_session(
         raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
     if method.loop is not None:
         check_loop(given, defaults, method)
-    _check_window(attached, ids.shape[1] + (0 if plain else _new_tokens(ids, given, defaults)))
+    compile_config, static, longest = None, False, ids.shape[1]
+    if not plain:
+        longest += new_tokens(ids, given, defaults)
+        static = setting("cache_implementation", given, defaults) == "static"
+        if not setting("disable_compile", given, defaults):
+            compile_config = setting("compile_config", given, defaults)
+    check_window(attached, longest)
     mask = given.get("attention_mask")
     if mask is None:
         # a plain call has no rule for a missing mask: every token counts
@@ -165,17 +183,21 @@ def open_session(
         raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
     token_mask = mask.to(ids.device).bool()
     image_index = attached.adapter.image_index(attached.model, ids).masked_fill(~token_mask, -1)
-    if bool((image_index >= 0).any()):
+    layout = make_layout(image_index, token_mask)
+    if any(row.images for row in layout.row_stats):
         _check_required(attached, given)
     pixels = _pixels(attached, given, image_index)
     session = Session(
         ids=ids,
         token_mask=token_mask,
         image_index=image_index,
+        layout=layout,
         pixels=pixels,
         seed=attached.seed,
         given_ids=attached.sample_ids,
         plain=plain,
+        compile_config=compile_config,
+        static_cache=static,
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:
@@ -234,23 +256,13 @@ def _check_last_row(attached: AttachedMethod, session: Session) -> None:
     reads_row = reads_row or attached.records_image
     if not reads_row and attached.method.loop is None:
         return
-    last = make_layout(session.image_index, session.token_mask).last_token[:, None]
+    last = session.layout.last_token[:, None]
     for row, number in enumerate(session.image_index.gather(1, last)[:, 0].tolist()):
         if number >= 0:
             raise CdkitError(
                 f"prompt {row} ends with an image, but {attached.method.name} reads where its last "
                 "text token looks; put the question after the image"
             )
-
-
-def _check_window(attached: AttachedMethod, longest: int) -> None:
-    if attached.window is not None and longest > attached.window:
-        raise CdkitError(
-            f"{attached.method.name} needs the image tokens all along, but the decoder's sliding "
-            f"window keeps {attached.window} tokens and prompt and answer may reach {longest}: "
-            "shorten the prompt or max_new_tokens, or use a method that changes only the "
-            "inputs, such as vcd"
-        )
 
 
 def _not_padding(
@@ -265,11 +277,3 @@ def _not_padding(
     if pad is None or pad in ends:
         return torch.ones_like(ids)
     return ids.ne(int(pad)).long()
-
-
-def _new_tokens(ids: Tensor, given: dict[str, Any], defaults: Sequence[object]) -> int:
-    """How many tokens `generate` may add: Hugging Face adds 20 where nothing is said."""
-    new, longest = (setting(name, given, defaults) for name in ("max_new_tokens", "max_length"))
-    if new is not None:
-        return int(new)
-    return 20 if longest is None else max(0, int(longest) - ids.shape[1])

@@ -12,7 +12,7 @@ from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.functional.logits import scale_difference
 from cdkit.generation.arguments import Forward, arguments
-from cdkit.generation.compatibility import check_arguments, check_running, refuse_split
+from cdkit.generation.compatibility import check_arguments, refuse_running, refuse_split
 from cdkit.generation.engine import Call, Engine
 from cdkit.generation.prompts import open_session
 from cdkit.generation.trace import FREE, Step
@@ -33,9 +33,15 @@ def forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) ->
     Returns:
         The model's output with the combined logits of the original rows.
     """
+    with engine.lock:
+        return _forward_step(engine, forward, *args, **kwargs)
+
+
+def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     given = kwargs if not args else arguments(forward, *args, **kwargs)
     method, session = engine.attached.method, engine.session
-    check_running(engine.attached.model, method)
+    if engine.attached.model.training or torch.is_grad_enabled():
+        refuse_running(engine.attached.model, method)
     if given.get("return_dict") is False:
         raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
     plain = session is None or session.plain

@@ -82,7 +82,7 @@ def test_a_column_that_is_not_shown_is_found(
     model: Any, processor: Any, make_inputs: MakeInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison above fails where a layer writes its new columns into the wrong place."""
-    write = FixedLayer.make_room
+    write = FixedLayer.ensure_capacity
 
     def wrong(self: FixedLayer, stop: int) -> tuple[Tensor, Tensor]:
         keys, values = write(self, stop)
@@ -90,7 +90,7 @@ def test_a_column_that_is_not_shown_is_found(
 
     inputs, method = make_inputs(*QUESTIONS), cdkit.load("cmac")
     plain = answers(model, method, inputs, processor=processor)
-    monkeypatch.setattr(FixedLayer, "make_room", wrong)
+    monkeypatch.setattr(FixedLayer, "ensure_capacity", wrong)
     with pytest.raises(AssertionError):
         assert_same(plain, answers(model, method, inputs, processor=processor, **STATIC))
 
@@ -105,13 +105,13 @@ def test_room_is_made_once_an_answer(
 ) -> None:
     """A layer's keys stay where they are from the first new token to the last, beams too."""
     places: dict[int, list[int]] = {}
-    write = FixedLayer.write_up_to
+    write = FixedLayer.show_up_to
 
     def seen(self: FixedLayer, stop: int) -> None:
         write(self, stop)
         places.setdefault(id(self), []).append(self.keys.data_ptr())
 
-    monkeypatch.setattr(FixedLayer, "write_up_to", seen)
+    monkeypatch.setattr(FixedLayer, "show_up_to", seen)
     answers(
         model, cdkit.load("cmac"), make_inputs(*QUESTIONS), processor=processor, num_beams=beams,
         max_new_tokens=8, **STATIC,

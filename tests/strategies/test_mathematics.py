@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cdkit
-from cdkit.branches.layout import left_pad
+from cdkit.branches.inputs import left_pad
 from cdkit.functional.noise import (
     cell_normal,
     cell_uniform,
