@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdkit.errors import CdkitError, check_finite
-from cdkit.evals.ablation.checks import check_integer, check_names, check_some, check_text
-from cdkit.evals.modes import DECODE, GREEDY, PLAIN, SAMPLE
+from cdkit.evals.ablation.grid_checks import check_integer, check_names, check_some, check_text
+from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE
 
 WORLD_PREFIX = "world:"
 
@@ -19,7 +19,7 @@ Options = Mapping[str, Any]  # keyword arguments of classes that check them them
 
 
 @dataclass(frozen=True)
-class World:
+class WorldSpec:
     """The micro-world that a grid draws: `images` photographs from `seed`.
 
     `exam_images` more are drawn for each subset of MME.
@@ -138,7 +138,7 @@ class Grid:
     resamples: int = 2000
     check: int = 16
     """So many samples of a benchmark are answered by `generate` as well and must agree."""
-    world: World | None = None
+    world: WorldSpec | None = None
     benchmarks: Mapping[str, BenchmarkSpec] = field(default_factory=dict)
     methods: Mapping[str, MethodSpec] = field(default_factory=dict)
     tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

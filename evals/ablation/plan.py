@@ -14,15 +14,15 @@ from torch import Tensor
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.modes import DECODE, GREEDY, PLAIN, SAMPLE
-from cdkit.evals.reporting.results import told_modes
+from cdkit.evals.reports.results import mode_names
+from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE
 from cdkit.interfaces.position_calibrator import PositionCalibrator
 from cdkit.methods.method import ORIGINAL, Branch, Method
 from cdkit.strategies.combiners.contrast import Contrast
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """A method under the name that tables and predictions call it by."""
 
     name: str
@@ -44,15 +44,15 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Pass:
+class SharedPass:
     """One run of the model: the original branch, distorted ones, and the arms that read them."""
 
     method: Method
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     places: Mapping[tuple[str, str], str]
     """(arm's name, its own name of a branch) -> the branch's name in `method`."""
 
-    def branches_of(self, arm: Arm, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def branches_of(self, arm: Variant, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The logits that the arm's combiner reads beside the original ones, by its own names."""
         run = {ORIGINAL, *(branch.name for branch in self.method.branches)}
         reads = arm.method.combiner.uses
@@ -68,13 +68,14 @@ class SweepPoint:
     method: str
     parameter: str
     value: Any
-    arm: Arm
+    arm: Variant
 
 
-def arms(grid: Grid) -> tuple[Arm, ...]:
+def variants(grid: Grid) -> tuple[Variant, ...]:
     """The grid's methods, each parameter checked by `cdkit.load`."""
     made = tuple(
-        Arm(name, cdkit.load(spec.preset, **spec.overrides)) for name, spec in grid.methods.items()
+        Variant(name, cdkit.load(spec.preset, **spec.overrides))
+        for name, spec in grid.methods.items()
     )
     _check_modes(grid, made)
     return made
@@ -83,7 +84,7 @@ def arms(grid: Grid) -> tuple[Arm, ...]:
 def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
     """Every value of every sweep, over the method's own other parameters."""
     return tuple(
-        SweepPoint(name, parameter, value, Arm(f"sweep of {name}: {parameter} {value}", method))
+        SweepPoint(name, parameter, value, Variant(f"sweep of {name}: {parameter} {value}", method))
         for name, sweep in grid.sweeps.items()
         for parameter, values in sweep.values.items()
         for value in values
@@ -92,16 +93,16 @@ def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
     )
 
 
-def passes(arms: Iterable[Arm]) -> tuple[Pass, ...]:
+def passes(arms: Iterable[Variant]) -> tuple[SharedPass, ...]:
     """The fewest runs of the model that give every branch of every arm that goes step by step."""
-    groups: dict[object, list[Arm]] = {}
+    groups: dict[object, list[Variant]] = {}
     for arm in arms:
         if arm.stepwise:
             groups.setdefault(_shared(arm.method), []).append(arm)
     return tuple(_pass(tuple(group)) for group in groups.values())
 
 
-def _check_modes(grid: Grid, arms: Sequence[Arm]) -> None:
+def _check_modes(grid: Grid, arms: Sequence[Variant]) -> None:
     """Raise where the grid asks for an answer in a mode that the method is not defined for."""
     decoded = {mode for name in grid.benchmarks for mode in grid.modes_of(name)}
     (plain,) = (arm for arm in arms if arm.name == PLAIN)
@@ -119,12 +120,12 @@ def _check_modes(grid: Grid, arms: Sequence[Arm]) -> None:
             if GREEDY not in by_name[name].modes:
                 raise CdkitError(
                     f"{where} is answered greedily, but {name} is defined for "
-                    f"{told_modes(by_name[name].method.modes)} only: take it out there"
+                    f"{mode_names(by_name[name].method.modes)} only: take it out there"
                 )
     for arm in arms:
         if not decoded & {*arm.modes}:
             raise CdkitError(
-                f"[methods.{arm.name}] is defined for {told_modes(arm.method.modes)} only, and no "
+                f"[methods.{arm.name}] is defined for {mode_names(arm.method.modes)} only, and no "
                 f"benchmark of the grid is decoded so: add it to decode, or take {arm.name} out"
             )
 
@@ -141,7 +142,7 @@ def _shared(method: Method) -> object:
     return (calibrator, method.interventions, method.readout, method.schedules, named, apart)
 
 
-def _pass(arms: tuple[Arm, ...]) -> Pass:
+def _pass(arms: tuple[Variant, ...]) -> SharedPass:
     first = arms[0].method
     branches: dict[object, Branch] = {}
     places = {}
@@ -158,4 +159,4 @@ def _pass(arms: tuple[Arm, ...]) -> Pass:
         combiner=Contrast(alpha=1.0 if some else 0.0, beta=0.0),  # reads, so computes, all
         branches=tuple(branches.values()),
     )
-    return Pass(union, arms, places)
+    return SharedPass(union, arms, places)

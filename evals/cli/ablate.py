@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cdkit.evals.ablation import toml  # light, and the help names the packaged grids
+from cdkit.evals.ablation import grid_toml  # light, and the help names the packaged grids
 from cdkit.evals.cli.app import app, console, examples, guarded, quiet
 
 
@@ -23,9 +23,9 @@ def ablate(
     grid: Annotated[
         str,
         typer.Argument(
-            help=f"A packaged grid ({', '.join(toml.packaged())}) or a .toml file (docs/ablate.md)."
+            help=f"A packaged grid ({', '.join(grid_toml.packaged())}) or a .toml file (docs/ablate.md)."
         ),
-    ] = toml.DEFAULT,
+    ] = grid_toml.DEFAULT,
     quick: Annotated[
         bool, typer.Option("--quick", help="The short form: the grid's [quick] section.")
     ] = False,
@@ -49,16 +49,18 @@ def ablate(
     tables.md, tables/ (LaTeX, CSV, Parquet), metrics.json, predictions.jsonl, manifest.json and
     config.toml, which `cdkit ablate` takes again.
     """
-    wanted = toml.read(grid, quick=quick)  # a misspelt key is told before seconds of imports
+    wanted = grid_toml.read_grid(
+        grid, quick=quick
+    )  # a misspelt key is told before seconds of imports
     quiet()
-    from cdkit.evals.ablation import job
-    from cdkit.evals.reporting import exports, terminal
-    from cdkit.evals.reporting.views import overviews, view
-    from cdkit.evals.runs.progress import shown
+    from cdkit.evals.ablation import ablation_run
+    from cdkit.evals.reports import exports, terminal
+    from cdkit.evals.reports.table_layout import overviews, view
+    from cdkit.evals.runner.progress import progress_bars
 
-    prepared = job.prepare(wanted, job.new_folder(output, name))
-    with shown(Console(stderr=True)) as stages:
-        results = job.ablate(prepared, stages)
+    prepared = ablation_run.prepare(wanted, ablation_run.new_folder(output, name))
+    with progress_bars(Console(stderr=True)) as stages:
+        results = ablation_run.ablate(prepared, stages)
     screen = console()
     for shown_view in (*overviews(results.tables), *(map(view, results.tables) if full else ())):
         screen.print(terminal.render(shown_view, screen.width))

@@ -94,11 +94,11 @@ def bench(
     quiet()
     import json
 
-    from cdkit.evals.bench import files, job, shown
-    from cdkit.evals.bench.settings import DEFAULT, EACH, METHODS, Settings
-    from cdkit.evals.runs import progress
+    from cdkit.evals.runner import progress
+    from cdkit.evals.speed import bench_files, bench_run, bench_tables
+    from cdkit.evals.speed.bench_settings import DEFAULT, EACH, METHODS, BenchSettings
 
-    settings = Settings(
+    settings = BenchSettings(
         shape=shape,
         methods=tuple(method or METHODS),
         variants=(*(variant or DEFAULT), *(EACH if each else ())),
@@ -115,14 +115,14 @@ def bench(
     )
     if out is not None and out.exists() and not out.is_dir():
         raise CdkitError(f"--out {out} is a file: name a folder")
-    with progress.shown(Console(stderr=True)) as stages:
-        found = job.bench(settings, stages)
+    with progress.progress_bars(Console(stderr=True)) as stages:
+        found = bench_run.bench(settings, stages)
     if out is not None:
-        files.write(found, out)
+        bench_files.write_bench(found, out)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
         return
     screen = console()
-    screen.print(shown.render(found))
+    screen.print(bench_tables.render(found))
     if out is not None:
         screen.print(f"written: {out}", highlight=False, soft_wrap=True, markup=False)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdkit.evals.cli.app import app, console, examples, guarded, quiet
-from cdkit.evals.modes import RESAMPLES
+from cdkit.evals.statistics.defaults import RESAMPLES
 
 
 @app.command(
@@ -91,36 +91,36 @@ def compare(
     quiet()
     import json
 
-    from cdkit.evals.comparison import exhibits, job
+    from cdkit.evals.comparison import comparison_galleries, comparison_run
     from cdkit.evals.comparison.changes import headlines
-    from cdkit.evals.comparison.named import named
-    from cdkit.evals.comparison.reading import read_runs
-    from cdkit.evals.reporting import exports, terminal
-    from cdkit.evals.reporting.views import overviews
-    from cdkit.evals.runs.progress import shown
+    from cdkit.evals.comparison.run_folders import read_runs
+    from cdkit.evals.comparison.run_names import name_runs
+    from cdkit.evals.reports import exports, terminal
+    from cdkit.evals.reports.table_layout import overviews
+    from cdkit.evals.runner.progress import progress_bars
 
-    folder = job.new_folder(output)
-    chosen = named(read_runs(runs), names.split(",") if names is not None else None, base)
-    with shown(Console(stderr=True)) as stages:
-        compared = job.compare_runs(
+    folder = comparison_run.new_folder(output)
+    chosen = name_runs(read_runs(runs), names.split(",") if names is not None else None, base)
+    with progress_bars(Console(stderr=True)) as stages:
+        compared = comparison_run.compare_runs(
             chosen,
             allow_missing=allow_missing,
             across_models=across_models,
             metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else (),
             resamples=resamples,
             gallery=gallery,
-            looks=exhibits.attention(chosen) if attention else None,
+            looks=comparison_galleries.attention(chosen) if attention else None,
             stages=stages,
         )
-    job.write(compared, folder)
+    comparison_run.write(compared, folder)
     if as_json:
-        typer.echo(json.dumps(job.data(compared), ensure_ascii=False))
+        typer.echo(json.dumps(comparison_run.data(compared), ensure_ascii=False))
         return
     screen = console()
     for view in overviews(compared.results.tables):
         screen.print(terminal.render(view, screen.width))
         screen.print()
-    screen.print(terminal.listing(headlines(compared.results.tables, compared.changes)))
+    screen.print(terminal.text_table(headlines(compared.results.tables, compared.changes)))
     for note in compared.notes:
         screen.print(Text(f"note: {note}"))
     screen.print(terminal.legend(compared.base))

@@ -34,7 +34,7 @@ def check(
     does not open, or is a link out of its folder. A benchmark that is not there is not broken.
     """
     from cdkit.evals.data.check import check as look
-    from cdkit.evals.data.shown import as_json, as_table
+    from cdkit.evals.data.render import as_json, as_table
 
     report = look(folder, decode=images)
     if json_:
@@ -90,12 +90,12 @@ def build_pope(
     Images with enough annotated categories are drawn by the seed; half of the questions are about
     absent ones: uniform, the most frequent, or the one most often beside the present one before it.
     """
-    from cdkit.evals.coco import read_instances
-    from cdkit.evals.files import read
-    from cdkit.evals.pope_building import polls_of_instances, write_polls
+    from cdkit.evals.benchmarks.benchmark_files import read_source
+    from cdkit.evals.benchmarks.coco import read_instances
+    from cdkit.evals.benchmarks.pope_building import polls_of_instances, write_polls
 
     _check_empty(out)
-    source = read(instances)
+    source = read_source(instances)
     polls = polls_of_instances(read_instances(source), images=images, seed=seed, each=objects)
     out.mkdir(parents=True, exist_ok=True)
     for split, asked in polls.items():

@@ -120,11 +120,11 @@ def eval_(
     its place: the run goes on, says so at the end and exits with 3.
     """
     quiet()
-    from cdkit.evals.ablation.answering import overrides
-    from cdkit.evals.runs.folder import folder_of, read_settings
-    from cdkit.evals.runs.loggers import check_loggers
-    from cdkit.evals.runs.run import run
-    from cdkit.evals.runs.settings import Resources, settings_of
+    from cdkit.evals.ablation.side_by_side import overrides
+    from cdkit.evals.runner.eval_run import run_eval
+    from cdkit.evals.runner.loggers import check_loggers
+    from cdkit.evals.runner.run_folder import folder_of, read_settings
+    from cdkit.evals.runner.run_settings import Resources, settings_of
 
     given: dict[str, Any] = {
         "method": method,
@@ -167,7 +167,7 @@ def eval_(
         only=settings.only,
         options=settings.benchmark_options(),
     )
-    outcome = run(
+    outcome = run_eval(
         settings,
         resources,
         list(parts.values()),

@@ -52,7 +52,7 @@ def generate(
 ) -> None:
     """Answer a prompt about images, under one method or under several side by side."""
     quiet()
-    from cdkit.evals.ablation import answering
+    from cdkit.evals.ablation import side_by_side
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if method is None and not names:
@@ -63,8 +63,8 @@ def generate(
         raise CdkitError("--beams searches and --sample draws: give one of them")
     if method is None and set_:
         raise CdkitError("--set belongs to --method: give one")
-    methods = answering.methods(method, answering.overrides(set_ or []), names)
-    answers = answering.answer(
+    methods = side_by_side.methods(method, side_by_side.overrides(set_ or []), names)
+    answers = side_by_side.answer(
         model,
         methods,
         prompt,
@@ -75,4 +75,4 @@ def generate(
         seed=seed,
     )
     screen = console()
-    screen.print(answering.side_by_side(answers, screen.width))
+    screen.print(side_by_side.side_by_side(answers, screen.width))

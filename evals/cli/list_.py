@@ -31,12 +31,12 @@ def list_(
 ) -> None:
     """Show the methods, strategies, calibrators, models and benchmarks there are, a line each."""
     quiet()
-    from cdkit.evals import listing
+    from cdkit.evals.pages import listing
 
     screen = console()
     listed = {each: listing.entries(each.value) for each in ([topic] if topic else Topic)}
     for each, entries in listed.items():
-        screen.print(listing.shown(each.value, entries, cite=cite))
+        screen.print(listing.render(each.value, entries, cite=cite))
         if each is Topic.MODELS:
             screen.print(listing.EMBEDDED, highlight=False)
         screen.print()

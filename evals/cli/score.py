@@ -13,7 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import app, console, examples, guarded
 
 if TYPE_CHECKING:
-    from cdkit.evals.scoring import Scored
+    from cdkit.evals.benchmarks.score_files import Scored
 
 score = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(score, name="score", help="Score answers that were made anywhere.")
@@ -43,7 +43,7 @@ def pope(
     as_json: Json = False,
 ) -> None:
     """Yes/no answers to POPE (`question_id`, `text`)."""
-    from cdkit.evals.scoring import score_pope
+    from cdkit.evals.benchmarks.score_files import score_pope
 
     parsers = ("strict", "reference") if parser is None else (parser,)
     _show(score_pope(questions, answers, parsers), as_json)
@@ -85,8 +85,8 @@ def chair(
     as_json: Json = False,
 ) -> None:
     """Captions by CHAIR: which of the objects they mention are not in the image."""
-    from cdkit.evals.chair import CHAIR
-    from cdkit.evals.scoring import score_chair
+    from cdkit.evals.benchmarks.chair import CHAIR
+    from cdkit.evals.benchmarks.score_files import score_chair
 
     if cache is not None and not instances:
         raise CdkitError("--cache keeps what --instances and --coco-captions give: give them too")
@@ -110,7 +110,7 @@ def mme(
     as_json: Json = False,
 ) -> None:
     """Answers to MME, in the text files of its own evaluation tool."""
-    from cdkit.evals.scoring import score_mme
+    from cdkit.evals.benchmarks.score_files import score_mme
 
     _show(score_mme(answers), as_json)
 
@@ -138,7 +138,7 @@ def amber(
     as_json: Json = False,
 ) -> None:
     """Yes/no answers to AMBER's discriminative part (positive is no)."""
-    from cdkit.evals.scoring import score_amber
+    from cdkit.evals.benchmarks.score_files import score_amber
 
     parsers = ("strict", "official") if parser is None else (parser,)
     _show(score_amber(questions, annotations, answers, parsers), as_json)
@@ -162,7 +162,7 @@ def _show(scored: "Scored", as_json: bool) -> None:
 
 def _tables(scored: "Scored") -> list[Table]:
     """A row for each prefix of the metrics; rows with the same metrics share a table."""
-    from cdkit.evals.reporting.wording import DASH, heading, number
+    from cdkit.evals.reports.formatting import DASH, heading, number
 
     rows: dict[str, dict[str, str]] = {}
     for name, value in scored.metrics.items():

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cdkit.errors import CdkitError
-from cdkit.evals.comparison.named import Named
-from cdkit.evals.reporting.results import MODES
-from cdkit.evals.runs.finished import FinishedRun
+from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.reports.results import MODES
+from cdkit.evals.runner.finished import FinishedRun
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 
 DECODING = ("temperature", "top_k", "top_p", "beams")
@@ -20,7 +20,7 @@ PIECES = ("batch_size", "processes", "nodes", "devices")
 SHOWN = 40  # of a value in a note, characters
 
 
-def check(runs: Named, *, across_models: bool = False) -> tuple[str, ...]:
+def check(runs: NamedRuns, *, across_models: bool = False) -> tuple[str, ...]:
     """Notes on what differs besides the method; a CdkitError where a comparison would mislead.
 
     Each run is held against the first. Equal must be: the decode mode and its settings, the model
@@ -44,13 +44,13 @@ def check(runs: Named, *, across_models: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def shared(runs: Named) -> tuple[str, ...]:
+def shared(runs: NamedRuns) -> tuple[str, ...]:
     """The names of the parts that every run has, in the base's order."""
     first, *others = runs.values()
     return tuple(part for part in first.parts if all(part in run.parts for run in others))
 
 
-def same_seeds(runs: Named) -> bool:
+def same_seeds(runs: NamedRuns) -> bool:
     """Whether all runs met the same random numbers."""
     first, *others = runs.values()
     return all(
@@ -65,7 +65,7 @@ def model_of(run: FinishedRun) -> str:
     return str(_table(run, "model").get("name"))
 
 
-def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterator[str]:
+def _pair(runs: NamedRuns, base: str, other: str, *, across_models: bool) -> Iterator[str]:
     """The notes on one run beside the base."""
     a, b = runs[base], runs[other]
 

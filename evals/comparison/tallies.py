@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from cdkit.errors import CdkitError
-from cdkit.evals.comparison.named import Named
-from cdkit.evals.runs.finished import FinishedPart
+from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.runner.finished import FinishedPart
 from cdkit.interfaces.benchmark import Tally
 
 Seed = int | None
 
 
 def tallies(
-    runs: Named, part: str, *, allow_missing: bool = False
+    runs: NamedRuns, part: str, *, allow_missing: bool = False
 ) -> tuple[Mapping[str, Sequence[Tally]], tuple[str, ...]]:
     """Name -> one tally a seed, in the seeds' order, and notes on samples that were left out.
 
@@ -55,7 +55,7 @@ def seeds(part: FinishedPart) -> list[Seed]:
 
 
 def _notes(
-    runs: Named,
+    runs: NamedRuns,
     part: str,
     found: Mapping[str, Sequence[Tally]],
     lacking: Mapping[str, Mapping[str, str]],

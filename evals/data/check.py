@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.mme import TASKS
 from cdkit.evals.data.files_check import (
     FEW,
     FileFound,
@@ -14,7 +15,6 @@ from cdkit.evals.data.files_check import (
     examine_images,
 )
 from cdkit.evals.data.layout import HELP, LAYOUTS, Located, load, located_in
-from cdkit.evals.mme import TASKS
 from cdkit.interfaces.benchmark import BENCHMARKS, Sample
 
 TYPO = "imange"

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cdkit.errors import CdkitError
 from cdkit.evals.data.catalogue import Known, known_files
-from cdkit.evals.runs.pictures import BOMBS, load_picture, opened
+from cdkit.evals.runner.pictures import BOMBS, load_picture, opened
 from cdkit.interfaces.benchmark import Sample
 
 FEW = 3

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdkit.errors import CdkitError
-from cdkit.evals.mme import TASKS
-from cdkit.evals.pope_building import PUBLISHED
+from cdkit.evals.benchmarks.mme import TASKS
+from cdkit.evals.benchmarks.pope_building import PUBLISHED
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.methods.presets import build
 from cdkit.registry import UnknownNameError, unknown
@@ -22,7 +22,7 @@ PHOTOS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class DataPart:
     """A benchmark that was found, such as one negative sampling of POPE, and its image folder."""
 
     name: str
@@ -48,7 +48,7 @@ class Located:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """How a benchmark lies in a data folder: what is expected, and the search for it.
 
     `find` raises a CdkitError where a benchmark is there in part; `only_part` is the field that
@@ -66,7 +66,7 @@ def parts_in(
     *,
     only: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
-) -> dict[str, Part]:
+) -> dict[str, DataPart]:
     """The parts of a benchmark in a data folder, by name; all are read, so a broken one raises.
 
     `bench`: pope (pope_coco_random, ...), chair, mme or amber. `only` picks parts by their names.
@@ -98,7 +98,7 @@ def located_in(bench: str, folder: Path) -> tuple[Located, ...]:
     return found
 
 
-def layout_of(bench: str) -> Layout:
+def layout_of(bench: str) -> FolderLayout:
     """The layout of a benchmark; one that is not registered, or has none, raises."""
     if bench not in BENCHMARKS:
         if bench in LAYOUTS:
@@ -112,7 +112,7 @@ def layout_of(bench: str) -> Layout:
     return LAYOUTS[bench]
 
 
-def load(part: Located, options: Mapping[str, object]) -> Part:
+def load(part: Located, options: Mapping[str, object]) -> DataPart:
     """The part with its files read, and with the user's options."""
     mine = layout_of(part.bench).only_part
     if mine in options:
@@ -122,7 +122,7 @@ def load(part: Located, options: Mapping[str, object]) -> Part:
         )
     values = {**part.files, **part.settings, **options}
     benchmark: Benchmark = build(BENCHMARKS[part.bench], values, part.name)
-    return Part(part.name, benchmark, part.images)
+    return DataPart(part.name, benchmark, part.images)
 
 
 def is_micro(folder: Path) -> bool:
@@ -216,8 +216,8 @@ def _amber(folder: Path) -> Iterator[Located]:
     yield Located("amber", "amber", files, folder / images)
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "pope": Layout(
+LAYOUTS: Mapping[str, FolderLayout] = {
+    "pope": FolderLayout(
         (
             "pope/{coco,aokvqa,gqa}/{coco,aokvqa,gqa}_pope_{random,popular,adversarial}.json",
             "the same names in pope/ or in the folder itself",
@@ -225,15 +225,15 @@ LAYOUTS: Mapping[str, Layout] = {
         _pope,
         only_part="path",
     ),
-    "chair": Layout(
+    "chair": FolderLayout(
         (
             "coco/annotations/instances_val2014.json with captions_val2014.json (or "
             "chair/ground_truth.json)",
         ),
         _chair,
     ),
-    "mme": Layout(("mme/TASK/ or mme/TASK.txt (existence, count, ...)",), _mme, "folder"),
-    "amber": Layout(
+    "mme": FolderLayout(("mme/TASK/ or mme/TASK.txt (existence, count, ...)",), _mme, "folder"),
+    "amber": FolderLayout(
         ("amber/data/query/query_discriminative.json with amber/data/annotations.json",),
         _amber,
         only_part="path",

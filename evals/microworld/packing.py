@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.evals.microworld.drawing import patch_labels, render
-from cdkit.evals.microworld.hearsay import Lesson
-from cdkit.evals.microworld.text import Question, plural
+from cdkit.evals.microworld.noisy_captions import Lesson
+from cdkit.evals.microworld.text import WorldQuestion, plural
 from cdkit.evals.microworld.world import Picture, World
 
 IGNORED = -100
@@ -104,7 +104,7 @@ class _Row:
             self._add(world, words, picture, question, number)
 
     def _add(
-        self, world: World, words: Words, picture: Picture, question: Question, number: int
+        self, world: World, words: Words, picture: Picture, question: WorldQuestion, number: int
     ) -> None:
         start = self.block.count(0)
         asked = [*words(question.text), words.index["assistant"]]
@@ -121,7 +121,7 @@ class _Row:
         self.weight += [0.0] * (len(asked) - 1) + heavy
 
     def _note_nouns(
-        self, world: World, words: Words, picture: Picture, question: Question, offset: int
+        self, world: World, words: Words, picture: Picture, question: WorldQuestion, offset: int
     ) -> None:
         """Where a question names a thing that is there, and what is to be known of it."""
         asked = words(question.text)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from cdkit.evals.microworld.hearsay import draw_lesson
+from cdkit.evals.microworld.noisy_captions import draw_lesson
 from cdkit.evals.microworld.packing import IGNORED, Packed, Words, pack, visible
 from cdkit.evals.microworld.world import World, draw_picture
 
@@ -153,7 +153,7 @@ class LanguageStage(_Taught):
         with torch.no_grad():
             patches = see(self.model, batch.pixel_values)
         projected = self.model.model.multi_modal_projector(patches)
-        states = read(self.model, batch, projected, self.image)
+        states = language_logits(self.model, batch, projected, self.image)
         trained = batch.target != IGNORED
         logits = self.model.lm_head(states[-1][trained]).float()
         target, weight = batch.target[trained], batch.weight[trained]
@@ -197,7 +197,7 @@ def see(
     return patches
 
 
-def read(
+def language_logits(
     model: LlavaForConditionalGeneration,
     batch: Packed,
     projected: Float[Tensor, "batch image hidden"],
