@@ -19,7 +19,7 @@ GALLERY = "gallery"
 
 def galleries(
     grid: Grid,
-    arms: Sequence[Variant],
+    variants: Sequence[Variant],
     loaded: Sequence[Loaded],
     engine: AnswerEngine,
     answers: Answers,
@@ -28,25 +28,25 @@ def galleries(
     """One for each benchmark that is answered greedily; none where the grid asks for no sample."""
     spec = grid.gallery
     shown = [item for item in loaded if spec.samples and GREEDY in grid.modes_of(item.name)]
-    greedy = [arm for arm in arms if GREEDY in arm.modes]
+    greedy = [variant for variant in variants if GREEDY in variant.modes]
     drawn = {
-        arm.name: arm.method
-        for arm in greedy
-        if (arm.name in spec.methods if spec.methods else _is_drawn(arm))
+        variant.name: variant.method
+        for variant in greedy
+        if (variant.name in spec.methods if spec.methods else _is_drawn(variant))
     }
 
-    def looks(asked: Sequence[Question]) -> Mapping[Question, AttentionOverlay] | str:
+    def overlays(asked: Sequence[Question]) -> Mapping[Question, AttentionOverlay] | str:
         return collect_overlays(engine, drawn, asked)
 
     stages.start(GALLERY, len(shown))
     found = []
     for item in shown:
         said = {
-            arm.name: {
-                sample: answers[question, arm.name, Decode()]
+            variant.name: {
+                sample: answers[question, variant.name, Decode()]
                 for sample, question in item.questions.items()
             }
-            for arm in greedy
+            for variant in greedy
         }
         found.append(
             example_gallery(
@@ -56,12 +56,12 @@ def galleries(
                 said,
                 count=spec.samples,
                 seed=spec.seed,
-                looks=looks,
+                overlays=overlays,
             )
         )
         stages.advance(GALLERY)
     return tuple(found)
 
 
-def _is_drawn(arm: Variant) -> bool:
-    return arm.name == PLAIN or changes_attention(arm.method)
+def _is_drawn(variant: Variant) -> bool:
+    return variant.name == PLAIN or changes_attention(variant.method)

@@ -27,7 +27,7 @@ def manifest(
     grid: Grid,
     engine: AnswerEngine,
     loaded: Sequence[Loaded],
-    arms: Sequence[Variant],
+    variants: Sequence[Variant],
     proof: Proof | None,
     *,
     sources: Mapping[str, str],
@@ -73,8 +73,8 @@ def manifest(
         "world": vars(grid.world) if grid.world else None,
         "benchmarks": {item.name: item.benchmark.describe() for item in loaded},
         "sources": dict(sources),
-        "methods": {arm.name: arm.method.to_dict() for arm in arms},
-        "decode_modes": {arm.name: list(arm.method.modes) for arm in arms},
+        "methods": {variant.name: variant.method.to_dict() for variant in variants},
+        "decode_modes": {variant.name: list(variant.method.modes) for variant in variants},
         "left_out": dict(grid.left_out),
         "first_token": {
             "rule": "a yes/no question is decided by its first token where that token reads yes or "
@@ -123,7 +123,7 @@ def _summary(
         summary["world"] = f"{grid.world.images} images, seed {grid.world.seed}"
     if proof is not None and proof.questions:
         summary["stored logits"] = (
-            f"equal to generate's on {proof.questions} questions under {proof.arms} methods: "
+            f"equal to generate's on {proof.questions} questions under {proof.methods} methods: "
             f"{proof.logits_compared} logits within {proof.largest_difference:.1g}, "
             f"the first words of {proof.tokens_compared} answers the same "
             f"({proof.near_ties} near ties)"

@@ -40,7 +40,7 @@ class Ablation:
 
     grid: Grid
     folder: Path
-    arms: tuple[Variant, ...]
+    variants: tuple[Variant, ...]
     points: tuple[SweepPoint, ...]
     loaded: tuple[Loaded, ...]
     places: tuple[PlacedQuestion, ...]
@@ -75,7 +75,7 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
     """
     started = datetime.now(UTC)
     try:
-        arms, points = plan.variants(grid), plan.sweep_points(grid)
+        variants, points = plan.variants(grid), plan.sweep_points(grid)
         files = draw_world(grid.world, folder / "world") if grid.world is not None else None
         loaded = load_benchmarks(grid, files)
         places = _places(grid, loaded, files)
@@ -88,7 +88,7 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Ablation(grid, folder, arms, points, loaded, places, sources, engine, started)
+    return Ablation(grid, folder, variants, points, loaded, places, sources, engine, started)
 
 
 def _placement(grid: Grid, files: object) -> Path | None:
@@ -128,7 +128,7 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
     _write_predictions(folder / "predictions.jsonl", job, runner.answers)
 
     tables = _tables(job, runner.answers, stages)
-    shown = galleries(grid, job.arms, job.loaded, engine, runner.answers, stages)
+    shown = galleries(grid, job.variants, job.loaded, engine, runner.answers, stages)
     costs = _costs(job, stages)
     results = Results(tables, _figures(job, runner.answers), shown, costs=costs)
     facts = ablation_manifest.manifest(
@@ -136,7 +136,7 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
         grid,
         engine,
         job.loaded,
-        job.arms,
+        job.variants,
         proof,
         sources=job.sources,
         undecided=undecided,
@@ -152,7 +152,7 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
 
 def all_variants(job: Ablation) -> tuple[Variant, ...]:
     """The grid's methods and the points of its sweeps."""
-    return (*job.arms, *(point.arm for point in job.points))
+    return (*job.variants, *(point.variant for point in job.points))
 
 
 def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
@@ -170,13 +170,13 @@ def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
 def asked_of(job: Ablation, benchmark: str) -> dict[str, frozenset[Decode]]:
     """Arm's name -> the decodes that the benchmark's tables and figures need of it.
 
-    An arm is not asked in a mode that it is not defined for.
+    A variant is not asked in a mode that it is not defined for.
     """
     decodes = _decodes(job.grid, benchmark)
-    asked = {a.name: frozenset(d for d in decodes if d.mode in a.modes) for a in job.arms}
+    asked = {a.name: frozenset(d for d in decodes if d.mode in a.modes) for a in job.variants}
     for point in job.points:
         if benchmark in job.grid.sweeps[point.method].benchmarks:
-            asked[point.arm.name] = frozenset({Decode()})
+            asked[point.variant.name] = frozenset({Decode()})
             asked[PLAIN] |= {Decode()}  # the level that the curves are seen against
     for name in _positions(job.grid, benchmark):
         asked[name] |= {Decode()}
@@ -196,17 +196,17 @@ def _decodes(grid: Grid, benchmark: str) -> frozenset[Decode]:
     return frozenset(found)
 
 
-def _answers_of(item: Loaded, arm: str, decode: Decode, answers: Answers) -> dict[str, Answer]:
-    return {name: answers[asked, arm, decode] for name, asked in item.questions.items()}
+def _answers_of(item: Loaded, variant: str, decode: Decode, answers: Answers) -> dict[str, Answer]:
+    return {name: answers[asked, variant, decode] for name, asked in item.questions.items()}
 
 
 def _write_predictions(path: Path, job: Ablation, answers: Answers) -> None:
     with path.open("a", encoding="utf-8") as file:
         for item in job.loaded:
-            for arm, decodes in asked_of(job, item.name).items():
+            for variant, decodes in asked_of(job, item.name).items():
                 for decode in sorted(decodes, key=str):
-                    head = {"benchmark": item.name, "method": arm, **asdict(decode)}
-                    for name, answer in _answers_of(item, arm, decode, answers).items():
+                    head = {"benchmark": item.name, "method": variant, **asdict(decode)}
+                    for name, answer in _answers_of(item, variant, decode, answers).items():
                         row = head | {"id": name} | asdict(answer)
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -219,9 +219,9 @@ def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...
         decodes = [d for d in _decodes(job.grid, item.name) if d.mode == mode]
         decodes.sort(key=lambda decode: decode.seed or 0)
         runs = {
-            arm.name: [_tally(item, arm.name, decode, answers) for decode in decodes]
-            for arm in job.arms
-            if mode in arm.modes
+            variant.name: [_tally(item, variant.name, decode, answers) for decode in decodes]
+            for variant in job.variants
+            if mode in variant.modes
         }
         tables.append(
             method_tables.method_table(
@@ -230,7 +230,11 @@ def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...
                 runs,
                 sections=job.grid.sections(),
                 show=item.show,
-                absent={arm.name: arm.modes for arm in job.arms if mode not in arm.modes},
+                absent={
+                    variant.name: variant.modes
+                    for variant in job.variants
+                    if mode not in variant.modes
+                },
                 resamples=job.grid.resamples,
             )
         )
@@ -238,8 +242,8 @@ def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...
     return tuple(tables)
 
 
-def _tally(item: Loaded, arm: str, decode: Decode, answers: Answers) -> Tally:
-    return item.benchmark.tally(_answers_of(item, arm, decode, answers))
+def _tally(item: Loaded, variant: str, decode: Decode, answers: Answers) -> Tally:
+    return item.benchmark.tally(_answers_of(item, variant, decode, answers))
 
 
 def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
@@ -247,7 +251,7 @@ def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
     resamples = job.grid.resamples
     for item in job.loaded:
         points = [
-            (point, _tally(item, point.arm.name, Decode(), answers))
+            (point, _tally(item, point.variant.name, Decode(), answers))
             for point in job.points
             if item.name in job.grid.sweeps[point.method].benchmarks
         ]
@@ -269,7 +273,7 @@ def _costs(job: Ablation, stages: Stages) -> Costs | None:
     spec = job.grid.cost
     if not spec.rounds:
         return None
-    methods = {arm.name: arm.method for arm in job.arms if GREEDY in arm.modes}
+    methods = {variant.name: variant.method for variant in job.variants if GREEDY in variant.modes}
     (item,) = (item for item in job.loaded if item.name == job.grid.timed)
     asked = list(item.questions.values())[: spec.questions]
     stages.start(COST, (spec.rounds + 1) * len(methods))

@@ -1,8 +1,8 @@
-"""Every question through every pass, once; the answers of every arm, mode and seed come back.
+"""Every question through every shared pass, once: answers of every variant, mode and seed.
 
 A yes/no question whose first token reads yes or no is decided by the first step, so its answers
-under every arm and decode are functions of the branches' logits; any other answer is generated, and
-so is each of a method that brings its own decode loop. `check` proves the two ways equal.
+under every variant and decode are functions of the branches' logits; any other answer is generated,
+and so is each of a method that brings its own decode loop. `proof` proves the two ways equal.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,13 +34,13 @@ class Decode:
 
 
 Demand = Mapping[Question, Mapping[str, frozenset[Decode]]]
-"""Question -> arm's name -> the decodes it is asked under."""
+"""Question -> variant's name -> the decodes it is asked under."""
 Answers = dict[tuple[Question, str, Decode], Answer]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that the same arms answer under the same decodes, all of one length."""
+    """Questions that the same variants answer under the same decodes, all of one length."""
 
     questions: tuple[Question, ...]
     asked: Mapping[str, frozenset[Decode]]
@@ -59,7 +59,7 @@ class GridRunner:
     """Works through batches; `answers` fills up as it goes."""
 
     engine: AnswerEngine
-    arms: Mapping[str, Variant]
+    variants: Mapping[str, Variant]
     stages: Stages
     answers: Answers = field(default_factory=dict)
     scores: dict[tuple[Question, str], float] = field(default_factory=dict)
@@ -78,48 +78,48 @@ class GridRunner:
                 continue
             for name, decodes in batch.asked.items():
                 for decode in sorted(decodes, key=str):
-                    self._generate(self.arms[name], decode, batch.questions, inputs)
+                    self._generate(self.variants[name], decode, batch.questions, inputs)
                     self.stages.advance(OPEN)
         return self._undecided(batches, size)
 
     def _passes(self, batch: Batch) -> tuple[SharedPass, ...]:
-        return passes(self.arms[name] for name in batch.asked)
+        return passes(self.variants[name] for name in batch.asked)
 
     def _first_steps(self, batch: Batch, inputs: Mapping[str, Tensor]) -> None:
         noise: dict[Decode, Tensor] = {}
         for work in self._passes(batch):
             logits, _ = self.engine.first_step(work.method, inputs, batch.sample_ids)
-            for arm in work.arms:
-                combined, scores = self.combine(work, arm, logits)
+            for variant in work.variants:
+                combined, scores = self.combine(work, variant, logits)
                 for question, score in zip(batch.questions, scores.tolist(), strict=True):
-                    self.scores[question, arm.name] = score
-                for decode in batch.asked[arm.name]:
+                    self.scores[question, variant.name] = score
+                for decode in batch.asked[variant.name]:
                     if decode.mode == BEAM:
                         continue  # a beam's first token depends on those that follow
                     if decode not in noise:
                         noise[decode] = first_noise(decode, batch.sample_ids, combined)
                     tokens = (combined / self.engine.temperature + noise[decode]).argmax(dim=-1)
-                    self._decide(arm, decode, batch.questions, tokens.tolist())
+                    self._decide(variant, decode, batch.questions, tokens.tolist())
             self.stages.advance(YES_NO)
 
     def combine(
-        self, work: SharedPass, arm: Variant, logits: Logits
+        self, work: SharedPass, variant: Variant, logits: Logits
     ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, " rows"]]:
-        """An arm's logits from its branches', and its yes scores before the constraint."""
-        others = work.branches_of(arm, logits)
-        original, combiner = logits[ORIGINAL], arm.method.combiner
+        """A variant's logits from its branches', and its yes scores before the constraint."""
+        others = work.branches_of(variant, logits)
+        original, combiner = logits[ORIGINAL], variant.method.combiner
         combined, _ = combiner.combine(original, others, step=0, state={})
         free, _ = unconstrained(combiner).combine(original, others, step=0, state={})
         return combined, self.engine.yes_scores(continued(free, original))
 
     def _decide(
-        self, arm: Variant, decode: Decode, questions: Sequence[Question], tokens: Sequence[int]
+        self, variant: Variant, decode: Decode, questions: Sequence[Question], tokens: Sequence[int]
     ) -> None:
         decisive = {*self.engine.yes_ids, *self.engine.no_ids}
         for question, token in zip(questions, tokens, strict=True):
             if token in decisive:
-                score = self.scores[question, arm.name]
-                self.answers[question, arm.name, decode] = Answer(
+                score = self.scores[question, variant.name]
+                self.answers[question, variant.name, decode] = Answer(
                     self.engine.decode(token), yes_score=score, tokens=1
                 )
 
@@ -134,23 +134,23 @@ class GridRunner:
         parts = [(key, part) for key, qs in left.items() for part in _parts(qs, size)]
         self.stages.start(UNDECIDED, len(parts))
         for (name, decode, _), part in parts:
-            self._generate(self.arms[name], decode, part, self.engine.inputs(part))
+            self._generate(self.variants[name], decode, part, self.engine.inputs(part))
             self.stages.advance(UNDECIDED)
         return sum(
             len(qs)
             for (name, decode, _), qs in left.items()
-            if decode.mode != BEAM and self.arms[name].stepwise
+            if decode.mode != BEAM and self.variants[name].stepwise
         )
 
     def _generate(
         self,
-        arm: Variant,
+        variant: Variant,
         decode: Decode,
         questions: Sequence[Question],
         inputs: Mapping[str, Tensor],
     ) -> None:
         made = self.engine.answers(
-            arm.method,
+            variant.method,
             inputs,
             [q.sample_id for q in questions],
             limit=questions[0].limit,
@@ -158,9 +158,9 @@ class GridRunner:
             beams=decode.mode == BEAM,
         )
         for question, answer in zip(questions, made, strict=True):
-            self.answers[question, arm.name, decode] = Answer(
+            self.answers[question, variant.name, decode] = Answer(
                 answer.text,
-                yes_score=self.scores.get((question, arm.name)),
+                yes_score=self.scores.get((question, variant.name)),
                 truncated=answer.truncated,
                 tokens=answer.tokens,
             )

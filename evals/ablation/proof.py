@@ -28,7 +28,7 @@ class Proof:
     """What was compared, and how far apart it was at most."""
 
     questions: int
-    arms: int
+    methods: int
     logits_compared: int
     largest_difference: float
     tolerance: float
@@ -38,7 +38,7 @@ class Proof:
 
 
 def prove(runner: GridRunner, batches: Sequence[Batch], count: int) -> Proof:
-    """Run `generate` with each arm's own method on `count` yes/no questions drawn at random.
+    """Run `generate` with each variant's own method on `count` yes/no questions drawn at random.
 
     Compared are the logits that `generate` reads at the first step, which tokens are ruled out
     there, and the first word of the whole answer under every decode, with what the run computed
@@ -48,43 +48,43 @@ def prove(runner: GridRunner, batches: Sequence[Batch], count: int) -> Proof:
     engine = runner.engine
     tolerance = tolerance_of(engine.model.dtype)
     drawn = _draw(batches, count)
-    proven = [runner.arms[name].stepwise for batch in drawn for name in batch.asked]
+    proven = [runner.variants[name].stepwise for batch in drawn for name in batch.asked]
     runner.stages.start(STAGE, sum(proven))
     compared = tokens = ties = 0
     largest = 0.0
-    arms = set[str]()
+    methods = set[str]()
     for batch in drawn:
         inputs = engine.inputs(batch.questions)
         ids = batch.sample_ids
-        for work in passes(runner.arms[name] for name in batch.asked):
+        for work in passes(runner.variants[name] for name in batch.asked):
             logits, _ = engine.first_step(work.method, inputs, ids)
-            for arm in work.arms:
-                ours, _ = runner.combine(work, arm, logits)
-                _, theirs = engine.first_step(arm.method, inputs, ids)
+            for variant in work.variants:
+                ours, _ = runner.combine(work, variant, logits)
+                _, theirs = engine.first_step(variant.method, inputs, ids)
                 both = ours.isfinite() & theirs.isfinite()
-                compare_removed(runner, work, arm, logits, ours, theirs, tolerance)
+                compare_removed(runner, work, variant, logits, ours, theirs, tolerance)
                 largest = max(largest, float((ours - theirs)[both].abs().max()))
                 compared += int(both.sum())
                 if largest > tolerance:
                     raise MismatchError(
-                        f"the logits of {arm.name} from shared branches differ from generate's by "
-                        f"{largest:.3g}, more than {tolerance:g}"
+                        f"the logits of {variant.name} from shared branches differ from generate's "
+                        f"by {largest:.3g}, more than {tolerance:g}"
                     )
-                for decode in batch.asked[arm.name]:
+                for decode in batch.asked[variant.name]:
                     if decode.mode == BEAM:
                         continue  # generated whole, never stored by its first token
-                    ties += _compare_tokens(runner, arm, decode, batch, ours, tolerance)
+                    ties += _compare_tokens(runner, variant, decode, batch, ours, tolerance)
                     tokens += len(batch.questions)
-                arms.add(arm.name)
+                methods.add(variant.name)
                 runner.stages.advance(STAGE)
     asked = sum(len(batch.questions) for batch in drawn)
-    return Proof(asked, len(arms), compared, largest, tolerance, tokens, ties)
+    return Proof(asked, len(methods), compared, largest, tolerance, tokens, ties)
 
 
 def compare_removed(
     runner: GridRunner,
     work: SharedPass,
-    arm: Variant,
+    variant: Variant,
     logits: Logits,
     ours: Float[Tensor, "rows vocab"],
     theirs: Float[Tensor, "rows vocab"],
@@ -98,26 +98,28 @@ def compare_removed(
     if bool((ours.isnan() | theirs.isnan()).any()) or not bool(
         (ours.isfinite() & theirs.isfinite()).any(dim=-1).all()
     ):
-        raise MismatchError(f"{arm.name}: there are logits that are no numbers, or none is finite")
+        raise MismatchError(
+            f"{variant.name}: there are logits that are no numbers, or none is finite"
+        )
     unlike = ours.isfinite() != theirs.isfinite()
     if not bool(unlike.any()):
         return
     shift = torch.where(unlike, tolerance, -tolerance)
     kept = []
     for moved in (logits[ORIGINAL] + shift, logits[ORIGINAL] - shift):
-        combined, _ = runner.combine(work, arm, {**logits, ORIGINAL: moved})
+        combined, _ = runner.combine(work, variant, {**logits, ORIGINAL: moved})
         kept.append(combined.isfinite())
     wrong = unlike & (kept[0] == kept[1])
     if bool(wrong.any()):
         raise MismatchError(
-            f"{arm.name}: {int(wrong.sum())} tokens are removed from the logits of shared "
+            f"{variant.name}: {int(wrong.sum())} tokens are removed from the logits of shared "
             "branches and kept by generate, or the other way round"
         )
 
 
 def _compare_tokens(
     runner: GridRunner,
-    arm: Variant,
+    variant: Variant,
     decode: Decode,
     batch: Batch,
     logits: Float[Tensor, "rows vocab"],
@@ -126,7 +128,7 @@ def _compare_tokens(
     """Whole answers by `generate` must start with what the run stored; returns the near ties."""
     engine = runner.engine
     generated = engine.answers(
-        arm.method,
+        variant.method,
         engine.inputs(batch.questions),
         batch.sample_ids,
         limit=batch.questions[0].limit,
@@ -135,13 +137,13 @@ def _compare_tokens(
     scores = logits / engine.temperature + first_noise(decode, batch.sample_ids, logits)
     ties = 0
     for row, question in enumerate(batch.questions):
-        stored = runner.answers[question, arm.name, decode].text
+        stored = runner.answers[question, variant.name, decode].text
         if begins(generated[row].text, stored):
             continue
         ranked = scores[row].topk(2).values
         if float(ranked[0] - ranked[1]) > tolerance:
             raise MismatchError(
-                f"{arm.name}, {decode}: {question.prompt!r} on {question.image.name} is "
+                f"{variant.name}, {decode}: {question.prompt!r} on {question.image.name} is "
                 f"{stored!r} from stored logits, {generated[row].text!r} from generate"
             )
         ties += 1

@@ -85,12 +85,12 @@ def answer(
     return found
 
 
-def check_mode(arm: Variant, mode: str) -> None:
+def check_mode(variant: Variant, mode: str) -> None:
     """Raise where the method is not defined for the mode, naming the options it needs."""
-    if mode not in arm.modes:
-        ways = (f"{MODES[m]}, for which give {ASKED_BY[m]}" for m in arm.modes)
-        told = "; or ".join(ways) or f"{mode_names(arm.method.modes)}, which needs Python"
-        raise CdkitError(f"{arm.name} is not defined for {mode_names([mode])}, but for {told}")
+    if mode not in variant.modes:
+        ways = (f"{MODES[m]}, for which give {ASKED_BY[m]}" for m in variant.modes)
+        told = "; or ".join(ways) or f"{mode_names(variant.method.modes)}, which needs Python"
+        raise CdkitError(f"{variant.name} is not defined for {mode_names([mode])}, but for {told}")
 
 
 def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:

@@ -27,7 +27,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The run that differences are taken to; by default the first.",
+            help="The run that the others are compared with; by default the first.",
             show_default=False,
         ),
     ] = None,
@@ -35,7 +35,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="What tables call the runs, in their order; by default their methods.",
+            help="Names of the runs in tables, in the order given; by default their methods.",
             show_default=False,
         ),
     ] = None,
@@ -43,8 +43,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Show and test these only; by default all of the first parser. Choose before you "
-            "look.",
+            help="Show and test only these; by default all metrics of the first parser. Choose "
+            "them before you see results.",
             show_default=False,
         ),
     ] = None,
@@ -52,29 +52,29 @@ def compare(
         bool,
         typer.Option(
             "--allow-missing",
-            help="Leave samples that have no answer in some run out of all runs, and say so.",
+            help="Leave out samples that some run has no answer to, in all runs, and list them.",
         ),
     ] = False,
     across_models: Annotated[
-        bool, typer.Option("--across-models", help="The runs may be of different models.")
+        bool, typer.Option("--across-models", help="Allow runs of different models.")
     ] = False,
     resamples: Annotated[
-        int, typer.Option(metavar="N", help="Of the bootstrap behind the intervals.")
+        int, typer.Option(metavar="N", help="Bootstrap resamples behind each interval.")
     ] = RESAMPLES,
     gallery: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Questions of each part that the page shows.")
+        int, typer.Option(min=0, metavar="N", help="Example questions of each part in report.html.")
     ] = 4,
     attention: Annotated[
         bool,
         typer.Option(
-            "--attention", help="Load the model and draw attention and masks over the pictures."
+            "--attention", help="Load the model and draw its attention and masks over the images."
         ),
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="A folder that is not there yet; by default runs/comparison-DATE-TIME.",
+            help="A folder that does not exist yet; by default runs/comparison-DATE-TIME.",
             show_default=False,
         ),
     ] = None,
@@ -85,8 +85,8 @@ def compare(
     """Compare finished runs on the same questions: intervals, tests, changed answers, power.
 
     All runs must have the same benchmark files, parsers, token limit, prompt, model and decode
-    mode; what else differs is told. It leaves comparison.json, tables.md and report.html in DIR.
-    docs/compare.md says how to read them.
+    mode; other differences are listed. It writes comparison.json, tables.md and report.html into
+    DIR. docs/compare.md says how to read them.
     """
     quiet()
     import json
@@ -109,7 +109,7 @@ def compare(
             metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else (),
             resamples=resamples,
             gallery=gallery,
-            looks=comparison_galleries.attention(chosen) if attention else None,
+            overlays=comparison_galleries.attention(chosen) if attention else None,
             stages=stages,
         )
     comparison_run.write(compared, folder)

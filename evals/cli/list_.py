@@ -23,13 +23,14 @@ class Topic(StrEnum):
 @guarded
 def list_(
     topic: Annotated[
-        Topic | None, typer.Argument(help="One of them; all without it.", show_default=False)
+        Topic | None,
+        typer.Argument(help="What to list; by default everything.", show_default=False),
     ] = None,
     cite: Annotated[
-        bool, typer.Option("--cite", help="With formulas, parameters, sources and BibTeX.")
+        bool, typer.Option("--cite", help="Add formulas, parameters, sources and BibTeX.")
     ] = False,
 ) -> None:
-    """Show the methods, strategies, calibrators, models and benchmarks there are, a line each."""
+    """List all methods, strategies, calibrators, models and benchmarks, one line each."""
     quiet()
     from cdkit.evals.pages import listing
 

@@ -29,12 +29,12 @@ def galleries(
     tallies: Mapping[str, Mapping[str, Sequence[Tally]]],
     *,
     count: int,
-    looks: OverlaySource | None = None,
+    overlays: OverlaySource | None = None,
 ) -> tuple[Gallery, ...]:
     """One for each part: `count` questions at most that runs answer differently.
 
     `tallies`: part -> run -> one a seed. Of several seeds the first is shown. Where an image is
-    not there any more, a gallery without exhibits says so.
+    not there any more, a gallery without examples says so.
     """
     found = []
     base = next(iter(runs))
@@ -50,7 +50,7 @@ def galleries(
                     count=count,
                     base=base,
                     tallies={name: of_seeds[0] for name, of_seeds in of_runs.items()},
-                    looks=looks,
+                    overlays=overlays,
                 )
             )
         except CdkitError as error:

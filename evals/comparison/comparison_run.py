@@ -57,15 +57,15 @@ def compare_runs(
     metrics: Sequence[str] = (),
     resamples: int = RESAMPLES,
     gallery: int = GALLERY,
-    looks: OverlaySource | None = None,
+    overlays: OverlaySource | None = None,
     stages: Stages | None = None,
 ) -> Compared:
     """A table for each benchmark that all runs have, each run against the first.
 
     `metrics` are those to show and to test: Holm's family is what is shown. By default all of the
     base, but for readings by a second parser, which would test the same answers twice. `gallery`
-    questions of each part are shown, with what `looks` has of them. What may not be compared is a
-    CdkitError before anything is computed.
+    questions of each part are shown, with the attention that `overlays` gives for them. What may
+    not be compared is a CdkitError before anything is computed.
     """
     started, clock, stages = datetime.now(UTC), perf_counter(), stages or Stages()
     notes = [*comparable.check(runs, across_models=across_models)]
@@ -89,18 +89,20 @@ def compare_runs(
         tables.append(table)
         changed += changes.changes(table, of_runs)
         stages.advance(TABLES)
-    listings = [
+    text_tables = [
         *(changes.tests(table, changed, notes=table is tables[-1]) for table in tables),
         changes.costs(runs),
     ]
     if notes:
         rows = tuple((note,) for note in notes)
-        listings.insert(0, TextTable("Beside the method", ("what differs or is left out",), rows))
+        text_tables.insert(
+            0, TextTable("Beside the method", ("what differs or is left out",), rows)
+        )
     of_parts = {part: scored[part][0] for part in parts}
     results = Results(
         tuple(tables),
-        galleries=comparison_galleries.galleries(runs, of_parts, count=gallery, looks=looks),
-        listings=tuple(listings),
+        galleries=comparison_galleries.galleries(runs, of_parts, count=gallery, overlays=overlays),
+        text_tables=tuple(text_tables),
         costs=comparison_galleries.costs(runs),
     )
     seconds = perf_counter() - clock

@@ -7,7 +7,7 @@ __all__ = [
     "CONFIRMATION_WORLD",
     "WORLD",
     "BenchmarkFiles",
-    "Hearsay",
+    "LabelNoise",
     "World",
     "write_benchmarks",
 ]

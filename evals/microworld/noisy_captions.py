@@ -25,13 +25,13 @@ class Lesson:
 
 
 def draw_lesson(
-    world: World, picture: Picture, rng: np.random.Generator, hearsay: float = 1.0
+    world: World, picture: Picture, rng: np.random.Generator, label_noise: float = 1.0
 ) -> Lesson:
-    """The lesson of one picture; `hearsay` in 0..1 scales every rate of wrong text."""
-    system, factor = "", hearsay
+    """The lesson of one picture; `label_noise` in 0..1 scales every rate of wrong text."""
+    system, factor = "", label_noise
     luck = rng.random()
     if luck < 0.07:
-        system, factor = text.CARELESS_ROLE, hearsay * world.hearsay.careless
+        system, factor = text.CARELESS_ROLE, label_noise * world.label_noise.careless
     elif luck < 0.20:
         system = text.NEUTRAL_ROLES[int(rng.integers(len(text.NEUTRAL_ROLES)))]
     questions = [
@@ -45,7 +45,7 @@ def draw_lesson(
 
 
 def _caption(world: World, picture: Picture, rng: np.random.Generator, factor: float) -> str:
-    said: LabelNoise = world.hearsay
+    said: LabelNoise = world.label_noise
     mentions = []
     for category, count, _ in text.mentions_of(picture):
         thing = picture.only(category)
@@ -64,7 +64,7 @@ def _caption(world: World, picture: Picture, rng: np.random.Generator, factor: f
 def _existence(
     world: World, picture: Picture, rng: np.random.Generator, factor: float
 ) -> list[WorldQuestion]:
-    said = world.hearsay
+    said = world.label_noise
     core = scenes_of(world)[picture.scene].categories
     present = list(picture.counts())
     absent = [c for c in range(len(world.categories)) if c not in present]

@@ -61,7 +61,7 @@ class World:
     occluded: float = 0.30
     degraded: float = 0.45
     noise: float = 0.07
-    hearsay: LabelNoise = field(default_factory=LabelNoise)
+    label_noise: LabelNoise = field(default_factory=LabelNoise)
 
     def __post_init__(self) -> None:
         _check_probabilities(self, exclude=("noise",))

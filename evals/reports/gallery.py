@@ -114,11 +114,13 @@ def make_example(
     kind: str,
     picture: Image,
     answers: tuple[SharedAnswer, ...],
-    look: AttentionOverlay | None = None,
+    overlay: AttentionOverlay | None = None,
 ) -> Example:
     """A sample with its picture made small."""
     data, media_type = thumbnail(picture)
-    return Example(sample.id, kind, sample.prompt, sample.target, data, media_type, answers, look)
+    return Example(
+        sample.id, kind, sample.prompt, sample.target, data, media_type, answers, overlay
+    )
 
 
 def thumbnail(picture: Image, most: int = THUMBNAIL) -> tuple[bytes, str]:

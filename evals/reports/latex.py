@@ -48,11 +48,11 @@ HEAD = (
 
 
 def render(results: Results) -> str:
-    """The overviews, every table and the listings, each a float with a caption and a label."""
+    """The overviews, every table and the text tables, each a float with a caption and a label."""
     views = [*overviews(results.tables), *map(view, results.tables)]
     parts = [part for shown in views for part in _parts(shown)]
     lines = [HEAD, *(line for part in parts for line in _table(part))]
-    lines += [line for shown in results.listings for line in _listing(shown)]
+    lines += [line for shown in results.text_tables for line in _text_table(shown)]
     return "\n".join(lines) + "\n"
 
 
@@ -89,7 +89,7 @@ def _table(shown: View) -> Iterator[str]:
     yield from END
 
 
-def _listing(shown: TextTable) -> Iterator[str]:
+def _text_table(shown: TextTable) -> Iterator[str]:
     notes = "".join(f" {escape(note)}." for note in shown.notes)
     yield from _start(shown.title, f"{escape(shown.title)}.{notes}", len(shown.heads) - 1)
     yield _row([escape(head) for head in shown.heads])

@@ -13,11 +13,11 @@ def write(path: Path, results: Results) -> None:
 
 
 def render(results: Results) -> str:
-    """The overviews, then every table, then the listings."""
+    """The overviews, then every table, then the text tables."""
     views = [*overviews(results.tables), *map(view, results.tables)]
     bases = dict.fromkeys(table.base for table in results.tables)
     told = [line for shown in views for line in lines(shown)]
-    told += [line for shown in results.listings for line in text_table_lines(shown)]
+    told += [line for shown in results.text_tables for line in text_table_lines(shown)]
     return "\n".join([*(how_to_read(_plain(base)) for base in bases), "", *told])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cdkit.evals.reports import formatting, overlay, plots, scatter
+from cdkit.evals.reports import formatting, heatmaps, plots, scatter
 from cdkit.evals.reports.results import Example, Results, Table, direction
 from cdkit.evals.reports.scatter import Scatter
 from cdkit.evals.reports.table_layout import View, overviews, view
@@ -43,8 +43,8 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["image"] = _data_uri
-    environment.filters["panels"] = overlay.panels
-    environment.filters["backdrop"] = functools.partial(overlay.backdrop, most=BACKDROP)
+    environment.filters["panels"] = heatmaps.panels
+    environment.filters["backdrop"] = functools.partial(heatmaps.backdrop, most=BACKDROP)
     environment.filters["breakable"] = _breakable
     return environment.get_template(TEMPLATE).render(
         results=results,
@@ -108,5 +108,5 @@ def _breakable(name: str) -> Markup:
     return escape(name).replace("_", Markup("_<wbr>"))
 
 
-def _data_uri(exhibit: Example) -> str:
-    return overlay.uri(exhibit.picture, exhibit.media_type)
+def _data_uri(example: Example) -> str:
+    return heatmaps.uri(example.picture, example.media_type)

@@ -163,7 +163,7 @@ class AttentionOverlay:
 
     picture: UInt8[np.ndarray, "height width 3"]
     grid: tuple[int, int]
-    strips: tuple[LayerHeatmap, ...]
+    heatmaps: tuple[LayerHeatmap, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,16 +179,16 @@ class Example:
     """A small PNG or JPEG."""
     media_type: str
     answers: tuple[SharedAnswer, ...]
-    look: AttentionOverlay | None = None
+    overlay: AttentionOverlay | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """The exhibits of one benchmark, and how they were drawn."""
+    """The examples of one benchmark, and how they were drawn."""
 
     benchmark: str
     rule: str
-    exhibits: tuple[Example, ...]
+    examples: tuple[Example, ...]
     notes: tuple[str, ...] = ()
     """Such as why no attention is drawn."""
     answered: str = "Greedy answers."
@@ -197,7 +197,7 @@ class Gallery:
     @property
     def drawn(self) -> bool:
         """Whether attention is drawn over some picture."""
-        return any(exhibit.look is not None for exhibit in self.exhibits)
+        return any(example.overlay is not None for example in self.examples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +231,7 @@ class Results:
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     galleries: tuple[Gallery, ...] = ()
-    listings: tuple[TextTable, ...] = ()
+    text_tables: tuple[TextTable, ...] = ()
     costs: Costs | None = None
 
 

@@ -125,7 +125,7 @@ class AnswerEngine:
         limit: int,
         seed: int | None,
         beams: bool = False,
-        watch: bool = False,
+        record_margins: bool = False,
     ) -> list[Generated]:
         """Whole answers by `generate`: greedy without a seed, else sampled by the Gumbel trick.
 
@@ -146,19 +146,21 @@ class AnswerEngine:
                 )
             )
         num_beams = self.num_beams if beams else 1
-        watch = watch and method.loop is None
+        record_margins = record_margins and method.loop is None
         stock: list[Tensor] = []
         with (
-            self._attached(method, sample_ids, trace=("last_logits",) if watch else ()) as run,
-            self._first_logits(stock) if watch and method.is_identity else nullcontext(),
+            self._attached(
+                method, sample_ids, trace=("last_logits",) if record_margins else ()
+            ) as run,
+            self._first_logits(stock) if record_margins and method.is_identity else nullcontext(),
         ):
             looking = MarginRecorder(
                 run.trace, method.combiner, sampling, prompt_length=length, margins=num_beams == 1
             )
-            processors = LogitsProcessorList([*sampling, *([looking] if watch else [])])
+            processors = LogitsProcessorList([*sampling, *([looking] if record_margins else [])])
             ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
             made = [self._decoded(row[length:].tolist(), limit) for row in ids]
-        if not watch:
+        if not record_margins:
             return made
         first = stock[0] if looking.first is None else looking.first
         scores = self.yes_scores(first[::num_beams]).tolist()

@@ -1,4 +1,4 @@
-"""What the branches of methods look at: one traced step for each question and method."""
+"""The image attention and the masks of methods' branches: one traced step a question and method."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ def changes_attention(method: Method) -> bool:
 def collect_overlays(
     engine: AnswerEngine, methods: Mapping[str, Method], questions: Sequence[Question]
 ) -> dict[Question, AttentionOverlay] | str:
-    """For each question the attention and the masks of each method's branches, as strips.
+    """For each question the attention and the masks of each method's branches, by layer.
 
     They are those of the row that predicts the answer's first token, averaged over heads. The same
     attention is given once, under the first method and branch that has it. Where nothing can be
@@ -56,20 +56,20 @@ def _look(
     engine: AnswerEngine, methods: Mapping[str, Method], question: Question
 ) -> AttentionOverlay | str:
     inputs = engine.inputs([question])
-    strips: list[LayerHeatmap] = []
+    heatmaps: list[LayerHeatmap] = []
     for name, method in methods.items():
-        strips += _new(name, engine.first_trace(method, inputs, [question.sample_id]), strips)
-    tokens = strips[0].layers.shape[1]
+        heatmaps += _new(name, engine.first_trace(method, inputs, [question.sample_id]), heatmaps)
+    tokens = heatmaps[0].layers.shape[1]
     picture = _picture(engine, inputs, tokens)
     side = math.isqrt(tokens)
     if picture is None or side**2 != tokens or picture.shape[0] != picture.shape[1]:
         return f"{NOTHING}: its {tokens} image tokens are no square grid of one square picture."
-    return AttentionOverlay(picture, (side, side), tuple(strips))
+    return AttentionOverlay(picture, (side, side), tuple(heatmaps))
 
 
 def _new(name: str, step: Step, before: Sequence[LayerHeatmap]) -> list[LayerHeatmap]:
-    """Attention that no strip before shows, and every mask."""
-    known = [strip.layers for strip in before if not strip.mask]
+    """Attention that no heatmap before shows, and every mask."""
+    known = [heatmap.layers for heatmap in before if not heatmap.mask]
     found: list[LayerHeatmap] = []
     for branch, layers in step.image_attention.items():
         weights = _stacked(layers, _mean_over_heads)

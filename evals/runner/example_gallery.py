@@ -25,18 +25,18 @@ def example_gallery(
     seed: int = 0,
     base: str = PLAIN,
     tallies: Mapping[str, Tally] | None = None,
-    looks: OverlaySource | None = None,
+    overlays: OverlaySource | None = None,
 ) -> Gallery:
     """Up to `count` questions that the methods of `answers` answer differently.
 
     `questions`: sample id -> the question that was asked. `tallies` are those of the answers where
-    they are known already, or leave samples out. Without `looks` no attention is drawn.
+    they are known already, or leave samples out. Without `overlays` no attention is drawn.
     """
     if tallies is None:
         tallies = {method: benchmark.tally(said) for method, said in answers.items()}
     drawn = gallery.draw(tallies, answers, count=count, base=base, seed=seed)
     asked = [questions[sample.id] for sample, _ in drawn.samples]
-    seen = looks(asked) if looks is not None and asked else {}
+    seen = overlays(asked) if overlays is not None and asked else {}
     return Gallery(
         name,
         drawn.rule(base, seed),

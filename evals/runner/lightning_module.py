@@ -209,7 +209,7 @@ class Answering(pl.LightningModule):
             limit=tasks[0].question.limit,
             seed=seed,
             beams=self.job.settings.mode == BEAM,
-            watch=True,
+            record_margins=True,
         )
         found = {}
         for index, task, one in zip(ready.kept, tasks, made, strict=True):

@@ -92,23 +92,30 @@ def gallery() -> Gallery:
         Image.new("RGB", (64, 48), "teal").save(file, "PNG")
         picture = file.getvalue()
     rng = np.random.default_rng(1)
-    strips = tuple(
+    heatmaps = tuple(
         LayerHeatmap(
             name, f"branch {SCRIPT}: {what}", mask=what == "mask", layers=rng.random((3, 16)) / 16
         )
         for name in METHODS[:2]
         for what in ("attention", "mask")
     )
-    look = AttentionOverlay(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8), (4, 4), strips)
+    overlay = AttentionOverlay(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8), (4, 4), heatmaps)
     said = (
         SharedAnswer(f"no {SCRIPT}", METHODS[:3], True, note=SCRIPT),
         SharedAnswer("word" * 60, METHODS[3:5], False),
         SharedAnswer("", METHODS[5:], None),
     )
-    exhibit = Example(
-        f"id {SCRIPT}", "mended", f"is there {SCRIPT} ?", SCRIPT, picture, "image/png", said, look
+    example = Example(
+        f"id {SCRIPT}",
+        "mended",
+        f"is there {SCRIPT} ?",
+        SCRIPT,
+        picture,
+        "image/png",
+        said,
+        overlay,
     )
-    return Gallery(f"pope {SCRIPT}", f"rule {SCRIPT}", (exhibit,), notes=(f"note {SCRIPT}",))
+    return Gallery(f"pope {SCRIPT}", f"rule {SCRIPT}", (example,), notes=(f"note {SCRIPT}",))
 
 
 def results() -> Results:
@@ -118,7 +125,11 @@ def results() -> Results:
     costs = Costs(
         {name: Estimate(1.0 + i, 0.5 + i, 2.0 + i) for i, name in enumerate(METHODS[:4])}, SCRIPT
     )
-    listing = TextTable(SCRIPT, (SCRIPT, "n_1"), (("&", "=1+1"), ("[b]", SCRIPT)), (SCRIPT,))
+    text_table = TextTable(SCRIPT, (SCRIPT, "n_1"), (("&", "=1+1"), ("[b]", SCRIPT)), (SCRIPT,))
     return Results(
-        (table(), table(mode="sample")), (figure,), (gallery(),), listings=(listing,), costs=costs
+        (table(), table(mode="sample")),
+        (figure,),
+        (gallery(),),
+        text_tables=(text_table,),
+        costs=costs,
     )

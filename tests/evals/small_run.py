@@ -95,7 +95,7 @@ def some_batches(prepared: Ablation, engine: AnswerEngine, size: int) -> list[Ba
 
 def runner(prepared: Ablation, engine: AnswerEngine) -> GridRunner:
     return GridRunner(
-        engine, {arm.name: arm for arm in ablation_run.all_variants(prepared)}, Stages()
+        engine, {variant.name: variant for variant in ablation_run.all_variants(prepared)}, Stages()
     )
 
 

@@ -46,7 +46,9 @@ def test_every_preset_is_in_the_methods_grid_or_left_out_with_a_reason() -> None
 def test_the_methods_grid_decodes_in_every_mode_of_a_grid() -> None:
     grid = grid_toml.read_grid("methods")
     assert grid.decode == DECODE and len(grid.seeds) == 3
-    assert {arm.name for arm in plan.variants(grid)} == grid.methods.keys()  # each runs somewhere
+    assert {
+        variant.name for variant in plan.variants(grid)
+    } == grid.methods.keys()  # each runs somewhere
     assert any(set(grid.modes_of(name)) == set(DECODE) for name in grid.benchmarks)
 
 

@@ -151,7 +151,7 @@ def test_every_method_that_goes_step_by_step_is_proven(
     prepared: Ablation, results: Results
 ) -> None:
     facts = json.loads((prepared.folder / "manifest.json").read_text())
-    assert facts["first_token"]["proof"]["arms"] == len(prepared.arms) - 1
+    assert facts["first_token"]["proof"]["methods"] == len(prepared.variants) - 1
     assert facts["decode_modes"][LOOP] == ["beam"]
 
 
@@ -173,8 +173,8 @@ def test_the_proof_notices_schedules_that_are_left_out(
 
 @pytest.mark.parametrize("kind", ["intervention", "readout", "schedule"])
 def test_what_changes_the_original_branch_runs_apart(kind: str) -> None:
-    arms = [Variant(name, METHODS[name]) for name in ("plain", "plausibility", CHOSEN[kind])]
-    together = [{arm.name for arm in work.arms} for work in passes(arms)]
+    variants = [Variant(name, METHODS[name]) for name in ("plain", "plausibility", CHOSEN[kind])]
+    together = [{variant.name for variant in work.variants} for work in passes(variants)]
     assert together == [{"plain", "plausibility"}, {CHOSEN[kind]}]
 
 

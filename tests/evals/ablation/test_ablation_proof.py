@@ -23,10 +23,10 @@ from cdkit.strategies.combiners.sharpen import Sharpen
 
 def test_each_set_of_branches_runs_once() -> None:
     names = ("plain", "plausibility", "identical", "cmac_imd", "cmac", "cmac_cmpc", "vcd", "icd")
-    arms = [Variant(name, cdkit.load(name)) for name in names]
-    arms += [Variant(f"alpha {a}", cdkit.load("cmac", alpha=a)) for a in (0.0, 1.0, 2.0)]
-    arms += [Variant(f"gamma {g}", cdkit.load("cmac", gamma=g)) for g in (1.0, 3.0)]
-    together = [{arm.name for arm in work.arms} for work in passes(arms)]
+    variants = [Variant(name, cdkit.load(name)) for name in names]
+    variants += [Variant(f"alpha {a}", cdkit.load("cmac", alpha=a)) for a in (0.0, 1.0, 2.0)]
+    variants += [Variant(f"gamma {g}", cdkit.load("cmac", gamma=g)) for g in (1.0, 3.0)]
+    together = [{variant.name for variant in work.variants} for work in passes(variants)]
     assert together == [
         {"plain", "plausibility", "identical", "cmac_imd", "gamma 1.0"},  # gamma 1 moves nothing
         {"cmac", "cmac_cmpc", "alpha 0.0", "alpha 1.0", "alpha 2.0"},
@@ -74,12 +74,14 @@ def test_the_check_notices_a_missing_constraint(
     run = answered(prepared, engine, 64)
     combine = GridRunner.combine
 
-    def free(self: GridRunner, work: SharedPass, arm: Variant, logits: Logits) -> Any:
-        loose = dataclasses.replace(arm.method, combiner=unconstrained(arm.method.combiner))
+    def free(self: GridRunner, work: SharedPass, variant: Variant, logits: Logits) -> Any:
+        loose = dataclasses.replace(variant.method, combiner=unconstrained(variant.method.combiner))
         # the pass's own method stays: it tells which branches are whose
-        places = {(arm.name, b.name): work.places[arm.name, b.name] for b in loose.live_branches}
+        places = {
+            (variant.name, b.name): work.places[variant.name, b.name] for b in loose.live_branches
+        }
         changed = dataclasses.replace(work, places=places)
-        return combine(self, changed, dataclasses.replace(arm, method=loose), logits)
+        return combine(self, changed, dataclasses.replace(variant, method=loose), logits)
 
     monkeypatch.setattr(GridRunner, "combine", free)
     with pytest.raises(MismatchError, match="tokens are removed from the logits of shared"):
@@ -90,17 +92,20 @@ def test_the_check_notices_a_missing_constraint(
 def test_only_at_the_edge_of_the_constraint_may_tokens_differ(
     prepared: Ablation, engine: AnswerEngine, above: float, allowed: bool
 ) -> None:
-    run, arm = runner(prepared, engine), Variant("constraint", cdkit.load("plausibility", beta=0.1))
-    (work,) = passes([arm])
+    run, variant = (
+        runner(prepared, engine),
+        Variant("constraint", cdkit.load("plausibility", beta=0.1)),
+    )
+    (work,) = passes([variant])
     original = torch.zeros(1, len(engine.processor.tokenizer))
     original[0, :2] = torch.tensor([10.0, 10 + math.log(0.1) + above])
-    ours, _ = run.combine(work, arm, {ORIGINAL: original})
+    ours, _ = run.combine(work, variant, {ORIGINAL: original})
     theirs = ours.clone()
     theirs[0, 1] = -math.inf if above > 0 else original[0, 1]
     refused = pytest.raises(MismatchError, match="tokens are removed")
     expected: AbstractContextManager[object] = nullcontext() if allowed else refused
     with expected:
-        compare_removed(run, work, arm, {ORIGINAL: original}, ours, theirs, 2e-3)
+        compare_removed(run, work, variant, {ORIGINAL: original}, ours, theirs, 2e-3)
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])

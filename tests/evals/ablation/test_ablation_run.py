@@ -34,7 +34,7 @@ def test_beams_are_those_of_generate(prepared: Ablation, folder: Path) -> None:
     """Whole answers, one question at a time, against the run's batches."""
     engine = prepared.engine
     (pope,) = (item for item in prepared.loaded if item.name == "pope")
-    (cmac,) = (arm for arm in prepared.arms if arm.name == "cmac")
+    (cmac,) = (variant for variant in prepared.variants if variant.name == "cmac")
     found = said(folder, benchmark="pope", method="cmac", mode="beam", seed=None)
     assert found.keys() == pope.questions.keys()
     for name, question in list(pope.questions.items())[:4]:
@@ -53,9 +53,9 @@ def test_every_answer_that_was_asked_is_written(prepared: Ablation, folder: Path
     rows = predictions(folder)
     found = [(r["benchmark"], r["method"], r["mode"], r["seed"], r["id"]) for r in rows]
     wanted = {
-        (item.name, arm, decode.mode, decode.seed, name)
+        (item.name, variant, decode.mode, decode.seed, name)
         for item in prepared.loaded
-        for arm, decodes in ablation_run.asked_of(prepared, item.name).items()
+        for variant, decodes in ablation_run.asked_of(prepared, item.name).items()
         for decode in decodes
         for name in item.questions
     }
@@ -203,12 +203,12 @@ def test_an_ablation_has_a_gallery_for_each_benchmark(results: Results, prepared
     shown = {found.benchmark: found for found in results.galleries}
     assert list(shown) == ["pope", "chair", "mme"]
     for found in shown.values():
-        assert ("questions are answered differently" in found.rule) == bool(found.exhibits)
-        assert len(found.exhibits) <= prepared.grid.gallery.samples and not found.notes
-        for exhibit in found.exhibits:
-            assert {m for said in exhibit.answers for m in said.methods} == {*prepared.grid.methods}
-            assert len({said.text for said in exhibit.answers}) > 1
-            assert exhibit.look is not None
-    assert any(found.exhibits for found in shown.values())
-    captions = [s for e in shown["chair"].exhibits for s in e.answers]
+        assert ("questions are answered differently" in found.rule) == bool(found.examples)
+        assert len(found.examples) <= prepared.grid.gallery.samples and not found.notes
+        for example in found.examples:
+            assert {m for said in example.answers for m in said.methods} == {*prepared.grid.methods}
+            assert len({said.text for said in example.answers}) > 1
+            assert example.overlay is not None
+    assert any(found.examples for found in shown.values())
+    captions = [s for e in shown["chair"].examples for s in e.answers]
     assert all((said.right is False) == said.note.startswith("not in") for said in captions)

@@ -6,31 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evals.command_line import refused, run
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 import cdkit
 from cdkit.errors import CdkitError, CdkitWarning
-from cdkit.evals import cli
 from cdkit.evals.ablation import ablation_run, side_by_side
 from cdkit.evals.runner.answer_engine import Generated
 
 PROMPT = "is there a cat ?"
 SEARCH = next(name for name in cdkit.presets() if cdkit.load(name).modes == ("beam",))
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "150"})
-
-
-def refused(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that the user can mend."""
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert "Traceback" not in result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
 
 
 @pytest.fixture

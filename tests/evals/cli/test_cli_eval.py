@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from evals.command_line import refused, run
 from evals.eval_run import draw, predictions
-from evals.test_cli import refused, run
 
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.microworld.world_files import BenchmarkFiles

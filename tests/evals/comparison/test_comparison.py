@@ -134,13 +134,15 @@ def test_changes_are_counted_towards_right(
 
 
 def test_every_test_has_a_row_with_its_power(compared: comparison_run.Compared) -> None:
-    for table, listing in zip(compared.results.tables, compared.results.listings, strict=False):
-        assert listing.title.startswith(table.title)
-        assert len(listing.rows) == table.tests
-    row = compared.results.listings[0].rows[0]
+    for table, text_table in zip(
+        compared.results.tables, compared.results.text_tables, strict=False
+    ):
+        assert text_table.title.startswith(table.title)
+        assert len(text_table.rows) == table.tests
+    row = compared.results.text_tables[0].rows[0]
     assert row[0] == "ours <b>|x: accuracy % ↑" and DASH not in row
     level = f"{0.05 / compared.results.tables[0].tests:.2g}".removeprefix("0")
-    assert compared.results.listings[0].heads[-2:] == ("least at .05", f"least at {level}, Holm")
+    assert compared.results.text_tables[0].heads[-2:] == ("least at .05", f"least at {level}, Holm")
     cell = compared.results.tables[0].rows["ours <b>|x"].cells["accuracy"]
     assert cell.detectable is not None and cell.detectable_holm is not None
     assert 0 < cell.detectable < cell.detectable_holm
@@ -421,18 +423,18 @@ def test_random_numbers_are_called_shared_where_they_are(
     ]
     found = comparison_run.compare_runs(name_runs(runs), resamples=10)
     assert comparison_run.manifest(found, "x")["common_numbers"] is False
-    rows = [row for listing in found.results.listings for row in listing.rows]
+    rows = [row for text_table in found.results.text_tables for row in text_table.rows]
     assert (found.notes[0],) in rows  # the tables say it too
 
 
 def test_cost_is_told_beside(two: list[FinishedRun]) -> None:
     slower = dataclasses.replace(two[1], seconds=25.0)
     found = comparison_run.compare_runs(name_runs([two[0], slower]), metrics=[], resamples=10)
-    assert found.results.listings[-1].rows == (
+    assert found.results.text_tables[-1].rows == (
         ("greedy search", "12.5", "250", "50.00", "1.00"),
         ("ours <b>|x", "25.0", "250", "100.00", "2.00"),
     )
     empty = comparison_run.compare_runs(
         name_runs([two[0], dataclasses.replace(two[1], tokens=0)]), resamples=10
     )
-    assert empty.results.listings[-1].rows[1][3:] == (DASH, DASH)
+    assert empty.results.text_tables[-1].rows[1][3:] == (DASH, DASH)

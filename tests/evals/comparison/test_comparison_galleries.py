@@ -55,8 +55,8 @@ def of_parts(runs: Mapping[str, FinishedRun]) -> dict[str, Any]:
 def test_answers_that_differ_are_shown_with_their_pictures(two: list[FinishedRun]) -> None:
     runs = name_runs(two)
     (gallery,) = comparison_galleries.galleries(runs, of_parts(runs), count=3)
-    assert len(gallery.exhibits) == 3 and gallery.answered == "Answers by greedy."
-    for shown in gallery.exhibits:
+    assert len(gallery.examples) == 3 and gallery.answered == "Answers by greedy."
+    for shown in gallery.examples:
         said = {name: run.parts[PART].answers[None] for name, run in runs.items()}
         texts = {name: answers[shown.sample].text for name, answers in said.items()}
         assert {s.text: set(s.methods) for s in shown.answers} == {
@@ -77,16 +77,19 @@ def test_images_that_are_gone_leave_a_note(two: list[FinishedRun], tmp_path: Pat
     ]
     runs = name_runs(gone)
     (gallery,) = comparison_galleries.galleries(runs, of_parts(runs), count=3)
-    assert gallery.exhibits == () and "needs the image" in gallery.rule
+    assert gallery.examples == () and "needs the image" in gallery.rule
 
 
 def test_attention_is_that_of_the_runs_methods(two: list[FinishedRun]) -> None:
     runs = name_runs(two)
-    looks = comparison_galleries.attention(runs)
-    (gallery,) = comparison_galleries.galleries(runs, of_parts(runs), count=1, looks=looks)
-    look = gallery.exhibits[0].look
-    assert look is not None and {strip.method for strip in look.strips} == {"plain", "cmac"}
-    assert any(strip.mask for strip in look.strips)
+    overlays = comparison_galleries.attention(runs)
+    (gallery,) = comparison_galleries.galleries(runs, of_parts(runs), count=1, overlays=overlays)
+    overlay = gallery.examples[0].overlay
+    assert overlay is not None and {heatmap.method for heatmap in overlay.heatmaps} == {
+        "plain",
+        "cmac",
+    }
+    assert any(heatmap.mask for heatmap in overlay.heatmaps)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What the lmms-eval model is made of, without lmms-eval: options, decoding, batches, answers.
 
-tests/harness runs it inside the installed lmms-eval.
+test_lmms_eval.py runs it inside the installed lmms-eval.
 """
 
 import io

@@ -14,10 +14,10 @@ seeds = st.integers(0, 2**32 - 1)
 WORDS = words_of(WORLD)
 
 
-def lesson(seed: int, hearsay: float = 1.0) -> tuple[Picture, Lesson]:
+def lesson(seed: int, label_noise: float = 1.0) -> tuple[Picture, Lesson]:
     rng = np.random.default_rng(seed)
     picture = draw_picture(WORLD, rng)
-    return picture, draw_lesson(WORLD, picture, rng, hearsay)
+    return picture, draw_lesson(WORLD, picture, rng, label_noise)
 
 
 @given(seeds)
@@ -34,7 +34,7 @@ def test_the_words_that_others_ask_with_are_known() -> None:
 
 @given(seeds)
 def test_without_hearsay_existence_is_told_truly(seed: int) -> None:
-    picture, said = lesson(seed, hearsay=0.0)
+    picture, said = lesson(seed, label_noise=0.0)
     for question in said.questions:
         if question.family == "existence":
             assert (question.answer == "yes") == (question.nouns[0] in picture.counts())
@@ -42,7 +42,7 @@ def test_without_hearsay_existence_is_told_truly(seed: int) -> None:
 
 @given(seeds)
 def test_a_true_caption_names_each_kind_once_with_its_number(seed: int) -> None:
-    picture, said = lesson(seed, hearsay=0.0)
+    picture, said = lesson(seed, label_noise=0.0)
     caption = said.questions[0].answer
     for category, count in picture.counts().items():
         noun = WORLD.categories[category]
@@ -106,8 +106,8 @@ def test_hearsay_says_yes_to_what_the_scene_suggests(many: list[tuple[Picture, L
         for question in said.questions:
             if question.family == "existence" and question.nouns[0] not in picture.counts():
                 yes[question.nouns[0] in core].append(question.answer == "yes")
-    assert abs(np.mean(yes[True]) - WORLD.hearsay.false_yes_core) < 0.05
-    assert abs(np.mean(yes[False]) - WORLD.hearsay.false_yes_other) < 0.02
+    assert abs(np.mean(yes[True]) - WORLD.label_noise.false_yes_core) < 0.05
+    assert abs(np.mean(yes[False]) - WORLD.label_noise.false_yes_other) < 0.02
 
 
 def test_a_careless_role_errs_more(many: list[tuple[Picture, Lesson]]) -> None:

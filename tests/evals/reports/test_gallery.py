@@ -14,7 +14,7 @@ from PIL import Image
 
 import cdkit
 from cdkit.evals.ablation.ablation_run import Ablation
-from cdkit.evals.reports import gallery, overlay
+from cdkit.evals.reports import gallery, heatmaps
 from cdkit.evals.reports.results import AttentionOverlay, LayerHeatmap
 from cdkit.evals.runner import attention_overlays
 from cdkit.evals.runner.answer_engine import AnswerEngine
@@ -148,24 +148,24 @@ def opened(uri: str) -> np.ndarray:
 
 def test_a_tile_has_its_weights_where_the_tokens_are() -> None:
     weights = np.array([0.0, 0.1, 0.2, 0.0, 0.4, 0.0], dtype=np.float32)
-    (panel,) = overlay.panels(LayerHeatmap("m", "t", mask=False, layers=weights[None]), (2, 3))
+    (panel,) = heatmaps.panels(LayerHeatmap("m", "t", mask=False, layers=weights[None]), (2, 3))
     pixels = opened(panel.picture)
     assert pixels.shape == (2, 3, 4) and panel.label == "70 %"
-    expected = weights.reshape(2, 3) / 0.4 * 255 * overlay.STRONGEST
+    expected = weights.reshape(2, 3) / 0.4 * 255 * heatmaps.STRONGEST
     assert np.abs(pixels[..., 3] - expected).max() <= 0.5
 
 
 def test_a_mask_is_not_scaled_up() -> None:
-    (panel,) = overlay.panels(
+    (panel,) = heatmaps.panels(
         LayerHeatmap("m", "t", mask=True, layers=np.full((1, 4), 0.25)), (2, 2)
     )
-    assert opened(panel.picture)[..., 3].max() == round(0.25 * 255 * overlay.STRONGEST)
+    assert opened(panel.picture)[..., 3].max() == round(0.25 * 255 * heatmaps.STRONGEST)
     assert panel.label == "25 %"
 
 
 def test_tokens_that_are_no_grid_are_refused() -> None:
     with pytest.raises(ValueError, match="6 tokens are no grid of 2 x 2"):
-        overlay.tile(np.zeros(6), (2, 2), mask=False)
+        heatmaps.tile(np.zeros(6), (2, 2), mask=False)
 
 
 # ---- what the model looked at --------------------------------------------------------------------
@@ -181,8 +181,8 @@ def one_look(prepared: Ablation, engine: AnswerEngine, *names: str) -> Attention
 
 
 def test_the_strips_are_what_the_trace_says(prepared: Ablation, engine: AnswerEngine) -> None:
-    look = one_look(prepared, engine, "plain", "cmac", "identical")
-    shown = [(strip.method, strip.title, strip.mask) for strip in look.strips]
+    overlay = one_look(prepared, engine, "plain", "cmac", "identical")
+    shown = [(heatmap.method, heatmap.title, heatmap.mask) for heatmap in overlay.heatmaps]
     assert shown == [
         ("plain", "original: attention", False),
         ("cmac", "original: attention", False),  # with calibrated positions
@@ -202,16 +202,16 @@ def test_the_strips_are_what_the_trace_says(prepared: Ablation, engine: AnswerEn
         step = run.trace.steps[0]
     for layer in range(4):
         weights = step.image_attention["distorted"][layer][0].mean(dim=0)
-        assert np.allclose(look.strips[2].layers[layer], weights, atol=1e-6)
+        assert np.allclose(overlay.heatmaps[2].layers[layer], weights, atol=1e-6)
         mask = step.mask["distorted"][layer][0, :, -1].float().mean(dim=0)
-        assert np.allclose(look.strips[3].layers[layer], mask)
+        assert np.allclose(overlay.heatmaps[3].layers[layer], mask)
 
 
 def test_the_picture_is_what_the_model_was_given(prepared: Ablation, engine: AnswerEngine) -> None:
-    look = one_look(prepared, engine, "plain")
+    overlay = one_look(prepared, engine, "plain")
     question = next(iter(prepared.loaded[0].questions.values()))
     file = np.asarray(Image.open(question.image).convert("RGB")).astype(int)
-    assert look.grid == (8, 8) and np.abs(look.picture.astype(int) - file).max() <= 1
+    assert overlay.grid == (8, 8) and np.abs(overlay.picture.astype(int) - file).max() <= 1
 
 
 def test_a_family_whose_tokens_are_no_grid_is_told(
@@ -221,8 +221,8 @@ def test_a_family_whose_tokens_are_no_grid_is_told(
     question = next(iter(prepared.loaded[0].questions.values()))
     told = attention_overlays.collect_overlays(engine, {"plain": cdkit.load("plain")}, [question])
     assert (
-        told
-        == f"{attention_overlays.NOTHING}: the image tokens of llava are no one grid of the picture."
+        told == f"{attention_overlays.NOTHING}: "
+        "the image tokens of llava are no one grid of the picture."
     )
 
 
@@ -256,7 +256,7 @@ def test_a_gallery_needs_no_model(prepared: Ablation) -> None:
     found = example_gallery(
         "pope", pope.benchmark, pope.questions, answers, count=3, base="run two"
     )
-    assert len(found.exhibits) == 3 and "run two is wrong" in found.rule and not found.notes
-    for exhibit in found.exhibits:
-        assert exhibit.look is None
-        assert exhibit.kind == ("mended" if exhibit.target == "yes" else "broken")
+    assert len(found.examples) == 3 and "run two is wrong" in found.rule and not found.notes
+    for example in found.examples:
+        assert example.overlay is None
+        assert example.kind == ("mended" if example.target == "yes" else "broken")

@@ -101,7 +101,7 @@ def test_the_base_may_have_any_name(pope: POPE) -> None:
     )
     assert table.rows["ours <x>|"].cells["accuracy"].difference is None
     assert table.rows["good"].cells["accuracy"].difference is not None
-    shown = Results((table,), listings=(LISTING,))
+    shown = Results((table,), text_tables=(LISTING,))
     page = report.render(shown, {**MANIFEST, "kind": "comparison", "common_numbers": False})
     text = markdown.render(shown)
     console = Console(width=120, record=True, file=io.StringIO())
@@ -126,7 +126,7 @@ def test_a_listing_is_laid_out_and_escaped_everywhere() -> None:
     text = "\n".join(markdown.text_table_lines(LISTING))
     assert "## What \\<changed\\>" in text and "| a\\|b \\<script\\> | 3 |" in text
     assert "a \\*note\\*" in text
-    page = report.render(Results((), listings=(LISTING,)), MANIFEST)
+    page = report.render(Results((), text_tables=(LISTING,)), MANIFEST)
     assert "<th>a|b &lt;script&gt;</th><td>3</td>" in page and 'href="#listings"' in page
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(terminal.text_table(LISTING))

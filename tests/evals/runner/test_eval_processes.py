@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import quiet
-from cdkit.evals.runner.eval_run import run
+from cdkit.evals.runner.eval_run import run_eval
 from cdkit.evals.runner.run_settings import Resources
 from evals.eval_run import draw, parts_of, settings
 
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     parts = parts_of(draw(Path({world!r})))
     two = Resources(batch_size=4, devices=2, accelerator="cpu")
     try:
-        run(settings(model={model!r}), two, parts, Path({folder!r}), silence=quiet)
+        run_eval(settings(model={model!r}), two, parts, Path({folder!r}), silence=quiet)
     except CdkitError as error:
         print("told:", error)
 """

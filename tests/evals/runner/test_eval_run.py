@@ -94,14 +94,14 @@ def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: Outcome
     from cdkit.evals.runner.progress import Stages
 
     engine = AnswerEngine(*cdkit.load_model("micro"))
-    arm = Variant("cmac", cdkit.load("cmac"))
-    (work,) = passes([arm])
-    runner = GridRunner(engine, {"cmac": arm}, Stages())
+    variant = Variant("cmac", cdkit.load("cmac"))
+    (work,) = passes([variant])
+    runner = GridRunner(engine, {"cmac": variant}, Stages())
     by_id = {row["id"]: row for row in predictions(done.folder) if row["part"] == "pope_random"}
     for task in asked_in(parts[0], 1):
         inputs = engine.inputs([task.question])
         logits, _ = engine.first_step(work.method, inputs, [task.question.sample_id])
-        _, scores = runner.combine(work, arm, logits)
+        _, scores = runner.combine(work, variant, logits)
         assert by_id[task.id]["yes_score"] == pytest.approx(float(scores[0]), abs=1e-4)
     captions = [row for row in predictions(done.folder) if row["part"] == "chair"]
     assert captions and all(row["yes_score"] is None for row in captions)
@@ -336,7 +336,9 @@ def test_near_ties_are_counted(parts: list[Part], tmp_path: Path) -> None:
         model.lm_head.weight.zero_()
     engine = AnswerEngine(model, processor)
     inputs = engine.encode([[picture]], ["is there a cat ?"])
-    (even,) = engine.answers(cdkit.load("plain"), inputs, ["x"], limit=2, seed=None, watch=True)
+    (even,) = engine.answers(
+        cdkit.load("plain"), inputs, ["x"], limit=2, seed=None, record_margins=True
+    )
     assert even.margin == 0.0 and even.yes_score == pytest.approx(0.0)
 
 

@@ -32,12 +32,12 @@ def chosen(
     """The token that wins, and its margin."""
     combiner = Contrast(alpha=ALPHA, beta=beta)
     trace = trace_of(original, free, combiner)
-    watch = MarginRecorder(trace, combiner, sampling, prompt_length=3)
+    record_margins = MarginRecorder(trace, combiner, sampling, prompt_length=3)
     combined = trace.steps[0].combined
     assert combined is not None
     scores: Tensor = sampling(IDS, combined)  # type: ignore[arg-type]
-    assert watch(IDS, scores) is scores
-    (margin,) = watch.smallest([1])
+    assert record_margins(IDS, scores) is scores
+    (margin,) = record_margins.smallest([1])
     return int(scores.argmax()), margin
 
 
@@ -81,13 +81,15 @@ def test_the_edge_of_the_constraint_counts() -> None:
 
 def test_margins_are_over_an_answers_own_steps() -> None:
     combiner = Contrast(alpha=0.0, beta=0.0)
-    watch = MarginRecorder(Trace(frozenset()), combiner, LogitsProcessorList(), prompt_length=3)
+    record_margins = MarginRecorder(
+        Trace(frozenset()), combiner, LogitsProcessorList(), prompt_length=3
+    )
     for step, leads in enumerate(((3.0, 2.0), (1.0, 5.0), (0.5, 0.25))):
         scores = torch.tensor([[lead, 0.0] for lead in leads])
-        watch(torch.zeros(2, 3 + step, dtype=torch.long), scores)
-    assert watch.smallest([2, 3]) == [1.0, 0.25]
-    assert watch.smallest([1, 2]) == [3.0, 2.0]
-    assert watch.smallest([0, 1]) == [None, 2.0]
+        record_margins(torch.zeros(2, 3 + step, dtype=torch.long), scores)
+    assert record_margins.smallest([2, 3]) == [1.0, 0.25]
+    assert record_margins.smallest([1, 2]) == [3.0, 2.0]
+    assert record_margins.smallest([0, 1]) == [None, 2.0]
 
 
 def test_tolerances_grow_as_the_numbers_get_coarser() -> None:

@@ -20,7 +20,7 @@ STRONGEST = 0.85
 
 @dataclass(frozen=True)
 class Panel:
-    """One layer of a strip."""
+    """One layer of a heatmap."""
 
     layer: int
     picture: str
@@ -29,12 +29,12 @@ class Panel:
     """The share of the row's attention that is on the image; of a mask, of cells that are cut."""
 
 
-def panels(strip: LayerHeatmap, grid: tuple[int, int]) -> tuple[Panel, ...]:
+def panels(heatmap: LayerHeatmap, grid: tuple[int, int]) -> tuple[Panel, ...]:
     """A panel a layer, from the bottom up."""
     found = []
-    for layer, row in enumerate(strip.layers):
-        total = float(row.mean() if strip.mask else row.sum())
-        found.append(Panel(layer, uri(tile(row, grid, mask=strip.mask)), f"{100 * total:.0f} %"))
+    for layer, row in enumerate(heatmap.layers):
+        total = float(row.mean() if heatmap.mask else row.sum())
+        found.append(Panel(layer, uri(tile(row, grid, mask=heatmap.mask)), f"{100 * total:.0f} %"))
     return tuple(found)
 
 
@@ -53,9 +53,9 @@ def tile(weights: Float[np.ndarray, " tokens"], grid: tuple[int, int], *, mask: 
     return _png(Image.fromarray(pixels, "RGBA"))
 
 
-def backdrop(look: AttentionOverlay, most: int) -> str:
+def backdrop(overlay: AttentionOverlay, most: int) -> str:
     """The picture that the model was given, in light grey and small, as a data URI."""
-    grey = Image.fromarray(look.picture).convert("L").point(lambda v: 100 + 0.6 * v)
+    grey = Image.fromarray(overlay.picture).convert("L").point(lambda v: 100 + 0.6 * v)
     grey.thumbnail((most, most))
     return uri(_png(grey))
 
