@@ -52,7 +52,7 @@ NAME = "annotations.json"
 
 
 def official(text: str, label: str) -> ParsedAnswer:
-    """As AMBER's own script: the answer must be Yes or No to the letter; all else is unknown."""
+    """Read an answer as AMBER's script does: Yes or No to the letter, all else is unknown."""
     return {"Yes": "yes", "No": "no"}.get(text, "unknown")  # type: ignore[return-value]
 
 
@@ -94,14 +94,24 @@ def metrics(prefix: str, kinds: Sequence[str]) -> dict[str, OfSums]:
 class AMBER(Benchmark):
     """Hallucination by yes/no questions of six kinds (AMBER's discriminative part).
 
-    `path` is a query file of the release (`query_discriminative.json`, or the one of a kind): a
-    JSON list of `id`, `image`, `query`. `annotations` is its `annotations.json`; without it, it is
-    looked for beside the query file and in the folder above. Metrics of all questions have plain
-    names, those of a kind stand as `existence.f1`, `attribute.f1` (state, number and action
-    together), `state.f1`, `number.f1`, `action.f1`, `relation.f1`. POSITIVE IS NO, as in AMBER's
-    own tables: precision and recall tell how well what is not there is denied. The first of
-    `parsers` gives the plain names, the others stand beside it as `official.f1` and so on; an
-    unknown answer is wrong.
+    POSITIVE IS NO, as in AMBER's tables: precision and recall say how well the model denies what is
+    not there. Metrics of all questions have plain names (`accuracy`, `precision`, `recall`, `f1`,
+    `yes_ratio`: fractions of one; `unknown`: a count, and an unknown answer is wrong). Those of a
+    kind are called `existence.f1`, `attribute.f1` (state, number and action together), `state.f1`,
+    `number.f1`, `action.f1`, `relation.f1`.
+
+    Args:
+        path: A query file of the release, `query_discriminative.json` or the one of a kind: a JSON
+            list of objects with `id`, `image`, `query`.
+        annotations: The release's `annotations.json`; by default the one beside the query file or
+            in the folder above.
+        parsers: How answers are read: "strict" or "official" (AMBER's script). Metrics of the first
+            have plain names, those of others are called `official.f1` and so on.
+        max_new_tokens: The token limit of an answer.
+
+    Raises:
+        CdkitError: A file cannot be read, a query has no annotation, an id stands twice, or a
+            parser is unknown.
     """
 
     bibtex: ClassVar[str] = """@article{wang2023amber,

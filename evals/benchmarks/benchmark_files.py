@@ -1,4 +1,4 @@
-"""Benchmark files as they circulate: read once, hashed, and every fault told by file and line."""
+"""Reading benchmark files as they circulate: hashed, and every error names file and line."""
 
 import gzip
 import hashlib
@@ -44,7 +44,17 @@ class Source:
 
 
 def read_source(path: Path) -> Source:
-    """The file as UTF-8 text (a BOM is dropped, `.gz` is unpacked); not there, or empty, raises."""
+    """Read a file as UTF-8 text; a BOM is dropped and `.gz` is unpacked.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its path, the SHA-256 of its bytes as they are on the disk, and its text.
+
+    Raises:
+        CdkitError: There is no such file, it is empty, too large, or no UTF-8 text.
+    """
     try:
         with path.open("rb") as file:
             data = _bounded(file, path)
@@ -149,10 +159,18 @@ TEXTS = ("text", "answer", "caption")
 def read_answers(
     path: Path, ids: Sequence[str] = IDS, texts: Sequence[str] = TEXTS
 ) -> dict[str, Answer]:
-    """Answers by sample id, from one JSON object a line (or one JSON list of objects).
+    """Read answers from a file with one JSON object a line, or with one JSON list of objects.
 
-    The id stands under the first of `ids` that a row has, the text under the first of `texts`.
-    `yes_score`, `truncated` and `tokens` are read where they are there.
+    Args:
+        path: The file. Rows may also have `yes_score`, `truncated` and `tokens`.
+        ids: Keys that may hold the sample's id; the first that a row has counts.
+        texts: Keys that may hold the answer; the first that a row has counts.
+
+    Returns:
+        Sample id -> answer, in the file's order.
+
+    Raises:
+        CdkitError: The file cannot be read, a row lacks its id or text, or an id stands twice.
     """
     return {name: answer for name, (_, answer) in placed_answers(path, ids, texts).items()}
 

@@ -77,19 +77,34 @@ METRICS: Mapping[str, OfSums] = {
 class CHAIR(Benchmark):
     """Objects in captions that are not in the image (COCO-style annotations, one caption an image).
 
-    The truth of an image is its annotated categories and the objects of its reference captions
-    (`instances` and `captions`, one file of each or several: train and val), or is given as JSON
-    `{image id: [objects]}` (`ground_truth`; any of the files may end in .gz). `cache`: a folder
-    where a truth made of COCO's files is kept. `synonyms`: one line an object, `OBJECT, SYNONYM,
-    ...`; without it those of CHAIR's authors. `images` lists the image files to caption, one a
-    line; without it all images of the truth are taken. The list, the prompt and the token limit
-    move the numbers more than most methods do.
+    The objects of an image are its annotated categories and the objects that its reference captions
+    mention (`instances` and `captions`), or they are given (`ground_truth`). A sample's id is the
+    image id.
 
-    A sample's id is the image id. Metrics: `chair_s`, the share of captions with a wrong object;
-    `chair_i`, the share of wrong mentions (repeats count); `recall`, distinct right objects in all
-    objects; `f1` of 1 - chair_i and recall; `mean_length` in words; `truncated`, a count. A ratio
-    over nothing is 0, and without a mention f1 is 0 too. Scorer `wordnet` is the published lineage
-    (nltk and its data), to compare with papers; `simple` needs no data, and stands close to it.
+    Metrics: `chair_s`, the share of captions with a wrong object; `chair_i`, the share of wrong
+    mentions (repeats count); `recall`, distinct right objects in all objects; `f1` of 1 - chair_i
+    and recall; `mean_length` in words; `truncated`, a count. A ratio over nothing is 0; without a
+    mention, f1 is 0 too. The list of images, the prompt and the token limit move the numbers more
+    than most methods do.
+
+    Args:
+        synonyms: A file with a line for each object, `OBJECT, SYNONYM, ...`; by default the list
+            of CHAIR's authors.
+        instances: COCO's `instances_*.json`, one file or several (train and val).
+        captions: COCO's `captions_*.json` of the same images.
+        ground_truth: JSON `{image id: [objects]}`, instead of `instances` and `captions`. It and
+            the two before may end in .gz.
+        images: A file that lists the image files to caption, one a line; by default all images
+            whose objects are known.
+        prompt: What the model is asked.
+        scorer: How words are brought to their base form: "wordnet" as the published scripts do
+            (needs nltk and its data), or "simple", which needs no data and gives close numbers.
+        max_new_tokens: The token limit of a caption.
+        cache: A folder that keeps the objects read from COCO's files.
+
+    Raises:
+        CdkitError: The objects are given in neither or both ways, a file cannot be read, an image
+            in the list is not known, or the scorer is unknown.
     """
 
     bibtex: ClassVar[str] = """@inproceedings{rohrbach2018chair,
@@ -135,14 +150,35 @@ class CHAIR(Benchmark):
         return self._count(self._samples, answers)
 
     def tally_of(self, answers: Mapping[str, Answer]) -> Tally:
-        """As `tally`, of those images alone that `answers` are about, in the truth's order."""
+        """As `tally`, but only over the images that `answers` are about.
+
+        Args:
+            answers: Image id -> caption.
+
+        Returns:
+            Their tally, in the order of `samples()`.
+
+        Raises:
+            CdkitError: An id belongs to no image.
+        """
         if strangers := sorted(answers.keys() - {sample.id for sample in self._samples}):
             raise CdkitError(f"no image has the id {strangers[0]!r} in {self.origin}")
         asked = tuple(sample for sample in self._samples if sample.id in answers)
         return self._count(asked, [answers[sample.id] for sample in asked])
 
     def wrong_objects(self, sample_id: str, caption: str) -> tuple[str, ...]:
-        """The mentions of a caption that are not in the image, for showing."""
+        """The objects that a caption mentions and that are not in the image.
+
+        Args:
+            sample_id: The image id.
+            caption: The caption.
+
+        Returns:
+            The wrong objects in the order of their mentions, repeats included.
+
+        Raises:
+            CdkitError: The id belongs to no image.
+        """
         if sample_id not in self._truth.objects:
             raise CdkitError(f"no image has the id {sample_id!r} in {self.origin}")
         said = parse(caption, self._synonyms, self.scorer)

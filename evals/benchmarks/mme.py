@@ -45,7 +45,7 @@ Sums = Mapping[str, Float[np.ndarray, " resamples"]]
 
 
 def parse(text: str) -> Literal["yes", "no", "other"]:
-    """As MME's own script: "yes", then "no", looked for in the first four characters."""
+    """Read an answer as MME's script does: "yes", then "no" in the first four characters."""
     start = text.lower()[:4]
     if "yes" in start:
         return "yes"
@@ -97,16 +97,25 @@ def metrics(tasks: Sequence[str]) -> dict[str, OfSums]:
 class MME(Benchmark):
     """Perception and cognition by pairs of yes/no questions (14 tasks in a folder).
 
-    The folder is the published release, a folder TASK with images and questions each (ask for the
-    images in the same folder), or holds a file TASK.txt each, as the release's tool for scores
-    reads them: tab-separated rows `image, question, truth` and maybe a fourth column of answers
-    (see `recorded`); two rows in a row belong to one image. `tasks` names those to ask, all that
-    are there by default. `subfolder`, for text files, is where the images of a task lie inside the
-    image folder: "{task}" or "{task}/images". Metrics: for each task `TASK.acc` and
-    `TASK.acc_plus` (fractions), `TASK.score` (points, at most 200); the totals `perception`,
+    Metrics: for each task `TASK.acc` (right answers), `TASK.acc_plus` (images with both answers
+    right), both fractions of one, and `TASK.score` (points, at most 200); the totals `perception`,
     `cognition` and `hallucination` (points). One answer in a task of 30 images is worth up to 5
-    points. The unit of resampling is the image; existence, count, position and color ask
-    about photos of COCO, where one photo may stand in several of them.
+    points. The unit of resampling is the image; existence, count, position and color ask about
+    photos of COCO, where one photo may stand in several of them.
+
+    Args:
+        folder: The published release, with a folder TASK of images and questions for each task (the
+            images are in the same folder); or a folder with a file TASK.txt for each task, as the
+            release's evaluation tool reads them: tab-separated rows `image, question, truth` and
+            maybe a fourth column of answers (see `recorded`). Two successive rows belong to one
+            image.
+        tasks: The tasks to ask; by default all that are in the folder.
+        subfolder: For text files, where the images of a task lie inside the image folder:
+            "{task}" or "{task}/images".
+        max_new_tokens: The token limit of an answer.
+
+    Raises:
+        CdkitError: A task is unknown or missing, or a file cannot be read.
     """
 
     bibtex: ClassVar[str] = """@article{fu2023mme,
@@ -137,7 +146,7 @@ class MME(Benchmark):
         return {"parse": VERSION}
 
     def recorded(self) -> dict[str, Answer]:
-        """The answers in the files' fourth column, as evaluation tools leave them."""
+        """The answers in the fourth column of the files, by sample id."""
         return {
             question.sample.id: Answer(question.answer)
             for question in self._questions

@@ -37,15 +37,31 @@ Columns = Mapping[str, Float[np.ndarray, " samples"]]
 
 
 def reference(text: str, label: str) -> ParsedAnswer:
-    """As POPE's own script: No, not or no among the words before the first full stop, else yes."""
+    """Read an answer as POPE's script does.
+
+    Args:
+        text: The answer.
+        label: Not used.
+
+    Returns:
+        "no" if No, not or no is among the words before the first full stop, else "yes".
+    """
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
 def vcd(text: str, label: str) -> ParsedAnswer:
-    """As VCD's script: does the answer CONTAIN the label? ("snowboard" contains a "no".)
+    """Read an answer as VCD's script does: does the answer CONTAIN the label?
 
-    It looks at the label, so it is no parser: only for comparison with numbers made by it.
+    "snowboard" contains a "no". Since the reading depends on the label, use it only to compare with
+    numbers that were made by it.
+
+    Args:
+        text: The answer.
+        label: The right answer, "yes" or "no".
+
+    Returns:
+        The label if the lower-cased text contains it, else the opposite.
     """
     if label in text.lower():
         return "yes" if label == "yes" else "no"
@@ -95,11 +111,23 @@ def matched(columns: Columns, images: Int[np.ndarray, " samples"]) -> Float[np.n
 class POPE(Benchmark):
     """Object hallucination by yes/no questions about images (one file: one negative sampling).
 
-    The file holds one JSON object a line, or one JSON list of them, as the questions about A-OKVQA
-    and GQA were published: `question_id`, `image` (`imange` will do), `text`, `label`. The first of
-    `parsers` gives the metrics their plain names, the others stand beside it as `NAME.accuracy` and
-    so on. Metrics are fractions of one; `unknown` is a count, and an unknown answer is wrong. AUC
-    and accuracy at a matched yes-rate are there where every answer carries a yes score.
+    Metrics: `accuracy`, `precision`, `recall`, `f1` and `yes_ratio` are fractions of one (positive
+    is yes); `unknown` counts answers that are neither yes nor no, and they are wrong. If every
+    answer has a yes score, there are also `auc` and `matched_accuracy`, the accuracy at a matched
+    yes-rate.
+
+    Args:
+        path: The questions: one JSON object a line, or one JSON list of objects, as the questions
+            about A-OKVQA and GQA were published. Keys: `question_id`, `image` (or `imange`, as some
+            published files have it), `text`, `label` (yes or no).
+        parsers: How answers are read: "strict", "reference" (POPE's script) or "vcd" (VCD's
+            script). Metrics of the first have plain names, those of others are called
+            `NAME.accuracy` and so on.
+        max_new_tokens: The token limit of an answer.
+
+    Raises:
+        CdkitError: The file cannot be read, a row lacks a key, an id stands twice, or a parser is
+            unknown.
     """
 
     bibtex: ClassVar[str] = """@inproceedings{li2023pope,

@@ -14,17 +14,28 @@ ParsedAnswer = Literal["yes", "no", "unknown"]
 
 @dataclass(frozen=True)
 class Parser:
-    """How an answer is read, beside the label, which few look at; the version changes where the
-    reading of any answer does."""
+    """How an answer is read.
+
+    Args:
+        parse: (answer, label) -> "yes", "no" or "unknown"; few parsers use the label.
+        version: Changes whenever the reading of any answer changes.
+    """
 
     parse: Callable[[str, str], ParsedAnswer]
     version: int
 
 
 def strict(text: str, label: str) -> ParsedAnswer:
-    """Yes or no as a whole word, in any case, in the first sentence; both or neither: unknown.
+    """Look for yes or no as a whole word, in any case, in the first sentence.
 
-    A sentence ends at `.`, `!`, `?` or a line break; one without a word is passed over.
+    A sentence ends at `.`, `!`, `?` or a line break; sentences without a word are skipped.
+
+    Args:
+        text: The answer.
+        label: Not used.
+
+    Returns:
+        "yes" or "no"; "unknown" if the sentence has both or neither.
     """
     sentences = (WORD.findall(part) for part in re.split(r"[.!?\n]", text))
     first = {word.lower() for word in next((words for words in sentences if words), [])}
