@@ -1,4 +1,4 @@
-"""Scores of answers that were made anywhere: files in, metrics with all that decides them out."""
+"""Scores of answers in files, whichever program made them (`cdkit score`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +21,18 @@ AMBER_KEYS = (("id", "question_id"), ("response", "text", "answer"))
 
 @dataclass(frozen=True)
 class Scored:
-    """The metrics of answers, what was counted, who read them, and the SHA-256 of every file.
+    """The metrics of a file of answers.
 
-    `metrics` has a value (a whole number where it is a count), or None for a total without any of
-    its tasks; `row` names the metrics without a prefix; `readers` are the parsers or the scorer
-    with their versions; `short` has values of `metrics` again under other names, for JSON.
+    Args:
+        benchmark: The benchmark's name.
+        row: What tables call the metrics without a prefix.
+        metrics: Metric -> value; counts are whole numbers, a total without any of its tasks is
+            None.
+        counted: How many questions (or captions) and images were scored.
+        readers: Parser or scorer -> its version.
+        files: File -> SHA-256.
+        notes: Remarks for the reader.
+        short: Values of `metrics` under shorter names, for JSON.
     """
 
     benchmark: str
@@ -51,7 +58,16 @@ class Scored:
 
 
 def score_pope(questions: Path, answers: Path, parsers: Sequence[str]) -> Scored:
-    """Answers (`question_id`, `text`) to a POPE file; the first parser has the plain names."""
+    """Score answers to a POPE file.
+
+    Args:
+        questions: The POPE file.
+        answers: JSON lines with `question_id` and `text`.
+        parsers: The parsers; metrics of the first have plain names.
+
+    Raises:
+        CdkitError: A file cannot be read, or a question has no answer.
+    """
     pope = POPE(questions, parsers=tuple(parsers))
     found = _matched(pope, questions, answers, *QUESTION_KEYS)
     return _scored("pope", pope, pope.tally(found), parsers[0], answers)
@@ -60,7 +76,17 @@ def score_pope(questions: Path, answers: Path, parsers: Sequence[str]) -> Scored
 def score_amber(
     questions: Path, annotations: Path | None, answers: Path, parsers: Sequence[str]
 ) -> Scored:
-    """Answers (`id`, `response`) to a discriminative query file of AMBER."""
+    """Score answers to a discriminative query file of AMBER.
+
+    Args:
+        questions: The query file.
+        annotations: AMBER's annotations.json; None: near the query file.
+        answers: JSON list or lines with `id` and `response`.
+        parsers: The parsers; metrics of the first have plain names.
+
+    Raises:
+        CdkitError: A file cannot be read, or a question has no answer.
+    """
     amber = AMBER(questions, annotations, parsers=tuple(parsers))
     found = _matched(amber, questions, answers, *AMBER_KEYS)
     note = "positive is no, as in AMBER's tables: precision and recall are those of denying"
@@ -68,7 +94,15 @@ def score_amber(
 
 
 def score_chair(chair: CHAIR, captions: Path) -> Scored:
-    """Captions with `image_id` and `caption`; their file decides which images are scored."""
+    """Score captions; only images that have a caption count.
+
+    Args:
+        chair: The benchmark.
+        captions: JSON lines with `image_id` and `caption`.
+
+    Raises:
+        CdkitError: The file cannot be read, or a caption is about an unknown image.
+    """
     known = {sample.id for sample in chair.samples()}
     placed = placed_answers(captions, *CAPTION_KEYS)
     for image, (where, _) in placed.items():
@@ -81,7 +115,14 @@ def score_chair(chair: CHAIR, captions: Path) -> Scored:
 
 
 def score_mme(folder: Path) -> Scored:
-    """The answers in the fourth column of MME's text files; totals over the tasks there are."""
+    """Score the answers in the fourth column of MME's text files.
+
+    Args:
+        folder: A folder with TASK.txt files; totals are over the tasks in it.
+
+    Raises:
+        CdkitError: A file cannot be read, or a row has no answer.
+    """
     mme = MME(folder)
     if bare := mme.unanswered():
         raise CdkitError(

@@ -23,7 +23,7 @@ PHOTOS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class DataPart:
-    """A benchmark that was found, such as one negative sampling of POPE, and its image folder."""
+    """A benchmark in a data folder, such as one negative sampling of POPE, and its image folder."""
 
     name: str
     benchmark: Benchmark
@@ -34,9 +34,14 @@ class DataPart:
 class Located:
     """A part before its files are read.
 
-    `files` are those fields of the benchmark's class that are files or folders; `settings` its
-    other fields, where the data ask for something else than the default. `published`: its files
-    are somebody's, so that they may be of a known version; the micro-world's are drawn here.
+    Args:
+        name: The part's name.
+        bench: The benchmark's registered name.
+        files: Fields of the benchmark's class that are files or folders.
+        images: The folder of its images.
+        settings: Other fields that need another value than the default.
+        published: Whether its files were published, so that they may be of a known version;
+            `cdkit data micro-world` draws others.
     """
 
     name: str
@@ -67,10 +72,19 @@ def parts_in(
     only: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
 ) -> dict[str, DataPart]:
-    """The parts of a benchmark in a data folder, by name; all are read, so a broken one raises.
+    """Read the parts of a benchmark in a data folder.
 
-    `bench`: pope (pope_coco_random, ...), chair, mme or amber. `only` picks parts by their names.
-    `options` are fields of the benchmark's class, such as `parsers` or `max_new_tokens`.
+    Args:
+        bench: "pope" (parts pope_coco_random, ...), "chair", "mme" or "amber".
+        folder: The data folder.
+        only: Names of the parts to read; by default all.
+        options: Fields of the benchmark's class, such as `parsers` or `max_new_tokens`.
+
+    Returns:
+        Name -> part.
+
+    Raises:
+        CdkitError: The benchmark, or a part in `only`, is not in the folder, or a file is broken.
     """
     found = {part.name: part for part in located_in(bench, folder)}
     if not found:
@@ -86,7 +100,18 @@ def parts_in(
 
 
 def located_in(bench: str, folder: Path) -> tuple[Located, ...]:
-    """What is there of a benchmark, before any file is read; empty where nothing is."""
+    """Find the parts of a benchmark in a data folder without reading them.
+
+    Args:
+        bench: The benchmark's name.
+        folder: The data folder.
+
+    Returns:
+        The parts; empty if there are none.
+
+    Raises:
+        CdkitError: `folder` is no folder, a part is there twice, or only some of its files are.
+    """
     if not folder.is_dir():
         raise CdkitError(f"{folder} is no folder: give the one that holds your data; {HELP}")
     found = tuple(layout_of(bench).find(folder))
@@ -99,7 +124,14 @@ def located_in(bench: str, folder: Path) -> tuple[Located, ...]:
 
 
 def layout_of(bench: str) -> FolderLayout:
-    """The layout of a benchmark; one that is not registered, or has none, raises."""
+    """The layout of a benchmark.
+
+    Args:
+        bench: The benchmark's registered name.
+
+    Raises:
+        CdkitError: The benchmark is not registered, or has no layout.
+    """
     if bench not in BENCHMARKS:
         if bench in LAYOUTS:
             raise CdkitError(f"the benchmark {bench} is not available in this installation")
@@ -113,7 +145,18 @@ def layout_of(bench: str) -> FolderLayout:
 
 
 def load(part: Located, options: Mapping[str, object]) -> DataPart:
-    """The part with its files read, and with the user's options."""
+    """Read the files of a part.
+
+    Args:
+        part: The part.
+        options: Fields of the benchmark's class.
+
+    Returns:
+        The part with its benchmark.
+
+    Raises:
+        CdkitError: A file is broken, or an option is not a field or is fixed by the layout.
+    """
     mine = layout_of(part.bench).only_part
     if mine in options:
         raise CdkitError(

@@ -1,4 +1,4 @@
-"""The model at work on a batch of questions: the first step's logits, or whole answers."""
+"""A model that answers batches of questions: the first step's logits, or whole answers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +28,15 @@ Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer's text, its tokens without the end, and whether the limit cut it off.
+    """A generated answer.
 
-    Where the engine watched: `yes_score` as `cdkit.Answer` has it, and `margin`, the
-    smallest change of a logit that could have changed it (see `watching`).
+    Args:
+        text: The answer without special tokens.
+        tokens: How many tokens it has, without the end token.
+        truncated: Whether the token limit ended it.
+        yes_score: As in `cdkit.Answer`, if margins were recorded.
+        margin: The smallest change of a logit that could have changed the answer (see `margins`),
+            if margins were recorded.
     """
 
     text: str
@@ -43,11 +48,20 @@ class Generated:
 
 @dataclass(frozen=True, eq=False)
 class AnswerEngine:
-    """A model with its processor. Any: what `transformers` hands out has no common type.
+    """A model with its processor, and how it decodes.
 
-    `noise_seed` is the distorted branches': one for a whole run, so that sampling seeds vary the
-    sampling alone.
+    Args:
+        model: A model of `transformers` with an adapter in cdkit.
+        processor: Its processor.
+        temperature: What logits are divided by when sampling.
+        noise_seed: The seed of distorted branches: one for a whole run, so that sampling seeds vary
+            only the sampling.
+        num_beams: Beams of a beam search.
+        top_k: When sampling, keep the k most probable tokens.
+        top_p: When sampling, keep the smallest set of tokens whose probabilities sum to this.
     """
+
+    # model and processor are Any: those of `transformers` have no common type
 
     model: Any
     processor: Any
@@ -58,7 +72,14 @@ class AnswerEngine:
     top_p: float | None = None
 
     def inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
-        """A left-padded batch of questions, one image each, on the model's device."""
+        """Encode questions, one image each.
+
+        Returns:
+            The left-padded batch on the model's device.
+
+        Raises:
+            CdkitError: An image cannot be read.
+        """
         pictures = [[load_picture(q.image)] for q in questions]
         return self.encode(pictures, [q.prompt for q in questions])
 
@@ -96,9 +117,16 @@ class AnswerEngine:
     def first_step(
         self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
     ) -> tuple[Logits, Float[Tensor, "rows vocab"]]:
-        """What a combiner is given after the prompt, and what `generate` made of it.
+        """Run a method for one step after the prompt.
 
-        Those are the branches' next-token logits, moved as far as the method's schedules say.
+        Args:
+            method: The method.
+            inputs: An encoded batch.
+            sample_ids: A name for each row, by which noise is drawn.
+
+        Returns:
+            The next-token logits of each branch, as the method's schedules scale them, and the
+            logits that `generate` chose from.
         """
         with self._attached(method, sample_ids, trace=("logits",)) as run:
             out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
@@ -127,10 +155,23 @@ class AnswerEngine:
         beams: bool = False,
         record_margins: bool = False,
     ) -> list[Generated]:
-        """Whole answers by `generate`: greedy without a seed, else sampled by the Gumbel trick.
+        """Generate whole answers.
 
-        With `beams` the best of a beam search instead. `watch` notes yes scores (of a method
-        without a loop of its own) and margins (but of beams) on the way.
+        Args:
+            method: The method.
+            inputs: An encoded batch.
+            sample_ids: A name for each row, by which noise is drawn.
+            limit: Most tokens of an answer.
+            seed: None: greedy; else sample by the Gumbel trick under this seed.
+            beams: Search with `num_beams` beams instead.
+            record_margins: Also record yes scores and margins; a method with a decode loop of its
+                own has neither, and a beam search has no margins.
+
+        Returns:
+            An answer for each row.
+
+        Raises:
+            CdkitError: The method cannot run on the model or in this mode.
         """
         length = inputs["input_ids"].shape[1]
         sampling = LogitsProcessorList()
@@ -154,18 +195,18 @@ class AnswerEngine:
             ) as run,
             self._first_logits(stock) if record_margins and method.is_identity else nullcontext(),
         ):
-            looking = MarginRecorder(
+            recorder = MarginRecorder(
                 run.trace, method.combiner, sampling, prompt_length=length, margins=num_beams == 1
             )
-            processors = LogitsProcessorList([*sampling, *([looking] if record_margins else [])])
+            processors = LogitsProcessorList([*sampling, *([recorder] if record_margins else [])])
             ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
             made = [self._decoded(row[length:].tolist(), limit) for row in ids]
         if not record_margins:
             return made
-        first = stock[0] if looking.first is None else looking.first
+        first = stock[0] if recorder.first is None else recorder.first
         scores = self.yes_scores(first[::num_beams]).tolist()
         # an end token was chosen too, where the limit did not cut the answer off
-        margins = looking.smallest([answer.tokens + (not answer.truncated) for answer in made])
+        margins = recorder.smallest([answer.tokens + (not answer.truncated) for answer in made])
         return [
             replace(answer, yes_score=None if math.isnan(score) else score, margin=margin)
             for answer, score, margin in zip(made, scores, margins, strict=True)

@@ -31,11 +31,19 @@ def changes_attention(method: Method) -> bool:
 def collect_overlays(
     engine: AnswerEngine, methods: Mapping[str, Method], questions: Sequence[Question]
 ) -> dict[Question, AttentionOverlay] | str:
-    """For each question the attention and the masks of each method's branches, by layer.
+    """Trace the image attention and the masks of methods on questions.
 
     They are those of the row that predicts the answer's first token, averaged over heads. The same
-    attention is given once, under the first method and branch that has it. Where nothing can be
-    drawn, a text instead: it says why.
+    attention is given once, under the first method and branch that has it.
+
+    Args:
+        engine: The model.
+        methods: Name -> method.
+        questions: The questions.
+
+    Returns:
+        Question -> attention by method, branch and layer; or a text that says why there is
+        none.
     """
     if not cdkit.adapter_for(engine.model).square_grid:
         kind = engine.model.config.model_type
@@ -43,7 +51,7 @@ def collect_overlays(
     found: dict[Question, AttentionOverlay] = {}
     try:
         for question in questions:
-            seen = _look(engine, methods, question)
+            seen = _overlay(engine, methods, question)
             if isinstance(seen, str):
                 return seen
             found[question] = seen
@@ -52,7 +60,7 @@ def collect_overlays(
     return found
 
 
-def _look(
+def _overlay(
     engine: AnswerEngine, methods: Mapping[str, Method], question: Question
 ) -> AttentionOverlay | str:
     inputs = engine.inputs([question])

@@ -1,8 +1,8 @@
 """Which questions go through the model together, and which of them still have to.
 
-Batches are cut from ALL questions of a run, before looking at what is answered already. So they are
-the same after a restart and on any number of processes, as long as their size is, and so are the
-rounding errors that the mates of a batch make.
+Batches are fixed from ALL questions of a run before a resume considers finished answers. So for one
+batch size they are the same after a restart and on any number of processes, and so are the rounding
+errors that the other rows of a batch cause.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ class AskedSample:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Tasks for one forward pass under each of `seeds`; the answers of `wanted` are written.
+    """Samples to answer together under each of `seeds`; the answers of `wanted` are written.
 
-    The others were answered before: they are there for their company alone (see `_work`).
+    The others were answered before; they only keep the batch as it was (see `_plans`).
     """
 
     name: str
@@ -39,7 +39,7 @@ class BatchPlan:
 
     @property
     def answers(self) -> int:
-        """How many rows it writes."""
+        """How many journal rows it writes."""
         return len(self.wanted) * len(self.seeds)
 
 
@@ -69,10 +69,21 @@ def plan_batches(
     rows: Mapping[Key, JournalRow],
     retry: bool = False,
 ) -> list[BatchPlan]:
-    """What is left to do: the longest first, so that memory runs out at once or not at all.
+    """Plan the batches that are left, the longest first, so that memory runs out at once or never.
 
-    A batch has one token limit and neighbouring lengths. `rows` are done, but for errors where
-    `retry` asks for another try.
+    A batch has one token limit and neighbouring lengths.
+
+    Args:
+        tasks: All samples of the run.
+        lengths: Tokens of each sample's prompt.
+        size: Samples in a batch.
+        method: The method's hash.
+        seeds: The seeds to answer under.
+        rows: Finished rows of the journal.
+        retry: Whether rows with an error are tried again.
+
+    Returns:
+        The batches in the order to run them.
     """
     order = sorted(range(len(tasks)), key=lambda i: (-tasks[i].question.limit, -lengths[i], i))
     groups: dict[int, list[AskedSample]] = {}
@@ -82,7 +93,7 @@ def plan_batches(
     for group in groups.values():
         for start in range(0, len(group), size):
             batch = tuple(group[start : start + size])
-            found += _work(batch, method, seeds, rows, retry)
+            found += _plans(batch, method, seeds, rows, retry)
     return found
 
 
@@ -91,17 +102,17 @@ def batch_name(tasks: Sequence[AskedSample]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _work(
+def _plans(
     tasks: tuple[AskedSample, ...],
     method: str,
     seeds: Sequence[int | None],
     rows: Mapping[Key, JournalRow],
     retry: bool,
 ) -> list[BatchPlan]:
-    """A batch's work: of seeds that lack the same answers at once.
+    """The plans of one batch: seeds that lack the same answers share one.
 
-    Where a kill cut off the writing of this very batch, all of it runs again, so that the answers
-    that were lost are made in the company in which they were made first.
+    If a kill interrupted the writing of this batch, all of it runs again, so that the lost answers
+    are made in the same batch as before.
     """
     name = batch_name(tasks)
     by_need: dict[tuple[bool, frozenset[int]], list[int | None]] = {}
@@ -131,6 +142,6 @@ def _cut(
     return BatchPlan(batch_name(kept), kept, frozenset(range(len(kept))), seeds)
 
 
-def shard(work: Sequence[BatchPlan], rank: int, world: int) -> list[BatchPlan]:
+def shard(plans: Sequence[BatchPlan], rank: int, world: int) -> list[BatchPlan]:
     """The share of one of `world` processes: none has work twice, all have about as much."""
-    return list(work[rank::world])
+    return list(plans[rank::world])

@@ -1,4 +1,4 @@
-"""`cdkit eval`: settings and parts in, a folder with every answer and its numbers out."""
+"""`cdkit eval`: from settings and benchmarks to a folder with all answers and metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +23,19 @@ from cdkit.pretrained import MICRO, micro_path
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A finished run: its folder, the metrics by part, and what did not go as it should."""
+    """A finished run.
+
+    Args:
+        folder: The run's folder.
+        metrics: Part -> what metrics.json holds of it.
+        errors: Part -> sample id -> why it has no answer.
+        torn: Journal files whose last line was incomplete and was removed.
+    """
 
     folder: Path
     metrics: Mapping[str, Any]
     errors: Mapping[str, Mapping[str, str]]
-    """Part -> sample id -> why it has no answer."""
     torn: tuple[str, ...]
-    """Journal files whose last line was cut off."""
 
 
 def run_eval(
@@ -45,11 +50,26 @@ def run_eval(
     bar: bool = False,
     silence: Callable[[], None] | None = None,
 ) -> Outcome | None:
-    """Answer every question of the parts and score the answers; None where another process leads.
+    """Answer every question of the parts and score the answers.
 
-    A folder that is there is gone on with by `resume` alone, and only with the same settings. What
-    fails for a sample is an error in its place; anything else stops the run, whose answers so far
-    stay in the journal.
+    Args:
+        settings: What decides the answers.
+        resources: What decides only the speed.
+        parts: The benchmarks, each with its image folder.
+        folder: The run's folder.
+        resume: Continue the run in `folder` if there is one; its settings must be the same.
+        retry_errors: Try samples again whose answer failed before.
+        loggers: "tensorboard", "wandb" or both.
+        bar: Show a progress bar on stderr.
+        silence: Called first in each process, to keep libraries' messages out of the output.
+
+    Returns:
+        The finished run; None in a process that does not lead (rank 1 and above). A sample that
+        fails has an entry in `errors`.
+
+    Raises:
+        CdkitError: `folder` exists and `resume` is not given, or it was begun with other settings,
+            or the model or the device is not available. The answers so far stay in the journal.
     """
     method = settings.load_method()
     tasks = _tasks(parts, settings.limit)

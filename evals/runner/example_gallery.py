@@ -1,4 +1,4 @@
-"""The gallery of one benchmark from its answers, with pictures and what methods looked at."""
+"""The gallery of one benchmark: answers that differ, their images, and the methods' attention."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,9 @@ from cdkit.evals.runner.questions import Question
 from cdkit.interfaces.benchmark import Benchmark, Tally
 
 OverlaySource = Callable[[Sequence[Question]], Mapping[Question, AttentionOverlay] | str]
-"""What was looked at for each question, or why nobody can tell: `attention.collect`, say."""
+"""Questions -> the attention over each question's image, or a text that says why there is none.
+
+`attention_overlays.collect_overlays` makes one."""
 
 
 def example_gallery(
@@ -27,10 +29,24 @@ def example_gallery(
     tallies: Mapping[str, Tally] | None = None,
     overlays: OverlaySource | None = None,
 ) -> Gallery:
-    """Up to `count` questions that the methods of `answers` answer differently.
+    """Choose questions that methods answer differently, by lot.
 
-    `questions`: sample id -> the question that was asked. `tallies` are those of the answers where
-    they are known already, or leave samples out. Without `overlays` no attention is drawn.
+    Args:
+        name: The title of the gallery.
+        benchmark: The benchmark.
+        questions: Sample id -> the question that was asked.
+        answers: Method -> sample id -> answer.
+        count: Most questions to choose.
+        seed: The seed of the lot.
+        base: The method that others are compared with.
+        tallies: Method -> tally of its answers, if they are known already or leave samples out.
+        overlays: Gives the attention over the images; without it none is drawn.
+
+    Returns:
+        The chosen questions with their answers.
+
+    Raises:
+        CdkitError: An image cannot be read.
     """
     if tallies is None:
         tallies = {method: benchmark.tally(said) for method, said in answers.items()}

@@ -1,4 +1,4 @@
-"""What a journal's rows are keyed by: hashes of the questions, of the method and of the model."""
+"""Hashes of the questions, of the method and of the model: the keys of a journal's rows."""
 
 import hashlib
 import json
@@ -10,9 +10,9 @@ from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.methods.method import Method
 
 DIGITS = 16
-"""Of a hash in hexadecimal: enough for keys that nobody forges."""
+"""Hexadecimal digits of a hash: enough against accidents, not against forgery."""
 WORDS = ("name", "summary", "source")
-"""Of a method: what tells about it and changes no answer."""
+"""Keys of a method that describe it and change no answer."""
 
 
 @runtime_checkable
@@ -28,20 +28,20 @@ class RunPart(Protocol):
 
 
 def short_hash(value: object) -> str:
-    """Of plain data, whatever the order of its keys."""
+    """The hash of plain data; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def method_hash(method: Method) -> str:
-    """Equal for methods that compute the same, whatever they are called."""
+    """The hash of a method, without its name and description."""
     return short_hash({k: v for k, v in method.to_dict().items() if k not in WORDS})
 
 
 def data_hash(benchmark: Benchmark) -> str:
-    """Of everything that a model is asked, and of the files that it comes from, by content.
+    """The hash of everything that a model is asked, and of the content of the benchmark's files.
 
-    Images are told by their names, and parsers, which change no answer, are left out.
+    Images count by their names. Parsers change no answer and are left out.
     """
     asked = [(s.id, s.image, s.prompt, s.target) for s in benchmark.samples()]
     files = sorted(benchmark.sources().values())

@@ -1,4 +1,4 @@
-"""Batches made ready for the model, and the samples that cannot be: each with its reason."""
+"""Preparing batches for the model; a sample that cannot be prepared has a reason."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is noted while an answer is generated: the first step's logits, and how close it was."""
+"""Recording during `generate`: the first step's logits, and how close another token was."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,22 @@ def tolerance_of(dtype: torch.dtype) -> float:
 
 
 class MarginRecorder(LogitsProcessor):
-    """Looks on at each step, and changes nothing.
+    """Records the margin of each step, and changes nothing.
 
-    Give it to `generate(do_sample=False)` as the last processor: then it sees the scores that a
+    Give it to `generate(do_sample=False)` as the last processor: then it is given the scores that a
     token is chosen by. `first` are the first step's logits before the plausibility constraint, and
     each step has a margin: the smallest change of one logit that could let another token win. That
     is the lead of the best token over the next; and, of a combiner with a `beta`, how far the best
     stands from the edge of the constraint, and how far a token beyond it that would win.
     Rounding that moves each logit by less than half a margin changes no token.
 
-    `sampling` are the processors before it; `trace` holds the latest logits of the attached method,
-    nothing where the method has nothing to do.
+    Args:
+        trace: The trace of the attached method, with its latest logits; empty if the method has
+            nothing to do.
+        combiner: The method's combiner.
+        sampling: The processors before this one.
+        prompt_length: Columns of the prompt.
+        margins: Whether to record margins; a beam search has none.
     """
 
     def __init__(

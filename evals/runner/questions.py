@@ -8,9 +8,13 @@ from cdkit.interfaces.benchmark import Sample
 
 @dataclass(frozen=True)
 class Question:
-    """A distinct prompt about an image, and the most tokens that its answer may have.
+    """A prompt about an image; benchmarks that ask the same share it.
 
-    `yes_no`: its target is yes or no, so the first token may decide.
+    Args:
+        image: The image file.
+        prompt: The question without a chat template.
+        limit: Most tokens of the answer.
+        yes_no: Whether the right answer is yes or no, so that the first token may decide.
     """
 
     image: Path
@@ -20,12 +24,24 @@ class Question:
 
     @property
     def sample_id(self) -> str:
-        """What all noise of this question is drawn by; the folder does not matter."""
+        """The name by which noise of this question is drawn; the folder does not matter."""
         return f"{self.image.name}: {self.prompt}"
 
 
 def question_of(sample: Sample, images: Path, limit: int) -> Question:
-    """The question of a benchmark's sample; a CdkitError where its image is not there."""
+    """The question of a benchmark's sample.
+
+    Args:
+        sample: The sample.
+        images: The folder of its image.
+        limit: Most tokens of the answer.
+
+    Returns:
+        The question.
+
+    Raises:
+        CdkitError: The image is missing.
+    """
     sample.image_in(images)
     return asked_of(sample, images, limit)
 

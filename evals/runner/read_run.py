@@ -17,10 +17,17 @@ from cdkit.methods.presets import build
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """A finished run of `cdkit eval`, its benchmarks built anew from the files it was run on.
+    """Read a finished run of `cdkit eval`; its benchmarks are built anew from the run's files.
 
-    Raises where the run is not finished, and where a file is gone or has changed since: the
-    metrics would not be those of the answers.
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The run with its questions, answers and manifest.
+
+    Raises:
+        CdkitError: The folder holds no finished run, or a benchmark's file is gone or has changed
+            since, so that metrics would not be those of the answers.
     """
     told = _manifest(folder)
     settings = settings_of(told["settings"], str(folder / MANIFEST))

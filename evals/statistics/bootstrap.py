@@ -21,7 +21,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the ends of its percentile interval."""
+    """A value and the ends of its 95 % percentile interval, in the metric's unit."""
 
     value: float
     low: float
@@ -32,8 +32,12 @@ class Estimate:
 class Resampled:
     """The metrics of one run as they are, and in every resample.
 
-    `draws` vary the images and the seeds, `by_image` the images alone. `key` names the weights: two
-    runs may be subtracted draw by draw where it is the same.
+    Args:
+        values: Metric -> its value on all images, the mean over seeds.
+        draws: Metric -> its value in each resample of images and seeds.
+        by_image: The same with images resampled and the seeds as they are.
+        key: What the resamples were drawn from; two runs can be subtracted resample by resample if
+            their keys are equal.
     """
 
     values: Mapping[str, float]
@@ -49,12 +53,25 @@ class Resampled:
 def resample(
     run: Run, *, resamples: int = RESAMPLES, seed: int = 0, only: Collection[str] | None = None
 ) -> Resampled:
-    """Bootstrap of the metrics (those in `only`, or all) that every tally of `run` has.
+    """Bootstrap the metrics of a run.
 
     A resample draws as many images as there are, with replacement, and (independently) as many
     seeds as there are; the metric is computed for each drawn seed on the drawn images and averaged.
     The image weights follow from `seed`, `resamples` and the number of images alone, so that two
     runs on the same samples, with however many seeds each, are paired.
+
+    Args:
+        run: One tally for each seed, all of the same samples.
+        resamples: How many resamples to draw.
+        seed: The seed of the resampling.
+        only: The metrics to compute; by default all that every tally has.
+
+    Returns:
+        The metrics and their resamples.
+
+    Raises:
+        CdkitError: The run is empty, its tallies are of different samples, it lacks a metric, or
+            `resamples` is below 1.
     """
     if resamples < 1:
         raise CdkitError(f"an interval from {resamples} resamples says nothing: draw 1 or more")
@@ -80,7 +97,19 @@ def resample(
 
 
 def difference(run: Resampled, plain: Resampled, metric: str) -> Estimate:
-    """`run - plain` with its paired 95 % interval: both weighted alike in every resample."""
+    """The difference `run - plain` of a metric with its paired interval.
+
+    Args:
+        run: The resampled metrics of one run.
+        plain: Those of the other, with the same samples, resamples and seed.
+        metric: A metric that both have.
+
+    Returns:
+        The difference with its 95 % interval; each resample weights both runs alike.
+
+    Raises:
+        CdkitError: The two were not resampled alike.
+    """
     if run.key != plain.key:
         raise CdkitError("two runs are compared on the same samples, resamples and seed only")
     return _estimate(

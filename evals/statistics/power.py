@@ -1,8 +1,8 @@
 """Power: the smallest difference of two runs that so many images could show.
 
-A test that finds nothing says little while nobody knows what it could have found. From the data of
-a comparison this tells the true difference that the sign-flip test by image would find at a given
-level four times in five.
+A test that finds nothing says little unless it is known what it could have found. From the data of
+a comparison this computes the true difference that the sign-flip test by image finds at a given
+level with 80 % power.
 """
 
 import math
@@ -15,6 +15,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.statistics.significance import DRAWS
 
 POWER = 0.8
+"""The chance with which a difference counts as detectable."""
 
 
 def detectable(
@@ -40,9 +41,23 @@ def detectable(
     image can make to the metric is known (`step`), k steps are the least. This is what
     remains where the error is 0, as between two runs with the same answers.
 
-    None where nothing can be told: `images` are fewer than k, or `draws` swappings allow no p so
-    small (not below 1 / (1 + draws)), so that no difference whatever is found; it would be above
-    `most`, the largest difference that the metric can take; or the error is 0 and the step unknown.
+    Args:
+        error: The standard error of the difference, in the metric's unit.
+        images: The number of images.
+        level: The level of the test, in (0, 1).
+        step: How much one answer changes the metric; 0 if that is not known.
+        most: The largest difference that the metric can take.
+        power: The chance of detection, in [0.5, 1).
+        draws: Draws of the test, which gives no p below 1 / (1 + draws).
+
+    Returns:
+        The difference in the metric's unit. None if no difference can be detected (too few images
+        or draws for the level), if it would be above `most`, or if the error is 0 and the step is
+        not known.
+
+    Raises:
+        CdkitError: `level` or `power` is out of range.
+        ValueError: `error` or `step` is negative.
     """
     if not 0 < level < 1 or not 0.5 <= power < 1:
         raise CdkitError(f"{level=} and {power=}: a level lies in (0, 1), a power in [0.5, 1)")
@@ -69,10 +84,17 @@ def _student(share: float, freedom: int) -> float:
 
 
 def standard_error(draws: Float[np.ndarray, " resamples"], images: int) -> float:
-    """Of a difference from its bootstrap by image.
+    """The standard error of a difference from its bootstrap by image.
 
-    Resampling n images spreads by sqrt((n - 1) / n) too little, which is put right; what is left of
-    rounding where all draws are alike is 0. One image has no spread that could be known: 0.
+    Resampling n images spreads by sqrt((n - 1) / n) too little, which is corrected. Draws that
+    differ only by rounding give 0.
+
+    Args:
+        draws: The difference in each resample of images, in the metric's unit.
+        images: The number of images.
+
+    Returns:
+        The standard error in the metric's unit; 0 for fewer than two images.
     """
     if images < 2:
         return 0.0

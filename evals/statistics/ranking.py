@@ -11,9 +11,16 @@ FOLDS = 5
 def rank_shares(scores: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
     """Where each score stands among all: the share of those below, and half of those equal.
 
-    It holds all that AUC and thresholds look at, and no scale. Two runs must be on one scale where
-    a test swaps their answers: a method that doubles its scores ranks no better or worse, yet among
-    the other run's its answers would all stand at the ends, and the swapped AUCs would spread.
+    Ranks hold all that AUC and thresholds need, without a scale. A test that swaps answers of two
+    runs needs both on one scale: a method that doubles its scores ranks no better or worse, yet
+    among the other run's scores its answers would all be at the ends, and the swapped AUCs would
+    spread.
+
+    Args:
+        scores: The yes scores of a run.
+
+    Returns:
+        The ranks, in (0, 1).
     """
     _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
     return ((np.cumsum(count) - count / 2) / len(scores))[place]
@@ -24,12 +31,21 @@ def image_auc(
     labels: Float[np.ndarray, " samples"],
     images: Int[np.ndarray, " samples"],
 ) -> Callable[[Float[np.ndarray, "resamples images"]], Float[np.ndarray, " resamples"]]:
-    """AUC as a function of image weights: the weighted share of (yes, no) pairs of questions where
-    the yes question scores higher; ties count half, and a pair weighs the product of its weights.
+    """The AUC as a function of image weights.
 
-    `labels` are 1 (yes) or 0; `images` numbers each sample's image from 0. The pairs won are summed
+    It is the weighted share of (yes, no) pairs of questions where the yes question scores higher;
+    ties count half, and a pair weighs the product of its images' weights. The pairs won are summed
     once into a table of images by images, so that any number of weightings costs one matrix
-    product. Without a pair the AUC is one half: nothing is known about the ranking.
+    product.
+
+    Args:
+        scores: The yes scores.
+        labels: The right answers: 1 (yes) or 0 (no).
+        images: The number of each sample's image, from 0.
+
+    Returns:
+        A function from image weights to the AUC of each row of weights; one half for a row without
+        a pair.
     """
     count = int(images.max()) + 1
     yes = labels > 0
@@ -58,13 +74,22 @@ def matched_right(
     labels: Float[np.ndarray, " samples"],
     images: Int[np.ndarray, " samples"],
 ) -> Float[np.ndarray, " samples"]:
-    """Whether "yes where the score reaches t" is right (1) or not (0); t makes yes as frequent as
-    it is true and is never chosen on the images it is used for.
+    """Which answers are right when "yes" is said where the score reaches a threshold t.
+
+    t makes yes as frequent as it is true, and is never chosen on the images it is used for.
 
     Image number i belongs to fold i modulo `FOLDS`. A fold's t is chosen on the OTHER folds: of the
     scores observed there, and of "above them all", it is the one for which the number of samples at
     or above it comes nearest to the number of yes labels (of two equally near, the higher). Tied
     scores stay together. With one image there is nothing to choose on, and all answers are no.
+
+    Args:
+        scores: The yes scores.
+        labels: The right answers: 1 (yes) or 0 (no).
+        images: The number of each sample's image, from 0.
+
+    Returns:
+        1 for each right answer, 0 for others.
     """
     said = np.zeros(len(scores), dtype=np.bool_)
     fold = images % FOLDS
@@ -84,6 +109,13 @@ def threshold_curve(
     """Yes ratio and accuracy of "yes where the score reaches t", for every t there is.
 
     From no yes at all to all yes; tied scores change together.
+
+    Args:
+        scores: The yes scores.
+        labels: The right answers: 1 (yes) or 0 (no).
+
+    Returns:
+        (yes ratio, accuracy) at each threshold, fractions of one.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, is_yes = scores[order], labels[order] > 0

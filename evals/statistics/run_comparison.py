@@ -17,16 +17,20 @@ from cdkit.interfaces.benchmark import Tally
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of a run beside a plain run.
+    """One metric of a run compared with a plain run.
 
-    `p` is of the sign-flip test by image. `gained` and `lost` count the answers that became
-    right (of CHAIR_s: hallucinating) and that ceased to be, and `mcnemar` is the exact test of
-    these two, which takes questions for independent. All three are None for a metric that is no
-    no plain share, and where a run has several seeds.
-
-    `error` is the standard error of the difference over images, with the seeds as they are: what
-    the sign-flip test meets. `step` is what one answer of one seed moves it by, where the metric is
-    a plain share, else 0.
+    Args:
+        run: The metric of the run.
+        plain: The metric of the plain run.
+        difference: `run - plain`, with a paired interval.
+        p: The two-sided p of the sign-flip test by image.
+        gained: How many answers became right (of CHAIR_s: began to hallucinate); None for a metric
+            that is not a plain share of answers, and for runs of several seeds.
+        lost: How many answers ceased to be right, or None as above.
+        mcnemar: The exact p of McNemar's test of the two, which treats questions as independent,
+            or None as above.
+        error: The standard error of the difference over images, for the given seeds.
+        step: How much one answer of one seed changes the metric if it is a plain share, else 0.
     """
 
     run: Estimate
@@ -49,7 +53,23 @@ def compare(
     seed: int = 0,
     only: Collection[str] | None = None,
 ) -> dict[str, Comparison]:
-    """Every metric (in `only`, or all) that both runs have, side by side."""
+    """Compare two runs on the same samples.
+
+    Args:
+        run: One tally for each seed.
+        plain: The run to compare with; as many seeds as `run`, or one.
+        resamples: Bootstrap resamples behind the intervals.
+        draws: Draws of the sign-flip test.
+        seed: The seed of resamples and draws.
+        only: The metrics to compare; by default all that both runs have.
+
+    Returns:
+        Metric -> comparison.
+
+    Raises:
+        CdkitError: The runs are of different samples or cannot be paired by seeds, or a metric is
+            missing.
+    """
     pairs = paired(run, plain)
     theirs_too = checked(plain, only)[1]
     shared = [name for name in checked(run, only)[1] if name in theirs_too]
@@ -76,10 +96,15 @@ def compare(
 
 
 def transitions(run: Run, plain: Run, metric: str) -> tuple[int, int] | None:
-    """How many answers gained and lost the property that the metric is the share of.
+    """Count the answers that gained and that lost the property that the metric is the share of.
 
-    Counted over all seeds, of which a run of one stands beside each of the other's; None where the
-    metric is no plain share.
+    Args:
+        run: One tally for each seed.
+        plain: The run to compare with; as many seeds, or one, which is paired with each.
+        metric: A metric of both.
+
+    Returns:
+        (gained, lost), summed over all seeds; None if the metric is not a plain share of answers.
     """
     gained = lost = 0
     for ours, theirs in paired(run, plain):

@@ -15,9 +15,11 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.benchmark import Tally
 
 Run = Sequence[Tally]
+"""One tally for each seed; greedy decoding has one."""
 
 DRAWS = 9999
-EXACT = 14  # up to so many differing images all 2**n swappings are gone through
+EXACT = 14
+"""Up to this many differing images, all 2**n swappings are computed."""
 _CELLS = 2_000_000  # weights held at a time, so that memory does not grow with the draws
 
 
@@ -30,8 +32,22 @@ def swap_tests(
     either; so each image is swapped or not, both metrics are computed anew, and p is the share of
     swappings whose absolute difference is at least the observed one. For a mean this is the
     sign-flip test of the images' differences. Images with equal answers do not matter; up to
-    `EXACT` others all swappings are gone through, else `draws` of them are drawn and the observed
-    one is counted with them: (1 + hits) / (1 + draws).
+    `EXACT` others all swappings are computed, else `draws` of them are drawn and the observed one
+    is counted with them: (1 + hits) / (1 + draws).
+
+    Args:
+        run: One tally for each seed.
+        plain: The run to compare with; as many seeds, or one, which is paired with each.
+        metrics: Metrics that both have.
+        draws: How many swappings to draw.
+        seed: The seed of the drawing.
+
+    Returns:
+        Metric -> p in (0, 1].
+
+    Raises:
+        CdkitError: The runs are of different samples or cannot be paired by seeds, a metric is
+            missing, or `draws` is below 1.
     """
     if draws < 1:
         raise CdkitError(f"a test by {draws} draws says nothing: draw 1 or more")
@@ -66,7 +82,17 @@ def swap_test(run: Run, plain: Run, metric: str, *, draws: int = DRAWS, seed: in
 def mcnemar(gained: int, lost: int) -> float:
     """The exact two-sided p of McNemar's test: a fair coin's share of splits at least so uneven.
 
-    It takes the questions for independent; beside the test by image it shows how much that matters.
+    It treats questions as independent; beside the test by image it shows how much that matters.
+
+    Args:
+        gained: Answers that became right.
+        lost: Answers that ceased to be right.
+
+    Returns:
+        p in (0, 1].
+
+    Raises:
+        ValueError: A count is negative.
     """
     if gained < 0 or lost < 0:
         raise ValueError(f"counts cannot be negative: {gained}, {lost}")
@@ -80,6 +106,15 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
     The i-th smallest of m (from 1) becomes the largest of (m - j + 1) p_j over j <= i, at most 1;
     those at or below a level are significant together at that level.
+
+    Args:
+        p_values: p-values in [0, 1].
+
+    Returns:
+        The adjusted values.
+
+    Raises:
+        ValueError: A value is not in [0, 1].
     """
     if any(not 0 <= p <= 1 for p in p_values):
         raise ValueError(f"p-values lie between 0 and 1: {list(p_values)}")
@@ -93,7 +128,18 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def checked(run: Run, only: Collection[str] | None) -> tuple[Tally, list[str]]:
-    """The first tally and the metrics that all have; the tallies must be of the same samples."""
+    """Check that the tallies of a run are of the same samples and have the metrics.
+
+    Args:
+        run: One tally for each seed.
+        only: The metrics wanted; None: all that every tally has.
+
+    Returns:
+        The first tally, and the metrics in its order.
+
+    Raises:
+        CdkitError: The run is empty, its tallies are of different samples, or a metric is missing.
+    """
     if not run:
         raise CdkitError("a run without a tally has no metrics: give one tally for each seed")
     if any(tally.samples != run[0].samples for tally in run):
@@ -107,7 +153,18 @@ def checked(run: Run, only: Collection[str] | None) -> tuple[Tally, list[str]]:
 
 
 def paired(run: Run, plain: Run) -> list[tuple[Tally, Tally]]:
-    """The tallies seed by seed; a run of one seed stands beside each seed of the other."""
+    """Pair the tallies of two runs seed by seed; a run of one seed is paired with each seed.
+
+    Args:
+        run: One tally for each seed.
+        plain: The other run.
+
+    Returns:
+        A pair of tallies for each seed.
+
+    Raises:
+        CdkitError: The runs are of different samples, or have different numbers of seeds.
+    """
     if checked(run, None)[0].samples != checked(plain, None)[0].samples:
         raise CdkitError("two runs are compared on the same samples only: run both on one file")
     count = max(len(run), len(plain))
@@ -119,7 +176,15 @@ def paired(run: Run, plain: Run) -> list[tuple[Tally, Tally]]:
 
 
 def blocks(count: int, images: int) -> Iterator[tuple[int, int]]:
-    """`(start, stop)` over `count` rows of weights, few enough at a time to fit in memory."""
+    """Cut `count` rows of image weights into blocks that fit in memory.
+
+    Args:
+        count: Rows in all.
+        images: Weights in a row.
+
+    Yields:
+        (start, stop) of each block.
+    """
     size = max(1, _CELLS // images)
     for start in range(0, count, size):
         yield start, min(count, start + size)
