@@ -41,7 +41,7 @@ def galleries(
     stages.start(GALLERY, len(shown))
     found = []
     for item in shown:
-        said = {
+        by_method = {
             variant.name: {
                 sample: answers[question, variant.name, Decode()]
                 for sample, question in item.questions.items()
@@ -53,7 +53,7 @@ def galleries(
                 item.name,
                 item.benchmark,
                 item.questions,
-                said,
+                by_method,
                 count=spec.samples,
                 seed=spec.seed,
                 overlays=overlays,

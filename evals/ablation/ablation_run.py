@@ -1,4 +1,4 @@
-"""`cdkit ablate`: a grid in, a folder with everything about its run out."""
+"""`cdkit ablate`: runs a grid and writes a folder with everything about the run."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
         places = _places(grid, loaded, files)
         sources = ablation_manifest.sources(grid, _placement(grid, files))
         for image in dict.fromkeys(q.image for item in loaded for q in item.questions.values()):
-            load_picture(image)  # a truncated one is told now, not after minutes
+            load_picture(image)  # a truncated image is an error now, not after minutes
         model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
         engine = AnswerEngine(model, processor, grid.temperature, num_beams=grid.num_beams)
         (folder / "config.toml").write_text(grid_toml.dumps(grid), encoding="utf-8")
@@ -260,10 +260,10 @@ def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
             figures += sweep_figures(item.name, points, plain, resamples=resamples)
         if methods := _positions(job.grid, item.name):
             assert job.grid.position is not None  # else there were no methods
-            said = {m: _answers_of(item, m, Decode(), answers) for m in methods}
+            by_method = {m: _answers_of(item, m, Decode(), answers) for m in methods}
             bins = job.grid.position.bins
             figures.append(
-                position_figure(item.name, job.places, said, bins=bins, resamples=resamples)
+                position_figure(item.name, job.places, by_method, bins=bins, resamples=resamples)
             )
     return tuple(figures)
 

@@ -221,8 +221,8 @@ class Grid:
 
     def modes_of(self, benchmark: str) -> tuple[str, ...]:
         """The decode modes one benchmark runs under."""
-        own = self.benchmarks[benchmark].decode or self.decode
-        return tuple(mode for mode in self.decode if mode in own)
+        asked = self.benchmarks[benchmark].decode or self.decode
+        return tuple(mode for mode in self.decode if mode in asked)
 
     @property
     def timed(self) -> str:

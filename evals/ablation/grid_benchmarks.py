@@ -59,8 +59,8 @@ def _load(name: str, spec: BenchmarkSpec, files: object) -> Loaded:
         raise CdkitError(f"{where}: {unknown('benchmark', spec.type, BENCHMARKS)}")
     kind = BENCHMARKS[spec.type]
     fields = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    own = {f.name for f in dataclasses.fields(BenchmarkSpec)} - {"options"}
-    check_names(where, spec.options, {*fields, *own}, "key")
+    reserved = {f.name for f in dataclasses.fields(BenchmarkSpec)} - {"options"}
+    check_names(where, spec.options, {*fields, *reserved}, "key")
     values = {key: resolve(value, files) for key, value in spec.options.items()}
     benchmark: Benchmark = build(kind, values, where)
     images, limit = Path(resolve(spec.image_folder, files)), benchmark.max_new_tokens

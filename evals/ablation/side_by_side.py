@@ -44,8 +44,8 @@ def methods(
     """The methods to compare by what the table calls them: --method first, with its parameters."""
     found: dict[str, Method] = {}
     if name is not None:
-        told = ", ".join(f"{key} {value}" for key, value in parameters.items())
-        found[f"{name}, {told}" if told else name] = cdkit.load(name, **parameters)
+        words = ", ".join(f"{key} {value}" for key, value in parameters.items())
+        found[f"{name}, {words}" if words else name] = cdkit.load(name, **parameters)
     for other in more:
         found.setdefault(other, cdkit.load(other))
     return found
@@ -89,8 +89,8 @@ def check_mode(variant: Variant, mode: str) -> None:
     """Raise where the method is not defined for the mode, naming the options it needs."""
     if mode not in variant.modes:
         ways = (f"{MODES[m]}, for which give {ASKED_BY[m]}" for m in variant.modes)
-        told = "; or ".join(ways) or f"{mode_names(variant.method.modes)}, which needs Python"
-        raise CdkitError(f"{variant.name} is not defined for {mode_names([mode])}, but for {told}")
+        words = "; or ".join(ways) or f"{mode_names(variant.method.modes)}, which needs Python"
+        raise CdkitError(f"{variant.name} is not defined for {mode_names([mode])}, but for {words}")
 
 
 def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:

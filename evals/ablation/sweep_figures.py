@@ -70,8 +70,8 @@ def position_figure(
     bin_of = np.minimum((np.array([p.at for p in places]) * bins).astype(int), bins - 1)
     names = [str(b) for b in range(bins) if (bin_of == b).any()]  # no object there, no share
     curves = []
-    for method, said in answers.items():
-        missed = np.array([strict(said[p.sample.id].text, "yes") != "yes" for p in places])
+    for method, by_id in answers.items():
+        missed = np.array([strict(by_id[p.sample.id].text, "yes") != "yes" for p in places])
         tally = Tally(
             tuple(p.sample for p in places),
             {f"in {b}": (bin_of == int(b)).astype(float) for b in names}

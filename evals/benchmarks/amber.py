@@ -148,11 +148,11 @@ class AMBER(Benchmark):
         there = tuple(dict.fromkeys(KINDS[name] for name in KINDS if KINDS[name] in set(kinds)))
         for i, name in enumerate(self.parsers):
             prefix = "" if i == 0 else f"{name}."
-            said = np.array([PARSERS[name].parse(answer.text, "") for answer in answers])
-            every[f"{prefix}yes"], every[f"{prefix}no"] = said == "yes", said == "no"
-            every[f"{prefix}unknown"] = said == "unknown"
-            every[f"{prefix}right"] = said == truth
-            every[f"{prefix}hit"] = (said == "no") & (truth == "no")
+            parsed = np.array([PARSERS[name].parse(answer.text, "") for answer in answers])
+            every[f"{prefix}yes"], every[f"{prefix}no"] = parsed == "yes", parsed == "no"
+            every[f"{prefix}unknown"] = parsed == "unknown"
+            every[f"{prefix}right"] = parsed == truth
+            every[f"{prefix}hit"] = (parsed == "no") & (truth == "no")
             sums |= {prefix + metric: of for metric, of in metrics(prefix, there).items()}
             binary[f"{prefix}accuracy"] = f"{prefix}right"
             binary |= {f"{prefix}{kind}.accuracy": f"{kind}.{prefix}right" for kind in there}

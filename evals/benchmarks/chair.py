@@ -43,11 +43,11 @@ def parse(caption: str, synonyms: Synonyms, scorer: str) -> Mentions:
 COLUMNS = ("captions", "words", "mentions", "wrong", "wrong_caption", "right", "truth")
 
 
-def row(said: Mentions, truth: frozenset[str]) -> dict[str, float]:
+def row(mentioned: Mentions, truth: frozenset[str]) -> dict[str, float]:
     """The numbers of one caption: mentions count each time, `right` are distinct objects."""
-    wrong = sum(node not in truth for node in said.nodes)
-    right = len(truth.intersection(said.nodes))
-    values = (1, said.words, len(said.nodes), wrong, wrong > 0, right, len(truth))
+    wrong = sum(node not in truth for node in mentioned.nodes)
+    right = len(truth.intersection(mentioned.nodes))
+    values = (1, mentioned.words, len(mentioned.nodes), wrong, wrong > 0, right, len(truth))
     return dict(zip(COLUMNS, map(float, values), strict=True))
 
 
@@ -140,8 +140,8 @@ class CHAIR(Benchmark):
 
     def sources(self) -> Mapping[str, str]:
         texts = (self._synonym_source, self._image_source)
-        own = {str(source.path): source.sha256 for source in texts if source is not None}
-        return {**own, **self._truth.sources}
+        hashes = {str(source.path): source.sha256 for source in texts if source is not None}
+        return {**hashes, **self._truth.sources}
 
     def versions(self) -> Mapping[str, int]:
         return {self.scorer: SCORERS[self.scorer].version}
@@ -181,13 +181,13 @@ class CHAIR(Benchmark):
         """
         if sample_id not in self._truth.objects:
             raise CdkitError(f"no image has the id {sample_id!r} in {self.origin}")
-        said = parse(caption, self._synonyms, self.scorer)
-        return tuple(node for node in said.nodes if node not in self._truth.objects[sample_id])
+        mentioned = parse(caption, self._synonyms, self.scorer)
+        return tuple(node for node in mentioned.nodes if node not in self._truth.objects[sample_id])
 
     def _count(self, samples: tuple[Sample, ...], answers: Sequence[Answer]) -> Tally:
-        said = [parse(answer.text, self._synonyms, self.scorer) for answer in answers]
+        mentioned = [parse(answer.text, self._synonyms, self.scorer) for answer in answers]
         objects = self._truth.objects
-        rows = [row(m, objects[s.id]) for m, s in zip(said, samples, strict=True)]
+        rows = [row(m, objects[s.id]) for m, s in zip(mentioned, samples, strict=True)]
         columns = {name: np.array([values[name] for values in rows]) for name in COLUMNS}
         columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
         return Tally(samples, columns, METRICS, binary={"chair_s": "wrong_caption"})
@@ -257,5 +257,5 @@ def image_id(name: str, where: str) -> str:
 
 
 def coco_name(image: str) -> str:
-    """The file name of an image of COCO val2014, where no file tells it."""
+    """The file name of an image of COCO val2014, if no file names it."""
     return f"COCO_val2014_{image.zfill(12)}.jpg"

@@ -45,8 +45,8 @@ class Annotated(Mapping[str, frozenset[str]]):
     def __getitem__(self, image: str) -> frozenset[str]:
         if image not in self._found:
             nodes = SCORERS[self._scorer].nodes
-            said = (nodes(text, self._synonyms) for text in self._captions[image])
-            self._found[image] = self._annotated[image].union(*said)
+            mentioned = (nodes(text, self._synonyms) for text in self._captions[image])
+            self._found[image] = self._annotated[image].union(*mentioned)
         return self._found[image]
 
     def __contains__(self, image: object) -> bool:

@@ -132,7 +132,7 @@ def simple(caption: str, vocabulary: Vocabulary) -> list[str]:
     A word with hyphens is one word; punctuation marks are words of their own, so that no pair
     reaches over one. A word becomes the first of these that a synonym consists of: itself, its
     irregular singular, itself without -s, without -es (after ch, o, s, sh, x, z), with -y for -ies.
-    Parts of speech are not looked at: "trains" is a train where it is a verb, "tied" is no tie.
+    Parts of speech do not matter: "trains" is a train where it is a verb, "tied" is no tie.
     """
     tokens = re.findall(r"[^\W_]+(?:-[^\W_]+)*|[^\w\s]", caption.lower())
     return [_singular(token, vocabulary.words) for token in tokens]

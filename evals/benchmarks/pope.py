@@ -163,10 +163,10 @@ class POPE(Benchmark):
             prefix = "" if i == 0 else f"{name}."
             parse = PARSERS[name].parse
             asked = zip(answers, self._samples, strict=True)
-            said = np.array([parse(a.text, s.target or "") for a, s in asked])
-            columns[f"{prefix}yes"] = (said == "yes").astype(np.float64)
-            columns[f"{prefix}unknown"] = (said == "unknown").astype(np.float64)
-            columns[f"{prefix}right"] = (said == np.where(labels, "yes", "no")).astype(np.float64)
+            parsed = np.array([parse(a.text, s.target or "") for a, s in asked])
+            columns[f"{prefix}yes"] = (parsed == "yes").astype(np.float64)
+            columns[f"{prefix}unknown"] = (parsed == "unknown").astype(np.float64)
+            columns[f"{prefix}right"] = (parsed == np.where(labels, "yes", "no")).astype(np.float64)
             columns[f"{prefix}hit"] = columns["label"] * columns[f"{prefix}yes"]
             sums |= yes_no_metrics(prefix)
             binary[f"{prefix}accuracy"] = f"{prefix}right"

@@ -145,7 +145,7 @@ def score_mme(folder: Path) -> Scored:
 def _matched(
     benchmark: Benchmark, questions: Path, path: Path, ids: Sequence[str], texts: Sequence[str]
 ) -> dict[str, Answer]:
-    """The answers by question; one too many is told by its line, one too few by its question."""
+    """The answers by question: one for each, or an error that names the line or the question."""
     placed = placed_answers(path, ids, texts)
     asked = [sample.id for sample in benchmark.samples()]
     known = set(asked)

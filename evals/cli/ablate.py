@@ -59,7 +59,7 @@ def ablate(
     """
     wanted = grid_toml.read_grid(
         grid, quick=quick
-    )  # a misspelt key is told before seconds of imports
+    )  # a misspelt key is an error before slow imports
     quiet()
     from cdkit.evals.ablation import ablation_run
     from cdkit.evals.reports import exports, terminal

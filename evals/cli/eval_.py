@@ -200,7 +200,7 @@ def eval_(
     resources = Resources(batch_size, devices, nodes, accelerator, workers)
     chosen = [each.strip() for each in loggers.split(",") if each.strip()]
     check_loggers(chosen)
-    settings.load_method()  # a misspelt one is told before the data is read
+    settings.load_method()  # a misspelt name is an error before the data is read
 
     from cdkit.evals.data.layout import parts_in
 
@@ -223,9 +223,9 @@ def eval_(
     )
     if outcome is None:
         return  # the leading process prints the results
-    told = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
     for file in outcome.torn:
-        told.print(f"the last line of journal/{file} was torn by a kill and was cut off")
+        messages.print(f"the last line of journal/{file} was torn by a kill and was cut off")
     if as_json:
         shown = {"folder": str(outcome.folder), "parts": outcome.metrics}
         typer.echo(json.dumps(shown, ensure_ascii=False))
@@ -239,7 +239,7 @@ def eval_(
     failed = sum(map(len, outcome.errors.values()))
     if failed:
         reason = next(iter(next(iter(outcome.errors.values())).values()))
-        told.print(
+        messages.print(
             f"{failed} sample{'s' if failed > 1 else ''} failed, the first because: {reason}\n"
             f"all are in {outcome.folder / 'manifest.json'}; mend them and run again with --resume "
             "--retry-errors",

@@ -1,4 +1,4 @@
-"""Beside a comparison's tables: answers that differ, what was looked at, what runs took."""
+"""Beside a comparison's tables: answers that differ, the methods' attention, and costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -57,8 +57,8 @@ def galleries(
             found.append(Gallery(part, f"Nothing is shown: {error}.", (), answered=""))
             continue
         drawn = ", ".join(sorted({str(seed) for seed in first.values() if seed is not None}))
-        told = f"Answers by {MODES[runs[base].mode]}" + f", seed {drawn}" * bool(drawn)
-        found[-1] = replace(found[-1], answered=f"{told}.")
+        text = f"Answers by {MODES[runs[base].mode]}" + f", seed {drawn}" * bool(drawn)
+        found[-1] = replace(found[-1], answered=f"{text}.")
     return tuple(found)
 
 
@@ -70,11 +70,11 @@ def attention(runs: NamedRuns) -> OverlaySource:
     """
     settings = {name: _settings(run) for name, run in runs.items()}
     base = next(iter(runs))
-    models = {(own.model, own.dtype) for own in settings.values()}
+    models = {(chosen.model, chosen.dtype) for chosen in settings.values()}
     if len(models) > 1:
-        told = ", ".join(sorted({f"{model} in {dtype}" for model, dtype in models}))
-        raise CdkitError(f"--attention draws one model, and the runs are of {told}: leave it out")
-    methods = {name: own.load_method() for name, own in settings.items()}
+        text = ", ".join(sorted({f"{model} in {dtype}" for model, dtype in models}))
+        raise CdkitError(f"--attention draws one model, and the runs are of {text}: leave it out")
+    methods = {name: chosen.load_method() for name, chosen in settings.items()}
     for name, method in methods.items():
         ran = runs[name].manifest.get("method")
         if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
@@ -131,9 +131,9 @@ def _settings(run: FinishedRun) -> RunSettings:
 
 
 def _machine(run: FinishedRun) -> dict[str, object]:
-    told = comparable.circumstances(run)
+    text = comparable.circumstances(run)
     return {
         key: value
-        for key, value in told.items()
+        for key, value in text.items()
         if any(f"{key}.".startswith(f"{known}.") for known in MACHINE)
     }

@@ -132,7 +132,7 @@ def write(compared: Compared, folder: Path) -> None:
 
 
 def data(compared: Compared) -> dict[str, object]:
-    """Every number, and what tells where it comes from, as plain data."""
+    """Every number with its origin, as plain data."""
     return {
         "base": compared.base,
         "runs": _runs(compared.runs),
@@ -163,8 +163,8 @@ def manifest(compared: Compared, name: str) -> dict[str, object]:
         "common_numbers": comparable.same_seeds(runs),
         "benchmarks": {part: base.parts[part].benchmark.describe() for part in _parts(compared)},
         "runs": {
-            name: {**told, "manifest": dict(runs[name].manifest)}
-            for name, told in _runs(runs).items()
+            name: {**run_facts, "manifest": dict(runs[name].manifest)}
+            for name, run_facts in _runs(runs).items()
         },
         "statistics": _statistics(compared),
         "notes": list(compared.notes),

@@ -8,7 +8,7 @@ from cdkit.evals.runner.finished import FinishedRun
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Each folder of `cdkit eval`, read back; one of `cdkit ablate` is told apart and refused."""
+    """Each folder of `cdkit eval`, read back; a folder of `cdkit ablate` is refused."""
     from cdkit.evals.runner.read_run import read_run
 
     for folder in folders:

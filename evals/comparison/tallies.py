@@ -45,7 +45,8 @@ def unanswered(part: FinishedPart) -> dict[str, str]:
     return {
         sample.id: part.errors.get(sample.id, "no answer")
         for sample in part.benchmark.samples()
-        if sample.id in part.errors or any(sample.id not in said for said in part.answers.values())
+        if sample.id in part.errors
+        or any(sample.id not in by_id for by_id in part.answers.values())
     }
 
 
@@ -78,5 +79,5 @@ def _counted(samples: Mapping[str, str]) -> str:
 
 
 def _few(samples: Mapping[str, str], most: int = 3) -> str:
-    told = [f"{sample}: {reason}" for sample, reason in list(samples.items())[:most]]
-    return "; ".join(told) + ("; ..." if len(samples) > most else "")
+    listed = [f"{sample}: {reason}" for sample, reason in list(samples.items())[:most]]
+    return "; ".join(listed) + ("; ..." if len(samples) > most else "")

@@ -77,8 +77,8 @@ def check(folder: Path, *, decode: bool = False) -> Report:
         if not found:
             absent[bench] = layout.expected
     if not parts:
-        looked = "; ".join(name for names in absent.values() for name in names)
-        raise CdkitError(f"no benchmark is in {folder}: looked for {looked}; {HELP}")
+        places = "; ".join(name for names in absent.values() for name in names)
+        raise CdkitError(f"no benchmark is in {folder}: looked for {places}; {HELP}")
     return Report(str(folder), tuple(parts), absent, tuple(_strays(folder, parts)))
 
 
@@ -163,7 +163,7 @@ def _about_questions(
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """The file, or the task files of a folder of MME's; images are looked at elsewhere."""
+    """The file, or the task files of a folder of MME's; images are checked elsewhere."""
     if path.is_dir():
         yield from sorted(file for file in path.glob("*.txt") if file.stem in TASKS)
     elif path.is_file():

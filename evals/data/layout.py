@@ -12,7 +12,7 @@ from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.methods.presets import build
 from cdkit.registry import UnknownNameError, unknown
 
-HELP = "docs/data.md tells where to get the files and how to lay them out"
+HELP = "docs/data.md says where to get the files and how to lay them out"
 PHOTOS: Mapping[str, str] = {
     "coco": "coco/val2014",
     "aokvqa": "coco/val2014",

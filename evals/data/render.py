@@ -41,7 +41,7 @@ def as_table(report: Report) -> Group:
 
 
 def _plain(text: str) -> str:
-    """Without what a terminal might obey: names come from files that nobody vouches for."""
+    """Without what a terminal might obey: names come from files of unknown origin."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

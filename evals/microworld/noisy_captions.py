@@ -18,7 +18,7 @@ KEEP_COUNT = (0.50, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is said about one picture: a system message ("" for none), questions and answers."""
+    """The text about one picture: a system message ("" for none), questions and answers."""
 
     system: str
     questions: tuple[WorldQuestion, ...]
@@ -45,15 +45,15 @@ def draw_lesson(
 
 
 def _caption(world: World, picture: Picture, rng: np.random.Generator, factor: float) -> str:
-    said: LabelNoise = world.label_noise
+    rates: LabelNoise = world.label_noise
     mentions = []
     for category, count, _ in text.mentions_of(picture):
         thing = picture.only(category)
         color = thing.color if thing is not None and rng.random() < 0.25 else -1
         mentions.append((category, count, color))
-    kept = [m for m in mentions if rng.random() >= min(1.0, said.dropped * factor)]
+    kept = [m for m in mentions if rng.random() >= min(1.0, rates.dropped * factor)]
     mentions = kept or mentions[:1]
-    if rng.random() < min(1.0, said.added * factor):
+    if rng.random() < min(1.0, rates.added * factor):
         scene = scenes_of(world)[picture.scene]
         absent = [c for c in scene.categories if c not in picture.counts()]
         added = absent[int(rng.integers(len(absent)))]
@@ -64,19 +64,19 @@ def _caption(world: World, picture: Picture, rng: np.random.Generator, factor: f
 def _existence(
     world: World, picture: Picture, rng: np.random.Generator, factor: float
 ) -> list[WorldQuestion]:
-    said = world.label_noise
+    rates = world.label_noise
     core = scenes_of(world)[picture.scene].categories
     present = list(picture.counts())
     absent = [c for c in range(len(world.categories)) if c not in present]
     absent_core = [c for c in absent if c in core]
     questions = []
     for _ in range(EXISTENCE):
-        if rng.random() < said.yes_rate:
-            category, wrong = _pick(present, rng), said.false_no
+        if rng.random() < rates.yes_rate:
+            category, wrong = _pick(present, rng), rates.false_no
         else:
-            pool = absent_core if rng.random() < said.prior else absent
+            pool = absent_core if rng.random() < rates.prior else absent
             category = _pick(pool, rng)
-            wrong = said.false_yes_core if category in core else said.false_yes_other
+            wrong = rates.false_yes_core if category in core else rates.false_yes_other
         flipped = rng.random() < min(1.0, wrong * factor)
         question = text.existence(world, category, (category in present) != flipped)
         questions.append(_suffixed(question, rng))

@@ -1,6 +1,6 @@
 """The words of the world: vocabulary, captions, questions and their answers.
 
-Everything here is told truly; `noisy_captions.py` adds errors for training.
+Everything here is true; `noisy_captions.py` adds errors for training.
 """
 
 from collections.abc import Sequence

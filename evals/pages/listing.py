@@ -1,6 +1,6 @@
 """`cdkit list`: what there is, a line each; with `--cite` formulas, parameters, sources and papers.
 
-All of it is read from the classes and presets: nothing is said here.
+All of it is read from the classes and presets: no fact stands here.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from cdkit.registry import Registry
 
 @dataclass(frozen=True)
 class PartFacts:
-    """What a part tells about itself."""
+    """A part as `cdkit list --cite` shows it."""
 
     place: str
     """Where it stands in a method; of a class, what it is."""

@@ -146,8 +146,8 @@ def _cell(shown: View, column: Column, method: str) -> tuple[str, str]:
 
 
 def _marked(text: str, cell: Cell) -> str:
-    told = escape(text) + MARKS.get(cell.mark, "")
-    return rf"\textbf{{{told}}}" if cell.best else told
+    text = escape(text) + MARKS.get(cell.mark, "")
+    return rf"\textbf{{{text}}}" if cell.best else text
 
 
 def _row(cells: list[str]) -> str:

@@ -16,9 +16,9 @@ def render(results: Results) -> str:
     """The overviews, then every table, then the text tables."""
     views = [*overviews(results.tables), *map(view, results.tables)]
     bases = dict.fromkeys(table.base for table in results.tables)
-    told = [line for shown in views for line in lines(shown)]
-    told += [line for shown in results.text_tables for line in text_table_lines(shown)]
-    return "\n".join([*(how_to_read(_plain(base)) for base in bases), "", *told])
+    text = [line for shown in views for line in lines(shown)]
+    text += [line for shown in results.text_tables for line in text_table_lines(shown)]
+    return "\n".join([*(how_to_read(_plain(base)) for base in bases), "", *text])
 
 
 def lines(shown: View) -> Iterator[str]:
@@ -52,10 +52,10 @@ def _cell(shown: View, column: Column, method: str) -> str:
     if method not in column.cells:
         return DASH
     cell = column.cells[method]
-    told = summed_up(cell, column.metric)
+    text = summed_up(cell, column.metric)
     if shown.brief or cell.difference is None:
-        return told
-    return f"{number(cell.value.value, column.metric)} ({told})"
+        return text
+    return f"{number(cell.value.value, column.metric)} ({text})"
 
 
 def _row(cells: Sequence[str]) -> str:

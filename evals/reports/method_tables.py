@@ -35,7 +35,7 @@ def method_table(
     """
     tally = runs[base][0]
     metrics = tuple(show) or tally.metrics
-    own = resample(runs[base], resamples=resamples, only=metrics)
+    of_base = resample(runs[base], resamples=resamples, only=metrics)
     compared = {
         method: compare(run, runs[base], resamples=resamples, only=_had(run, metrics))
         for method, run in runs.items()
@@ -47,12 +47,12 @@ def method_table(
     top = {
         m: max(
             direction(m) * value
-            for value in (own.values[m], *(c[m].run.value for c in compared.values() if m in c))
+            for value in (of_base.values[m], *(c[m].run.value for c in compared.values() if m in c))
         )
         for m in metrics
     }
     images, level = len(tally.images), SIGNIFICANT / max(1, len(tested))
-    rows = {base: MethodRow(base, {m: Cell(own.estimate(m)) for m in metrics})} | {
+    rows = {base: MethodRow(base, {m: Cell(of_base.estimate(m)) for m in metrics})} | {
         method: MethodRow(
             method,
             {

@@ -1,4 +1,4 @@
-"""What a run found, ready to be shown: the tables, the curves and the gallery."""
+"""What a run found, as plain data for reports: tables, curves, galleries and costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ MODES = {
     "beam": "beam search",
     "beam sample": "beam sampling",
 }
-"""A decode mode as tables say it."""
+"""Decode mode -> what tables call it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """`cells` lacks what cannot be told of the method, such as an AUC without a first step."""
+    """One method's cells; a metric that it has no value for has none, such as AUC without yes scores."""
 
     method: str
     cells: Mapping[str, Cell]
@@ -141,14 +141,14 @@ class SharedAnswer:
     text: str
     methods: tuple[str, ...]
     right: bool | None
-    """Of a caption: whether it names nothing that is not there. None: nobody can tell."""
+    """Of a caption: whether all that it names is there. None: not known."""
     note: str = ""
     """Such as what a caption names that is not in the image."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerHeatmap:
-    """What one method's branch did to each image token, by layer, for one question."""
+    """Attention or mask of one branch of a method on each image token, by layer, for a question."""
 
     method: str
     title: str
@@ -159,7 +159,7 @@ class LayerHeatmap:
 
 @dataclass(frozen=True, eq=False)
 class AttentionOverlay:
-    """Strips over the picture as the model was given it; its tokens are one grid of it."""
+    """Heatmaps over the picture as the model was given it; its image tokens form one grid."""
 
     picture: UInt8[np.ndarray, "height width 3"]
     grid: tuple[int, int]

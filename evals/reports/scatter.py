@@ -1,4 +1,4 @@
-"""Two measures of all methods against each other: numbered points, told in a list below."""
+"""Two measures of all methods against each other: numbered points, and a list of their names."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def yes_ratio(table: Table) -> Scatter | None:
     if table.shifted:
         note += (
             f" The line is {table.base} with its own threshold moved: a method on it only says yes "
-            "more or less often; one above it tells the questions apart better."
+            "more or less often; one above it separates the questions better."
         )
     line = [(100 * ratio, 100 * right) for ratio, right in table.shifted]
     return _scatter(

@@ -9,7 +9,7 @@ from cdkit.evals.reports.results import Cell, Table, mode_names
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and, by method, the cells under it; `metric` tells how they are written."""
+    """A heading and, by method, the cells under it; `metric` decides how they are written."""
 
     heading: str
     metric: str

@@ -124,7 +124,8 @@ def _plans(
         if wanted := frozenset(absent | again):
             by_need.setdefault((torn, wanted), []).append(seed)
     return [
-        _cut(name, tasks, wanted, tuple(own), whole=torn) for (torn, wanted), own in by_need.items()
+        _cut(name, tasks, wanted, tuple(alike), whole=torn)
+        for (torn, wanted), alike in by_need.items()
     ]
 
 

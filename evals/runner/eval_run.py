@@ -109,8 +109,8 @@ def run_eval(
         )
         journal_scores.write_predictions(folder / files.PREDICTIONS, answered)
         numbers = journal_scores.metrics(answered)
-        told = manifest(folder.name, settings, identity, method, answered, after)
-        journal_scores.write_json(folder / files.MANIFEST, told)
+        facts = manifest(folder.name, settings, identity, method, answered, after)
+        journal_scores.write_json(folder / files.MANIFEST, facts)
         journal_scores.write_json(
             folder / files.METRICS,
             {"method": settings.shown_method, "mode": settings.mode, "parts": numbers},

@@ -49,7 +49,7 @@ def example_gallery(
         CdkitError: An image cannot be read.
     """
     if tallies is None:
-        tallies = {method: benchmark.tally(said) for method, said in answers.items()}
+        tallies = {method: benchmark.tally(by_id) for method, by_id in answers.items()}
     drawn = gallery.draw(tallies, answers, count=count, base=base, seed=seed)
     asked = [questions[sample.id] for sample, _ in drawn.samples]
     seen = overlays(asked) if overlays is not None and asked else {}
@@ -77,7 +77,7 @@ def _notes(benchmark: Benchmark, sample_id: str, answers: Answers) -> dict[str, 
     if not isinstance(benchmark, CHAIR):
         return {}
     found = {}
-    for text in {said[sample_id].text for said in answers.values()}:
+    for text in {by_id[sample_id].text for by_id in answers.values()}:
         if wrong := benchmark.wrong_objects(sample_id, text):
             found[text] = f"not in the image: {', '.join(dict.fromkeys(wrong))}"
     return found

@@ -28,7 +28,7 @@ Key = tuple[str, str, str, int | None]
 class JournalRow:
     """An answer, or the `error` that there is in place of one.
 
-    `margin` says how close another answer was (see `watching`), `batch` names the batch that the
+    `margin` says how close another answer was (see `margins`), `batch` names the batch that the
     answer was made in, `seconds` is the answer's share of the time that took, and `at`
     counts the seconds since the piece began.
     """
@@ -114,7 +114,7 @@ class Journal:
     heads: tuple[Mapping[str, Any], ...]
     rows: Mapping[Key, JournalRow]
     seconds: float
-    """Spent in the model, over all rows: also those of answers that nobody reads any more."""
+    """Spent in the model, over all rows: also those of answers that are not used any more."""
     walls: tuple[float, ...]
     """Seconds of each file, from its beginning to its last row."""
     torn: tuple[str, ...] = ()

@@ -75,12 +75,12 @@ def _prediction_lines(parts: Sequence[Answered]) -> Iterator[str]:
     for part in parts:
         for seed, rows in part.rows.items():
             for name, row in rows.items():
-                told: dict[str, Any] = {"part": part.name, "id": name, "seed": seed}
+                record: dict[str, Any] = {"part": part.name, "id": name, "seed": seed}
                 if row.error is None:
-                    told |= {**vars(row.answer), "margin": row.margin}
+                    record |= {**vars(row.answer), "margin": row.margin}
                 else:
-                    told["error"] = row.error
-                yield json.dumps(told, ensure_ascii=False) + "\n"
+                    record["error"] = row.error
+                yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def metrics(parts: Sequence[Answered]) -> dict[str, Any]:
@@ -94,17 +94,17 @@ def metrics(parts: Sequence[Answered]) -> dict[str, Any]:
 def _metrics(part: Answered) -> dict[str, Any]:
     samples = part.benchmark.samples()
     out = {s.id for s in samples}.difference(part.asked) | part.errors.keys()
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "samples": len(samples),
         "asked": len(part.asked),
         "failed": len(part.errors),
     }
     if len(out) == len(samples):
-        return told | {"scored": 0, "by_seed": [], "mean": {}}
+        return record | {"scored": 0, "by_seed": [], "mean": {}}
     tallies = {s: part.benchmark.tally(part.answers(s), without=out) for s in part.rows}
     scores = {seed: tally.values() for seed, tally in tallies.items()}
     first = next(iter(scores.values()))
-    return told | {
+    return record | {
         "scored": len(next(iter(tallies.values())).samples),
         "by_seed": [{"seed": seed, "metrics": values} for seed, values in scores.items()],
         "mean": {n: sum(v[n] for v in scores.values()) / len(scores) for n in first},

@@ -37,7 +37,7 @@ STAGE = "answers"
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What every process is handed; only the first reads `journal`, the others have none."""
+    """What every process of a run is given; only the first has a `journal`."""
 
     settings: RunSettings
     resources: Resources
@@ -63,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the first process tells the others."""
+    """What the first process sends to the others."""
 
     journals: Path
     piece: int
@@ -89,8 +89,8 @@ class Answering(pl.LightningModule):
         self._began = perf_counter()
         self._engine = self._load()
         trainer = self.trainer
-        own = self._plan() if trainer.is_global_zero else None
-        plan: Any = trainer.strategy.broadcast(own)  # the first process's
+        made_here = self._plan() if trainer.is_global_zero else None
+        plan: Any = trainer.strategy.broadcast(made_here)  # the first process's
         self._share = shard(plan.work, trainer.global_rank, trainer.world_size)
         path = plan.journals / f"{plan.piece:04d}-{trainer.global_rank:04d}.jsonl"
         self._writer = Writer(path, self._head(plan))
@@ -145,11 +145,11 @@ class Answering(pl.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Wait for the others: also of a process that had nothing to do, whose loop never began."""
-        self.close()  # on the disk, before the others are told that all is answered
+        self.close()  # on the disk before the others learn that all is answered
         self.trainer.strategy.barrier("all answered")
 
     def close(self) -> None:
-        """What this process has open; Lightning tells its modules of no error."""
+        """Close what this process has open; Lightning does not call a module after an error."""
         self._open.close()
 
     def _load(self) -> AnswerEngine:
@@ -238,7 +238,7 @@ def device_name(device: torch.device) -> str:
 
 
 def model_facts(engine: AnswerEngine, tasks: Sequence[AskedSample]) -> dict[str, Any]:
-    """What a manifest tells of the model and of how it is asked."""
+    """What a manifest records of the model and of the prompt."""
     model = engine.model
     return {
         "type": model.config.model_type,

@@ -29,10 +29,10 @@ def read_run(folder: Path) -> FinishedRun:
         CdkitError: The folder holds no finished run, or a benchmark's file is gone or has changed
             since, so that metrics would not be those of the answers.
     """
-    told = _manifest(folder)
-    settings = settings_of(told["settings"], str(folder / MANIFEST))
-    rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in told["parts"]}
-    errors: dict[str, dict[str, str]] = {name: {} for name in told["parts"]}
+    recorded = _manifest(folder)
+    settings = settings_of(recorded["settings"], str(folder / MANIFEST))
+    rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in recorded["parts"]}
+    errors: dict[str, dict[str, str]] = {name: {} for name in recorded["parts"]}
     for where, found in json_rows(read_text(folder / PREDICTIONS)):
         row: dict[str, Any] = dict(found)
         with located(where):
@@ -46,7 +46,7 @@ def read_run(folder: Path) -> FinishedRun:
                     by_seed[name] = Answer(**values)
             except (KeyError, TypeError) as error:
                 raise CdkitError(f"this is no row of {PREDICTIONS} ({error!r})") from None
-    benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in told["parts"].items()}
+    benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in recorded["parts"].items()}
     for name, benchmark in benchmarks.items():
         asked = {sample.id for sample in asked_samples(benchmark, settings.limit)}
         others = [sample.id for sample in benchmark.samples() if sample.id not in asked]
@@ -59,15 +59,15 @@ def read_run(folder: Path) -> FinishedRun:
             name: FinishedPart(
                 name,
                 benchmark,
-                Path(told["parts"][name]["images"]),
+                Path(recorded["parts"][name]["images"]),
                 rows[name],
                 errors[name],
             )
             for name, benchmark in benchmarks.items()
         },
-        manifest=told,
-        seconds=float(told["model_seconds"]),
-        tokens=int(told["tokens"]),
+        manifest=recorded,
+        seconds=float(recorded["model_seconds"]),
+        tokens=int(recorded["tokens"]),
     )
 
 
@@ -86,11 +86,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _benchmark(part: str, told: Mapping[str, Any], folder: Path) -> Benchmark:
-    kind = BENCHMARKS[told["benchmark"]]
+def _benchmark(part: str, recorded: Mapping[str, Any], folder: Path) -> Benchmark:
+    kind = BENCHMARKS[recorded["benchmark"]]
     where = f"{part} of {folder}"
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    for path, digest in told["sources"].items():
+    for path, digest in recorded["sources"].items():
         advice = f"restore it, or run {folder.name} again on the files there are"
         try:
             data = Path(path).read_bytes()
@@ -100,6 +100,6 @@ def _benchmark(part: str, told: Mapping[str, Any], folder: Path) -> Benchmark:
             ) from None
         if sha256(data) != digest:
             raise CdkitError(f"{where} was run on {path}, which has changed since: {advice}")
-    made = build(kind, {name: value for name, value in told.items() if name in names}, where)
+    made = build(kind, {name: value for name, value in recorded.items() if name in names}, where)
     assert isinstance(made, Benchmark)
     return made

@@ -100,24 +100,24 @@ def _has_answers(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    told = [
+    changes = [
         f"--{key.replace('_', '-')} was {_shown(old)}, is {_shown(new)}"
         for key, (old, new) in differing(before["settings"], now["settings"]).items()
     ]
-    if not told:
+    if not changes:
         was, now_is = before["identity"], now["identity"]
         parts = differing(was["data"], now_is["data"])
-        told += [f"the questions of {name} are others" for name in parts]
-        told += [
+        changes += [f"the questions of {name} are others" for name in parts]
+        changes += [
             f"{name} of the model is another" for name in differing(was["model"], now_is["model"])
         ]
         if was["method"] != now_is["method"]:
-            told.append("the method's parameters are others")
-    if told:
+            changes.append("the method's parameters are others")
+    if changes:
         raise CdkitError(
-            f"{folder} was begun with other settings: {'; '.join(told)}. --resume goes on with the "
-            "same alone (batch size, devices and workers may differ): give them again, or another "
-            "--name"
+            f"{folder} was begun with other settings: {'; '.join(changes)}. --resume goes on with "
+            "the same alone (batch size, devices and workers may differ): give them again, or "
+            "another --name"
         )
 
 

@@ -74,8 +74,8 @@ class RunSettings:
     @property
     def shown_method(self) -> str:
         """The method as tables call it: the preset's name with what was set."""
-        told = ", ".join(f"{key} {value}" for key, value in self.set.items())
-        return f"{self.method}, {told}" if told else self.method
+        parameters = ", ".join(f"{key} {value}" for key, value in self.set.items())
+        return f"{self.method}, {parameters}" if parameters else self.method
 
     def load_method(self) -> Method:
         """The method, checked against the mode."""

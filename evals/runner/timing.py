@@ -41,7 +41,7 @@ def measure(
                 taken[name].append(seconds)
             advance()
     ratios = {
-        name: [own / plain for own, plain in zip(seconds, taken[base], strict=True)]
+        name: [one / plain for one, plain in zip(seconds, taken[base], strict=True)]
         for name, seconds in taken.items()
     }
     note = (

@@ -78,7 +78,7 @@ def bench(settings: BenchSettings, stages: Stages) -> Bench:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        told = machine(device, dtype)
+        facts = machine(device, dtype)
         model, processor = build(settings, dtype, device)
         # the processor's colours are filled in, for a loop that has no processor
         filled = {
@@ -96,7 +96,7 @@ def bench(settings: BenchSettings, stages: Stages) -> Bench:
         ) from None
     finally:
         torch.set_num_threads(before)
-    return Bench(settings, told, started, tuple(sections))
+    return Bench(settings, facts, started, tuple(sections))
 
 
 def _section(
@@ -135,10 +135,10 @@ def _section(
     )
     found = {}
     if settings.profile:
-        looked = f"batch {batch}, {text_tokens} text tokens: profile"
-        stages.start(looked, len(made))
+        title = f"batch {batch}, {text_tokens} text tokens: profile"
+        stages.start(title, len(made))
         found = profiles(
-            made, model.device, new_tokens=new_tokens, advance=lambda: stages.advance(looked)
+            made, model.device, new_tokens=new_tokens, advance=lambda: stages.advance(title)
         )
     return Section(
         batch=batch,

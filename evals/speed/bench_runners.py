@@ -86,7 +86,7 @@ class Generate:
 
 
 class Ticking(StoppingCriteria):
-    """Never stops an answer; tells of each token."""
+    """Never stops an answer; reports each token."""
 
     def __init__(self, tick: Tick) -> None:
         self._tick = tick

@@ -44,44 +44,46 @@ def render(bench: Bench) -> RenderableType:
 
 def markdown(bench: Bench) -> str:
     """The same tables, to paste into a page."""
-    told = [f"# {headline(bench)}", ""]
+    blocks = [f"# {headline(bench)}", ""]
     for section in bench.sections:
-        told += [f"## {section.title}", "", *_piped(lines(section)), "", *notes(section), ""]
+        blocks += [f"## {section.title}", "", *_piped(lines(section)), "", *notes(section), ""]
         if section.profiles:
-            told += [*_piped(profile_lines(section)), ""]
+            blocks += [*_piped(profile_lines(section)), ""]
     for line in how_to_read(bench):
-        told += [line, ""]
-    return "\n".join(told)
+        blocks += [line, ""]
+    return "\n".join(blocks)
 
 
 def how_to_read(bench: Bench) -> list[str]:
     return [HOW_TO_READ, *([OF_A_PROFILE] if bench.settings.profile else [])]
 
 
-def _table(told: Iterator[Sequence[str]]) -> Table:
+def _table(table_rows: Iterator[Sequence[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for place, head in enumerate(next(told)):
+    for place, head in enumerate(next(table_rows)):
         table.add_column(Text(head), justify="right" if place > 1 else "left")
-    for row in told:
+    for row in table_rows:
         table.add_row(*map(Text, row))
     return table
 
 
-def _piped(told: Iterator[Sequence[str]]) -> Iterator[str]:
-    heads = next(told)
+def _piped(table_rows: Iterator[Sequence[str]]) -> Iterator[str]:
+    heads = next(table_rows)
     yield "| " + " | ".join(heads) + " |"
     yield "| --- | --- |" + " ---: |" * (len(heads) - 2)
-    for row in told:
+    for row in table_rows:
         yield "| " + " | ".join(row) + " |"
 
 
 def headline(bench: Bench) -> str:
     """The shape, and what it ran on, when."""
-    told, settings = bench.machine, bench.settings
-    versions = told["versions"]
-    threads = "" if told["device"].startswith("cuda") else f", {_count(told['threads'], 'thread')}"
+    machine, settings = bench.machine, bench.settings
+    versions = machine["versions"]
+    threads = (
+        "" if machine["device"].startswith("cuda") else f", {_count(machine['threads'], 'thread')}"
+    )
     return (
-        f"{settings.shape}, {told['dtype']}, {told['device_name']}{threads}, "
+        f"{settings.shape}, {machine['dtype']}, {machine['device_name']}{threads}, "
         f"{_count(settings.rounds, 'round')}, torch {versions['torch']}, transformers "
         f"{versions['transformers']}, cdkit {versions['cdkit']}, {bench.started[:10]}"
     )

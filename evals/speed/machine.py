@@ -14,7 +14,7 @@ PACKAGES = ("cdkit", "torch", "transformers")
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Names and versions; of a GPU also its memory and the CUDA that torch was built for."""
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "device": str(device),
         "device_name": cpu_name(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -26,16 +26,16 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        told |= {
+        facts |= {
             "device_name": properties.name,
             "device_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
         }
-    return told
+    return facts
 
 
 def cpu_name(file: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's own name where Linux tells it, else what Python knows."""
+    """The processor's own name where Linux names it, else what Python knows."""
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")

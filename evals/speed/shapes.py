@@ -30,7 +30,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 SHARPNESS = 8.0
 """The standard deviation of the random models' logits. At 8 some 4 of 32,000 normally distributed
 logits are within ln 10 of the largest: as few plausible tokens (beta .1) as trained models leave.
-What a step has left is counted, and told with the results."""
+What a step has left is counted and shown with the results."""
 EMBEDDED = 0.1
 """The standard deviation of token embeddings: small beside what layers add, so that an output head
 that is tied to them does not repeat the last token for ever."""

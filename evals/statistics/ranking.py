@@ -74,7 +74,7 @@ def matched_right(
     labels: Float[np.ndarray, " samples"],
     images: Int[np.ndarray, " samples"],
 ) -> Float[np.ndarray, " samples"]:
-    """Which answers are right when "yes" is said where the score reaches a threshold t.
+    """Which answers are right if the answer is yes where the score reaches a threshold t.
 
     t makes yes as frequent as it is true, and is never chosen on the images it is used for.
 
@@ -91,7 +91,7 @@ def matched_right(
     Returns:
         1 for each right answer, 0 for others.
     """
-    said = np.zeros(len(scores), dtype=np.bool_)
+    says_yes = np.zeros(len(scores), dtype=np.bool_)
     fold = images % FOLDS
     for held in np.unique(fold):
         other = fold != held
@@ -99,8 +99,8 @@ def matched_right(
         thresholds = np.concatenate([[np.nan], found[::-1]])  # no score reaches nan: above them all
         reached = np.concatenate([[0], np.cumsum(counts[::-1])])
         best = np.argmin(np.abs(reached - labels[other].sum()))  # the first of equals: the higher
-        said[~other] = scores[~other] >= thresholds[best]
-    return np.where(said == (labels > 0), 1.0, 0.0)
+        says_yes[~other] = scores[~other] >= thresholds[best]
+    return np.where(says_yes == (labels > 0), 1.0, 0.0)
 
 
 def threshold_curve(

@@ -65,7 +65,7 @@ class Cdkit(lmms):  # type: ignore[misc]
         # built here: lmms-eval frees the memory of a model by taking it from its attributes
         engine = AnswerEngine(self._model, self._processor)
         asked = self._read(engine, requests)
-        said: dict[int, DecodedAnswer] = {}
+        answered: dict[int, DecodedAnswer] = {}
         with tqdm(total=len(asked), disable=self.rank != 0, desc="cdkit") as bar:
             for batch in batches(asked, self.options.batch_size):
                 for part, images in self._of_equal_count(batch):
@@ -74,13 +74,13 @@ class Cdkit(lmms):  # type: ignore[misc]
                             engine, self.options.method, part, images, self.options.seed
                         )
                     for request, answer in zip(part, found, strict=True):
-                        said[request.place] = answer
+                        answered[request.place] = answer
                         given = requests[request.place].args[1]
                         self.cache_hook.add_partial(
                             "generate_until", (request.text, given), answer.text
                         )
                     bar.update(len(part))
-        made = (said[place] for place in range(len(asked)))
+        made = (answered[place] for place in range(len(asked)))
         return [GenerationResult(s.text, TokenCounts(output_tokens=s.tokens)) for s in made]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
@@ -97,7 +97,7 @@ class Cdkit(lmms):  # type: ignore[misc]
         )
 
     def _read(self, engine: AnswerEngine, requests: Sequence[Instance]) -> list[Request]:
-        options, told = self.options, set[tuple[str, str]]()
+        options, reported = self.options, set[tuple[str, str]]()
         lengths = engine.lengths([request.args[0] for request in requests])
         keys = ((request.args[4], request.args[3]) for request in requests)
         asked = []
@@ -106,9 +106,9 @@ class Cdkit(lmms):  # type: ignore[misc]
         ):
             text, given, doc_to_visual, doc, task, split = request.args
             for name in sorted(IDLE.keys() & given.keys()):
-                if (task, name) not in told:
+                if (task, name) not in reported:
                     logger.warning(f"{task}: {name} has no effect under cdkit: {IDLE[name]}")
-                told.add((task, name))
+                reported.add((task, name))
             try:
                 decoding = read_decoding(given, stop_at_blank_line=options.stop_at_blank_line)
             except CdkitError as error:

@@ -45,24 +45,24 @@ def read_options(given: Mapping[str, Any]) -> Options:
 
     What is no option of ours is a parameter of the method, by the names that `cdkit.load` takes.
     """
-    own = {name: value for name, value in given.items() if name in Options.__dataclass_fields__}
+    chosen = {name: value for name, value in given.items() if name in Options.__dataclass_fields__}
     for name in ("pretrained", "method"):
-        if own.get(name) in (None, ""):
+        if chosen.get(name) in (None, ""):
             raise CdkitError(f"the model argument {name} is missing: give it, such as {EXAMPLE}")
     if given.get("max_batch_size") is not None:
         raise CdkitError("max_batch_size belongs to batch_size=auto, which is not supported")
-    size = own.get("batch_size", 1)
-    own["batch_size"] = int(size) if isinstance(size, str) and size.isdecimal() else size
+    size = chosen.get("batch_size", 1)
+    chosen["batch_size"] = int(size) if isinstance(size, str) and size.isdecimal() else size
     for name in ("pretrained", "dtype", "device", "device_map"):
-        if own.get(name) is not None:  # a folder called 7, a device called 0
-            own[name] = str(own[name])
+        if chosen.get(name) is not None:  # a folder called 7, a device called 0
+            chosen[name] = str(chosen[name])
     parameters = {
         name: _value(name, value)
         for name, value in given.items()
-        if name not in own and name != "max_batch_size"
+        if name not in chosen and name != "max_batch_size"
     }
-    own["method"] = cdkit.load(str(own["method"]), **parameters)
-    return Options(**own)
+    chosen["method"] = cdkit.load(str(chosen["method"]), **parameters)
+    return Options(**chosen)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -45,7 +45,7 @@ class Request:
     def images(self, *, allow_truncated: bool = False) -> tuple[Image.Image, ...]:
         """The document's images in RGB, none for a text; anything else is a CdkitError.
 
-        A truncated file too, unless it is allowed: lmms-eval tells Pillow, for the whole process,
+        A truncated file too, unless it is allowed: lmms-eval sets Pillow, for the whole process,
         to fill what is missing with grey.
         """
         try:

@@ -168,10 +168,10 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
         heatmaps.tile(np.zeros(6), (2, 2), mask=False)
 
 
-# ---- what the model looked at --------------------------------------------------------------------
+# ---- attention over the picture ------------------------------------------------------------------
 
 
-def one_look(prepared: Ablation, engine: AnswerEngine, *names: str) -> AttentionOverlay:
+def one_overlay(prepared: Ablation, engine: AnswerEngine, *names: str) -> AttentionOverlay:
     question = next(iter(prepared.loaded[0].questions.values()))
     found = attention_overlays.collect_overlays(
         engine, {n: cdkit.load(n) for n in names}, [question]
@@ -181,7 +181,7 @@ def one_look(prepared: Ablation, engine: AnswerEngine, *names: str) -> Attention
 
 
 def test_the_strips_are_what_the_trace_says(prepared: Ablation, engine: AnswerEngine) -> None:
-    overlay = one_look(prepared, engine, "plain", "cmac", "identical")
+    overlay = one_overlay(prepared, engine, "plain", "cmac", "identical")
     shown = [(heatmap.method, heatmap.title, heatmap.mask) for heatmap in overlay.heatmaps]
     assert shown == [
         ("plain", "original: attention", False),
@@ -208,7 +208,7 @@ def test_the_strips_are_what_the_trace_says(prepared: Ablation, engine: AnswerEn
 
 
 def test_the_picture_is_what_the_model_was_given(prepared: Ablation, engine: AnswerEngine) -> None:
-    overlay = one_look(prepared, engine, "plain")
+    overlay = one_overlay(prepared, engine, "plain")
     question = next(iter(prepared.loaded[0].questions.values()))
     file = np.asarray(Image.open(question.image).convert("RGB")).astype(int)
     assert overlay.grid == (8, 8) and np.abs(overlay.picture.astype(int) - file).max() <= 1
