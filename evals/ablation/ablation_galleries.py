@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_benchmarks import Loaded
+from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
 from cdkit.evals.ablation.grid_runner import Answers, Decode
 from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.reports.results import AttentionOverlay, Gallery
@@ -20,7 +20,7 @@ GALLERY = "gallery"
 def galleries(
     grid: Grid,
     variants: Sequence[Variant],
-    loaded: Sequence[Loaded],
+    loaded: Sequence[LoadedBenchmark],
     engine: AnswerEngine,
     answers: Answers,
     stages: Stages,

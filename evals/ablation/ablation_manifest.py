@@ -11,7 +11,7 @@ import torch
 
 import cdkit
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_benchmarks import Loaded
+from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
 from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.ablation.proof import Proof
 from cdkit.evals.runner.answer_engine import AnswerEngine
@@ -26,7 +26,7 @@ def manifest(
     name: str,
     grid: Grid,
     engine: AnswerEngine,
-    loaded: Sequence[Loaded],
+    loaded: Sequence[LoadedBenchmark],
     variants: Sequence[Variant],
     proof: Proof | None,
     *,

@@ -14,7 +14,12 @@ from cdkit.errors import CdkitError
 from cdkit.evals.ablation import ablation_manifest, grid_toml, plan
 from cdkit.evals.ablation.ablation_galleries import galleries
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_benchmarks import Loaded, draw_world, load_benchmarks, resolve
+from cdkit.evals.ablation.grid_benchmarks import (
+    LoadedBenchmark,
+    draw_world,
+    load_benchmarks,
+    resolve,
+)
 from cdkit.evals.ablation.grid_runner import Answers, Decode, GridRunner, batches_of
 from cdkit.evals.ablation.placement import PlacedQuestion, placed
 from cdkit.evals.ablation.plan import SweepPoint, Variant
@@ -42,7 +47,7 @@ class Ablation:
     folder: Path
     variants: tuple[Variant, ...]
     points: tuple[SweepPoint, ...]
-    loaded: tuple[Loaded, ...]
+    loaded: tuple[LoadedBenchmark, ...]
     places: tuple[PlacedQuestion, ...]
     """Of `grid.position`: the questions that it counts."""
     sources: Mapping[str, str]
@@ -95,7 +100,9 @@ def _placement(grid: Grid, files: object) -> Path | None:
     return Path(resolve(grid.position.placement, files)) if grid.position is not None else None
 
 
-def _places(grid: Grid, loaded: Sequence[Loaded], files: object) -> tuple[PlacedQuestion, ...]:
+def _places(
+    grid: Grid, loaded: Sequence[LoadedBenchmark], files: object
+) -> tuple[PlacedQuestion, ...]:
     path = _placement(grid, files)
     if grid.position is None or path is None:
         return ()
@@ -109,38 +116,38 @@ def _places(grid: Grid, loaded: Sequence[Loaded], files: object) -> tuple[Placed
     return found
 
 
-def ablate(job: Ablation, stages: Stages) -> Results:
+def ablate(ablation: Ablation, stages: Stages) -> Results:
     """Run it and leave predictions, metrics, manifest, tables and report in its folder."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(job.grid.threads or threads)
+    torch.set_num_threads(ablation.grid.threads or threads)
     try:
-        return _ablate(job, stages)
+        return _ablate(ablation, stages)
     finally:
         torch.set_num_threads(threads)
 
 
-def _ablate(job: Ablation, stages: Stages) -> Results:
-    grid, folder, engine = job.grid, job.folder, job.engine
-    runner = GridRunner(engine, {a.name: a for a in all_variants(job)}, stages)
-    batches = batches_of(demand(job), grid.batch, engine.lengths)
+def _ablate(ablation: Ablation, stages: Stages) -> Results:
+    grid, folder, engine = ablation.grid, ablation.folder, ablation.engine
+    runner = GridRunner(engine, {a.name: a for a in all_variants(ablation)}, stages)
+    batches = batches_of(demand(ablation), grid.batch, engine.lengths)
     undecided = runner.run(batches, grid.batch)
     proof = prove(runner, batches, grid.check) if grid.check else None
-    _write_predictions(folder / "predictions.jsonl", job, runner.answers)
+    _write_predictions(folder / "predictions.jsonl", ablation, runner.answers)
 
-    tables = _tables(job, runner.answers, stages)
-    shown = galleries(grid, job.variants, job.loaded, engine, runner.answers, stages)
-    costs = _costs(job, stages)
-    results = Results(tables, _figures(job, runner.answers), shown, costs=costs)
+    tables = _tables(ablation, runner.answers, stages)
+    shown = galleries(grid, ablation.variants, ablation.loaded, engine, runner.answers, stages)
+    costs = _costs(ablation, stages)
+    results = Results(tables, _figures(ablation, runner.answers), shown, costs=costs)
     facts = ablation_manifest.manifest(
         folder.name,
         grid,
         engine,
-        job.loaded,
-        job.variants,
+        ablation.loaded,
+        ablation.variants,
         proof,
-        sources=job.sources,
+        sources=ablation.sources,
         undecided=undecided,
-        started=job.started,
+        started=ablation.started,
         stages=stages.seconds,
     )
     _write_json(folder / "manifest.json", facts)
@@ -150,16 +157,16 @@ def _ablate(job: Ablation, stages: Stages) -> Results:
     return results
 
 
-def all_variants(job: Ablation) -> tuple[Variant, ...]:
+def all_variants(ablation: Ablation) -> tuple[Variant, ...]:
     """The grid's methods and the points of its sweeps."""
-    return (*job.variants, *(point.variant for point in job.points))
+    return (*ablation.variants, *(point.variant for point in ablation.points))
 
 
-def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
+def demand(ablation: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
     """What each distinct question is asked by: benchmarks that share it ask it once."""
     found: dict[Question, dict[str, frozenset[Decode]]] = {}
-    for item in job.loaded:
-        asked = asked_of(job, item.name)
+    for item in ablation.loaded:
+        asked = asked_of(ablation, item.name)
         for question in item.questions.values():
             known = found.setdefault(question, {})
             for name, decodes in asked.items():
@@ -167,18 +174,18 @@ def demand(job: Ablation) -> Mapping[Question, Mapping[str, frozenset[Decode]]]:
     return found
 
 
-def asked_of(job: Ablation, benchmark: str) -> dict[str, frozenset[Decode]]:
+def asked_of(ablation: Ablation, benchmark: str) -> dict[str, frozenset[Decode]]:
     """Arm's name -> the decodes that the benchmark's tables and figures need of it.
 
     A variant is not asked in a mode that it is not defined for.
     """
-    decodes = _decodes(job.grid, benchmark)
-    asked = {a.name: frozenset(d for d in decodes if d.mode in a.modes) for a in job.variants}
-    for point in job.points:
-        if benchmark in job.grid.sweeps[point.method].benchmarks:
+    decodes = _decodes(ablation.grid, benchmark)
+    asked = {a.name: frozenset(d for d in decodes if d.mode in a.modes) for a in ablation.variants}
+    for point in ablation.points:
+        if benchmark in ablation.grid.sweeps[point.method].benchmarks:
             asked[point.variant.name] = frozenset({Decode()})
             asked[PLAIN] |= {Decode()}  # the level that the curves are seen against
-    for name in _positions(job.grid, benchmark):
+    for name in _positions(ablation.grid, benchmark):
         asked[name] |= {Decode()}
     return {name: wanted for name, wanted in asked.items() if wanted}
 
@@ -196,14 +203,16 @@ def _decodes(grid: Grid, benchmark: str) -> frozenset[Decode]:
     return frozenset(found)
 
 
-def _answers_of(item: Loaded, variant: str, decode: Decode, answers: Answers) -> dict[str, Answer]:
+def _answers_of(
+    item: LoadedBenchmark, variant: str, decode: Decode, answers: Answers
+) -> dict[str, Answer]:
     return {name: answers[asked, variant, decode] for name, asked in item.questions.items()}
 
 
-def _write_predictions(path: Path, job: Ablation, answers: Answers) -> None:
+def _write_predictions(path: Path, ablation: Ablation, answers: Answers) -> None:
     with path.open("a", encoding="utf-8") as file:
-        for item in job.loaded:
-            for variant, decodes in asked_of(job, item.name).items():
+        for item in ablation.loaded:
+            for variant, decodes in asked_of(ablation, item.name).items():
                 for decode in sorted(decodes, key=str):
                     head = {"benchmark": item.name, "method": variant, **asdict(decode)}
                     for name, answer in _answers_of(item, variant, decode, answers).items():
@@ -211,16 +220,18 @@ def _write_predictions(path: Path, job: Ablation, answers: Answers) -> None:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...]:
-    wanted = [(item, mode) for item in job.loaded for mode in job.grid.modes_of(item.name)]
+def _tables(ablation: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...]:
+    wanted = [
+        (item, mode) for item in ablation.loaded for mode in ablation.grid.modes_of(item.name)
+    ]
     stages.start(TABLES, len(wanted))
     tables = []
     for item, mode in wanted:
-        decodes = [d for d in _decodes(job.grid, item.name) if d.mode == mode]
+        decodes = [d for d in _decodes(ablation.grid, item.name) if d.mode == mode]
         decodes.sort(key=lambda decode: decode.seed or 0)
         runs = {
             variant.name: [_tally(item, variant.name, decode, answers) for decode in decodes]
-            for variant in job.variants
+            for variant in ablation.variants
             if mode in variant.modes
         }
         tables.append(
@@ -228,60 +239,64 @@ def _tables(job: Ablation, answers: Answers, stages: Stages) -> tuple[Table, ...
                 item.name,
                 mode,
                 runs,
-                sections=job.grid.sections(),
+                sections=ablation.grid.sections(),
                 show=item.show,
                 absent={
                     variant.name: variant.modes
-                    for variant in job.variants
+                    for variant in ablation.variants
                     if mode not in variant.modes
                 },
-                resamples=job.grid.resamples,
+                resamples=ablation.grid.resamples,
             )
         )
         stages.advance(TABLES)
     return tuple(tables)
 
 
-def _tally(item: Loaded, variant: str, decode: Decode, answers: Answers) -> Tally:
+def _tally(item: LoadedBenchmark, variant: str, decode: Decode, answers: Answers) -> Tally:
     return item.benchmark.tally(_answers_of(item, variant, decode, answers))
 
 
-def _figures(job: Ablation, answers: Answers) -> tuple[Figure, ...]:
+def _figures(ablation: Ablation, answers: Answers) -> tuple[Figure, ...]:
     figures: list[Figure] = []
-    resamples = job.grid.resamples
-    for item in job.loaded:
+    resamples = ablation.grid.resamples
+    for item in ablation.loaded:
         points = [
             (point, _tally(item, point.variant.name, Decode(), answers))
-            for point in job.points
-            if item.name in job.grid.sweeps[point.method].benchmarks
+            for point in ablation.points
+            if item.name in ablation.grid.sweeps[point.method].benchmarks
         ]
         if points:
             plain = _tally(item, PLAIN, Decode(), answers)
             figures += sweep_figures(item.name, points, plain, resamples=resamples)
-        if methods := _positions(job.grid, item.name):
-            assert job.grid.position is not None  # else there were no methods
+        if methods := _positions(ablation.grid, item.name):
+            assert ablation.grid.position is not None  # else there were no methods
             by_method = {m: _answers_of(item, m, Decode(), answers) for m in methods}
-            bins = job.grid.position.bins
+            bins = ablation.grid.position.bins
             figures.append(
-                position_figure(item.name, job.places, by_method, bins=bins, resamples=resamples)
+                position_figure(
+                    item.name, ablation.places, by_method, bins=bins, resamples=resamples
+                )
             )
     return tuple(figures)
 
 
-def _costs(job: Ablation, stages: Stages) -> Costs | None:
+def _costs(ablation: Ablation, stages: Stages) -> Costs | None:
     """Of the methods that decode greedily, where the grid asks for it."""
-    spec = job.grid.cost
+    spec = ablation.grid.cost
     if not spec.rounds:
         return None
-    methods = {variant.name: variant.method for variant in job.variants if GREEDY in variant.modes}
-    (item,) = (item for item in job.loaded if item.name == job.grid.timed)
+    methods = {
+        variant.name: variant.method for variant in ablation.variants if GREEDY in variant.modes
+    }
+    (item,) = (item for item in ablation.loaded if item.name == ablation.grid.timed)
     asked = list(item.questions.values())[: spec.questions]
     stages.start(COST, (spec.rounds + 1) * len(methods))
 
     def advance() -> None:
         stages.advance(COST)
 
-    return measure(job.engine, methods, asked, rounds=spec.rounds, advance=advance)
+    return measure(ablation.engine, methods, asked, rounds=spec.rounds, advance=advance)
 
 
 def _write_json(path: Path, content: object) -> None:

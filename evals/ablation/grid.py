@@ -1,4 +1,4 @@
-"""What an ablation runs: frozen dataclasses, every value checked. `toml.read` builds them.
+"""What an ablation runs: frozen dataclasses, every value checked. `read_grid` builds them.
 
 A grid names a model, methods (presets with parameter overrides), benchmarks, decode modes, seeds,
 parameter sweeps and how the methods are grouped in the tables. Strings `world:NAME` stand for files

@@ -16,7 +16,7 @@ from cdkit.registry import unknown
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBenchmark:
     """A benchmark, the question of each of its samples and the metrics to show."""
 
     name: str
@@ -35,7 +35,7 @@ def draw_world(world: WorldSpec, folder: Path) -> object:
     )
 
 
-def load_benchmarks(grid: Grid, files: object) -> tuple[Loaded, ...]:
+def load_benchmarks(grid: Grid, files: object) -> tuple[LoadedBenchmark, ...]:
     """Every benchmark built and its images found, before any model runs."""
     return tuple(_load(name, spec, files) for name, spec in grid.benchmarks.items())
 
@@ -53,7 +53,7 @@ def resolve(value: object, files: object) -> Any:
     return found
 
 
-def _load(name: str, spec: BenchmarkSpec, files: object) -> Loaded:
+def _load(name: str, spec: BenchmarkSpec, files: object) -> LoadedBenchmark:
     where = f"[benchmarks.{name}]"
     if spec.type not in BENCHMARKS:
         raise CdkitError(f"{where}: {unknown('benchmark', spec.type, BENCHMARKS)}")
@@ -67,4 +67,4 @@ def _load(name: str, spec: BenchmarkSpec, files: object) -> Loaded:
     questions = {s.id: question_of(s, images, limit) for s in benchmark.samples()}
     known = benchmark.tally({s.id: Answer("yes", 0.0) for s in benchmark.samples()}).metrics
     check_names(f"show of {where}", spec.show, known, "metric")
-    return Loaded(name, benchmark, questions, spec.show)
+    return LoadedBenchmark(name, benchmark, questions, spec.show)

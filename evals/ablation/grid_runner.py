@@ -39,7 +39,7 @@ Answers = dict[tuple[Question, str, Decode], Answer]
 
 
 @dataclass(frozen=True)
-class Batch:
+class GridBatch:
     """Questions that the same variants answer under the same decodes, all of one length."""
 
     questions: tuple[Question, ...]
@@ -64,7 +64,7 @@ class GridRunner:
     answers: Answers = field(default_factory=dict)
     scores: dict[tuple[Question, str], float] = field(default_factory=dict)
 
-    def run(self, batches: Sequence[Batch], size: int) -> int:
+    def run(self, batches: Sequence[GridBatch], size: int) -> int:
         """Answer all; returns how many yes/no answers the first token left undecided."""
         for stage, work in (
             (YES_NO, sum(len(self._passes(b)) for b in batches if b.stage == YES_NO)),
@@ -82,10 +82,10 @@ class GridRunner:
                     self.stages.advance(OPEN)
         return self._undecided(batches, size)
 
-    def _passes(self, batch: Batch) -> tuple[SharedPass, ...]:
+    def _passes(self, batch: GridBatch) -> tuple[SharedPass, ...]:
         return passes(self.variants[name] for name in batch.asked)
 
-    def _first_steps(self, batch: Batch, inputs: Mapping[str, Tensor]) -> None:
+    def _first_steps(self, batch: GridBatch, inputs: Mapping[str, Tensor]) -> None:
         noise: dict[Decode, Tensor] = {}
         for work in self._passes(batch):
             logits, _ = self.engine.first_step(work.method, inputs, batch.sample_ids)
@@ -123,7 +123,7 @@ class GridRunner:
                     self.engine.decode(token), yes_score=score, tokens=1
                 )
 
-    def _undecided(self, batches: Sequence[Batch], size: int) -> int:
+    def _undecided(self, batches: Sequence[GridBatch], size: int) -> int:
         left: dict[tuple[str, Decode, int], list[Question]] = {}
         for batch in batches:
             for name, decodes in batch.asked.items():
@@ -178,7 +178,7 @@ def first_noise(
 
 def batches_of(
     demand: Demand, size: int, lengths: Callable[[Sequence[str]], Sequence[int]]
-) -> list[Batch]:
+) -> list[GridBatch]:
     """Batches of questions alike in what is asked of them, in token limit and in length."""
     groups: dict[object, list[Question]] = {}
     for (question, asked), length in zip(
@@ -187,7 +187,9 @@ def batches_of(
         alike = (question.yes_no, question.limit, length, frozenset(asked.items()))
         groups.setdefault(alike, []).append(question)
     return [
-        Batch(part, demand[part[0]]) for group in groups.values() for part in _parts(group, size)
+        GridBatch(part, demand[part[0]])
+        for group in groups.values()
+        for part in _parts(group, size)
     ]
 
 

@@ -86,7 +86,7 @@ def parse(table: Table) -> Grid:
 
 
 def dumps(grid: Grid) -> str:
-    """TOML that `read` turns into an equal grid."""
+    """TOML that `read_grid` turns into an equal grid."""
     table = {f.name: _as_toml(getattr(grid, f.name)) for f in fields(Grid)}
     return "\n".join(_lines((), table)) + "\n"
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.evals.ablation.grid_runner import Batch, Decode, GridRunner, first_noise
+from cdkit.evals.ablation.grid_runner import Decode, GridBatch, GridRunner, first_noise
 from cdkit.evals.ablation.plan import SharedPass, Variant, passes
 from cdkit.evals.runner.answer_engine import Logits
 from cdkit.evals.runner.margins import tolerance_of
@@ -37,7 +37,7 @@ class Proof:
     """Tokens that differ, but whose logits are within the tolerance of each other."""
 
 
-def prove(runner: GridRunner, batches: Sequence[Batch], count: int) -> Proof:
+def prove(runner: GridRunner, batches: Sequence[GridBatch], count: int) -> Proof:
     """Run `generate` with each variant's own method on `count` yes/no questions drawn at random.
 
     Compared are the logits that `generate` reads at the first step, which tokens are ruled out
@@ -121,7 +121,7 @@ def _compare_tokens(
     runner: GridRunner,
     variant: Variant,
     decode: Decode,
-    batch: Batch,
+    batch: GridBatch,
     logits: Float[Tensor, "rows vocab"],
     tolerance: float,
 ) -> int:
@@ -155,9 +155,9 @@ def begins(text: str, stored: str) -> bool:
     return re.match(rf"{re.escape(stored)}(?!\w)", text) is not None
 
 
-def _draw(batches: Sequence[Batch], count: int) -> list[Batch]:
+def _draw(batches: Sequence[GridBatch], count: int) -> list[GridBatch]:
     """Some yes/no questions of each kind of batch, `count` of each at most, all seen alike."""
-    kinds: dict[object, list[Batch]] = {}
+    kinds: dict[object, list[GridBatch]] = {}
     for batch in batches:
         if batch.questions[0].yes_no:
             kinds.setdefault(frozenset(batch.asked), []).append(batch)
@@ -165,5 +165,5 @@ def _draw(batches: Sequence[Batch], count: int) -> list[Batch]:
     for alike in kinds.values():
         longest = max(alike, key=lambda batch: len(batch.questions))
         chosen = Random(0).sample(longest.questions, min(count, len(longest.questions)))
-        drawn.append(Batch(tuple(chosen), longest.asked))
+        drawn.append(GridBatch(tuple(chosen), longest.asked))
     return drawn

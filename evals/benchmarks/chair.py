@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source
-from cdkit.evals.benchmarks.chair_truth import Truth, cached_truth, coco_truth, given_truth
+from cdkit.evals.benchmarks.chair_truth import ObjectTruth, cached_truth, coco_truth, given_truth
 from cdkit.evals.benchmarks.object_words import SCORERS, SYNONYMS, Synonyms, read_synonyms
 from cdkit.interfaces.benchmark import (
     BENCHMARKS,
@@ -210,7 +210,7 @@ class CHAIR(Benchmark):
         return read_synonyms(self._synonym_source)
 
     @cached_property
-    def _truth(self) -> Truth:
+    def _truth(self) -> ObjectTruth:
         if self.ground_truth is not None:
             return given_truth(self.ground_truth, self._synonyms)
         instances, captions = _paths(self.instances), _paths(self.captions)

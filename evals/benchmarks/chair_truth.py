@@ -17,7 +17,7 @@ FORMAT = "ground truth of CHAIR, as cdkit keeps it, 1"
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class ObjectTruth:
     """The objects of each image id, the id of each image file, the hash of each file read."""
 
     objects: Mapping[str, frozenset[str]]
@@ -25,7 +25,7 @@ class Truth:
     sources: Mapping[str, str]
 
 
-class Annotated(Mapping[str, frozenset[str]]):
+class AnnotatedObjects(Mapping[str, frozenset[str]]):
     """The objects of each image, its captions read when it is first asked for.
 
     COCO has 600,000 reference captions, and a run asks for those of a few hundred images.
@@ -59,7 +59,7 @@ class Annotated(Mapping[str, frozenset[str]]):
         return len(self._annotated)
 
 
-def given_truth(path: Path, synonyms: Synonyms) -> Truth:
+def given_truth(path: Path, synonyms: Synonyms) -> ObjectTruth:
     """From JSON `{image id: [objects]}`."""
     source = read_source(path)
     value = source.json(unique=True)
@@ -70,12 +70,12 @@ def given_truth(path: Path, synonyms: Synonyms) -> Truth:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise CdkitError(f"{path}: image {image} has {names!r}: it needs a list of names")
         objects[image] = frozenset(_node(name, synonyms, path) for name in names)
-    return Truth(objects, {}, {str(path): source.sha256})
+    return ObjectTruth(objects, {}, {str(path): source.sha256})
 
 
 def coco_truth(
     instances: Sequence[Path], captions: Sequence[Path], synonyms: Synonyms, scorer: str
-) -> Truth:
+) -> ObjectTruth:
     """From COCO's instances and reference captions (several files of each, say train and val).
 
     The objects of an image are its annotated categories and what `scorer` finds in its captions.
@@ -103,7 +103,7 @@ def coco_truth(
         if image not in references:
             files = ", ".join(map(str, captions))
             raise CdkitError(f"{files} has no caption of image {image}: give its own")
-    return Truth(Annotated(annotated, references, synonyms, scorer), id_of, sources)
+    return ObjectTruth(AnnotatedObjects(annotated, references, synonyms, scorer), id_of, sources)
 
 
 def cached_truth(
@@ -112,7 +112,7 @@ def cached_truth(
     captions: Sequence[Path],
     synonyms: tuple[str, Synonyms],
     scorer: str,
-) -> Truth:
+) -> ObjectTruth:
     """As `coco_truth`, kept as JSON in the folder `cache`; `synonyms`: their file's hash, and they.
 
     The file's name and its head are made of the hash of every file, the scorer and its version:
@@ -129,7 +129,7 @@ def cached_truth(
     }
     place = cache / f"chair_truth_{sha256(json.dumps(key).encode())[:16]}.json"
     if (kept := _kept(place, key)) is not None:
-        return Truth(kept.objects, kept.id_of, hashes)
+        return ObjectTruth(kept.objects, kept.id_of, hashes)
     made = coco_truth(instances, captions, synonyms[1], scorer)
     if dict(made.sources) != hashes:
         raise CdkitError(f"{', '.join(hashes)} changed while they were read: try again")
@@ -138,7 +138,7 @@ def cached_truth(
     return made
 
 
-def _kept(place: Path, key: Mapping[str, object]) -> Truth | None:
+def _kept(place: Path, key: Mapping[str, object]) -> ObjectTruth | None:
     """What the cache holds, or None where it is not whole and of this key."""
     if not place.is_file():
         return None
@@ -158,7 +158,7 @@ def _kept(place: Path, key: Mapping[str, object]) -> Truth | None:
     if not lists or not all(isinstance(image, str) for image in files.values()):
         return None
     truth = {image: frozenset(names) for image, names in objects.items()}
-    return Truth(truth, files, {})
+    return ObjectTruth(truth, files, {})
 
 
 def _write(place: Path, text: str) -> None:

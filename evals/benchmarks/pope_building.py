@@ -19,12 +19,12 @@ from cdkit.evals.benchmarks.coco import Instances
 from cdkit.interfaces.benchmark import Sample
 
 EACH = 3
-"""Questions about present objects, and as many about absent ones, an image."""
+"""Questions about present objects of an image; as many are about absent ones."""
 
 
 @dataclass(frozen=True)
 class Poll:
-    """One image's part: the categories asked about that are there, and those that are not."""
+    """The questions about one image: categories that are there, and categories that are not."""
 
     image: str
     present: tuple[str, ...]
@@ -32,7 +32,7 @@ class Poll:
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class ObjectCounts:
     """In how many images a category is, and two categories are together."""
 
     of: Counter[str]
@@ -40,7 +40,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PolledImage:
     """An image: all its categories, those asked about in order, and those it lacks.
 
     `missing` stands in the order of all categories, which breaks ties.
@@ -51,25 +51,27 @@ class Asked:
     missing: tuple[str, ...]
 
 
-Rule = Callable[[Counts, Asked, np.random.Generator], Sequence[str]]
+Rule = Callable[[ObjectCounts, PolledImage, np.random.Generator], Sequence[str]]
 """The absent categories to ask about, best first; one for each of `present` is taken."""
 
 
-def random(counts: Counts, asked: Asked, rng: np.random.Generator) -> Sequence[str]:
+def random(counts: ObjectCounts, asked: PolledImage, rng: np.random.Generator) -> Sequence[str]:
     """Uniform among the absent, without replacement."""
     return [str(name) for name in rng.permutation(asked.missing)]
 
 
-def popular(counts: Counts, asked: Asked, rng: np.random.Generator) -> Sequence[str]:
+def popular(counts: ObjectCounts, asked: PolledImage, rng: np.random.Generator) -> Sequence[str]:
     """Those in most images."""
     return sorted(asked.missing, key=lambda name: -counts.of[name])
 
 
-def adversarial(counts: Counts, asked: Asked, rng: np.random.Generator) -> Sequence[str]:
+def adversarial(
+    counts: ObjectCounts, asked: PolledImage, rng: np.random.Generator
+) -> Sequence[str]:
     """For each present category asked about, the one that is together with it most often.
 
     The one asked about before it in the file, that is; none is taken twice. POPE's script draws at
-    random where nothing is left that was ever together with it; here ties decide (see `Asked`).
+    random where nothing is left that was ever together with it; here ties decide (see `PolledImage`).
     """
     chosen: list[str] = []
     for thing in asked.present:
@@ -78,7 +80,9 @@ def adversarial(counts: Counts, asked: Asked, rng: np.random.Generator) -> Seque
     return chosen
 
 
-def adversarial_to_all(counts: Counts, asked: Asked, rng: np.random.Generator) -> Sequence[str]:
+def adversarial_to_all(
+    counts: ObjectCounts, asked: PolledImage, rng: np.random.Generator
+) -> Sequence[str]:
     """Those with the highest sum over ALL present categories of P(absent one | present one)."""
 
     def likely(name: str) -> float:
@@ -107,7 +111,7 @@ def build_polls(
     `contents` maps an image to the distinct categories in it. Ties go to the earlier name in
     `categories`. The present ones are drawn by the seed, the same under every rule.
     """
-    counts = Counts(
+    counts = ObjectCounts(
         Counter(name for names in contents.values() for name in set(names)),
         Counter(
             (a, b) for names in contents.values() for a in set(names) for b in set(names) if a != b
@@ -120,7 +124,7 @@ def build_polls(
         if len(here) < each or len(missing) < each:
             continue
         drawn = np.random.default_rng([seed, number, 0]).permutation(here)[:each]
-        asked = Asked(here, tuple(str(name) for name in drawn), missing)
+        asked = PolledImage(here, tuple(str(name) for name in drawn), missing)
         absent = rule(counts, asked, np.random.default_rng([seed, number, 1]))
         polls.append(Poll(image, asked.present, tuple(absent[:each])))
     return tuple(polls)

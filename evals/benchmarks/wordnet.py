@@ -26,7 +26,7 @@ EXPECTED = "her hair be tie back . two geese , a man 's foot and knife be leave 
 
 
 @dataclass(frozen=True, eq=False)
-class Tools:
+class NltkTools:
     """The three steps of nltk, loaded once."""
 
     tokens: Callable[[str], list[str]]
@@ -45,7 +45,7 @@ def lemmas(caption: str) -> list[str]:
 
 
 @functools.cache
-def tools() -> Tools:
+def tools() -> NltkTools:
     """nltk's tools, once they are seen to do with this nltk and its data what version 1 did."""
     try:
         import nltk
@@ -62,7 +62,7 @@ def tools() -> Tools:
     with _data("wordnet"):
         nltk.corpus.wordnet.ensure_loaded()
     lemma = functools.lru_cache(maxsize=2**16)(WordNetLemmatizer().lemmatize)
-    made = Tools(nltk.word_tokenize, tagger.tag, lemma)
+    made = NltkTools(nltk.word_tokenize, tagger.tag, lemma)
     if (got := made.lemmas(PROBE)) != EXPECTED:
         raise CdkitError(
             f"nltk {nltk.__version__} with its data reads {PROBE!r} as {' '.join(got)!r} and not "

@@ -109,7 +109,7 @@ def compare(
             metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else (),
             resamples=resamples,
             gallery=gallery,
-            overlays=comparison_galleries.attention(chosen) if attention else None,
+            overlays=comparison_galleries.overlay_source(chosen) if attention else None,
             stages=stages,
         )
     comparison_run.write(compared, folder)

@@ -62,7 +62,7 @@ def galleries(
     return tuple(found)
 
 
-def attention(runs: NamedRuns) -> OverlaySource:
+def overlay_source(runs: NamedRuns) -> OverlaySource:
     """Loads the model of the runs; what is given back traces its methods on questions.
 
     Drawn are the base, and methods that look at attention. Raises where the runs are of several

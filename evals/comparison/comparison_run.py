@@ -33,7 +33,7 @@ GALLERY = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class ComparedRuns:
     """Runs, what was found, and what a reader must know beside it."""
 
     runs: NamedRuns
@@ -59,7 +59,7 @@ def compare_runs(
     gallery: int = GALLERY,
     overlays: OverlaySource | None = None,
     stages: Stages | None = None,
-) -> Compared:
+) -> ComparedRuns:
     """A table for each benchmark that all runs have, each run against the first.
 
     `metrics` are those to show and to test: Holm's family is what is shown. By default all of the
@@ -106,7 +106,7 @@ def compare_runs(
         costs=comparison_galleries.costs(runs),
     )
     seconds = perf_counter() - clock
-    return Compared(runs, results, tuple(changed), tuple(notes), resamples, started, seconds)
+    return ComparedRuns(runs, results, tuple(changed), tuple(notes), resamples, started, seconds)
 
 
 def new_folder(output: Path | None) -> Path:
@@ -117,7 +117,7 @@ def new_folder(output: Path | None) -> Path:
     return folder
 
 
-def write(compared: Compared, folder: Path) -> None:
+def write(compared: ComparedRuns, folder: Path) -> None:
     """comparison.json, tables.md, tables/ and report.html in a folder of their own."""
     try:
         folder.mkdir(parents=True)
@@ -131,7 +131,7 @@ def write(compared: Compared, folder: Path) -> None:
     report.write(folder / "report.html", compared.results, facts, left_out)
 
 
-def data(compared: Compared) -> dict[str, object]:
+def data(compared: ComparedRuns) -> dict[str, object]:
     """Every number with its origin, as plain data."""
     return {
         "base": compared.base,
@@ -143,7 +143,7 @@ def data(compared: Compared) -> dict[str, object]:
     }
 
 
-def manifest(compared: Compared, name: str) -> dict[str, object]:
+def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
     """What the page shows of how it was made."""
     runs, base = compared.runs, compared.runs[compared.base]
     models = dict.fromkeys(comparable.model_of(run) for run in runs.values())
@@ -207,7 +207,7 @@ def _once(names: Sequence[str], benchmark: Benchmark) -> list[str]:
     return [name for name in names if not name.startswith(parsers)]
 
 
-def _parts(compared: Compared) -> tuple[str, ...]:
+def _parts(compared: ComparedRuns) -> tuple[str, ...]:
     return tuple(table.benchmark for table in compared.results.tables)
 
 
@@ -226,7 +226,7 @@ def _runs(runs: NamedRuns) -> dict[str, dict[str, object]]:
     }
 
 
-def _statistics(compared: Compared) -> dict[str, object]:
+def _statistics(compared: ComparedRuns) -> dict[str, object]:
     return {
         "interval": "paired percentile bootstrap, 95 %, images (and seeds) resampled",
         "resamples": compared.resamples,

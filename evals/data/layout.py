@@ -31,7 +31,7 @@ class DataPart:
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedPart:
     """A part before its files are read.
 
     Args:
@@ -61,7 +61,7 @@ class FolderLayout:
     """
 
     expected: tuple[str, ...]
-    find: Callable[[Path], Iterator[Located]]
+    find: Callable[[Path], Iterator[LocatedPart]]
     only_part: str = ""
 
 
@@ -99,7 +99,7 @@ def parts_in(
     return {part.name: load(part, options or {}) for part in chosen}
 
 
-def located_in(bench: str, folder: Path) -> tuple[Located, ...]:
+def located_in(bench: str, folder: Path) -> tuple[LocatedPart, ...]:
     """Find the parts of a benchmark in a data folder without reading them.
 
     Args:
@@ -144,7 +144,7 @@ def layout_of(bench: str) -> FolderLayout:
     return LAYOUTS[bench]
 
 
-def load(part: Located, options: Mapping[str, object]) -> DataPart:
+def load(part: LocatedPart, options: Mapping[str, object]) -> DataPart:
     """Read the files of a part.
 
     Args:
@@ -173,13 +173,13 @@ def is_micro(folder: Path) -> bool:
     return (folder / "placement.json").is_file() and any(folder.glob("micro_pope_*.json"))
 
 
-def _pope(folder: Path) -> Iterator[Located]:
+def _pope(folder: Path) -> Iterator[LocatedPart]:
     if is_micro(folder):
         for split in PUBLISHED:
             path = folder / f"micro_pope_{split}.json"
             if path.is_file():
                 name, images = f"pope_micro_{split}", folder / "images"
-                yield Located(name, "pope", {"path": path}, images, published=False)
+                yield LocatedPart(name, "pope", {"path": path}, images, published=False)
         return
     for photos, pictures in PHOTOS.items():
         # The last two are the folders of POPE's repository, so that a clone of it will do.
@@ -191,10 +191,10 @@ def _pope(folder: Path) -> Iterator[Located]:
                         path = folder / place / f"{stem}{suffix}"
                         if path.is_file():
                             name = f"pope_{photos}_{split}"
-                            yield Located(name, "pope", {"path": path}, folder / pictures)
+                            yield LocatedPart(name, "pope", {"path": path}, folder / pictures)
 
 
-def _chair(folder: Path) -> Iterator[Located]:
+def _chair(folder: Path) -> Iterator[LocatedPart]:
     if is_micro(folder):
         from cdkit.evals.microworld.text import CAPTION_PROMPT
 
@@ -207,7 +207,7 @@ def _chair(folder: Path) -> Iterator[Located]:
         files = _all_of("chair", folder, names)
         # A caption of this world fits into 48 tokens: the limit of the default grid, too.
         settings = {"prompt": CAPTION_PROMPT, "max_new_tokens": 48}
-        yield Located("chair", "chair", files, folder / "images", settings, published=False)
+        yield LocatedPart("chair", "chair", files, folder / "images", settings, published=False)
         return
     truth = _first(folder, *_packed("chair/ground_truth.json"))
     annotated = {
@@ -223,10 +223,10 @@ def _chair(folder: Path) -> Iterator[Located]:
     for key, name in (("synonyms", "chair/synonyms.txt"), ("images", "chair/images.txt")):
         if (folder / name).is_file():
             files[key] = folder / name
-    yield Located("chair", "chair", files, folder / PHOTOS["coco"])
+    yield LocatedPart("chair", "chair", files, folder / PHOTOS["coco"])
 
 
-def _mme(folder: Path) -> Iterator[Located]:
+def _mme(folder: Path) -> Iterator[LocatedPart]:
     for place in ("mme", "mme/MME_Benchmark", "mme/MME_Benchmark_release_version/MME_Benchmark"):
         there = folder / place
         if any((there / f"{task}.txt").is_file() or (there / task).is_dir() for task in TASKS):
@@ -238,11 +238,11 @@ def _mme(folder: Path) -> Iterator[Located]:
                 if any((images / task).is_dir() for task in TASKS):
                     settings = {"subfolder": "{task}"}
             published = not is_micro(folder)
-            yield Located("mme", "mme", {"folder": there}, images, settings, published)
+            yield LocatedPart("mme", "mme", {"folder": there}, images, settings, published)
             return
 
 
-def _amber(folder: Path) -> Iterator[Located]:
+def _amber(folder: Path) -> Iterator[LocatedPart]:
     if not (folder / "amber").is_dir():
         return
     questions = _first(
@@ -256,7 +256,7 @@ def _amber(folder: Path) -> Iterator[Located]:
         raise CdkitError(f"amber in {folder} is not whole: it lacks amber/{lacking}; {HELP}")
     images = "amber/images" if (folder / "amber/images").is_dir() else "amber/image"
     files = {"path": questions, "annotations": truth}
-    yield Located("amber", "amber", files, folder / images)
+    yield LocatedPart("amber", "amber", files, folder / images)
 
 
 LAYOUTS: Mapping[str, FolderLayout] = {

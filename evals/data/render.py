@@ -7,15 +7,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cdkit.evals.data.check import PartReport, Report
+from cdkit.evals.data.check import FolderReport, PartReport
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: FolderReport) -> dict[str, Any]:
     """Everything in the report as plain values; `whole` is what the exit status says."""
     return {**dataclasses.asdict(report), "whole": report.whole}
 
 
-def as_table(report: Report) -> Group:
+def as_table(report: FolderReport) -> Group:
     """One row a part; then problems, notes and what is not there. Names from files stay text."""
     table = Table(title=Text(report.folder), title_justify="left")
     for name in ("part", "questions", "labels", "images", "version"):

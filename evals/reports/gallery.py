@@ -1,9 +1,9 @@
 """Which questions the report shows: drawn by lot among those that methods answer differently.
 
-A question is of one kind. Where the base is wrong and some method is right it is "mended", where
-the base is right and some method is wrong it is "broken", and "reworded" where the answers differ
-in their words alone. (Tables say gained and lost of what a metric counts, which may be mistakes.)
-The lot goes round the three kinds, so that no side can be picked.
+A question is of one kind. If the base is wrong and some method is right it is "mended"; if the
+base is right and some method is wrong it is "broken"; if only the words of the answers differ it is
+"reworded". (Tables say gained and lost of what a metric counts, which may be mistakes.) The lot
+takes the three kinds in turn, so that no side can be picked.
 """
 
 import io
@@ -28,7 +28,7 @@ Answers = Mapping[str, Mapping[str, Answer]]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnSamples:
     """The samples that the lot chose, each with its kind, and what it chose from."""
 
     samples: tuple[tuple[Sample, str], ...]
@@ -69,7 +69,7 @@ def right(tally: Tally) -> Float[np.ndarray, " samples"] | None:
 
 def draw(
     tallies: Mapping[str, Tally], answers: Answers, *, count: int, base: str = PLAIN, seed: int = 0
-) -> Drawn:
+) -> DrawnSamples:
     """Up to `count` samples that two methods answer in different words.
 
     The draw follows from `seed` and the samples' ids alone: neither the methods' names nor the
@@ -86,7 +86,7 @@ def draw(
             kinds[_kind(seen, base)].append(sample)
     for found in kinds.values():
         found.sort(key=lambda sample: sha256(f"{seed}\0{sample.id}".encode()))
-    return Drawn(
+    return DrawnSamples(
         tuple(_in_turn(kinds, count)),
         {kind: len(found) for kind, found in kinds.items()},
         len(samples),

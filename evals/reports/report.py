@@ -89,7 +89,7 @@ def _scatters(tables: tuple[Table, ...]) -> dict[str, list[Scatter]]:
     """Accuracy by yes ratio, for each table that has both."""
     found: dict[str, list[Scatter]] = {}
     for table in tables:
-        if (drawn := scatter.yes_ratio(table)) is not None:
+        if (drawn := scatter.yes_ratio_scatter(table)) is not None:
             found.setdefault(table.benchmark, []).append(drawn)
     return found
 
@@ -99,7 +99,7 @@ def _costs(results: Results) -> list[Scatter]:
     if results.costs is None:
         return []
     greedy = [table for table in results.tables if table.mode == GREEDY]
-    drawn = (scatter.cost(table, results.costs) for table in greedy or results.tables)
+    drawn = (scatter.cost_scatter(table, results.costs) for table in greedy or results.tables)
     return [shown for shown in drawn if shown is not None]
 
 

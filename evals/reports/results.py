@@ -58,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """One method's cells; a metric that it has no value for has none, such as AUC without yes scores."""
+    """One method's cells: none for a metric without a value, such as AUC without yes scores."""
 
     method: str
     cells: Mapping[str, Cell]

@@ -39,7 +39,7 @@ class Point:
     colour: str
 
 
-def yes_ratio(table: Table) -> Scatter | None:
+def yes_ratio_scatter(table: Table) -> Scatter | None:
     """Accuracy by yes ratio; None where the table lacks one of the two.
 
     The line is the base with its threshold moved: a method on it has gained or lost nothing that
@@ -60,7 +60,7 @@ def yes_ratio(table: Table) -> Scatter | None:
     )
 
 
-def cost(table: Table, costs: Costs) -> Scatter | None:
+def cost_scatter(table: Table, costs: Costs) -> Scatter | None:
     """The headline by cost; None where no method of the table was timed."""
     points = _points(table, table.headline, lambda row: costs.ratios.get(row.method))
     untimed = [name for name in table.rows if name not in costs.ratios]

@@ -11,7 +11,7 @@ from cdkit.evals.runner import run_folder as files
 from cdkit.evals.runner.batches import AskedSample, asked_in
 from cdkit.evals.runner.fingerprints import RunPart, data_hash, method_hash, model_files
 from cdkit.evals.runner.journal import Journal, read_journal
-from cdkit.evals.runner.lightning_module import Job
+from cdkit.evals.runner.lightning_module import RunJob
 from cdkit.evals.runner.loggers import log_metrics, make_loggers
 from cdkit.evals.runner.processes import follower, predict
 from cdkit.evals.runner.run_folder import Fingerprints, opened
@@ -22,7 +22,7 @@ from cdkit.pretrained import MICRO, micro_path
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class EvalOutcome:
     """A finished run.
 
     Args:
@@ -49,7 +49,7 @@ def run_eval(
     loggers: Sequence[str] = (),
     bar: bool = False,
     silence: Callable[[], None] | None = None,
-) -> Outcome | None:
+) -> EvalOutcome | None:
     """Answer every question of the parts and score the answers.
 
     Args:
@@ -75,8 +75,8 @@ def run_eval(
     tasks = _tasks(parts, settings.limit)
     identity = _identity(settings, method, parts)
 
-    def job(journal: Journal | None) -> Job:
-        return Job(
+    def job(journal: Journal | None) -> RunJob:
+        return RunJob(
             settings=settings,
             resources=resources,
             method=method,
@@ -117,7 +117,7 @@ def run_eval(
         )
         log_metrics(kept, numbers, len(after.rows))
     errors = {part.name: part.errors for part in answered if part.errors}
-    return Outcome(folder, numbers, errors, before.torn)
+    return EvalOutcome(folder, numbers, errors, before.torn)
 
 
 def _tasks(parts: Sequence[RunPart], limit: int | None) -> tuple[AskedSample, ...]:

@@ -62,7 +62,7 @@ class JournalRow:
         return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-class Writer:
+class JournalWriter:
     """One process's file: its head first, then rows.
 
     The disk works on a batch while the next is made: `add` returns at once, after the batch before

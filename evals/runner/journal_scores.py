@@ -17,7 +17,7 @@ Seed = int | None
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class AnsweredPart:
     """A part with what came of its samples."""
 
     name: str
@@ -49,7 +49,7 @@ def collect(
     method: str,
     seeds: Sequence[Seed],
     limit: int | None,
-) -> list[Answered]:
+) -> list[AnsweredPart]:
     """Every sample's row; a sample without one raises: the run is not finished."""
     found = []
     for part in parts:
@@ -62,16 +62,16 @@ def collect(
                 "go on with cdkit eval --resume"
             )
         by_seed = {s: {name: rows[data, name, method, s] for name in ids} for s in seeds}
-        found.append(Answered(part.name, part.benchmark, part.images, by_seed))
+        found.append(AnsweredPart(part.name, part.benchmark, part.images, by_seed))
     return found
 
 
-def write_predictions(path: Path, parts: Sequence[Answered]) -> None:
+def write_predictions(path: Path, parts: Sequence[AnsweredPart]) -> None:
     """One row an answer: part by part, seed by seed, in the samples' order."""
     write_whole(path, "".join(_prediction_lines(parts)))
 
 
-def _prediction_lines(parts: Sequence[Answered]) -> Iterator[str]:
+def _prediction_lines(parts: Sequence[AnsweredPart]) -> Iterator[str]:
     for part in parts:
         for seed, rows in part.rows.items():
             for name, row in rows.items():
@@ -83,7 +83,7 @@ def _prediction_lines(parts: Sequence[Answered]) -> Iterator[str]:
                 yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def metrics(parts: Sequence[Answered]) -> dict[str, Any]:
+def metrics(parts: Sequence[AnsweredPart]) -> dict[str, Any]:
     """By part: each seed's metrics and their mean, and over how many samples they are.
 
     Samples that were not asked, or failed under any seed, are left out under every seed.
@@ -91,7 +91,7 @@ def metrics(parts: Sequence[Answered]) -> dict[str, Any]:
     return {part.name: _metrics(part) for part in parts}
 
 
-def _metrics(part: Answered) -> dict[str, Any]:
+def _metrics(part: AnsweredPart) -> dict[str, Any]:
     samples = part.benchmark.samples()
     out = {s.id for s in samples}.difference(part.asked) | part.errors.keys()
     record: dict[str, Any] = {

@@ -24,8 +24,8 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
 from cdkit.evals.runner.fingerprints import differing
-from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, Writer
-from cdkit.evals.runner.loading import Batches, PreparedBatch, prompt_lengths
+from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, JournalWriter
+from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
 from cdkit.evals.runner.run_settings import Resources, RunSettings
@@ -36,7 +36,7 @@ STAGE = "answers"
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class RunJob:
     """What every process of a run is given; only the first has a `journal`."""
 
     settings: RunSettings
@@ -62,7 +62,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What the first process sends to the others."""
 
     journals: Path
@@ -70,13 +70,13 @@ class Plan:
     work: tuple[BatchPlan, ...]
 
 
-class Answering(pl.LightningModule):
+class AnsweringModule(pl.LightningModule):
     """Answers batches in `Trainer.predict`; its results are on the disk, not in its return values.
 
     The model is loaded in `setup`, in the process that runs it, and is no part of the module.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: RunJob) -> None:
         super().__init__()
         self.job = job
         self.parent = os.getpid()
@@ -93,7 +93,7 @@ class Answering(pl.LightningModule):
         plan: Any = trainer.strategy.broadcast(made_here)  # the first process's
         self._share = shard(plan.work, trainer.global_rank, trainer.world_size)
         path = plan.journals / f"{plan.piece:04d}-{trainer.global_rank:04d}.jsonl"
-        self._writer = Writer(path, self._head(plan))
+        self._writer = JournalWriter(path, self._head(plan))
         if trainer.is_global_zero:
             for logger in trainer.loggers:  # here: a logger may live in one process alone
                 facts = self.job.settings.to_dict()
@@ -107,7 +107,7 @@ class Answering(pl.LightningModule):
 
     def predict_dataloader(self) -> DataLoader[PreparedBatch]:
         return DataLoader(
-            Batches(self._share, self._engine),
+            BatchDataset(self._share, self._engine),
             batch_size=None,
             num_workers=self.job.resources.workers,
             collate_fn=_as_it_is,
@@ -165,7 +165,7 @@ class Answering(pl.LightningModule):
             top_p=settings.top_p,
         )
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> RunPlan:
         job = self.job
         assert job.journal is not None
         check_model(job.journal, model_facts(self._engine, job.tasks))
@@ -178,9 +178,9 @@ class Answering(pl.LightningModule):
             rows=job.journal.rows,
             retry=job.retry_errors,
         )
-        return Plan(job.journals, job.journal.pieces + 1, tuple(work))
+        return RunPlan(job.journals, job.journal.pieces + 1, tuple(work))
 
-    def _head(self, plan: Plan) -> dict[str, Any]:
+    def _head(self, plan: RunPlan) -> dict[str, Any]:
         trainer = self.trainer
         return {
             "journal": VERSION,

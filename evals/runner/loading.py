@@ -25,7 +25,7 @@ class PreparedBatch:
     errors: Mapping[int, str]
 
 
-class Batches(Dataset[PreparedBatch]):
+class BatchDataset(Dataset[PreparedBatch]):
     """The batches of one process, each made ready when it is asked for."""
 
     def __init__(self, work: Sequence[BatchPlan], engine: AnswerEngine) -> None:

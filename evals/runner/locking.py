@@ -29,8 +29,8 @@ def take(file: int, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        told = os.pread(file, 200, 0).split(b"\n")[0].decode("utf-8", "replace")
-        holder = told if told.startswith("process ") else "another process"
+        content = os.pread(file, 200, 0).split(b"\n")[0].decode("utf-8", "replace")
+        holder = content if content.startswith("process ") else "another process"
         raise CdkitError(
             f"{path.parent} is being written by {holder}: wait until it has ended, or give "
             "another --name"

@@ -15,7 +15,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner.lightning_module import Answering, Job
+from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for others to finish their share; torch's default is half an hour."""
@@ -36,7 +36,7 @@ def started_outside(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment or "SLURM_NTASKS" in environment
 
 
-def predict(job: Job, loggers: Sequence[Logger]) -> None:
+def predict(job: RunJob, loggers: Sequence[Logger]) -> None:
     """Answer what is left; returns when every process has, or raises what stopped one of them."""
     if job.silence is not None:
         job.silence()  # by now Lightning is imported, which sets its own logging up
@@ -66,7 +66,7 @@ def predict(job: Job, loggers: Sequence[Logger]) -> None:
             f"--accelerator {resources.accelerator} --devices {resources.devices} cannot be had "
             f"here: {' '.join(str(error).split())}"
         ) from None
-    module = Answering(job)
+    module = AnsweringModule(job)
     try:
         trainer.predict(module, return_predictions=False)
     except SystemExit as stopped:
@@ -83,7 +83,7 @@ def predict(job: Job, loggers: Sequence[Logger]) -> None:
         sys.stderr.flush()
 
 
-def _known(error: ProcessRaisedException, job: Job) -> CdkitError | None:
+def _known(error: ProcessRaisedException, job: RunJob) -> CdkitError | None:
     """What the user can mend, out of the traceback of another process."""
     last = str(error).strip().splitlines()[-1]
     kind, _, message = last.partition(": ")
@@ -94,7 +94,7 @@ def _known(error: ProcessRaisedException, job: Job) -> CdkitError | None:
     return None
 
 
-def _no_memory(job: Job) -> str:
+def _no_memory(job: RunJob) -> str:
     return (
         f"the device ran out of memory with --batch-size {job.resources.batch_size}; what was "
         "answered is kept: go on with --resume and a smaller --batch-size"

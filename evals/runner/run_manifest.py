@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cdkit.evals.runner.journal import Journal
-from cdkit.evals.runner.journal_scores import Answered
+from cdkit.evals.runner.journal_scores import AnsweredPart
 from cdkit.evals.runner.margins import tolerance_of
 from cdkit.evals.runner.modes import SAMPLE
 from cdkit.evals.runner.run_folder import Fingerprints
@@ -30,7 +30,7 @@ def manifest(
     settings: RunSettings,
     identity: Fingerprints,
     method: Method,
-    parts: Sequence[Answered],
+    parts: Sequence[AnsweredPart],
     journal: Journal,
 ) -> dict[str, Any]:
     """Everything but the numbers, from the settings and from the heads of the journal."""
@@ -83,7 +83,7 @@ def pieces(journal: Journal) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def near_ties(settings: RunSettings, dtype: str, parts: Sequence[Answered]) -> dict[str, Any]:
+def near_ties(settings: RunSettings, dtype: str, parts: Sequence[AnsweredPart]) -> dict[str, Any]:
     """How many answers had, at some step, a token so close to the best that rounding may choose.
 
     Another batch size, device or library may give such an answer another text.
@@ -103,7 +103,7 @@ def near_ties(settings: RunSettings, dtype: str, parts: Sequence[Answered]) -> d
     }
 
 
-def _part(part: Answered, identity: Fingerprints) -> dict[str, Any]:
+def _part(part: AnsweredPart, identity: Fingerprints) -> dict[str, Any]:
     return {
         "hash": identity.data[part.name],
         "images": str(part.images.absolute()),

@@ -122,7 +122,7 @@ def reference(loop: TwoPass, dtype: torch.dtype, layers: int, *, steps: int = ST
     return Reference(tokens, original, combined, loop.method, dtype, layers)
 
 
-def check(
+def check_agreement(
     reference: Reference, runners: Mapping[VariantName, BenchRunner]
 ) -> dict[VariantName, Agreement]:
     """Each variant of one method, under the tokens of the reference."""

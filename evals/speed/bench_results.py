@@ -7,7 +7,7 @@ from typing import Any
 
 from cdkit.evals.speed.agreement import Agreement
 from cdkit.evals.speed.clock import Times
-from cdkit.evals.speed.measuring import Taken
+from cdkit.evals.speed.measuring import Measurements
 from cdkit.evals.speed.profiling import Profile
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName
 from cdkit.evals.statistics.bootstrap import Estimate
@@ -20,7 +20,7 @@ MEASURES: Mapping[str, Callable[[Times], float]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class BenchSection:
     """One batch size and one text length."""
 
     batch: int
@@ -29,7 +29,7 @@ class Section:
     new_tokens: int
     weights: int
     """Of the model, in bytes."""
-    taken: Mapping[VariantName, Taken]
+    taken: Mapping[VariantName, Measurements]
     agreements: Mapping[VariantName, Agreement]
     one_candidate: Mapping[str, float]
     """Method -> the share of checked steps, by row, that left one token to choose."""

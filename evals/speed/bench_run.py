@@ -10,8 +10,8 @@ import torch
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.progress import Stages
-from cdkit.evals.speed.agreement import STEPS, Agreement, check, reference
-from cdkit.evals.speed.bench_results import Section
+from cdkit.evals.speed.agreement import STEPS, Agreement, check_agreement, reference
+from cdkit.evals.speed.bench_results import BenchSection
 from cdkit.evals.speed.bench_runners import BenchRunner
 from cdkit.evals.speed.bench_settings import MICRO, BenchSettings
 from cdkit.evals.speed.machine import machine
@@ -32,7 +32,7 @@ class Bench:
     machine: dict[str, Any]
     """As `machine.machine` describes it; `device`, `dtype` and `threads` as they were."""
     started: str
-    sections: tuple[Section, ...]
+    sections: tuple[BenchSection, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -107,7 +107,7 @@ def _section(
     batch: int,
     text_tokens: int,
     stages: Stages,
-) -> Section:
+) -> BenchSection:
     new_tokens = settings.new_tokens
     prompts = make_prompts(
         model, batch=batch, text_tokens=text_tokens, new_tokens=new_tokens, seed=settings.seed
@@ -140,7 +140,7 @@ def _section(
         found = profiles(
             made, model.device, new_tokens=new_tokens, advance=lambda: stages.advance(title)
         )
-    return Section(
+    return BenchSection(
         batch=batch,
         text_tokens=text_tokens,
         image_tokens=int(model.config.image_seq_length),
@@ -166,13 +166,13 @@ def _checked(
     """How well each variant agrees, and how often one candidate is left; nothing else is kept."""
     layers = int(model.config.text_config.num_hidden_layers)
     plain = reference(one_pass(model, prompts), model.dtype, layers, steps=steps)
-    agreements = check(plain, {PLAIN_NAME: made[PLAIN_NAME]})
+    agreements = check_agreement(plain, {PLAIN_NAME: made[PLAIN_NAME]})
     advance()
     one_candidate = {}
     for name, method in methods.items():
         loop = two_pass(model, method, prompts, processor=processor)
         expected = reference(loop, model.dtype, layers, steps=steps)
         one_candidate[name] = expected.one_candidate
-        agreements |= check(expected, {n: r for n, r in made.items() if n.method == name})
+        agreements |= check_agreement(expected, {n: r for n, r in made.items() if n.method == name})
         advance()
     return agreements, one_candidate

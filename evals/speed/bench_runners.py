@@ -42,7 +42,7 @@ class BenchRunner(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Generate:
+class GenerateRunner:
     """Hugging Face's `generate`: stock, or with a method attached."""
 
     model: Any
@@ -67,12 +67,12 @@ class Generate:
 
     def answer(self, limit: int, tick: Tick) -> Tokens:
         made: Tensor = self.model.generate(
-            **self._asked(limit), stopping_criteria=StoppingCriteriaList([Ticking(tick)])
+            **self._asked(limit), stopping_criteria=StoppingCriteriaList([TokenTimer(tick)])
         )
         return made[:, self.prompts.ids.shape[1] :]
 
     def logits(self, tokens: Tokens) -> Logits:
-        forced = Forced(tokens, start=self.prompts.ids.shape[1])
+        forced = ForcedTokens(tokens, start=self.prompts.ids.shape[1])
         made = self.model.generate(
             **self._asked(tokens.shape[1]),
             logits_processor=LogitsProcessorList([forced]),
@@ -85,7 +85,7 @@ class Generate:
         return {**self.prompts.inputs(), "max_new_tokens": limit, "do_sample": False}
 
 
-class Ticking(StoppingCriteria):
+class TokenTimer(StoppingCriteria):
     """Never stops an answer; reports each token."""
 
     def __init__(self, tick: Tick) -> None:
@@ -96,7 +96,7 @@ class Ticking(StoppingCriteria):
         return input_ids.new_zeros(input_ids.shape[0], dtype=torch.bool)
 
 
-class Forced(LogitsProcessor):
+class ForcedTokens(LogitsProcessor):
     """Leaves the given token alone, whatever its logit: all variants then see the same prefix."""
 
     def __init__(self, tokens: Tokens, start: int) -> None:

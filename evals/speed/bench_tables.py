@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cdkit.evals.speed.bench_results import MEASURES, Section
+from cdkit.evals.speed.bench_results import MEASURES, BenchSection
 from cdkit.evals.speed.bench_run import Bench
 from cdkit.evals.speed.profiling import KINDS
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName
@@ -89,14 +89,14 @@ def headline(bench: Bench) -> str:
     )
 
 
-def lines(section: Section) -> Iterator[Sequence[str]]:
+def lines(section: BenchSection) -> Iterator[Sequence[str]]:
     """The heading, then a row for each method's variants; plain's own in seconds and bytes."""
     yield ["variant", "method", *HEADINGS.values(), "tokens/s"]
     for name in section.taken:
         yield [name.variant, name.method or "-", *_cells(section, name), _rate(section, name)]
 
 
-def profile_lines(section: Section) -> Iterator[Sequence[str]]:
+def profile_lines(section: BenchSection) -> Iterator[Sequence[str]]:
     """The heading, then where the time of each variant goes."""
     yield ["variant", "method", *KINDS, "nothing", "calls", "waits"]
     for name, own in section.profiles.items():
@@ -105,7 +105,7 @@ def profile_lines(section: Section) -> Iterator[Sequence[str]]:
         yield [name.variant, name.method or "-", *shares, *counts]
 
 
-def notes(section: Section) -> list[str]:
+def notes(section: BenchSection) -> list[str]:
     """What the checked steps had left to choose from."""
     if not section.one_candidate:
         return []
@@ -113,7 +113,7 @@ def notes(section: Section) -> list[str]:
     return [f"Steps of the check that leave one candidate: {shares}."]
 
 
-def _cells(section: Section, name: VariantName) -> list[str]:
+def _cells(section: BenchSection, name: VariantName) -> list[str]:
     memory = section.taken[name].memory
     if name == PLAIN_NAME:
         return [*(_seconds(section.seconds(name, m)) for m in MEASURES), _bytes(memory)]
@@ -123,7 +123,7 @@ def _cells(section: Section, name: VariantName) -> list[str]:
     ]
 
 
-def _rate(section: Section, name: VariantName) -> str:
+def _rate(section: BenchSection, name: VariantName) -> str:
     value = section.throughput(name).value
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 

@@ -17,12 +17,17 @@ from cdkit.evals.speed.variants import VariantName
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What one variant took: an entry a round, in seconds; its peak memory, in bytes."""
+class Measurements:
+    """What one variant took.
+
+    Args:
+        times: The times of each round.
+        attach: Seconds to attach the method in each round, which are not part of an answer.
+        memory: Peak memory in bytes.
+    """
 
     times: tuple[Times, ...]
     attach: tuple[float, ...]
-    """Until it was ready to answer: not part of an answer."""
     memory: int
 
 
@@ -33,7 +38,7 @@ def measure(
     new_tokens: int,
     rounds: int,
     advance: Callable[[], None] = lambda: None,
-) -> dict[VariantName, Taken]:
+) -> dict[VariantName, Measurements]:
     """Greedy answers of `new_tokens` tokens.
 
     In a round every variant answers once, each round starting with another one, so that a machine
@@ -41,7 +46,7 @@ def measure(
     memory is measured in one more answer that is not timed.
     """
     gc.collect()
-    gc.freeze()  # what is there already need not be looked through before each answer
+    gc.freeze()  # objects that exist already need not be scanned before each answer
     try:
         times, attach = _rounds(runners, model.device, new_tokens, rounds, advance)
         memory = {}
@@ -50,7 +55,7 @@ def measure(
             advance()
     finally:
         gc.unfreeze()
-    return {n: Taken(tuple(times[n]), tuple(attach[n]), memory[n]) for n in runners}
+    return {n: Measurements(tuple(times[n]), tuple(attach[n]), memory[n]) for n in runners}
 
 
 def steps_of(rounds: int) -> int:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cdkit.evals.reports.figures import COLOURS, INK, LINE, SOFT, drawing
-from cdkit.evals.speed.bench_results import MEASURES, Section
+from cdkit.evals.speed.bench_results import MEASURES, BenchSection
 from cdkit.evals.speed.bench_run import Bench
 from cdkit.evals.speed.bench_tables import HEADINGS, headline
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName
@@ -43,7 +43,7 @@ def draw(bench: Bench, paths: Sequence[Path]) -> None:
         figure.savefig(path, metadata=dated, dpi=DPI)
 
 
-def _panel(axes: Axes, section: Section, measure: str) -> None:
+def _panel(axes: Axes, section: BenchSection, measure: str) -> None:
     names = [name for name in section.taken if name != PLAIN_NAME]
     places, methods = _places(names), list(dict.fromkeys(name.method for name in names))
     for name in names:
@@ -64,7 +64,7 @@ def _panel(axes: Axes, section: Section, measure: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _estimate(section: Section, name: VariantName, measure: str) -> Estimate:
+def _estimate(section: BenchSection, name: VariantName, measure: str) -> Estimate:
     if measure in MEASURES:
         return section.ratio(name, measure)
     ratio = section.memory_ratio(name)
@@ -77,6 +77,6 @@ def _places(names: list[VariantName]) -> dict[VariantName, float]:
     return {name: at + GAP * methods.index(name.method) for at, name in enumerate(names)}
 
 
-def _height(section: Section) -> float:
+def _height(section: BenchSection) -> float:
     names = [name for name in section.taken if name != PLAIN_NAME]
     return 0.8 + ROW * (max(_places(names).values(), default=0) + 1)

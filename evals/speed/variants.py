@@ -6,7 +6,7 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.modes import PLAIN
-from cdkit.evals.speed.bench_runners import BenchRunner, Generate
+from cdkit.evals.speed.bench_runners import BenchRunner, GenerateRunner
 from cdkit.evals.speed.bench_settings import EAGER, TWO_PASS, optimizations
 from cdkit.evals.speed.prompts import Prompts
 from cdkit.evals.speed.two_pass import two_pass
@@ -36,7 +36,7 @@ def runners(
     variants: tuple[str, ...],
 ) -> dict[VariantName, BenchRunner]:
     """Plain decoding first, then method by method."""
-    made: dict[VariantName, BenchRunner] = {PLAIN_NAME: Generate(model, prompts)}
+    made: dict[VariantName, BenchRunner] = {PLAIN_NAME: GenerateRunner(model, prompts)}
     for name, method in methods.items():
         for variant in variants:
             made[VariantName(variant, name)] = runner(model, processor, method, prompts, variant)
@@ -53,4 +53,4 @@ def runner(
     optimize = optimizations(variant)
     if optimize is None:
         raise CdkitError(f"no variant of a method is called {variant!r}")
-    return Generate(model, prompts, method, processor, optimize)
+    return GenerateRunner(model, prompts, method, processor, optimize)

@@ -10,7 +10,7 @@ from cdkit.evals.benchmarks.chair import CHAIR
 from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.microworld.world_files import BenchmarkFiles, write_benchmarks
-from cdkit.evals.runner.eval_run import Outcome, run_eval
+from cdkit.evals.runner.eval_run import EvalOutcome, run_eval
 from cdkit.evals.runner.run_settings import Resources, RunSettings, Start
 from cdkit.interfaces.benchmark import Benchmark
 
@@ -61,7 +61,7 @@ def answer(
     workers: int = 0,
     start: Start = "spawn",
     **changes: Any,
-) -> Outcome:
+) -> EvalOutcome:
     resources = Resources(batch_size, devices, accelerator="cpu", workers=workers, start=start)
     outcome = run_eval(
         settings(**changes),

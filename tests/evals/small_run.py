@@ -10,7 +10,7 @@ from typing import Any
 from cdkit.evals.ablation import ablation_run, grid_toml
 from cdkit.evals.ablation.ablation_run import Ablation
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_runner import Batch, GridRunner, batches_of
+from cdkit.evals.ablation.grid_runner import GridBatch, GridRunner, batches_of
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.progress import Stages
 from cdkit.interfaces.benchmark import Answer
@@ -88,7 +88,7 @@ def said(folder: Path, **wanted: object) -> dict[str, Answer]:
     }
 
 
-def some_batches(prepared: Ablation, engine: AnswerEngine, size: int) -> list[Batch]:
+def some_batches(prepared: Ablation, engine: AnswerEngine, size: int) -> list[GridBatch]:
     demand = dict(list(ablation_run.demand(prepared).items())[:6])
     return batches_of(demand, size, engine.lengths)
 

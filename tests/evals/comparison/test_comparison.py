@@ -53,7 +53,7 @@ def two(benchmarks: Benchmarks, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.fixture(scope="module")
-def compared(two: list[FinishedRun]) -> comparison_run.Compared:
+def compared(two: list[FinishedRun]) -> comparison_run.ComparedRuns:
     return comparison_run.compare_runs(name_runs(two), resamples=50)
 
 
@@ -74,7 +74,7 @@ def refused(a: FinishedRun, b: FinishedRun, **how: bool) -> str:
 
 
 def test_a_table_each_with_the_first_run_as_its_base(
-    compared: comparison_run.Compared, two: list[FinishedRun]
+    compared: comparison_run.ComparedRuns, two: list[FinishedRun]
 ) -> None:
     tables = compared.results.tables
     assert [table.benchmark for table in tables] == ["pope_random", "chair", "mme"]
@@ -93,7 +93,9 @@ def test_a_table_each_with_the_first_run_as_its_base(
         assert adjusted == pytest.approx(holm(tested))
 
 
-def test_the_base_may_be_any_run(two: list[FinishedRun], compared: comparison_run.Compared) -> None:
+def test_the_base_may_be_any_run(
+    two: list[FinishedRun], compared: comparison_run.ComparedRuns
+) -> None:
     turned = comparison_run.compare_runs(name_runs(two, base="ours <b>|x"), resamples=50)
     assert turned.base == "ours <b>|x"
     for table, other in zip(turned.results.tables, compared.results.tables, strict=True):
@@ -106,7 +108,7 @@ def test_the_base_may_be_any_run(two: list[FinishedRun], compared: comparison_ru
 
 
 def test_changes_are_counted_towards_right(
-    compared: comparison_run.Compared, two: list[FinishedRun], benchmarks: Benchmarks
+    compared: comparison_run.ComparedRuns, two: list[FinishedRun], benchmarks: Benchmarks
 ) -> None:
     of = {(c.benchmark, c.metric): c for c in compared.changes}
     said = [run.parts["pope_random"].answers[None] for run in two]
@@ -133,7 +135,7 @@ def test_changes_are_counted_towards_right(
     assert ("pope_random", "f1") not in of
 
 
-def test_every_test_has_a_row_with_its_power(compared: comparison_run.Compared) -> None:
+def test_every_test_has_a_row_with_its_power(compared: comparison_run.ComparedRuns) -> None:
     for table, text_table in zip(
         compared.results.tables, compared.results.text_tables, strict=False
     ):
@@ -389,7 +391,9 @@ def test_metrics_are_chosen_by_name(two: list[FinishedRun]) -> None:
         comparison_run.compare_runs(name_runs(two), metrics=["accuracy"])
 
 
-def test_the_folder_holds_every_number(compared: comparison_run.Compared, tmp_path: Path) -> None:
+def test_the_folder_holds_every_number(
+    compared: comparison_run.ComparedRuns, tmp_path: Path
+) -> None:
     comparison_run.write(compared, tmp_path / "new")
     written = json.loads((tmp_path / "new" / "comparison.json").read_text(encoding="utf-8"))
     assert written["base"] == "greedy search" and written["statistics"]["resamples"] == 50
@@ -413,7 +417,7 @@ def test_the_folder_holds_every_number(compared: comparison_run.Compared, tmp_pa
 
 
 def test_random_numbers_are_called_shared_where_they_are(
-    compared: comparison_run.Compared, benchmarks: Benchmarks, tmp_path: Path
+    compared: comparison_run.ComparedRuns, benchmarks: Benchmarks, tmp_path: Path
 ) -> None:
     assert comparison_run.manifest(compared, "x")["common_numbers"] is True
     pope = {"pope_random": benchmarks["pope_random"]}

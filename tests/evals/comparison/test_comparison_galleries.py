@@ -82,7 +82,7 @@ def test_images_that_are_gone_leave_a_note(two: list[FinishedRun], tmp_path: Pat
 
 def test_attention_is_that_of_the_runs_methods(two: list[FinishedRun]) -> None:
     runs = name_runs(two)
-    overlays = comparison_galleries.attention(runs)
+    overlays = comparison_galleries.overlay_source(runs)
     (gallery,) = comparison_galleries.galleries(runs, of_parts(runs), count=1, overlays=overlays)
     overlay = gallery.examples[0].overlay
     assert overlay is not None and {heatmap.method for heatmap in overlay.heatmaps} == {
@@ -119,7 +119,7 @@ def test_attention_is_not_drawn_of_something_else(
         for run in two
     ]
     with pytest.raises(CdkitError, match=words):
-        comparison_galleries.attention(name_runs(changed))
+        comparison_galleries.overlay_source(name_runs(changed))
 
 
 def test_costs_are_told_where_the_runs_were_made_alike(two: list[FinishedRun]) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.mme import TASKS
-from cdkit.evals.data.catalogue import Known, known_files
-from cdkit.evals.data.check import Report, check
+from cdkit.evals.data.catalogue import KnownFile, known_files
+from cdkit.evals.data.check import FolderReport, check
 from cdkit.evals.data.files_check import FileFound, examine
 
 RANDOM = "pope/coco/coco_pope_random.json"
@@ -25,11 +25,11 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "data")
 
 
-def problems(report: Report) -> list[str]:
+def problems(report: FolderReport) -> list[str]:
     return [text for part in report.parts for text in part.problems]
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: FolderReport) -> list[str]:
     return [text for part in report.parts for text in part.notes] + list(report.notes)
 
 
@@ -235,7 +235,9 @@ def test_a_known_file_under_a_wrong_name_is_a_problem(
 ) -> None:
     """As if these rows were the published `popular`."""
     sha256 = examine(folder / RANDOM, "").sha256
-    known = Known("pope", "coco popular; LF line ends", 4, sha256, "somebody/POPE 1234567 a.json")
+    known = KnownFile(
+        "pope", "coco popular; LF line ends", 4, sha256, "somebody/POPE 1234567 a.json"
+    )
     monkeypatch.setattr("cdkit.evals.data.files_check.known_files", lambda: {sha256: known})
     report = check(folder)
     told = "coco popular; LF line ends, 4 rows (somebody/POPE): give it its own name"

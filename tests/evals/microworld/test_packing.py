@@ -10,7 +10,7 @@ from cdkit.evals.microworld import WORLD
 from cdkit.evals.microworld.checkpoint import build_model, build_processor
 from cdkit.evals.microworld.drawing import render
 from cdkit.evals.microworld.noisy_captions import Lesson, draw_lesson
-from cdkit.evals.microworld.packing import IGNORED, Packed, pack, pixels, visible
+from cdkit.evals.microworld.packing import IGNORED, PackedLessons, pack, pixels, visible
 from cdkit.evals.microworld.stages import language_logits, see
 from cdkit.evals.microworld.text import NEUTRAL_ROLES
 from cdkit.evals.microworld.train import words_of
@@ -98,7 +98,7 @@ def test_pixels_lie_in_the_processor_s_range() -> None:
 
 def test_packing_is_pure() -> None:
     first, again = (pack(WORLD, WORDS, lessons(3)) for _ in range(2))
-    assert isinstance(first, Packed)
+    assert isinstance(first, PackedLessons)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

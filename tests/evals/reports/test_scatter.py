@@ -64,7 +64,7 @@ def flat(*values: tuple[str, float, float], metrics: tuple[str, ...] = ()) -> Ta
 
 def test_equal_methods_share_a_number() -> None:
     table = flat(("plain", 0.5, 0.7), ("a", 0.6, 0.7), ("b", 0.5, 0.7), ("c", 0.6, 0.7))
-    shown = scatter.yes_ratio(table)
+    shown = scatter.yes_ratio_scatter(table)
     # the base has a point of its own, in its own colour, even where another has its values
     assert shown is not None and shown.names == (("plain",), ("a", "c"), ("b",))
     assert "The line is" not in shown.note
@@ -72,21 +72,21 @@ def test_equal_methods_share_a_number() -> None:
 
 def test_the_line_is_told_where_it_is_drawn() -> None:
     table = replace(flat(("plain", 0.5, 0.7), ("a", 0.6, 0.7)), shifted=((0.0, 0.5), (1.0, 0.5)))
-    shown = scatter.yes_ratio(table)
+    shown = scatter.yes_ratio_scatter(table)
     assert shown is not None and "The line is plain with its own threshold moved" in shown.note
 
 
 def test_there_is_nothing_without_a_yes_ratio() -> None:
-    assert scatter.yes_ratio(flat(("plain", 0.5, 0.7), metrics=("accuracy",))) is None
+    assert scatter.yes_ratio_scatter(flat(("plain", 0.5, 0.7), metrics=("accuracy",))) is None
 
 
 def test_untimed_methods_are_named() -> None:
     table = flat(("plain", 0.5, 0.7), ("a", 0.6, 0.8), ("b", 0.5, 0.6))
     ratios = {"plain": Estimate(1.0, 1.0, 1.0), "a": Estimate(2.0, 1.9, 2.2)}
-    shown = scatter.cost(table, Costs(ratios, "Timed."))
+    shown = scatter.cost_scatter(table, Costs(ratios, "Timed."))
     assert shown is not None and shown.names == (("plain",), ("a",))
     assert shown.note.endswith("Timed. Not timed: b.")
-    assert scatter.cost(table, Costs({}, "")) is None
+    assert scatter.cost_scatter(table, Costs({}, "")) is None
 
 
 @pytest.mark.parametrize("count", [2, 13, 35])
@@ -96,7 +96,7 @@ def test_numbers_do_not_stand_on_one_another(count: int) -> None:
     spread = rng.normal([0.6, 0.8], 0.02, (count, 2))
     names = ["plain", *(f"m{i}" for i in range(1, count))]
     rows = [(name, float(x), float(y)) for name, (x, y) in zip(names, spread, strict=True)]
-    shown = scatter.yes_ratio(flat(*rows))
+    shown = scatter.yes_ratio_scatter(flat(*rows))
     assert shown is not None and len(shown.names) == count
     drawn = base64.b64decode(shown.picture.partition(",")[2]).decode()
     told = re.findall(r"<!-- (\d+) -->\s*<g[^>]*transform=\"translate\(([\d.]+) ([\d.]+)\)", drawn)

@@ -17,7 +17,7 @@ from evals.eval_run import answer, draw, parts_of, predictions
 import cdkit
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, asked_in, plan_batches
-from cdkit.evals.runner.lightning_module import Answering
+from cdkit.evals.runner.lightning_module import AnsweringModule
 from cdkit.evals.runner.loading import prompt_lengths
 
 BATCH = 16
@@ -51,18 +51,18 @@ def timed(
 ) -> tuple[float, dict[str, str]]:
     """CPU seconds from the first batch to the last row on the disk."""
     marks: list[float] = []
-    loader, close = Answering.predict_dataloader, Answering.close
+    loader, close = AnsweringModule.predict_dataloader, AnsweringModule.close
 
-    def begins(self: Answering) -> object:
+    def begins(self: AnsweringModule) -> object:
         marks.append(process_time())
         return loader(self)
 
-    def ends(self: Answering) -> None:
+    def ends(self: AnsweringModule) -> None:
         close(self)
         marks.append(process_time())
 
-    monkeypatch.setattr(Answering, "predict_dataloader", begins)
-    monkeypatch.setattr(Answering, "close", ends)
+    monkeypatch.setattr(AnsweringModule, "predict_dataloader", begins)
+    monkeypatch.setattr(AnsweringModule, "close", ends)
     found = run()
     monkeypatch.undo()
     return marks[1] - marks[0], found

@@ -13,7 +13,7 @@ from evals.eval_run import answer, draw, parts_of, settings
 
 from cdkit.evals.runner.batches import asked_in
 from cdkit.evals.runner.journal import Journal
-from cdkit.evals.runner.lightning_module import Answering, Job
+from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
 from cdkit.evals.runner.processes import follower, started_outside
 from cdkit.evals.runner.run_settings import Resources
 
@@ -90,7 +90,7 @@ def test_two_processes_from_a_script(tmp_path: Path) -> None:
 
 def test_what_a_process_is_handed_can_be_sent(tmp_path: Path) -> None:
     parts = parts_of(draw(tmp_path / "world"))
-    job = Job(
+    job = RunJob(
         settings=settings(set={"alpha": 1.0}),
         resources=Resources(devices=2),
         method=settings().load_method(),
@@ -103,7 +103,7 @@ def test_what_a_process_is_handed_can_be_sent(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message="a mark")
-        sent = pickle.loads(pickle.dumps(Answering(job)))
+        sent = pickle.loads(pickle.dumps(AnsweringModule(job)))
         assert warnings.filters == []  # it was silenced on arrival
     assert sent.job.tasks == job.tasks and sent.job.method == job.method
     assert sent.parent == os.getpid()

@@ -15,7 +15,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.microworld.world_files import BenchmarkFiles
 from cdkit.evals.runner import answer_engine as engines
 from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.eval_run import Outcome
+from cdkit.evals.runner.eval_run import EvalOutcome
 from cdkit.evals.runner.read_run import read_run
 from cdkit.interfaces.benchmark import Answer
 
@@ -34,12 +34,12 @@ def parts(files: BenchmarkFiles) -> list[Part]:
 
 
 @pytest.fixture(scope="module")
-def done(parts: list[Part], tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def done(parts: list[Part], tmp_path_factory: pytest.TempPathFactory) -> EvalOutcome:
     return answer(parts, tmp_path_factory.mktemp("runs") / "cmac")
 
 
 @pytest.fixture
-def copied(done: Outcome, tmp_path: Path) -> Path:
+def copied(done: EvalOutcome, tmp_path: Path) -> Path:
     """The finished run, to be damaged."""
     shutil.copytree(done.folder, tmp_path / "cmac")
     return tmp_path / "cmac"
@@ -69,12 +69,12 @@ def refused(*args: Any, **kwargs: Any) -> str:
     return str(caught.value)
 
 
-def test_predictions_stand_in_the_samples_order(parts: list[Part], done: Outcome) -> None:
+def test_predictions_stand_in_the_samples_order(parts: list[Part], done: EvalOutcome) -> None:
     wanted = [(part.name, sample.id) for part in parts for sample in part.benchmark.samples()]
     assert [(row["part"], row["id"]) for row in predictions(done.folder)] == wanted
 
 
-def test_metrics_are_those_of_the_predictions(parts: list[Part], done: Outcome) -> None:
+def test_metrics_are_those_of_the_predictions(parts: list[Part], done: EvalOutcome) -> None:
     told = json.loads((done.folder / "metrics.json").read_text())["parts"]
     for part in parts:
         said = {
@@ -86,7 +86,7 @@ def test_metrics_are_those_of_the_predictions(parts: list[Part], done: Outcome) 
         assert told[part.name]["scored"] == told[part.name]["samples"] == len(said)
 
 
-def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: Outcome) -> None:
+def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: EvalOutcome) -> None:
     """As the ablation takes them: from the branches' logits, before the constraint."""
     from cdkit.evals.ablation.grid_runner import GridRunner
     from cdkit.evals.ablation.plan import Variant, passes
@@ -107,7 +107,7 @@ def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: Outcome
     assert captions and all(row["yes_score"] is None for row in captions)
 
 
-def test_the_manifest_says_what_the_numbers_depend_on(done: Outcome) -> None:
+def test_the_manifest_says_what_the_numbers_depend_on(done: EvalOutcome) -> None:
     told = json.loads((done.folder / "manifest.json").read_text())
     assert told["model"]["files"].keys() == {"model.safetensors"}
     assert told["model"]["dtype"] == "float32" and told["model"]["padding"] == "left"
@@ -121,7 +121,7 @@ def test_the_manifest_says_what_the_numbers_depend_on(done: Outcome) -> None:
     assert told["near_ties"]["of"] + told["near_ties"]["answers"] > 0
 
 
-def test_a_finished_run_is_read_back(parts: list[Part], done: Outcome) -> None:
+def test_a_finished_run_is_read_back(parts: list[Part], done: EvalOutcome) -> None:
     found = read_run(done.folder)
     assert (found.method, found.mode) == ("cmac", "greedy")
     for part in parts:
@@ -133,7 +133,7 @@ def test_a_finished_run_is_read_back(parts: list[Part], done: Outcome) -> None:
 
 @pytest.mark.parametrize(("keep", "torn"), [(0, False), (1, True), (11, True), (20, False)])
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
-    parts: list[Part], done: Outcome, copied: Path, keep: int, torn: bool
+    parts: list[Part], done: EvalOutcome, copied: Path, keep: int, torn: bool
 ) -> None:
     cut(copied, keep, torn=torn)
     outcome = answer(parts, copied, resume=True)
@@ -145,7 +145,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
 
 
 def test_another_batch_size_ends_with_the_same_answers(
-    parts: list[Part], done: Outcome, copied: Path
+    parts: list[Part], done: EvalOutcome, copied: Path
 ) -> None:
     cut(copied, 11)
     answer(parts, copied, resume=True, batch_size=3)
@@ -155,7 +155,7 @@ def test_another_batch_size_ends_with_the_same_answers(
 
 
 def test_a_finished_run_is_not_asked_again(
-    parts: list[Part], done: Outcome, copied: Path, monkeypatch: pytest.MonkeyPatch
+    parts: list[Part], done: EvalOutcome, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cdkit, "load_model", None)
     (copied / "metrics.json").unlink()
@@ -164,7 +164,7 @@ def test_a_finished_run_is_not_asked_again(
     assert (copied / "metrics.json").read_bytes() == (done.folder / "metrics.json").read_bytes()
 
 
-def test_a_folder_that_is_there_is_not_written_into(parts: list[Part], done: Outcome) -> None:
+def test_a_folder_that_is_there_is_not_written_into(parts: list[Part], done: EvalOutcome) -> None:
     assert "is there already: --resume goes on" in refused(parts, done.folder)
 
 
@@ -179,13 +179,13 @@ def test_a_folder_that_is_there_is_not_written_into(parts: list[Part], done: Out
     ],
 )
 def test_other_settings_are_refused(
-    parts: list[Part], done: Outcome, changes: dict[str, Any], told: str
+    parts: list[Part], done: EvalOutcome, changes: dict[str, Any], told: str
 ) -> None:
     message = refused(parts, done.folder, resume=True, **changes)
     assert "was begun with other settings" in message and told in message
 
 
-def test_other_questions_are_refused(parts: list[Part], done: Outcome) -> None:
+def test_other_questions_are_refused(parts: list[Part], done: EvalOutcome) -> None:
     message = refused(parts[:2], done.folder, resume=True)
     assert "the questions of mme are others" in message
 
@@ -276,7 +276,7 @@ def test_a_model_that_is_loaded_otherwise_is_refused(
 
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_images_that_are_loaded_ahead_change_nothing(
-    parts: list[Part], done: Outcome, tmp_path: Path
+    parts: list[Part], done: EvalOutcome, tmp_path: Path
 ) -> None:
     assert bytes_of(answer(parts, tmp_path / "run", workers=1).folder) == bytes_of(done.folder)
 
@@ -284,7 +284,7 @@ def test_images_that_are_loaded_ahead_change_nothing(
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, TypeError])
 def test_what_is_no_samples_fault_stops_the_run(
     parts: list[Part],
-    done: Outcome,
+    done: EvalOutcome,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: type[Exception],
@@ -342,7 +342,7 @@ def test_near_ties_are_counted(parts: list[Part], tmp_path: Path) -> None:
     assert even.margin == 0.0 and even.yes_score == pytest.approx(0.0)
 
 
-def test_rows_of_the_journal_have_the_agreed_key(done: Outcome) -> None:
+def test_rows_of_the_journal_have_the_agreed_key(done: EvalOutcome) -> None:
     row = journal_rows(done.folder)[0]
     assert {"data", "id", "method", "seed", "text", "yes_score", "tokens", "seconds"} <= row.keys()
     head = rows(next((done.folder / "journal").glob("*")))[0]

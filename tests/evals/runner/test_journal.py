@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, Writer, read_journal
+from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, JournalWriter, read_journal
 from cdkit.evals.runner.locking import locked
 
 HEAD = {"journal": VERSION, "piece": 1, "rank": 0}
@@ -22,7 +22,7 @@ def row(name: str, **changes: object) -> JournalRow:
 
 def written(folder: Path, *rows: JournalRow, name: str = "0001-0000.jsonl") -> Path:
     path = folder / name
-    writer = Writer(path, HEAD)
+    writer = JournalWriter(path, HEAD)
     for each in rows:
         writer.add([each])
     writer.close()
@@ -145,7 +145,7 @@ def test_a_batch_is_synced_before_the_next_is_written(
 
 
 def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = Writer(tmp_path / "0001-0000.jsonl", HEAD)
+    writer = JournalWriter(tmp_path / "0001-0000.jsonl", HEAD)
 
     def full(file: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
@@ -158,7 +158,7 @@ def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_file_that_is_still_written_is_not_cut(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "0001-0000.jsonl", HEAD)
+    writer = JournalWriter(tmp_path / "0001-0000.jsonl", HEAD)
     assert "is being written by another process" in refused(tmp_path)
     assert read(tmp_path, mend=False).pieces == 1
     writer.close()

@@ -16,8 +16,8 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals import cli
 from cdkit.evals.speed import variants
-from cdkit.evals.speed.agreement import Reference, check, reference
-from cdkit.evals.speed.bench_runners import BenchRunner, Generate
+from cdkit.evals.speed.agreement import Reference, check_agreement, reference
+from cdkit.evals.speed.bench_runners import BenchRunner, GenerateRunner
 from cdkit.evals.speed.bench_settings import EACH, VARIANTS, BenchSettings, optimizations
 from cdkit.evals.speed.prompts import Prompts, make_prompts
 from cdkit.evals.speed.two_pass import check_expressible, one_pass, two_pass
@@ -86,7 +86,7 @@ def test_the_loop_gives_cdkits_tokens_and_float64_logits(
 def test_the_loop_without_a_method_is_generate(model: Any, prompts: Prompts) -> None:
     loop = one_pass(model, prompts)
     tokens = loop.answer(STEPS, lambda: None)
-    assert torch.equal(Generate(model, prompts).answer(STEPS, lambda: None), tokens)
+    assert torch.equal(GenerateRunner(model, prompts).answer(STEPS, lambda: None), tokens)
 
 
 def test_copies_share_the_weights_and_leave_the_model_alone(
@@ -147,7 +147,7 @@ def test_every_variant_passes(
     variant: str, model: Any, processor: Any, prompts: Prompts, expected: Reference
 ) -> None:
     made = runner(model, processor, expected.method, prompts, variant)
-    (agreed,) = check(expected, {VariantName(variant, "vcd"): made}).values()
+    (agreed,) = check_agreement(expected, {VariantName(variant, "vcd"): made}).values()
     assert agreed.difference <= agreed.allowed < 1e-3
 
 
@@ -172,7 +172,7 @@ def test_a_variant_that_computes_something_else_is_told(
     expected: Reference,
 ) -> None:
     with pytest.raises(CdkitError, match=says + ".*nothing was measured"):
-        check(expected, mutant(model, processor, prompts, **parameters))
+        check_agreement(expected, mutant(model, processor, prompts, **parameters))
 
 
 def made_up(original: list[float], combined: list[float], **fields: Any) -> Reference:

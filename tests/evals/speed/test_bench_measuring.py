@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.speed import shapes
-from cdkit.evals.speed.agreement import check, reference
-from cdkit.evals.speed.bench_results import Section
+from cdkit.evals.speed.agreement import check_agreement, reference
+from cdkit.evals.speed.bench_results import BenchSection
 from cdkit.evals.speed.bench_runners import Tick
 from cdkit.evals.speed.clock import Stopwatch, Times
 from cdkit.evals.speed.machine import cpu_name
-from cdkit.evals.speed.measuring import Taken, measure, steps_of
+from cdkit.evals.speed.measuring import Measurements, measure, steps_of
 from cdkit.evals.speed.memory import LiveTensors
 from cdkit.evals.speed.prompts import make_prompts
 from cdkit.evals.speed.two_pass import two_pass
@@ -178,11 +178,11 @@ def test_an_answer_that_is_too_short_is_an_error(pretended: dict[VariantName, Pr
 def test_ratios_are_medians_of_ratios_within_a_round() -> None:
     """Not ratios of medians: plain's rounds differ."""
 
-    def taken(*whole: float, memory: int) -> Taken:
-        return Taken(tuple(Times(1.0, 1.0, w) for w in whole), (0.0,) * len(whole), memory)
+    def taken(*whole: float, memory: int) -> Measurements:
+        return Measurements(tuple(Times(1.0, 1.0, w) for w in whole), (0.0,) * len(whole), memory)
 
     name = VariantName("cdkit", "vcd")
-    section = Section(
+    section = BenchSection(
         batch=1,
         text_tokens=2,
         image_tokens=4,
@@ -262,7 +262,7 @@ def test_methods_run_on_random_shapes(thin: Any, name: str) -> None:
     method = cdkit.attach(thin, cdkit.load(name), processor=processor).method
     expected = reference(two_pass(thin, method, prompts, processor=processor), thin.dtype, 3)
     made = runner(thin, processor, method, prompts, "cdkit")
-    assert check(expected, {VariantName("cdkit", name): made})
+    assert check_agreement(expected, {VariantName("cdkit", name): made})
 
 
 def test_the_stand_in_tokenizer_gives_words_of_the_vocabulary() -> None:
