@@ -71,7 +71,7 @@ def adversarial(
     """For each present category asked about, the one that is together with it most often.
 
     The one asked about before it in the file, that is; none is taken twice. POPE's script draws at
-    random where nothing is left that was ever together with it; here ties decide (see `PolledImage`).
+    random if nothing is left that was ever together with it; here ties decide (`PolledImage`).
     """
     chosen: list[str] = []
     for thing in asked.present:

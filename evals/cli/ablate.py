@@ -23,7 +23,8 @@ def ablate(
     grid: Annotated[
         str,
         typer.Argument(
-            help=f"A grid of the package ({', '.join(grid_toml.packaged())}) or a .toml file."
+            help=f"A packaged grid ({', '.join(grid_toml.packaged())}) or a .toml file "
+            "(see docs/ablate.md)."
         ),
     ] = grid_toml.DEFAULT,
     quick: Annotated[

@@ -45,7 +45,7 @@ def folders(
             raise CdkitError(f"{folder} holds no run of cdkit eval")
         return stored[folder]
 
-    monkeypatch.setattr(read_run, "read", read)
+    monkeypatch.setattr(read_run, "read_run", read)
     monkeypatch.chdir(tmp_path)
     return list(stored)
 
