@@ -282,7 +282,7 @@ def _figures(ablation: Ablation, answers: Answers) -> tuple[Figure, ...]:
 
 
 def _costs(ablation: Ablation, stages: Stages) -> Costs | None:
-    """Of the methods that decode greedily, where the grid asks for it."""
+    """The costs of the methods that decode greedily, if the grid asks for them."""
     spec = ablation.grid.cost
     if not spec.rounds:
         return None

@@ -131,7 +131,7 @@ class Grid:
     seeds: tuple[int, ...] = (0, 1, 2)
     temperature: float = 1.0
     num_beams: int = 4
-    """Of the decode mode "beam"."""
+    """Beams of the decode mode "beam"."""
     batch: int = 64
     threads: int = 0
     """torch's threads while the grid runs; 0 leaves them as they are."""

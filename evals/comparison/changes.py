@@ -30,7 +30,7 @@ class Change:
 
 
 def changes(table: Table, runs: Mapping[str, Sequence[Tally]]) -> Iterator[Change]:
-    """Of each run but the base, a change for each metric that is a plain share."""
+    """The changed answers of each run but the base, for each metric that is a plain share."""
     for method, run in runs.items():
         if method == table.base:
             continue

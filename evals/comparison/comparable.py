@@ -16,7 +16,7 @@ DECODING = ("temperature", "top_k", "top_p", "beams")
 OTHERWISE = ("model.dtype", "model.padding", "seeds.noise_of_branches", "versions", "platform")
 """Keys of a manifest that may differ, and a note says so; those of `PIECES` beside them."""
 PIECES = ("batch_size", "processes", "nodes", "devices")
-"""Of each piece that a run was made in."""
+"""Keys of a manifest's pieces (one for each start of a run) that may differ."""
 SHOWN = 40  # of a value in a note, characters
 
 

@@ -111,7 +111,7 @@ def class_entry(name: str, cls: type, what: str) -> Entry:
 
 
 def _facts(part: Any, place: str) -> PartFacts:
-    """Of a part with its values, or of a class with its defaults."""
+    """The facts of a part with its values, or of a class with its defaults."""
     cls: type[Any] = part if isinstance(part, type) else type(part)
     return PartFacts(
         place=place,

@@ -79,13 +79,13 @@ def _part(view: View, columns: Sequence[Column]) -> RichTable:
 
 
 def _first_width(view: View) -> int:
-    """Of the longest word in the first column; a section's longer title is folded."""
+    """The width of the longest word in the first column; a section's longer title is folded."""
     words = [word for title in view.sections for word in title.split()]
     return max(map(len, ["method", *view.methods, *words]))
 
 
 def _width(view: View, column: Column) -> int:
-    """Of the longest line in its cells or in its heading, and the gap."""
+    """The width of the longest line in the column's cells or heading, and the gap."""
     if view.brief:
         texts = [column.heading + UNMARKED, *(_brief(column, name).plain for name in view.methods)]
         return max(map(len, texts)) + GAP

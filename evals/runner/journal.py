@@ -18,7 +18,7 @@ from cdkit.evals.runner.locking import take
 from cdkit.interfaces.benchmark import Answer
 
 ANSWER = ("text", "yes_score", "margin", "truncated", "tokens")
-"""Of a row: what an error has none of."""
+"""The fields of a row that an error does not have."""
 VERSION = 1
 Key = tuple[str, str, str, int | None]
 """(data hash, sample id, method hash, seed)."""

@@ -1,4 +1,4 @@
-"""What is asked of a run, as plain data: what decides its answers, and what only its speed."""
+"""The settings of a run: what decides its answers, and what only decides its speed."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,11 +18,27 @@ Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What decides a run's answers: a run that was begun goes on with the same, or not at all.
+    """What decides a run's answers; a run can be resumed only with the same settings.
 
-    `set` holds parameters of the method; `seeds`, `temperature`, `top_k` and `top_p` belong to
-    mode "sample", `beams` to "beam". `limit` asks about the first so many images of each part;
-    `max_new_tokens` takes the place of the benchmark's own token limit.
+    Args:
+        method: A preset's name or a .toml file.
+        bench: "pope", "chair", "mme" or "amber".
+        data: The data folder.
+        model: "micro", a checkpoint's folder, or a name on the hub.
+        set: Parameters of the method that differ from the preset.
+        dtype: The precision of the model; "auto": the checkpoint's.
+        only: Names of the parts to ask; empty: all.
+        mode: "greedy", "sample" or "beam".
+        seeds: Mode "sample": each question is answered under each seed.
+        temperature: Mode "sample": what logits are divided by.
+        top_k: Mode "sample": keep the k most probable tokens.
+        top_p: Mode "sample": keep the smallest set of tokens whose probabilities sum to this.
+        beams: Mode "beam": the number of beams.
+        limit: Ask only about the first so many images of each part.
+        max_new_tokens: The token limit of an answer; by default the benchmark's.
+
+    Raises:
+        CdkitError: A value is not allowed, or does not belong to the mode.
     """
 
     method: str
@@ -68,7 +84,7 @@ class RunSettings:
 
     @property
     def draws(self) -> tuple[int | None, ...]:
-        """The seeds that each question is answered under; None once where nothing is drawn."""
+        """The seeds that each question is answered under; (None,) if nothing is drawn."""
         return self.seeds if self.mode == SAMPLE else (None,)
 
     @property
@@ -108,10 +124,19 @@ MODE_OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What decides a run's speed alone. `workers` are processes that load images ahead.
+    """What decides only a run's speed.
 
-    `start` says how the processes of several devices begin. "fork" is quicker, for a program that
-    has used neither a GPU nor torch's threads yet: those do not survive it.
+    Args:
+        batch_size: Questions answered together.
+        devices: Processes on each machine, each with one device.
+        nodes: Machines.
+        accelerator: "auto", "cpu", "gpu", "cuda" or "mps".
+        workers: Processes that load images in advance, for each device.
+        start: How the processes of several devices start. "fork" is quicker, but only for a program
+            that has used neither a GPU nor torch's threads yet, which do not survive it.
+
+    Raises:
+        CdkitError: A value is not allowed.
     """
 
     batch_size: int = 8

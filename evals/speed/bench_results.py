@@ -28,7 +28,7 @@ class BenchSection:
     image_tokens: int
     new_tokens: int
     weights: int
-    """Of the model, in bytes."""
+    """Bytes of the model's weights."""
     taken: Mapping[VariantName, Measurements]
     agreements: Mapping[VariantName, Agreement]
     one_candidate: Mapping[str, float]
@@ -59,7 +59,7 @@ class BenchSection:
         return _spread([made / times.whole for times in self.taken[name].times])
 
     def memory_ratio(self, name: VariantName) -> float:
-        """Of the peaks, the weights in both: what a card must hold."""
+        """The ratio of the peaks, weights included: what a card must hold."""
         return self.taken[name].memory / self.taken[PLAIN_NAME].memory
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class BenchRunner(Protocol):
         ...
 
     def logits(self, tokens: Tokens) -> Logits:
-        """Of each step, where the answer is made to be `tokens`."""
+        """The logits of each step when the answer is forced to be `tokens`."""
         ...
 
 

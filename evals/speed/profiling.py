@@ -81,9 +81,9 @@ class Profile:
     seconds: float
     """The whole answer."""
     tokens: int
-    """Of a row; all rows of the batch go together."""
+    """Tokens of a row; all rows of the batch are generated together."""
     calls: int
-    """Of operators by Python, without those that operators call."""
+    """Operators called by Python, without those that operators call."""
     waits: int
     """How often the host waited for a number or, on a CPU, would wait for a GPU."""
     host: Mapping[str, float]
@@ -93,7 +93,7 @@ class Profile:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the answer's time, by kind: of the GPU where there is one. All with `rest` is 1."""
+        """Kind -> share of the answer's time (on a GPU, if there is one); with `rest` they sum to 1."""
         seconds = self.host if self.device is None else self.device
         return {kind: seconds[kind] / self.seconds for kind in KINDS}
 

@@ -15,7 +15,7 @@ from cdkit.evals.runner.loading import longest
 BEFORE = 35
 """Tokens of LLaVA-1.5's system message, with what stands between it and the image."""
 SHARE = 0.7
-"""Of a shorter text, so much stands before the image."""
+"""The share of a shorter text that stands before the image."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,10 +35,10 @@ EMBEDDED = 0.1
 """The standard deviation of token embeddings: small beside what layers add, so that an output head
 that is tied to them does not repeat the last token for ever."""
 MIXED = 0.3
-"""Of what attention adds, by its output's usual size: it averages over tokens, and random layers
+"""How much attention adds, relative to its output's usual size: it averages over tokens, and random layers
 that did little else would make them all alike."""
 LETTERS = 5
-"""Of a text, per token of the stand-in tokenizer."""
+"""Letters of a text for each token of the stand-in tokenizer."""
 
 
 def config_of(shape: str, image_tokens: int = IMAGE_TOKENS) -> LlavaConfig:
@@ -168,7 +168,7 @@ def stand_in(config: Any) -> Any:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Of parameters and buffers, each counted once."""
+    """Bytes of parameters and buffers, each counted once."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
     return sum(storage.nbytes() for storage in storages.values())
