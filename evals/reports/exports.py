@@ -18,7 +18,7 @@ COLUMNS = (
     *("gained", "lost", "mcnemar", "detectable", "detectable_holm"),
     *("images", "samples", "seeds"),
 )
-"""Columns of the long form, a row for each cell. Shares are fractions of one, as in metrics.json."""
+"""Columns of the long form, a row for each cell; shares are fractions of one."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """How a text starts that a spreadsheet takes for a formula."""
 NO_PARQUET = (

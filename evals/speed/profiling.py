@@ -93,7 +93,7 @@ class Profile:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Kind -> share of the answer's time (on a GPU, if there is one); with `rest` they sum to 1."""
+        """Kind -> share of the answer's time (the GPU's, if any); with `rest` they sum to 1."""
         seconds = self.host if self.device is None else self.device
         return {kind: seconds[kind] / self.seconds for kind in KINDS}
 

@@ -35,8 +35,8 @@ EMBEDDED = 0.1
 """The standard deviation of token embeddings: small beside what layers add, so that an output head
 that is tied to them does not repeat the last token for ever."""
 MIXED = 0.3
-"""How much attention adds, relative to its output's usual size: it averages over tokens, and random layers
-that did little else would make them all alike."""
+"""How much attention adds, relative to its output's usual size: it averages over tokens, and random
+layers that did little else would make them all alike."""
 LETTERS = 5
 """Letters of a text for each token of the stand-in tokenizer."""
 
