@@ -220,7 +220,7 @@ def test_what_is_not_there_is_told_with_what_was_looked_for(tmp_path: Path) -> N
     message = refused(tmp_path)
     assert f"there is no pope in {tmp_path}: looked for pope/" in message
     assert "_pope_{random,popular,adversarial}.json" in message
-    assert "docs/data.md tells where to get the files and how to lay them out" in message
+    assert "docs/data.md says where to get the files and how to lay them out" in message
     assert f"`cdkit data check {tmp_path}` what is there" in message
     assert "nowhere is no folder: give the one that holds your data" in refused(Path("nowhere"))
 
