@@ -280,7 +280,7 @@ class Benchmark(abc.ABC):
 BENCHMARKS: Registry[Benchmark] = Registry(
     Benchmark,  # type: ignore[type-abstract]
     what="benchmark",
-    folder="cdkit.evals",
+    folder="cdkit.evals.benchmarks",
     group="cdkit.benchmarks",
 )
 

@@ -1,4 +1,4 @@
-"""What an ablation runs: frozen dataclasses, every value checked. `toml.read` builds them.
+"""What an ablation runs: frozen dataclasses, every value checked. `read_grid` builds them.
 
 A grid names a model, methods (presets with parameter overrides), benchmarks, decode modes, seeds,
 parameter sweeps and how the methods are grouped in the tables. Strings `world:NAME` stand for files
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdkit.errors import CdkitError, check_finite
-from cdkit.evals.ablation.checks import check_integer, check_names, check_some, check_text
-from cdkit.evals.modes import DECODE, GREEDY, PLAIN, SAMPLE
+from cdkit.evals.ablation.grid_checks import check_integer, check_names, check_some, check_text
+from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE
 
 WORLD_PREFIX = "world:"
 
@@ -19,7 +19,7 @@ Options = Mapping[str, Any]  # keyword arguments of classes that check them them
 
 
 @dataclass(frozen=True)
-class World:
+class WorldSpec:
     """The micro-world that a grid draws: `images` photographs from `seed`.
 
     `exam_images` more are drawn for each subset of MME.
@@ -131,14 +131,14 @@ class Grid:
     seeds: tuple[int, ...] = (0, 1, 2)
     temperature: float = 1.0
     num_beams: int = 4
-    """Of the decode mode "beam"."""
+    """Beams of the decode mode "beam"."""
     batch: int = 64
     threads: int = 0
     """torch's threads while the grid runs; 0 leaves them as they are."""
     resamples: int = 2000
     check: int = 16
     """So many samples of a benchmark are answered by `generate` as well and must agree."""
-    world: World | None = None
+    world: WorldSpec | None = None
     benchmarks: Mapping[str, BenchmarkSpec] = field(default_factory=dict)
     methods: Mapping[str, MethodSpec] = field(default_factory=dict)
     tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -221,8 +221,8 @@ class Grid:
 
     def modes_of(self, benchmark: str) -> tuple[str, ...]:
         """The decode modes one benchmark runs under."""
-        own = self.benchmarks[benchmark].decode or self.decode
-        return tuple(mode for mode in self.decode if mode in own)
+        asked = self.benchmarks[benchmark].decode or self.decode
+        return tuple(mode for mode in self.decode if mode in asked)
 
     @property
     def timed(self) -> str:

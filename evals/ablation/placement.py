@@ -16,7 +16,7 @@ FORM = '{"IMAGE": {"image_tokens": 64, "objects": [{"category": "cat", "tokens":
 
 
 @dataclass(frozen=True)
-class Place:
+class PlacedQuestion:
     """Of a yes question about an object that stands once in its image: where it stands, 0..1."""
 
     sample: Sample
@@ -24,7 +24,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Thing:
+class PlacedObject:
     """An object of an image: its category and the image tokens that it covers."""
 
     category: str
@@ -32,19 +32,19 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PlacedImage:
     """An image's objects, and how many tokens the whole image has if the file says so."""
 
-    objects: tuple[Thing, ...]
+    objects: tuple[PlacedObject, ...]
     image_tokens: int | None
 
 
-def placed(samples: Sequence[Sample], placement: Path) -> tuple[Place, ...]:
+def placed(samples: Sequence[Sample], placement: Path) -> tuple[PlacedQuestion, ...]:
     """The yes questions whose object the placement file shows exactly once in the image.
 
     Where the file does not tell an image's tokens, the largest token in it counts as the last.
     """
-    images = read(placement)
+    images = read_placement(placement)
     tokens = [t for image in images.values() for thing in image.objects for t in thing.tokens]
     largest = max(tokens, default=0)
     found = []
@@ -55,11 +55,11 @@ def placed(samples: Sequence[Sample], placement: Path) -> tuple[Place, ...]:
         asked = [thing for thing in image.objects if _asks(sample, thing.category)]
         if len(asked) == 1:
             last = largest if image.image_tokens is None else image.image_tokens - 1
-            found.append(Place(sample, float(np.mean(asked[0].tokens)) / (last or 1)))
+            found.append(PlacedQuestion(sample, float(np.mean(asked[0].tokens)) / (last or 1)))
     return tuple(found)
 
 
-def read(placement: Path) -> Mapping[str, Shown]:
+def read_placement(placement: Path) -> Mapping[str, PlacedImage]:
     """What a placement file shows, by image; a CdkitError where it has another form."""
     try:
         content: object = json.loads(placement.read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def read(placement: Path) -> Mapping[str, Shown]:
     return {name: _image(f"{placement}, {name}", image) for name, image in content.items()}
 
 
-def _image(where: str, given: object) -> Shown:
+def _image(where: str, given: object) -> PlacedImage:
     objects = given.get("objects") if isinstance(given, dict) else None
     if not isinstance(given, dict) or not isinstance(objects, list):
         raise CdkitError(f"{where}: the image needs a list 'objects': {FORM}")
@@ -80,10 +80,10 @@ def _image(where: str, given: object) -> Shown:
     things = tuple(_things(where, objects))
     if count is not None and any(max(thing.tokens) >= count for thing in things):
         raise CdkitError(f"{where}: an object has a token that is not below image_tokens {count}")
-    return Shown(things, count)
+    return PlacedImage(things, count)
 
 
-def _things(where: str, objects: list[object]) -> Iterator[Thing]:
+def _things(where: str, objects: list[object]) -> Iterator[PlacedObject]:
     for given in objects:
         category = given.get("category") if isinstance(given, dict) else None
         tokens = given.get("tokens") if isinstance(given, dict) else None
@@ -93,7 +93,7 @@ def _things(where: str, objects: list[object]) -> Iterator[Thing]:
                 f"{where}: each object needs its category, a text, and its image tokens, a list "
                 f"of whole numbers from 0 on; got {given!r}"
             )
-        yield Thing(str(category), tuple(tokens))
+        yield PlacedObject(str(category), tuple(tokens))
 
 
 def _whole(given: object) -> bool:

@@ -14,15 +14,15 @@ from torch import Tensor
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.modes import DECODE, GREEDY, PLAIN, SAMPLE
-from cdkit.evals.reporting.results import told_modes
+from cdkit.evals.reports.results import mode_names
+from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE
 from cdkit.interfaces.position_calibrator import PositionCalibrator
 from cdkit.methods.method import ORIGINAL, Branch, Method
 from cdkit.strategies.combiners.contrast import Contrast
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """A method under the name that tables and predictions call it by."""
 
     name: str
@@ -44,21 +44,21 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One run of the model: the original branch, distorted ones, and the arms that read them."""
+class SharedPass:
+    """One run of the model: the original branch, distorted ones, the variants that use them."""
 
     method: Method
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     places: Mapping[tuple[str, str], str]
-    """(arm's name, its own name of a branch) -> the branch's name in `method`."""
+    """(variant's name, its own name of a branch) -> the branch's name in `method`."""
 
-    def branches_of(self, arm: Arm, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The logits that the arm's combiner reads beside the original ones, by its own names."""
+    def branches_of(self, variant: Variant, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The logits beside the original ones that the variant's combiner uses, by its names."""
         run = {ORIGINAL, *(branch.name for branch in self.method.branches)}
-        reads = arm.method.combiner.uses
+        reads = variant.method.combiner.uses
         inner = {name: value for name, value in logits.items() if name not in run and reads(name)}
-        own = [branch.name for branch in arm.method.live_branches]
-        return {name: logits[self.places[arm.name, name]] for name in own} | inner
+        own = [branch.name for branch in variant.method.live_branches]
+        return {name: logits[self.places[variant.name, name]] for name in own} | inner
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,14 @@ class SweepPoint:
     method: str
     parameter: str
     value: Any
-    arm: Arm
+    variant: Variant
 
 
-def arms(grid: Grid) -> tuple[Arm, ...]:
+def variants(grid: Grid) -> tuple[Variant, ...]:
     """The grid's methods, each parameter checked by `cdkit.load`."""
     made = tuple(
-        Arm(name, cdkit.load(spec.preset, **spec.overrides)) for name, spec in grid.methods.items()
+        Variant(name, cdkit.load(spec.preset, **spec.overrides))
+        for name, spec in grid.methods.items()
     )
     _check_modes(grid, made)
     return made
@@ -83,7 +84,7 @@ def arms(grid: Grid) -> tuple[Arm, ...]:
 def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
     """Every value of every sweep, over the method's own other parameters."""
     return tuple(
-        SweepPoint(name, parameter, value, Arm(f"sweep of {name}: {parameter} {value}", method))
+        SweepPoint(name, parameter, value, Variant(f"sweep of {name}: {parameter} {value}", method))
         for name, sweep in grid.sweeps.items()
         for parameter, values in sweep.values.items()
         for value in values
@@ -92,19 +93,19 @@ def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
     )
 
 
-def passes(arms: Iterable[Arm]) -> tuple[Pass, ...]:
-    """The fewest runs of the model that give every branch of every arm that goes step by step."""
-    groups: dict[object, list[Arm]] = {}
-    for arm in arms:
-        if arm.stepwise:
-            groups.setdefault(_shared(arm.method), []).append(arm)
+def passes(variants: Iterable[Variant]) -> tuple[SharedPass, ...]:
+    """The fewest runs of the model that give every branch of every stepwise variant."""
+    groups: dict[object, list[Variant]] = {}
+    for variant in variants:
+        if variant.stepwise:
+            groups.setdefault(_shared(variant.method), []).append(variant)
     return tuple(_pass(tuple(group)) for group in groups.values())
 
 
-def _check_modes(grid: Grid, arms: Sequence[Arm]) -> None:
+def _check_modes(grid: Grid, variants: Sequence[Variant]) -> None:
     """Raise where the grid asks for an answer in a mode that the method is not defined for."""
     decoded = {mode for name in grid.benchmarks for mode in grid.modes_of(name)}
-    (plain,) = (arm for arm in arms if arm.name == PLAIN)
+    (plain,) = (variant for variant in variants if variant.name == PLAIN)
     if not plain.stepwise:
         raise CdkitError(
             f"[methods.{PLAIN}] brings a decode loop of its own, but every difference in every "
@@ -113,19 +114,20 @@ def _check_modes(grid: Grid, arms: Sequence[Arm]) -> None:
     greedily: dict[str, tuple[str, ...]] = {f"[sweeps.{n}]": (n,) for n in grid.sweeps}
     if grid.position is not None:
         greedily["methods of [position]"] = grid.position.methods
-    by_name = {arm.name: arm for arm in arms}
+    by_name = {variant.name: variant for variant in variants}
     for where, names in greedily.items():
         for name in names:
             if GREEDY not in by_name[name].modes:
                 raise CdkitError(
                     f"{where} is answered greedily, but {name} is defined for "
-                    f"{told_modes(by_name[name].method.modes)} only: take it out there"
+                    f"{mode_names(by_name[name].method.modes)} only: take it out there"
                 )
-    for arm in arms:
-        if not decoded & {*arm.modes}:
+    for variant in variants:
+        if not decoded & {*variant.modes}:
             raise CdkitError(
-                f"[methods.{arm.name}] is defined for {told_modes(arm.method.modes)} only, and no "
-                f"benchmark of the grid is decoded so: add it to decode, or take {arm.name} out"
+                f"[methods.{variant.name}] is defined for {mode_names(variant.method.modes)} only, "
+                "and no benchmark of the grid is decoded so: add it to decode, or take "
+                f"{variant.name} out"
             )
 
 
@@ -141,21 +143,23 @@ def _shared(method: Method) -> object:
     return (calibrator, method.interventions, method.readout, method.schedules, named, apart)
 
 
-def _pass(arms: tuple[Arm, ...]) -> Pass:
-    first = arms[0].method
+def _pass(variants: tuple[Variant, ...]) -> SharedPass:
+    first = variants[0].method
     branches: dict[object, Branch] = {}
     places = {}
-    for arm in arms:
-        for branch in arm.method.branches if first.interventions else arm.method.live_branches:
+    for variant in variants:
+        for branch in (
+            variant.method.branches if first.interventions else variant.method.live_branches
+        ):
             # what interventions name keeps its name; of the others, equal ones run once
             new = branch if first.interventions else replace(branch, name=f"branch_{len(branches)}")
             key = branch.name if first.interventions else branch.distortions
-            places[arm.name, branch.name] = branches.setdefault(key, new).name
+            places[variant.name, branch.name] = branches.setdefault(key, new).name
     some = bool(branches) or first.readout is not None
     union = replace(
         first,
-        name="+".join(dict.fromkeys(arm.name for arm in arms)),
+        name="+".join(dict.fromkeys(variant.name for variant in variants)),
         combiner=Contrast(alpha=1.0 if some else 0.0, beta=0.0),  # reads, so computes, all
         branches=tuple(branches.values()),
     )
-    return Pass(union, arms, places)
+    return SharedPass(union, variants, places)

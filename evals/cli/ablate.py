@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cdkit.evals.ablation import toml  # light, and the help names the packaged grids
+from cdkit.evals.ablation import grid_toml  # light, and the help names the packaged grids
 from cdkit.evals.cli.app import app, console, examples, guarded, quiet
 
 
@@ -23,42 +23,53 @@ def ablate(
     grid: Annotated[
         str,
         typer.Argument(
-            help=f"A packaged grid ({', '.join(toml.packaged())}) or a .toml file (docs/ablate.md)."
+            help=f"A packaged grid ({', '.join(grid_toml.packaged())}) or a .toml file "
+            "(see docs/ablate.md)."
         ),
-    ] = toml.DEFAULT,
+    ] = grid_toml.DEFAULT,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The short form: the grid's [quick] section.")
+        bool,
+        typer.Option(
+            "--quick", help="Run the short form, which the grid's [quick] section describes."
+        ),
     ] = False,
     name: Annotated[
         str | None,
-        typer.Option(help="The run's folder; by default its date and time.", show_default=False),
+        typer.Option(
+            help="Name of the run's folder; by default the date and time.", show_default=False
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    output: Annotated[
+        Path, typer.Option(help="The folder in which the run's folder is made.")
+    ] = Path("runs"),
     full: Annotated[
-        bool, typer.Option("--full", help="Print every table with all its metrics, too.")
+        bool, typer.Option("--full", help="Also print every table with all its metrics.")
     ] = False,
 ) -> None:
-    """Compare methods on benchmarks, with intervals, tests and controls.
+    """Compare methods on benchmarks, with confidence intervals, tests and controls.
 
-    The grid *default* runs the two ablations of the CMAC paper (modules; distortions), with VCD,
-    ICD and the controls beside them, on the model and the world that come with the package: POPE,
-    CHAIR and MME's hallucination subset, greedy and sampling. The grid *methods* runs every method
-    there is, in each decode mode that it is defined for.
+    A grid file lists methods and benchmarks; docs/ablate.md describes it. The grid *default* runs
+    the two ablations of the CMAC paper (its modules; its distortions) together with VCD, ICD and
+    controls, on the small model and the synthetic images that come with the package: POPE, CHAIR
+    and MME's hallucination subset, greedy and sampling. The grid *methods* runs every method in
+    each decode mode that it supports.
 
-    It prints each benchmark's headline by decode mode and leaves OUTPUT/NAME/: report.html,
-    tables.md, tables/ (LaTeX, CSV, Parquet), metrics.json, predictions.jsonl, manifest.json and
-    config.toml, which `cdkit ablate` takes again.
+    It prints the main metric of each benchmark and writes OUTPUT/NAME/: report.html, tables.md,
+    tables/ (LaTeX, CSV, Parquet), metrics.json, predictions.jsonl, manifest.json and config.toml,
+    with which `cdkit ablate` can repeat the run.
     """
-    wanted = toml.read(grid, quick=quick)  # a misspelt key is told before seconds of imports
+    wanted = grid_toml.read_grid(
+        grid, quick=quick
+    )  # a misspelt key is an error before slow imports
     quiet()
-    from cdkit.evals.ablation import job
-    from cdkit.evals.reporting import exports, terminal
-    from cdkit.evals.reporting.views import overviews, view
-    from cdkit.evals.runs.progress import shown
+    from cdkit.evals.ablation import ablation_run
+    from cdkit.evals.reports import exports, terminal
+    from cdkit.evals.reports.table_layout import overviews, view
+    from cdkit.evals.runner.progress import progress_bars
 
-    prepared = job.prepare(wanted, job.new_folder(output, name))
-    with shown(Console(stderr=True)) as stages:
-        results = job.ablate(prepared, stages)
+    prepared = ablation_run.prepare(wanted, ablation_run.new_folder(output, name))
+    with progress_bars(Console(stderr=True)) as stages:
+        results = ablation_run.ablate(prepared, stages)
     screen = console()
     for shown_view in (*overviews(results.tables), *(map(view, results.tables) if full else ())):
         screen.print(terminal.render(shown_view, screen.width))

@@ -19,7 +19,7 @@ from cdkit.errors import CdkitError, CdkitWarning
 Parameters = ParamSpec("Parameters")
 
 WIDTH = 160
-"""Of tables that go to a file or a pipe."""
+"""Columns of tables that go to a file or a pipe."""
 
 
 def examples(*lines: str) -> str:
@@ -45,7 +45,10 @@ app = typer.Typer(
 
 
 def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """What the user can mend is one line on stderr and exit 1; an interrupt is exit 130."""
+    """Turn an error that the user can mend into one line on stderr and exit status 1.
+
+    An interrupt becomes exit status 130.
+    """
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
@@ -65,9 +68,9 @@ def _complain(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
 
 
-def _tell(message: Warning | str, *_: object, **__: object) -> None:
-    told = Console(stderr=True, highlight=False, soft_wrap=True)
-    told.print(f"note: {_one_line(message)}", style="yellow", markup=False)
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    screen.print(f"note: {_one_line(message)}", style="yellow", markup=False)
 
 
 def _one_line(message: object) -> str:
@@ -94,7 +97,7 @@ def _options(
 
 
 def console() -> Console:
-    """Tables are wide: where nobody watches, width is not what the terminal happens to say."""
+    """The console of tables: wide where output goes to a file or a pipe."""
     screen = Console()
     free = not screen.is_terminal and "COLUMNS" not in os.environ
     return Console(width=WIDTH) if free else screen
@@ -104,7 +107,7 @@ def quiet() -> None:
     """Keep transformers' and torch's own bars and warnings out of the output; cdkit's stay."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", CdkitWarning)
-    warnings.showwarning = _tell
+    warnings.showwarning = _note
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 

@@ -1,4 +1,4 @@
-"""`cdkit bench`: what contrastive decoding costs beside plain decoding."""
+"""`cdkit bench`: what contrastive decoding costs, compared with plain decoding."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +25,8 @@ def bench(
     shape: Annotated[
         str,
         typer.Option(
-            help="micro: the embedded model. 0.5b, 7b: random weights in the shapes of LLaVA with "
-            "Qwen2-0.5B and of LLaVA-1.5-7B; nothing is downloaded."
+            help="micro: the model in the package. 0.5b, 7b: random weights in the shapes of LLaVA "
+            "with Qwen2-0.5B and of LLaVA-1.5-7B; nothing is downloaded."
         ),
     ] = "micro",
     method: Annotated[
@@ -38,67 +38,77 @@ def bench(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="two-pass, eager, cdkit, cdkit:none, cdkit:only-NAME or cdkit:without-NAME of an "
-            "optimisation; repeat it for more. plain always runs.",
+            help="What to measure: two-pass, eager, cdkit, cdkit:none, or with NAME an "
+            "optimisation, cdkit:only-NAME and cdkit:without-NAME; repeat it for more. plain "
+            "always runs.",
             show_default="two-pass, eager, cdkit",
         ),
     ] = None,
     each: Annotated[
         bool,
-        typer.Option("--each", help="cdkit with each optimisation alone and without it, too."),
+        typer.Option("--each", help="Also measure each optimisation alone, and all but it."),
     ] = False,
     batch: Annotated[
-        list[int] | None, typer.Option(help="Prompts at once; repeat it.", show_default="1")
+        list[int] | None,
+        typer.Option(help="Prompts in a batch; repeat it for more.", show_default="1"),
     ] = None,
     text_tokens: Annotated[
         list[int] | None,
-        typer.Option(help="Of a prompt, without its image; repeat it.", show_default="50"),
+        typer.Option(
+            help="Text tokens of a prompt; repeat it for more lengths.", show_default="50"
+        ),
     ] = None,
-    new_tokens: Annotated[int, typer.Option(help="The length of every answer.")] = 64,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of every answer.")] = 64,
     image_tokens: Annotated[
         int | None,
-        typer.Option(help="A square number; not of micro.", show_default="576; of micro 64"),
+        typer.Option(
+            help="Image tokens of a prompt, a square number; fixed to 64 for micro.",
+            show_default="576",
+        ),
     ] = None,
     dtype: Annotated[
         str,
         typer.Option(
-            help="auto (micro float32, else bfloat16), float32, bfloat16, float16, float64."
+            help="auto (float32 for micro, else bfloat16), float32, bfloat16, float16 or float64."
         ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    rounds: Annotated[int, typer.Option(help="After one to warm up.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Measured rounds, after one to warm up.")] = 5,
     threads: Annotated[
-        int | None, typer.Option(help="Of the CPU.", show_default="torch's choice")
+        int | None, typer.Option(help="CPU threads.", show_default="torch's choice")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights, prompts and pixels.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of weights, prompts and pixels.")] = 0,
     profile: Annotated[
         bool,
-        typer.Option("--profile", help="One more answer of each variant: where its time goes."),
+        typer.Option("--profile", help="Also show where the time of one answer goes."),
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Leave bench.json, bench.md, bench.svg and bench.png here.",
+            help="Write bench.json, bench.md, bench.svg and bench.png into this folder.",
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print bench.json.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print bench.json instead of tables.")
+    ] = False,
 ) -> None:
-    """Measure decoding beside plain `generate`, interleaved in one run: time and peak memory.
+    """Measure the time and memory of contrastive decoding against plain `generate`.
 
-    First all variants must give the same logits; exit status 1 says that they do not. Then rounds
-    over plain, the textbook two-pass loop, the same with all attention weights made, and cdkit.
+    First it checks that all variants give the same logits, and exits with status 1 if they do not.
+    Then it measures them in turn, round after round: plain decoding, the textbook loop with two
+    passes a token (two-pass), the same loop with eager attention (eager), and cdkit.
     docs/performance.md says what is measured and how to read it.
     """
     quiet()
     import json
 
-    from cdkit.evals.bench import files, job, shown
-    from cdkit.evals.bench.settings import DEFAULT, EACH, METHODS, Settings
-    from cdkit.evals.runs import progress
+    from cdkit.evals.runner import progress
+    from cdkit.evals.speed import bench_files, bench_run, bench_tables
+    from cdkit.evals.speed.bench_settings import DEFAULT, EACH, METHODS, BenchSettings
 
-    settings = Settings(
+    settings = BenchSettings(
         shape=shape,
         methods=tuple(method or METHODS),
         variants=(*(variant or DEFAULT), *(EACH if each else ())),
@@ -115,14 +125,14 @@ def bench(
     )
     if out is not None and out.exists() and not out.is_dir():
         raise CdkitError(f"--out {out} is a file: name a folder")
-    with progress.shown(Console(stderr=True)) as stages:
-        found = job.bench(settings, stages)
+    with progress.progress_bars(Console(stderr=True)) as stages:
+        found = bench_run.bench(settings, stages)
     if out is not None:
-        files.write(found, out)
+        bench_files.write_bench(found, out)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
         return
     screen = console()
-    screen.print(shown.render(found))
+    screen.print(bench_tables.render(found))
     if out is not None:
         screen.print(f"written: {out}", highlight=False, soft_wrap=True, markup=False)

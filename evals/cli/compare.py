@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdkit.evals.cli.app import app, console, examples, guarded, quiet
-from cdkit.evals.modes import RESAMPLES
+from cdkit.evals.statistics.defaults import RESAMPLES
 
 
 @app.command(
@@ -27,7 +27,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The run that differences are taken to; by default the first.",
+            help="The run that the others are compared with; by default the first.",
             show_default=False,
         ),
     ] = None,
@@ -35,7 +35,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="What tables call the runs, in their order; by default their methods.",
+            help="Names of the runs in tables, in the order given; by default their methods.",
             show_default=False,
         ),
     ] = None,
@@ -43,8 +43,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Show and test these only; by default all of the first parser. Choose before you "
-            "look.",
+            help="Show and test only these; by default all metrics of the first parser. Choose "
+            "them before you see results.",
             show_default=False,
         ),
     ] = None,
@@ -52,29 +52,29 @@ def compare(
         bool,
         typer.Option(
             "--allow-missing",
-            help="Leave samples that have no answer in some run out of all runs, and say so.",
+            help="Leave out samples that some run has no answer to, in all runs, and list them.",
         ),
     ] = False,
     across_models: Annotated[
-        bool, typer.Option("--across-models", help="The runs may be of different models.")
+        bool, typer.Option("--across-models", help="Allow runs of different models.")
     ] = False,
     resamples: Annotated[
-        int, typer.Option(metavar="N", help="Of the bootstrap behind the intervals.")
+        int, typer.Option(metavar="N", help="Bootstrap resamples behind each interval.")
     ] = RESAMPLES,
     gallery: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Questions of each part that the page shows.")
+        int, typer.Option(min=0, metavar="N", help="Example questions of each part in report.html.")
     ] = 4,
     attention: Annotated[
         bool,
         typer.Option(
-            "--attention", help="Load the model and draw attention and masks over the pictures."
+            "--attention", help="Load the model and draw its attention and masks over the images."
         ),
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="A folder that is not there yet; by default runs/comparison-DATE-TIME.",
+            help="A folder that does not exist yet; by default runs/comparison-DATE-TIME.",
             show_default=False,
         ),
     ] = None,
@@ -85,42 +85,42 @@ def compare(
     """Compare finished runs on the same questions: intervals, tests, changed answers, power.
 
     All runs must have the same benchmark files, parsers, token limit, prompt, model and decode
-    mode; what else differs is told. It leaves comparison.json, tables.md and report.html in DIR.
-    docs/compare.md says how to read them.
+    mode; other differences are listed. It writes comparison.json, tables.md and report.html into
+    DIR. docs/compare.md says how to read them.
     """
     quiet()
     import json
 
-    from cdkit.evals.comparison import exhibits, job
+    from cdkit.evals.comparison import comparison_galleries, comparison_run
     from cdkit.evals.comparison.changes import headlines
-    from cdkit.evals.comparison.named import named
-    from cdkit.evals.comparison.reading import read_runs
-    from cdkit.evals.reporting import exports, terminal
-    from cdkit.evals.reporting.views import overviews
-    from cdkit.evals.runs.progress import shown
+    from cdkit.evals.comparison.run_folders import read_runs
+    from cdkit.evals.comparison.run_names import name_runs
+    from cdkit.evals.reports import exports, terminal
+    from cdkit.evals.reports.table_layout import overviews
+    from cdkit.evals.runner.progress import progress_bars
 
-    folder = job.new_folder(output)
-    chosen = named(read_runs(runs), names.split(",") if names is not None else None, base)
-    with shown(Console(stderr=True)) as stages:
-        compared = job.compare_runs(
+    folder = comparison_run.new_folder(output)
+    chosen = name_runs(read_runs(runs), names.split(",") if names is not None else None, base)
+    with progress_bars(Console(stderr=True)) as stages:
+        compared = comparison_run.compare_runs(
             chosen,
             allow_missing=allow_missing,
             across_models=across_models,
             metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else (),
             resamples=resamples,
             gallery=gallery,
-            looks=exhibits.attention(chosen) if attention else None,
+            overlays=comparison_galleries.overlay_source(chosen) if attention else None,
             stages=stages,
         )
-    job.write(compared, folder)
+    comparison_run.write(compared, folder)
     if as_json:
-        typer.echo(json.dumps(job.data(compared), ensure_ascii=False))
+        typer.echo(json.dumps(comparison_run.data(compared), ensure_ascii=False))
         return
     screen = console()
     for view in overviews(compared.results.tables):
         screen.print(terminal.render(view, screen.width))
         screen.print()
-    screen.print(terminal.listing(headlines(compared.results.tables, compared.changes)))
+    screen.print(terminal.text_table(headlines(compared.results.tables, compared.changes)))
     for note in compared.notes:
         screen.print(Text(f"note: {note}"))
     screen.print(terminal.legend(compared.base))

@@ -19,25 +19,25 @@ from cdkit.evals.cli.app import app, console, examples, guarded, quiet
 @guarded
 def convert_qwen_vl(
     folder: Annotated[
-        Path, typer.Argument(help="Qwen-VL or Qwen-VL-Chat, the files as they were published.")
+        Path, typer.Argument(help="The folder with Qwen-VL or Qwen-VL-Chat as it was published.")
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write to: new, or empty.")],
 ) -> None:
-    """Turn Qwen-VL (the first one) as it was published into a folder that cdkit loads.
+    """Convert the first Qwen-VL, as it was published, into a checkpoint that cdkit can load.
 
-    transformers has no class of it and cdkit runs no remote code, so cdkit brings its own. Every
-    tensor is accounted for before anything is written.
+    transformers has no class for it and cdkit runs no remote code, so cdkit has its own class. It
+    checks that every tensor has its place before anything is written.
     """
     quiet()
     from cdkit.models.qwen_vl import convert
 
-    told = Console(stderr=True, highlight=False, soft_wrap=True)
-    with told.status("reading the names of the weights") as status:
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    with screen.status("reading the names of the weights") as status:
 
         def progress(name: str) -> None:
             status.update(f"converting {name}")
-            if not told.is_terminal:
-                told.print(f"converting {name}", markup=False)
+            if not screen.is_terminal:
+                screen.print(f"converting {name}", markup=False)
 
         done = convert(folder, out, progress=progress)
     console().print(f"wrote {done}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`cdkit data`: look at a data folder, or make one."""
+"""`cdkit data`: check a data folder, or make one."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from cdkit.evals.cli.app import app, console, examples, guarded
 data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Look at a folder of benchmark files, or make one (docs/data.md has the layout).",
+    help="Check a folder of benchmark files, or make one (docs/data.md has the layout).",
 )
 app.add_typer(data, name="data")
 
@@ -24,19 +24,22 @@ app.add_typer(data, name="data")
 def check(
     folder: Annotated[Path, typer.Argument(help="The data folder.")],
     images: Annotated[
-        bool, typer.Option("--images", help="Read each image in full, not its head only.")
+        bool, typer.Option("--images", help="Read each image in full, not only its header.")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the table.")
+    ] = False,
 ) -> None:
-    """Tell what is there, missing or odd, with known versions by SHA-256; exit 1 if it is broken.
+    """List what a data folder holds, what is missing and what is odd; exit with 1 if it is broken.
 
-    Broken is what would stop or spoil a run: a file that does not read, an image that is missing,
-    does not open, or is a link out of its folder. A benchmark that is not there is not broken.
+    Files of known published versions are recognised by their SHA-256. A folder is broken if
+    something in it would stop or spoil a run: a file that cannot be read, or an image that is
+    missing, does not open or is a link out of the folder. A benchmark may be absent.
     """
-    from cdkit.evals.data.check import check as look
-    from cdkit.evals.data.shown import as_json, as_table
+    from cdkit.evals.data.check import check as check_folder
+    from cdkit.evals.data.render import as_json, as_table
 
-    report = look(folder, decode=images)
+    report = check_folder(folder, decode=images)
     if json_:
         typer.echo(json.dumps(as_json(report), indent=2))
     else:
@@ -56,9 +59,9 @@ def check(
 def micro_world(
     out: Annotated[Path, typer.Argument(help="The folder to write to: new, or empty.")],
     images: Annotated[int, typer.Option(min=1, help="Images with POPE questions.")] = 150,
-    seed: Annotated[int, typer.Option(min=0, help="Of the pictures.")] = 2026,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the pictures.")] = 2026,
 ) -> None:
-    """Draw the embedded world: images with POPE, CHAIR and MME files, laid out to be run.
+    """Draw synthetic images with POPE, CHAIR and MME files, as a data folder for `cdkit eval`.
 
     Nothing is downloaded. The same arguments write the same files.
     """
@@ -80,22 +83,24 @@ def build_pope(
     instances: Annotated[Path, typer.Option(help="An instances file of COCO, or in its format.")],
     out: Annotated[Path, typer.Option(help="The folder to write to: new, or empty.")],
     images: Annotated[int, typer.Option(min=1, help="Images to ask about.")] = 500,
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and of what is asked.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of images and questions.")] = 0,
     objects: Annotated[
-        int, typer.Option(min=1, help="Questions about present objects an image, as many absent.")
+        int,
+        typer.Option(min=1, help="Present objects asked about per image, and as many absent ones."),
     ] = 3,
 ) -> None:
-    """Ask POPE's questions about other images: coco_pope_{random,popular,adversarial}.json.
+    """Make POPE's questions about other images: coco_pope_{random,popular,adversarial}.json.
 
-    Images with enough annotated categories are drawn by the seed; half of the questions are about
-    absent ones: uniform, the most frequent, or the one most often beside the present one before it.
+    The seed draws images with enough annotated objects. Half of the questions are about absent
+    objects: a random one (random), the most frequent one (popular), or the one that co-occurs most
+    with the object asked before (adversarial).
     """
-    from cdkit.evals.coco import read_instances
-    from cdkit.evals.files import read
-    from cdkit.evals.pope_building import polls_of_instances, write_polls
+    from cdkit.evals.benchmarks.benchmark_files import read_source
+    from cdkit.evals.benchmarks.coco import read_instances
+    from cdkit.evals.benchmarks.pope_building import polls_of_instances, write_polls
 
     _check_empty(out)
-    source = read(instances)
+    source = read_source(instances)
     polls = polls_of_instances(read_instances(source), images=images, seed=seed, each=objects)
     out.mkdir(parents=True, exist_ok=True)
     for split, asked in polls.items():

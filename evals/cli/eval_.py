@@ -1,4 +1,4 @@
-"""`cdkit eval`: one method of one model over a benchmark, in a run that survives."""
+"""`cdkit eval`: one method of one model over a benchmark, in a run that can be resumed."""
 
 import json
 import tomllib
@@ -13,7 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import app, console, examples, guarded, quiet
 
 FAILED = 3
-"""The exit status of a run that is complete but for samples that failed."""
+"""The exit status of a run that finished, but in which some samples failed."""
 
 
 @app.command(
@@ -30,101 +30,144 @@ FAILED = 3
 def eval_(
     method: Annotated[
         str | None,
-        typer.Option(help="A preset (cdkit list methods) or a .toml file.", show_default=False),
+        typer.Option(
+            help="A preset (see: cdkit list methods) or a .toml file.", show_default=False
+        ),
     ] = None,
     bench: Annotated[
-        str | None, typer.Option(help="pope, chair, mme, amber.", show_default=False)
+        str | None, typer.Option(help="pope, chair, mme or amber.", show_default=False)
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="The folder with its files and images.", show_default=False),
+        typer.Option(
+            help="The folder with the benchmark's files and images (see docs/data.md).",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="micro, a checkpoint's folder, or a name on the hub.", show_default="micro"
+            help="micro (the model in the package), a checkpoint's folder, or a name on the hub.",
+            show_default="micro",
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A parameter of --method: alpha=1.0; repeat it for more."),
+        typer.Option(
+            "--set", help="Set a parameter of --method, such as alpha=1.0; repeat it for more."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="A part, such as pope_coco_random; repeat it. All without it."),
+        typer.Option(
+            help="Ask only this part, such as pope_coco_random; repeat it for more.",
+            show_default="all parts",
+        ),
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="greedy, sample or beam.", show_default="greedy")
+        str | None,
+        typer.Option(help="How tokens are chosen: greedy, sample or beam.", show_default="greedy"),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Of sample: 0,1,2 answers thrice.", show_default="0")
+        str | None,
+        typer.Option(
+            help="Sampling: the random seeds; 0,1,2 answers each question three times.",
+            show_default="0",
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Of sample.", show_default="1.0")
+        float | None, typer.Option(help="Sampling: what logits are divided by.", show_default="1.0")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Of sample: the so many best.", show_default="all")
+        int | None,
+        typer.Option(help="Sampling: keep the k most probable tokens.", show_default="all"),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Of sample: the best of this mass.", show_default="all")
+        float | None,
+        typer.Option(
+            help="Sampling: keep the smallest set of tokens whose probabilities sum to P.",
+            show_default="all",
+        ),
     ] = None,
-    beams: Annotated[int | None, typer.Option(help="Of beam.", show_default="5")] = None,
+    beams: Annotated[
+        int | None, typer.Option(help="Number of beams (with --mode beam).", show_default="5")
+    ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="The first so many images of each part.", show_default="all"),
+        typer.Option(help="Ask only about the first N images of each part.", show_default="all"),
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="The longest answer.", show_default="the benchmark's own"),
+        typer.Option(help="Most tokens of an answer.", show_default="as the benchmark says"),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16, float16, float64.", show_default="the model's own"),
+        typer.Option(
+            help="Precision of the model: float32, bfloat16, float16 or float64.",
+            show_default="as the checkpoint says",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="The above from a file: a run's settings.json, or TOML. Options go before it.",
+            help="Read the options above from a run's settings.json or a TOML file. An option on "
+            "the command line wins over the file.",
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 8,
-    devices: Annotated[int, typer.Option(help="Processes on each machine, a device each.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines (docs/runs.md).")] = 1,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 8,
+    devices: Annotated[
+        int, typer.Option(help="Processes on each machine; each uses one device.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option(help="Number of machines (see docs/runs.md).")] = 1,
+    accelerator: Annotated[
+        str, typer.Option(help="Kind of device: auto, cpu, cuda or mps.")
+    ] = "auto",
     workers: Annotated[
-        int, typer.Option(help="Processes that load images ahead, for each device.")
+        int, typer.Option(help="Processes that load images in advance, for each device.")
     ] = 0,
-    output: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    output: Annotated[
+        Path, typer.Option(help="The folder in which the run's folder is made.")
+    ] = Path("runs"),
     name: Annotated[
         str | None,
-        typer.Option(help="The run's folder; by default its date and time.", show_default=False),
+        typer.Option(
+            help="Name of the run's folder; by default the date and time.", show_default=False
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with run NAME; begin it where there is none.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run NAME where it stopped; start it if there is none."
+        ),
     ] = False,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="With --resume: ask again what failed.")
+        bool,
+        typer.Option("--retry-errors", help="With --resume: try the samples again that failed."),
     ] = False,
     loggers: Annotated[
-        str, typer.Option(help="tensorboard, wandb, or both with a comma.", show_default="none")
+        str,
+        typer.Option(
+            help="Log to tensorboard, wandb, or both: tensorboard,wandb.", show_default="none"
+        ),
     ] = "",
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout in place of the table.")
+        bool, typer.Option("--json", help="Print one JSON object instead of the table.")
     ] = False,
 ) -> None:
-    """Answer a benchmark's questions and score the answers; a killed run goes on where it was.
+    """Answer a benchmark's questions and score the answers; a run that was killed can be resumed.
 
-    It leaves OUTPUT/NAME/: predictions.jsonl, metrics.json, manifest.json, settings.json and the
-    journal. `cdkit compare` reads such folders. A sample that fails (a broken image) is an error in
-    its place: the run goes on, says so at the end and exits with 3.
+    It writes OUTPUT/NAME/: predictions.jsonl, metrics.json, manifest.json, settings.json and the
+    journal. `cdkit compare` reads such folders. If a sample fails (because its image is broken,
+    say), its error is recorded in place of an answer. The run continues, reports the failures at
+    the end and exits with status 3.
     """
     quiet()
-    from cdkit.evals.ablation.answering import overrides
-    from cdkit.evals.runs.folder import folder_of, read_settings
-    from cdkit.evals.runs.loggers import check_loggers
-    from cdkit.evals.runs.run import run
-    from cdkit.evals.runs.settings import Resources, settings_of
+    from cdkit.evals.ablation.side_by_side import overrides
+    from cdkit.evals.runner.eval_run import run_eval
+    from cdkit.evals.runner.loggers import check_loggers
+    from cdkit.evals.runner.run_folder import folder_of, read_settings
+    from cdkit.evals.runner.run_settings import Resources, settings_of
 
     given: dict[str, Any] = {
         "method": method,
@@ -157,7 +200,7 @@ def eval_(
     resources = Resources(batch_size, devices, nodes, accelerator, workers)
     chosen = [each.strip() for each in loggers.split(",") if each.strip()]
     check_loggers(chosen)
-    settings.load_method()  # a misspelt one is told before the data is read
+    settings.load_method()  # a misspelt name is an error before the data is read
 
     from cdkit.evals.data.layout import parts_in
 
@@ -167,7 +210,7 @@ def eval_(
         only=settings.only,
         options=settings.benchmark_options(),
     )
-    outcome = run(
+    outcome = run_eval(
         settings,
         resources,
         list(parts.values()),
@@ -179,10 +222,10 @@ def eval_(
         silence=quiet,
     )
     if outcome is None:
-        return  # the process that leads tells
-    told = Console(stderr=True, highlight=False, soft_wrap=True)
+        return  # the leading process prints the results
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
     for file in outcome.torn:
-        told.print(f"the last line of journal/{file} was torn by a kill and was cut off")
+        messages.print(f"the last line of journal/{file} was torn by a kill and was cut off")
     if as_json:
         shown = {"folder": str(outcome.folder), "parts": outcome.metrics}
         typer.echo(json.dumps(shown, ensure_ascii=False))
@@ -196,7 +239,7 @@ def eval_(
     failed = sum(map(len, outcome.errors.values()))
     if failed:
         reason = next(iter(next(iter(outcome.errors.values())).values()))
-        told.print(
+        messages.print(
             f"{failed} sample{'s' if failed > 1 else ''} failed, the first because: {reason}\n"
             f"all are in {outcome.folder / 'manifest.json'}; mend them and run again with --resume "
             "--retry-errors",

@@ -25,7 +25,10 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The question, without a chat template.")],
     image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several images.")],
     model: Annotated[
-        str, typer.Option(help="micro, a checkpoint's folder, or a name on the hub.")
+        str,
+        typer.Option(
+            help="micro (the model in the package), a checkpoint's folder, or a name on the hub."
+        ),
     ] = "micro",
     method: Annotated[
         str | None,
@@ -34,25 +37,34 @@ def generate(
         ),
     ] = None,
     compare: Annotated[
-        str, typer.Option(help="More methods, with commas between.", show_default=False)
+        str,
+        typer.Option(
+            help="More methods to compare with, as in plain,vcd,cmac.", show_default=False
+        ),
     ] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A parameter of --method: alpha=1.0; repeat it for more."),
+        typer.Option(
+            "--set", help="Set a parameter of --method, such as alpha=1.0; repeat it for more."
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 64,
-    sample: Annotated[bool, typer.Option("--sample", help="Sample in place of greedy.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens at random instead of taking the best.")
+    ] = False,
     beams: Annotated[
-        int, typer.Option(min=1, help="Of a beam search; 1 is none. Not with --sample.")
+        int,
+        typer.Option(min=1, help="Number of beams; 1 is greedy search. Not with --sample."),
     ] = 1,
     temperature: Annotated[
-        float | None, typer.Option(help="Of --sample; 1 without it.", show_default=False)
+        float | None,
+        typer.Option(help="Sampling: what logits are divided by.", show_default="1"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of --sample and of all noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of sampling and of noise.")] = 0,
 ) -> None:
     """Answer a prompt about images, under one method or under several side by side."""
     quiet()
-    from cdkit.evals.ablation import answering
+    from cdkit.evals.ablation import side_by_side
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if method is None and not names:
@@ -63,8 +75,8 @@ def generate(
         raise CdkitError("--beams searches and --sample draws: give one of them")
     if method is None and set_:
         raise CdkitError("--set belongs to --method: give one")
-    methods = answering.methods(method, answering.overrides(set_ or []), names)
-    answers = answering.answer(
+    methods = side_by_side.methods(method, side_by_side.overrides(set_ or []), names)
+    answers = side_by_side.answer(
         model,
         methods,
         prompt,
@@ -75,4 +87,4 @@ def generate(
         seed=seed,
     )
     screen = console()
-    screen.print(answering.side_by_side(answers, screen.width))
+    screen.print(side_by_side.side_by_side(answers, screen.width))

@@ -23,20 +23,21 @@ class Topic(StrEnum):
 @guarded
 def list_(
     topic: Annotated[
-        Topic | None, typer.Argument(help="One of them; all without it.", show_default=False)
+        Topic | None,
+        typer.Argument(help="What to list; by default everything.", show_default=False),
     ] = None,
     cite: Annotated[
-        bool, typer.Option("--cite", help="With formulas, parameters, sources and BibTeX.")
+        bool, typer.Option("--cite", help="Add formulas, parameters, sources and BibTeX.")
     ] = False,
 ) -> None:
-    """Show the methods, strategies, calibrators, models and benchmarks there are, a line each."""
+    """List all methods, strategies, calibrators, models and benchmarks, one line each."""
     quiet()
-    from cdkit.evals import listing
+    from cdkit.evals.pages import listing
 
     screen = console()
     listed = {each: listing.entries(each.value) for each in ([topic] if topic else Topic)}
     for each, entries in listed.items():
-        screen.print(listing.shown(each.value, entries, cite=cite))
+        screen.print(listing.render(each.value, entries, cite=cite))
         if each is Topic.MODELS:
             screen.print(listing.EMBEDDED, highlight=False)
         screen.print()

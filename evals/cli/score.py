@@ -1,4 +1,4 @@
-"""`cdkit score`: the numbers of answers that were made anywhere."""
+"""`cdkit score`: metrics of answers that any program made."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import app, console, examples, guarded
 
 if TYPE_CHECKING:
-    from cdkit.evals.scoring import Scored
+    from cdkit.evals.benchmarks.score_files import Scored
 
 score = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-app.add_typer(score, name="score", help="Score answers that were made anywhere.")
+app.add_typer(score, name="score", help="Score answers that any program made.")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object in place of the table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
 Answers = Annotated[Path, typer.Option(help="JSON lines with the question's id and the text.")]
 
 
@@ -31,7 +31,7 @@ Answers = Annotated[Path, typer.Option(help="JSON lines with the question's id a
 )
 @guarded
 def pope(
-    questions: Annotated[Path, typer.Option(help="A POPE file, one JSON object a line.")],
+    questions: Annotated[Path, typer.Option(help="A POPE file: JSON lines with the questions.")],
     answers: Answers,
     parser: Annotated[
         str | None,
@@ -42,8 +42,8 @@ def pope(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Yes/no answers to POPE (`question_id`, `text`)."""
-    from cdkit.evals.scoring import score_pope
+    """Score yes/no answers to POPE (JSON lines with `question_id` and `text`)."""
+    from cdkit.evals.benchmarks.score_files import score_pope
 
     parsers = ("strict", "reference") if parser is None else (parser,)
     _show(score_pope(questions, answers, parsers), as_json)
@@ -65,7 +65,7 @@ def chair(
     ] = None,
     instances: Annotated[
         list[Path] | None,
-        typer.Option(help="COCO's instances_*.json, in place of it; repeat it for more."),
+        typer.Option(help="COCO's instances_*.json instead of --ground-truth; repeat it for more."),
     ] = None,
     coco_captions: Annotated[
         list[Path] | None,
@@ -73,20 +73,29 @@ def chair(
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="A folder to keep the truth of --instances in.", show_default=False),
+        typer.Option(
+            help="A folder that keeps the objects read from --instances.", show_default=False
+        ),
     ] = None,
     synonyms: Annotated[
         Path | None,
-        typer.Option(help="One line an object.", show_default="those of CHAIR's authors"),
+        typer.Option(
+            help="A synonym list: one object with its synonyms a line.",
+            show_default="the list of CHAIR's authors",
+        ),
     ] = None,
     lemmas: Annotated[
-        str, typer.Option(help="simple, or wordnet: as in papers, with nltk and its data.")
+        str,
+        typer.Option(
+            help="How words are brought to their base form: simple, or wordnet as papers do, which "
+            "needs nltk and its data."
+        ),
     ] = "simple",
     as_json: Json = False,
 ) -> None:
-    """Captions by CHAIR: which of the objects they mention are not in the image."""
-    from cdkit.evals.chair import CHAIR
-    from cdkit.evals.scoring import score_chair
+    """Score captions by CHAIR: how many objects they mention that are not in the image."""
+    from cdkit.evals.benchmarks.chair import CHAIR
+    from cdkit.evals.benchmarks.score_files import score_chair
 
     if cache is not None and not instances:
         raise CdkitError("--cache keeps what --instances and --coco-captions give: give them too")
@@ -105,12 +114,15 @@ def chair(
 @guarded
 def mme(
     answers: Annotated[
-        Path, typer.Option(help="A folder with TASK.txt: image, question, truth, answer.")
+        Path,
+        typer.Option(
+            help="A folder with a file TASK.txt for each task: image, question, truth, answer."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Answers to MME, in the text files of its own evaluation tool."""
-    from cdkit.evals.scoring import score_mme
+    """Score answers to MME in the text format of MME's evaluation tool."""
+    from cdkit.evals.benchmarks.score_files import score_mme
 
     _show(score_mme(answers), as_json)
 
@@ -137,8 +149,8 @@ def amber(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Yes/no answers to AMBER's discriminative part (positive is no)."""
-    from cdkit.evals.scoring import score_amber
+    """Score yes/no answers to AMBER's discriminative part (the positive class is "no")."""
+    from cdkit.evals.benchmarks.score_files import score_amber
 
     parsers = ("strict", "official") if parser is None else (parser,)
     _show(score_amber(questions, annotations, answers, parsers), as_json)
@@ -162,7 +174,7 @@ def _show(scored: "Scored", as_json: bool) -> None:
 
 def _tables(scored: "Scored") -> list[Table]:
     """A row for each prefix of the metrics; rows with the same metrics share a table."""
-    from cdkit.evals.reporting.wording import DASH, heading, number
+    from cdkit.evals.reports.formatting import DASH, heading, number
 
     rows: dict[str, dict[str, str]] = {}
     for name, value in scored.metrics.items():

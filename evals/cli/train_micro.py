@@ -1,4 +1,4 @@
-"""`cdkit train-micro`: the embedded model, trained anew."""
+"""`cdkit train-micro`: train the small model of the package anew."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,14 +20,16 @@ def train_micro(
     output: Annotated[Path, typer.Argument(help="The folder to write the checkpoint to.")],
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="A minute of training: a model that runs, not one that sees."),
+        typer.Option(
+            "--quick", help="Train for a minute only: the model runs, but recognises nothing."
+        ),
     ] = False,
 ) -> None:
-    """Train the embedded model anew on its world: the recipe of the checkpoint in the package.
+    """Train the small model of the package anew, by the recipe of the checkpoint in it.
 
     An earlier checkpoint in the folder is replaced; a folder that holds anything else is refused.
 
-    Takes about half an hour on two cores. docs/microworld.md tells what it learns, and how well.
+    Takes about half an hour on two cores. docs/microworld.md says what it learns, and how well.
     """
     quiet()
     from cdkit.evals.microworld.train import train_micro as train

@@ -1,1 +1,1 @@
-"""Finished runs side by side: are they comparable, what differs, what could have been seen."""
+"""`cdkit compare`: finished runs side by side, if they are comparable."""

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cdkit.evals.comparison.named import Named
-from cdkit.evals.power import POWER
-from cdkit.evals.reporting.results import SIGNIFICANT, Listing, Table, direction
-from cdkit.evals.reporting.wording import DASH, difference, heading, number, p_value
-from cdkit.evals.statistics import mcnemar, transitions
+from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.reports.formatting import DASH, difference, heading, number, p_value
+from cdkit.evals.reports.results import SIGNIFICANT, Table, TextTable, direction
+from cdkit.evals.statistics.power import POWER
+from cdkit.evals.statistics.run_comparison import transitions
+from cdkit.evals.statistics.significance import mcnemar
 from cdkit.interfaces.benchmark import Tally
 
 
@@ -29,7 +30,7 @@ class Change:
 
 
 def changes(table: Table, runs: Mapping[str, Sequence[Tally]]) -> Iterator[Change]:
-    """Of each run but the base, a change for each metric that is a plain share."""
+    """The changed answers of each run but the base, for each metric that is a plain share."""
     for method, run in runs.items():
         if method == table.base:
             continue
@@ -43,7 +44,7 @@ def changes(table: Table, runs: Mapping[str, Sequence[Tally]]) -> Iterator[Chang
             yield Change(table.benchmark, method, metric, right, wrong, count, p)
 
 
-def tests(table: Table, changed: Sequence[Change], *, notes: bool) -> Listing:
+def tests(table: Table, changed: Sequence[Change], *, notes: bool) -> TextTable:
     """Every test of a table: its difference, p-values, changed answers, and what it could show."""
     of = {(c.method, c.metric): c for c in changed if c.benchmark == table.benchmark}
     rows = []
@@ -65,7 +66,7 @@ def tests(table: Table, changed: Sequence[Change], *, notes: bool) -> Listing:
                     _least(cell.detectable_holm, metric),
                 )
             )
-    return Listing(
+    return TextTable(
         f"{table.title}: tests, changes and power",
         _heads(table),
         tuple(rows),
@@ -73,7 +74,7 @@ def tests(table: Table, changed: Sequence[Change], *, notes: bool) -> Listing:
     )
 
 
-def headlines(tables: Sequence[Table], changed: Sequence[Change]) -> Listing:
+def headlines(tables: Sequence[Table], changed: Sequence[Change]) -> TextTable:
     """In short, for the terminal: a row a benchmark and run, by the headline metric."""
     of = {(c.benchmark, c.method, c.metric): c for c in changed}
     rows = []
@@ -96,10 +97,10 @@ def headlines(tables: Sequence[Table], changed: Sequence[Change]) -> Listing:
                 )
             )
     heads = ("run", *CHANGED, "p by image", "p, Holm", "least at .05", "least, Holm")
-    return Listing("Changed answers, and the least difference to be shown", heads, tuple(rows))
+    return TextTable("Changed answers, and the least difference to be shown", heads, tuple(rows))
 
 
-def costs(runs: Named) -> Listing:
+def costs(runs: NamedRuns) -> TextTable:
     """What each run took in the model; seconds say as much about the machine as about a method."""
     rows, base = [], next(iter(runs.values()))
     for name, run in runs.items():
@@ -116,7 +117,7 @@ def costs(runs: Named) -> Listing:
         )
     heads = ("run", "seconds in the model", "tokens", "ms a token", "times the base's")
     note = "Times are comparable only where machine, batch size and dtype are the same."
-    return Listing("Cost", heads, tuple(rows), (note,))
+    return TextTable("Cost", heads, tuple(rows), (note,))
 
 
 CHANGED = ("became right", "became wrong", "McNemar p")

@@ -1,4 +1,4 @@
-"""May these runs be compared? What must be equal is checked; what else differs is told."""
+"""May these runs be compared? What must be equal is checked; other differences are listed."""
 
 import dataclasses
 import json
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cdkit.errors import CdkitError
-from cdkit.evals.comparison.named import Named
-from cdkit.evals.reporting.results import MODES
-from cdkit.evals.runs.finished import FinishedRun
+from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.reports.results import MODES
+from cdkit.evals.runner.finished import FinishedRun
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 
 DECODING = ("temperature", "top_k", "top_p", "beams")
@@ -16,11 +16,11 @@ DECODING = ("temperature", "top_k", "top_p", "beams")
 OTHERWISE = ("model.dtype", "model.padding", "seeds.noise_of_branches", "versions", "platform")
 """Keys of a manifest that may differ, and a note says so; those of `PIECES` beside them."""
 PIECES = ("batch_size", "processes", "nodes", "devices")
-"""Of each piece that a run was made in."""
+"""Keys of a manifest's pieces (one for each start of a run) that may differ."""
 SHOWN = 40  # of a value in a note, characters
 
 
-def check(runs: Named, *, across_models: bool = False) -> tuple[str, ...]:
+def check(runs: NamedRuns, *, across_models: bool = False) -> tuple[str, ...]:
     """Notes on what differs besides the method; a CdkitError where a comparison would mislead.
 
     Each run is held against the first. Equal must be: the decode mode and its settings, the model
@@ -36,21 +36,21 @@ def check(runs: Named, *, across_models: bool = False) -> tuple[str, ...]:
         notes += _pair(runs, base, other, across_models=across_models)
     parts = shared(runs)
     if not parts:
-        told = "; ".join(f"{name}: {', '.join(run.parts)}" for name, run in runs.items())
-        raise CdkitError(f"the runs share no benchmark ({told}): run them on the same ones")
+        text = "; ".join(f"{name}: {', '.join(run.parts)}" for name, run in runs.items())
+        raise CdkitError(f"the runs share no benchmark ({text}): run them on the same ones")
     for name, run in runs.items():
         if alone := [part for part in run.parts if part not in parts]:
             notes.append(f"not compared, since not all runs have it: {', '.join(alone)} of {name}")
     return tuple(dict.fromkeys(notes))
 
 
-def shared(runs: Named) -> tuple[str, ...]:
+def shared(runs: NamedRuns) -> tuple[str, ...]:
     """The names of the parts that every run has, in the base's order."""
     first, *others = runs.values()
     return tuple(part for part in first.parts if all(part in run.parts for run in others))
 
 
-def same_seeds(runs: Named) -> bool:
+def same_seeds(runs: NamedRuns) -> bool:
     """Whether all runs met the same random numbers."""
     first, *others = runs.values()
     return all(
@@ -65,7 +65,7 @@ def model_of(run: FinishedRun) -> str:
     return str(_table(run, "model").get("name"))
 
 
-def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterator[str]:
+def _pair(runs: NamedRuns, base: str, other: str, *, across_models: bool) -> Iterator[str]:
     """The notes on one run beside the base."""
     a, b = runs[base], runs[other]
 
@@ -79,7 +79,7 @@ def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterato
         mine, theirs = (_table(run, "settings").get(key) for run in (a, b))
         if mine != theirs:
             raise refuse(
-                f"{key} is {_told(mine)} in one, {_told(theirs)} in the other",
+                f"{key} is {_shown(mine)} in one, {_shown(theirs)} in the other",
                 "run both with the same settings",
             )
     same_model = _weights(a) == _weights(b)
@@ -93,8 +93,8 @@ def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterato
     prompts = [_template(run) for run in (a, b)]
     if prompts[0] != prompts[1]:
         if same_model:
-            told = " and ".join(map(_told, prompts))
-            raise refuse(f"their prompts are {told}", "run both with one prompt")
+            text = " and ".join(map(_shown, prompts))
+            raise refuse(f"their prompts are {text}", "run both with one prompt")
         yield f"prompts differ, as the models' templates do: {base}, {other}"
     for part in shared({base: a, other: b}):
         mine_too, theirs_too = a.parts[part], b.parts[part]
@@ -104,7 +104,7 @@ def _pair(runs: Named, base: str, other: str, *, across_models: bool) -> Iterato
     ours, yours = circumstances(a), circumstances(b)
     for key in dict.fromkeys([*ours, *yours]):
         if ours.get(key) != yours.get(key):
-            yield f"{key}: {base} {_told(ours.get(key))}, {other} {_told(yours.get(key))}"
+            yield f"{key}: {base} {_shown(ours.get(key))}, {other} {_shown(yours.get(key))}"
 
 
 def _table(run: FinishedRun, key: str) -> Mapping[str, object]:
@@ -114,7 +114,7 @@ def _table(run: FinishedRun, key: str) -> Mapping[str, object]:
 
 
 def _weights(run: FinishedRun) -> object:
-    """What tells a model: the hashes of its local files, else its name and revision."""
+    """What identifies a model: the hashes of its local files, else its name and revision."""
     model = _table(run, "model")
     return model.get("files") or (model.get("name"), model.get("revision"))
 
@@ -153,8 +153,8 @@ def circumstances(run: FinishedRun) -> dict[str, object]:
             if isinstance(pieces, list)
             else []
         )
-        told = ", ".join(dict.fromkeys(_told(value) for value in values))
-        found[key] = told
+        text = ", ".join(dict.fromkeys(_shown(value) for value in values))
+        found[key] = text
     return found
 
 
@@ -167,22 +167,22 @@ def _differences(a: Benchmark, b: Benchmark) -> Iterator[str]:
     hashes = [sorted(each.sources().values()) for each in (a, b)]
     if hashes[0] != hashes[1]:
         only = [sorted(set(one) - set(two)) for one, two in (hashes, hashes[::-1])]
-        told = " and ".join(", ".join(h[:8] for h in each) or "none" for each in only)
-        yield f"the files differ (SHA-256 {told})"
+        text = " and ".join(", ".join(h[:8] for h in each) or "none" for each in only)
+        yield f"the files differ (SHA-256 {text})"
     settings = [_settings(each) for each in (a, b)]
     for name, value in settings[0].items():
         if value != settings[1][name]:
-            yield f"{name} is {_told(value)} in one, {_told(settings[1][name])} in the other"
+            yield f"{name} is {_shown(value)} in one, {_shown(settings[1][name])} in the other"
     if a.versions() != b.versions():
-        told = " and ".join(_told(dict(each.versions())) for each in (a, b))
-        yield f"the parsers' versions are {told}"
+        text = " and ".join(_shown(dict(each.versions())) for each in (a, b))
+        yield f"the parsers' versions are {text}"
     if a.samples() != b.samples():
         counts = " and ".join(str(len(each.samples())) for each in (a, b))
         yield f"the samples differ ({counts})"
 
 
 def _settings(benchmark: Benchmark) -> dict[str, object]:
-    """The fields that are no paths: files are told by their hashes, wherever they lie."""
+    """The fields that are no paths: files are compared by their hashes, wherever they lie."""
     fields = dataclasses.fields(benchmark)  # type: ignore[arg-type]
     values = {field.name: getattr(benchmark, field.name) for field in fields}
     return {name: value for name, value in values.items() if not isinstance(value, Path)}
@@ -223,7 +223,7 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     """A value of a manifest in a line."""
-    told = value if isinstance(value, str) else json.dumps(value, default=str)
-    return repr(value) if isinstance(value, str) and len(told) <= SHOWN else told[:SHOWN]
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return repr(value) if isinstance(value, str) and len(text) <= SHOWN else text[:SHOWN]

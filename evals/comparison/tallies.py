@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from cdkit.errors import CdkitError
-from cdkit.evals.comparison.named import Named
-from cdkit.evals.runs.finished import FinishedPart
+from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.runner.finished import FinishedPart
 from cdkit.interfaces.benchmark import Tally
 
 Seed = int | None
 
 
 def tallies(
-    runs: Named, part: str, *, allow_missing: bool = False
+    runs: NamedRuns, part: str, *, allow_missing: bool = False
 ) -> tuple[Mapping[str, Sequence[Tally]], tuple[str, ...]]:
     """Name -> one tally a seed, in the seeds' order, and notes on samples that were left out.
 
@@ -45,7 +45,8 @@ def unanswered(part: FinishedPart) -> dict[str, str]:
     return {
         sample.id: part.errors.get(sample.id, "no answer")
         for sample in part.benchmark.samples()
-        if sample.id in part.errors or any(sample.id not in said for said in part.answers.values())
+        if sample.id in part.errors
+        or any(sample.id not in by_id for by_id in part.answers.values())
     }
 
 
@@ -55,7 +56,7 @@ def seeds(part: FinishedPart) -> list[Seed]:
 
 
 def _notes(
-    runs: Named,
+    runs: NamedRuns,
     part: str,
     found: Mapping[str, Sequence[Tally]],
     lacking: Mapping[str, Mapping[str, str]],
@@ -78,5 +79,5 @@ def _counted(samples: Mapping[str, str]) -> str:
 
 
 def _few(samples: Mapping[str, str], most: int = 3) -> str:
-    told = [f"{sample}: {reason}" for sample, reason in list(samples.items())[:most]]
-    return "; ".join(told) + ("; ..." if len(samples) > most else "")
+    listed = [f"{sample}: {reason}" for sample, reason in list(samples.items())[:most]]
+    return "; ".join(listed) + ("; ..." if len(samples) > most else "")

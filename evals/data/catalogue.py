@@ -8,7 +8,7 @@ from importlib import resources
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownFile:
     """A published file: its benchmark, what it is, how many rows it has, where it stands.
 
     `rows` are questions, annotations or lines; `source` names a repository, a commit and a path.
@@ -25,10 +25,10 @@ class Known:
 
 
 @cache
-def known_files() -> Mapping[str, Known]:
+def known_files() -> Mapping[str, KnownFile]:
     """Every published file that is known, by its hash."""
     text = (resources.files("cdkit.evals.data") / "known.toml").read_text("utf-8")
-    files = [Known(**row) for row in tomllib.loads(text)["file"]]
+    files = [KnownFile(**row) for row in tomllib.loads(text)["file"]]
     found = {file.sha256: file for file in files}
     if len(found) < len(files):
         raise ValueError("known.toml names a hash twice")

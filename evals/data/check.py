@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.mme import TASKS
 from cdkit.evals.data.files_check import (
     FEW,
     FileFound,
@@ -13,8 +14,7 @@ from cdkit.evals.data.files_check import (
     examine,
     examine_images,
 )
-from cdkit.evals.data.layout import HELP, LAYOUTS, Located, load, located_in
-from cdkit.evals.mme import TASKS
+from cdkit.evals.data.layout import HELP, LAYOUTS, LocatedPart, load, located_in
 from cdkit.interfaces.benchmark import BENCHMARKS, Sample
 
 TYPO = "imange"
@@ -40,7 +40,7 @@ class PartReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class FolderReport:
     """What was found in a folder; `absent` maps a benchmark to what its search expects."""
 
     folder: str
@@ -54,7 +54,7 @@ class Report:
         return not any(part.problems for part in self.parts)
 
 
-def check(folder: Path, *, decode: bool = False) -> Report:
+def check(folder: Path, *, decode: bool = False) -> FolderReport:
     """Everything of every known benchmark in the folder; one with none of them raises.
 
     `decode` reads each image in full, so that a truncated one is found too; else heads only.
@@ -77,12 +77,12 @@ def check(folder: Path, *, decode: bool = False) -> Report:
         if not found:
             absent[bench] = layout.expected
     if not parts:
-        looked = "; ".join(name for names in absent.values() for name in names)
-        raise CdkitError(f"no benchmark is in {folder}: looked for {looked}; {HELP}")
-    return Report(str(folder), tuple(parts), absent, tuple(_strays(folder, parts)))
+        places = "; ".join(name for names in absent.values() for name in names)
+        raise CdkitError(f"no benchmark is in {folder}: looked for {places}; {HELP}")
+    return FolderReport(str(folder), tuple(parts), absent, tuple(_strays(folder, parts)))
 
 
-def _part(part: Located, folder: Path, decode: bool, seen: dict[Path, str]) -> PartReport:
+def _part(part: LocatedPart, folder: Path, decode: bool, seen: dict[Path, str]) -> PartReport:
     files: list[FileFound] = []
     notes: list[str] = []
     problems: list[str] = []
@@ -121,14 +121,14 @@ def _part(part: Located, folder: Path, decode: bool, seen: dict[Path, str]) -> P
     )
 
 
-def _about_file(part: Located, key: str, file: FileFound) -> Iterator[str]:
+def _about_file(part: LocatedPart, key: str, file: FileFound) -> Iterator[str]:
     if file.oddities and file.known is None:  # some were published with them
         yield f"{file.path} has: {', '.join(file.oddities)}"
     if part.published and key in CATALOGUED and file.known is None:
         yield f"{file.path} is of no known version: sha256 {file.sha256}"
 
 
-def _misplaced(part: Located, path: Path, file: FileFound) -> Iterator[str]:
+def _misplaced(part: LocatedPart, path: Path, file: FileFound) -> Iterator[str]:
     """A known file under the name of another one: "popular" that is called "random"."""
     if file.known is None:
         return
@@ -143,7 +143,7 @@ def _misplaced(part: Located, path: Path, file: FileFound) -> Iterator[str]:
 
 
 def _about_questions(
-    part: Located, samples: Sequence[Sample], labels: Counter[str]
+    part: LocatedPart, samples: Sequence[Sample], labels: Counter[str]
 ) -> Iterator[str]:
     if typos := sum(TYPO in sample.prompt for sample in samples):
         yield (
@@ -163,7 +163,7 @@ def _about_questions(
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """The file, or the task files of a folder of MME's; images are looked at elsewhere."""
+    """The file, or the task files of a folder of MME's; images are checked elsewhere."""
     if path.is_dir():
         yield from sorted(file for file in path.glob("*.txt") if file.stem in TASKS)
     elif path.is_file():

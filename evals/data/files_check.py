@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from cdkit.errors import CdkitError
-from cdkit.evals.data.catalogue import Known, known_files
-from cdkit.evals.runs.pictures import BOMBS, load_picture, opened
+from cdkit.evals.data.catalogue import KnownFile, known_files
+from cdkit.evals.runner.pictures import BOMBS, load_picture, opened
 from cdkit.interfaces.benchmark import Sample
 
 FEW = 3
@@ -29,7 +29,7 @@ class FileFound:
     path: str
     bytes: int
     sha256: str
-    known: Known | None
+    known: KnownFile | None
     oddities: tuple[str, ...]
 
 

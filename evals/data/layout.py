@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdkit.errors import CdkitError
-from cdkit.evals.mme import TASKS
-from cdkit.evals.pope_building import PUBLISHED
+from cdkit.evals.benchmarks.mme import TASKS
+from cdkit.evals.benchmarks.pope_building import PUBLISHED
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.methods.presets import build
 from cdkit.registry import UnknownNameError, unknown
 
-HELP = "docs/data.md tells where to get the files and how to lay them out"
+HELP = "docs/data.md says where to get the files and how to lay them out"
 PHOTOS: Mapping[str, str] = {
     "coco": "coco/val2014",
     "aokvqa": "coco/val2014",
@@ -22,8 +22,8 @@ PHOTOS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """A benchmark that was found, such as one negative sampling of POPE, and its image folder."""
+class DataPart:
+    """A benchmark in a data folder, such as one negative sampling of POPE, and its image folder."""
 
     name: str
     benchmark: Benchmark
@@ -31,12 +31,17 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedPart:
     """A part before its files are read.
 
-    `files` are those fields of the benchmark's class that are files or folders; `settings` its
-    other fields, where the data ask for something else than the default. `published`: its files
-    are somebody's, so that they may be of a known version; the micro-world's are drawn here.
+    Args:
+        name: The part's name.
+        bench: The benchmark's registered name.
+        files: Fields of the benchmark's class that are files or folders.
+        images: The folder of its images.
+        settings: Other fields that need another value than the default.
+        published: Whether its files were published, so that they may be of a known version;
+            `cdkit data micro-world` draws others.
     """
 
     name: str
@@ -48,7 +53,7 @@ class Located:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """How a benchmark lies in a data folder: what is expected, and the search for it.
 
     `find` raises a CdkitError where a benchmark is there in part; `only_part` is the field that
@@ -56,7 +61,7 @@ class Layout:
     """
 
     expected: tuple[str, ...]
-    find: Callable[[Path], Iterator[Located]]
+    find: Callable[[Path], Iterator[LocatedPart]]
     only_part: str = ""
 
 
@@ -66,11 +71,20 @@ def parts_in(
     *,
     only: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
-) -> dict[str, Part]:
-    """The parts of a benchmark in a data folder, by name; all are read, so a broken one raises.
+) -> dict[str, DataPart]:
+    """Read the parts of a benchmark in a data folder.
 
-    `bench`: pope (pope_coco_random, ...), chair, mme or amber. `only` picks parts by their names.
-    `options` are fields of the benchmark's class, such as `parsers` or `max_new_tokens`.
+    Args:
+        bench: "pope" (parts pope_coco_random, ...), "chair", "mme" or "amber".
+        folder: The data folder.
+        only: Names of the parts to read; by default all.
+        options: Fields of the benchmark's class, such as `parsers` or `max_new_tokens`.
+
+    Returns:
+        Name -> part.
+
+    Raises:
+        CdkitError: The benchmark, or a part in `only`, is not in the folder, or a file is broken.
     """
     found = {part.name: part for part in located_in(bench, folder)}
     if not found:
@@ -85,8 +99,19 @@ def parts_in(
     return {part.name: load(part, options or {}) for part in chosen}
 
 
-def located_in(bench: str, folder: Path) -> tuple[Located, ...]:
-    """What is there of a benchmark, before any file is read; empty where nothing is."""
+def located_in(bench: str, folder: Path) -> tuple[LocatedPart, ...]:
+    """Find the parts of a benchmark in a data folder without reading them.
+
+    Args:
+        bench: The benchmark's name.
+        folder: The data folder.
+
+    Returns:
+        The parts; empty if there are none.
+
+    Raises:
+        CdkitError: `folder` is no folder, a part is there twice, or only some of its files are.
+    """
     if not folder.is_dir():
         raise CdkitError(f"{folder} is no folder: give the one that holds your data; {HELP}")
     found = tuple(layout_of(bench).find(folder))
@@ -98,8 +123,15 @@ def located_in(bench: str, folder: Path) -> tuple[Located, ...]:
     return found
 
 
-def layout_of(bench: str) -> Layout:
-    """The layout of a benchmark; one that is not registered, or has none, raises."""
+def layout_of(bench: str) -> FolderLayout:
+    """The layout of a benchmark.
+
+    Args:
+        bench: The benchmark's registered name.
+
+    Raises:
+        CdkitError: The benchmark is not registered, or has no layout.
+    """
     if bench not in BENCHMARKS:
         if bench in LAYOUTS:
             raise CdkitError(f"the benchmark {bench} is not available in this installation")
@@ -112,8 +144,19 @@ def layout_of(bench: str) -> Layout:
     return LAYOUTS[bench]
 
 
-def load(part: Located, options: Mapping[str, object]) -> Part:
-    """The part with its files read, and with the user's options."""
+def load(part: LocatedPart, options: Mapping[str, object]) -> DataPart:
+    """Read the files of a part.
+
+    Args:
+        part: The part.
+        options: Fields of the benchmark's class.
+
+    Returns:
+        The part with its benchmark.
+
+    Raises:
+        CdkitError: A file is broken, or an option is not a field or is fixed by the layout.
+    """
     mine = layout_of(part.bench).only_part
     if mine in options:
         raise CdkitError(
@@ -122,7 +165,7 @@ def load(part: Located, options: Mapping[str, object]) -> Part:
         )
     values = {**part.files, **part.settings, **options}
     benchmark: Benchmark = build(BENCHMARKS[part.bench], values, part.name)
-    return Part(part.name, benchmark, part.images)
+    return DataPart(part.name, benchmark, part.images)
 
 
 def is_micro(folder: Path) -> bool:
@@ -130,13 +173,13 @@ def is_micro(folder: Path) -> bool:
     return (folder / "placement.json").is_file() and any(folder.glob("micro_pope_*.json"))
 
 
-def _pope(folder: Path) -> Iterator[Located]:
+def _pope(folder: Path) -> Iterator[LocatedPart]:
     if is_micro(folder):
         for split in PUBLISHED:
             path = folder / f"micro_pope_{split}.json"
             if path.is_file():
                 name, images = f"pope_micro_{split}", folder / "images"
-                yield Located(name, "pope", {"path": path}, images, published=False)
+                yield LocatedPart(name, "pope", {"path": path}, images, published=False)
         return
     for photos, pictures in PHOTOS.items():
         # The last two are the folders of POPE's repository, so that a clone of it will do.
@@ -148,10 +191,10 @@ def _pope(folder: Path) -> Iterator[Located]:
                         path = folder / place / f"{stem}{suffix}"
                         if path.is_file():
                             name = f"pope_{photos}_{split}"
-                            yield Located(name, "pope", {"path": path}, folder / pictures)
+                            yield LocatedPart(name, "pope", {"path": path}, folder / pictures)
 
 
-def _chair(folder: Path) -> Iterator[Located]:
+def _chair(folder: Path) -> Iterator[LocatedPart]:
     if is_micro(folder):
         from cdkit.evals.microworld.text import CAPTION_PROMPT
 
@@ -164,7 +207,7 @@ def _chair(folder: Path) -> Iterator[Located]:
         files = _all_of("chair", folder, names)
         # A caption of this world fits into 48 tokens: the limit of the default grid, too.
         settings = {"prompt": CAPTION_PROMPT, "max_new_tokens": 48}
-        yield Located("chair", "chair", files, folder / "images", settings, published=False)
+        yield LocatedPart("chair", "chair", files, folder / "images", settings, published=False)
         return
     truth = _first(folder, *_packed("chair/ground_truth.json"))
     annotated = {
@@ -180,10 +223,10 @@ def _chair(folder: Path) -> Iterator[Located]:
     for key, name in (("synonyms", "chair/synonyms.txt"), ("images", "chair/images.txt")):
         if (folder / name).is_file():
             files[key] = folder / name
-    yield Located("chair", "chair", files, folder / PHOTOS["coco"])
+    yield LocatedPart("chair", "chair", files, folder / PHOTOS["coco"])
 
 
-def _mme(folder: Path) -> Iterator[Located]:
+def _mme(folder: Path) -> Iterator[LocatedPart]:
     for place in ("mme", "mme/MME_Benchmark", "mme/MME_Benchmark_release_version/MME_Benchmark"):
         there = folder / place
         if any((there / f"{task}.txt").is_file() or (there / task).is_dir() for task in TASKS):
@@ -195,11 +238,11 @@ def _mme(folder: Path) -> Iterator[Located]:
                 if any((images / task).is_dir() for task in TASKS):
                     settings = {"subfolder": "{task}"}
             published = not is_micro(folder)
-            yield Located("mme", "mme", {"folder": there}, images, settings, published)
+            yield LocatedPart("mme", "mme", {"folder": there}, images, settings, published)
             return
 
 
-def _amber(folder: Path) -> Iterator[Located]:
+def _amber(folder: Path) -> Iterator[LocatedPart]:
     if not (folder / "amber").is_dir():
         return
     questions = _first(
@@ -213,11 +256,11 @@ def _amber(folder: Path) -> Iterator[Located]:
         raise CdkitError(f"amber in {folder} is not whole: it lacks amber/{lacking}; {HELP}")
     images = "amber/images" if (folder / "amber/images").is_dir() else "amber/image"
     files = {"path": questions, "annotations": truth}
-    yield Located("amber", "amber", files, folder / images)
+    yield LocatedPart("amber", "amber", files, folder / images)
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "pope": Layout(
+LAYOUTS: Mapping[str, FolderLayout] = {
+    "pope": FolderLayout(
         (
             "pope/{coco,aokvqa,gqa}/{coco,aokvqa,gqa}_pope_{random,popular,adversarial}.json",
             "the same names in pope/ or in the folder itself",
@@ -225,15 +268,15 @@ LAYOUTS: Mapping[str, Layout] = {
         _pope,
         only_part="path",
     ),
-    "chair": Layout(
+    "chair": FolderLayout(
         (
             "coco/annotations/instances_val2014.json with captions_val2014.json (or "
             "chair/ground_truth.json)",
         ),
         _chair,
     ),
-    "mme": Layout(("mme/TASK/ or mme/TASK.txt (existence, count, ...)",), _mme, "folder"),
-    "amber": Layout(
+    "mme": FolderLayout(("mme/TASK/ or mme/TASK.txt (existence, count, ...)",), _mme, "folder"),
+    "amber": FolderLayout(
         ("amber/data/query/query_discriminative.json with amber/data/annotations.json",),
         _amber,
         only_part="path",

@@ -1,13 +1,13 @@
 """The embedded world: images, annotations and benchmark files drawn from a seed, and its model."""
 
-from cdkit.evals.microworld.files import BenchmarkFiles, write_benchmarks
-from cdkit.evals.microworld.world import CONFIRMATION_WORLD, WORLD, Hearsay, World
+from cdkit.evals.microworld.world import CONFIRMATION_WORLD, WORLD, LabelNoise, World
+from cdkit.evals.microworld.world_files import BenchmarkFiles, write_benchmarks
 
 __all__ = [
     "CONFIRMATION_WORLD",
     "WORLD",
     "BenchmarkFiles",
-    "Hearsay",
+    "LabelNoise",
     "World",
     "write_benchmarks",
 ]

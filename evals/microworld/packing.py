@@ -15,15 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.evals.microworld.drawing import patch_labels, render
-from cdkit.evals.microworld.hearsay import Lesson
-from cdkit.evals.microworld.text import Question, plural
+from cdkit.evals.microworld.noisy_captions import Lesson
+from cdkit.evals.microworld.text import WorldQuestion, plural
 from cdkit.evals.microworld.world import Picture, World
 
 IGNORED = -100
 PADDING = -1
 
 
-class Packed(NamedTuple):
+class PackedLessons(NamedTuple):
     """A batch. `block` is 0 in the prefix, n in the n-th question, -1 in the padding.
 
     `target` is the token to say next (-100: not trained) and counts `weight` times. `nouns` has one
@@ -58,7 +58,7 @@ def pixels(world: World, pictures: Sequence[Picture]) -> Float[Tensor, "batch 3 
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def pack(world: World, words: Words, lessons: Sequence[tuple[Picture, Lesson]]) -> Packed:
+def pack(world: World, words: Words, lessons: Sequence[tuple[Picture, Lesson]]) -> PackedLessons:
     """One row a lesson, padded on the right."""
     rows = [_Row(world, words, picture, lesson) for picture, lesson in lessons]
     length = max(len(row.ids) for row in rows)
@@ -69,7 +69,7 @@ def pack(world: World, words: Words, lessons: Sequence[tuple[Picture, Lesson]]) 
         return np.array([line + [filler] * (length - len(line)) for line in lines])
 
     nouns = [[batch, *noun] for batch, row in enumerate(rows) for noun in row.nouns]
-    return Packed(
+    return PackedLessons(
         pixels(world, [picture for picture, _ in lessons]),
         torch.from_numpy(stack("ids", words.index["<pad>"])),
         torch.from_numpy(stack("positions", 0)),
@@ -104,7 +104,7 @@ class _Row:
             self._add(world, words, picture, question, number)
 
     def _add(
-        self, world: World, words: Words, picture: Picture, question: Question, number: int
+        self, world: World, words: Words, picture: Picture, question: WorldQuestion, number: int
     ) -> None:
         start = self.block.count(0)
         asked = [*words(question.text), words.index["assistant"]]
@@ -121,7 +121,7 @@ class _Row:
         self.weight += [0.0] * (len(asked) - 1) + heavy
 
     def _note_nouns(
-        self, world: World, words: Words, picture: Picture, question: Question, offset: int
+        self, world: World, words: Words, picture: Picture, question: WorldQuestion, offset: int
     ) -> None:
         """Where a question names a thing that is there, and what is to be known of it."""
         asked = words(question.text)

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from cdkit.evals.microworld.hearsay import draw_lesson
-from cdkit.evals.microworld.packing import IGNORED, Packed, Words, pack, visible
+from cdkit.evals.microworld.noisy_captions import draw_lesson
+from cdkit.evals.microworld.packing import IGNORED, PackedLessons, Words, pack, visible
 from cdkit.evals.microworld.world import World, draw_picture
 
 
@@ -52,7 +52,7 @@ class Stage:
         return min(1.0, max(0.0, (share - self.clean) / self.worsening))
 
 
-class Lessons(Dataset[Packed]):
+class Lessons(Dataset[PackedLessons]):
     """A stage's batches: item `step` is a pure function of (seed, step)."""
 
     def __init__(self, world: World, words: Words, stage: Stage, seed: int) -> None:
@@ -61,7 +61,7 @@ class Lessons(Dataset[Packed]):
     def __len__(self) -> int:
         return self.stage.steps
 
-    def __getitem__(self, step: int) -> Packed:
+    def __getitem__(self, step: int) -> PackedLessons:
         rng = np.random.default_rng([self.seed, step])
         hardness = self.stage.hardness(step)
         degraded = self.world.degraded * (0.2 + 0.8 * hardness)
@@ -104,7 +104,7 @@ class VisionStage(_Taught):
         self.sizes = (len(world.categories) + 1, len(world.colors), self.side, self.side)
         self.reader = nn.Linear(width, sum(self.sizes))
 
-    def training_step(self, batch: Packed, index: int) -> Tensor:
+    def training_step(self, batch: PackedLessons, index: int) -> Tensor:
         patches = see(self.model, batch.pixel_values)
         kind, color, row, column = self.reader(patches).float().split(self.sizes, -1)
         there = batch.categories >= 0
@@ -149,11 +149,11 @@ class LanguageStage(_Taught):
     def on_fit_end(self) -> None:
         self.model.set_attn_implementation({"text_config": "sdpa"})
 
-    def training_step(self, batch: Packed, index: int) -> Tensor:
+    def training_step(self, batch: PackedLessons, index: int) -> Tensor:
         with torch.no_grad():
             patches = see(self.model, batch.pixel_values)
         projected = self.model.model.multi_modal_projector(patches)
-        states = read(self.model, batch, projected, self.image)
+        states = language_logits(self.model, batch, projected, self.image)
         trained = batch.target != IGNORED
         logits = self.model.lm_head(states[-1][trained]).float()
         target, weight = batch.target[trained], batch.weight[trained]
@@ -170,7 +170,9 @@ class LanguageStage(_Taught):
             0.3 * self._alike(batch, projected) + 0.3 * self._knowing(batch, states[self.middle])
         )
 
-    def _alike(self, batch: Packed, projected: Float[Tensor, "batch image hidden"]) -> Tensor:
+    def _alike(
+        self, batch: PackedLessons, projected: Float[Tensor, "batch image hidden"]
+    ) -> Tensor:
         there = batch.categories >= 0
         table: Tensor = self.model.model.language_model.embed_tokens.weight
         scores = projected[there] @ table.T * 4
@@ -178,7 +180,7 @@ class LanguageStage(_Taught):
             scores[:, self.colors].float(), batch.colors[there]
         )
 
-    def _knowing(self, batch: Packed, state: Float[Tensor, "batch text hidden"]) -> Tensor:
+    def _knowing(self, batch: PackedLessons, state: Float[Tensor, "batch text hidden"]) -> Tensor:
         where = batch.nouns
         read = self.reader(state[where[:, 0], where[:, 1]]).float().split(self.sizes, -1)
         losses = [
@@ -197,9 +199,9 @@ def see(
     return patches
 
 
-def read(
+def language_logits(
     model: LlavaForConditionalGeneration,
-    batch: Packed,
+    batch: PackedLessons,
     projected: Float[Tensor, "batch image hidden"],
     image_token: int,
 ) -> tuple[Float[Tensor, "batch text hidden"], ...]:

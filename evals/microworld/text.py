@@ -1,6 +1,6 @@
 """The words of the world: vocabulary, captions, questions and their answers.
 
-Everything here is told truly; `hearsay.py` bends it for training.
+Everything here is true; `noisy_captions.py` adds errors for training.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _GLUE = (
 
 
 @dataclass(frozen=True)
-class Question:
+class WorldQuestion:
     """A question and its answer; `family` says which skill it asks for.
 
     `nouns` are the categories named, in order of mention.
@@ -81,12 +81,12 @@ def mentions_of(picture: Picture) -> list[tuple[int, int, int]]:
     return [(category, count, -1) for category, count in picture.counts().items()]
 
 
-def existence(world: World, category: int, present: bool) -> Question:
+def existence(world: World, category: int, present: bool) -> WorldQuestion:
     text = f"Is there a {world.categories[category]} in the image?"
-    return Question("existence", text, _yes(present), (category,))
+    return WorldQuestion("existence", text, _yes(present), (category,))
 
 
-def number(world: World, picture: Picture, category: int, asked: int) -> Question:
+def number(world: World, picture: Picture, category: int, asked: int) -> WorldQuestion:
     """Whether there are exactly `asked` things of a category that is there."""
     noun = world.categories[category]
     text = (
@@ -94,32 +94,32 @@ def number(world: World, picture: Picture, category: int, asked: int) -> Questio
         if asked == 1
         else f"Are there {NUMBERS[asked - 1]} {plural(noun)} in the image?"
     )
-    return Question("count", text, _yes(picture.counts()[category] == asked), (category,))
+    return WorldQuestion("count", text, _yes(picture.counts()[category] == asked), (category,))
 
 
-def how_many(world: World, picture: Picture, category: int) -> Question:
+def how_many(world: World, picture: Picture, category: int) -> WorldQuestion:
     text = f"How many {plural(world.categories[category])} are there?"
     answer = NUMBERS[picture.counts()[category] - 1]
-    return Question("how many", text, answer, (category,))
+    return WorldQuestion("how many", text, answer, (category,))
 
 
-def tone(world: World, picture: Picture, category: int, color: int) -> Question:
+def tone(world: World, picture: Picture, category: int, color: int) -> WorldQuestion:
     """Whether a thing of this category has this colour."""
     text = f"Is there a {world.colors[color]} {world.categories[category]} in the image?"
     found = any(t.category == category and t.color == color for t in picture.things)
-    return Question("color", text, _yes(found), (category,))
+    return WorldQuestion("color", text, _yes(found), (category,))
 
 
-def what_color(world: World, picture: Picture, category: int) -> Question:
+def what_color(world: World, picture: Picture, category: int) -> WorldQuestion:
     """Needs exactly one thing of the category."""
     thing = picture.only(category)
     if thing is None:
         raise ValueError(f"category {category} is not there exactly once")
     text = f"What color is the {world.categories[category]}?"
-    return Question("what color", text, world.colors[thing.color], (category,))
+    return WorldQuestion("what color", text, world.colors[thing.color], (category,))
 
 
-def relation(world: World, picture: Picture, first: int, second: int, side: str) -> Question:
+def relation(world: World, picture: Picture, first: int, second: int, side: str) -> WorldQuestion:
     """Whether `first` stands on this side of `second`; both must be there exactly once."""
     one, other = picture.only(first), picture.only(second)
     if one is None or other is None:
@@ -132,19 +132,21 @@ def relation(world: World, picture: Picture, first: int, second: int, side: str)
     }[side]
     words = f"on the {side} of" if side in ("left", "right") else side
     text = f"Is the {world.categories[first]} {words} the {world.categories[second]}?"
-    return Question("position", text, _yes(holds), (first, second))
+    return WorldQuestion("position", text, _yes(holds), (first, second))
 
 
-def where(world: World, picture: Picture, category: int) -> Question:
+def where(world: World, picture: Picture, category: int) -> WorldQuestion:
     """The cell of the only thing of a category: "row two column three"."""
     thing = picture.only(category)
     if thing is None:
         raise ValueError(f"category {category} is not there exactly once")
     answer = f"row {NUMBERS[thing.row]} column {NUMBERS[thing.column]}"
-    return Question("where", f"Where is the {world.categories[category]}?", answer, (category,))
+    return WorldQuestion(
+        "where", f"Where is the {world.categories[category]}?", answer, (category,)
+    )
 
 
-def half(world: World, picture: Picture, category: int, side: str) -> Question:
+def half(world: World, picture: Picture, category: int, side: str) -> WorldQuestion:
     """Whether the only thing of a category stands in the left/right/top/bottom half."""
     thing = picture.only(category)
     if thing is None:
@@ -157,7 +159,7 @@ def half(world: World, picture: Picture, category: int, side: str) -> Question:
         "bottom": thing.row >= middle,
     }[side]
     text = f"Is the {world.categories[category]} on the {side} side of the image?"
-    return Question("half", text, _yes(holds), (category,))
+    return WorldQuestion("half", text, _yes(holds), (category,))
 
 
 def _yes(holds: bool) -> str:

@@ -21,7 +21,7 @@ from cdkit.evals.microworld.checkpoint import (
     check_target,
     save,
 )
-from cdkit.evals.microworld.packing import Packed, Words
+from cdkit.evals.microworld.packing import PackedLessons, Words
 from cdkit.evals.microworld.stages import LanguageStage, Lessons, Stage, VisionStage
 from cdkit.evals.microworld.text import vocabulary
 from cdkit.evals.microworld.world import WORLD, World
@@ -126,7 +126,7 @@ def words_of(world: World) -> Words:
 
 def _fit(
     taught: VisionStage | LanguageStage,
-    lessons: DataLoader[Packed],
+    lessons: DataLoader[PackedLessons],
     progress: bool,
     callbacks: Sequence[Callback],
 ) -> tuple[float, ...]:
@@ -179,7 +179,7 @@ class _Losses(Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Packed,
+        batch: PackedLessons,
         batch_idx: int,
     ) -> None:
         self.seen.append(float(trainer.callback_metrics["loss"]))
@@ -198,7 +198,7 @@ class _Saving(Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: Packed,
+        batch: PackedLessons,
         batch_idx: int,
     ) -> None:
         if trainer.global_step % self.EVERY == 0:

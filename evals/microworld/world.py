@@ -16,7 +16,7 @@ COLORS = ("red", "green", "blue", "yellow", "white", "purple")
 
 
 @dataclass(frozen=True)
-class Hearsay:
+class LabelNoise:
     """How the training text departs from the picture, as web text does. All are probabilities.
 
     A "core" category is one that belongs to the picture's scene. `prior` is the share of negative
@@ -61,7 +61,7 @@ class World:
     occluded: float = 0.30
     degraded: float = 0.45
     noise: float = 0.07
-    hearsay: Hearsay = field(default_factory=Hearsay)
+    label_noise: LabelNoise = field(default_factory=LabelNoise)
 
     def __post_init__(self) -> None:
         _check_probabilities(self, exclude=("noise",))

@@ -4,23 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.evals.ablation import job
-from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.reporting.results import Results
-from cdkit.evals.runs.engine import Engine
-from cdkit.evals.runs.progress import Stages
-
-from .small_run import grid_of
+from cdkit.evals.ablation import ablation_run
+from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.reports.results import Results
+from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.progress import Stages
+from evals.small_run import grid_of
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
-    return job.prepare(grid_of(), tmp_path_factory.mktemp("run"))
+    return ablation_run.prepare(grid_of(), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="session")
 def results(prepared: Ablation) -> Results:
-    return job.ablate(prepared, Stages())
+    return ablation_run.ablate(prepared, Stages())
 
 
 @pytest.fixture(scope="session")
@@ -29,5 +28,5 @@ def folder(prepared: Ablation, results: Results) -> Path:
 
 
 @pytest.fixture
-def engine(prepared: Ablation) -> Engine:
+def engine(prepared: Ablation) -> AnswerEngine:
     return prepared.engine

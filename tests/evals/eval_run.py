@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.evals.chair import CHAIR
-from cdkit.evals.microworld.files import BenchmarkFiles, write_benchmarks
-from cdkit.evals.mme import MME
-from cdkit.evals.pope import POPE
-from cdkit.evals.runs.run import Outcome, run
-from cdkit.evals.runs.settings import Resources, Settings, Start
+from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.mme import MME
+from cdkit.evals.benchmarks.pope import POPE
+from cdkit.evals.microworld.world_files import BenchmarkFiles, write_benchmarks
+from cdkit.evals.runner.eval_run import EvalOutcome, run_eval
+from cdkit.evals.runner.run_settings import Resources, RunSettings, Start
 from cdkit.interfaces.benchmark import Benchmark
 
 
@@ -45,9 +45,9 @@ def parts_of(files: BenchmarkFiles) -> list[Part]:
     return [Part(name, benchmark, files.images) for name, benchmark in found.items()]
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> RunSettings:
     asked: dict[str, Any] = {"method": "cmac", "bench": "pope", "data": "world", **changes}
-    return Settings(**asked)
+    return RunSettings(**asked)
 
 
 def answer(
@@ -61,9 +61,9 @@ def answer(
     workers: int = 0,
     start: Start = "spawn",
     **changes: Any,
-) -> Outcome:
+) -> EvalOutcome:
     resources = Resources(batch_size, devices, accelerator="cpu", workers=workers, start=start)
-    outcome = run(
+    outcome = run_eval(
         settings(**changes),
         resources,
         parts,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cdkit.evals.microworld.world import WORLD
-from cdkit.evals.runs.finished import FinishedPart, FinishedRun
+from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.interfaces.benchmark import Answer, Benchmark, Sample
 
 EVERYTHING = " and ".join(f"a {name}" for name in WORLD.categories)

@@ -5,22 +5,22 @@ import io
 import numpy as np
 from PIL import Image
 
-from cdkit.evals.reporting.results import (
+from cdkit.evals.reports.results import (
+    AttentionOverlay,
     Cell,
     Costs,
     Curve,
-    Exhibit,
+    Example,
     Figure,
     Gallery,
-    Listing,
-    Look,
+    LayerHeatmap,
+    MethodRow,
     Results,
-    Row,
-    Said,
-    Strip,
+    SharedAnswer,
     Table,
+    TextTable,
 )
-from cdkit.evals.statistics import Estimate
+from cdkit.evals.statistics.bootstrap import Estimate
 
 SCRIPT = "<script>alert('x')</script>"
 METHODS = (
@@ -72,7 +72,7 @@ def table(benchmark: str = f"pope {SCRIPT}", mode: str = "greedy") -> Table:
         metrics = METRICS if name != "=1+1" else ("accuracy", "yes_ratio", "unknown")
         verdict = ("", "better", "worse")[number % 3]
         cells = {m: cell(rng, base=name == "plain", verdict=verdict) for m in metrics}
-        rows[name] = Row(name, cells)
+        rows[name] = MethodRow(name, cells)
     return Table(
         benchmark,
         mode,
@@ -92,23 +92,30 @@ def gallery() -> Gallery:
         Image.new("RGB", (64, 48), "teal").save(file, "PNG")
         picture = file.getvalue()
     rng = np.random.default_rng(1)
-    strips = tuple(
-        Strip(
+    heatmaps = tuple(
+        LayerHeatmap(
             name, f"branch {SCRIPT}: {what}", mask=what == "mask", layers=rng.random((3, 16)) / 16
         )
         for name in METHODS[:2]
         for what in ("attention", "mask")
     )
-    look = Look(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8), (4, 4), strips)
+    overlay = AttentionOverlay(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8), (4, 4), heatmaps)
     said = (
-        Said(f"no {SCRIPT}", METHODS[:3], True, note=SCRIPT),
-        Said("word" * 60, METHODS[3:5], False),
-        Said("", METHODS[5:], None),
+        SharedAnswer(f"no {SCRIPT}", METHODS[:3], True, note=SCRIPT),
+        SharedAnswer("word" * 60, METHODS[3:5], False),
+        SharedAnswer("", METHODS[5:], None),
     )
-    exhibit = Exhibit(
-        f"id {SCRIPT}", "mended", f"is there {SCRIPT} ?", SCRIPT, picture, "image/png", said, look
+    example = Example(
+        f"id {SCRIPT}",
+        "mended",
+        f"is there {SCRIPT} ?",
+        SCRIPT,
+        picture,
+        "image/png",
+        said,
+        overlay,
     )
-    return Gallery(f"pope {SCRIPT}", f"rule {SCRIPT}", (exhibit,), notes=(f"note {SCRIPT}",))
+    return Gallery(f"pope {SCRIPT}", f"rule {SCRIPT}", (example,), notes=(f"note {SCRIPT}",))
 
 
 def results() -> Results:
@@ -118,7 +125,11 @@ def results() -> Results:
     costs = Costs(
         {name: Estimate(1.0 + i, 0.5 + i, 2.0 + i) for i, name in enumerate(METHODS[:4])}, SCRIPT
     )
-    listing = Listing(SCRIPT, (SCRIPT, "n_1"), (("&", "=1+1"), ("[b]", SCRIPT)), (SCRIPT,))
+    text_table = TextTable(SCRIPT, (SCRIPT, "n_1"), (("&", "=1+1"), ("[b]", SCRIPT)), (SCRIPT,))
     return Results(
-        (table(), table(mode="sample")), (figure,), (gallery(),), listings=(listing,), costs=costs
+        (table(), table(mode="sample")),
+        (figure,),
+        (gallery(),),
+        text_tables=(text_table,),
+        costs=costs,
     )

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cdkit.evals.ablation import job, toml
+from cdkit.evals.ablation import ablation_run, grid_toml
+from cdkit.evals.ablation.ablation_run import Ablation
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.ablation.run import Batch, Runner, batches_of
-from cdkit.evals.runs.engine import Engine
-from cdkit.evals.runs.progress import Stages
+from cdkit.evals.ablation.grid_runner import GridBatch, GridRunner, batches_of
+from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.progress import Stages
 from cdkit.interfaces.benchmark import Answer
 
 GRID = """
@@ -71,7 +71,7 @@ bins = 2
 
 
 def grid_of(**changes: Any) -> Grid:
-    return toml.parse(tomllib.loads(GRID) | changes)
+    return grid_toml.parse(tomllib.loads(GRID) | changes)
 
 
 def predictions(folder: Path) -> list[dict[str, Any]]:
@@ -88,20 +88,22 @@ def said(folder: Path, **wanted: object) -> dict[str, Answer]:
     }
 
 
-def some_batches(prepared: Ablation, engine: Engine, size: int) -> list[Batch]:
-    demand = dict(list(job.demand(prepared).items())[:6])
+def some_batches(prepared: Ablation, engine: AnswerEngine, size: int) -> list[GridBatch]:
+    demand = dict(list(ablation_run.demand(prepared).items())[:6])
     return batches_of(demand, size, engine.lengths)
 
 
-def runner(prepared: Ablation, engine: Engine) -> Runner:
-    return Runner(engine, {arm.name: arm for arm in job.all_arms(prepared)}, Stages())
+def runner(prepared: Ablation, engine: AnswerEngine) -> GridRunner:
+    return GridRunner(
+        engine, {variant.name: variant for variant in ablation_run.all_variants(prepared)}, Stages()
+    )
 
 
-def answered(prepared: Ablation, engine: Engine, size: int) -> Runner:
+def answered(prepared: Ablation, engine: AnswerEngine, size: int) -> GridRunner:
     run = runner(prepared, engine)
     run.run(some_batches(prepared, engine, size), size)
     return run
 
 
-def texts(run: Runner) -> Mapping[object, str]:
+def texts(run: GridRunner) -> Mapping[object, str]:
     return {key: answer.text for key, answer in run.answers.items()}

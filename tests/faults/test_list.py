@@ -32,7 +32,7 @@ FAULTS: dict[str, tuple[str, str]] = {
         "test_a_swallowed_error_is_noticed",
     ),
     "a POPE parser looks at the label": (
-        "evals/test_pope.py",
+        "evals/benchmarks/test_pope.py",
         "test_the_vcd_parser_looks_at_the_label",
     ),
     "the yes-ratio is that of the ground truth": (

@@ -15,11 +15,11 @@ import pytest
 from amber_files import write_amber
 
 import cdkit
-from cdkit.evals.amber import AMBER
-from cdkit.evals.chair import CHAIR
+from cdkit.evals.benchmarks.amber import AMBER
+from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.mme import MME
+from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.microworld import BenchmarkFiles, write_benchmarks
-from cdkit.evals.mme import MME
-from cdkit.evals.pope import POPE
 from cdkit.interfaces.benchmark import Benchmark
 
 

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 import cdkit
 from cdkit.evals import cli
-from cdkit.evals.ablation import job, toml
-from cdkit.evals.ablation.job import Ablation
-from cdkit.evals.runs.engine import Engine, Generated
-from cdkit.evals.runs.progress import Stages
+from cdkit.evals.ablation import ablation_run, grid_toml
+from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
+from cdkit.evals.runner.progress import Stages
 
 Llava: Any = transformers.LlavaForConditionalGeneration  # its methods are not typed
 GRID = """
@@ -70,7 +70,7 @@ def broken(after: int = 0) -> Callable[..., Any]:
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Ablation:
-    return job.prepare(toml.parse(tomllib.loads(GRID)), tmp_path / "run")
+    return ablation_run.prepare(grid_toml.parse(tomllib.loads(GRID)), tmp_path / "run")
 
 
 def surfaces(run: Callable[[], object]) -> bool:
@@ -85,7 +85,7 @@ def surfaces(run: Callable[[], object]) -> bool:
 @pytest.mark.parametrize("after", [0, 3])
 def test_an_ablation_stops(after: int, prepared: Ablation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Llava, "generate", broken(after))
-    assert surfaces(lambda: job.ablate(prepared, Stages()))
+    assert surfaces(lambda: ablation_run.ablate(prepared, Stages()))
     for name in ("metrics.json", "predictions.jsonl", "report.html"):
         assert not (prepared.folder / name).exists(), f"{name} of a broken run was written"
 
@@ -127,7 +127,7 @@ def test_attach_lets_errors_through(
     assert "generate" not in vars(model)
 
 
-class Swallows(Engine):
+class Swallows(AnswerEngine):
     """The faulty variant, as harness adapters have it."""
 
     def answers(self, method: Any, inputs: Any, sample_ids: Sequence[str], **how: Any) -> Any:
@@ -143,5 +143,5 @@ def test_a_swallowed_error_is_noticed(prepared: Ablation, monkeypatch: pytest.Mo
         engine.model, engine.processor, engine.temperature, num_beams=engine.num_beams
     )
     monkeypatch.setattr(Llava, "generate", broken())
-    assert not surfaces(lambda: job.ablate(replace(prepared, engine=faulty), Stages()))
+    assert not surfaces(lambda: ablation_run.ablate(replace(prepared, engine=faulty), Stages()))
     assert (prepared.folder / "metrics.json").exists(), "the fault: a number for a broken run"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdkit.evals.pope import POPE
+from cdkit.evals.benchmarks.pope import POPE
 from cdkit.interfaces.benchmark import Answer, Benchmark, Sample, Tally
 
 LABELS = ("yes", "no", "no", "no", "yes", "no", "no", "no")

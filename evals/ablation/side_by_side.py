@@ -1,0 +1,110 @@
+"""`cdkit generate`: one prompt, several methods, side by side."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+import cdkit
+from cdkit.errors import CdkitError, check_finite
+from cdkit.evals.ablation.plan import Variant
+from cdkit.evals.reports.results import MODES, mode_names
+from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
+from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
+from cdkit.evals.runner.pictures import load_picture
+from cdkit.methods.method import Method
+
+NARROWEST = 24
+"""Characters that a method's column needs; below that, each method gets a line instead."""
+ASKED_BY = {GREEDY: "neither --sample nor --beams", SAMPLE: "--sample", BEAM: "--beams 5"}
+
+
+def overrides(given: Sequence[str]) -> dict[str, Any]:
+    """`["alpha=1.0", "scope=row"]` as parameters; a value is read as TOML, else as text."""
+    found: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not (name and equals and value):
+            raise CdkitError(f"--set takes NAME=VALUE, such as alpha=1.0, got {item!r}")
+        if name in found:
+            raise CdkitError(f"--set gives {name!r} twice")
+        try:
+            found[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = value
+    return found
+
+
+def methods(
+    name: str | None, parameters: Mapping[str, Any], more: Sequence[str]
+) -> dict[str, Method]:
+    """The methods to compare by what the table calls them: --method first, with its parameters."""
+    found: dict[str, Method] = {}
+    if name is not None:
+        words = ", ".join(f"{key} {value}" for key, value in parameters.items())
+        found[f"{name}, {words}" if words else name] = cdkit.load(name, **parameters)
+    for other in more:
+        found.setdefault(other, cdkit.load(other))
+    return found
+
+
+def answer(
+    model_name: str,
+    methods: Mapping[str, Method],
+    prompt: str,
+    images: Sequence[Path],
+    *,
+    max_new_tokens: int,
+    temperature: float | None,
+    beams: int,
+    seed: int,
+) -> dict[str, Generated]:
+    """Each method's answer: sampled with a temperature, else greedy or the best of some beams.
+
+    Methods that sample share their random numbers.
+    """
+    if temperature is not None:
+        check_finite("--temperature", temperature, low=0, above=True)
+    mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
+    for name, method in methods.items():
+        check_mode(Variant(name, method), mode)
+    pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
+    model, processor = cdkit.load_model(model_name)
+    engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
+    inputs = engine.encode([pictures], [prompt])
+    sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
+    drawn = None if temperature is None else seed
+    found = {}
+    for name, method in methods.items():
+        (found[name],) = engine.answers(
+            method, inputs, [sample_id], limit=max_new_tokens, seed=drawn, beams=mode == BEAM
+        )
+    return found
+
+
+def check_mode(variant: Variant, mode: str) -> None:
+    """Raise where the method is not defined for the mode, naming the options it needs."""
+    if mode not in variant.modes:
+        ways = (f"{MODES[m]}, for which give {ASKED_BY[m]}" for m in variant.modes)
+        words = "; or ".join(ways) or f"{mode_names(variant.method.modes)}, which needs Python"
+        raise CdkitError(f"{variant.name} is not defined for {mode_names([mode])}, but for {words}")
+
+
+def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:
+    """A column a method where the terminal is wide enough, else a line a method."""
+    texts = {escape(name): _text(answer) for name, answer in answers.items()}
+    if len(answers) * (NARROWEST + 3) <= width:
+        table = Table(*texts, show_lines=False)
+        table.add_row(*texts.values())
+        return table
+    table = Table("method", "answer", show_lines=True)
+    for name, text in texts.items():
+        table.add_row(name, text)
+    return table
+
+
+def _text(answer: Generated) -> str:
+    return escape(answer.text) + (" [dim](cut off)[/dim]" if answer.truncated else "")

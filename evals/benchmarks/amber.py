@@ -1,0 +1,220 @@
+"""AMBER, its discriminative part: yes/no questions about existence, attributes and relations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+from jaxtyping import Float
+
+from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.benchmark_files import (
+    Source,
+    located,
+    read_source,
+    rows,
+    text_of,
+    yes_or_no,
+)
+from cdkit.evals.benchmarks.yes_no import ParsedAnswer, Parser, check_parsers, strict
+from cdkit.interfaces.benchmark import (
+    BENCHMARKS,
+    Answer,
+    Benchmark,
+    OfSums,
+    Sample,
+    Tally,
+    check_limit,
+    share,
+)
+from cdkit.registry import unknown
+
+KINDS: Mapping[str, str] = {
+    "discriminative-hallucination": "existence",
+    "discriminative-attribute-state": "state",
+    "discriminative-attribute-number": "number",
+    "discriminative-attribute-action": "action",
+    "discriminative-relation": "relation",
+    "relation": "relation",
+}
+"""The `type` of an annotation, and what the tables call it: some relations lack the first word."""
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "existence": ("existence",),
+    "attribute": ("state", "number", "action"),
+    "state": ("state",),
+    "number": ("number",),
+    "action": ("action",),
+    "relation": ("relation",),
+}
+NAME = "annotations.json"
+
+
+def official(text: str, label: str) -> ParsedAnswer:
+    """Read an answer as AMBER's script does: Yes or No to the letter, all else is unknown."""
+    return {"Yes": "yes", "No": "no"}.get(text, "unknown")  # type: ignore[return-value]
+
+
+PARSERS: Mapping[str, Parser] = {
+    "strict": Parser(strict, version=1),
+    "official": Parser(official, version=1),
+}
+
+
+def metrics(prefix: str, kinds: Sequence[str]) -> dict[str, OfSums]:
+    """The metrics over the questions of `kinds`, from the sums of the columns `KIND.PARSER...`.
+
+    Positive is NO, as AMBER has it: precision is the share of right answers among the answers no,
+    recall among the questions whose truth is no. A ratio over nothing is 0; `unknown` is a count.
+    """
+
+    def total(column: str) -> OfSums:
+        return lambda s: sum((s[f"{kind}.{column}"] for kind in kinds), np.zeros(1))
+
+    def of(part: str, whole: str) -> OfSums:
+        return lambda s: share(total(part)(s), total(whole)(s))
+
+    def f1(s: Mapping[str, Float[np.ndarray, " resamples"]]) -> Float[np.ndarray, " resamples"]:
+        return share(2 * total(f"{prefix}hit")(s), total(f"{prefix}no")(s) + total("truth_no")(s))
+
+    return {
+        "accuracy": of(f"{prefix}right", "one"),
+        "precision": of(f"{prefix}hit", f"{prefix}no"),
+        "recall": of(f"{prefix}hit", "truth_no"),
+        "f1": f1,
+        "yes_ratio": of(f"{prefix}yes", "one"),
+        "unknown": total(f"{prefix}unknown"),
+    }
+
+
+@final
+@BENCHMARKS.register("amber")
+@dataclass(frozen=True)
+class AMBER(Benchmark):
+    """Hallucination by yes/no questions of six kinds (AMBER's discriminative part).
+
+    POSITIVE IS NO, as in AMBER's tables: precision and recall say how well the model denies what is
+    not there. Metrics of all questions have plain names (`accuracy`, `precision`, `recall`, `f1`,
+    `yes_ratio`: fractions of one; `unknown`: a count, and an unknown answer is wrong). Those of a
+    kind are called `existence.f1`, `attribute.f1` (state, number and action together), `state.f1`,
+    `number.f1`, `action.f1`, `relation.f1`.
+
+    Args:
+        path: A query file of the release, `query_discriminative.json` or the one of a kind: a JSON
+            list of objects with `id`, `image`, `query`.
+        annotations: The release's `annotations.json`; by default the one beside the query file or
+            in the folder above.
+        parsers: How answers are read: "strict" or "official" (AMBER's script). Metrics of the first
+            have plain names, those of others are called `official.f1` and so on.
+        max_new_tokens: The token limit of an answer.
+
+    Raises:
+        CdkitError: A file cannot be read, a query has no annotation, an id stands twice, or a
+            parser is unknown.
+    """
+
+    bibtex: ClassVar[str] = """@article{wang2023amber,
+  title={{AMBER}: An {LLM}-free Multi-dimensional Benchmark for {MLLMs} Hallucination Evaluation},
+  author={Wang, Junyang and Wang, Yuhang and Xu, Guohai and Zhang, Jing and Gu, Yukai
+          and Jia, Haitao and Yan, Ming and Zhang, Ji and Sang, Jitao},
+  journal={arXiv preprint arXiv:2311.07397}, year={2023}}"""
+
+    path: Path
+    annotations: Path | None = None
+    parsers: tuple[str, ...] = ("strict", "official")
+    max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        check_limit(self.max_new_tokens)
+        check_parsers(self.parsers, PARSERS, "AMBER")
+        self._asked  # noqa: B018  (a broken file fails now, not after the model has run)
+
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(sample for sample, _ in self._asked)
+
+    def sources(self) -> Mapping[str, str]:
+        return {str(source.path): source.sha256 for source in self._sources}
+
+    def versions(self) -> Mapping[str, int]:
+        return {name: PARSERS[name].version for name in self.parsers}
+
+    def count(self, answers: Sequence[Answer]) -> Tally:
+        truth = np.array([(sample.target or "").lower() for sample, _ in self._asked])
+        kinds = np.array([kind for _, kind in self._asked])
+        every = {"one": np.ones(len(truth), dtype=bool), "truth_no": truth == "no"}
+        sums: dict[str, OfSums] = {}
+        binary: dict[str, str] = {}
+        there = tuple(dict.fromkeys(KINDS[name] for name in KINDS if KINDS[name] in set(kinds)))
+        for i, name in enumerate(self.parsers):
+            prefix = "" if i == 0 else f"{name}."
+            parsed = np.array([PARSERS[name].parse(answer.text, "") for answer in answers])
+            every[f"{prefix}yes"], every[f"{prefix}no"] = parsed == "yes", parsed == "no"
+            every[f"{prefix}unknown"] = parsed == "unknown"
+            every[f"{prefix}right"] = parsed == truth
+            every[f"{prefix}hit"] = (parsed == "no") & (truth == "no")
+            sums |= {prefix + metric: of for metric, of in metrics(prefix, there).items()}
+            binary[f"{prefix}accuracy"] = f"{prefix}right"
+            binary |= {f"{prefix}{kind}.accuracy": f"{kind}.{prefix}right" for kind in there}
+            for part, members in PARTS.items():
+                if here := [kind for kind in members if kind in there]:
+                    of_part = metrics(prefix, here)
+                    sums |= {f"{prefix}{part}.{metric}": of for metric, of in of_part.items()}
+        columns = {
+            f"{kind}.{name}": ((kinds == kind) & column).astype(np.float64)
+            for kind in there
+            for name, column in every.items()
+        }
+        columns |= {
+            name: every[name].astype(np.float64) for name in binary.values() if name in every
+        }
+        return Tally(self.samples(), columns, sums, binary=binary)
+
+    @cached_property
+    def _sources(self) -> tuple[Source, Source]:
+        found = self.annotations
+        if found is None:
+            places = [folder / NAME for folder in (self.path.parent, self.path.parent.parent)]
+            found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise CdkitError(
+                f"{self.path} has no {NAME} beside it or in the folder above: name AMBER's file of "
+                "annotations"
+            )
+        return read_source(self.path), read_source(found)
+
+    @cached_property
+    def _asked(self) -> tuple[tuple[Sample, str], ...]:
+        queries, annotations = self._sources
+        truth: dict[str, tuple[str, Mapping[str, object]]] = {}
+        for where, row in rows(annotations):
+            name = text_of(row, "id", where=where)
+            if name in truth:
+                raise CdkitError(f"{where} has the id {name} again: each id stands once")
+            truth[name] = where, row
+        found: dict[str, tuple[Sample, str]] = {}
+        for where, row in rows(queries):
+            name = text_of(row, "id", where=where)
+            if name in found:
+                raise CdkitError(f"{where} has the id {name} again: each id stands once")
+            if name not in truth:
+                raise CdkitError(f"{where}: {annotations.path} has no annotation of the id {name}")
+            place, annotation = truth[name]
+            kind = text_of(annotation, "type", where=place)
+            if kind == "generative":
+                raise CdkitError(
+                    f"{where} asks for a description (id {name}): give the file of the "
+                    "discriminative questions alone, query_discriminative.json"
+                )
+            if kind not in KINDS:
+                raise CdkitError(f"{place}: {unknown('type of AMBER question', kind, KINDS)}")
+            label = yes_or_no(text_of(annotation, "truth", where=place), place)
+            image = text_of(row, "image", where=where)
+            with located(where):
+                prompt = text_of(row, "query", where=where)
+                # Yes or No: how the official parser wants it
+                sample = Sample(name, image, prompt, group=image, target=label.capitalize())
+            found[name] = sample, KINDS[kind]
+        if not found:
+            raise CdkitError(f"{self.path} asks nothing: fetch it anew or give another file")
+        return tuple(found.values())

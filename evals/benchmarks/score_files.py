@@ -1,0 +1,178 @@
+"""Scores of answers in files, whichever program made them (`cdkit score`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.amber import AMBER
+from cdkit.evals.benchmarks.benchmark_files import digest, placed_answers
+from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.mme import MME, TOTALS
+from cdkit.evals.benchmarks.pope import POPE
+from cdkit.interfaces.benchmark import Answer, Benchmark, Tally
+
+WHOLE = ("unknown", "truncated")
+"""Metrics that are counts."""
+QUESTION_KEYS = (("question_id", "id"), ("text", "answer"))
+CAPTION_KEYS = (("image_id", "id"), ("caption", "text"))
+AMBER_KEYS = (("id", "question_id"), ("response", "text", "answer"))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The metrics of a file of answers.
+
+    Args:
+        benchmark: The benchmark's name.
+        row: What tables call the metrics without a prefix.
+        metrics: Metric -> value; counts are whole numbers, a total without any of its tasks is
+            None.
+        counted: How many questions (or captions) and images were scored.
+        readers: Parser or scorer -> its version.
+        files: File -> SHA-256.
+        notes: Remarks for the reader.
+        short: Values of `metrics` under shorter names, for JSON.
+    """
+
+    benchmark: str
+    row: str
+    metrics: Mapping[str, float | int | None]
+    counted: Mapping[str, int]
+    readers: Mapping[str, int]
+    files: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    short: Mapping[str, float | int | None] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, object]:
+        """One JSON object: the metrics first, each under its name."""
+        return {
+            **self.metrics,
+            **self.short,
+            "benchmark": self.benchmark,
+            "counted": dict(self.counted),
+            "readers": dict(self.readers),
+            "files": dict(self.files),
+            "notes": list(self.notes),
+        }
+
+
+def score_pope(questions: Path, answers: Path, parsers: Sequence[str]) -> Scored:
+    """Score answers to a POPE file.
+
+    Args:
+        questions: The POPE file.
+        answers: JSON lines with `question_id` and `text`.
+        parsers: The parsers; metrics of the first have plain names.
+
+    Raises:
+        CdkitError: A file cannot be read, or a question has no answer.
+    """
+    pope = POPE(questions, parsers=tuple(parsers))
+    found = _matched(pope, questions, answers, *QUESTION_KEYS)
+    return _scored("pope", pope, pope.tally(found), parsers[0], answers)
+
+
+def score_amber(
+    questions: Path, annotations: Path | None, answers: Path, parsers: Sequence[str]
+) -> Scored:
+    """Score answers to a discriminative query file of AMBER.
+
+    Args:
+        questions: The query file.
+        annotations: AMBER's annotations.json; None: near the query file.
+        answers: JSON list or lines with `id` and `response`.
+        parsers: The parsers; metrics of the first have plain names.
+
+    Raises:
+        CdkitError: A file cannot be read, or a question has no answer.
+    """
+    amber = AMBER(questions, annotations, parsers=tuple(parsers))
+    found = _matched(amber, questions, answers, *AMBER_KEYS)
+    note = "positive is no, as in AMBER's tables: precision and recall are those of denying"
+    return _scored("amber", amber, amber.tally(found), parsers[0], answers, note)
+
+
+def score_chair(chair: CHAIR, captions: Path) -> Scored:
+    """Score captions; only images that have a caption count.
+
+    Args:
+        chair: The benchmark.
+        captions: JSON lines with `image_id` and `caption`.
+
+    Raises:
+        CdkitError: The file cannot be read, or a caption is about an unknown image.
+    """
+    known = {sample.id for sample in chair.samples()}
+    placed = placed_answers(captions, *CAPTION_KEYS)
+    for image, (where, _) in placed.items():
+        if image not in known:
+            raise CdkitError(f"{where} is about the image {image}, which is not in {chair.origin}")
+    tally = chair.tally_of({image: answer for image, (_, answer) in placed.items()})
+    note = f"{len(placed)} of the {len(known)} images of the ground truth have a caption"
+    notes = () if len(placed) == len(known) else (note,)
+    return _scored("chair", chair, tally, chair.scorer, captions, *notes, counted="captions")
+
+
+def score_mme(folder: Path) -> Scored:
+    """Score the answers in the fourth column of MME's text files.
+
+    Args:
+        folder: A folder with TASK.txt files; totals are over the tasks in it.
+
+    Raises:
+        CdkitError: A file cannot be read, or a row has no answer.
+    """
+    mme = MME(folder)
+    if bare := mme.unanswered():
+        raise CdkitError(
+            f"{bare[0]} has no answer (and {len(bare) - 1} more): a row is image, question, yes or "
+            "no, and the answer, with a tab between each"
+        )
+    scored = _scored("mme", mme, mme.tally(mme.recorded()), "points", None)
+    score = {name.removesuffix(".score"): v for name, v in scored.metrics.items() if ".sc" in name}
+    totals: dict[str, float | int | None] = {}
+    notes: list[str] = []
+    for total, members in TOTALS.items():
+        have = [score[task] or 0.0 for task in members if task in score]
+        totals[total] = sum(have) if have else None
+        if len(have) < len(members):
+            notes.append(f"{total} is over {len(have)} of {len(members)} tasks")
+    tasks = {name: value for name, value in scored.metrics.items() if "." in name}
+    return replace(scored, metrics={**totals, **tasks}, short=score, notes=tuple(notes))
+
+
+def _matched(
+    benchmark: Benchmark, questions: Path, path: Path, ids: Sequence[str], texts: Sequence[str]
+) -> dict[str, Answer]:
+    """The answers by question: one for each, or an error that names the line or the question."""
+    placed = placed_answers(path, ids, texts)
+    asked = [sample.id for sample in benchmark.samples()]
+    known = set(asked)
+    for name, (where, _) in placed.items():
+        if name not in known:
+            raise CdkitError(f"{where} answers the question {name}, which is not in {questions}")
+    if missing := [name for name in asked if name not in placed]:
+        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise CdkitError(
+            f"{path} answers {len(placed)} of the {len(asked)} questions in {questions} (not {few})"
+            ": a score over a part of the questions is another benchmark; answer them all"
+        )
+    return {name: answer for name, (_, answer) in placed.items()}
+
+
+def _scored(
+    name: str,
+    benchmark: Benchmark,
+    tally: Tally,
+    row: str,
+    answers: Path | None,
+    *notes: str,
+    counted: str = "questions",
+) -> Scored:
+    files = dict(benchmark.sources())
+    if answers is not None:
+        files[str(answers)] = digest(answers)
+    metrics = {n: int(v) if n.rsplit(".", 1)[-1] in WHOLE else v for n, v in tally.values().items()}
+    count = {counted: len(tally.samples), "images": len(tally.images)}
+    return Scored(name, row, metrics, count, benchmark.versions(), files, notes)

@@ -1,0 +1,53 @@
+"""How an answer to a yes/no question is read: named, versioned parsers."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cdkit.errors import CdkitError
+from cdkit.registry import unknown
+
+WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own
+ParsedAnswer = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True)
+class Parser:
+    """How an answer is read.
+
+    Args:
+        parse: (answer, label) -> "yes", "no" or "unknown"; few parsers use the label.
+        version: Changes whenever the reading of any answer changes.
+    """
+
+    parse: Callable[[str, str], ParsedAnswer]
+    version: int
+
+
+def strict(text: str, label: str) -> ParsedAnswer:
+    """Look for yes or no as a whole word, in any case, in the first sentence.
+
+    A sentence ends at `.`, `!`, `?` or a line break; sentences without a word are skipped.
+
+    Args:
+        text: The answer.
+        label: Not used.
+
+    Returns:
+        "yes" or "no"; "unknown" if the sentence has both or neither.
+    """
+    sentences = (WORD.findall(part) for part in re.split(r"[.!?\n]", text))
+    first = {word.lower() for word in next((words for words in sentences if words), [])}
+    if ("yes" in first) == ("no" in first):
+        return "unknown"
+    return "yes" if "yes" in first else "no"
+
+
+def check_parsers(given: Sequence[str], known: Mapping[str, Parser], benchmark: str) -> None:
+    """Raise unless `given` names one parser or more of `known`, none twice."""
+    if not given or len(set(given)) < len(given):
+        raise CdkitError(f"parsers are {given}: name one or more, none twice")
+    for name in given:
+        if name not in known:
+            raise CdkitError(unknown(f"parser of {benchmark} answers", name, known))

@@ -1,0 +1,236 @@
+"""`cdkit compare`: finished runs in, tables, tests and a page out."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+from cdkit.errors import CdkitError
+from cdkit.evals.comparison import changes, comparable, comparison_galleries
+from cdkit.evals.comparison.changes import Change
+from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.comparison.tallies import seeds, tallies
+from cdkit.evals.reports import exports, markdown, method_tables, report
+from cdkit.evals.reports.numbers import numbers
+from cdkit.evals.reports.results import POINTS, SIGNIFICANT, Results, Table, TextTable
+from cdkit.evals.runner.example_gallery import OverlaySource
+from cdkit.evals.runner.finished import FinishedRun
+from cdkit.evals.runner.progress import Stages
+from cdkit.evals.statistics.defaults import RESAMPLES
+from cdkit.evals.statistics.power import POWER
+from cdkit.evals.statistics.significance import checked
+from cdkit.interfaces.benchmark import Benchmark, Tally
+from cdkit.registry import unknown
+
+TABLES = "intervals and tests"
+GALLERY = 4
+"""Questions of each part that the page shows, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedRuns:
+    """Runs, what was found, and what a reader must know beside it."""
+
+    runs: NamedRuns
+    results: Results
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+    resamples: int
+    started: datetime
+    seconds: float
+
+    @property
+    def base(self) -> str:
+        return next(iter(self.runs))
+
+
+def compare_runs(
+    runs: NamedRuns,
+    *,
+    allow_missing: bool = False,
+    across_models: bool = False,
+    metrics: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    gallery: int = GALLERY,
+    overlays: OverlaySource | None = None,
+    stages: Stages | None = None,
+) -> ComparedRuns:
+    """A table for each benchmark that all runs have, each run against the first.
+
+    `metrics` are those to show and to test: Holm's family is what is shown. By default all of the
+    base, but for readings by a second parser, which would test the same answers twice. `gallery`
+    questions of each part are shown, with the attention that `overlays` gives for them. What may
+    not be compared is a CdkitError before anything is computed.
+    """
+    started, clock, stages = datetime.now(UTC), perf_counter(), stages or Stages()
+    notes = [*comparable.check(runs, across_models=across_models)]
+    base, parts = next(iter(runs)), comparable.shared(runs)
+    scored = {part: tallies(runs, part, allow_missing=allow_missing) for part in parts}
+    shown = _shown(runs[base], {part: scored[part][0][base] for part in parts}, metrics)
+    tables, changed = list[Table](), list[Change]()
+    stages.start(TABLES, len(parts))
+    for part in parts:
+        of_runs, left_out = scored[part]
+        notes += left_out
+        table = method_tables.method_table(
+            part,
+            runs[base].mode,
+            of_runs,
+            sections={"runs": tuple(runs)},
+            show=shown[part],
+            base=base,
+            resamples=resamples,
+        )
+        tables.append(table)
+        changed += changes.changes(table, of_runs)
+        stages.advance(TABLES)
+    text_tables = [
+        *(changes.tests(table, changed, notes=table is tables[-1]) for table in tables),
+        changes.costs(runs),
+    ]
+    if notes:
+        rows = tuple((note,) for note in notes)
+        text_tables.insert(
+            0, TextTable("Beside the method", ("what differs or is left out",), rows)
+        )
+    of_parts = {part: scored[part][0] for part in parts}
+    results = Results(
+        tuple(tables),
+        galleries=comparison_galleries.galleries(runs, of_parts, count=gallery, overlays=overlays),
+        text_tables=tuple(text_tables),
+        costs=comparison_galleries.costs(runs),
+    )
+    seconds = perf_counter() - clock
+    return ComparedRuns(runs, results, tuple(changed), tuple(notes), resamples, started, seconds)
+
+
+def new_folder(output: Path | None) -> Path:
+    """Where a comparison goes: `output`, or a folder with the date; one that exists is refused."""
+    folder = output or Path("runs") / datetime.now().strftime("comparison-%Y%m%d-%H%M%S")
+    if folder.exists():
+        raise CdkitError(f"{folder} is there already: give another --output, or remove it first")
+    return folder
+
+
+def write(compared: ComparedRuns, folder: Path) -> None:
+    """comparison.json, tables.md, tables/ and report.html in a folder of their own."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise CdkitError(f"{folder} appeared meanwhile: give another --output") from None
+    facts = manifest(compared, folder.name)
+    text = json.dumps(data(compared), indent=1, ensure_ascii=False)
+    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    markdown.write(folder / "tables.md", compared.results)
+    left_out = exports.write(folder, compared.results)
+    report.write(folder / "report.html", compared.results, facts, left_out)
+
+
+def data(compared: ComparedRuns) -> dict[str, object]:
+    """Every number with its origin, as plain data."""
+    return {
+        "base": compared.base,
+        "runs": _runs(compared.runs),
+        "notes": list(compared.notes),
+        "statistics": _statistics(compared),
+        **numbers(compared.results),
+        "changes": [asdict(change) for change in compared.changes],
+    }
+
+
+def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
+    """What the page shows of how it was made."""
+    runs, base = compared.runs, compared.runs[compared.base]
+    models = dict.fromkeys(comparable.model_of(run) for run in runs.values())
+    others = ", ".join(list(runs)[1:])
+    return {
+        "kind": "comparison",
+        "name": name,
+        "about": f"{others} against {compared.base}.",
+        "date": compared.started.isoformat(timespec="seconds"),
+        "wall_seconds": compared.seconds,
+        "versions": {each: importlib.metadata.version(each) for each in ("cdkit", "numpy")},
+        "platform": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "model": {"name": ", ".join(models)},
+        "world": next(
+            (r.manifest["world"] for r in runs.values() if r.manifest.get("world")), None
+        ),
+        "common_numbers": comparable.same_seeds(runs),
+        "benchmarks": {part: base.parts[part].benchmark.describe() for part in _parts(compared)},
+        "runs": {
+            name: {**run_facts, "manifest": dict(runs[name].manifest)}
+            for name, run_facts in _runs(runs).items()
+        },
+        "statistics": _statistics(compared),
+        "notes": list(compared.notes),
+        "summary": {
+            "base": compared.base,
+            **{f"run {name}": str(run.folder) for name, run in runs.items()},
+            "beside the method": "; ".join(compared.notes) or "nothing differs that was recorded",
+            "statistics": "; ".join(f"{k}: {v}" for k, v in _statistics(compared).items()),
+        },
+    }
+
+
+def _shown(
+    run: FinishedRun, base: Mapping[str, Sequence[Tally]], metrics: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Part -> those of `metrics` that the base has there: one each at least, and none in vain."""
+    known = {  # MME's totals before its tasks: the first of a table is its headline
+        part: sorted(checked(of_seeds, None)[1], key=lambda name: not name.startswith(POINTS))
+        for part, of_seeds in base.items()
+    }
+    every = {metric for names in known.values() for metric in names}
+    for metric in metrics:
+        if metric not in every:
+            raise CdkitError(f"--metrics: {unknown('metric', metric, every)}")
+    shown = {
+        part: [m for m in metrics if m in names] or _once(names, run.parts[part].benchmark)
+        for part, names in known.items()
+    }
+    for part, names in shown.items():
+        if metrics and not set(names) & set(metrics):
+            raise CdkitError(
+                f"--metrics names none of {part}: add one of its own, {', '.join(known[part])}"
+            )
+    return {part: tuple(names) for part, names in shown.items()}
+
+
+def _once(names: Sequence[str], benchmark: Benchmark) -> list[str]:
+    """Without the metrics of a second parser, `NAME.accuracy`: its readings are of the same."""
+    parsers = tuple(f"{parser}." for parser in benchmark.versions())
+    return [name for name in names if not name.startswith(parsers)]
+
+
+def _parts(compared: ComparedRuns) -> tuple[str, ...]:
+    return tuple(table.benchmark for table in compared.results.tables)
+
+
+def _runs(runs: NamedRuns) -> dict[str, dict[str, object]]:
+    return {
+        name: {
+            "folder": str(run.folder),
+            "method": run.method,
+            "mode": run.mode,
+            "model": comparable.model_of(run),
+            "seeds": {part: seeds(run.parts[part]) for part in comparable.shared(runs)},
+            "seconds": run.seconds,
+            "tokens": run.tokens,
+        }
+        for name, run in runs.items()
+    }
+
+
+def _statistics(compared: ComparedRuns) -> dict[str, object]:
+    return {
+        "interval": "paired percentile bootstrap, 95 %, images (and seeds) resampled",
+        "resamples": compared.resamples,
+        "test": "sign-flip by image, Holm over each table",
+        "level": SIGNIFICANT,
+        "power": POWER,
+    }

@@ -1,0 +1,44 @@
+"""Which runs are compared, under which names, and with which of them."""
+
+from collections.abc import Mapping, Sequence
+
+from cdkit.errors import CdkitError
+from cdkit.evals.runner.finished import FinishedRun
+from cdkit.registry import unknown
+
+NamedRuns = Mapping[str, FinishedRun]
+"""The runs by the names that tables give them; the first is the base of every difference."""
+
+
+def name_runs(
+    runs: Sequence[FinishedRun], names: Sequence[str] | None = None, base: str | None = None
+) -> NamedRuns:
+    """Runs under `names`, else under their methods' names; `base` comes first, else the first run.
+
+    Names must differ, and no run may be there twice.
+    """
+    if len(runs) < 2:
+        raise CdkitError(f"a comparison needs two runs or more, got {len(runs)}")
+    folders = [run.folder.resolve() for run in runs]
+    if twice := [run.folder for i, run in enumerate(runs) if folders[i] in folders[:i]]:
+        raise CdkitError(f"{twice[0]} is given twice: a run beside itself shows nothing")
+    if names is not None and len(names) != len(runs):
+        raise CdkitError(
+            f"--names has {len(names)} names for {len(runs)} runs: give one each, with commas "
+            "between them, in the order of the runs"
+        )
+    called = [name.strip() for name in names] if names is not None else [r.method for r in runs]
+    if "" in called:
+        raise CdkitError(f"--names has an empty name: {', '.join(map(repr, called))}")
+    for place, name in enumerate(called):
+        if name in called[:place]:
+            one, other = runs[called.index(name)].folder, runs[place].folder
+            raise CdkitError(
+                f"{one} and {other} are both called {name!r}: tell them apart with "
+                f"--names, one name for each of the {len(runs)} runs"
+            )
+    if base is not None and base not in called:
+        raise CdkitError(f"--base: {unknown('run', base, called)}")
+    found = dict(zip(called, runs, strict=True))
+    first = base or called[0]
+    return {first: found[first]} | found

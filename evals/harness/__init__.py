@@ -1,1 +1,0 @@
-"""cdkit's methods inside harnesses of others. Each is imported by its harness alone."""

@@ -1,0 +1,1 @@
+"""cdkit inside the evaluation harnesses of others, a package for each harness."""

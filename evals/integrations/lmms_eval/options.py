@@ -1,0 +1,74 @@
+"""The model arguments of a harness's command line: which model, which method, and how to run it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cdkit
+from cdkit.errors import CdkitError
+from cdkit.evals.ablation.side_by_side import overrides
+from cdkit.methods.method import Method
+
+EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=cmac"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`pretrained`: "micro", a folder or a hub name. `seed`: of sampling and of all noise."""
+
+    pretrained: str
+    method: Method
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    batch_size: int = 1
+    seed: int = 0
+    stop_at_blank_line: bool = False
+    """Whether a task's stop string of a blank line counts; lmms-eval gives it to most tasks."""
+    allow_truncated_images: bool = False
+
+    def __post_init__(self) -> None:
+        for name, number, least in (("batch_size", self.batch_size, 1), ("seed", self.seed, 0)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise CdkitError(f"{name} must be a whole number >= {least}, got {number!r}")
+        for name in ("stop_at_blank_line", "allow_truncated_images"):
+            if not isinstance(answer := getattr(self, name), bool):
+                raise CdkitError(f"{name} must be true or false, got {answer!r}")
+        if self.device is not None and self.device_map is not None:
+            raise CdkitError(
+                f"device={self.device} and device_map={self.device_map}: give one of them"
+            )
+
+
+def read_options(given: Mapping[str, Any]) -> Options:
+    """Options from a harness's arguments, which it has read as numbers, booleans and text.
+
+    What is no option of ours is a parameter of the method, by the names that `cdkit.load` takes.
+    """
+    chosen = {name: value for name, value in given.items() if name in Options.__dataclass_fields__}
+    for name in ("pretrained", "method"):
+        if chosen.get(name) in (None, ""):
+            raise CdkitError(f"the model argument {name} is missing: give it, such as {EXAMPLE}")
+    if given.get("max_batch_size") is not None:
+        raise CdkitError("max_batch_size belongs to batch_size=auto, which is not supported")
+    size = chosen.get("batch_size", 1)
+    chosen["batch_size"] = int(size) if isinstance(size, str) and size.isdecimal() else size
+    for name in ("pretrained", "dtype", "device", "device_map"):
+        if chosen.get(name) is not None:  # a folder called 7, a device called 0
+            chosen[name] = str(chosen[name])
+    parameters = {
+        name: _value(name, value)
+        for name, value in given.items()
+        if name not in chosen and name != "max_batch_size"
+    }
+    chosen["method"] = cdkit.load(str(chosen["method"]), **parameters)
+    return Options(**chosen)
+
+
+def _value(name: str, value: Any) -> Any:
+    """Text as the command line of cdkit reads it: TOML where it is any, such as a list."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        raise CdkitError(f"the model argument {name} is empty: give it a value, such as alpha=1.0")
+    return overrides([f"{name}={value}"])[name]

@@ -1,0 +1,106 @@
+"""A batch of a harness's requests, answered by a model under a method."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from transformers import StoppingCriteriaList
+
+import cdkit
+from cdkit.errors import CdkitError
+from cdkit.evals.integrations.lmms_eval.requests import MARK, Request, content
+from cdkit.evals.integrations.lmms_eval.task_decoding import StopsAt, TaskDecoding, cut
+from cdkit.evals.reports.results import mode_names
+from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.methods.method import Method
+
+
+@dataclass(frozen=True)
+class DecodedAnswer:
+    """An answer's text up to its stop string, and how many tokens were generated for it."""
+
+    text: str
+    tokens: int
+
+
+def check_mode(method: Method, decoding: TaskDecoding) -> None:
+    """Raise where the method is not defined for what the task asks."""
+    if decoding.mode not in method.modes:
+        raise CdkitError(
+            f"{method.name} is defined for {mode_names(method.modes)}, but the task asks for "
+            f"{mode_names([decoding.mode])}: set do_sample, temperature and num_beams by "
+            "--gen_kwargs, or use another method"
+        )
+
+
+def prompt(engine: AnswerEngine, text: str, images: int) -> str:
+    """The text in the model's chat template: images where it marks them, else before it."""
+    parts = content(text, images)
+    if parts is None:
+        return engine.prompt(text, images)
+    if images == 1 and text.lstrip().startswith(MARK):
+        return engine.prompt(text.replace(MARK, "", 1).lstrip(), images)
+    if not getattr(engine.processor, "chat_template", None):
+        raise CdkitError(
+            f"its text places {images} images ({MARK}), for which the model's processor has no "
+            "chat template: only tasks with the images before the text can run on this model"
+        )
+    message = {"role": "user", "content": parts}
+    return str(engine.processor.apply_chat_template([message], add_generation_prompt=True))
+
+
+@torch.inference_mode()
+def answers(
+    engine: AnswerEngine,
+    method: Method,
+    requests: Sequence[Request],
+    images: Sequence[Sequence[Image]],
+    seed: int,
+) -> list[DecodedAnswer]:
+    """One for each request; they share a decoding and their number of images."""
+    (decoding,) = {request.decoding for request in requests}
+    (count,) = {len(pictures) for pictures in images}
+    check_mode(method, decoding)
+    batch = engine.processor(
+        text=[prompt(engine, request.text, count) for request in requests],
+        images=[list(pictures) for pictures in images] if count else None,
+        return_tensors="pt",
+        padding=True,
+    )
+    inputs = engine.moved(batch)
+    start = inputs["input_ids"].shape[1]
+    with cdkit.attach(
+        engine.model,
+        method,
+        processor=engine.processor,
+        seed=seed,
+        sample_ids=[request.noise_id for request in requests],
+    ):
+        ids = engine.model.generate(
+            **inputs,
+            **dict(decoding.passed),
+            max_new_tokens=decoding.limit,
+            do_sample=False,
+            num_beams=decoding.num_beams,
+            logits_processor=decoding.processors(seed, [r.draw_id for r in requests], start),
+            stopping_criteria=_stopping(engine, decoding, start),
+        )
+    return [_said(engine, row[start:].tolist(), decoding) for row in ids]
+
+
+def _stopping(engine: AnswerEngine, decoding: TaskDecoding, start: int) -> StoppingCriteriaList:
+    def decode(ids: list[int]) -> str:
+        return str(engine.processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+    stops = [StopsAt(decoding.until, start, decode)] if decoding.until else []
+    return StoppingCriteriaList(stops)
+
+
+def _said(engine: AnswerEngine, ids: list[int], decoding: TaskDecoding) -> DecodedAnswer:
+    pad = engine.model.generation_config.pad_token_id
+    kept = engine.until_end(ids)
+    while kept and kept[-1] == pad:  # after a stop string, while its batch went on
+        kept.pop()
+    text = engine.processor.tokenizer.decode(kept, skip_special_tokens=True)
+    return DecodedAnswer(cut(text, decoding.until).strip(), len(kept))

@@ -1,0 +1,1 @@
+"""Pages made from the registries: `cdkit list`, docs/methods.md and docs/models.md."""

@@ -1,0 +1,216 @@
+"""`cdkit list`: what there is, a line each; with `--cite` formulas, parameters, sources and papers.
+
+All of it is read from the classes and presets: no fact stands here.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+import cdkit
+from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
+from cdkit.interfaces.part import Part
+from cdkit.methods.method import REGISTRIES, Method, kind_of
+from cdkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """A part as `cdkit list --cite` shows it."""
+
+    place: str
+    """Where it stands in a method; of a class, what it is."""
+    kind: str
+    formula: str
+    parameters: tuple[tuple[str, str], ...]
+    source: str
+    bibtex: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name and one line about it; more where it is a method or a part of one."""
+
+    name: str
+    summary: str
+    source: str = ""
+    modes: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
+    parts: tuple[PartFacts, ...] = ()
+    papers: tuple[str, ...] = ()
+    """BibTeX, each once."""
+
+
+TOPICS: Mapping[str, tuple[Registry[Any], ...]] = {
+    "methods": (),
+    "strategies": tuple(r for r in REGISTRIES.values() if r is not cdkit.CALIBRATORS),
+    "calibrators": (cdkit.CALIBRATORS,),
+    "models": (cdkit.ADAPTERS, GENERIC_ADAPTERS),
+    "benchmarks": (cdkit.BENCHMARKS,),
+}
+
+LABEL = 15
+"""Where the longest label ends, counted from the left edge."""
+
+EMBEDDED = "The embedded model, micro, is a LLaVA checkpoint: the adapter llava."
+
+
+def entries(topic: str) -> tuple[Entry, ...]:
+    """All of one topic, by name."""
+    if topic == "methods":
+        return tuple(method_entry(cdkit.load(name)) for name in cdkit.presets())
+    return tuple(
+        class_entry(name, cls, registry.what)
+        for registry in TOPICS[topic]
+        for name, cls in registry.items()
+    )
+
+
+def method_entry(method: Method) -> Entry:
+    """A method with those of its parts that have something to do."""
+    parts = tuple(_facts(part, place) for place, part in _working(method))
+    return Entry(
+        name=method.name,
+        summary=method.summary,
+        source=method.source,
+        modes=method.modes,
+        branches=tuple(branch.name for branch in method.live_branches),
+        parts=parts,
+        papers=_papers(parts),
+    )
+
+
+def _working(method: Method) -> Iterator[tuple[str, Any]]:
+    live = {branch.name for branch in method.live_branches}
+    dead = {branch.name for branch in method.branches} - live
+    for place, part in method.parts():
+        where = place.split(".")[0]
+        # A combiner may be the identity without other logits, and work as soon as there are some.
+        fed = part is method.combiner and (live or method.readout is not None)
+        if where not in dead and (fed or not getattr(part, "is_identity", False)):
+            yield (f"branch {where}" if where in live else where), part
+
+
+def class_entry(name: str, cls: type, what: str) -> Entry:
+    """A registered class with the defaults of its fields; `what` its registry calls it."""
+    if issubclass(cls, Part):
+        parts = (_facts(cls, what),)
+        return Entry(name, first_sentence(cls), parts=parts, papers=_papers(parts))
+    bibtex = _dedented(getattr(cls, "bibtex", ""))
+    return Entry(name, first_sentence(cls), papers=(bibtex,) if bibtex else ())
+
+
+def _facts(part: Any, place: str) -> PartFacts:
+    """The facts of a part with its values, or of a class with its defaults."""
+    cls: type[Any] = part if isinstance(part, type) else type(part)
+    return PartFacts(
+        place=place,
+        kind=kind_of(part) if cls is not part else "",
+        formula=cls.formula,
+        parameters=tuple(
+            (field.name, _default(field) if cls is part else _plain(getattr(part, field.name)))
+            for field in dataclasses.fields(cls)
+        ),
+        source=cls.source,
+        bibtex=_dedented(cls.bibtex),
+    )
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is not dataclasses.MISSING:
+        return _plain(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return _plain(field.default_factory())
+    return "(to be given)"
+
+
+def _plain(value: Any) -> str:
+    """A value much as TOML writes it; a word stands without quotes, as `--set` takes it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_plain, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return json.dumps(value, ensure_ascii=False)
+    return "none" if value is None else str(value)
+
+
+def _papers(parts: Sequence[PartFacts]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.bibtex for part in parts if part.bibtex))
+
+
+def _dedented(bibtex: str) -> str:
+    return textwrap.dedent(bibtex).strip()
+
+
+def first_sentence(kind: type) -> str:
+    """The first paragraph of a class's docstring, in one line."""
+    text = inspect.getdoc(kind) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def cite_key(bibtex: str) -> str:
+    """`li2025imccd` of `@misc{li2025imccd, ...`."""
+    return bibtex.partition("{")[2].partition(",")[0].strip()
+
+
+def render(title: str, listed: Sequence[Entry], *, cite: bool) -> RenderableType:
+    """A line each; or, to cite, a block each."""
+    if cite:
+        return Group(Text(title, style="italic"), *map(_block, listed))
+    lines = Table(title=title, title_justify="left", box=None, show_header=False)
+    lines.add_column(style="bold", no_wrap=True)
+    for entry in listed:
+        lines.add_row(entry.name, Text(entry.summary))  # Text: brackets are no markup
+    return lines
+
+
+def papers(listed: Sequence[Entry]) -> tuple[str, ...]:
+    """The BibTeX of all, each paper once: many share one."""
+    return tuple(dict.fromkeys(paper for entry in listed for paper in entry.papers))
+
+
+def _block(entry: Entry) -> RenderableType:
+    blocks: list[RenderableType] = [Text(f"\n{entry.name}", style="bold"), _indented(entry.summary)]
+    for part in entry.parts:
+        if part.kind:
+            blocks.append(_indented(f"{part.place}: {part.kind}", style="bold"))
+        rows = (
+            ("kind", "" if part.kind else part.place),
+            ("formula", part.formula),
+            ("parameters", ", ".join(f"{name} = {value}" for name, value in part.parameters)),
+            ("source", part.source),
+        )
+        blocks.append(_labelled(rows, indent=4 if part.kind else 2))
+    about = (
+        ("modes", ", ".join(entry.modes)),
+        ("values from", entry.source),
+        ("cite", ", ".join(map(cite_key, entry.papers))),
+    )
+    blocks.append(_labelled(about, indent=2))
+    return Group(*blocks)
+
+
+def _indented(text: str, style: str = "") -> RenderableType:
+    return Padding(Text(text, style=style), (0, 0, 0, 2), expand=False)
+
+
+def _labelled(rows: Sequence[tuple[str, str]], *, indent: int) -> RenderableType:
+    """`label  text` rows; those without a text are left out, and a long text hangs."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", min_width=LABEL - indent, no_wrap=True)
+    grid.add_column()
+    for label, text in rows:
+        if text:
+            grid.add_row(label, Text(text))
+    return Padding(grid, (0, 0, 0, indent), expand=False)

@@ -1,0 +1,73 @@
+"""Numbers and headings as all tables and plots write them."""
+
+from cdkit.evals.reports.results import Cell, direction, scale
+from cdkit.evals.statistics.bootstrap import Estimate
+
+HEADINGS = {
+    "accuracy": "accuracy %",
+    "f1": "F1 %",
+    "yes_ratio": "yes ratio %",
+    "auc": "AUC of p(yes) %",
+    "matched_accuracy": "accuracy at matched yes-rate %",
+    "unknown": "unknown",
+    "chair_s": "CHAIR_s %",
+    "chair_i": "CHAIR_i %",
+    "recall": "recall %",
+    "mean_length": "length, words",
+    "truncated": "truncated",
+}
+ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+"""Where a method has no value."""
+
+
+def how_to_read(base: str) -> str:
+    """What the marks and intervals of tables mean whose differences are taken to `base`."""
+    return (
+        f"Differences to {base} under the same decode mode, with paired 95 % bootstrap intervals,"
+        f" resampled by image and seed; {base}'s own row: its value and interval. ▲ ▼:"
+        f" significantly better or worse than {base} (sign-flip test by image, Holm over the table"
+        " of that mode with all its metrics, p < .05); ★ the best of a column, where that test"
+        " says so. The intervals cover images and seeds, not the training of the one model."
+    )
+
+
+def heading(metric: str) -> str:
+    """The column's title with its unit, and an arrow to the better side."""
+    unit = " %" if scale(metric) == 100 else ""
+    plain = metric.removesuffix(".score") if metric.endswith(".score") else metric
+    return HEADINGS.get(metric, plain.replace("_", " ") + unit) + ARROWS[direction(metric)]
+
+
+def number(value: float, metric: str) -> str:
+    return f"{value * scale(metric):.1f}".replace("-", MINUS)
+
+
+def interval(estimate: Estimate, metric: str) -> str:
+    return f"[{number(estimate.low, metric)}, {number(estimate.high, metric)}]"
+
+
+def signed(value: float, metric: str) -> str:
+    """`+4.0`: in points where the metric is a share."""
+    return f"{value * scale(metric):+.1f}".replace("-", MINUS)
+
+
+def signed_interval(estimate: Estimate, metric: str) -> str:
+    return f"[{signed(estimate.low, metric)}, {signed(estimate.high, metric)}]"
+
+
+def difference(estimate: Estimate, metric: str) -> str:
+    """`+4.0 [+2.5, +5.5]`."""
+    return f"{signed(estimate.value, metric)} {signed_interval(estimate, metric)}"
+
+
+def summed_up(cell: Cell, metric: str) -> str:
+    """On one line `+5.4 [+3.7, +7.3] ▲`; of the base its value, without a sign."""
+    if cell.difference is None:
+        return f"{number(cell.value.value, metric)} {interval(cell.value, metric)}"
+    return difference(cell.difference, metric) + cell.mark
+
+
+def p_value(p: float | None) -> str:
+    return "" if p is None else "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

@@ -1,0 +1,94 @@
+"""What is laid out as one grid of cells, in the terminal, in Markdown and in the report alike."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from cdkit.evals.reports.formatting import heading
+from cdkit.evals.reports.results import Cell, Table, mode_names
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and, by method, the cells under it; `metric` decides how they are written."""
+
+    heading: str
+    metric: str
+    cells: Mapping[str, Cell]
+    """A method without a cell has a dash there."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Columns beside one another, their rows in sections."""
+
+    title: str
+    size: str
+    sections: Mapping[str, tuple[str, ...]]
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+    """Why there are dashes, and which methods are not here."""
+    brief: bool = False
+    """Cells say the difference to the base alone (its own: the value), on one line."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Each method once, however many sections show it."""
+        return tuple(dict.fromkeys(name for names in self.sections.values() for name in names))
+
+
+def view(table: Table) -> View:
+    """A table as it is: a column a metric, a row for each method that is defined for the mode."""
+    columns = tuple(_column(table, metric, heading(metric)) for metric in table.metrics)
+    sections = {
+        title: tuple(name for name in names if name in table.rows)
+        for title, names in table.sections.items()
+    }
+    notes = [f"not in this table: {note}" for note in _only([table])]
+    for column in columns:
+        if lacking := [name for name in table.rows if name not in column.cells]:
+            notes.append(f"a dash: {', '.join(lacking)} has no {column.heading.rstrip(' ↑↓%')}")
+    return View(table.title, _size(table), _filled(sections), columns, tuple(notes))
+
+
+def overviews(tables: Sequence[Table]) -> tuple[View, ...]:
+    """For each benchmark its headline metric, a column a decode mode."""
+    return tuple(
+        _overview([table for table in tables if table.benchmark == benchmark])
+        for benchmark in dict.fromkeys(table.benchmark for table in tables)
+    )
+
+
+def _overview(tables: Sequence[Table]) -> View:
+    metric = tables[0].headline
+    return View(
+        f"{tables[0].benchmark}: {heading(metric)}",
+        f"difference to {tables[0].base}; {_size(tables[0])}",
+        _filled(tables[0].sections),
+        tuple(_column(table, metric, table.decoding) for table in tables),
+        tuple(_only(tables)),
+        brief=True,
+    )
+
+
+def _column(table: Table, metric: str, title: str) -> Column:
+    cells = {name: row.cells[metric] for name, row in table.rows.items() if metric in row.cells}
+    return Column(title, metric, cells)
+
+
+def _only(tables: Sequence[Table]) -> Iterator[str]:
+    """`opera: beam search only` of each method that a table lacks."""
+    absent = {name: modes for table in tables for name, modes in table.absent.items()}
+    for name, modes in absent.items():
+        yield f"{name}: {mode_names(modes)} only"
+
+
+def _size(table: Table) -> str:
+    return f"{_counted(table.images, 'image')}, {_counted(table.samples, 'sample')}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
+def _filled(sections: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {title: names for title, names in sections.items() if names}

@@ -1,0 +1,1 @@
+"""Runs a model over questions: batches, journal, resuming, and `cdkit eval`."""

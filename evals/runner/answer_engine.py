@@ -1,0 +1,296 @@
+"""A model that answers batches of questions: the first step's logits, or whole answers."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+import cdkit
+from cdkit.errors import CdkitError
+from cdkit.evals.runner.gumbel import GumbelSampling
+from cdkit.evals.runner.margins import MarginRecorder, scheduled
+from cdkit.evals.runner.pictures import load_picture
+from cdkit.evals.runner.questions import Question
+from cdkit.generation.trace import Step
+from cdkit.interfaces.model_adapter import ModelAdapter, unwrap
+from cdkit.methods.method import Method
+
+Logits = Mapping[str, Float[Tensor, "rows vocab"]]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated answer.
+
+    Args:
+        text: The answer without special tokens.
+        tokens: How many tokens it has, without the end token.
+        truncated: Whether the token limit ended it.
+        yes_score: As in `cdkit.Answer`, if margins were recorded.
+        margin: The smallest change of a logit that could have changed the answer (see `margins`),
+            if margins were recorded.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+    yes_score: float | None = None
+    margin: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerEngine:
+    """A model with its processor, and how it decodes.
+
+    Args:
+        model: A model of `transformers` with an adapter in cdkit.
+        processor: Its processor.
+        temperature: What logits are divided by when sampling.
+        noise_seed: The seed of distorted branches: one for a whole run, so that sampling seeds vary
+            only the sampling.
+        num_beams: Beams of a beam search.
+        top_k: When sampling, keep the k most probable tokens.
+        top_p: When sampling, keep the smallest set of tokens whose probabilities sum to this.
+    """
+
+    # model and processor are Any: those of `transformers` have no common type
+
+    model: Any
+    processor: Any
+    temperature: float = 1.0
+    noise_seed: int = 0
+    num_beams: int = 4
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
+        """Encode questions, one image each.
+
+        Returns:
+            The left-padded batch on the model's device.
+
+        Raises:
+            CdkitError: An image cannot be read.
+        """
+        pictures = [[load_picture(q.image)] for q in questions]
+        return self.encode(pictures, [q.prompt for q in questions])
+
+    def encode(
+        self, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """A left-padded batch of prompts, each with its images, on the model's device."""
+        return self.moved(self.processed(pictures, prompts))
+
+    def processed(
+        self, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """The batch as the processor makes it, on the CPU."""
+        batch = self.processor(
+            images=[list(images) for images in pictures],
+            text=[self.prompt(p, len(i)) for p, i in zip(prompts, pictures, strict=True)],
+            return_tensors="pt",
+            padding=True,
+        )
+        return dict(batch)
+
+    def moved(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The batch on the model's device, pixels in its precision."""
+        return {name: _to(tensor, self.model) for name, tensor in batch.items()}
+
+    def prompt(self, question: str, images: int = 1) -> str:
+        """The question in the model's own chat template, with a place for each image."""
+        return str(self._adapter.prompt(question, images=images, processor=self.processor))
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt's own text: equal lengths make a batch without padding."""
+        return [len(ids) for ids in self.processor.tokenizer(list(prompts))["input_ids"]]
+
+    @torch.inference_mode()
+    def first_step(
+        self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
+    ) -> tuple[Logits, Float[Tensor, "rows vocab"]]:
+        """Run a method for one step after the prompt.
+
+        Args:
+            method: The method.
+            inputs: An encoded batch.
+            sample_ids: A name for each row, by which noise is drawn.
+
+        Returns:
+            The next-token logits of each branch, as the method's schedules scale them, and the
+            logits that `generate` chose from.
+        """
+        with self._attached(method, sample_ids, trace=("logits",)) as run:
+            out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
+            step = run.trace.steps[0]
+        return scheduled(step), out.logits[0].float()
+
+    @torch.inference_mode()
+    def first_trace(
+        self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
+    ) -> Step:
+        """The image attention and the masks of the step that predicts the first token."""
+        with self._attached(method, sample_ids, trace=("image_attention", "mask")) as run:
+            self._generate(inputs, 1)
+            step: Step = run.trace.steps[0]
+        return step
+
+    @torch.inference_mode()
+    def answers(
+        self,
+        method: Method,
+        inputs: Mapping[str, Tensor],
+        sample_ids: Sequence[str],
+        *,
+        limit: int,
+        seed: int | None,
+        beams: bool = False,
+        record_margins: bool = False,
+    ) -> list[Generated]:
+        """Generate whole answers.
+
+        Args:
+            method: The method.
+            inputs: An encoded batch.
+            sample_ids: A name for each row, by which noise is drawn.
+            limit: Most tokens of an answer.
+            seed: None: greedy; else sample by the Gumbel trick under this seed.
+            beams: Search with `num_beams` beams instead.
+            record_margins: Also record yes scores and margins; a method with a decode loop of its
+                own has neither, and a beam search has no margins.
+
+        Returns:
+            An answer for each row.
+
+        Raises:
+            CdkitError: The method cannot run on the model or in this mode.
+        """
+        length = inputs["input_ids"].shape[1]
+        sampling = LogitsProcessorList()
+        if seed is not None:
+            sampling.append(
+                GumbelSampling(
+                    seed,
+                    sample_ids,
+                    prompt_length=length,
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    top_p=self.top_p,
+                )
+            )
+        num_beams = self.num_beams if beams else 1
+        record_margins = record_margins and method.loop is None
+        stock: list[Tensor] = []
+        with (
+            self._attached(
+                method, sample_ids, trace=("last_logits",) if record_margins else ()
+            ) as run,
+            self._first_logits(stock) if record_margins and method.is_identity else nullcontext(),
+        ):
+            recorder = MarginRecorder(
+                run.trace, method.combiner, sampling, prompt_length=length, margins=num_beams == 1
+            )
+            processors = LogitsProcessorList([*sampling, *([recorder] if record_margins else [])])
+            ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
+            made = [self._decoded(row[length:].tolist(), limit) for row in ids]
+        if not record_margins:
+            return made
+        first = stock[0] if recorder.first is None else recorder.first
+        scores = self.yes_scores(first[::num_beams]).tolist()
+        # an end token was chosen too, where the limit did not cut the answer off
+        margins = recorder.smallest([answer.tokens + (not answer.truncated) for answer in made])
+        return [
+            replace(answer, yes_score=None if math.isnan(score) else score, margin=margin)
+            for answer, score, margin in zip(made, scores, margins, strict=True)
+        ]
+
+    @contextmanager
+    def _first_logits(self, found: list[Tensor]) -> Iterator[None]:
+        """Appends the first logits that `generate` reads of a model with no method on."""
+
+        def keep(module: object, given: object, output: Any) -> None:
+            if not found:
+                found.append(output.logits[:, -1].float())
+
+        reader = self._adapter.lm_module(unwrap(self.model))
+        hook = reader.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def decode(self, token: int) -> str:
+        return str(self.processor.tokenizer.decode([token], skip_special_tokens=True)).strip()
+
+    @cached_property
+    def _adapter(self) -> ModelAdapter:
+        return cdkit.adapter_for(self.model)
+
+    @cached_property
+    def yes_ids(self) -> tuple[int, ...]:
+        """The tokens that read "yes", whatever their case and blanks."""
+        return self._variants("yes")
+
+    @cached_property
+    def no_ids(self) -> tuple[int, ...]:
+        return self._variants("no")
+
+    def yes_scores(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+        """logsumexp over the yes variants minus logsumexp over the no variants.
+
+        NaN in a vocabulary that has no token for one of them.
+        """
+        if bool(logits.isnan().any()):
+            raise CdkitError(
+                "the model's logits are not numbers (NaN); check its weights and its dtype"
+            )
+        if not (self.yes_ids and self.no_ids):
+            return logits.new_full(logits.shape[:1], math.nan, dtype=torch.float64)
+        logits = logits.double()
+        yes, no = logits[:, list(self.yes_ids)], logits[:, list(self.no_ids)]
+        return yes.logsumexp(dim=-1) - no.logsumexp(dim=-1)
+
+    def _variants(self, word: str) -> tuple[int, ...]:
+        tokenizer = self.processor.tokenizer
+        ids = range(len(tokenizer))
+        texts = tokenizer.batch_decode([[i] for i in ids])
+        return tuple(i for i, t in zip(ids, texts, strict=True) if t.strip().lower() == word)
+
+    def _attached(self, method: Method, sample_ids: Sequence[str], **options: Any) -> Any:
+        return cdkit.attach(
+            self.model,
+            method,
+            processor=self.processor,
+            seed=self.noise_seed,
+            sample_ids=list(sample_ids),
+            **options,
+        )
+
+    def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
+        options = {"num_beams": 1} | options
+        return self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, **options)
+
+    def until_end(self, ids: list[int]) -> list[int]:
+        """New tokens up to the first that ends an answer; all of them where none does."""
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        return ids[: next((i for i, token in enumerate(ids) if token in ends), None)]
+
+    def _decoded(self, ids: list[int], limit: int) -> Generated:
+        kept = self.until_end(ids)
+        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        return Generated(text.strip(), len(kept), truncated=len(kept) == len(ids) >= limit)
+
+
+def _to(tensor: Tensor, model: Any) -> Tensor:
+    """Onto the model's device; pixels in its precision."""
+    floats = model.dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(model.device, floats)

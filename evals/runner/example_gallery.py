@@ -1,0 +1,83 @@
+"""The gallery of one benchmark: answers that differ, their images, and the methods' attention."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.reports import gallery
+from cdkit.evals.reports.gallery import Answers
+from cdkit.evals.reports.results import AttentionOverlay, Gallery
+from cdkit.evals.runner.modes import PLAIN
+from cdkit.evals.runner.pictures import load_picture
+from cdkit.evals.runner.questions import Question
+from cdkit.interfaces.benchmark import Benchmark, Tally
+
+OverlaySource = Callable[[Sequence[Question]], Mapping[Question, AttentionOverlay] | str]
+"""Questions -> the attention over each question's image, or a text that says why there is none.
+
+`attention_overlays.collect_overlays` makes one."""
+
+
+def example_gallery(
+    name: str,
+    benchmark: Benchmark,
+    questions: Mapping[str, Question],
+    answers: Answers,
+    *,
+    count: int,
+    seed: int = 0,
+    base: str = PLAIN,
+    tallies: Mapping[str, Tally] | None = None,
+    overlays: OverlaySource | None = None,
+) -> Gallery:
+    """Choose questions that methods answer differently, by lot.
+
+    Args:
+        name: The title of the gallery.
+        benchmark: The benchmark.
+        questions: Sample id -> the question that was asked.
+        answers: Method -> sample id -> answer.
+        count: Most questions to choose.
+        seed: The seed of the lot.
+        base: The method that others are compared with.
+        tallies: Method -> tally of its answers, if they are known already or leave samples out.
+        overlays: Gives the attention over the images; without it none is drawn.
+
+    Returns:
+        The chosen questions with their answers.
+
+    Raises:
+        CdkitError: An image cannot be read.
+    """
+    if tallies is None:
+        tallies = {method: benchmark.tally(by_id) for method, by_id in answers.items()}
+    drawn = gallery.draw(tallies, answers, count=count, base=base, seed=seed)
+    asked = [questions[sample.id] for sample, _ in drawn.samples]
+    seen = overlays(asked) if overlays is not None and asked else {}
+    return Gallery(
+        name,
+        drawn.rule(base, seed),
+        tuple(
+            gallery.make_example(
+                sample,
+                kind,
+                load_picture(questions[sample.id].image),
+                gallery.shared_answers(
+                    sample, tallies, answers, _notes(benchmark, sample.id, answers)
+                ),
+                None if isinstance(seen, str) else seen.get(questions[sample.id]),
+            )
+            for sample, kind in drawn.samples
+        ),
+        notes=(seen,) if isinstance(seen, str) else (),
+    )
+
+
+def _notes(benchmark: Benchmark, sample_id: str, answers: Answers) -> dict[str, str]:
+    """Answer -> what stands beside it: of a caption, its objects that are not in the image."""
+    if not isinstance(benchmark, CHAIR):
+        return {}
+    found = {}
+    for text in {by_id[sample_id].text for by_id in answers.values()}:
+        if wrong := benchmark.wrong_objects(sample_id, text):
+            found[text] = f"not in the image: {', '.join(dict.fromkeys(wrong))}"
+    return found

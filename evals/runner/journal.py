@@ -1,0 +1,225 @@
+"""A run's answers as they come: append-only JSON lines, on the disk a batch later at the latest.
+
+Every process of every piece of a run writes a file of its own, so nothing is ever written over. A
+process that is killed in the middle of a line leaves it torn: that line was never an answer, and is
+cut off when the run goes on.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import CdkitError
+from cdkit.evals.runner.locking import take
+from cdkit.interfaces.benchmark import Answer
+
+ANSWER = ("text", "yes_score", "margin", "truncated", "tokens")
+"""The fields of a row that an error does not have."""
+VERSION = 1
+Key = tuple[str, str, str, int | None]
+"""(data hash, sample id, method hash, seed)."""
+
+
+@dataclass(frozen=True)
+class JournalRow:
+    """An answer, or the `error` that there is in place of one.
+
+    `margin` says how close another answer was (see `margins`), `batch` names the batch that the
+    answer was made in, `seconds` is the answer's share of the time that took, and `at`
+    counts the seconds since the piece began.
+    """
+
+    data: str
+    id: str
+    method: str
+    seed: int | None
+    text: str = ""
+    yes_score: float | None = None
+    margin: float | None = None
+    truncated: bool = False
+    tokens: int = 0
+    batch: str = ""
+    seconds: float = 0.0
+    at: float = 0.0
+    error: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return (self.data, self.id, self.method, self.seed)
+
+    @property
+    def answer(self) -> Answer:
+        return Answer(self.text, self.yes_score, self.truncated, self.tokens)
+
+    def line(self) -> str:
+        """Without what is empty: an error has no text, an answer no error."""
+        empty = ("error",) if self.error is None else ANSWER
+        row = {name: value for name, value in asdict(self).items() if name not in empty}
+        return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+class JournalWriter:
+    """One process's file: its head first, then rows.
+
+    The disk works on a batch while the next is made: `add` returns at once, after the batch before
+    is on the disk. `close` waits for the last.
+    """
+
+    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+        self._file: int | None = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
+        )
+        take(self._file, path)
+        self._disk = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+        self._write(json.dumps(head, ensure_ascii=False) + "\n")
+        _sync_folder(path.parent)
+
+    def add(self, rows: Iterable[JournalRow]) -> None:
+        self._wait()
+        self._last = self._disk.submit(self._write, "".join(row.line() for row in rows))
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()  # raises what went wrong, such as a full disk
+
+    def _write(self, text: str) -> None:
+        assert self._file is not None
+        data = text.encode()
+        while data:
+            data = data[os.write(self._file, data) :]
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Also a second time, which does nothing."""
+        if self._file is None:
+            return
+        try:
+            self._wait()
+        finally:
+            self._disk.shutdown()
+            os.close(self._file)
+            self._file = None
+
+
+@dataclass(frozen=True, eq=False)
+class Journal:
+    """All files of a folder: the heads in their order, each key's row, and what was cut off."""
+
+    heads: tuple[Mapping[str, Any], ...]
+    rows: Mapping[Key, JournalRow]
+    seconds: float
+    """Spent in the model, over all rows: also those of answers that are not used any more."""
+    walls: tuple[float, ...]
+    """Seconds of each file, from its beginning to its last row."""
+    torn: tuple[str, ...] = ()
+    """Files whose last line was torn."""
+
+    @property
+    def pieces(self) -> int:
+        return max((int(head["piece"]) for head in self.heads), default=0)
+
+
+def read_journal(folder: Path, *, data: Mapping[str, str], method: str, mend: bool) -> Journal:
+    """Every journal in `folder`; rows of other questions or another method raise.
+
+    `data` maps data hashes to parts' names. An error that was tried again gives way to the answer;
+    two answers to one question raise. `mend` cuts torn lines off their files, else they are passed
+    over.
+    """
+    heads: list[Mapping[str, Any]] = []
+    rows: dict[Key, JournalRow] = {}
+    torn: list[str] = []
+    walls: list[float] = []
+    seconds = 0.0
+    for path in sorted(folder.glob("*.jsonl")):
+        lines, whole = _lines(path, mend=mend)
+        if not whole:
+            torn.append(path.name)
+        if not lines:
+            continue  # killed before its head was written
+        heads.append(_head(path, lines[0]))
+        last = 0.0
+        for number, line in enumerate(lines[1:], start=2):
+            where = f"{path}:{number}"
+            row = _row(where, line)
+            if row.data not in data or row.method != method:
+                raise CdkitError(
+                    f"{where} is of another run (questions {row.data}, method {row.method}; this "
+                    f"run has {', '.join(data)} and {method}): move that file out of the folder, "
+                    "or give another --name"
+                )
+            known = rows.get(row.key)
+            if known is not None and known.error is None:
+                raise CdkitError(
+                    f"{where} answers {row.id} of {data[row.data]} (seed {row.seed}) a second "
+                    "time: the journal is damaged; begin anew under another --name"
+                )
+            rows[row.key] = row
+            seconds += row.seconds
+            last = row.at
+        walls.append(last)
+    return Journal(tuple(heads), rows, seconds, tuple(walls), tuple(torn))
+
+
+def _lines(path: Path, *, mend: bool) -> tuple[list[bytes], bool]:
+    """The whole lines, and whether that is all; `mend` cuts off what is not."""
+    file = os.open(path, os.O_RDWR if mend else os.O_RDONLY)
+    try:
+        if mend:
+            take(file, path)  # a process that outlived its parent may still write
+        data = Path(path).read_bytes()
+        end = data.rfind(b"\n") + 1
+        lines = data[:end].split(b"\n")[:-1]
+        if lines and end == len(data) and not _is_json(lines[-1]):
+            # after a power cut a file may have grown without its content
+            end -= len(lines.pop()) + 1
+        whole = end == len(data)
+        if mend and not whole:
+            os.ftruncate(file, end)
+            os.fsync(file)
+        return lines, whole
+    finally:
+        os.close(file)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _head(path: Path, line: bytes) -> Mapping[str, Any]:
+    head = json.loads(line) if _is_json(line) else {}
+    if head.get("journal") != VERSION:
+        raise CdkitError(
+            f"{path}:1 is not the head of a journal of version {VERSION}: this file is no journal "
+            "of this cdkit; move it out of the folder"
+        )
+    assert isinstance(head, dict)
+    return head
+
+
+def _row(where: str, line: bytes) -> JournalRow:
+    try:
+        values = json.loads(line)
+        return JournalRow(**values)
+    except (ValueError, TypeError):
+        raise CdkitError(
+            f"{where} is no row of a journal, and it is not the last line: the file is damaged; "
+            "restore it, or begin anew under another --name"
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

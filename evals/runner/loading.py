@@ -1,0 +1,129 @@
+"""Preparing batches for the model; a sample that cannot be prepared has a reason."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cdkit.errors import CdkitError
+from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.batches import AskedSample, BatchPlan
+from cdkit.evals.runner.pictures import load_picture, picture_size
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedBatch:
+    """A batch on the CPU: `kept` are the indices of its tasks that `inputs` hold, in order."""
+
+    work: BatchPlan
+    kept: tuple[int, ...]
+    inputs: Mapping[str, Tensor]
+    """Empty where no task could be made ready."""
+    errors: Mapping[int, str]
+
+
+class BatchDataset(Dataset[PreparedBatch]):
+    """The batches of one process, each made ready when it is asked for."""
+
+    def __init__(self, work: Sequence[BatchPlan], engine: AnswerEngine) -> None:
+        self._work, self._engine = work, engine
+        self._most = longest(engine.model.config)
+
+    def __len__(self) -> int:
+        return len(self._work)
+
+    def __getitem__(self, index: int) -> PreparedBatch:
+        return prepare_batch(self._work[index], self._engine, self._most)
+
+
+def longest(config: Any) -> int | None:
+    """The most tokens that the model has positions for; None where its config does not say."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    return None if most is None else int(most)
+
+
+def prepare_batch(work: BatchPlan, engine: AnswerEngine, most: int | None) -> PreparedBatch:
+    """The batch without the samples whose image cannot be read or whose prompt is too long."""
+    errors: dict[int, str] = {}
+    pictures: dict[int, Image] = {}
+    for index, task in enumerate(work.tasks):
+        try:
+            pictures[index] = load_picture(task.question.image)
+        except CdkitError as error:
+            errors[index] = str(error)
+    inputs = _processed(work.tasks, pictures, engine, errors)
+    if most is not None and inputs:
+        lengths = inputs["attention_mask"].sum(dim=-1).tolist()
+        limit = work.tasks[0].question.limit
+        long = {i: n for i, n in zip(pictures, lengths, strict=True) if n + limit > most}
+        for index, length in long.items():
+            errors[index] = (
+                f"the prompt has {length} tokens and the answer may have {limit}, but the model "
+                f"has positions for {most}"
+            )
+            del pictures[index]
+        if long:  # made anew: its padding counted with those that are out
+            inputs = _processed(work.tasks, pictures, engine, errors)
+    return PreparedBatch(work, tuple(pictures), inputs, errors)
+
+
+def _processed(
+    tasks: Sequence[AskedSample],
+    pictures: dict[int, Image],
+    engine: AnswerEngine,
+    errors: dict[int, str],
+) -> Mapping[str, Tensor]:
+    """All pictures with their prompts; one that the processor refuses is taken out of them."""
+    if not pictures:
+        return {}
+    try:
+        return _together(tasks, pictures, engine)
+    except ValueError:
+        refused: dict[int, str] = {}
+        for index, picture in pictures.items():
+            try:
+                _together(tasks, {index: picture}, engine)
+            except ValueError as error:
+                refused[index] = f"the model's processor refuses it: {' '.join(str(error).split())}"
+        if not refused:
+            raise  # not the fault of one of them
+        errors.update(refused)
+        for index in refused:
+            del pictures[index]
+        return _together(tasks, pictures, engine) if pictures else {}
+
+
+def _together(
+    tasks: Sequence[AskedSample], pictures: Mapping[int, Image], engine: AnswerEngine
+) -> Mapping[str, Tensor]:
+    prompts = [tasks[index].question.prompt for index in pictures]
+    return engine.processed([[picture] for picture in pictures.values()], prompts)
+
+
+def prompt_lengths(tasks: Sequence[AskedSample], engine: AnswerEngine) -> list[int]:
+    """Tokens of each task's prompt, with those of its image where the processor can tell.
+
+    Only a file's head is read for that; an image whose head cannot be read counts for nothing.
+    """
+    texts = engine.lengths([task.question.prompt for task in tasks])
+    count = getattr(engine.processor, "_get_num_multimodal_tokens", None)
+    if count is None:
+        return texts
+    sizes = {path: picture_size(path) for path in {task.question.image for task in tasks}}
+    tokens = {size: _image_tokens(count, size) for size in {*sizes.values()}}
+    of_image = {path: tokens[size] for path, size in sizes.items()}
+    return [
+        length + of_image[task.question.image] for length, task in zip(texts, tasks, strict=True)
+    ]
+
+
+def _image_tokens(count: Callable[..., Any], size: tuple[int, int] | None) -> int:
+    """What cannot be counted (the method is private to Hugging Face) costs some padding only."""
+    try:
+        return 0 if size is None else int(count(image_sizes=[list(size)])["num_image_tokens"][0])
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return 0

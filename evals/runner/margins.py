@@ -1,0 +1,121 @@
+"""Recording during `generate`: the first step's logits, and how close another token was."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from cdkit.evals.runner.unconstrained import continued, unconstrained
+from cdkit.functional.logits import scale_difference
+from cdkit.generation.trace import Step, Trace
+from cdkit.interfaces.combiner import LogitCombiner
+from cdkit.methods.method import ORIGINAL
+
+TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 2e-3, torch.float64: 1e-8}
+HALF_TOLERANCE = 0.5
+"""bfloat16 logits of one row alone and of the same row in a batch do differ by so much."""
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """How far two computations of one logit may be apart where only the batch differs."""
+    return TOLERANCE.get(dtype, HALF_TOLERANCE)
+
+
+class MarginRecorder(LogitsProcessor):
+    """Records the margin of each step, and changes nothing.
+
+    Give it to `generate(do_sample=False)` as the last processor: then it is given the scores that a
+    token is chosen by. `first` are the first step's logits before the plausibility constraint, and
+    each step has a margin: the smallest change of one logit that could let another token win. That
+    is the lead of the best token over the next; and, of a combiner with a `beta`, how far the best
+    stands from the edge of the constraint, and how far a token beyond it that would win.
+    Rounding that moves each logit by less than half a margin changes no token.
+
+    Args:
+        trace: The trace of the attached method, with its latest logits; empty if the method has
+            nothing to do.
+        combiner: The method's combiner.
+        sampling: The processors before this one.
+        prompt_length: Columns of the prompt.
+        margins: Whether to record margins; a beam search has none.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        combiner: LogitCombiner,
+        sampling: LogitsProcessorList,
+        *,
+        prompt_length: int,
+        margins: bool = True,
+    ) -> None:
+        self.first: Tensor | None = None
+        self._trace, self._combiner, self._sampling = trace, combiner, sampling
+        self._free = unconstrained(combiner)
+        self._beta = float(getattr(combiner, "beta", 0.0)) if self._free != combiner else 0.0
+        self._prompt_length, self._margins = prompt_length, margins
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self._prompt_length
+        traced = self._trace.steps[-1] if self._trace.steps else None
+        free = self._unconstrained(traced, step)
+        if step == 0 and free is not None and traced is not None:
+            self.first = continued(free, traced.logits[ORIGINAL])
+        if not self._margins:
+            return scores
+        best = scores.topk(2, dim=-1)
+        margin = (best.values[:, 0] - best.values[:, 1]).float()
+        if self._beta and traced is not None:
+            original = traced.logits[ORIGINAL]
+            most, second = original.topk(2, dim=-1).values.chunk(2, dim=-1)
+            edge = math.log(self._beta)
+            above = original - (most + edge)
+            own = original.gather(-1, best.indices[:, :1])
+            # the edge is the most probable token's doing, which may be the best token itself
+            falling = own - (torch.where(own == most, second, most) + edge)
+            margin = margin.minimum(falling[:, 0].abs().float())
+            if free is not None:
+                # no type: it asks for a LongTensor
+                let_in: Tensor = self._sampling(input_ids, free)  # type: ignore[arg-type]
+                behind = (best.values[:, :1] - let_in).maximum(-above)
+                beyond = behind.masked_fill(above >= 0, math.inf).amin(dim=-1)
+                margin = margin.minimum(beyond.float())
+        if step < len(self._steps):  # asked again, for a row that had no token left
+            self._steps[step] = torch.fmin(self._steps[step], margin)
+        else:
+            self._steps.append(margin)
+        return scores
+
+    def smallest(self, steps: Sequence[int]) -> list[float | None]:
+        """Each row's smallest margin over its first `steps`; None where nothing came near."""
+        if not self._steps:
+            return [None] * len(steps)
+        rows = torch.stack(self._steps, dim=1).tolist()
+        least = (min(row[:count], default=math.inf) for row, count in zip(rows, steps, strict=True))
+        return [margin if math.isfinite(margin) else None for margin in least]
+
+    def _unconstrained(self, traced: Step | None, step: int) -> Float[Tensor, "rows vocab"] | None:
+        """The step's combined logits without the constraint; None where a state is needed."""
+        if traced is None or (step and self._combiner.stateful):
+            return None
+        if step and not (self._beta and self._margins):
+            return None
+        logits = scheduled(traced)
+        original = logits[ORIGINAL]
+        others = {name: value for name, value in logits.items() if name != ORIGINAL}
+        return self._free.combine(original, others, step=step, state={})[0]
+
+
+def scheduled(step: Step) -> Mapping[str, Float[Tensor, "rows vocab"]]:
+    """A step's logits by branch, moved as far as the method's schedules say."""
+    if step.alpha_scale is None:
+        return step.logits
+    original = step.logits[ORIGINAL]
+    return {
+        name: value if name == ORIGINAL else scale_difference(original, value, step.alpha_scale)
+        for name, value in step.logits.items()
+    }

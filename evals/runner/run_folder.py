@@ -1,0 +1,125 @@
+"""A run's folder: begun whole or not at all, held by one run at a time, gone on with as it was."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import CdkitError
+from cdkit.evals.runner.fingerprints import differing
+from cdkit.evals.runner.journal_scores import write_json
+from cdkit.evals.runner.locking import locked
+from cdkit.evals.runner.run_settings import RunSettings
+
+SETTINGS, LOCK, JOURNAL = "settings.json", ".lock", "journal"
+PREDICTIONS, METRICS, MANIFEST = "predictions.jsonl", "metrics.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What the settings name, by content: with other content the answers would be others."""
+
+    method: str
+    data: Mapping[str, str]
+    """Part -> hash of its questions."""
+    model: Mapping[str, str]
+    """Weight file -> SHA-256; nothing for a model from the hub."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.method, "data": dict(self.data), "model": dict(self.model)}
+
+
+def folder_of(output: Path, name: str) -> Path:
+    """The folder NAME inside OUTPUT."""
+    if name in ("", ".", "..") or Path(name).name != name or name.startswith("."):
+        raise CdkitError(f"--name must be the name of a folder inside --output, got {name!r}")
+    return output / name
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a run was begun with, as plain data: `settings` and `identity`."""
+    path = folder / SETTINGS
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CdkitError(f"{folder} holds no run of cdkit eval (no {SETTINGS})") from None
+    except ValueError as error:
+        raise CdkitError(f"{path} is not valid JSON ({error}): restore it") from None
+    if not isinstance(data, dict) or not {"settings", "identity"} <= data.keys():
+        raise CdkitError(f"{path} is not what cdkit eval writes: it needs settings and identity")
+    return data
+
+
+@contextmanager
+def opened(
+    folder: Path, settings: RunSettings, identity: Fingerprints, *, resume: bool
+) -> Iterator[None]:
+    """The folder, new or gone on with, locked while the block runs.
+
+    Where the block fails before the first answer of a new folder, its name is free again.
+    """
+    if folder.exists() and not resume:
+        raise CdkitError(
+            f"{folder} is there already: --resume goes on with the run in it, another --name "
+            "begins a new one"
+        )
+    wanted = {"settings": settings.to_dict(), "identity": identity.to_dict()}
+    new = not folder.exists()
+    if new:
+        _begin(folder, wanted)
+    with locked(folder / LOCK):
+        _check_same(folder, read_settings(folder), json.loads(json.dumps(wanted)))
+        try:
+            yield
+        except BaseException:
+            if new and not _has_answers(folder):
+                shutil.rmtree(folder)
+            raise
+
+
+def _begin(folder: Path, content: Mapping[str, Any]) -> None:
+    """A folder that is there has its settings: it is made under another name, and renamed."""
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    (draft / JOURNAL).mkdir(parents=True)
+    write_json(draft / SETTINGS, content)
+    try:
+        draft.rename(folder)
+    except OSError:
+        shutil.rmtree(draft)
+        raise CdkitError(f"another run has begun {folder} at this moment: try again") from None
+
+
+def _has_answers(folder: Path) -> bool:
+    """Whether a journal has more than its head."""
+    return any(path.read_bytes().count(b"\n") > 1 for path in (folder / JOURNAL).glob("*"))
+
+
+def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changes = [
+        f"--{key.replace('_', '-')} was {_shown(old)}, is {_shown(new)}"
+        for key, (old, new) in differing(before["settings"], now["settings"]).items()
+    ]
+    if not changes:
+        was, now_is = before["identity"], now["identity"]
+        parts = differing(was["data"], now_is["data"])
+        changes += [f"the questions of {name} are others" for name in parts]
+        changes += [
+            f"{name} of the model is another" for name in differing(was["model"], now_is["model"])
+        ]
+        if was["method"] != now_is["method"]:
+            changes.append("the method's parameters are others")
+    if changes:
+        raise CdkitError(
+            f"{folder} was begun with other settings: {'; '.join(changes)}. --resume goes on with "
+            "the same alone (batch size, devices and workers may differ): give them again, or "
+            "another --name"
+        )
+
+
+def _shown(value: object) -> str:
+    return "not given" if value is None or value == [] or value == {} else json.dumps(value)

@@ -1,0 +1,1 @@
+"""Intervals, tests and power for the difference of two runs on the same questions."""

@@ -1,0 +1,111 @@
+"""report.html with hostile names, as a file and in a browser: phone, desktop and print."""
+
+import base64
+import html
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from evals.browser import browse, in_a_browser, measured
+from evals.made_results import MANIFEST, SCRIPT, results
+from markupsafe import escape
+
+from cdkit.evals.reports import markdown, report
+from cdkit.evals.reports.results import Results
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report.render(results(), MANIFEST, exports=("a note",))
+
+
+def test_nothing_in_it_is_a_script(page: str) -> None:
+    assert "<script" not in page.lower()
+    assert page.count(html.escape(SCRIPT)) + page.count(str(escape(SCRIPT))) > 30
+    assert not re.search(r"<[^>]*\son[a-z]+\s*=", page)  # no onclick, onerror, ...
+
+
+def test_it_loads_nothing(page: str) -> None:
+    loaded = re.findall(
+        r"(?:src|href|srcset|data|action)\s*=\s*[\"']?(?!data:|#)([^\s\"'>]+)", page
+    )
+    assert not loaded
+    assert "http://" not in page and "https://" not in page and "//" not in _without_data(page)
+    assert "@import" not in page and "url(" not in page and "@font-face" not in page
+
+
+def _without_data(page: str) -> str:
+    return re.sub(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+", "", page)
+
+
+def test_the_plots_are_sound_and_run_nothing(page: str) -> None:
+    plots = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
+    assert len(plots) == 1 + 1 + 2 + 1  # forest, curves, yes ratio by table, cost by the greedy one
+    for plot in plots:
+        root = ElementTree.fromstring(base64.b64decode(plot))
+        names = {element.tag.rpartition("}")[2] for element in root.iter()}
+        assert {"svg", "path"} <= names and not names & {"script", "foreignObject", "a", "image"}
+        keys = {key.rpartition("}")[2] for element in root.iter() for key in element.attrib}
+        assert not {key for key in keys if key.startswith("on")}
+        links = [e.get("{http://www.w3.org/1999/xlink}href", "#") for e in root.iter()]
+        assert all(link.startswith("#") for link in links)
+
+
+def test_markdown_is_escaped_too() -> None:
+    assert SCRIPT not in markdown.render(results()).replace("\\<", "\\")
+
+
+def test_a_method_that_starts_with_an_underscore_has_its_curve_in_the_legend(page: str) -> None:
+    """matplotlib would leave it out; its label's glyphs stand in the plot once, after a blank."""
+    plots = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
+    comments = [re.findall(r"<!-- (.*?) -->", base64.b64decode(plot).decode()) for plot in plots]
+    assert any(" _hidden" in " " + "\n ".join(found) for found in comments)
+
+
+def test_each_answer_says_whether_it_is_right(page: str) -> None:
+    assert page.count("✓ plain") == 1 and page.count('<dd class="wrong">wordword') == 1
+    assert '<dd class="">(nothing)</dd>' in page
+
+
+def test_the_picture_stands_once_for_all_its_panels(page: str) -> None:
+    (name,) = re.findall(r"<image id=\"([^\"]+)\"", page)
+    assert page.count(f'<use href="#{name}"/>') == 4 * 3  # strips times layers
+
+
+def test_what_is_not_there_has_no_heading() -> None:
+    page = report.render(Results(results().tables), MANIFEST)
+    assert 'id="gallery"' not in page and 'id="cost"' not in page and "Beside this page" not in page
+
+
+# ---- in a browser --------------------------------------------------------------------------------
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_only_a_wide_table_scrolls_and_in_its_own_frame(
+    page: str, tmp_path: Path, width: int
+) -> None:
+    found = measured(tmp_path, page, width)
+    assert found["out"] == [] and found["width"] == width
+    assert found["pictures"] == 6 and found["broken"] == 0 and found["panels"] == 12
+
+
+@in_a_browser
+def test_the_print_fits_the_paper(page: str, tmp_path: Path) -> None:
+    """The print's rules on the screen, as wide as A4 between its margins; then as a PDF."""
+    found = measured(tmp_path, page.replace("@media print", "@media all"), 700)
+    assert found["out"] == [] and found["width"] == 700
+    browse(tmp_path, page, f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    data = (tmp_path / "page.pdf").read_bytes()
+    assert data.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", data)) >= 2
+
+
+@in_a_browser
+def test_the_measure_sees_what_sticks_out_and_what_fails(page: str, tmp_path: Path) -> None:
+    wide = page.replace("<h1>", '<h1 style="width: 2000px">')
+    assert measured(tmp_path, wide, 390)["out"] != []
+    broken = page.replace('alt="">', 'alt=""><img src="data:image/png;base64,AAAA">', 1)
+    assert measured(tmp_path, broken, 390)["broken"] == 1
+    with pytest.raises(AssertionError, match="CONSOLE"):
+        measured(tmp_path, page.replace("</body>", "<script>console.error('x')</script>"), 390)

@@ -1,1 +1,0 @@
-"""cdkit in harnesses of others: installed there, in an environment of its own."""
