@@ -36,6 +36,7 @@ from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import adapter_for, unwrap
 from cdkit.methods.method import ORIGINAL, Method, kind_of
+from cdkit.probing.adapter_trial import is_due, try_adapter
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -261,12 +262,10 @@ class Attachment(Wired):
         adapter = self._engine.adapter
         if not adapter.needs_check:
             return
-        from cdkit.probing.self_check import is_due, self_check  # it attaches methods itself
-
         if is_due(adapter, self._model):
             self.detach()
             try:
-                self_check(adapter, self._model, given)
+                try_adapter(adapter, self._model, given, attach=attach)
             finally:
                 self._wire()
 

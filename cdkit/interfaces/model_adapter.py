@@ -37,7 +37,7 @@ class ModelAdapter(abc.ABC):
     """What `generate` must be given beside `pixel_values`, where it would silently do without."""
     needs_check: ClassVar[bool] = False
     """Whether it looks for things that it does not know: then cdkit tries it out on the first
-    prompt with an image that a model is given (`cdkit.probing.self_check`)."""
+    prompt with an image that a model is given (`cdkit.probing.adapter_trial`)."""
     encoder_text: ClassVar[str | None] = None
     """The argument of the image encoder that holds the question as token ids, where it reads it
     (InstructBLIP's Q-Former). Its mask is called the same, `attention_mask` for `input_ids`."""

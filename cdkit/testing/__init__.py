@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cdkit.testing.adapters import check_adapter as check_adapter
-from cdkit.testing.benchmarks import check_benchmark as check_benchmark
+from cdkit.testing.adapter_contract import check_adapter as check_adapter
+from cdkit.testing.benchmark_contract import check_benchmark as check_benchmark
 from cdkit.testing.calibrator_contract import check_calibrator as check_calibrator
 from cdkit.testing.combiner_contract import check_combiner as check_combiner
 from cdkit.testing.distortion_contract import check_strategy as check_strategy
-from cdkit.testing.loops import check_loop as check_loop
+from cdkit.testing.loop_contract import check_loop as check_loop
 from cdkit.testing.readout_contract import check_readout as check_readout
 from cdkit.testing.schedule_contract import check_schedule as check_schedule
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cdkit.interfaces.position_calibrator import PositionCalibrator
-from cdkit.testing.tools import check_value, pure, require, require_same
+from cdkit.probing.promises import require, require_same
+from cdkit.testing.values import check_value, pure
 
 
 def check_calibrator(calibrator: Any) -> None:

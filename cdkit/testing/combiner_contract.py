@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cdkit.interfaces.combiner import LogitCombiner, OnEmpty
-from cdkit.testing.tools import check_value, normal, pure, require, require_same
+from cdkit.probing.promises import require, require_same
+from cdkit.testing.values import check_value, normal, pure
 
 
 def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None:

@@ -17,8 +17,9 @@ from cdkit.interfaces.distortion import (
     PromptDistortion,
 )
 from cdkit.interfaces.intervention import Intervention
-from cdkit.testing.segments import check_mask_ignores_constants, check_segment
-from cdkit.testing.tools import check_value, name_of, normal, pure, require, require_same
+from cdkit.probing.promises import name_of, require, require_same
+from cdkit.testing.segment_contract import check_mask_ignores_constants, check_segment
+from cdkit.testing.values import check_value, normal, pure
 
 
 def check_strategy(strategy: object) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 from cdkit.interfaces.readout import LayerReadout
 from cdkit.methods.method import ORIGINAL
-from cdkit.testing.tools import check_value, require
+from cdkit.probing.promises import require
+from cdkit.testing.values import check_value
 
 
 def check_readout(readout: Any) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from cdkit.interfaces.schedule import AlphaSchedule, Signals
-from cdkit.testing.tools import check_value, normal, pure, require, require_same
+from cdkit.probing.promises import require, require_same
+from cdkit.testing.values import check_value, normal, pure
 
 
 def check_schedule(schedule: Any) -> None:

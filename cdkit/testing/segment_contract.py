@@ -12,7 +12,8 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.depth import Depth, check_depth, layers_within
 from cdkit.interfaces.distortion import AttentionDistortion, Modified
 from cdkit.interfaces.segment import CrossModalSegment, ImageColumns
-from cdkit.testing.tools import name_of, normal, pure, require, require_same
+from cdkit.probing.promises import name_of, require, require_same
+from cdkit.testing.values import normal, pure
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
 DEPTH = 4

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode, Rows
-from cdkit.testing.tools import check_value, normal, pure, require
+from cdkit.probing.promises import require
+from cdkit.testing.values import check_value, normal, pure
 
 VOCAB, END, RULED_OUT, LONGEST = 9, 8, 4, 7
 TABLE = 2 * normal(1, VOCAB, VOCAB) + 3 * (torch.arange(VOCAB) == RULED_OUT)

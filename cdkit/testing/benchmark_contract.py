@@ -11,7 +11,8 @@ import numpy as np
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, sha256
-from cdkit.testing.tools import check_value, require
+from cdkit.probing.promises import require
+from cdkit.testing.values import check_value
 
 NOTHING, GARBAGE = "", "\0 <unk>\t%s {} \\n \u202e"
 LONG = "yes, \u65e0 \U0001f600 e\u0301 no. " * 300
