@@ -1,7 +1,8 @@
-"""The contract suite: run `check_strategy` and its like on your own class, as our tests do on ours.
+"""The contract suite: checks that a class of yours keeps the promises of its interface.
 
 Each check takes an instance, raises an AssertionError that says which promise is broken, and
-returns None. A part's check takes milliseconds; `check_adapter` takes a model and runs it.
+returns None. The check of a part takes milliseconds; `check_adapter` runs the model it is given.
+cdkit's tests run the same checks on every class that is registered.
 
     from cdkit.testing import check_strategy
     check_strategy(MyDistortion(strength=0.5))
@@ -22,7 +23,11 @@ from cdkit.testing.schedule_contract import check_schedule as check_schedule
 
 
 def variants(cls: type) -> Iterator[Any]:
-    """`cls()`, and an instance for every other value of each field that is a choice or a switch."""
+    """Yield `cls()`, and an instance for every other value of each field with few values.
+
+    Args:
+        cls: A dataclass whose fields all have defaults. Fields of type `Literal` or `bool` vary.
+    """
     default = cls()
     yield default
     hints = get_type_hints(cls)

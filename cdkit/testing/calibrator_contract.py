@@ -11,7 +11,14 @@ from cdkit.testing.values import check_value, pure
 
 
 def check_calibrator(calibrator: Any) -> None:
-    """The promises of a position calibrator."""
+    """Check the promises of a position calibrator.
+
+    Args:
+        calibrator: An instance of a subclass of `cdkit.PositionCalibrator`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
     check_value(calibrator)
     require(
         isinstance(calibrator, PositionCalibrator), calibrator, "it subclasses PositionCalibrator"

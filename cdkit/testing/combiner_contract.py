@@ -13,7 +13,15 @@ from cdkit.testing.values import check_value, normal, pure
 
 
 def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None:
-    """The promises of a combiner, with other logits under `names`."""
+    """Check the promises of a combiner.
+
+    Args:
+        combiner: An instance of a subclass of `cdkit.LogitCombiner`.
+        names: Of the branches, or layers, whose logits it is given beside the original ones.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
     check_value(combiner)
     require(isinstance(combiner, LogitCombiner), combiner, "it subclasses LogitCombiner")
     require(combiner.on_empty in get_args(OnEmpty), combiner, "on_empty is 'raise' or 'original'")
@@ -34,8 +42,8 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
         alive = (~combined.isneginf()).any(dim=-1)
         require(bool(alive.all()), combiner, "a token is left in every row", (step, combined))
     order = torch.tensor([2, 0, 1])
-    turned = [(x[order], {k: v[order] for k, v in others.items()}) for x, others in steps]
-    for mixed, combined in zip(_decoded(combiner, turned), whole, strict=True):
+    reordered = [(x[order], {k: v[order] for k, v in others.items()}) for x, others in steps]
+    for mixed, combined in zip(_decoded(combiner, reordered), whole, strict=True):
         require_same(mixed, combined[order], combiner, "rows of the batch are independent")
     alone = [(x[:1], {k: v[:1] for k, v in others.items()}) for x, others in steps]
     for single, combined in zip(_decoded(combiner, alone), whole, strict=True):

@@ -23,20 +23,28 @@ from cdkit.testing.values import check_value, normal, pure
 
 
 def check_strategy(strategy: object) -> None:
-    """The promises of a distortion, of any of the four kinds, or of an intervention."""
+    """Check the promises of a distortion of any of the four kinds, or of an intervention.
+
+    Args:
+        strategy: An instance of a subclass of `cdkit.PixelDistortion`, `FeatureDistortion`,
+            `PromptDistortion`, `AttentionDistortion` or `Intervention`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
     check_value(strategy)
     match strategy:
         case PixelDistortion():
-            _check_touches(strategy, {"pixels"})
+            _check_modifies(strategy, {"pixels"})
             _check_pixels(strategy)
         case FeatureDistortion():
-            _check_touches(strategy, {"features"})
+            _check_modifies(strategy, {"features"})
             _check_features(strategy)
         case PromptDistortion():
-            _check_touches(strategy, {"prompt"})
+            _check_modifies(strategy, {"prompt"})
             _check_prompt(strategy)
         case AttentionDistortion():
-            _check_touches(strategy, {"logits", "text_logits", "values"})
+            _check_modifies(strategy, {"logits", "text_logits", "values"})
             check_segment(
                 strategy,
                 strategy.distort,
@@ -66,7 +74,7 @@ def check_strategy(strategy: object) -> None:
             )
 
 
-def _check_touches(strategy: DistortionStrategy, allowed: set[Modified]) -> None:
+def _check_modifies(strategy: DistortionStrategy, allowed: set[Modified]) -> None:
     modifies = getattr(strategy, "modifies", None)
     require(
         isinstance(modifies, frozenset) and modifies <= allowed,
@@ -109,7 +117,7 @@ def _check_features(strategy: FeatureDistortion) -> None:
 
 
 def _check_noise(part: Any, distort: Callable[[torch.Generator], Tensor], given: Tensor) -> None:
-    """Where it draws from the generator, what it draws counts; where not, nothing is random."""
+    """Check that the generator is the only source of randomness, and makes a difference if used."""
     random = torch.Generator().manual_seed(0)
     first, second = (distort(random) for _ in range(2))
     if random.get_state().equal(torch.Generator().manual_seed(0).get_state()):

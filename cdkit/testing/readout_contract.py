@@ -9,7 +9,14 @@ from cdkit.testing.values import check_value
 
 
 def check_readout(readout: Any) -> None:
-    """The promises of a layer readout."""
+    """Check the promises of a layer readout.
+
+    Args:
+        readout: An instance of a subclass of `cdkit.LayerReadout`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
     check_value(readout)
     require(isinstance(readout, LayerReadout), readout, "it subclasses LayerReadout")
     for count in (8, 32):

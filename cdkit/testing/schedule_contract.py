@@ -12,7 +12,14 @@ from cdkit.testing.values import check_value, normal, pure
 
 
 def check_schedule(schedule: Any) -> None:
-    """The promises of a schedule of alpha."""
+    """Check the promises of a schedule of alpha.
+
+    Args:
+        schedule: An instance of a subclass of `cdkit.AlphaSchedule`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
     check_value(schedule)
     require(isinstance(schedule, AlphaSchedule), schedule, "it subclasses AlphaSchedule")
     reads = getattr(schedule, "reads_attention", None)

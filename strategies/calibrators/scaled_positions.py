@@ -74,19 +74,26 @@ class ScaledPositions(PositionCalibrator):
 def grid_steps(
     positions: Int[Tensor, "rows tokens axes"], image_index: Int[Tensor, "rows tokens"]
 ) -> Float[Tensor, "rows tokens axes"]:
-    """Over how many steps of images a token stands behind the first one's start, axis by axis.
+    """Count the steps of position inside images before each token, axis by axis.
 
-    Of its own image an image token has gone `k` steps along an axis, counted from 1 at the image's
-    first position. A text token has gone the whole of each image before it: the longest axis, for
-    multimodal RoPE goes on after that one. So the axes of text stay equal.
+    An image token is `k` steps into its image along an axis, counted from 1 at the image's first
+    position. A text token has all steps of each image before it: those of the longest axis, because
+    multimodal RoPE continues after that one. So the axes of text stay equal.
+
+    Args:
+        positions: The positions on each axis.
+        image_index: The number of each token's image, -1 for text.
+
+    Returns:
+        The number of steps, on each axis.
     """
     steps = torch.zeros_like(positions, dtype=torch.float64)
     tokens = torch.arange(image_index.shape[1], device=image_index.device)
     for number in range(int(image_index.max()) + 1):
-        own = (image_index == number)[..., None]
-        start = positions.double().masked_fill(~own, math.inf).amin((1, 2), keepdim=True)
-        gone = (positions - start + 1).masked_fill(~own, 0)
-        last = tokens.masked_fill(~own[..., 0], -1).amax(1)[:, None, None]
+        inside = (image_index == number)[..., None]
+        start = positions.double().masked_fill(~inside, math.inf).amin((1, 2), keepdim=True)
+        gone = (positions - start + 1).masked_fill(~inside, 0)
+        last = tokens.masked_fill(~inside[..., 0], -1).amax(1)[:, None, None]
         behind = (tokens[:, None] > last) & (last >= 0)
         steps = steps + torch.where(behind, gone.amax((1, 2), keepdim=True), gone)
     return steps

@@ -33,7 +33,7 @@ class AttendedImage(FeatureDistortion):
     many. Here the model's own attention decides, over the middle half of its layers; a fixed share
     `keep` stays (AGLA's adapts, about 0.75 to 0.9), and what goes is a token's feature after the
     encoder, which has mixed it with its neighbours already. AGLA's public code feeds its second
-    branch from the first one's cache after one token; here each has its own.
+    branch from the first one's cache after one token; here each branch has a cache.
     """
 
     formula: ClassVar[str] = (

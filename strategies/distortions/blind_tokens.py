@@ -74,7 +74,7 @@ class BlindTokens(FeatureDistortion):
 def blind_tokens(
     attention: Float[Tensor, "layers tokens"], *, share: float | int, spread: float | int
 ) -> Bool[Tensor, " tokens"]:
-    """The tokens that draw unusual attention in the layers that look at the image most."""
+    """Find the tokens that draw unusual attention in the layers that attend to the image most."""
     mass, layers = attention.sum(dim=1).sort(descending=True, stable=True)
     chosen = int(((mass / mass.sum()).cumsum(dim=0) < share).sum()) + 1
     drawn = attention[layers[:chosen]].mean(dim=0)

@@ -36,7 +36,7 @@ class DiffusionNoise(PixelDistortion):
 
     step: int = 500
     draw: int = 0
-    """Another number gives a second branch, or a second distortion, noise of its own."""
+    """Mixed into the random key: two branches, or two distortions, get different noise by it."""
 
     def __post_init__(self) -> None:
         if self.draw < 0:

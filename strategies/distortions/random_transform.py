@@ -48,7 +48,7 @@ class RandomTransform(PixelDistortion):
     mean: Colour | None = None
     std: Colour | None = None
     draw: int = 0
-    """Another number gives a second branch a transform of its own."""
+    """Mixed into the random key: two branches get different transforms by it."""
 
     def __post_init__(self) -> None:
         if self.draw < 0:

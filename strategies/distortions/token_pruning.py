@@ -1,4 +1,4 @@
-"""SID: the distorted branch keeps only the image tokens that are looked at least."""
+"""SID: the distorted branch keeps only the least attended image tokens."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

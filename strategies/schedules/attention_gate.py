@@ -1,4 +1,4 @@
-"""The gate of CMAC's public code: where the image is looked at less than before, no contrast."""
+"""The gate of CMAC's public code: no contrast where a step attends less to the image than before."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -27,7 +27,7 @@ class AttentionGate(AlphaSchedule):
     LLaVA, "mass", the weights after the softmax, for InstructBLIP.
 
     The code gates captions alone, where a tokenizer happens to be passed to `generate`; the paper
-    has no gate. The code takes one mean over a batch, we take each row's own.
+    has no gate. The code takes one mean over a batch, we take one for each row.
     """
 
     formula: ClassVar[str] = (

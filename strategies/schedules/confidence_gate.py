@@ -17,7 +17,7 @@ class ConfidenceGate(AlphaSchedule):
 
     The paper has it instead of a plausibility constraint, so it goes with beta 0. `threshold` 1
     leaves the gate open wherever two tokens are possible. The default of 0.8 is a third-party
-    script's: the paper's own value could not be established.
+    script's: the value of the paper could not be established.
     """
 
     formula: ClassVar[str] = "alpha is 0 where max(p) >= threshold, p = softmax(l)"

@@ -113,7 +113,7 @@ WRONG: list[tuple[dict[str, Callable[..., Any]], str]] = [
     ({"layers": one_layer_missing}, "layers are all 3 of the decoder, each once. Got: 2"),
     ({"image_index": marks_too}, r"there are as many features as image tokens. Got: \(32, "),
     ({"features": turned_round}, "the decoder gets the features in the places of image_index"),
-    ({"rotary": turned_the_other_way}, "turning by rotary gives the model's own keys"),
+    ({"rotary": turned_the_other_way}, "rotating keys by rotary gives the model's keys"),
     ({"attention": beside_the_attention}, "only 0 of 3 layers of Qwen2Model came through it"),
     ({"logits": without_its_norm}, "logits of the last layer's output are the model's next"),
     (
