@@ -16,7 +16,7 @@ from cdkit.models.layouts.standard import StandardAdapter
 
 
 class PaddedTilesAdapter(StandardAdapter, abc.ABC):
-    """Each prompt has an entry of `pixel_values`, padded with empty tiles; an image has some of them."""
+    """Each prompt has an entry of `pixel_values`, the tiles of its images and empty ones."""
 
     decoder_path: ClassVar[str] = "model.text_model"
     placeholder: ClassVar[str] = "<image>"

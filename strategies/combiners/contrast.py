@@ -31,7 +31,7 @@ class Contrast(LogitCombiner):
         "the constraint: the paper on contrastive decoding, which contrasts two models"
     )
     bibtex: ClassVar[str] = """@inproceedings{li2023contrastive,
-  title     = {Contrastive DecodingContext: Open-ended Text Generation as Optimization},
+  title     = {Contrastive Decoding: Open-ended Text Generation as Optimization},
   author    = {Li, Xiang Lisa and Holtzman, Ari and Fried, Daniel and Liang, Percy and
                Eisner, Jason and Hashimoto, Tatsunori and Zettlemoyer, Luke and Lewis, Mike},
   booktitle = {ACL},

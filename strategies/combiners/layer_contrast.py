@@ -39,7 +39,7 @@ class LayerContrast(LogitCombiner):
         "jensen_shannon: the paper, section 2.2"
     )
     bibtex: ClassVar[str] = """@inproceedings{chuang2024dola,
-  title     = {DoLa: DecodingContext by Contrasting Layers Improves Factuality in
+  title     = {DoLa: Decoding by Contrasting Layers Improves Factuality in
                Large Language Models},
   author    = {Chuang, Yung-Sung and Xie, Yujia and Luo, Hongyin and Kim, Yoon and Glass, James and
                He, Pengcheng},

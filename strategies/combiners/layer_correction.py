@@ -34,7 +34,7 @@ class LayerCorrection(LogitCombiner):
         "its argparse defaults"
     )
     bibtex: ClassVar[str] = """@inproceedings{wang2025deco,
-  title     = {MLLM can see? Dynamic Correction DecodingContext for Hallucination Mitigation},
+  title     = {MLLM can see? Dynamic Correction Decoding for Hallucination Mitigation},
   author    = {Wang, Chenxi and Chen, Xiang and Zhang, Ningyu and Tian, Bozhong and Xu, Haoming and
                Deng, Shumin and Chen, Huajun},
   booktitle = {ICLR},

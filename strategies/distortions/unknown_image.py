@@ -13,8 +13,8 @@ from cdkit.strategies.papers.vdd import VDD
 class UnknownImage(PromptDistortion):
     """The prompt with `text` in the place of each image, however many tokens the image had.
 
-    The default is one token in the tokenizers of LLaVA and models like it. Where a tokenizer does not have
-    it, it is spelt out in several: choose another text there. Images without text between them are
+    The default is one token in the tokenizers of LLaVA and models like it. Other tokenizers spell
+    it out in several: choose another text there. Images without text between them are
     one gap, so they get one `text` together; the authors' code gives one to each.
     """
 

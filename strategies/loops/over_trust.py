@@ -37,11 +37,11 @@ class OverTrust(DecodingLoop):
 
     Each candidate is fed to the model, which gives its attention row in the last layer (the largest
     weight of all heads, divided by the row's sum). A generated token's column product is that of
-    `scale` times the weights on it, from the token's row to the candidate's; phi is `factor` times the
-    largest product, and it is taken off the candidate's logit. To the first `start` tokens the
+    `scale` times the weights on it, from the token's row to the candidate's; phi is `factor` times
+    the largest product, and it is taken off the candidate's logit. To the first `start` tokens the
     row's share on the image is added instead. Where, in every beam, more than `threshold` steps
     found the same column j >= `start` the largest, the search goes back and chooses the token after
-    j anew, without what was chosen there before: at most `rollbacks` times a point, then one token
+    j anew, without what was chosen there before: at most `rollbacks` times a place, then one token
     earlier, then never.
 
     The defaults are the authors' code. Where their paper differs: `factor` 1; `start` 0; its k as
@@ -126,7 +126,7 @@ class Search:
     point: DecisionPoint
     rows: Rows
     past: tuple[DecisionPoint, ...] = ()
-    """The place at each length, from no token on."""
+    """The decision point at each length, from no token on."""
     times: Mapping[int, int] = field(default_factory=dict)
     """Length -> how often the search went back to it."""
 
@@ -153,7 +153,7 @@ def shares(weights: Float[Tensor, "rows heads new columns"]) -> Float[Tensor, "r
 def lean(
     columns: Float[Tensor, "rows new"], share: Float[Tensor, "rows columns"], scale: float
 ) -> Float[Tensor, "rows longer"]:
-    """The logarithms of the column products, after one more token, whose attention row is `share`."""
+    """The logarithms of the column products after one more token with attention row `share`."""
     longer = pad(columns, (0, 1))
     return longer + (scale * share[:, -longer.shape[1] :]).log()
 
@@ -187,7 +187,7 @@ def summary_token(
 def score_candidates(
     point: DecisionPoint, rows: Rows, decoding: DecodingContext, rule: OverTrust
 ) -> Lookahead:
-    """Feed the best candidates of each beam to the model, and penalise those that lean on a token."""
+    """Feed the best candidates of each beam to the model, and penalise them by phi."""
     beams, vocab = rows.logits.shape
     logits, tokens = rows.logits.topk(min(rule.candidates, vocab))
     count, prompt = tokens.shape[1], len(decoding.prompt_ids)

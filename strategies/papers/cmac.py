@@ -5,7 +5,7 @@ CODE = "lijm48/IMCCD, transformers/models/llama/modeling_llama.py, commit 9db52a
 
 CMAC = """@misc{li2025imccd,
   title  = {Mitigating Hallucination for Large Vision Language Model by
-            Inter-Modality Correlation Calibration DecodingContext},
+            Inter-Modality Correlation Calibration Decoding},
   author = {Li, Jiaming and Zhang, Jiacheng and Jie, Zequn and Ma, Lin and Li, Guanbin},
   year   = {2025},
   eprint = {2501.01926},

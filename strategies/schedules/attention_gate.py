@@ -1,4 +1,4 @@
-"""The gate of CMAC's public code: no contrast where a step attends less to the image than before."""
+"""The gate of CMAC's public code: no contrast where the image gets less attention than before."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
