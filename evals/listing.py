@@ -78,7 +78,7 @@ def entries(topic: str) -> tuple[Entry, ...]:
 
 def method_entry(method: Method) -> Entry:
     """A method with those of its parts that have something to do."""
-    parts = tuple(_facts(part, place) for place, part in _working(method))
+    parts = tuple(_facts(part, place) for place, part in working_parts(method))
     return Entry(
         name=method.name,
         summary=method.summary,
@@ -90,7 +90,8 @@ def method_entry(method: Method) -> Entry:
     )
 
 
-def _working(method: Method) -> Iterator[tuple[str, Any]]:
+def working_parts(method: Method) -> Iterator[tuple[str, Any]]:
+    """(place, part) of the parts that have something to do."""
     live = {branch.name for branch in method.live_branches}
     dead = {branch.name for branch in method.branches} - live
     for place, part in method.parts():
