@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -154,9 +155,9 @@ def _dedented(bibtex: str) -> str:
     return textwrap.dedent(bibtex).strip()
 
 
-def first_sentence(kind: type) -> str:
-    """The first paragraph of a class's docstring, in one line."""
-    text = inspect.getdoc(kind) or ""
+def first_sentence(documented: type | ModuleType) -> str:
+    """The first paragraph of a docstring, in one line."""
+    text = inspect.getdoc(documented) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cdkit
+from cdkit.evals import listing
 from cdkit.evals.generated import rendered, without_arguments, write
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS, ModelAdapter
 
@@ -40,7 +41,7 @@ class LayoutRow:
     path: str
     about: str
     classes: tuple[tuple[str, str], ...]
-    """(name, first line of its docstring)."""
+    """(name, first sentence of its docstring)."""
     families: tuple[str, ...]
 
 
@@ -70,7 +71,7 @@ def _adapters(registered: Mapping[str, type[ModelAdapter]]) -> Iterator[AdapterR
         bases = tuple(c for c in adapter.__mro__ if c.__module__.startswith(f"{LAYOUTS}."))
         yield AdapterRow(
             name=name,
-            about=_first_line(inspect.getdoc(module)),
+            about=listing.first_sentence(module),
             path=_path(adapter.__module__),
             bases=bases,
             functions=tuple(sorted(function.__name__ for function in shared)),
@@ -91,8 +92,8 @@ def _layouts(adapters: Sequence[AdapterRow]) -> Iterator[LayoutRow]:
         ]
         yield LayoutRow(
             path=_path(module.__name__),
-            about=_first_line(inspect.getdoc(module)),
-            classes=tuple((cls.__name__, _first_line(inspect.getdoc(cls))) for cls in classes),
+            about=listing.first_sentence(module),
+            classes=tuple((cls.__name__, listing.first_sentence(cls)) for cls in classes),
             families=tuple(row.name for row in adapters if module.__name__ in row.layouts),
         )
 
@@ -100,11 +101,6 @@ def _layouts(adapters: Sequence[AdapterRow]) -> Iterator[LayoutRow]:
 def _path(module: str) -> str:
     """The path of a module's file from the folder of models."""
     return module.removeprefix(f"{PACKAGE}.").replace(".", "/") + ".py"
-
-
-def _first_line(docstring: str | None) -> str:
-    """The first paragraph of a docstring, in one line."""
-    return " ".join((docstring or "").split("\n\n")[0].split())
 
 
 def main(path: Path = PAGE) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import inspect
 import pkgutil
 import re
 from collections.abc import Iterator, Sequence
@@ -104,19 +103,14 @@ def _folders(rows: Sequence[PresetRow]) -> Iterator[FolderRow]:
         names = [inner.name for inner in pkgutil.iter_modules(module.__path__)]
         files = tuple(_file(folder.name, name, rows) for name in names)
         if files:
-            yield FolderRow(folder.name, _first_line(inspect.getdoc(module)), files)
+            yield FolderRow(folder.name, listing.first_sentence(module), files)
 
 
 def _file(folder: str, name: str, rows: Sequence[PresetRow]) -> FileRow:
     path = f"{folder}/{name}.py"
     module = importlib.import_module(f"{PACKAGE}.{folder}.{name}")
     users = tuple(row.name for row in rows if path in row.files)
-    return FileRow(path, _first_line(inspect.getdoc(module)), users)
-
-
-def _first_line(docstring: str | None) -> str:
-    """The first paragraph of a docstring, in one line."""
-    return " ".join((docstring or "").split("\n\n")[0].split())
+    return FileRow(path, listing.first_sentence(module), users)
 
 
 def main(path: Path = PAGE) -> None:
