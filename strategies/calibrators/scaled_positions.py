@@ -33,7 +33,7 @@ class ScaledPositions(PositionCalibrator):
         gamma: An image token advances the position by 1 / gamma.
         first_gap: Which step the first image token makes: "scaled" (the paper) that of an image
             token; "unit" (the public code) that of a text token, and the text after the image
-            stands where it stood without calibration.
+            stands where "scaled" puts it.
         text_step: By how much a text token advances the position: 1 in the paper; 2/3 in the public
             code for Qwen-VL, with an image step of 1/3.
     """
