@@ -20,9 +20,9 @@ class AttentionGate(AlphaSchedule):
     """No contrast at a step that attends to the image less than the steps before did on average.
 
     The present step is part of the mean where `history` includes it, so the first step is never
-    gated, nor is one that equals the mean. The code gates captions alone, where a tokenizer happens to be passed
-    to `generate`; the paper has no gate. The code takes one mean over a batch, we take one for each
-    row.
+    gated, nor is one that equals the mean. The code gates captions alone, where a tokenizer happens
+    to be passed to `generate`; the paper has no gate. The code takes one mean over a batch, we take
+    one for each row.
 
     Args:
         window: How many steps are averaged; without effect for "all".
