@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from cdkit.methods.presets import load as load
     from cdkit.methods.presets import presets as presets
     from cdkit.pretrained import load_model as load_model
-    from cdkit.probing.rotary import layers_that_turn as layers_that_turn
+    from cdkit.probing.rotary import layers_that_rotate as layers_that_rotate
     from cdkit.probing.rotary import probe_rotary as probe_rotary
     from cdkit.registry import Registry as Registry
     from cdkit.registry import UnknownNameError as UnknownNameError
@@ -191,7 +191,7 @@ _HOMES = {
     ),
     "pretrained": ("load_model",),
     "probing.rotary": (
-        "layers_that_turn",
+        "layers_that_rotate",
         "probe_rotary",
     ),
     "registry": (

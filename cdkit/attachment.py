@@ -33,6 +33,7 @@ from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import adapter_for, unwrap
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Method
+from cdkit.probing.adapter_trial import is_due, try_adapter
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -155,8 +156,6 @@ class Attachment(BoundToModel):
 
     def _wire(self) -> None:
         """Put the method into the model: its encoder, its decoder, its layers, its `generate`."""
-        from cdkit.probing.self_check import is_due
-
         engine, model, hooks = self._engine, self._model, self._hooks
         attached = engine.attached
         adapter, lm_module, decoder = attached.adapter, attached.lm_module, attached.decoder
@@ -204,13 +203,11 @@ class Attachment(BoundToModel):
 
     def _try_adapter_out(self, given: dict[str, Any]) -> None:
         """Once a model, where the adapter is a generic one; on the stock model."""
-        from cdkit.probing.self_check import is_due, self_check  # it attaches methods itself
-
         adapter = self._engine.attached.adapter
         if is_due(adapter, self._model):
             self.detach()
             try:
-                self_check(adapter, self._model, given)
+                try_adapter(adapter, self._model, given, attach=attach)
             finally:
                 self._wire()
 

@@ -11,7 +11,7 @@ from cdkit.models.layouts.standard import runs_apart
 from cdkit.models.layouts.tiles import TilesAdapter
 
 MARKS = 2
-"""Between tiles stands a tag; between pictures an end, a start and a tag."""
+"""The largest number of marks between tiles of a picture; between pictures there are more."""
 
 
 @ADAPTERS.register("aya_vision")

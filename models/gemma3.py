@@ -1,4 +1,4 @@
-"""Gemma 3: a SigLIP tower, pooled; its images' tokens see each other both ways."""
+"""Gemma 3: a SigLIP tower, pooled; its images' tokens attend to each other both ways."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,9 +14,9 @@ from cdkit.models.layouts.standard import StandardAdapter, joined_entries, one_e
 class Gemma3(StandardAdapter):
     """Gemma3ForConditionalGeneration: 256 tokens between a begin and an end mark for each image.
 
-    Crops of pan-and-scan are images of their own. Most layers keep a sliding window of tokens, and
-    turn by other frequencies than the rest: methods that look at the image need prompt and answer
-    to fit into the window.
+    Each crop of pan-and-scan is an image. Most layers attend to a sliding window of tokens, and use
+    other rotary frequencies than the rest: for methods that change the attention, prompt and answer
+    must fit into the window.
     """
 
     example: ClassVar[str] = "google/gemma-3-4b-it"

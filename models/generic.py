@@ -1,4 +1,4 @@
-"""Any family that has no file here: what stands where is looked for, and tried out before use."""
+"""Families that have no file here: an adapter that searches the model for its parts."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -21,10 +21,10 @@ IMAGE_TOKEN = ("image_token_id", "image_token_index")
 class Generic(StandardAdapter):
     """A model type without an adapter, with image tokens in the text and a Llama-like decoder.
 
-    Each run of image tokens is an image, so pictures with nothing between count as one, and a
-    picture with marks inside as several. An entry of `pixel_values` is an image's picture; where
-    there are not as many entries as images, or pixels come in another form, methods that change
-    pixels are refused.
+    Each run of image tokens counts as an image, so two pictures with nothing between count as one,
+    and a picture with marks inside as several. An entry of `pixel_values` is the picture of an
+    image; where there are not as many entries as images, or pixels come in another form, methods
+    that change pixels are refused.
     """
 
     example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
@@ -55,14 +55,16 @@ class Generic(StandardAdapter):
         except (AttributeError, NotImplementedError):
             embeddings = None
         for module in model.modules():
-            if hasattr(module, "layers") and any(own is embeddings for own in module.children()):
+            if hasattr(module, "layers") and any(
+                child is embeddings for child in module.children()
+            ):
                 found: nn.Module = module
                 return found
         raise CdkitError("no module of it has both the text's embeddings and layers")
 
     def encoder(self, model: Any) -> tuple[nn.Module, str]:
         """The innermost module with `get_image_features`."""
-        owners = [own for own in model.modules() if hasattr(own, "get_image_features")]
+        owners = [m for m in model.modules() if hasattr(m, "get_image_features")]
         if not owners:
             raise CdkitError("no module of it has get_image_features")
         return owners[-1], "get_image_features"
@@ -99,7 +101,7 @@ class Generic(StandardAdapter):
 
 
 def image_token(model: Any) -> int:
-    """The id of the image token, as the config tells it."""
+    """The id of the image token, as the config has it."""
     for name in IMAGE_TOKEN:
         token = getattr(model.config, name, None)
         if isinstance(token, int):
@@ -108,19 +110,19 @@ def image_token(model: Any) -> int:
 
 
 def _check_decoder(decoder: Any) -> None:
-    """Raise unless every layer has attention over the text, and nothing beside it to remember."""
+    """Refuse a decoder in which a layer has no self-attention, or keeps another state beside it."""
     name = f"its decoder {type(decoder).__name__}"
     caches = DynamicCache(config=decoder.config).layers
-    if any(isinstance(own, LinearAttentionCacheLayerMixin) for own in caches):
+    if any(isinstance(cache, LinearAttentionCacheLayerMixin) for cache in caches):
         raise CdkitError(f"layers of {name} keep a recurrent state")
     for layer in decoder.layers:
         if not hasattr(layer, "self_attn"):
             why = "takes the image in by cross-attention"
-            if not any(hasattr(layer, own) for own in ("cross_attn", "crossattention")):
+            if not any(hasattr(layer, cross) for cross in ("cross_attn", "crossattention")):
                 why = "has no self_attn"
             raise CdkitError(f"layer {type(layer).__name__} of {name} {why}")
-    if not all(isinstance(own, DynamicLayer) for own in caches):
-        raise CdkitError(f"layers of {name} keep no keys and values of their own")
+    if not all(isinstance(cache, DynamicLayer) for cache in caches):
+        raise CdkitError(f"layers of {name} keep no keys and values")
     if getattr(decoder, "rotary_emb", None) is None:
         raise CdkitError(f"{name} has no rotary embedding called rotary_emb")
     if not hasattr(decoder, "norm"):
@@ -133,7 +135,7 @@ def _check_decoder(decoder: Any) -> None:
 
 
 def _padded(given: Mapping[str, Any]) -> bool:
-    """Whether images of unequal sizes stand in the upper left corner of zeros, as told."""
+    """Whether images of the sizes in `image_sizes` are padded with zeros on the right and below."""
     pixels, sizes = given["pixel_values"], given.get("image_sizes")
     if sizes is None or len(sizes) != len(pixels):
         return False

@@ -8,7 +8,7 @@ from cdkit.models.layouts.patches import PatchAdapter
 
 @ADAPTERS.register("glm4v")
 class Glm4V(PatchAdapter):
-    """Glm4vForConditionalGeneration: `<|image|>` between image marks of its own."""
+    """Glm4vForConditionalGeneration: `<|image|>` between a begin and an end mark."""
 
     example: ClassVar[str] = "zai-org/GLM-4.1V-9B-Thinking"
     placeholder: ClassVar[str] = "<|begin_of_image|><|image|><|end_of_image|>"

@@ -1,4 +1,4 @@
-"""Idefics2: a perceiver makes as many tokens of an image of any size."""
+"""Idefics2: a perceiver makes the same number of tokens of an image of any size."""
 
 from typing import Any, ClassVar
 
@@ -14,8 +14,8 @@ from cdkit.models.layouts.standard import runs_apart
 class Idefics2(PaddedTilesAdapter):
     """Idefics2ForConditionalGeneration: `<fake>` latents `<fake>`; five times if it is split.
 
-    Crops and pictures are written alike: pictures with nothing between are refused, but for five
-    that are not split, which nothing tells from one that is.
+    Crops and pictures are written alike, so pictures with nothing between are refused. Five that
+    are not split are the exception: they are written exactly as one that is split.
     """
 
     example: ClassVar[str] = "HuggingFaceM4/idefics2-8b"

@@ -14,13 +14,13 @@ from cdkit.models.layouts.standard import StandardAdapter, groups_of, joined_ent
 class InstructBlip(StandardAdapter):
     """InstructBlipForConditionalGeneration: `num_query_tokens` image tokens, then the text.
 
-    The inner language model generates. The Q-Former reads the question as well, by a tokenizer of
-    its own, so what a method writes into the prompt reaches it, too.
+    The inner language model generates. The Q-Former reads the question as well, with another
+    tokenizer, so what a method writes into the prompt is written into its text, too.
     """
 
     example: ClassVar[str] = "Salesforce/instructblip-vicuna-7b"
     decoder_path: ClassVar[str] = "language_model.model"
-    reader_path: ClassVar[str] = "language_model"
+    lm_module_path: ClassVar[str] = "language_model"
     encoder_path: ClassVar[str] = ""
     encoder_text: ClassVar[str | None] = "qformer_input_ids"
     required: ClassVar[tuple[str, ...]] = ("qformer_input_ids",)
@@ -29,7 +29,7 @@ class InstructBlip(StandardAdapter):
     fallback: ClassVar[str] = "{question}"  # the processor puts the image before it
 
     def check_images(self, model: Any) -> None:
-        pass  # every image is as many queries
+        pass  # every image has the same number of tokens
 
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]

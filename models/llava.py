@@ -1,4 +1,4 @@
-"""LLaVA: a CLIP tower, a projector and a Llama-like decoder (LLaVA-1.5 and its kin)."""
+"""LLaVA: a CLIP tower, a projector and a Llama-like decoder (LLaVA-1.5 and models like it)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""Ovis2: tiles between marks, which the image side embeds as well."""
+"""Ovis2: tiles between marks, whose embeddings come from the image side."""
 
 import math
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from cdkit.models.layouts.standard import runs_apart
 from cdkit.models.layouts.tiles import TilesAdapter
 
 MARKS = 1
-"""Between tiles stands one mark; between pictures an end and a start."""
+"""The number of marks between tiles of a picture; between pictures there are more."""
 
 
 @ADAPTERS.register("ovis2")
@@ -41,6 +41,6 @@ class Ovis2(TilesAdapter):
         table, marks = model.model.visual_embeddings_table, model.config.visual_indicator_token_ids
         first = model.model.visual_vocab_size - model.model.vision_tower.num_visual_indicator_tokens
         for row, mark in enumerate(marks, start=first):
-            own = table(torch.tensor([row], device=ids.device)).to(embeddings)
-            embeddings = torch.where((ids == mark)[..., None], own, embeddings)
+            of_mark = table(torch.tensor([row], device=ids.device)).to(embeddings)
+            embeddings = torch.where((ids == mark)[..., None], of_mark, embeddings)
         return embeddings

@@ -14,7 +14,7 @@ from cdkit.models.layouts.standard import StandardAdapter, groups_of, joined_ent
 class PaliGemma(StandardAdapter):
     """PaliGemmaForConditionalGeneration: the image's patches, `<bos>`, a short task, a newline.
 
-    Image tokens see the question, so nothing of a prompt is shared between branches. PaliGemma 2's
+    Image tokens attend to the question, so branches share nothing of a prompt. PaliGemma 2's
     decoder caps its attention logits: methods that change those are refused there.
     """
 

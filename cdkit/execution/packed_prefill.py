@@ -38,11 +38,11 @@ class Packing:
         return torch.cat((first, *x[:, self.shared :].chunk(self.branches)), dim=1)
 
     def split(
-        self, *packed: Float[Tensor, "samples heads packed head_dim"]
+        self, *packed: Float[Tensor, "samples _ packed head_dim"]
     ) -> list[
         tuple[
-            Float[Tensor, "samples heads prefix head_dim"],
-            Float[Tensor, "rows heads suffix head_dim"],
+            Float[Tensor, "samples _ prefix head_dim"],
+            Float[Tensor, "rows _ suffix head_dim"],
         ]
     ]:
         """Of each tensor what is shared, and the rows of all branches below each other."""

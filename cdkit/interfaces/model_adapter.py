@@ -17,34 +17,40 @@ prompt (PaliGemma)."""
 
 
 class ModelAdapter(abc.ABC):
-    """Says where a model family keeps what the engine needs. No state, no modelling code.
+    """Says where a model family keeps what cdkit needs. It has no state and no modelling code.
 
-    Registered under `config.model_type`. Admission test: with no method on, logits equal the stock
-    model's, and CMAC's equal the independent reference.
+    An adapter is registered under `config.model_type`. `cdkit.testing.check_adapter` holds what it
+    says against a model of the family as it runs.
     """
 
     causal_prefix: ClassVar[bool]
-    """Whether states up to the image's last token do not depend on what follows: then branches that
-    differ only after the image share them (PaliGemma: no)."""
+    """Whether states up to the image's last token do not depend on what follows. Then branches that
+    differ only after the image share these states."""
     sees_ahead: ClassVar[SeesAhead] = "nowhere"
-    """Which tokens of a prompt see those after them."""
+    """Which tokens of a prompt attend to tokens after them."""
     square_grid: ClassVar[bool] = False
     """Whether the tokens of a square picture are a square grid of it, row by row: then a report may
-    draw attention over it. Not so where an image is cut into tiles, or read by queries."""
+    draw attention over it. False where an image is cut into tiles, or read by queries."""
     example: ClassVar[str]
-    """A hub name that this adapter runs."""
+    """The name on the hub, OWNER/NAME, of a checkpoint that this adapter runs."""
     required: ClassVar[tuple[str, ...]] = ()
-    """What `generate` must be given beside `pixel_values`, where it would silently do without."""
+    """Arguments of `generate` beside `pixel_values` without which the model would silently compute
+    something else; cdkit raises where one is missing."""
     needs_check: ClassVar[bool] = False
-    """Whether it looks for things that it does not know: then cdkit tries it out on the first
-    prompt with an image that a model is given (`cdkit.probing.self_check`)."""
+    """Whether the adapter searches a model that it does not know for its parts. Then cdkit tries it
+    out on the first prompt with an image that a model gets (`cdkit.probing.adapter_trial`)."""
     encoder_text: ClassVar[str | None] = None
-    """The argument of the image encoder that holds the question as token ids, where it reads it
-    (InstructBLIP's Q-Former). Its mask is called the same, `attention_mask` for `input_ids`."""
+    """The argument with which the image encoder gets the question as token ids; None for most. Its
+    mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
+    Q-Former, for example, reads `qformer_input_ids`."""
 
     @abc.abstractmethod
     def check(self, model: nn.Module) -> None:
-        """Raise a CdkitError where this very model cannot be supported, saying why."""
+        """Refuse a model of the family that cannot be supported.
+
+        Raises:
+            CdkitError: Where this very model cannot be supported; it says why.
+        """
 
     @abc.abstractmethod
     def decoder(self, model: nn.Module) -> nn.Module:
@@ -60,20 +66,35 @@ class ModelAdapter(abc.ABC):
 
     @abc.abstractmethod
     def lm_module(self, model: nn.Module) -> nn.Module:
-        """The module whose forward's logits `generate` reads."""
+        """The module whose forward returns the logits that `generate` reads.
+
+        It is the model itself for most; InstructBLIP generates with an inner language model.
+        """
 
     @abc.abstractmethod
     def encoder(self, model: nn.Module) -> tuple[nn.Module, str]:
-        """(owner, attribute) of the image encoder that `generate` or forward calls."""
+        """The image encoder that `generate` or forward calls.
+
+        Returns:
+            The module that has it, and the name of its method.
+        """
 
     @abc.abstractmethod
     def split_pixels(
         self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Float[Tensor, "frames channels height width"]]:
-        """Each image of `given["pixel_values"]`: its picture, its tiles or its frames.
+        """Take `given["pixel_values"]` apart, image by image.
 
-        `given` are the arguments of the encoder, `tokens` says how many tokens each image has.
-        Raises `UnmatchedPixelsError` where nothing says which pixels are which image's.
+        Args:
+            model: The model.
+            given: The arguments of the encoder.
+            tokens: How many image tokens each image has, in the order of the prompts.
+
+        Returns:
+            For each image its picture (one frame), its tiles or the frames of its video.
+
+        Raises:
+            UnmatchedPixelsError: Where nothing says which pixels are which image's.
         """
 
     @abc.abstractmethod
@@ -83,27 +104,59 @@ class ModelAdapter(abc.ABC):
         images: Sequence[Float[Tensor, "frames channels height width"]],
         given: Mapping[str, Any],
     ) -> Tensor:
-        """The inverse of `split_pixels`: what stands for `given["pixel_values"]`."""
+        """Put images together again: the inverse of `split_pixels`.
+
+        Args:
+            model: The model.
+            images: What `split_pixels` returned, with other values in the same shapes.
+            given: The arguments of the encoder.
+
+        Returns:
+            What replaces `given["pixel_values"]`, in its shape.
+        """
 
     @abc.abstractmethod
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
-        """The image tokens' features in an output of the encoder, in the tokens' order."""
+        """The features of the image tokens in an output of the encoder, in the tokens' order."""
 
     @abc.abstractmethod
     def deepstack_features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
-        """Features of the image tokens that deeper layers add (deepstack); empty for most."""
+        """The features that the first decoder layers add to the image tokens (DeepStack).
+
+        Args:
+            output: What the encoder returned.
+
+        Returns:
+            The features for each of these layers, in order; empty for most families.
+        """
 
     @abc.abstractmethod
     def deepstack_kwargs(
-        self, levels: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+        self, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
     ) -> Mapping[str, Any]:
-        """`levels` (where, what) as arguments of the decoder; None where no image token is."""
+        """The arguments with which the decoder gets DeepStack features.
+
+        Args:
+            features: Which tokens are image tokens, and for each layer the features to add there
+                (image tokens of all rows, hidden); None where a call has no image token.
+
+        Returns:
+            Arguments of the decoder's forward, by name.
+        """
 
     @abc.abstractmethod
     def image_index(
         self, model: nn.Module, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        """For each token of a prompt the number of its image in the row, from 0; -1 for text."""
+        """Find the images in prompts.
+
+        Args:
+            model: The model.
+            ids: Token ids, padded on the left. Padding of a rewritten prompt is -1.
+
+        Returns:
+            For each token the number of its image in the row, from 0; -1 for text and padding.
+        """
 
     @abc.abstractmethod
     def embed(
@@ -115,20 +168,48 @@ class ModelAdapter(abc.ABC):
     def logits(
         self, model: nn.Module, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
-        """Next-token logits from a layer's output: the final norm (if asked), the output head."""
+        """Next-token logits from hidden states.
+
+        Args:
+            model: The model.
+            hidden: The output of a decoder layer, for one token of each row.
+            norm: Whether to apply the decoder's final norm before the output head.
+        """
 
     @abc.abstractmethod
     def rotary(self, model: nn.Module) -> Sequence[Rotary | None] | None:
-        """Each layer's rotary embedding, None for a layer without; None for all where the decoder
-        has none, or its frequencies change with the length."""
+        """How each layer rotates its queries and keys.
+
+        Returns:
+            For each layer its rotary embedding, None for a layer that rotates nothing; None instead
+            of a list where the decoder has no rotary embedding, or its frequencies change with the
+            length of the sequence.
+        """
 
     @abc.abstractmethod
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
-        """Where an instruction goes that comes before everything else, as a token index."""
+        """Where an instruction can stand before all other text.
+
+        Args:
+            ids: The token ids of a prompt, without padding.
+            tokenizer: The model's tokenizer; may be None.
+
+        Returns:
+            The index in `ids` before which the instruction is inserted.
+        """
 
     @abc.abstractmethod
     def prompt(self, question: str, *, images: int, processor: Any) -> str:
-        """The text to give the processor: `images` placeholders, the question, as a chat turn."""
+        """Write a prompt as one turn of a chat.
+
+        Args:
+            question: What to ask.
+            images: How many images stand before the question.
+            processor: The model's processor, which will get the text.
+
+        Raises:
+            CdkitError: Where a prompt of the family cannot have as many images.
+        """
 
 
 ADAPTERS = Registry[ModelAdapter](
@@ -145,7 +226,7 @@ GENERIC_ADAPTERS = Registry[ModelAdapter](
     folder="cdkit.models",
     group="cdkit.models",
 )
-"""Adapters for model types that have none: the first whose check of the model passes."""
+"""Adapters for model types that have none in `ADAPTERS`; the first whose `check` passes is used."""
 
 HOW_TO_ADD = (
     "To add a family, subclass cdkit.models.layouts.standard.StandardAdapter, register the class "
@@ -154,13 +235,20 @@ HOW_TO_ADD = (
 
 
 class UnmatchedPixelsError(CdkitError):
-    """Nothing says which pixels are which image's: what changes pixels is refused, no more."""
+    """Nothing says which pixels are which image's; only methods that change pixels are refused."""
 
 
 def adapter_for(model: nn.Module) -> ModelAdapter:
-    """The adapter of a model's `config.model_type`, after its check of this very model.
+    """Find the adapter of a model.
 
-    A model type that has none gets a generic one that takes the model (`needs_check` is True).
+    Args:
+        model: A Hugging Face model; a PEFT wrapper around it will do.
+
+    Returns:
+        The adapter registered under `config.model_type`; else a generic one whose check passes.
+
+    Raises:
+        CdkitError: Where no adapter supports the model; it says why.
     """
     config = getattr(unwrap(model), "config", None)
     model_type = getattr(config, "model_type", None)
@@ -169,8 +257,8 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
             f"{type(model).__name__} has no config.model_type; pass a Hugging Face model, such as "
             "AutoModelForImageTextToText.from_pretrained(...)"
         )
-    text = getattr(config, "text_config", None)  # InstructBLIP's own config says nothing
-    if any(getattr(own, "is_encoder_decoder", False) for own in (config, text)):
+    text = getattr(config, "text_config", None)  # InstructBLIP says it in its text_config
+    if any(getattr(one, "is_encoder_decoder", False) for one in (config, text)):
         raise CdkitError(
             f"{model_type} is an encoder-decoder: its answer attends to the image by "
             "cross-attention alone, and cdkit's methods are defined for decoder-only models"
@@ -198,7 +286,7 @@ def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside a PEFT wrapper; its adapters stay active."""
+    """The Hugging Face model inside a PEFT wrapper, whose LoRA weights stay active."""
     inner = getattr(model, "get_base_model", None)
     return inner() if inner is not None else model
 
@@ -211,7 +299,15 @@ def chat_prompt(
     fallback: str,
     placeholder: str = "<image>\n",
 ) -> str:
-    """By the processor's chat template where it has one, else by `fallback`."""
+    """Write a prompt by the processor's chat template, or by `fallback` where it has none.
+
+    Args:
+        question: What to ask.
+        images: How many images stand before the question.
+        processor: The model's processor.
+        fallback: A format string with the fields `images` and `question`.
+        placeholder: What stands for one image in `fallback`.
+    """
     if getattr(processor, "chat_template", None):
         content: list[Mapping[str, str]] = [{"type": "image"}] * images
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}

@@ -1,1 +1,1 @@
-"""A model's parts found and an adapter tried out, by running them."""
+"""Find out about a model by running it: its rotary embedding, and whether an adapter fits."""

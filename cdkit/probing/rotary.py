@@ -16,11 +16,18 @@ from cdkit.interfaces.cache_names import CACHE
 
 
 def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
-    """The decoder's rotary embedding, found by trying its own function out.
+    """Find how a decoder rotates queries and keys, by calling its own function.
 
-    Tokens turned to position 3 and then by 2 more must be where the model's `apply_rotary_pos_emb`
-    turns them at position 5. None where neither pairing of dimensions does that. Which axis of 3-D
-    positions a frequency follows is tried out as well, one axis at a time.
+    A vector that the model's `apply_rotary_pos_emb` rotates to position 3, and cdkit by 2 more,
+    must be what the model makes of it at position 5. Both pairings of dimensions are tried. Where
+    positions are 3-D, the axis that each frequency follows is found by moving one axis at a time.
+
+    Args:
+        attention: An attention module of the decoder; its Python module has the function.
+        embedding: The decoder's `rotary_emb`.
+
+    Returns:
+        The rotary embedding; None where neither pairing fits, or there is nothing to call.
     """
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     frequencies: Tensor | None = getattr(embedding, "inv_freq", None)
@@ -31,47 +38,53 @@ def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
     width = embedding(like, position_ids=at)[0].shape[-1]  # less than a head where RoPE is partial
     x = torch.randn(1, 1, 1, width, generator=torch.Generator().manual_seed(0)).to(like)
 
-    def turned(position: Tensor) -> Tensor:
+    def rotated(position: Tensor) -> Tensor:
         out: Tensor = apply(x, x, *embedding(x, position_ids=position))[0]
         return out
 
     for interleaved in (False, True):
         rotary = Rotary(frequencies, interleaved=interleaved)
-        moved = rotate(turned(at + 3), torch.full((1, 1), 2.0).to(x), rotary)
-        if torch.allclose(moved, turned(at + 5), atol=1e-4):
+        moved = rotate(rotated(at + 3), torch.full((1, 1), 2.0).to(x), rotary)
+        if torch.allclose(moved, rotated(at + 5), atol=1e-4):
             if not hasattr(embedding, "mrope_section"):
                 return rotary
-            return replace(rotary, axes=_axes(turned, frequencies, interleaved=interleaved))
+            return replace(rotary, axes=_axes(rotated, frequencies, interleaved=interleaved))
     return None
 
 
 def _axes(
-    turned: Callable[[Tensor], Tensor], frequencies: Float[Tensor, " half"], *, interleaved: bool
+    rotated: Callable[[Tensor], Tensor], frequencies: Float[Tensor, " half"], *, interleaved: bool
 ) -> Int[Tensor, " half"]:
-    """For each frequency the axis whose position turns its pair of dimensions."""
+    """For each frequency the axis whose position rotates its pair of dimensions."""
     half, device = len(frequencies), frequencies.device
     still = torch.zeros(3, 1, 1, dtype=torch.long, device=device)
     axes = torch.zeros(half, dtype=torch.long, device=device)
     for axis in range(3):
         step = torch.eye(3, dtype=torch.long, device=device)[axis, :, None, None]
-        changed = (turned(still + step) != turned(still))[0, 0, 0]
+        changed = (rotated(still + step) != rotated(still))[0, 0, 0]
         axes[changed[0 : 2 * half : 2] if interleaved else changed[:half]] = axis
     return axes
 
 
-_TURNS: WeakKeyDictionary[nn.Module, list[bool]] = WeakKeyDictionary()
-"""Decoder -> which of its layers turn their keys: tried out once, not at each attach."""
+_ROTATING: WeakKeyDictionary[nn.Module, list[bool]] = WeakKeyDictionary()
+"""Decoder -> which of its layers rotate their keys; found once, not at each attach."""
 
 
-def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
-    """For each layer whether it turns its keys by their position; some families leave layers out.
+def layers_that_rotate(decoder: Any, embedding: nn.Module) -> list[bool]:
+    """For each layer whether it rotates its keys by their position; some families leave layers out.
 
-    Tried out with one token at two positions. It sees itself alone, so nothing but the rotation
-    tells the two apart, in the layers above as well. The class's own forward is called: the
-    instance's may be that of an attachment in force.
+    The decoder runs one token at two positions. The token attends to itself alone, so only the
+    rotation tells the two apart, in every layer.
+
+    Args:
+        decoder: The text decoder.
+        embedding: Its `rotary_emb`.
+
+    Returns:
+        A bool for each layer.
     """
-    if decoder in _TURNS:
-        return _TURNS[decoder]
+    if decoder in _ROTATING:
+        return _ROTATING[decoder]
     like = next(embedding.buffers())
     embeds = torch.randn(
         1, 1, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0)
@@ -79,7 +92,7 @@ def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
     at = torch.tensor([[3], [23]], device=like.device)
     cache = DynamicCache(config=decoder.config)
     with torch.no_grad():
-        type(decoder).forward(
+        type(decoder).forward(  # of the class: the instance's may be wrapped by an attachment
             decoder,
             inputs_embeds=embeds.expand(2, 1, -1).to(like.device, decoder.dtype),
             position_ids=at,
@@ -87,12 +100,12 @@ def layers_that_turn(decoder: Any, embedding: nn.Module) -> list[bool]:
             **{CACHE: cache},
         )
     layers: list[Any] = cache.layers
-    _TURNS[decoder] = [_differ(layer.keys) for layer in layers]
-    return _TURNS[decoder]
+    _ROTATING[decoder] = [_differ(layer.keys) for layer in layers]
+    return _ROTATING[decoder]
 
 
 def _differ(keys: Tensor | None) -> bool:
-    """Whether the two rows do; attention that leaves nothing in the cache is taken for any."""
+    """Whether the two rows of keys differ; True for a layer that caches no keys."""
     if keys is None:
         return True
     return not torch.allclose(keys[0], keys[1], atol=1e-2 * float(keys.abs().max()))

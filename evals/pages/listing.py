@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -78,7 +79,7 @@ def entries(topic: str) -> tuple[Entry, ...]:
 
 def method_entry(method: Method) -> Entry:
     """A method with those of its parts that have something to do."""
-    parts = tuple(_facts(part, place) for place, part in _working(method))
+    parts = tuple(_facts(part, place) for place, part in working_parts(method))
     return Entry(
         name=method.name,
         summary=method.summary,
@@ -90,7 +91,8 @@ def method_entry(method: Method) -> Entry:
     )
 
 
-def _working(method: Method) -> Iterator[tuple[str, Any]]:
+def working_parts(method: Method) -> Iterator[tuple[str, Any]]:
+    """(place, part) of the parts that have something to do."""
     live = {branch.name for branch in method.live_branches}
     dead = {branch.name for branch in method.branches} - live
     for place, part in method.parts():
@@ -153,9 +155,9 @@ def _dedented(bibtex: str) -> str:
     return textwrap.dedent(bibtex).strip()
 
 
-def first_sentence(kind: type) -> str:
-    """The first paragraph of a class's docstring, in one line."""
-    text = inspect.getdoc(kind) or ""
+def first_sentence(documented: type | ModuleType) -> str:
+    """The first paragraph of a docstring, in one line."""
+    text = inspect.getdoc(documented) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 

@@ -27,10 +27,9 @@ class MethodGroup:
 
 
 def page() -> str:
-    """The page in Markdown: of cdkit's own presets, whatever other packages bring."""
-    folder = resources.files("cdkit.strategies") / "presets"
-    entries = [e for e in listing.entries("methods") if (folder / f"{e.name}.toml").is_file()]
-    ordered = sorted(entries, key=_order)
+    """The page in Markdown."""
+    entries = presets_of_cdkit()
+    ordered = sorted(entries, key=order)
     return rendered(
         "methods.md",
         filters={"key": listing.cite_key, "modes": _modes},
@@ -40,8 +39,14 @@ def page() -> str:
     )
 
 
+def presets_of_cdkit() -> list[Entry]:
+    """The presets that come with cdkit, without those that other packages bring."""
+    folder = resources.files("cdkit.strategies") / "presets"
+    return [e for e in listing.entries("methods") if (folder / f"{e.name}.toml").is_file()]
+
+
 def _groups(entries: Sequence[Entry]) -> list[MethodGroup]:
-    controls = tuple(entry for entry in entries if entry.summary.startswith(CONTROL))
+    controls = tuple(filter(is_control, entries))
     return [
         MethodGroup(
             "The methods of papers",
@@ -57,10 +62,22 @@ def _groups(entries: Sequence[Entry]) -> list[MethodGroup]:
     ]
 
 
-def _order(entry: Entry) -> tuple[str, str, str]:
-    """By the paper of the part that is most its own: what combines logits is shared by many."""
-    own = [part.bibtex for part in entry.parts if part.bibtex and part.place != "combiner"]
-    paper = next(iter((*own, *entry.papers)), "")
+def is_control(entry: Entry) -> bool:
+    return entry.summary.startswith(CONTROL)
+
+
+def paper_of(entry: Entry) -> str:
+    """The BibTeX of the paper that a preset comes from; empty where none of its parts has one.
+
+    It is that of a part other than the combiner where there is one: many papers share a combiner.
+    """
+    papers = [part.bibtex for part in entry.parts if part.bibtex and part.place != "combiner"]
+    return next(iter((*papers, *entry.papers)), "")
+
+
+def order(entry: Entry) -> tuple[str, str, str]:
+    """Sorts presets by the year and the key of their paper, then by name."""
+    paper = paper_of(entry)
     year = re.search(r"year\s*=\s*\{?(\d{4})", paper)
     return (year[1] if year else "", listing.cite_key(paper), entry.name)
 

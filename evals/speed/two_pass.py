@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import cdkit
+from cdkit.branches.layout import make_layout
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.modes import PLAIN
 from cdkit.evals.speed.bench_runners import Logits, Tick, Tokens
@@ -217,7 +218,8 @@ def _prompts_of(
             ones = [1] * prompts.ids.shape[0]
             images = adapter.split_pixels(model, inputs, ones)
             real = torch.ones_like(prompts.ids, dtype=torch.bool)
-            noted = Session(prompts.ids, real, image_index, images, 0, prompts.sample_ids)
+            layout = make_layout(image_index, real)
+            noted = Session(prompts.ids, real, image_index, layout, images, 0, prompts.sample_ids)
             pixels = noted.distorted_pixels(branch, images)
             inputs["pixel_values"] = adapter.join_pixels(model, pixels, inputs)
         if branch.prompt:

@@ -1,4 +1,4 @@
-"""Families in which every image is one picture and as many tokens as any other."""
+"""Families in which every image is one picture and has the same number of tokens."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from cdkit.models.layouts.standard import StandardAdapter, groups_of, joined_ent
 
 
 class FixedTokensAdapter(StandardAdapter, abc.ABC):
-    """A family says how many tokens an image has."""
+    """Each image has an entry of `pixel_values`, and the same number of tokens."""
 
     @abc.abstractmethod
     def tokens_an_image(self, model: Any) -> int:
-        """How many image tokens stand for one picture."""
+        """How many image tokens an image has."""
 
     def check_images(self, model: Any) -> None:
         pass  # images can be told apart by counting

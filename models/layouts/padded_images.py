@@ -1,6 +1,8 @@
-"""Families that pad `pixel_values`, so that images of unequal sizes stand in one tensor.
+"""Families that pad `pixel_values`, so that images of unequal sizes fit into one tensor.
 
-The padding is taken off, else what is drawn for an image would depend on its batch mates."""
+The padding is taken off before pixels are distorted. Otherwise the noise drawn for an image would
+depend on the sizes of the other images in the batch.
+"""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -16,9 +18,9 @@ from cdkit.models.layouts.standard import StandardAdapter, runs
 
 
 class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
-    """`pixel_values` has an entry for each image: as many tiles as the largest of them has.
+    """Each image has an entry of `pixel_values`, with as many tiles as the largest image has.
 
-    The tokens of an image are one run; how many tiles it has the family reads off its size.
+    The tokens of an image are one run. How many tiles it has follows from its size.
     """
 
     required: ClassVar[tuple[str, ...]] = ("image_sizes",)
@@ -54,7 +56,17 @@ class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
 
 
 def pixels_by_size(given: Mapping[str, Any]) -> list[Tensor]:
-    """Images in the upper left corner of their entry, cut out."""
+    """Cut images out of the upper left corner of their entry.
+
+    Args:
+        given: The arguments of the encoder; without `image_sizes` an image fills its entry.
+
+    Returns:
+        Each image as one frame.
+
+    Raises:
+        CdkitError: Where there are not as many sizes as images.
+    """
     sizes = given.get("image_sizes")
     pixels: Tensor = given["pixel_values"]
     if sizes is None:
@@ -78,7 +90,7 @@ def joined_by_size(images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor
 
 
 def _corner(entry: Tensor, image: Tensor) -> Bool[Tensor, "channels height width"]:
-    """Where in `entry` the image stands."""
+    """Which pixels of `entry` are those of the image."""
     below, beside = entry.shape[-2] - image.shape[-2], entry.shape[-1] - image.shape[-1]
     return pad(torch.ones_like(image[0], dtype=torch.bool), (0, beside, 0, below))
 
@@ -86,9 +98,12 @@ def _corner(entry: Tensor, image: Tensor) -> Bool[Tensor, "channels height width
 def rows_of_images(
     ids: Int[Tensor, "rows tokens"], is_image: Bool[Tensor, "rows tokens"]
 ) -> Int[Tensor, "rows tokens"]:
-    """A row of an image is a run of tokens; a break stands after each, after the last one an end.
+    """Number images that are written row by row, with a break after each row and an end at last.
 
-    Which token the end is, the config does not say: it follows the last run.
+    The config does not say which token ends an image: it is the one after the last run.
+
+    Returns:
+        For each token the number of its image in the row, from 0; -1 for text.
     """
     after_image = pad(is_image, (1, 0))[:, :-1] & ~is_image
     columns = torch.arange(ids.shape[1], device=ids.device)

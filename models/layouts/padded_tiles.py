@@ -1,6 +1,6 @@
-"""Families whose `pixel_values` are (prompts, tiles, 3, height, width): Idefics and its kin.
+"""Families whose `pixel_values` have the shape (prompts, tiles, 3, height, width).
 
-Prompts with fewer tiles are filled up with tiles of zeros, which the model drops.
+Prompts with fewer tiles than others are padded with tiles of zeros, which the model drops.
 """
 
 import abc
@@ -16,7 +16,7 @@ from cdkit.models.layouts.standard import StandardAdapter
 
 
 class PaddedTilesAdapter(StandardAdapter, abc.ABC):
-    """An image is one tile, or several with the whole picture among them, each so many tokens."""
+    """Each prompt has an entry of `pixel_values`, the tiles of its images and empty ones."""
 
     decoder_path: ClassVar[str] = "model.text_model"
     placeholder: ClassVar[str] = "<image>"
@@ -37,7 +37,7 @@ class PaddedTilesAdapter(StandardAdapter, abc.ABC):
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
         pixels: Tensor = given["pixel_values"]
-        tiles = pixels.flatten(0, 1)[_real(pixels)]
+        tiles = pixels.flatten(0, 1)[_is_tile(pixels)]
         each = self.tokens_a_tile(model)
         counts = [count // each for count in tokens]
         allowed = self.tiles_an_image
@@ -54,11 +54,12 @@ class PaddedTilesAdapter(StandardAdapter, abc.ABC):
         tiles = torch.cat(list(images)).to(pixels)
         black = (tiles == 0).flatten(1).all(dim=1)[:, None, None, None]
         tiles = tiles.masked_fill(black, torch.finfo(tiles.dtype).tiny)  # zeros would be dropped
-        whole = pixels.flatten(0, 1).index_put((_real(pixels),), tiles)
+        whole = pixels.flatten(0, 1).index_put((_is_tile(pixels),), tiles)
         return whole.view_as(pixels)
 
 
-def _real(
+def _is_tile(
     pixels: Float[Tensor, "prompts tiles channels height width"],
 ) -> Bool[Tensor, " all_tiles"]:
+    """Which tiles are no padding, over all prompts."""
     return (pixels != 0).flatten(2).any(dim=-1).flatten()

@@ -1,8 +1,8 @@
-"""Families whose `pixel_values` are rows of patches: Qwen2-VL and its kin.
+"""Families whose `pixel_values` are rows of patches.
 
 A picture of h x w patches has h w / m^2 tokens, where m is `spatial_merge_size`; the m x m patches
-of a token stand behind each other. `image_grid_thw` says how many patches each image has,
-`mm_token_type_ids` tells the model where images are, for positions of three axes.
+of a token follow each other. `image_grid_thw` says how many patches each image has. From
+`mm_token_type_ids` the model knows where images are, which it needs for positions of three axes.
 """
 
 import abc
@@ -18,7 +18,7 @@ from cdkit.models.layouts.standard import StandardAdapter, runs
 
 
 class PatchAdapter(StandardAdapter, abc.ABC):
-    """An image's tokens stand together, between its start and its end mark."""
+    """Each patch is a row of `pixel_values`; an image's tokens are one run between two marks."""
 
     required: ClassVar[tuple[str, ...]] = ("image_grid_thw", "mm_token_type_ids")
     placeholder: ClassVar[str] = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -41,8 +41,8 @@ class PatchAdapter(StandardAdapter, abc.ABC):
         patches = given["pixel_values"].split([t * h * w for t, h, w in grids])
         sizes = _sizes(model)
         return [
-            pictures(own, sizes, frames=t, rows=h // sizes["a"])
-            for own, (t, h, _) in zip(patches, grids, strict=True)
+            pictures(image, sizes, frames=t, rows=h // sizes["a"])
+            for image, (t, h, _) in zip(patches, grids, strict=True)
         ]
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
@@ -50,7 +50,7 @@ class PatchAdapter(StandardAdapter, abc.ABC):
 
 
 def _sizes(model: Any) -> dict[str, int]:
-    """The patches a token (a x b), the frames a patch (q) and its pixels (y x x)."""
+    """Of a token its patches (a x b); of a patch its frames (q) and its pixels (y x x)."""
     vision = model.config.vision_config
     merged, side = vision.spatial_merge_size, vision.patch_size
     return {"a": merged, "b": merged, "q": vision.temporal_patch_size, "y": side, "x": side}
@@ -59,7 +59,16 @@ def _sizes(model: Any) -> dict[str, int]:
 def pictures(
     patches: Float[Tensor, "patches values"], sizes: Mapping[str, int], *, frames: int, rows: int
 ) -> Float[Tensor, "frames channels height width"]:
-    """A patch holds the same still picture in each of its frames: the first one stands for all."""
+    """The pictures of an image's patches.
+
+    A patch repeats the same still picture in each of its frames, so the first one is enough.
+
+    Args:
+        patches: The patches of one image.
+        sizes: What `_sizes` returns.
+        frames: How many patches the image has in time.
+        rows: Its height in tokens.
+    """
     whole = rearrange(
         patches, "(t h w a b) (c q y x) -> q t c (h a y) (w b x)", t=frames, h=rows, **sizes
     )

@@ -1,4 +1,4 @@
-"""What most families share: a Llama-like decoder behind an image encoder, found by name."""
+"""What most families share: a Llama-like decoder behind an image encoder."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -9,31 +9,35 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cdkit import CdkitError, ModelAdapter, chat_prompt, layers_that_turn, probe_rotary
+from cdkit import CdkitError, ModelAdapter, chat_prompt, layers_that_rotate, probe_rotary
 from cdkit.functional import Rotary
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
-"""RoPE types whose frequencies do not change with the length of the sequence."""
+"""RoPE types whose frequencies do not depend on the length of the sequence."""
 
 
 class StandardAdapter(ModelAdapter, abc.ABC):
-    """A family says where its image tokens stand and how its pixels split; the rest is here.
+    """An adapter for a Llama-like decoder behind an image encoder.
 
-    The decoder has `layers[i].self_attn` and `norm`, the module that `generate` reads an `lm_head`,
-    and the encoder is somebody's `get_image_features`. Paths are those of `get_submodule`.
+    A family says where its image tokens stand and how its pixels split. It is taken for granted
+    that the decoder has `layers[i].self_attn` and `norm`, that the `lm_module` has an `lm_head`,
+    and that the encoder is the method `get_image_features` of a module. Paths are dotted names of
+    submodules, as `get_submodule` takes them.
     """
 
     causal_prefix: ClassVar[bool] = True
     decoder_path: ClassVar[str] = "model.language_model"
-    reader_path: ClassVar[str] = ""
+    """Where the text decoder is."""
+    lm_module_path: ClassVar[str] = ""
+    """Where the module is whose logits `generate` reads; empty for the model itself."""
     encoder_path: ClassVar[str] = "model"
-    """The owner of `get_image_features`."""
+    """Where the module is that has `get_image_features`."""
     caps_logits: ClassVar[bool] = False
     """Whether the model itself applies its text config's `final_logit_softcapping`."""
     image_first: ClassVar[bool] = False
     """Whether the image stands before everything else, the text's first token too."""
     most_images: ClassVar[int | None] = None
-    """So many images a prompt may have; None for any number."""
+    """The largest number of images in a prompt; None for any number."""
     placeholder: ClassVar[str] = "<image>\n"
     """What stands for an image in `fallback`."""
     fallback: ClassVar[str] = "USER: {images}{question} ASSISTANT:"
@@ -55,7 +59,11 @@ class StandardAdapter(ModelAdapter, abc.ABC):
 
     @abc.abstractmethod
     def check_images(self, model: Any) -> None:
-        """Raise where this model's images cannot be told apart; nothing to say for most."""
+        """Refuse a checkpoint whose images cannot be told apart; most families refuse none.
+
+        Raises:
+            CdkitError: Where this model's images cannot be told apart.
+        """
 
     def decoder(self, model: Any) -> nn.Module:
         decoder: nn.Module = model.get_submodule(self.decoder_path)
@@ -69,7 +77,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         return attention
 
     def lm_module(self, model: nn.Module) -> nn.Module:
-        return model.get_submodule(self.reader_path)
+        return model.get_submodule(self.lm_module_path)
 
     def encoder(self, model: Any) -> tuple[nn.Module, str]:
         return model.get_submodule(self.encoder_path), "get_image_features"
@@ -78,13 +86,13 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         return flat(output.pooler_output)
 
     def deepstack_features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
-        return [flat(level) for level in getattr(output, "deepstack_features", None) or ()]
+        return [flat(layer) for layer in getattr(output, "deepstack_features", None) or ()]
 
     def deepstack_kwargs(
-        self, levels: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+        self, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
     ) -> Mapping[str, Any]:
-        where, what = levels or (None, None)
-        return {"visual_pos_masks": where, "deepstack_visual_embeds": what}
+        is_image, per_layer = features or (None, None)
+        return {"visual_pos_masks": is_image, "deepstack_visual_embeds": per_layer}
 
     def embed(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
@@ -96,8 +104,8 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
         decoder: Any = self.decoder(model)
-        reader: Any = self.lm_module(model)
-        logits: Tensor = reader.lm_head(decoder.norm(hidden) if norm else hidden)
+        lm_module: Any = self.lm_module(model)
+        logits: Tensor = lm_module.lm_head(decoder.norm(hidden) if norm else hidden)
         cap = getattr(decoder.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap and self.caps_logits else logits
 
@@ -120,8 +128,8 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         of_layers = [found.get("")] * len(layers)
         if "" not in found:
             of_layers = [found.get(kind) for kind in decoder.config.layer_types]
-        turning = layers_that_turn(decoder, embedding)
-        return [own if turns else None for own, turns in zip(of_layers, turning, strict=True)]
+        rotating = layers_that_rotate(decoder, embedding)
+        return [one if rotates else None for one, rotates in zip(of_layers, rotating, strict=True)]
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
         first = 0
@@ -146,7 +154,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class OfLayerType:
-    """A rotary embedding that turns layers of several types differently, as one type has it."""
+    """A rotary embedding with several layer types, seen as that of one type."""
 
     embedding: Any
     layer_type: str
@@ -162,19 +170,31 @@ class OfLayerType:
 
 
 def flat(features: Tensor | Sequence[Tensor]) -> Float[Tensor, "tokens hidden"]:
-    """Features image by image, tile by tile, as one sequence."""
+    """Features of images, or of tiles, one after the other as one sequence."""
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in features])
 
 
 def runs(is_image: Bool[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
-    """Image tokens that stand together are one image."""
+    """Number images of which each is one run of image tokens.
+
+    Returns:
+        For each token the number of its image in the row, from 0; -1 for text.
+    """
     before = torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
     number = (is_image & ~before).long().cumsum(dim=-1) - 1
     return number.masked_fill(~is_image, -1)
 
 
 def runs_apart(is_image: Bool[Tensor, "rows tokens"], marks: int) -> Int[Tensor, "rows tokens"]:
-    """Runs with `marks` tokens between them, or fewer, are one image."""
+    """Number images that have marks inside.
+
+    Args:
+        is_image: Which tokens are image tokens.
+        marks: Runs with so many tokens between them, or fewer, are one image.
+
+    Returns:
+        For each token the number of its image in the row, from 0; -1 for text.
+    """
     columns = torch.arange(is_image.shape[1], device=is_image.device)
     last = columns.where(is_image, -(is_image.shape[1] + marks + 2)).cummax(dim=-1).values
     before = torch.nn.functional.pad(last, (1, 0), value=-(is_image.shape[1] + marks + 2))[:, :-1]
@@ -183,13 +203,17 @@ def runs_apart(is_image: Bool[Tensor, "rows tokens"], marks: int) -> Int[Tensor,
 
 
 def groups_of(is_image: Bool[Tensor, "rows tokens"], tokens: int) -> Int[Tensor, "rows tokens"]:
-    """Every `tokens` image tokens are one image."""
+    """Number images that all have the same number of image tokens, `tokens`.
+
+    Returns:
+        For each token the number of its image in the row, from 0; -1 for text.
+    """
     number: Tensor = (is_image.cumsum(dim=-1) - 1) // tokens
     return number.masked_fill(~is_image, -1)
 
 
 def one_entry_each(given: Mapping[str, Any]) -> list[Tensor]:
-    """`pixel_values` with an entry for each image: its picture, or its tiles."""
+    """Split `pixel_values` that have one entry for each image: its picture, or its tiles."""
     pixels: Tensor = given["pixel_values"]
     return [entry if entry.ndim == 4 else entry[None] for entry in pixels]
 
@@ -203,7 +227,19 @@ def joined_entries(images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor
 def tiles_by_tokens(
     given: Mapping[str, Any], tokens: Sequence[int], tokens_a_tile: int
 ) -> list[Tensor]:
-    """`pixel_values` with an entry for each tile; an image has as many as its tokens tell."""
+    """Split `pixel_values` that have one entry for each tile.
+
+    Args:
+        given: The arguments of the encoder.
+        tokens: How many image tokens each image has; from it follows how many tiles.
+        tokens_a_tile: How many image tokens a tile has.
+
+    Returns:
+        The tiles of each image.
+
+    Raises:
+        CdkitError: Where the tokens do not fit the number of tiles.
+    """
     pixels: Tensor = given["pixel_values"]
     tiles = [count // tokens_a_tile for count in tokens]
     if sum(tiles) != pixels.shape[0] or any(count % tokens_a_tile for count in tokens):

@@ -10,10 +10,13 @@ from torch import Tensor
 def tagged_tiles(
     ids: Int[Tensor, "rows tokens"], is_image: Bool[Tensor, "rows tokens"]
 ) -> Int[Tensor, "rows tokens"]:
-    """Before each tile stand a bracket and a tag; one bracket more ends the picture.
+    """Number images whose tiles have a bracket and a tag before them, and a bracket at the end.
 
-    So between tiles of a picture there is one bracket, between pictures there are two. Which token
-    the bracket is, the config does not say: it is the one that stands two before a tile.
+    So there is one bracket between tiles of a picture, and there are two between pictures. The
+    config does not say which token is the bracket: it is the one two places before a tile.
+
+    Returns:
+        For each token the number of its image in the row, from 0; -1 for text.
     """
     starts = is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
     bracket = ids[torch.nn.functional.pad(starts, (0, 2))[:, 2:]]
@@ -25,7 +28,7 @@ def tagged_tiles(
 
 
 def tokens_after_shuffle(config: Any) -> int:
-    """A tile's tokens: its patches, `scale_factor` squared of them in one."""
+    """How many tokens a tile has: one for `scale_factor` squared patches."""
     vision = config.vision_config
     tokens: int = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
     return tokens

@@ -1,4 +1,4 @@
-"""Families that cut a picture into tiles, an entry of `pixel_values` each."""
+"""Families that cut a picture into tiles; each tile is an entry of `pixel_values`."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from cdkit.models.layouts.standard import StandardAdapter, tiles_by_tokens
 
 
 class TilesAdapter(StandardAdapter, abc.ABC):
-    """A family says how many tokens a tile has, and which tiles belong together."""
+    """Each tile has an entry of `pixel_values`, and the same number of tokens."""
 
     @abc.abstractmethod
     def tokens_a_tile(self, model: Any) -> int:
-        """How many image tokens stand for one tile."""
+        """How many image tokens a tile has."""
 
     def check_images(self, model: Any) -> None:
         pass  # images can be told apart by the marks around them

@@ -1,6 +1,6 @@
-"""Qwen-VL (the first), ported to transformers: once imported, the Auto classes know it.
+"""Qwen-VL (the first), ported to transformers, whose Auto classes know it once this is imported.
 
-The registry of adapters imports it, as every family.
+The registry of adapters imports it with all other families.
 """
 
 from transformers import (

@@ -1,4 +1,4 @@
-"""Where things stand in Qwen-VL: `num_queries` image tokens for each `<img></img>`."""
+"""Qwen-VL (the first): `num_queries` image tokens for each `<img></img>`."""
 
 from typing import Any, ClassVar
 
@@ -10,8 +10,8 @@ from cdkit.models.layouts.fixed_tokens import FixedTokensAdapter
 class QwenVL(FixedTokensAdapter):
     """QwenVLForConditionalGeneration: 256 tokens an image between `<img>` and `</img>`.
 
-    A model class of cdkit's own; `cdkit convert-qwen-vl` makes its checkpoint from the published
-    one.
+    The model class comes with cdkit; `cdkit convert-qwen-vl` makes a checkpoint for it from the
+    published one.
     """
 
     example: ClassVar[str] = "Qwen/Qwen-VL-Chat"

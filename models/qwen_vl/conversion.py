@@ -107,10 +107,10 @@ def _check_weights(
         "there twice": [key for key, count in counts.items() if count > 1],
         "of another shape": odd,
     }
-    told = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in faults.items() if keys]
-    if told:
+    listed = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in faults.items() if keys]
+    if listed:
         raise CdkitError(
-            f"the weights are not those of a Qwen-VL with this config.json: {'; '.join(told)}"
+            f"the weights are not those of a Qwen-VL with this config.json: {'; '.join(listed)}"
         )
 
 

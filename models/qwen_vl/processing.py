@@ -39,7 +39,7 @@ BASE_TEMPLATE = (
     "{% if message['role'] == 'user' and (add_generation_prompt or not loop.last) %}"
     "{{ ' Answer:' }}{% endif %}{% endfor %}"
 )
-"""The base model's, which knows no turns: image, question, "Answer:", as its authors ask it."""
+"""The base model's, which knows no turns: image, question, "Answer:", as in its evaluation."""
 
 
 class QwenVLProcessor(ProcessorMixin):

@@ -19,17 +19,23 @@ FirstGap = Literal["scaled", "unit"]
 class ScaledPositions(PositionCalibrator):
     """CMPC: a token advances the position by one, an image token by less.
 
-    So, with the default of 2 for `gamma`, text before the image stands at `1..m`, image token i at
-    `m + i / 2`, the j-th text token after it at `m + n / 2 + j`; several images: the same running
-    sum. `first_gap` "unit" (the public code) puts the first image token one text step after the
-    text, and the text after the image where it stood. `text_step` is 1 in the paper; the public
-    code for Qwen-VL has 2/3, with an image step of 1/3.
+    With the default `gamma`, m text tokens before an image of n tokens stand at 1 .. m, image token
+    i at m + i / 2, and the j-th text token after it at m + n / 2 + j. With several images the sum
+    runs on.
 
     With three axes (multimodal RoPE, which the paper does not cover) the definition is ours: an
-    image token stands `k / gamma` behind the text before its image on each axis, where `k` is its
+    image token stands `k / gamma` after the text before its image on each axis, where `k` is its
     step along that axis, and the text after it `s / gamma + j`, with s the steps of the longest
-    axis. An image of one row or column is the paper's case, the axes of text stay equal, and
+    axis. So an image of one row or column is the paper's case, the axes of text stay equal, and
     distances on the grid keep their proportions.
+
+    Args:
+        gamma: An image token advances the position by 1 / gamma.
+        first_gap: Which step the first image token makes: "scaled" (the paper) that of an image
+            token; "unit" (the public code) that of a text token, and the text after the image
+            stands where "scaled" puts it.
+        text_step: By how much a text token advances the position: 1 in the paper; 2/3 in the public
+            code for Qwen-VL, with an image step of 1/3.
     """
 
     formula: ClassVar[str] = (
@@ -74,19 +80,26 @@ class ScaledPositions(PositionCalibrator):
 def grid_steps(
     positions: Int[Tensor, "rows tokens axes"], image_index: Int[Tensor, "rows tokens"]
 ) -> Float[Tensor, "rows tokens axes"]:
-    """Over how many steps of images a token stands behind the first one's start, axis by axis.
+    """Count the steps of position inside images before each token, axis by axis.
 
-    Of its own image an image token has gone `k` steps along an axis, counted from 1 at the image's
-    first position. A text token has gone the whole of each image before it: the longest axis, for
-    multimodal RoPE goes on after that one. So the axes of text stay equal.
+    An image token is `k` steps into its image along an axis, counted from 1 at the image's first
+    position. A text token has all steps of each image before it: those of the longest axis, because
+    multimodal RoPE continues after that one. So the axes of text stay equal.
+
+    Args:
+        positions: The positions on each axis.
+        image_index: The number of each token's image, -1 for text.
+
+    Returns:
+        The number of steps, on each axis.
     """
     steps = torch.zeros_like(positions, dtype=torch.float64)
     tokens = torch.arange(image_index.shape[1], device=image_index.device)
     for number in range(int(image_index.max()) + 1):
-        own = (image_index == number)[..., None]
-        start = positions.double().masked_fill(~own, math.inf).amin((1, 2), keepdim=True)
-        gone = (positions - start + 1).masked_fill(~own, 0)
-        last = tokens.masked_fill(~own[..., 0], -1).amax(1)[:, None, None]
+        inside = (image_index == number)[..., None]
+        start = positions.double().masked_fill(~inside, math.inf).amin((1, 2), keepdim=True)
+        gone = (positions - start + 1).masked_fill(~inside, 0)
+        last = tokens.masked_fill(~inside[..., 0], -1).amax(1)[:, None, None]
         behind = (tokens[:, None] > last) & (last >= 0)
         steps = steps + torch.where(behind, gone.amax((1, 2), keepdim=True), gone)
     return steps

@@ -28,12 +28,17 @@ Fill = Literal["mean", "zero"]
 class AttendedImage(FeatureDistortion):
     """The image features without those that the prompt's last row attends to least.
 
-    Ours, and not AGLA: AGLA asks a second model, BLIP's image-text matching and its gradients,
-    which pixels the question is about, blackens the others, and lets that model's score say how
-    many. Here the model's own attention decides, over the middle half of its layers; a fixed share
-    `keep` stays (AGLA's adapts, about 0.75 to 0.9), and what goes is a token's feature after the
-    encoder, which has mixed it with its neighbours already. AGLA's public code feeds its second
-    branch from the first one's cache after one token; here each has its own.
+    This is ours, and not AGLA. AGLA asks a second model which pixels the question is about (the
+    gradients of BLIP's image-text matching), blackens the others, and lets that model's score say
+    how many. Here the model's own attention decides. The share that stays is fixed (AGLA's adapts,
+    about 0.75 to 0.9), and what goes is a token's feature after the encoder, which has already
+    mixed it with its neighbours. AGLA's public code feeds its second branch from the first one's
+    cache after one token; here each branch has a cache.
+
+    Args:
+        keep: The share of the image tokens that stays.
+        fill: What replaces the others: "mean", the mean of the sample's features, or "zeros".
+        layers: The share of the depth whose attention is averaged.
     """
 
     formula: ClassVar[str] = (

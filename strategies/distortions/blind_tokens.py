@@ -15,13 +15,17 @@ Fill = Literal["zeros", "ones", "noise"]
 @DISTORTIONS.register("blind_tokens")
 @dataclass(frozen=True)
 class BlindTokens(FeatureDistortion):
-    """Replaces the features of all image tokens but the "blind" ones, which attract attention.
+    """Replaces the features of all image tokens except the "blind" ones, which attract attention.
 
-    Of the weights of the prompt's last row: the layers with the most weight on the image, until
-    half of it (`share`) is covered, are averaged; a token one standard deviation (`spread`) or more
-    above the mean of its image tokens is blind. The features of all others become `fill`: zeros,
-    ones, or standard normal noise. It is decided once, at the prompt, as in the public code: the
-    paper speaks of every step.
+    The attention is that of the prompt's last row. Which tokens are blind is decided once, at the
+    prompt, as in the public code; the paper speaks of every step.
+
+    Args:
+        share: The layers with the most weight on the image are averaged, as many as hold this share
+            of the weight of all layers.
+        spread: A token is blind where it lies so many standard deviations, or more, above the mean
+            of its image tokens.
+        fill: The features of all other tokens: "zeros", "ones", or standard normal "noise".
     """
 
     formula: ClassVar[str] = (
@@ -74,7 +78,16 @@ class BlindTokens(FeatureDistortion):
 def blind_tokens(
     attention: Float[Tensor, "layers tokens"], *, share: float | int, spread: float | int
 ) -> Bool[Tensor, " tokens"]:
-    """The tokens that draw unusual attention in the layers that look at the image most."""
+    """Find the tokens that draw unusual attention in the layers that attend to the image most.
+
+    Args:
+        attention: The weights of one text row on the image tokens, in each layer.
+        share: See `BlindTokens`.
+        spread: See `BlindTokens`.
+
+    Returns:
+        Which image tokens are blind.
+    """
     mass, layers = attention.sum(dim=1).sort(descending=True, stable=True)
     chosen = int(((mass / mass.sum()).cumsum(dim=0) < share).sum()) + 1
     drawn = attention[layers[:chosen]].mean(dim=0)

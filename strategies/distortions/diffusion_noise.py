@@ -16,8 +16,10 @@ from cdkit.functional import DIFFUSION_STEPS, diffuse, diffusion_signal_kept
 class DiffusionNoise(PixelDistortion):
     """The image noised by `step` of 1000 steps of the DDPM forward process.
 
-    `a`, the share of the signal's variance that is kept, is 0.99998 at step 0, 0.745 at the default
-    of 500, 0.081 at 999; the authors' scripts use 500 to 999.
+    Args:
+        step: How many steps, from 0 to 999. The share of the signal's variance that is kept is
+            0.99998 at 0, 0.745 at the default, 0.081 at 999. The authors' scripts use 500 to 999.
+        draw: A part of the random key: two branches with different numbers get different noise.
     """
 
     formula: ClassVar[str] = (
@@ -36,7 +38,7 @@ class DiffusionNoise(PixelDistortion):
 
     step: int = 500
     draw: int = 0
-    """Another number gives a second branch, or a second distortion, noise of its own."""
+    """Mixed into the random key: two branches, or two distortions, get different noise by it."""
 
     def __post_init__(self) -> None:
         if self.draw < 0:

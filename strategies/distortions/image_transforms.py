@@ -16,15 +16,17 @@ Draw = Callable[[float, float], float]
 
 
 def horizontal_flip(images: Images, draw: Draw) -> Images:
+    """Mirror left and right."""
     return images.flip(-1)
 
 
 def vertical_flip(images: Images, draw: Draw) -> Images:
+    """Mirror top and bottom."""
     return images.flip(-2)
 
 
 def rotation(images: Images, draw: Draw) -> Images:
-    """By up to 180 degrees about the centre; the nearest pixel, black outside."""
+    """Rotate by up to 180 degrees about the centre; the nearest pixel, black outside."""
     angle = math.radians(draw(-180, 180))
     height, width = images.shape[-2:]
     down, right = ((torch.arange(n, dtype=images.dtype) - (n - 1) / 2) for n in (height, width))
@@ -37,7 +39,7 @@ def rotation(images: Images, draw: Draw) -> Images:
 
 
 def colour_jitter(images: Images, draw: Draw) -> Images:
-    """Brightness, contrast, saturation (times 0 to 2) and hue (any turn), in random order."""
+    """Brightness, contrast, saturation (times 0 to 2) and hue (any angle), in random order."""
     changes = [(change, draw(0, 2)) for change in (_brightness, _contrast, _saturation)]
     changes = [*changes, (_hue, draw(-0.5, 0.5))]
     for change, by in sorted(changes, key=lambda _: draw(0, 1)):
@@ -65,7 +67,7 @@ def _saturation(images: Images, by: float) -> Images:
 
 
 def _hue(images: Images, by: float) -> Images:
-    """Turn the colours of the hexagon red, yellow, green, cyan, blue, magenta by a share of it."""
+    """Rotate the hexagon of colours (red, yellow, green, cyan, blue, magenta) by a share."""
     red, green, blue = (images[:, colour : colour + 1] for colour in range(3))
     most, least = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = most - least
@@ -96,7 +98,7 @@ def blur(images: Images, draw: Draw) -> Images:
 
 
 def resized_crop(images: Images, draw: Draw) -> Images:
-    """A part of 8 to 100 % of the area and of ratio 3/4 to 4/3, resized to the whole."""
+    """Cut out 8 to 100 % of the area, of ratio 3/4 to 4/3, and resize it to the whole."""
     height, width = images.shape[-2:]
     for _ in range(10):
         area = height * width * draw(0.08, 1)

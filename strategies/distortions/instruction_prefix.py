@@ -13,8 +13,10 @@ Place = Literal["system", "question"]
 class InstructionPrefix(PromptDistortion):
     """A role prefix that confuses the model, put in the system slot of the prompt.
 
-    `place` "question" puts it after the image, before the question: there both branches have the
-    same states up to the image.
+    Args:
+        instruction: The text of the prefix.
+        place: "system" puts it before all other text; "question" after the image, before the
+            question: then both branches share the states up to the image.
     """
 
     formula: ClassVar[str] = "prompt~ = prompt with instruction put in at place"

@@ -20,12 +20,19 @@ CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 class RandomTransform(PixelDistortion):
     """The sample's images under one of six transforms, drawn once with its parameters.
 
-    Ours: the authors transform the raw picture and process it afterwards; here only the processed
-    pixels are at hand, so `mean` and `std` (None: those of the processor that `attach` was given,
-    CLIP's without one) take them back to colours in [0, 1] and forth again. The blur is in pixels
-    of the model's resolution, so stronger than theirs on larger pictures; a rotation turns the
-    centre crop. All images of a sample get the same transform. RITUAL+, where the model picks it,
-    needs a second generation and is left out.
+    All images of a sample get the same transform. The authors transform the raw picture and process
+    it afterwards; here only the processed pixels are at hand, so they are taken back to colours in
+    [0, 1] and forth again. The blur is in pixels of the model's resolution, so stronger than theirs
+    on larger pictures; a rotation rotates the centre crop. RITUAL+, where the model picks the
+    transform, needs a second generation and is left out.
+
+    Args:
+        transforms: The names of the transforms to draw from.
+        mean: Of the processor's normalisation, a number for each colour. None takes it from the
+            processor that `attach` was given, or CLIP's without one.
+        std: The standard deviation, as `mean`.
+        draw: A part of the random key: two branches with different numbers get different
+            transforms.
     """
 
     formula: ClassVar[str] = (
@@ -48,7 +55,7 @@ class RandomTransform(PixelDistortion):
     mean: Colour | None = None
     std: Colour | None = None
     draw: int = 0
-    """Another number gives a second branch a transform of its own."""
+    """Mixed into the random key: two branches get different transforms by it."""
 
     def __post_init__(self) -> None:
         if self.draw < 0:

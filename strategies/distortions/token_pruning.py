@@ -1,4 +1,4 @@
-"""SID: the distorted branch keeps only the image tokens that are looked at least."""
+"""SID: the distorted branch keeps only the least attended image tokens."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -24,15 +24,21 @@ from cdkit import (
 @DISTORTIONS.register("token_pruning")
 @dataclass(frozen=True)
 class TokenPruning(AttentionDistortion):
-    """The least attended image tokens alone are seen above an early layer.
+    """Hides all image tokens except the least attended ones above an early layer.
 
-    The first of `layers` sees all and scores each image token: its weight in the row that predicts
-    the next token, averaged over heads. In the layers above, no row, of text or image, sees any
-    but the share `kept` of the image tokens that score lowest: 100 of LLaVA-1.5's 576, pruned from
-    layer 2 of 32 on. The prompt's rows follow its last row; each generated row decides anew, and
-    may see what the prompt did not. Nothing leaves the cache and no position moves.
-    A row that would see nothing sees itself. The public code knows one image: we score all images
-    of a prompt together. Shares of the depth and of the image are ours.
+    The first of `layers` attends to all image tokens and scores each: its weight in the row that
+    predicts the next token, averaged over heads. In the layers above, no row, of text or image,
+    attends to an image token that is not among those with the lowest scores. The rows of the prompt
+    follow its last row; each generated row decides anew, and may attend to what the prompt did not.
+    Nothing leaves the cache and no position moves. A row that could attend to nothing attends to
+    itself.
+
+    The public code knows one image; here all images of a prompt are scored together. Shares of the
+    depth and of the image, in the place of numbers, are ours.
+
+    Args:
+        kept: The share of the image tokens that stays: by default 100 of LLaVA-1.5's 576.
+        layers: The share of the depth; by default pruned from layer 2 of 32 on.
     """
 
     formula: ClassVar[str] = (
@@ -89,7 +95,7 @@ class TokenPruning(AttentionDistortion):
         )
 
     def _kept(self, segment: CrossModalSegment) -> Bool[Tensor, "rows text image"]:
-        """For each text row the image tokens that the layers above may see."""
+        """For each text row the image tokens to which the layers above may attend."""
         score = segment.weights().mean(dim=1)
         predicts_next = rearrange(segment.predicts_next, "rows text -> rows text 1")
         of_prompt = rearrange(segment.prompt, "rows text -> rows text 1")

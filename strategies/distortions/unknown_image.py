@@ -11,11 +11,14 @@ from cdkit.strategies.papers.vdd import VDD
 @DISTORTIONS.register("unknown_image")
 @dataclass(frozen=True)
 class UnknownImage(PromptDistortion):
-    """The prompt with `text` in the place of each image, however many tokens the image had.
+    """The prompt with a text in the place of each image, however many tokens the image had.
 
-    The default is one token in the tokenizers of LLaVA and its kin. Where a tokenizer does not have
-    it, it is spelt out in several: choose another text there. Images without text between them are
-    one gap, so they get one `text` together; the authors' code gives one to each.
+    Images without text between them are one gap, so they get the text once; the authors' code gives
+    it once for each.
+
+    Args:
+        text: By default one token in the tokenizers of LLaVA and models like it. Other tokenizers
+            spell it out in several: choose another text there.
     """
 
     formula: ClassVar[str] = "prompt~ = prompt with each run of image tokens replaced by text"

@@ -12,12 +12,17 @@ from cdkit import INTERVENTIONS, CrossModalSegment, Depth, Intervention, check_d
 @INTERVENTIONS.register("attention_scaling")
 @dataclass(frozen=True)
 class AttentionScaling(Intervention):
-    """Scales the logits of the text rows after the image, in the middle layers.
+    """Scales the attention logits of the text rows after the image, in the middle layers.
 
-    On the image by 1.15, on the text before the first image (the first token too) by 0.95, on
-    everything else by 1; in layers 9 to 14 of 32. A negative logit falls where a positive one
-    rises, as in the public code. The paper speaks of some heads alone; the code scales them all,
-    and so do we. Several images, and shares of the depth, are ours.
+    A negative logit falls where a positive one rises, as in the public code. The paper speaks of
+    some heads alone; the code scales them all, and so do we. Several images, and shares of the
+    depth, are ours.
+
+    Args:
+        enhance: The factor of the logits on the image.
+        suppress: The factor of the logits on the text before the first image, its first token too.
+        layers: The share of the depth; by default layers 9 to 14 of 32.
+        branches: The names of the branches that are changed.
     """
 
     formula: ClassVar[str] = (

@@ -14,12 +14,17 @@ from cdkit import INTERVENTIONS, CrossModalSegment, Depth, Intervention, check_d
 class ImageAmplification(Intervention):
     """Raises the image logits of the rows that predict a token by a share of their size.
 
-    Those rows are the prompt's last and each generated one: a positive logit of theirs becomes 1.2
-    times as large, a negative one 0.8 times. In layers 2 to 31 of 32. `first_token` False leaves
-    the prompt's last row alone: what the public code does where it runs with the contrast, for it
-    switches the amplification off until the text-only branch has run. Shares of the depth are ours.
-    A row of the image is never changed: nothing is amplified for the first token of a prompt that
-    ends with its image.
+    These rows are the prompt's last and each generated one. With the default a positive logit
+    becomes 1.2 times as large, a negative one 0.8 times. A row of the image is never changed:
+    nothing is amplified for the first token of a prompt that ends with its image.
+
+    Args:
+        strength: The share of a logit's size that is added to it.
+        first_token: Whether the prompt's last row is changed. The public code leaves it alone where
+            it runs with the contrast: it switches the amplification off until the text-only branch
+            has run.
+        layers: The share of the depth (shares are ours); by default layers 2 to 31 of 32.
+        branches: The names of the branches that are changed.
     """
 
     formula: ClassVar[str] = (

@@ -1,8 +1,7 @@
-"""Beam search on a `DecodingContext`, as Hugging Face does it: what a loop with beams chooses.
+"""Beam search as Hugging Face does it, as functions for a decode loop with beams.
 
-Two things differ, neither in what is found: there are only as many beams as there are
-continuations, where Hugging Face fills up with copies of a score of -1e9; and a token at -inf is
-never chosen.
+Two things differ, which change no answer: there are only as many beams as there are continuations,
+where Hugging Face adds copies with a score of -1e9; and a token at -inf is never chosen.
 """
 
 from dataclasses import dataclass
@@ -28,11 +27,12 @@ class Beams:
 
     @property
     def over(self) -> bool:
+        """Whether no beam runs any more."""
         return not len(self.scores)
 
 
 def first_beam(decoding: DecodingContext) -> Beams:
-    """One beam without tokens."""
+    """The beam that a search begins with: one without tokens."""
     ids = decoding.prompt_ids
     scores = decoding.prompt.logits.new_zeros(1)
     return Beams(ids.new_zeros(1, 0), scores, torch.zeros_like(ids[:1]))
@@ -41,10 +41,23 @@ def first_beam(decoding: DecodingContext) -> Beams:
 def grow(
     beams: Beams, log_probabilities: Float[Tensor, "beams vocab"], decoding: DecodingContext
 ) -> Beams:
-    """The beams one token longer; none is left where the search is over."""
+    """Choose the next token of the beams.
+
+    Args:
+        beams: The beams.
+        log_probabilities: Of each next token.
+        decoding: The prompt and what the user asked for.
+
+    Returns:
+        The beams one token longer, and the answers that have ended; no beam is left where the
+        search is over.
+
+    Raises:
+        CdkitError: Where a score is NaN, or no token is possible.
+    """
     width = decoding.beams
     total = (beams.scores[:, None] + log_probabilities).flatten()
-    # so many that enough are left where each of the best ends
+    # as Hugging Face: enough that beams are left where the best ones all end
     wanted = max(2, 1 + len(decoding.eos_token_ids)) * width
     scores, places = total.topk(min(wanted, int(total.isfinite().sum())))
     if bool(total.isnan().any()):
@@ -70,7 +83,7 @@ def grow(
 
 
 def may_improve(beams: Beams, decoding: DecodingContext) -> bool:
-    """Whether a running beam may still end among the best: Hugging Face's three rules."""
+    """Whether a running beam may still end among the best, by the rule of `early_stopping`."""
     if len(beams.finished) < decoding.beams or not len(beams.scores):
         return bool(len(beams.scores))
     if decoding.early_stopping is True:

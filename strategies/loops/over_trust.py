@@ -1,4 +1,4 @@
-"""OPERA: beam search that distrusts tokens on which everything after them leans, and goes back."""
+"""OPERA: beam search that penalises leaning on one earlier token, and takes tokens back."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -33,23 +33,35 @@ LARGEST = 65504.0
 @LOOPS.register("over_trust")
 @dataclass(frozen=True)
 class OverTrust(DecodingLoop):
-    """Beam search over the best `candidates` of each beam, less what each leans on one token.
+    """Beam search over the best candidates of each beam, less a penalty for over-trust.
 
-    Each candidate is fed to the model, and its attention row in the last layer (the largest weight
-    of all heads, divided by the row's sum) is noted. A generated token's column product is that of
-    `scale` times the weights on it, from its own row to the candidate's; phi is `factor` times the
-    largest product, and it is taken off the candidate's logit. To the first `start` tokens the
-    row's share on the image is added instead. Where, in every beam, more than `threshold` steps
-    found the same column j >= `start` the largest, the search goes back and chooses the token after
-    j anew, without what was chosen there before: at most `rollbacks` times a place, then one token
-    earlier, then never.
+    Each candidate is fed to the model, which gives its attention row in the last layer: the largest
+    weight of all heads, divided by the row's sum. The column product of a generated token
+    multiplies `scale` times the weights on it, from the token's row to the candidate's. The penalty
+    phi is `factor` times the largest product, and it is taken off the candidate's logit. For the
+    first `start` tokens the row's share on the image is added instead.
 
-    The defaults are the authors' code. Where their paper differs: `factor` 1; `start` 0; its k as
-    `window`, the last columns that count, and as `recent`, the last steps that vote (0: all);
-    `retry` "candidates", not the whole vocabulary without penalties. Ours: phi in logarithms,
-    neither rounded to 0 nor infinite; a beam's votes follow the beam; what is taken back or
-    no candidate is at -inf; each prompt of a batch goes back by itself; lengths and ends are those
-    of Hugging Face's beam search today. A step is one call with beams x candidates rows.
+    Where, in every beam, more than `threshold` steps found the same column j >= `start` the
+    largest, the search goes back and chooses the token after j anew, without the tokens chosen
+    there before.
+
+    The defaults are the authors' code. Ours: phi is computed in logarithms, so that it is neither
+    rounded to 0 nor infinite; a beam's votes follow the beam; what is taken back, or no candidate,
+    is at -inf; each prompt of a batch goes back by itself; lengths and ends are those of Hugging
+    Face's beam search today. A step is one call of the model with beams x candidates rows.
+
+    Args:
+        candidates: How many next tokens of each beam are fed to the model.
+        scale: What each weight of a column product is multiplied by.
+        threshold: More steps than this must find the same column the largest.
+        weight: What phi is multiplied by.
+        rollbacks: How often the search goes back to a place; then one token earlier, then never.
+        start: The number of tokens without a penalty; 0 in the paper.
+        factor: What the largest product is multiplied by; 1 in the paper.
+        window: Only the last so many columns count (the paper's k); 0 for all.
+        recent: Only the last so many steps vote (the paper's k); 0 for all.
+        retry: Where a token is chosen anew: among the "candidates" with their penalties, as in the
+            paper, or in the whole "vocabulary" without.
     """
 
     formula: ClassVar[str] = (
@@ -95,20 +107,20 @@ class OverTrust(DecodingLoop):
     def run(self, decoding: DecodingContext) -> Sequence[Hypothesis]:
         beams = first_beam(decoding)
         columns, votes = decoding.prompt.weights.new_zeros(1, 0), beams.tokens
-        search = Search(Place(beams, columns, votes), decoding.prompt)
-        while not search.place.beams.over:
-            ahead = look_ahead(search.place, search.rows, decoding, self)
-            here = replace(search.place, votes=ahead.votes)
-            search = replace(search, place=here, past=(*search.past, here))
+        search = Search(DecisionPoint(beams, columns, votes), decoding.prompt)
+        while not search.point.beams.over:
+            ahead = score_candidates(search.point, search.rows, decoding, self)
+            here = replace(search.point, votes=ahead.votes)
+            search = replace(search, point=here, past=(*search.past, here))
             search = go_back(search, decoding, self) or go_on(
                 search, ahead.logits, decoding, self, ahead=ahead
             )
-        return search.place.beams.finished
+        return search.point.beams.finished
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """The beams at one length, and all that is needed to choose from there again."""
+class DecisionPoint:
+    """The beams at one length, and all that is needed to choose their next tokens again."""
 
     beams: Beams
     columns: Float[Tensor, "beams new"]
@@ -121,19 +133,19 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """Where the search stands."""
+    """The state of the search."""
 
-    place: Place
+    point: DecisionPoint
     rows: Rows
-    past: tuple[Place, ...] = ()
-    """The place at each length, from no token on."""
+    past: tuple[DecisionPoint, ...] = ()
+    """The decision point at each length, from no token on."""
     times: Mapping[int, int] = field(default_factory=dict)
     """Length -> how often the search went back to it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ahead:
-    """What feeding the candidates showed."""
+class Lookahead:
+    """The model's answer to the candidates: their scores with the penalty."""
 
     tokens: Int[Tensor, "beams candidates"]
     logits: Float[Tensor, "beams vocab"]
@@ -145,7 +157,14 @@ class Ahead:
 
 
 def shares(weights: Float[Tensor, "rows heads new columns"]) -> Float[Tensor, "rows columns"]:
-    """The last token's largest weights of all heads, as parts of their sum."""
+    """The last token's attention row: the largest weight of all heads, divided by the row's sum.
+
+    Args:
+        weights: Attention weights of the new tokens.
+
+    Returns:
+        The row, which sums to 1.
+    """
     largest = weights[:, :, -1].amax(dim=1)
     return largest / largest.sum(dim=-1, keepdim=True)
 
@@ -153,7 +172,16 @@ def shares(weights: Float[Tensor, "rows heads new columns"]) -> Float[Tensor, "r
 def lean(
     columns: Float[Tensor, "rows new"], share: Float[Tensor, "rows columns"], scale: float
 ) -> Float[Tensor, "rows longer"]:
-    """The logarithms of the column products, after one more token that looks as `share` says."""
+    """Extend the column products by one more token.
+
+    Args:
+        columns: The logarithm of each generated token's column product.
+        share: The attention row of the next token.
+        scale: See `OverTrust`.
+
+    Returns:
+        The logarithms, with a product for the next token.
+    """
     longer = pad(columns, (0, 1))
     return longer + (scale * share[:, -longer.shape[1] :]).log()
 
@@ -161,7 +189,16 @@ def lean(
 def over_trust(
     columns: Float[Tensor, "rows new"], *, factor: float, window: int
 ) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """phi, and the column that has it; of the last `window` columns, where that is not 0."""
+    """The penalty, and the column that it comes from.
+
+    Args:
+        columns: The logarithm of each generated token's column product.
+        factor: See `OverTrust`.
+        window: See `OverTrust`.
+
+    Returns:
+        phi of each row, and the index of the column with the largest product.
+    """
     first = max(0, columns.shape[1] - window) if window else 0
     largest, column = columns[:, first:].max(dim=1)
     return (largest + math.log(factor)).exp().clamp(max=LARGEST), column + first
@@ -170,51 +207,71 @@ def over_trust(
 def mode(
     values: Int[Tensor, "rows votes"], counts: Bool[Tensor, "rows votes"]
 ) -> Int[Tensor, " rows"]:
-    """Each row's most frequent value, the smallest of several; those that do not count left out."""
+    """Each row's most frequent value; the smallest where there are several.
+
+    Args:
+        values: Whole numbers from 0 on.
+        counts: Which of them count.
+    """
     return (one_hot(values) * counts[..., None]).sum(dim=1).argmax(dim=-1)
 
 
 def summary_token(
     votes: Int[Tensor, "beams steps"], *, threshold: int, start: int, recent: int
 ) -> int | None:
-    """The token that more than `threshold` steps of each beam found the most leaned on."""
+    """Find the generated token to go back to, which more than `threshold` steps of each beam found.
+
+    Args:
+        votes: For each beam the column that each step found the largest.
+        threshold: See `OverTrust`.
+        start: See `OverTrust`.
+        recent: See `OverTrust`.
+
+    Returns:
+        The index of the token, or None where there is no such token.
+    """
     now = votes[:, -1]
     column = int(mode(now[None], torch.ones_like(now[None], dtype=torch.bool)))
     count = (votes[:, -recent:] == column).sum(dim=1)  # recent 0: all of them
     return column if column >= start and bool((count > threshold).all()) else None
 
 
-def look_ahead(place: Place, rows: Rows, decoding: DecodingContext, rule: OverTrust) -> Ahead:
-    """Feed the best candidates of each beam and see where they look."""
+def score_candidates(
+    point: DecisionPoint, rows: Rows, decoding: DecodingContext, rule: OverTrust
+) -> Lookahead:
+    """Feed the best candidates of each beam to the model, and penalise them by phi."""
     beams, vocab = rows.logits.shape
     logits, tokens = rows.logits.topk(min(rule.candidates, vocab))
     count, prompt = tokens.shape[1], len(decoding.prompt_ids)
     parents = torch.arange(beams, device=tokens.device).repeat_interleave(count)
     ahead = decoding.extend(rows, tokens.view(-1, 1), parents=parents)
     share = shares(ahead.weights)
-    columns = lean(place.columns[parents], share, rule.scale)
+    columns = lean(point.columns[parents], share, rule.scale)
     phi, column = over_trust(columns, factor=rule.factor, window=rule.window)
     penalty = phi
     if columns.shape[1] <= rule.start:
         penalty = -share[:, :prompt][:, decoding.image_columns].sum(dim=-1)
     penalised = logits - rule.weight * penalty.view(beams, count).to(logits)
     vote = mode(column.view(beams, count), logits.isfinite())
-    return Ahead(
+    return Lookahead(
         tokens=tokens,
         logits=torch.full_like(rows.logits, -math.inf).scatter(1, tokens, penalised),
-        votes=torch.cat((place.votes, vote[:, None]), dim=1),
+        votes=torch.cat((point.votes, vote[:, None]), dim=1),
         rows=ahead,
         columns=columns,
     )
 
 
 def go_back(search: Search, decoding: DecodingContext, rule: OverTrust) -> Search | None:
-    """Choose anew the token after the one that all lean on; None where there is no reason to.
+    """Choose the token after the summary token anew.
 
     A length to which the search went back often enough, or at which nothing else is left to choose,
     gives way to the one before it.
+
+    Returns:
+        The search at the earlier length, or None where there is no reason to go back.
     """
-    votes = search.place.votes
+    votes = search.point.votes
     column = summary_token(votes, threshold=rule.threshold, start=rule.start, recent=rule.recent)
     if column is None:
         return None
@@ -222,18 +279,20 @@ def go_back(search: Search, decoding: DecodingContext, rule: OverTrust) -> Searc
         times = search.times.get(length, 0)
         if times >= rule.rollbacks or length + 1 >= len(search.past):
             continue
-        place, taken = search.past[length], search.past[length + 1].beams
+        point, taken = search.past[length], search.past[length + 1].beams
         choices = zip(taken.parents.tolist(), taken.tokens[:, -1].tolist(), strict=True)
-        place = replace(place, rejected=place.rejected | frozenset(choices))
-        rows = fed(place.beams.tokens, decoding)
-        ahead = look_ahead(place, rows, decoding, rule) if rule.retry == "candidates" else None
+        point = replace(point, rejected=point.rejected | frozenset(choices))
+        rows = fed(point.beams.tokens, decoding)
+        ahead = (
+            score_candidates(point, rows, decoding, rule) if rule.retry == "candidates" else None
+        )
         logits = rows.logits if ahead is None else ahead.logits
-        scores = decoding.processed(rows, place.beams.tokens, log_probabilities(logits))
-        if without(scores, place.rejected).isfinite().any():
+        scores = decoding.processed(rows, point.beams.tokens, log_probabilities(logits))
+        if without(scores, point.rejected).isfinite().any():
             back = Search(
-                place, rows, (*search.past[:length], place), {**search.times, length: times + 1}
+                point, rows, (*search.past[:length], point), {**search.times, length: times + 1}
             )
-            return go_on(back, without(logits, place.rejected), decoding, rule, ahead=ahead)
+            return go_on(back, without(logits, point.rejected), decoding, rule, ahead=ahead)
     return None
 
 
@@ -243,28 +302,30 @@ def go_on(
     decoding: DecodingContext,
     rule: OverTrust,
     *,
-    ahead: Ahead | None,
+    ahead: Lookahead | None,
 ) -> Search:
     """Choose the next token of the beams by these logits."""
-    place, old = search.place, search.place.beams
+    point, old = search.point, search.point.beams
     scores = decoding.processed(search.rows, old.tokens, log_probabilities(logits))
-    beams = grow(old, without(scores, place.rejected), decoding)
-    votes, tokens = place.votes[beams.parents], beams.tokens[:, -1:]
+    beams = grow(old, without(scores, point.rejected), decoding)
+    votes, tokens = point.votes[beams.parents], beams.tokens[:, -1:]
     if beams.over:
-        return replace(search, place=Place(beams, place.columns[beams.parents], votes))
+        return replace(search, point=DecisionPoint(beams, point.columns[beams.parents], votes))
     if ahead is not None:
         fits = ahead.tokens[beams.parents] == tokens
         if fits.any(dim=1).all():  # what was chosen has been fed already
             index = beams.parents * fits.shape[1] + fits.long().argmax(dim=1)
             rows = decoding.select(ahead.rows, index)
-            return replace(search, place=Place(beams, ahead.columns[index], votes), rows=rows)
+            return replace(
+                search, point=DecisionPoint(beams, ahead.columns[index], votes), rows=rows
+            )
     rows = decoding.extend(search.rows, tokens, parents=beams.parents)
-    columns = lean(place.columns[beams.parents], shares(rows.weights), rule.scale)
-    return replace(search, place=Place(beams, columns, votes), rows=rows)
+    columns = lean(point.columns[beams.parents], shares(rows.weights), rule.scale)
+    return replace(search, point=DecisionPoint(beams, columns, votes), rows=rows)
 
 
 def fed(tokens: Int[Tensor, "beams new"], decoding: DecodingContext) -> Rows:
-    """The rows of these answers, from the prompt on: no cache of the past is kept."""
+    """The rows of these answers, computed from the prompt on, because no earlier cache is kept."""
     prompt = tokens.new_zeros(tokens.shape[0])
     if not tokens.shape[1]:
         return decoding.select(decoding.prompt, prompt)
@@ -274,7 +335,7 @@ def fed(tokens: Int[Tensor, "beams new"], decoding: DecodingContext) -> Rows:
 def without(
     scores: Float[Tensor, "beams vocab"], rejected: Collection[tuple[int, int]]
 ) -> Float[Tensor, "beams vocab"]:
-    """-inf at these (beam, token) choices."""
+    """The scores with -inf at these (beam, token) choices."""
     out = torch.zeros_like(scores, dtype=torch.bool)
     if rejected:
         beams, tokens = zip(*sorted(rejected), strict=True)
@@ -286,7 +347,7 @@ def without(
 
 
 def log_probabilities(logits: Float[Tensor, "beams vocab"]) -> Float[Tensor, "beams vocab"]:
-    """`log_softmax`; -inf throughout where a beam has no token left."""
+    """`log_softmax`; -inf everywhere where a beam has no token left."""
     empty = logits.isneginf().all(dim=-1, keepdim=True)
     return logits.log_softmax(dim=-1).masked_fill(empty, -math.inf)
 

@@ -12,11 +12,15 @@ from cdkit import READOUTS, CdkitError, Depth, LayerReadout, check_depth, layers
 class PrematureLayers(LayerReadout):
     """The states after every `stride`-th layer of a part of the depth, put through the output head.
 
-    `bucket` counts layers passed, 0 being the embeddings, as shares of the depth (ours: the authors
-    list numbers): [0.0, 0.5] with stride 2 are 0, 2, .., 14 of 32. DoLa reads without the final
-    norm (`norm` false), DeCo with it. Where input and output embeddings are tied, an exit at 0
-    tells the current token alone; Hugging Face's DoLa begins at 2 there, which is bucket
-    [0.0625, 0.5] of 32 layers.
+    With the defaults these are 0, 2, .., 14 of 32 layers. Where input and output embeddings are
+    tied, an exit at 0 predicts only the current token; Hugging Face's DoLa begins at 2 there, which
+    is bucket [0.0625, 0.5] of 32 layers.
+
+    Args:
+        bucket: From where to where, as layers passed (0 is the embeddings) in shares of the depth.
+            The authors list numbers of layers.
+        stride: Every how many layers there is an exit.
+        norm: Whether the final norm comes before the output head: not in DoLa, but in DeCo.
     """
 
     formula: ClassVar[str] = (

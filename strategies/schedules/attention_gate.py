@@ -1,4 +1,4 @@
-"""The gate of CMAC's public code: where the image is looked at less than before, no contrast."""
+"""The gate of CMAC's public code: no contrast where the image gets less attention than before."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,15 +19,18 @@ Quantity = Literal["logits", "mass"]
 class AttentionGate(AlphaSchedule):
     """No contrast at a step that attends to the image less than the steps before did on average.
 
-    `history` says which steps count: "first" the first `window` ones, after which the mean stands
-    still (the code's sampling); "last" the `window` latest (its greedy search); "all" every one,
-    for which `window` does not count (the text of its beam search, where a constant switches it
-    off: no step is gated there). This step counts where it is one of them, so the first one is
-    never gated, nor is one that equals the mean. `quantity` "logits" is what the code reads for
-    LLaVA, "mass", the weights after the softmax, for InstructBLIP.
+    The present step is part of the mean where `history` includes it, so the first step is never
+    gated, nor is one that equals the mean. The code gates captions alone, where a tokenizer happens
+    to be passed to `generate`; the paper has no gate. The code takes one mean over a batch, we take
+    one for each row.
 
-    The code gates captions alone, where a tokenizer happens to be passed to `generate`; the paper
-    has no gate. The code takes one mean over a batch, we take each row's own.
+    Args:
+        window: How many steps are averaged; without effect for "all".
+        history: Which steps are averaged: "first" the first ones, after which the mean stands still
+            (the code's sampling); "last" the latest ones (its greedy search); "all" every one (the
+            text of its beam search, where a constant switches it off: no step is gated there).
+        quantity: What is averaged: "logits" before the softmax, as the code does for LLaVA, or
+            "mass", the weights after it, as it does for InstructBLIP.
     """
 
     formula: ClassVar[str] = (

@@ -15,9 +15,12 @@ from cdkit.strategies.papers.m3id import M3ID
 class ConfidenceGate(AlphaSchedule):
     """No contrast at a step where the original branch is confident of its best token.
 
-    The paper has it instead of a plausibility constraint, so it goes with beta 0. `threshold` 1
-    leaves the gate open wherever two tokens are possible. The default of 0.8 is a third-party
-    script's: the paper's own value could not be established.
+    The paper has it instead of a plausibility constraint, so it goes without one.
+
+    Args:
+        threshold: The probability of the best token from which on there is no contrast. At 1 the
+            gate stays open wherever two tokens are possible. The default is a third-party script's:
+            the value of the paper could not be established.
     """
 
     formula: ClassVar[str] = "alpha is 0 where max(p) >= threshold, p = softmax(l)"

@@ -21,10 +21,14 @@ ends at 3e38."""
 class Growth(AlphaSchedule):
     """Alpha grows exponentially with the number of generated tokens.
 
-    With g = exp(-rate t), M3ID's weight is (1 - g) / g. The default of 0.02 for `rate` makes that
-    0.0202 at the first token, 0.49 at the 20th, 6.39 at the 100th and 28,000 at the 512th. The
-    public reimplementations have no `cap`. They count t from `first_step` 1 (AvisC's) or from 0
-    (RITUAL's, where the first token, so a one-word answer, is not contrasted at all).
+    With g = exp(-rate t), M3ID's weight is (1 - g) / g. With the default `rate` it is 0.0202 at the
+    first token, 0.49 at the 20th, 6.39 at the 100th and 28,000 at the 512th.
+
+    Args:
+        rate: The growth a token.
+        first_step: The t of the first token: 1 as AvisC's reimplementation counts, or 0 as
+            RITUAL's, where the first token, so an answer of one word, is not contrasted at all.
+        cap: The largest weight; the public reimplementations have none.
     """
 
     formula: ClassVar[str] = (

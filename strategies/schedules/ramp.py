@@ -13,10 +13,15 @@ from cdkit import SCHEDULES, AlphaSchedule, CdkitError, Signals, State, check_fi
 @SCHEDULES.register("ramp")
 @dataclass(frozen=True)
 class Ramp(AlphaSchedule):
-    """Alpha goes in a straight line from `start` to `end` over `steps` steps, and stays there.
+    """Alpha goes in a straight line from one value to another, and stays there.
 
     The defaults switch the contrast on over 20 tokens: 0 at the first, half at the 11th, all from
-    the 21st on. `steps` 1 is a switch after the first token.
+    the 21st on.
+
+    Args:
+        start: The factor at the first token.
+        end: The factor from token `steps` + 1 on.
+        steps: Over how many tokens; 1 is a switch after the first token.
     """
 
     formula: ClassVar[str] = (

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import cdkit
 from cdkit.interfaces.model_adapter import ADAPTERS
+from cdkit.probing.promises import tolerance as precision
 from cdkit.testing import check_adapter
-from cdkit.testing.tools import tolerance as precision
 
 from .modes import MODES, PRESETS, STEPS, generated
 from .tiny import FAMILIES, Words, inputs, tiny

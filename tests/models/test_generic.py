@@ -11,9 +11,9 @@ import torch
 
 import cdkit
 from cdkit.models.generic import Generic
-from cdkit.probing import self_check
+from cdkit.probing import adapter_trial
+from cdkit.probing.promises import tolerance
 from cdkit.testing import check_adapter
-from cdkit.testing.tools import tolerance
 
 from .generic_tiny import (
     FULL,
@@ -218,10 +218,10 @@ def test_what_was_found_out_goes_with_the_model() -> None:
     model = made(UNKNOWN["got_ocr2"])
     told(model, inputs("got_ocr2", 0))
     gc.collect()
-    before = len(self_check._passed)
+    before = len(adapter_trial._passed)
     del model
     gc.collect()
-    assert len(self_check._passed) == before - 1
+    assert len(adapter_trial._passed) == before - 1
 
 
 def test_the_users_random_numbers_are_left_alone() -> None:
@@ -246,7 +246,7 @@ def test_the_users_random_numbers_are_left_alone() -> None:
 def test_the_first_prompts_must_have_an_image(change: Any, words: str) -> None:
     given = inputs("got_ocr2", 0) | change
     with pytest.raises(cdkit.CdkitError, match=words):
-        self_check.self_check(Generic(), made(UNKNOWN["got_ocr2"]), given)
+        adapter_trial.try_adapter(Generic(), made(UNKNOWN["got_ocr2"]), given, attach=cdkit.attach)
 
 
 def test_the_first_prompts_must_fit_into_the_window() -> None:

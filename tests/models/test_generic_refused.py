@@ -14,7 +14,7 @@ from cdkit.functional.rope import Rotary
 from cdkit.interfaces.model_adapter import ADAPTERS, GENERIC_ADAPTERS, adapter_for
 from cdkit.models.generic import Generic
 from cdkit.models.layouts.standard import StandardAdapter, runs
-from cdkit.probing import self_check
+from cdkit.probing import adapter_trial
 
 from . import tiny as known
 from .generic_tiny import (
@@ -113,7 +113,7 @@ WRONG: list[tuple[dict[str, Callable[..., Any]], str]] = [
     ({"layers": one_layer_missing}, "layers are all 3 of the decoder, each once. Got: 2"),
     ({"image_index": marks_too}, r"there are as many features as image tokens. Got: \(32, "),
     ({"features": turned_round}, "the decoder gets the features in the places of image_index"),
-    ({"rotary": turned_the_other_way}, "turning by rotary gives the model's own keys"),
+    ({"rotary": turned_the_other_way}, "rotating keys by rotary gives the model's keys"),
     ({"attention": beside_the_attention}, "only 0 of 3 layers of Qwen2Model came through it"),
     ({"logits": without_its_norm}, "logits of the last layer's output are the model's next"),
     (
@@ -159,10 +159,10 @@ def test_known_families_are_found_out_or_refused(name: str) -> None:
     with mock.patch.object(ADAPTERS, "_classes", registered):
         if name in REFUSED:
             with pytest.raises(cdkit.CdkitError, match=REFUSED[name]):
-                self_check.self_check(adapter_for(model), model, given)
+                adapter_trial.try_adapter(adapter_for(model), model, given, attach=cdkit.attach)
             return
         generic = adapter_for(model)
-        self_check.self_check(generic, model, given)
+        adapter_trial.try_adapter(generic, model, given, attach=cdkit.attach)
     assert type(generic) is GENERIC_ADAPTERS["generic"]
     assert generic.decoder(model) is own.decoder(model)
     assert generic.lm_module(model) is own.lm_module(model)

@@ -226,7 +226,7 @@ def test_the_contract_sees_a_layer_that_does_not_turn() -> None:
 
     with (
         mock.patch.object(AyaVision, "rotary", everywhere),
-        pytest.raises(AssertionError, match="turning by rotary gives the model's own keys"),
+        pytest.raises(AssertionError, match="rotating keys by rotary gives the model's keys"),
     ):
         check_adapter(tiny("aya_vision"), inputs=inputs("aya_vision", ONE))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.testing.tools import tolerance
+from cdkit.probing.promises import tolerance
 
 from .modes import generated
 from .test_admission import ADMITTED

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import cdkit
-from cdkit.branches.batch import BranchedBatch
+from cdkit.branches.state import BranchState
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import AlphaSchedule, Signals
 from cdkit.strategies.schedules.attention_gate import AttentionGate
@@ -382,14 +382,14 @@ def test_a_state_that_stays_behind_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     method = cdkit.load("imccd_chair", history="all")
     asked: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "trace": (), "steps": 10}
     right = generate(tiny(2), method, SAMPLES, **asked)
-    reorder = BranchedBatch.reorder
+    reorder = BranchState.reorder
 
-    def forgetful(self: BranchedBatch, indices: Tensor) -> None:
+    def forgetful(self: BranchState, indices: Tensor) -> None:
         states = self.states
         reorder(self, indices)
         self.states = states
 
-    monkeypatch.setattr(BranchedBatch, "reorder", forgetful)
+    monkeypatch.setattr(BranchState, "reorder", forgetful)
     wrong = generate(tiny(2), method, SAMPLES, **asked)
     assert lists(right) != lists(wrong)
 

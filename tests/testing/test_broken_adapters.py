@@ -322,8 +322,8 @@ BROKEN: list[tuple[type[Llava], str]] = [
     (Unnamed, "example is a name on the hub, OWNER/NAME"),
     (Undecided, "causal_prefix is True or False"),
     (OtherDecoder, "the decoder is a module of this model"),
-    (OtherReader, "the reader is a module of this model"),
-    (SilentReader, "generate calls the reader of the adapter"),
+    (OtherReader, "the lm_module is a module of this model"),
+    (SilentReader, "generate calls the lm_module of the adapter"),
     (InnerDecoder, "the decoder gets inputs_embeds, and all its arguments by name"),
     (WrongEncoder, "the encoder is a method of its owner"),
     (UnusedEncoder, "generate calls the encoder of the adapter"),
@@ -349,12 +349,12 @@ BROKEN: list[tuple[type[Llava], str]] = [
     (Unnormed, "logits of the last layer's output are the model's next-token logits"),
     (AlwaysNormed, "logits of the decoder's output, with norm=False, are the same"),
     (Behind, "system_slot is in the prompt, before the first image"),
-    (Interleaved, "turning by rotary gives the model's own keys at the moved position"),
-    (Slow, "turning by rotary gives the model's own keys at the moved position"),
+    (Interleaved, "rotating keys by rotary gives the model's keys at the moved position"),
+    (Slow, "rotating keys by rotary gives the model's keys at the moved position"),
     (OneRotary, "rotary is None, or has a Rotary or None for each layer"),
     (FewRotary, "rotary is None, or has a Rotary or None for each layer"),
-    (StillLayer, "turning by rotary gives the model's own keys at the moved position"),
-    (SlowLayer, "turning by rotary gives the model's own keys at the moved position"),
+    (StillLayer, "rotating keys by rotary gives the model's keys at the moved position"),
+    (SlowLayer, "rotating keys by rotary gives the model's keys at the moved position"),
     (NotShared, "with causal_prefix = False states of the image depend on the text"),
     (Marked, "the model is left as it was"),
     (Remembers, "it keeps no state"),
@@ -378,7 +378,7 @@ def test_a_rotary_embedding_of_other_layers_or_axes(
     assert found is not None
     turned = next(own for own in found if own is not None)
     monkeypatch.setattr(right, "rotary", lambda self, model: [change(turned)] * len(found))
-    promise = "turning by rotary gives the model's own keys at the moved position"
+    promise = "rotating keys by rotary gives the model's keys at the moved position"
     with pytest.raises(AssertionError, match=promise):
         check_adapter(model, inputs=inputs(family, 0))
 
@@ -480,7 +480,7 @@ def test_a_model_that_knows_how_many_rows_it_has(
     model = scaled(make_model(), lambda embeds: 0.5 if embeds.shape[0] > 2 else 1.0)
     with pytest.raises(AssertionError, match="an identical branch gives the stock model's logits"):
         check_adapter(model, processor=processor)
-    monkeypatch.setattr("cdkit.testing.runs.check_stock", lambda *args: None)
+    monkeypatch.setattr("cdkit.testing.decode_modes.check_stock", lambda *args: None)
     with pytest.raises(AssertionError, match="under greedy: an answer is the same alone and in a"):
         check_adapter(model, processor=processor)
 
@@ -496,7 +496,7 @@ def test_a_distortion_that_does_not_arrive(
     model: Any, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it would be if the model's attention were not the one that is hooked."""
-    monkeypatch.setattr("cdkit.testing.runs.Faint.distort", lambda self, segment: segment)
+    monkeypatch.setattr("cdkit.testing.decode_modes.Faint.distort", lambda self, segment: segment)
     with pytest.raises(
         AssertionError, match="Faint under greedy: the distortion reaches the model at every step"
     ):
@@ -509,7 +509,7 @@ def test_a_model_that_is_not_restored(
     def spoils(adapter: object, model: Any, *args: object) -> None:
         model.lm_head.bias.add_(1)
 
-    monkeypatch.setattr("cdkit.testing.runs._check_mode", spoils)
+    monkeypatch.setattr("cdkit.testing.decode_modes._check_mode", spoils)
     with pytest.raises(AssertionError, match="leaving restores the stock model, to the bit"):
         check_adapter(make_model(), processor=processor)
 

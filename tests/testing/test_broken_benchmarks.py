@@ -284,7 +284,7 @@ BROKEN: list[tuple[type[Any], str]] = [
     (Listed, "samples() is a tuple of cdkit.interfaces.benchmark.Sample"),
     (Empty, "it has a sample"),
     (Shuffled, "samples() gives the same each time"),
-    (Twice, "each sample has an id of its own"),
+    (Twice, "no two samples have the same id"),
     (Silent, "every sample has a prompt"),
     (ByQuestion, "the questions about an image are one group"),
     (Sourceless, "sources() names the files that it read"),

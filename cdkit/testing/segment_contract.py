@@ -1,4 +1,4 @@
-"""The contract suite's questions about the cross-modal segment; see `cdkit.testing`."""
+"""What a change of the cross-modal segment promises; see `cdkit.testing`."""
 
 import dataclasses
 import math
@@ -12,7 +12,8 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.depth import Depth, check_depth, layers_within
 from cdkit.interfaces.distortion import AttentionDistortion, Modified
 from cdkit.interfaces.segment import CrossModalSegment, ImageColumns
-from cdkit.testing.tools import name_of, normal, pure, require, require_same
+from cdkit.probing.promises import name_of, require, require_same
+from cdkit.testing.values import normal, pure
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
 DEPTH = 4
@@ -27,7 +28,19 @@ def check_segment(
     needs_whole_prompt: bool,
     keeps_prefix: bool = True,
 ) -> None:
-    """Through all layers that it acts in, as one forward call runs them."""
+    """Check a function that changes segments, through all layers as one forward call runs them.
+
+    Args:
+        part: The distortion or intervention; messages name it.
+        change: What it does to a segment.
+        modifies: The fields that it may change.
+        layers: The share of the depth in which it acts.
+        needs_whole_prompt: Whether a text row of the prompt may depend on another one.
+        keeps_prefix: Whether it leaves the image tokens unpruned.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
     require(
         isinstance(needs_whole_prompt, bool),
         part,
@@ -50,8 +63,8 @@ def check_segment(
         ]
         new = [change(segment) for segment in given]
         for old, changed in zip(given, new, strict=True):
-            own = isinstance(changed, CrossModalSegment) and changed.layer_state is layer_state
-            require(own, part, "it returns the segment, changed", type(changed))
+            same = isinstance(changed, CrossModalSegment) and changed.layer_state is layer_state
+            require(same, part, "it returns the segment, changed", type(changed))
             _check_fields(part, old, changed, modifies, keeps_prefix=keeps_prefix)
         require(
             set(layer_state) <= {part},
@@ -81,7 +94,7 @@ def check_segment(
             promise = "with needs_whole_prompt = False no text row depends on another"
         parts = run([_cut(_fresh(segment), text=text) for segment in segments])
         whole = [_cut(segment, text=text) for segment in new]
-        if text.start:  # what is hidden from the image's rows is decided by the prompt's
+        if text.start:  # the rows of the prompt decide what is pruned from the rows of the image
             whole = [
                 dataclasses.replace(s, pruned=p.pruned) for s, p in zip(whole, parts, strict=True)
             ]
@@ -103,23 +116,23 @@ def _check_fields(
     reach = ~old.text_logits.isneginf()
     both: list[tuple[Modified, Tensor, Tensor, Tensor, str]] = [
         ("logits", old.logits, new.logits, cells, "the cells"),
-        ("text_logits", old.text_logits, new.text_logits, reach, "what a row may look at"),
+        ("text_logits", old.text_logits, new.text_logits, reach, "what a row attends to"),
     ]
     for name, before, after, where, those in both:
-        told = name.replace("_", " ")
+        words = name.replace("_", " ")
         if name not in modifies:
-            promise = f"without {name!r} in modifies the {told} stay"
+            promise = f"without {name!r} in modifies the {words} stay"
             require(after.shape == before.shape and after.equal(before), part, promise)
-        require(after.shape == before.shape, part, f"the {told} keep their shape")
-        require(after.dtype == before.dtype, part, f"the {told} keep their dtype")
+        require(after.shape == before.shape, part, f"the {words} keep their shape")
+        require(after.dtype == before.dtype, part, f"the {words} keep their dtype")
         bad = after.isnan() | (after == math.inf)
-        require(not bad.any(), part, f"{told} are finite, or -inf where a cell is cut")
+        require(not bad.any(), part, f"{words} are finite, or -inf where a cell is cut")
         off = bool(after[~where].isneginf().all())
-        require(off, part, f"{told} off {those} stay at -inf")
+        require(off, part, f"{words} off {those} stay at -inf")
     if new.pruned is not None:
-        require(not keeps_prefix, part, "only with keeps_prefix = False image tokens are hidden")
+        require(not keeps_prefix, part, "only with keeps_prefix = False image tokens are pruned")
         whole = new.pruned.dtype == torch.bool and new.pruned.shape == old.image.valid.shape
-        require(whole, part, "hidden is a mask of the image columns", new.pruned.shape)
+        require(whole, part, "pruned is a mask of the image columns", new.pruned.shape)
     if "values" not in modifies:
         require(new.replaced is None, part, "without 'values' in modifies no cell is replaced")
     require(
@@ -142,7 +155,11 @@ def _check_fields(
 
 
 def check_mask_ignores_constants(strategy: AttentionDistortion) -> None:
-    """Drawn from a continuous distribution: no logit lies within 1e-6 of another one's mean."""
+    """Check that a constant added to all attention logits does not change what is distorted.
+
+    The example's logits come from a continuous distribution, so that none lies so near a mean that
+    rounding could decide.
+    """
     masks = []
     for added in (0.0, 2.5):
         layer_state: dict[Hashable, Tensor] = {}
@@ -168,7 +185,7 @@ def _mask(old: CrossModalSegment, new: CrossModalSegment) -> Tensor:
 def example_segments(
     dtype: torch.dtype = torch.float64, values: torch.dtype = torch.float64
 ) -> list[CrossModalSegment]:
-    """One for each layer of a decoder."""
+    """An example segment for each layer of a decoder of `DEPTH` layers."""
     return [example_segment(dtype, values, layer=layer) for layer in range(DEPTH)]
 
 
@@ -177,8 +194,14 @@ def example_segment(
 ) -> CrossModalSegment:
     """A random segment of three samples: two images, one image, and one beside padding.
 
-    Its first four text rows are the prompt's, two more were generated; two query heads share a
-    key.
+    Args:
+        dtype: Of queries and logits.
+        values: The dtype of keys and values.
+        layer: The layer that it is of.
+
+    Returns:
+        A segment of 3 rows with 4 heads (two share a key), 6 image columns and 6 text rows: four
+        of the prompt, then two that were generated.
     """
     image_index = torch.tensor([[0, 0, 0, 1, 1, 1], [0] * 6, [0] * 6])
     valid = torch.ones(3, 6, dtype=torch.bool)
@@ -220,7 +243,7 @@ def example_segment(
 def _cut(
     segment: CrossModalSegment, *, rows: slice | Tensor = slice(None), text: slice = slice(None)
 ) -> CrossModalSegment:
-    """Some rows of the batch, or some of the text rows."""
+    """The segment of some rows of the batch, or of some text rows."""
     image = {
         field.name: getattr(segment.image, field.name)[rows]
         for field in dataclasses.fields(ImageColumns)
@@ -243,7 +266,7 @@ def _cut(
 
 
 def _fresh(segment: CrossModalSegment) -> CrossModalSegment:
-    """The segment with nothing remembered."""
+    """The segment with an empty answer cache."""
     return dataclasses.replace(segment, image=dataclasses.replace(segment.image, answer_cache={}))
 
 

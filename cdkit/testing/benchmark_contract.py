@@ -1,4 +1,4 @@
-"""The contract suite of benchmarks; see `cdkit.testing`."""
+"""What a benchmark promises; see `cdkit.testing`."""
 
 import json
 import math
@@ -11,7 +11,8 @@ import numpy as np
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, sha256
-from cdkit.testing.tools import check_value, require
+from cdkit.probing.promises import require
+from cdkit.testing.values import check_value
 
 NOTHING, GARBAGE = "", "\0 <unk>\t%s {} \\n \u202e"
 LONG = "yes, \u65e0 \U0001f600 e\u0301 no. " * 300
@@ -26,9 +27,14 @@ KINDS: Mapping[str, Callable[[Sample], Answer]] = {
 
 
 def check_benchmark(benchmark: Any, *, images: Path | None = None) -> None:
-    """The promises of a benchmark that was built from its files.
+    """Check the promises of a benchmark that was built from its files.
 
-    With `images`, the folder of its image files, each sample's image must be a file there.
+    Args:
+        benchmark: An instance of a registered subclass of `cdkit.Benchmark`.
+        images: The folder of its image files; with it each sample's image must be a file there.
+
+    Raises:
+        AssertionError: Where a promise is broken.
     """
     require(isinstance(benchmark, Benchmark), benchmark, "it subclasses cdkit.Benchmark")
     check_value(benchmark)
@@ -59,7 +65,7 @@ def _check_samples(benchmark: Benchmark, images: Path | None) -> None:
     twice = (
         sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else ""
     )
-    require(not twice, benchmark, "each sample has an id of its own", twice)
+    require(not twice, benchmark, "no two samples have the same id", twice)
     silent = [sample.id for sample in samples if not sample.prompt.strip()]
     require(not silent, benchmark, "every sample has a prompt", silent)
     groups: dict[str, set[str]] = {}
@@ -76,8 +82,8 @@ def _check_files(benchmark: Benchmark) -> None:
     sources = benchmark.sources()
     require(bool(sources), benchmark, "sources() names the files that it read")
     for name, digest in sources.items():
-        told = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
-        require(told, benchmark, "sources() maps paths to SHA-256 in hex", digest)
+        hexadecimal = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
+        require(hexadecimal, benchmark, "sources() maps paths to SHA-256 in hex", digest)
         require(Path(name).is_file(), benchmark, "the paths in sources() are files", name)
         same = sha256(Path(name).read_bytes()) == digest
         require(same, benchmark, "sources() has the SHA-256 of the file as it is", name)
@@ -130,7 +136,7 @@ def _check_count(benchmark: Benchmark, kind: str, answers: Sequence[Answer]) -> 
 
 
 def _check_weights(benchmark: Benchmark, tally: Tally, values: Mapping[str, float]) -> None:
-    """What the bootstrap does with the metrics: other weights, several resamples at once."""
+    """Check metrics as the bootstrap computes them: other weights, several resamples at once."""
     count = len(tally.images)
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=2)
     lonely = np.eye(1, count) * count
@@ -140,8 +146,8 @@ def _check_weights(benchmark: Benchmark, tally: Tally, values: Mapping[str, floa
     require(not shapes, benchmark, "a metric has one value for each resample", shapes)
     bad = [name for name, value in table.items() if not np.isfinite(value).all()]
     require(not bad, benchmark, "metrics are finite under any weights of the images", bad)
-    for row, own in enumerate(weights):
-        alone = {name: float(value[0]) for name, value in tally.at(own[None]).items()}
+    for row, weight in enumerate(weights):
+        alone = {name: float(value[0]) for name, value in tally.at(weight[None]).items()}
         for name, value in table.items():
             close = math.isclose(alone[name], value[row], rel_tol=1e-9, abs_tol=1e-9)
             require(close, benchmark, "a resample depends on no other one", name)
@@ -151,7 +157,7 @@ def _check_weights(benchmark: Benchmark, tally: Tally, values: Mapping[str, floa
 
 
 def _check_rightness(benchmark: Benchmark) -> None:
-    """A share of right answers is whole for the targets, where every sample has one."""
+    """Check that the targets count as right answers, where every sample has one."""
     samples = benchmark.samples()
     if any(sample.target is None for sample in samples):
         return

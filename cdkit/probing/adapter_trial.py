@@ -1,6 +1,8 @@
-"""Try an adapter that looks for things out on a user's own prompts, before a method runs on them.
+"""Try a generic adapter out on a user's prompts, before a method runs on them.
 
-Once a model: what was found out is kept beside it, and forgotten with it.
+A generic adapter searches the model for its parts and may be wrong. So the first prompts with an
+image that a model gets are run some six times to hold the adapter against the stock model. This
+happens once for each model.
 """
 
 import warnings
@@ -16,17 +18,17 @@ from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.generation.compatibility import sliding_window
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
-from cdkit.testing.at_work import (
-    check_at_work,
+from cdkit.probing.adapter_checks import (
     check_causal_prefix,
+    check_modules,
     check_pixels,
-    check_places,
     check_rotary,
+    check_stock_run,
     tokens_of_images,
 )
-from cdkit.testing.prompts import Inputs, with_other_end
-from cdkit.testing.runs import TOGETHER, check_identical, generated
-from cdkit.testing.tools import precision
+from cdkit.probing.identical_branch import ONE_BATCH, Attach, check_identical_branch
+from cdkit.probing.promises import precision
+from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
 STEPS = 2
 NOT_INPUTS = frozenset(
@@ -35,28 +37,37 @@ NOT_INPUTS = frozenset(
 """Arguments of a model's forward that are no part of a prompt."""
 
 _passed: WeakKeyDictionary[nn.Module, type[ModelAdapter]] = WeakKeyDictionary()
+"""Model -> the adapter that has passed on it; weak, so that it lasts as long as the model."""
 _under_way: WeakSet[nn.Module] = WeakSet()
+"""Models on trial: the trial attaches methods itself, and these must not start another one."""
 
 
 def is_due(adapter: ModelAdapter, model: nn.Module) -> bool:
-    """Whether the adapter is still to be tried out on this very model."""
+    """Whether the adapter must still be tried out on this very model."""
     known = _passed.get(model) is type(adapter) or model in _under_way
     return adapter.needs_check and not known
 
 
-def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> None:
-    """Hold the adapter against the stock model, which no method may be attached to.
+def try_adapter(
+    adapter: ModelAdapter, model: Any, given: Mapping[str, Any], *, attach: Attach
+) -> None:
+    """Hold the adapter against the stock model; one warning says what was checked.
 
-    `given` are the arguments of `generate`, or of a plain call, whose prompts are run some six
-    times. It passes with one warning that says what was checked. Where something does not hold, a
-    CdkitError names it.
+    Args:
+        adapter: A generic adapter.
+        model: The stock model, with no method attached.
+        given: The arguments of `generate`, or of a plain call, with the prompts.
+        attach: `cdkit.attach`.
+
+    Raises:
+        CdkitError: Where the adapter does not fit, or these prompts cannot show it.
     """
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
-        return  # refused in a moment, as with every adapter
+        return  # the session that starts next refuses it, whatever the adapter
     inputs = _inputs(adapter, model, given)
-    real = inputs["attention_mask"].bool()
-    index = adapter.image_index(model, ids).masked_fill(~real, -1)
+    token_mask = inputs["attention_mask"].bool()
+    index = adapter.image_index(model, ids).masked_fill(~token_mask, -1)
     counts = tokens_of_images(index)
     name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
     if not counts or inputs.get("pixel_values") is None:
@@ -74,56 +85,59 @@ def self_check(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> N
     _under_way.add(model)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the run itself will say them
-            unmatched = _try_out(adapter, model, inputs, name)
+            warnings.simplefilter("ignore")  # the user's run repeats them
+            unmatched = _run_checks(adapter, model, inputs, name, attach)
     finally:
         _under_way.discard(model)
     _passed[model] = type(adapter)
     pixels = f" Methods that change pixels are refused: {unmatched}." if unmatched else ""
-    turning = "turn keys as found"
+    rotation = "rotate keys as found"
     if adapter.rotary(model) is None:
-        turning = (
-            "turn keys in a way that was not found out, so methods with a calibrator are refused"
+        rotation = (
+            "rotate keys in a way that was not found out, so methods with a calibrator are refused"
         )
     warnings.warn(
         f"{name} has no adapter of its own, a generic one is in use. Checked once for this model, "
         f"on these prompts: each run of image tokens is an image ({_listed(counts)} tokens), the "
         "decoder gets the image's features there; its layers run through the attention function, "
-        f"{turning}, look at nothing ahead; an identical branch gives the stock logits "
+        f"{rotation}, attend to nothing ahead; an identical branch gives the stock logits "
         f"within {_within(model):g}.{pixels} See docs/models.md",
         CdkitWarning,
-        stacklevel=6,  # whoever calls generate
+        stacklevel=6,  # the line that calls generate
     )
 
 
-def _try_out(adapter: ModelAdapter, model: Any, inputs: Inputs, name: str) -> str:
-    """Why methods that change pixels cannot run here; empty where they can."""
-    stock = generated(model, inputs, steps=STEPS)  # outside of what follows: a user's own error
-    point, unmatched = "", ""
+def _run_checks(
+    adapter: ModelAdapter, model: Any, inputs: Inputs, name: str, attach: Attach
+) -> str:
+    """Run all checks; return why methods that change pixels cannot run, empty where they can."""
+    # before the handlers below: an error of the prompts themselves is not the adapter's
+    stock = generate_tokens(model, inputs, steps=STEPS)
+    checked, unmatched = "", ""
     try:
-        point = "its parts"
-        check_places(adapter, model)
-        point = "a stock generate"
-        encoder = check_at_work(adapter, model, inputs)
-        point = "its pixels"
+        checked = "its parts"
+        check_modules(adapter, model)
+        checked = "a stock generate"
+        encoder = check_stock_run(adapter, model, inputs)
+        checked = "its pixels"
         try:
             check_pixels(adapter, model, inputs, encoder)
         except UnmatchedPixelsError as error:
             unmatched = str(error)
-        point = "its rotary embedding"
+        checked = "its rotary embedding"
         check_rotary(adapter, model)
-        point = "what its images depend on"
-        if _has_other_end(adapter, model, inputs):
+        checked = "what its images depend on"
+        if _has_other_ending(adapter, model, inputs):
             check_causal_prefix(adapter, model, inputs)
-        point = "two branches alike"
-        for optimize in (TOGETHER, True):
-            check_identical(adapter, model, inputs, stock, optimize=optimize)
+        checked = "two branches alike"
+        for optimize in (ONE_BATCH, True):
+            check_identical_branch(adapter, model, inputs, stock, attach=attach, optimize=optimize)
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, CdkitError) as error:
         raise _unfit(name, f"{error}") from None
-    except Exception as error:  # an unknown model may fail in any way: all mean the same here
-        raise _unfit(name, f"{point}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # an unknown model may fail in any way
+        raise _unfit(name, f"{checked}: {type(error).__name__}: {error}") from error
     return unmatched
 
 
@@ -135,7 +149,7 @@ def _unfit(name: str, what: str) -> CdkitError:
 
 
 def _inputs(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> Inputs:
-    """The arguments that belong to the prompts, with a mask."""
+    """The arguments that belong to the prompts, with an attention mask."""
     functions = (model.forward, getattr(*adapter.encoder(model)))
     names = {name for function in functions for name in signature(function).parameters}
     inputs = {
@@ -147,19 +161,19 @@ def _inputs(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> Inpu
     return inputs
 
 
-def _has_other_end(adapter: ModelAdapter, model: Any, inputs: Inputs) -> bool:
+def _has_other_ending(adapter: ModelAdapter, model: Any, inputs: Inputs) -> bool:
     try:
-        with_other_end(inputs, adapter.image_index(model, inputs["input_ids"]) >= 0)
+        with_other_ending(inputs, adapter.image_index(model, inputs["input_ids"]) >= 0)
     except CdkitError:
         return False
     return True
 
 
 def _listed(counts: list[int]) -> str:
-    shown = ", ".join(map(str, counts[:8]))
-    return shown + ", ..." * (len(counts) > 8)
+    first = ", ".join(map(str, counts[:8]))
+    return first + ", ..." * (len(counts) > 8)
 
 
 def _within(model: Any) -> float:
-    """What `check_identical` allows, relative to 1 + the largest logit."""
+    """What `check_identical_branch` allows, relative to 1 + the largest logit."""
     return max(precision(torch.float32), precision(model.dtype))

@@ -8,25 +8,35 @@ from torch import nn
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
-from cdkit.testing.at_work import (
-    check_at_work,
+from cdkit.probing.adapter_checks import (
     check_causal_prefix,
+    check_modules,
     check_pixels,
-    check_places,
     check_rotary,
+    check_stock_run,
 )
-from cdkit.testing.prompts import QUESTION, Inputs, batched, encoded, longer, placed
-from cdkit.testing.runs import check_runs, generated
-from cdkit.testing.tools import name_of, require
+from cdkit.probing.promises import name_of, require
+from cdkit.probing.stock_generate import Inputs, generate_tokens
+from cdkit.testing.adapter_prompts import QUESTION, batched, encoded, longer, prepared
+from cdkit.testing.decode_modes import check_decode_modes
 
 
 def check_adapter(model: Any, *, processor: Any = None, inputs: Any = None) -> None:
-    """The promises of the adapter that `cdkit.adapter_for(model)` finds, on this very model.
+    """Check the adapter that `cdkit.adapter_for(model)` finds, on this very model.
 
-    `inputs` are the arguments of `generate` for one prompt with an image and text after it; without
-    them a prompt is made by the adapter and the `processor`. With a processor, the adapter's prompt
-    and a distortion that writes text are checked as well. A tiny model with random weights will do,
-    on the CPU, in float32 or float64: it generates some dozens of tokens.
+    A tiny model with random weights will do, on the CPU, in float32 or float64: it generates some
+    dozens of tokens.
+
+    Args:
+        model: A Hugging Face model in evaluation mode.
+        processor: Its processor. With it, the adapter's prompt and a distortion that writes text
+            are checked as well.
+        inputs: The arguments of `generate` for one prompt with an image and text after it. Without
+            them a prompt is made by the adapter and the processor.
+
+    Raises:
+        AssertionError: Where a promise of `cdkit.ModelAdapter` is broken.
+        CdkitError: Where the arguments cannot be used.
     """
     if processor is None and inputs is None:
         raise CdkitError("check_adapter needs a processor, or the inputs of one prompt: pass one")
@@ -36,26 +46,26 @@ def check_adapter(model: Any, *, processor: Any = None, inputs: Any = None) -> N
         raise CdkitError("check_adapter runs the model as it answers: call model.eval() first")
     with torch.no_grad():
         _check_declarations(adapter)
-        check_places(adapter, model)
+        check_modules(adapter, model)
         prompts = [] if processor is None else _made(adapter, model, processor)
-        one = prompts[0] if inputs is None else placed(inputs, model)
+        one = prompts[0] if inputs is None else prepared(inputs, model)
         other = prompts[1] if len(prompts) > 1 else longer(one, by=3)
         pad = _pad(model)
         for prompt in (one, other):
-            encoder = check_at_work(adapter, model, prompt)
+            encoder = check_stock_run(adapter, model, prompt)
             check_pixels(adapter, model, prompt, encoder)
             _check_slot(adapter, model, prompt, processor)
         _check_padding(adapter, model, one, other, pad)
         check_rotary(adapter, model)
         check_causal_prefix(adapter, model, one)
-        # Hugging Face leaves private things at a model's first call: those count from here on
+        # Hugging Face sets private attributes at a model's first call: these are compared from here
         before = _attributes(model) | before
-        own = _own_notes(model, one)
+        notes = _notes_of_generate(model, one)
         both = batched(one, other, pad=pad)
-        check_runs(adapter, model, one, other, both=both, processor=processor)
+        check_decode_modes(adapter, model, one, other, both=both, processor=processor)
     require(not vars(adapter), adapter, "it keeps no state", vars(adapter))
     after = _attributes(model)
-    changed = sorted(n for n in (before | after).keys() - own if before.get(n) != after.get(n))
+    changed = sorted(n for n in (before | after).keys() - notes if before.get(n) != after.get(n))
     require(not changed, adapter, "the model is left as it was", changed[:5])
 
 
@@ -83,7 +93,7 @@ def _made(adapter: ModelAdapter, model: Any, processor: Any) -> list[Inputs]:
         require(QUESTION in text, adapter, "the prompt holds the question", text)
         try:
             prompt = encoded(model, adapter, processor, images=images)
-        except ValueError as error:  # how processors complain
+        except ValueError as error:  # what processors raise
             raise AssertionError(
                 f"{name_of(adapter)}: the processor takes the prompt with {images} images. "
                 f"Got: {error}"
@@ -98,13 +108,13 @@ def _check_padding(adapter: ModelAdapter, model: Any, one: Inputs, other: Inputs
     ids = batched(one, other, pad=pad)["input_ids"]
     alone = [adapter.image_index(model, prompt["input_ids"])[0] for prompt in (one, other)]
     for filler in (pad, -1):  # the engine marks the padding of a rewritten prompt by -1
-        for row, own in enumerate(alone):
-            lead = ids.shape[1] - own.shape[0]
+        for row, wanted in enumerate(alone):
+            lead = ids.shape[1] - wanted.shape[0]
             filled = ids.index_fill(1, torch.arange(lead, device=ids.device), filler)
             rows = torch.where(torch.arange(len(alone))[:, None].to(ids.device) == row, filled, ids)
             index = adapter.image_index(model, rows)[row, lead:]
-            same = index.equal(own)
-            require(same, adapter, "image_index is the same in a padded batch", (index, own))
+            same = index.equal(wanted)
+            require(same, adapter, "image_index is the same in a padded batch", (index, wanted))
 
 
 def _check_slot(adapter: ModelAdapter, model: Any, inputs: Inputs, processor: Any) -> None:
@@ -132,7 +142,7 @@ def _pad(model: Any) -> int:
 
 
 def _attributes(model: nn.Module) -> dict[str, object]:
-    """The attributes of every module: which objects they are, and how much containers hold."""
+    """The attributes of every module: the identity of each object, and the length of containers."""
     return {
         f"{name}.{key}": (id(value), len(value) if isinstance(value, dict | list | set) else None)
         for name, module in model.named_modules()
@@ -140,11 +150,12 @@ def _attributes(model: nn.Module) -> dict[str, object]:
     }
 
 
-def _own_notes(model: Any, inputs: Inputs) -> set[str]:
-    """The attributes in which the stock model notes something at each `generate`."""
-    held = [dict(vars(module)) for module in model.modules()]  # no new object takes an old one's id
+def _notes_of_generate(model: Any, inputs: Inputs) -> set[str]:
+    """The attributes that the stock model sets at each `generate`."""
+    # held, because an object made meanwhile must not get the id of one that is gone
+    held = [dict(vars(module)) for module in model.modules()]
     before = _attributes(model)
-    generated(model, inputs, steps=1)
+    generate_tokens(model, inputs, steps=1)
     after = _attributes(model)
     del held
     return {name for name in before | after if before.get(name) != after.get(name)}

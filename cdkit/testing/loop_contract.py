@@ -1,4 +1,4 @@
-"""The contract suite's questions about decode loops; see `cdkit.testing`."""
+"""What a decode loop promises; see `cdkit.testing`."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode, Rows
-from cdkit.testing.tools import check_value, normal, pure, require
+from cdkit.probing.promises import require
+from cdkit.testing.values import check_value, normal, pure
 
 VOCAB, END, RULED_OUT, LONGEST = 9, 8, 4, 7
 TABLE = 2 * normal(1, VOCAB, VOCAB) + 3 * (torch.arange(VOCAB) == RULED_OUT)
-LOOKS = 3 * normal(2, 2, VOCAB, VOCAB)
+ATTENTION_LOGITS = 3 * normal(2, 2, VOCAB, VOCAB)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +46,22 @@ def _generated(rows: Rows) -> Tensor:
 
 
 def toy_rows(prompt: Tensor, generated: Tensor, new: int = 1) -> Rows:
-    """Rows that have generated these tokens, `new` of them just now."""
+    """The model's answer for rows that have generated these tokens.
+
+    Args:
+        prompt: The token ids of the prompt.
+        generated: The token ids after it, a row for each hypothesis.
+        new: How many of them are new: attention weights are those of the new tokens.
+    """
     whole = torch.cat((prompt.expand(generated.shape[0], -1), generated), dim=1)
     length = whole.shape[1]
-    looks = LOOKS[:, whole[:, -new:, None], whole[:, None, :]].movedim(0, 1)
+    attention = ATTENTION_LOGITS[:, whole[:, -new:, None], whole[:, None, :]].movedim(0, 1)
     ahead = torch.arange(length) > torch.arange(length - new, length)[:, None]
     logits = TABLE[whole[:, -1]] + normal(length, VOCAB)
     return Rows(
         logits=logits,
         original=logits,
-        weights=looks.masked_fill(ahead, -math.inf).softmax(dim=-1),
+        weights=attention.masked_fill(ahead, -math.inf).softmax(dim=-1),
         cache=generated,
     )
 
@@ -75,7 +82,14 @@ def toy_decoding(*, beams: int, returned: int, early_stopping: bool = False) -> 
 
 
 def check_loop(loop: Any) -> None:
-    """The promises of a decode loop, on a toy model in the place of a real one."""
+    """Check the promises of a decode loop, on a toy model.
+
+    Args:
+        loop: An instance of a subclass of `cdkit.DecodingLoop`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
     check_value(loop)
     require(isinstance(loop, DecodingLoop), loop, "it subclasses DecodingLoop")
     modes = getattr(loop, "modes", None)

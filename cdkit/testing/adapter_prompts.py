@@ -1,18 +1,16 @@
-"""Prompts for the contract suite of model adapters: made, batched and altered."""
+"""Prompts for the contract suite of model adapters: made, batched and lengthened."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.probing.stock_generate import Inputs
 
-Inputs = dict[str, Tensor]
-"""The arguments of `generate`, by name."""
 QUESTION = "is there a cat in the image ?"
 
 
@@ -22,11 +20,15 @@ def encoded(model: Any, adapter: ModelAdapter, processor: Any, *, images: int) -
     noise = torch.randint(256, (images, 64, 64, 3), generator=random, dtype=torch.uint8)
     pictures = [Image.fromarray(picture.numpy()) for picture in noise]
     text = adapter.prompt(QUESTION, images=images, processor=processor)
-    return placed(processor(images=[pictures], text=[text], return_tensors="pt"), model)
+    return prepared(processor(images=[pictures], text=[text], return_tensors="pt"), model)
 
 
-def placed(inputs: Any, model: Any) -> Inputs:
-    """On the model's device, pixels in its precision, with a mask; one prompt."""
+def prepared(inputs: Any, model: Any) -> Inputs:
+    """One prompt on the model's device, its pixels in the model's precision, with a mask.
+
+    Raises:
+        CdkitError: Where `inputs` are not one prompt without padding.
+    """
     found = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in inputs.items()
@@ -40,9 +42,17 @@ def placed(inputs: Any, model: Any) -> Inputs:
 
 
 def batched(*prompts: Inputs, pad: int) -> Inputs:
-    """The prompts below each other; what has a row for each is padded on the left, tiles behind."""
+    """One batch of several prompts.
 
-    def wide(name: str, value: Tensor, length: int) -> Tensor:
+    Args:
+        prompts: Each of one row.
+        pad: The token id to pad with.
+
+    Returns:
+        Tokens and masks padded on the left, tiles of images on the right.
+    """
+
+    def padded(name: str, value: Tensor, length: int) -> Tensor:
         if value.ndim > 2:
             behind = (0, 0) * (value.ndim - 2) + (0, length - value.shape[1])
             return torch.nn.functional.pad(value, behind)
@@ -54,28 +64,14 @@ def batched(*prompts: Inputs, pad: int) -> Inputs:
         parts = [prompt[name] for prompt in prompts]
         if parts[0].ndim > 1 and len({part.shape[1] for part in parts}) > 1:
             length = max(part.shape[1] for part in parts)
-            parts = [wide(name, part, length) for part in parts]
+            parts = [padded(name, part, length) for part in parts]
         whole[name] = torch.cat(parts)
     return whole
 
 
 def longer(inputs: Inputs, by: int) -> Inputs:
-    """The prompt with its last token some more times: the same images, a longer text."""
+    """The prompt with its last token repeated `by` more times."""
     return _with_columns(inputs, lambda value: torch.cat((value, *[value[:, -1:]] * by), dim=1))
-
-
-def with_other_end(inputs: Inputs, is_image: Bool[Tensor, "rows tokens"]) -> Inputs:
-    """The prompts with their last token in the place of all text after their last image, but for
-    one token, which may be the image's own mark."""
-    ids = inputs["input_ids"]
-    ahead = is_image.flip(-1).cumsum(dim=-1).flip(-1) > 0
-    close = torch.nn.functional.pad(ahead, (1, 0), value=True)[:, :-1]
-    changed = torch.where(close | ~is_image.any(dim=-1, keepdim=True), ids, ids[:, -1:])
-    if changed.equal(ids):
-        raise CdkitError(
-            "the prompt needs three tokens or more after its last image, not all alike"
-        )
-    return inputs | {"input_ids": changed}
 
 
 def _with_columns(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:

@@ -1,6 +1,8 @@
-"""What an adapter says of a stock model, held against the model at work.
+"""What an adapter says of a stock model, held against the model as it runs.
 
-The contract suite runs all of it on prompts of its own; `cdkit.probing.self_check` on a user's.
+`cdkit.testing.check_adapter` runs these checks on prompts that it makes, the trial of a generic
+adapter (`cdkit.probing.adapter_trial`) on the first prompts of a user. Each check raises an
+AssertionError that names the first promise which does not hold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,26 +16,25 @@ from transformers import DynamicCache
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.model_adapter import ModelAdapter
-from cdkit.testing.prompts import Inputs, with_other_end
-from cdkit.testing.runs import generated
-from cdkit.testing.tools import precision, require, require_close, require_same, tolerance
-from cdkit.testing.watch import Seen, watching
+from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
+from cdkit.probing.recorded_calls import RecordedCall, recording_calls
+from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
 # ---- what is declared ----------------------------------------------------------------------------
 
 
-def check_places(adapter: ModelAdapter, model: Any) -> None:
-    """The modules that it names are the model's, and the layers are all there are."""
+def check_modules(adapter: ModelAdapter, model: Any) -> None:
+    """Require that the adapter names modules of this model, and all layers of the decoder."""
     owner, attribute = adapter.encoder(model)
     decoder, layers = adapter.decoder(model), adapter.layers(model)
-    found = {"decoder": decoder, "reader": adapter.lm_module(model), "encoder": owner}
+    found = {"decoder": decoder, "lm_module": adapter.lm_module(model), "encoder": owner}
     for name, module in found.items():
-        mine = any(module is own for own in model.modules())
-        require(mine, adapter, f"the {name} is a module of this model", type(module).__name__)
+        inside = any(module is part for part in model.modules())
+        require(inside, adapter, f"the {name} is a module of this model", type(module).__name__)
     called = callable(getattr(owner, attribute, None))
     require(called, adapter, "the encoder is a method of its owner", attribute)
-    inside = {id(module) for module in decoder.modules()}
-    stray = [type(layer).__name__ for layer in layers if id(layer) not in inside]
+    of_decoder = {id(module) for module in decoder.modules()}
+    stray = [type(layer).__name__ for layer in layers if id(layer) not in of_decoder]
     require(bool(layers) and not stray, adapter, "layers are modules of the decoder", stray)
     config: Any = getattr(decoder, "config", None)
     count = getattr(config, "num_hidden_layers", len(layers))
@@ -41,76 +42,92 @@ def check_places(adapter: ModelAdapter, model: Any) -> None:
     require(whole, adapter, f"layers are all {count} of the decoder, each once", len(layers))
     for layer in layers:
         attention = adapter.attention(layer)
-        own = any(attention is module for module in layer.modules() if module is not layer)
-        require(own, adapter, "attention is a module inside the layer", type(attention).__name__)
+        inside = any(attention is part for part in layer.modules() if part is not layer)
+        require(inside, adapter, "attention is a module inside the layer", type(attention).__name__)
 
 
-# ---- the stock model at work ---------------------------------------------------------------------
+# ---- the stock model as it generates -------------------------------------------------------------
 
 
-def watched(
-    adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int, layers_kept: Sequence[int]
-) -> list[Seen]:
-    """The calls of a stock `generate`; of layers that are not kept, only that they ran."""
-    layers = {f"layer {i}": (m, "forward") for i, m in enumerate(adapter.layers(model))}
-    places = {
+def recorded_generate(
+    adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int
+) -> list[RecordedCall]:
+    """The calls of encoder, decoder, `lm_module` and layers in a stock `generate`.
+
+    Of all layers but the last only the names are kept.
+    """
+    layers = {_layer(i): (m, "forward") for i, m in enumerate(adapter.layers(model))}
+    modules = {
         "encoder": adapter.encoder(model),
         "decoder": (adapter.decoder(model), "forward"),
-        "reader": (adapter.lm_module(model), "forward"),
+        "lm_module": (adapter.lm_module(model), "forward"),
     }
-    dropped = [name for i, name in enumerate(layers) if i not in layers_kept]
-    with watching(layers | places, dropped=dropped) as seen:
-        generated(model, inputs, steps=steps)
-    return seen
+    with recording_calls(layers | modules, names_only=[*layers][:-1]) as calls:
+        generate_tokens(model, inputs, steps=steps)
+    return calls
 
 
-def _output(layer: Seen) -> Tensor:
+def _layer(index: int) -> str:
+    return f"layer {index}"
+
+
+def _hidden(layer: RecordedCall) -> Tensor:
     hidden: Tensor = layer.output[0] if isinstance(layer.output, tuple) else layer.output
     return hidden
 
 
-def check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Seen:
-    """A stock `generate` runs what the adapter names, with what the adapter says.
+def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> RecordedCall:
+    """Require that a stock `generate` runs the modules of the adapter, with what it says.
 
-    `inputs` may be a left-padded batch. Returns the call of the image encoder.
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        inputs: Prompts, padded on the left.
+
+    Returns:
+        The call of the image encoder.
+
+    Raises:
+        AssertionError: Where a promise is broken.
     """
     depth = len(adapter.layers(model))
-    seen = watched(adapter, model, inputs, steps=2, layers_kept=[depth - 1])
-    for name in ("encoder", "decoder", "reader"):
-        called = any(call.name == name for call in seen)
+    calls = recorded_generate(adapter, model, inputs, steps=2)
+    for name in ("encoder", "decoder", "lm_module"):
+        called = any(call.name == name for call in calls)
         require(called, adapter, f"generate calls the {name} of the adapter")
-    order = [call.name for call in seen if call.name.startswith("layer")]
-    wanted_order = [f"layer {i}" for i in range(depth)] * 2
+    order = [call.name for call in calls if call.name.startswith("layer")]
+    wanted_order = [_layer(i) for i in range(depth)] * 2
     require(order == wanted_order, adapter, "generate runs the layers, in order", order)
-    first = {call.name: call for call in reversed(seen)}
+    first = {call.name: call for call in reversed(calls)}
     encoder, decoder = first["encoder"], first["decoder"]
-    embeds: Any = decoder.given.get("inputs_embeds")
-    whole = decoder.by_name and embeds is not None
+    embeds: Any = decoder.arguments.get("inputs_embeds")
+    whole = decoder.keywords_only and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    strange = sorted(_of_tokens(decoder.given) - {*OF_TOKENS, *adapter.deepstack_kwargs(None)})
+    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    unknown = sorted(_tensors_in(decoder.arguments) - known)
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
-    require(not strange, adapter, promise, ", ".join(strange))
+    require(not unknown, adapter, promise, ", ".join(unknown))
 
-    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-    index = adapter.image_index(model, ids).masked_fill(~real, -1)
-    for row, own, found in zip(ids, real, index, strict=True):
-        if len(ids) == 1 or bool((found >= 0).any()):  # a batch may hold prompts without
-            _check_image_index(adapter, model, row[own][None])
+    ids, token_mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    index = adapter.image_index(model, ids).masked_fill(~token_mask, -1)
+    for row, kept, found in zip(ids, token_mask, index, strict=True):
+        if len(ids) == 1 or bool((found >= 0).any()):  # a batch may hold prompts without an image
+            _check_image_index(adapter, model, row[kept][None])
     features = adapter.features(encoder.output)
     counts = tokens_of_images(index)
     promise = "there are as many features as image tokens"
     require(len(features) == sum(counts), adapter, promise, (len(features), counts))
     promise = "the decoder gets the features in the places of image_index"
     require_close(features.to(embeds), embeds[index >= 0], adapter, promise)
-    text = (index < 0) & real
-    own_embeds = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
+    text = (index < 0) & token_mask
+    text_embeds = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
     promise = "embed returns what the decoder gets for text tokens"
-    require_close(own_embeds[text].to(embeds), embeds[text], adapter, promise)
+    require_close(text_embeds[text].to(embeds), embeds[text], adapter, promise)
 
-    wanted = first["reader"].output.logits[:, -1]
+    wanted = first["lm_module"].output.logits[:, -1]
     promise = "logits of the last layer's output are the model's next-token logits"
-    hidden = _output(first[f"layer {depth - 1}"])[:, -1]
+    hidden = _hidden(first[_layer(depth - 1)])[:, -1]
     require_close(adapter.logits(model, hidden), wanted, adapter, promise)
     promise = "logits of the decoder's output, with norm=False, are the same"
     hidden = decoder.output.last_hidden_state[:, -1]
@@ -118,14 +135,15 @@ def check_at_work(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Seen:
     return encoder
 
 
-OF_TOKENS = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")
+KNOWN_TENSORS = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")
+"""What the engine repeats for the branches, in the arguments of every decoder."""
 
 
-def _of_tokens(given: Mapping[str, Any]) -> set[str]:
-    """The arguments that hold tensors, by themselves or in lists."""
+def _tensors_in(arguments: Mapping[str, Any]) -> set[str]:
+    """The names of arguments that are tensors, or lists with one."""
     return {
         name
-        for name, value in given.items()
+        for name, value in arguments.items()
         if any(
             isinstance(v, Tensor) for v in (value if isinstance(value, list | tuple) else [value])
         )
@@ -133,13 +151,24 @@ def _of_tokens(given: Mapping[str, Any]) -> set[str]:
 
 
 def tokens_of_images(index: Int[Tensor, "rows tokens"]) -> list[int]:
-    """How many tokens each image has, row by row."""
+    """How many tokens each image has: the images of the first row, of the second, and so on."""
     return [int(count) for row in index for count in row[row >= 0].bincount()]
 
 
-def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: Seen) -> None:
-    """Split and joined again, the pixels are what they were, wherever the model reads them."""
-    given = {**encoder.given, **{n: value for n, value in inputs.items() if value is not None}}
+def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: RecordedCall) -> None:
+    """Require that pixels survive splitting and joining, and are split as the model reads them.
+
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        inputs: Prompts, padded on the left.
+        encoder: The call of the image encoder with their images.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+        UnmatchedPixelsError: Where the adapter cannot tell which pixels are which image's.
+    """
+    given = {**encoder.arguments, **{n: value for n, value in inputs.items() if value is not None}}
     index = adapter.image_index(model, inputs["input_ids"])
     counts = tokens_of_images(index.masked_fill(~inputs["attention_mask"].bool(), -1))
     images = adapter.split_pixels(model, given, counts)
@@ -152,21 +181,21 @@ def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: See
     require(same, adapter, "join_pixels gives the shape of pixel_values", joined.shape)
     require_same(joined, given["pixel_values"], adapter, "join_pixels undoes split_pixels")
     if len(images) > 1:
-        _check_owned(adapter, model, images, encoder, counts[0])
+        _check_other_pixels(adapter, model, images, encoder, counts[0])
 
 
-def _check_owned(
-    adapter: ModelAdapter, model: Any, images: Sequence[Tensor], encoder: Seen, tokens: int
+def _check_other_pixels(
+    adapter: ModelAdapter, model: Any, images: Sequence[Tensor], encoder: RecordedCall, tokens: int
 ) -> None:
-    """Other pixels of the first image give it other features, and the rest none."""
+    """Require that other pixels of the first image change its features, and no others."""
     owner, attribute = adapter.encoder(model)
     before = adapter.features(encoder.output)
-    changed = adapter.join_pixels(model, [images[0].flip(-1) + 1, *images[1:]], encoder.given)
-    output = getattr(owner, attribute)(**{**encoder.given, "pixel_values": changed})
+    changed = adapter.join_pixels(model, [images[0].flip(-1) + 1, *images[1:]], encoder.arguments)
+    output = getattr(owner, attribute)(**{**encoder.arguments, "pixel_values": changed})
     moved = (adapter.features(output) - before).abs().amax(dim=-1) > tolerance(before)
-    own = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
+    alone = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
     promise = "pixels of an image make the features of its own tokens, and of no others"
-    require(own, adapter, promise, moved.nonzero()[:, 0].tolist()[:8])
+    require(alone, adapter, promise, moved.nonzero()[:, 0].tolist()[:8])
 
 
 def _check_image_index(adapter: ModelAdapter, model: Any, ids: Int[Tensor, "1 tokens"]) -> None:
@@ -187,12 +216,13 @@ def _check_image_index(adapter: ModelAdapter, model: Any, ids: Int[Tensor, "1 to
 
 
 def check_rotary(adapter: ModelAdapter, model: Any) -> None:
+    """Require that `rotary` rotates the keys of each layer as the model itself does."""
     rotary = adapter.rotary(model)
     if rotary is None:
         return
     each = list(rotary) if isinstance(rotary, Sequence) else [rotary]
     one_each = len(each) == len(adapter.layers(model)) and all(
-        own is None or isinstance(own, Rotary) for own in each
+        found is None or isinstance(found, Rotary) for found in each
     )
     require(one_each, adapter, "rotary is None, or has a Rotary or None for each layer", rotary)
     decoder: Any = adapter.decoder(model)
@@ -212,13 +242,13 @@ def check_rotary(adapter: ModelAdapter, model: Any) -> None:
         start = positions if by.ndim == 2 else positions.expand(3, 1, -1)
         moved = keys(start + (by if by.ndim == 2 else by.movedim(-1, 0)))
         pairs = list(zip(rotary, keys(start), moved, strict=True))
-        for own, before, after in pairs[layers]:
-            turned = before if own is None else rotate(before, by.to(embeds), own)
+        for of_layer, before, after in pairs[layers]:
+            rotated = before if of_layer is None else rotate(before, by.to(embeds), of_layer)
             # angles are float32, whatever the model computes in
             allowed = max(precision(after.dtype), 1e-5) if within is None else within
-            require_close(turned, after, adapter, promise, within=allowed)
+            require_close(rotated, after, adapter, promise, within=allowed)
 
-    promise = "turning by rotary gives the model's own keys at the moved position"
+    promise = "rotating keys by rotary gives the model's keys at the moved position"
     by = torch.tensor([[0, 2, 2, 5, 9, 30]], device=model.device)
     check(by, promise, None, slice(1))  # the layers above would see other states
     check(torch.full_like(by, 7), promise, None, slice(None))
@@ -232,19 +262,28 @@ def check_rotary(adapter: ModelAdapter, model: Any) -> None:
 
 
 def check_causal_prefix(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
-    """Change the question: states up to the image move, or not, as `causal_prefix` says.
+    """Require that `causal_prefix` says whether states up to the image depend on the question.
 
-    `inputs` may be a left-padded batch.
+    The question is changed, and the states before and after are compared.
+
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        inputs: Prompts, padded on the left.
+
+    Raises:
+        AssertionError: Where the declaration is wrong.
+        CdkitError: Where no prompt has a text after its image that could be changed.
     """
-    real = inputs["attention_mask"].bool()
-    is_image = (adapter.image_index(model, inputs["input_ids"]) >= 0) & real
-    behind = is_image.flip(-1).cummax(dim=-1).values.flip(-1)  # up to each row's last image token
+    token_mask = inputs["attention_mask"].bool()
+    is_image = (adapter.image_index(model, inputs["input_ids"]) >= 0) & token_mask
+    up_to_image = is_image.flip(-1).cummax(dim=-1).values.flip(-1)
     depth = len(adapter.layers(model))
     states = []
-    for prompt in (inputs, with_other_end(inputs, is_image)):
-        seen = watched(adapter, model, prompt, steps=1, layers_kept=[depth - 1])
-        hidden = next(_output(call) for call in seen if call.name == f"layer {depth - 1}")
-        states.append(hidden[(behind & real).to(hidden.device)])
+    for prompt in (inputs, with_other_ending(inputs, is_image)):
+        calls = recorded_generate(adapter, model, prompt, steps=1)
+        hidden = next(_hidden(call) for call in calls if call.name == _layer(depth - 1))
+        states.append(hidden[(up_to_image & token_mask).to(hidden.device)])
     moved = bool((states[0] - states[1]).abs().max() > tolerance(states[0]))
     promise = (
         "with causal_prefix = True no state up to the image depends on the text after it"

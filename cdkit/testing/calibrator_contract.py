@@ -1,0 +1,74 @@
+"""What a position calibrator promises; see `cdkit.testing`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdkit.interfaces.position_calibrator import PositionCalibrator
+from cdkit.probing.promises import require, require_same
+from cdkit.testing.values import check_value, pure
+
+
+def check_calibrator(calibrator: Any) -> None:
+    """Check the promises of a position calibrator.
+
+    Args:
+        calibrator: An instance of a subclass of `cdkit.PositionCalibrator`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    check_value(calibrator)
+    require(
+        isinstance(calibrator, PositionCalibrator), calibrator, "it subclasses PositionCalibrator"
+    )
+    index = torch.tensor([[-1, -1, 0, 0, 0, 0, -1, -1, -1], [0, 0, -1, 1, 1, -1, -1, -1, -1]])
+    line = torch.arange(index.shape[1]).expand(index.shape)
+    new = _check_positions(calibrator, line, index)
+    require(bool((new.diff() >= 0).all()), calibrator, "positions never decrease", new)
+    unmoved = torch.allclose(new.diff(), line.diff().double(), rtol=0, atol=1e-12)
+    require(
+        unmoved == calibrator.is_identity,
+        calibrator,
+        "is_identity says whether every distance stays",
+        new,
+    )
+    # multimodal RoPE: the first image is a grid of 2 x 2, the second a row of two
+    grid = line[..., None] - torch.tensor([[0, 0, 0, 1, 2, 3, 2, 2, 2], [0] * 9])[..., None]
+    grid = grid.repeat(1, 1, 3)
+    grid[0, 2:6] = torch.tensor([[2, 2, 2], [2, 2, 3], [2, 3, 2], [2, 3, 3]])
+    grid[1, 0:2, :2], grid[1, 3:5, :2] = 0, 3
+    on_grid = _check_positions(calibrator, grid, index)
+    text = on_grid[index < 0]
+    equal = bool((text == text[:, :1]).all())
+    require(equal, calibrator, "the axes of text stay equal", text)
+
+
+def _check_positions(
+    calibrator: PositionCalibrator, positions: Tensor, image_index: Tensor
+) -> Tensor:
+    new: Tensor = pure(calibrator, calibrator.calibrate, positions, image_index)
+    require(new.shape == positions.shape, calibrator, "one position a token and axis", new.shape)
+    require(new.dtype == torch.float64, calibrator, "positions are float64", new.dtype)
+    require(bool(new.isfinite().all()), calibrator, "positions are finite", new)
+    for stop in range(1, image_index.shape[1]):
+        part = calibrator.calibrate(positions[:, :stop], image_index[:, :stop])
+        require_same(part, new[:, :stop], calibrator, "a position depends on no later token")
+    for row in range(2):
+        alone = calibrator.calibrate(positions[row : row + 1], image_index[row : row + 1])
+        require_same(alone, new[row : row + 1], calibrator, "rows of the batch are independent")
+    moved = calibrator.calibrate(positions + 5, image_index)
+    promise = "a constant added to all positions only moves them"
+    require_same(moved.diff(dim=1), new.diff(dim=1), calibrator, promise)
+    padded = calibrator.calibrate(
+        torch.cat((positions[:, :1].repeat(1, 3, *[1] * (positions.ndim - 2)) * 0, positions), 1),
+        torch.nn.functional.pad(image_index, (3, 0), value=-1),
+    )
+    promise = "padding on the left changes no distance"
+    require_same(padded[:, 3:].diff(dim=1), new.diff(dim=1), calibrator, promise)
+    if calibrator.constant_after_prompt:
+        shift = (new - positions)[:, 6:]  # behind the last image of both rows
+        promise = "with constant_after_prompt = True text after the last image moves by one shift"
+        require_same(shift, shift[:, :1].expand_as(shift), calibrator, promise)
+    return new

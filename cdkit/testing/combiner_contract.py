@@ -1,0 +1,110 @@
+"""What a combiner of logits promises; see `cdkit.testing`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from cdkit.interfaces.combiner import LogitCombiner, OnEmpty
+from cdkit.probing.promises import require, require_same
+from cdkit.testing.values import check_value, normal, pure
+
+
+def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None:
+    """Check the promises of a combiner.
+
+    Args:
+        combiner: An instance of a subclass of `cdkit.LogitCombiner`.
+        names: Of the branches, or layers, whose logits it is given beside the original ones.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    check_value(combiner)
+    require(isinstance(combiner, LogitCombiner), combiner, "it subclasses LogitCombiner")
+    require(combiner.on_empty in get_args(OnEmpty), combiner, "on_empty is 'raise' or 'original'")
+    steps = [
+        (normal(step, 3, 11), {name: normal(9 + step + i, 3, 11) for i, name in enumerate(names)})
+        for step in range(4)
+    ]
+    whole = _decoded(combiner, steps)
+    for step, combined in enumerate(whole):
+        require(
+            combined.shape == (3, 11) and combined.is_floating_point(),
+            combiner,
+            "the result has the shape of the logits",
+            combined.shape,
+        )
+        bad = combined.isnan() | (combined == math.inf)
+        require(not bad.any(), combiner, "combined logits are finite, or -inf", (step, combined))
+        alive = (~combined.isneginf()).any(dim=-1)
+        require(bool(alive.all()), combiner, "a token is left in every row", (step, combined))
+    order = torch.tensor([2, 0, 1])
+    reordered = [(x[order], {k: v[order] for k, v in others.items()}) for x, others in steps]
+    for mixed, combined in zip(_decoded(combiner, reordered), whole, strict=True):
+        require_same(mixed, combined[order], combiner, "rows of the batch are independent")
+    alone = [(x[:1], {k: v[:1] for k, v in others.items()}) for x, others in steps]
+    for single, combined in zip(_decoded(combiner, alone), whole, strict=True):
+        require_same(single, combined[:1], combiner, "rows of the batch are independent")
+    original, others = steps[0]
+    for name in names:
+        if not combiner.uses(name):
+            without, _ = combiner.combine(
+                original, others | {name: others[name] + normal(3, 3, 11)}, step=0, state={}
+            )
+            require_same(
+                without, whole[0], combiner, f"logits that it does not read ({name}) are unread"
+            )
+    if not combiner.stateful:
+        for step, (logits, rest) in enumerate(steps):
+            later, state = combiner.combine(logits, rest, step=step + 7, state={})
+            require_same(
+                later, whole[step], combiner, "with stateful = False no step and no state counts"
+            )
+            require(not state, combiner, "with stateful = False it keeps no state", state)
+    if combiner.contrastive:
+        equal, _ = combiner.combine(original, dict.fromkeys(names, original), step=0, state={})
+        require_same(
+            equal,
+            original.masked_fill(equal.isneginf(), -math.inf),
+            combiner,
+            "with contrastive = True logits equal to the original ones change nothing",
+        )
+    for logits, rest in (*steps, (_sure(steps[0][0]), steps[0][1])):
+        settled = combiner.settled(logits)
+        if settled is None:
+            break
+        require(settled.shape == (3,), combiner, "settled says it of each row", settled.shape)
+        left = [
+            ~combiner.combine(logits, given, step=0, state={})[0].isneginf() for given in (rest, {})
+        ]
+        one = left[0][settled].sum(dim=-1) == 1
+        same = bool(one.all()) and left[0][settled].equal(left[1][settled])
+        promise = "settled rows have one token left, with other logits and without"
+        require(same, combiner, promise, (settled, left))
+    if combiner.is_identity:
+        untouched, _ = combiner.combine(original, {}, step=0, state={})
+        require(torch.equal(untouched, original), combiner, "an identity returns the original")
+
+
+def _sure(logits: Tensor) -> Tensor:
+    """With one token far above the others in two of the rows."""
+    return logits + 50 * torch.eye(*logits.shape).roll(1, dims=1)[:, :] * torch.tensor(
+        [[1.0], [0.0], [1.0]]
+    )
+
+
+def _decoded(
+    combiner: LogitCombiner, steps: Sequence[tuple[Tensor, Mapping[str, Tensor]]]
+) -> list[Tensor]:
+    """The combined logits of steps that follow each other."""
+    state: Mapping[str, Tensor] = {}
+    combined = []
+    for step, (original, others) in enumerate(steps):
+        result, state = pure(combiner, combiner.combine, original, others, step=step, state=state)
+        rows = {tuple(value.shape[:1]) for value in state.values()}
+        require(rows <= {original.shape[:1]}, combiner, "state tensors begin with the rows", rows)
+        combined.append(result)
+    return combined

@@ -1,0 +1,170 @@
+"""Methods at work on a model in every decode mode, alone and in a padded batch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cdkit.attachment import attach
+from cdkit.interfaces.distortion import (
+    DISTORTIONS,
+    AttentionDistortion,
+    DistortionStrategy,
+    Modified,
+    PixelDistortion,
+    Prompt,
+    PromptDistortion,
+)
+from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.interfaces.segment import CrossModalSegment
+from cdkit.methods.method import ORIGINAL, Method
+from cdkit.probing.identical_branch import (
+    BRANCH,
+    ONE_BATCH,
+    Difference,
+    check_identical_branch,
+    contrasted,
+)
+from cdkit.probing.promises import require, require_close
+from cdkit.probing.stock_generate import Inputs, generate_tokens
+
+STEPS = 3
+MODES: Mapping[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True},
+    "beam search": {"num_beams": 2},
+}
+
+
+@dataclass(frozen=True)
+class Mirrored(PixelDistortion):
+    """The picture mirrored left to right."""
+
+    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return pixels.flip(-1)
+
+
+@dataclass(frozen=True)
+class WithoutImage(PromptDistortion):
+    """The prompt without its image tokens."""
+
+    needs_text: ClassVar[bool] = False
+
+    def distort(self, prompt: Prompt) -> Prompt:
+        return prompt.without_image()
+
+
+@dataclass(frozen=True)
+class Instructed(PromptDistortion):
+    """The prompt with some words before everything else."""
+
+    needs_text: ClassVar[bool] = True
+
+    def distort(self, prompt: Prompt) -> Prompt:
+        return prompt.insert("no yes no", at=prompt.system_slot)
+
+
+@dataclass(frozen=True)
+class Faint(AttentionDistortion):
+    """Image logits halved."""
+
+    modifies: ClassVar[frozenset[Modified]] = frozenset({"logits"})
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        return False
+
+    def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
+        return replace(segment, logits=segment.logits / 2)
+
+
+def distortions(*, text: bool) -> Iterator[DistortionStrategy]:
+    """One distortion of each kind.
+
+    Of a kind that has none in this file the first one that is registered.
+
+    Args:
+        text: Whether a processor is there that can encode text.
+    """
+    simple: list[DistortionStrategy] = [Mirrored(), WithoutImage(), Faint()]
+    yield from simple
+    if text:
+        yield Instructed()
+    for kind in DistortionStrategy.__subclasses__():
+        if not any(isinstance(known, kind) for known in simple):
+            yield from [cls() for cls in DISTORTIONS.values() if issubclass(cls, kind)][:1]
+
+
+def check_decode_modes(
+    adapter: ModelAdapter, model: Any, one: Inputs, other: Inputs, *, both: Inputs, processor: Any
+) -> None:
+    """Require that methods run as they should in every decode mode.
+
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        one: A prompt.
+        other: Another prompt.
+        both: The left-padded batch of the two.
+        processor: The model's processor; without it no distortion writes text.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    stock = torch.stack(generate_tokens(model, both, steps=STEPS).logits)
+    for prompt in (one, other, both):
+        check_stock(adapter, model, prompt, processor)
+    for distortion in distortions(text=processor is not None):
+        for mode in MODES:
+            method = contrasted(distortion)
+            _check_mode(adapter, model, (one, other), both, method, mode, processor)
+    again = torch.stack(generate_tokens(model, both, steps=STEPS).logits)
+    require(again.equal(stock), adapter, "leaving restores the stock model, to the bit")
+
+
+def check_stock(adapter: ModelAdapter, model: Any, prompt: Inputs, processor: Any) -> None:
+    """Require the stock model's logits from a method that does nothing, skipped or forced."""
+    stock = generate_tokens(model, prompt, steps=STEPS)
+    with attach(model, Method("nothing", combiner=Difference(alpha=0.0)), processor=processor):
+        untouched = generate_tokens(model, prompt, steps=STEPS)
+    equal = torch.stack(untouched.logits).equal(torch.stack(stock.logits))
+    require(equal, adapter, "with nothing to do the logits are the stock model's, to the bit")
+    check_identical_branch(adapter, model, prompt, stock, attach=attach, optimize=ONE_BATCH)
+
+
+def _check_mode(
+    adapter: ModelAdapter,
+    model: Any,
+    alone: tuple[Inputs, Inputs],
+    both: Inputs,
+    method: Method,
+    mode: str,
+    processor: Any,
+) -> None:
+    where = f"{method.name} under {mode}"
+    outputs = []
+    for prompt in (*alone, both):
+        with attach(model, method, processor=processor, trace=("logits",)) as run:
+            outputs.append(generate_tokens(model, prompt, steps=STEPS, **MODES[mode]))
+        require(len(run.trace.steps) == STEPS, adapter, f"{where}: each step is the method's")
+        for number, step in enumerate(run.trace.steps):
+            original, distorted = step.logits[ORIGINAL], step.logits[BRANCH]
+            finite = bool(original.isfinite().all() and distorted.isfinite().all())
+            require(finite, adapter, f"{where}: logits are finite", f"step {number}")
+            differs = bool((original != distorted).any(dim=-1).all())
+            promise = f"{where}: the distortion reaches the model at every step"
+            require(differs, adapter, promise, f"step {number}")
+    batch = outputs.pop()
+    promise = f"{where}: an answer is the same alone and in a left-padded batch"
+    for row, single in enumerate(outputs):
+        if mode == "beam search":  # the rows of its logits are beams, whose order says nothing
+            new = [out.sequences[:, -STEPS:] for out in (single, batch)]
+            require(new[0][0].equal(new[1][row]), adapter, promise, (new[0][0], new[1][row]))
+            scores = single.sequences_scores, batch.sequences_scores[row : row + 1]
+            require_close(*scores, adapter, promise)
+            continue
+        steps = 1 if mode == "sampling" else STEPS  # a batch draws other random numbers
+        for wanted, logits in zip(single.logits[:steps], batch.logits[:steps], strict=True):
+            require_close(logits[row : row + 1], wanted, adapter, promise)

@@ -1,0 +1,154 @@
+"""What a distortion or an intervention promises; see `cdkit.testing`."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdkit.interfaces.distortion import (
+    AttentionDistortion,
+    DistortionStrategy,
+    FeatureDistortion,
+    Modified,
+    PixelDistortion,
+    Prompt,
+    PromptDistortion,
+)
+from cdkit.interfaces.intervention import Intervention
+from cdkit.probing.promises import name_of, require, require_same
+from cdkit.testing.segment_contract import check_mask_ignores_constants, check_segment
+from cdkit.testing.values import check_value, normal, pure
+
+
+def check_strategy(strategy: object) -> None:
+    """Check the promises of a distortion of any of the four kinds, or of an intervention.
+
+    Args:
+        strategy: An instance of a subclass of `cdkit.PixelDistortion`, `FeatureDistortion`,
+            `PromptDistortion`, `AttentionDistortion` or `Intervention`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    check_value(strategy)
+    match strategy:
+        case PixelDistortion():
+            _check_modifies(strategy, {"pixels"})
+            _check_pixels(strategy)
+        case FeatureDistortion():
+            _check_modifies(strategy, {"features"})
+            _check_features(strategy)
+        case PromptDistortion():
+            _check_modifies(strategy, {"prompt"})
+            _check_prompt(strategy)
+        case AttentionDistortion():
+            _check_modifies(strategy, {"logits", "text_logits", "values"})
+            check_segment(
+                strategy,
+                strategy.distort,
+                strategy.modifies,
+                layers=strategy.layers,
+                needs_whole_prompt=strategy.needs_whole_prompt,
+                keeps_prefix=strategy.keeps_prefix,
+            )
+            check_mask_ignores_constants(strategy)
+        case Intervention():
+            require(
+                isinstance(strategy.branches, tuple),
+                strategy,
+                "branches is a tuple of branch names",
+            )
+            check_segment(
+                strategy,
+                strategy.intervene,
+                frozenset({"logits", "text_logits", "values"}),
+                layers=strategy.layers,
+                needs_whole_prompt=strategy.needs_whole_prompt,
+            )
+        case _:
+            raise AssertionError(
+                f"{name_of(strategy)} must subclass PixelDistortion, FeatureDistortion, "
+                "PromptDistortion, AttentionDistortion or Intervention"
+            )
+
+
+def _check_modifies(strategy: DistortionStrategy, allowed: set[Modified]) -> None:
+    modifies = getattr(strategy, "modifies", None)
+    require(
+        isinstance(modifies, frozenset) and modifies <= allowed,
+        strategy,
+        f"modifies is a frozenset out of {sorted(allowed)}",
+        modifies,
+    )
+
+
+def _check_pixels(strategy: PixelDistortion) -> None:
+    def distort(pixels: Tensor) -> Tensor:
+        return strategy.distort(pixels, generator=torch.Generator().manual_seed(0))
+
+    for dtype, images in itertools.product((torch.float32, torch.float64, torch.bfloat16), (1, 2)):
+        pixels = normal(1, images, 3, 8, 8).to(dtype)
+        new = pure(strategy, distort, pixels)
+        require(new.shape == pixels.shape, strategy, "the pixels keep their shape", new.shape)
+        require(new.dtype == dtype, strategy, f"pixels in {dtype} stay in it", new.dtype)
+        require(bool(new.isfinite().all()), strategy, "finite pixels stay finite")
+    pixels = normal(1, 1, 3, 8, 8)
+    _check_noise(strategy, lambda random: strategy.distort(pixels, generator=random), pixels)
+
+
+def _check_features(strategy: FeatureDistortion) -> None:
+    def distort(features: Tensor, attention: Tensor, *, seed: int = 0) -> Tensor:
+        random = torch.Generator().manual_seed(seed)
+        return strategy.distort(features, attention, generator=random)
+
+    for dtype, tokens in itertools.product((torch.float32, torch.float64, torch.bfloat16), (1, 9)):
+        features = normal(1, tokens, 6).to(dtype)
+        attention = normal(2, 5, tokens + 4).softmax(dim=-1)[:, :tokens]  # the rest is on text
+        new = pure(strategy, distort, features, attention)
+        require(new.shape == features.shape, strategy, "the features keep their shape", new.shape)
+        require(new.dtype == dtype, strategy, f"features in {dtype} stay in it", new.dtype)
+        require(bool(new.isfinite().all()), strategy, "finite features stay finite")
+    features, attention = normal(1, 9, 6), normal(2, 5, 13).softmax(dim=-1)[:, :9]
+    _check_noise(
+        strategy, lambda random: strategy.distort(features, attention, generator=random), features
+    )
+
+
+def _check_noise(part: Any, distort: Callable[[torch.Generator], Tensor], given: Tensor) -> None:
+    """Check that the generator is the only source of randomness, and makes a difference if used."""
+    random = torch.Generator().manual_seed(0)
+    first, second = (distort(random) for _ in range(2))
+    if random.get_state().equal(torch.Generator().manual_seed(0).get_state()):
+        require_same(first, second, part, "without the generator it is deterministic")
+    elif not first.equal(given):
+        other = [distort(torch.Generator().manual_seed(seed)) for seed in range(1, 9)]
+        moved = any(not first.equal(new) for new in other)
+        require(moved, part, "another generator gives other noise")
+
+
+def _check_prompt(strategy: PromptDistortion) -> None:
+    needs = getattr(strategy, "needs_text", None)
+    require(isinstance(needs, bool), strategy, "needs_text is True or False", needs)
+
+    def encode(text: str) -> tuple[int, ...]:
+        require(bool(needs), strategy, "it calls encode only where needs_text is True")
+        return tuple(100 + ord(letter) for letter in text)
+
+    for images in (1, 2):
+        ids = (1, 2, *(7, 7, 7, 3) * images, 4, 5)
+        flags = tuple(i == 7 for i in ids)
+        slot = len(ids) - flags[::-1].index(True)
+        prompt = Prompt(ids, flags, system_slot=1, question_slot=slot, encode=encode)
+        new = strategy.distort(prompt)
+        require(isinstance(new, Prompt), strategy, "it returns a Prompt", type(new))
+        require(strategy.distort(prompt) == new, strategy, "it is deterministic")
+        require(bool(new.ids), strategy, "a token is left in the prompt")
+        kept = tuple(i for i, image in zip(new.ids, new.is_image, strict=True) if image)
+        require(
+            kept in ((), (7,) * 3 * images) and (7 in new.ids) == bool(kept),
+            strategy,
+            "image tokens are taken out all together, never added",
+            new.ids,
+        )

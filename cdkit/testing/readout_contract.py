@@ -1,0 +1,27 @@
+"""What a layer readout promises; see `cdkit.testing`."""
+
+from typing import Any
+
+from cdkit.interfaces.readout import LayerReadout
+from cdkit.methods.method import ORIGINAL
+from cdkit.probing.promises import require
+from cdkit.testing.values import check_value
+
+
+def check_readout(readout: Any) -> None:
+    """Check the promises of a layer readout.
+
+    Args:
+        readout: An instance of a subclass of `cdkit.LayerReadout`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    check_value(readout)
+    require(isinstance(readout, LayerReadout), readout, "it subclasses LayerReadout")
+    for count in (8, 32):
+        layers = readout.layers(count)
+        require(bool(layers), readout, "it names a layer")
+        require(ORIGINAL not in layers, readout, f"no layer is called {ORIGINAL!r}")
+        inside = all(0 <= passed <= count for passed in layers.values())
+        require(inside, readout, f"its states have passed 0 to {count} layers", layers)
