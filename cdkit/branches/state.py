@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.attention.context import AnswerCache
@@ -61,7 +61,7 @@ class BranchState:
     def extend(
         self,
         positions: Int[Tensor, "..."] | None,
-        token_mask: Bool[Tensor, "_ columns"] | None,
+        token_mask: Shaped[Tensor, "_ columns"] | None,
         new: int,
     ) -> None:
         """Note `new` more columns of the original branch.
