@@ -12,7 +12,7 @@ from cdkit.interfaces.model_adapter import ADAPTERS
 from cdkit.testing import check_adapter
 from cdkit.testing.tools import tolerance as precision
 
-from .modes import MODES, PRESETS, STEPS, generated
+from .modes import MODES, PRESETS, STEPS, covering, generated
 from .tiny import FAMILIES, Words, inputs, tiny
 
 ELSEWHERE = ("qwen_vl",)
@@ -79,8 +79,7 @@ def test_off_is_the_stock_model(name: str, mode: str) -> None:
         assert all(a.equal(b) for a, b in zip(out.logits, stock.logits, strict=True))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", ADMITTED)
+@pytest.mark.parametrize(("name", "preset"), covering(ADMITTED, PRESETS))
 def test_a_method(name: str, preset: str) -> None:
     """Unequal prompts side by side answer as alone; faster or not, in every mode."""
     logits, greedy = answered(name, preset, 0, 1)
@@ -112,8 +111,10 @@ LINE_AND_GRID = [name for name in ("llava", "qwen2_vl") if name in ADMITTED]
 """Positions with one axis, and with three."""
 
 
-@pytest.mark.parametrize("preset", [name for name in cdkit.presets() if name not in PRESETS])
-@pytest.mark.parametrize("name", LINE_AND_GRID)
+OTHERS = [name for name in cdkit.presets() if name not in PRESETS]
+
+
+@pytest.mark.parametrize(("preset", "name"), covering(OTHERS, LINE_AND_GRID))
 def test_every_other_method(name: str, preset: str) -> None:
     """Greedily, or with beams where the method has its own."""
     mode = "greedy" if "greedy" in cdkit.load(preset).modes else "beams"

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import cdkit
 
+from .modes import PRESETS
 from .saved import save_qwen2_vl
 from .tiny import Words, inputs, tiny
 
 FAMILIES = ("qwen3_vl", "gemma3", "internvl", "instructblip")
 """Axes and deeper levels; masks of its own; tiles; an inner language model."""
-METHODS = ("cmac", "vcd", "icd", "pai")
 CHIEF = ("cmac", "icd")
 """Those that act at the most places: attention and positions; the prompt, and an encoder of it."""
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def logits_of(model: Any, family: str, method: str | None, **how: Any) -> Tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_half_precision(name: str, dtype: torch.dtype, family: str, own: Any) -> None:
     """Near the logits in float64, and in float32 where they are combined."""
     kept: dict[str, Any] = {"processor": Words(), "sample_ids": ["a", "b"]}

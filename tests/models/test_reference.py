@@ -85,7 +85,7 @@ def _prompts(name: str) -> tuple[Inputs, list[Prompt]]:
 def test_every_family_is_here() -> None:
     assert set(ADAPTERS) == {all_tiny.FAMILIES[name].model_type for name in SINGLE} | {
         *GRID,
-        "qwen_vl",  # tests/qwen_vl/test_cmac.py
+        "qwen_vl",  # qwen_vl/test_cmac.py
     }
 
 
