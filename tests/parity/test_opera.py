@@ -420,12 +420,11 @@ FAULTS: dict[str, tuple[str, str, Callable[..., Any]]] = {
 def test_a_faulty_search_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, decision, wrong = FAULTS[fault]
     wanted = [right(name, index).finished for index in range(len(SAMPLES))]
+    found = together(name)
+    assert not any(map(differs, found, wanted))
     monkeypatch.setattr(opera_oracle, decision, wrong)
-    seen = []
-    for index, (found, want) in enumerate(zip(together(name), wanted, strict=True)):
-        assert not differs(found, want)
-        seen.append(differs(found, search(index, CASES[name]).finished))
-    assert any(seen)
+    # the first prompt that shows it is enough
+    assert any(differs(one, search(i, CASES[name]).finished) for i, one in enumerate(found))
 
 
 def test_the_comparison_itself() -> None:
