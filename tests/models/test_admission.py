@@ -17,7 +17,12 @@ from .tiny import FAMILIES, Words, inputs, tiny
 
 ELSEWHERE = ("qwen_vl",)
 """Cdkit's own models: their tests hold an admission of their own."""
-ADMITTED = [name for name, family in FAMILIES.items() if family.model_type in ADAPTERS]
+TRIED = {family.model_type: name for name, family in FAMILIES.items()}
+ADMITTED = [
+    *(name for name, family in FAMILIES.items() if family.model_type in ADAPTERS),
+    # without a recipe in tiny.py all tests of it fail
+    *(name for name in ADAPTERS if name not in (*TRIED, *ELSEWHERE)),
+]
 
 
 def answered(
@@ -52,12 +57,6 @@ def same_answer(one: Any, other: Any, rows: slice = slice(None)) -> None:
 
 
 # ---- all families --------------------------------------------------------------------------------
-
-
-def test_every_registered_family_is_here() -> None:
-    """A new family needs a recipe in `tiny.py`, then everything below runs on it."""
-    known = {family.model_type for family in FAMILIES.values()} | set(ELSEWHERE)
-    assert set(ADAPTERS) <= known, f"no recipe for {sorted(set(ADAPTERS) - known)}"
 
 
 @pytest.mark.slow  # each family's own file checks it, on prompts of its own
