@@ -61,12 +61,12 @@ def plain_logits(model: Any, inputs: Inputs, ids: Tensor) -> Tensor:
     mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - columns), value=1)
     tokens = (inputs["input_ids"] == model.config.image_token_id).sum(dim=1)
     images = (tokens * len(inputs["pixel_values"]) // tokens.sum()).tolist()
-    pixels = inputs["pixel_values"].split(images)
+    pixels: Any = inputs["pixel_values"]
     logits: Tensor = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),  # as generate counts
-        pixel_values=torch.cat([own for own in pixels for _ in range(each)]),
+        pixel_values=torch.cat([own for own in pixels.split(images) for _ in range(each)]),
         logits_to_keep=1,
     ).logits[:, -1]
     return logits
