@@ -13,9 +13,9 @@ lowest=${1:-$(sed -nE 's/^ *"transformers>=([0-9.]+),.*/\1/p' pyproject.toml)}
 torch=${2:-$(python3 -c 'from importlib.metadata import version; print(version("torch").split("+")[0])')}
 tests=(
     tests/models/test_{admission,reference}.py # every family
-    tests/parity/test_splits.py tests/engine/test_refusals.py # caches, chunks
-    tests/parity/test_optimizations.py tests/engine/test_static.py # what is shared, static caches
-    tests/qwen_vl # a model of our own
+    tests/parity/test_splits.py tests/generation/test_refusals.py # caches, chunks
+    tests/execution/test_{optimizations,static_cache}.py # what is shared, static caches
+    tests/models/qwen_vl # a model of our own
 )
 
 work=$(mktemp -d)

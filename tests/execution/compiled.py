@@ -29,8 +29,7 @@ class Counted(TypedDict):
 
 
 def counted(name: str, backend: str, *, beams: int = 1, alone: bool = False) -> list[Counted]:
-    """Of one method on prompts of several lengths. `alone`: in batches of one, and without a trace,
-    so that distorted rows may lag behind."""
+    """Of one method on prompts of several lengths. `alone`: in batches of one, not traced."""
     graphs: list[Any] = []
 
     def counting(graph: Any, inputs: Any) -> Any:

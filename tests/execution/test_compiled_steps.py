@@ -21,7 +21,7 @@ GRAPHS = 2
 
 
 def compiled(backend: str, *names: str) -> dict[str, list[dict[str, Any]]]:
-    """What `tests/engine/compiled.py` prints."""
+    """What `tests/execution/compiled.py` prints."""
     command = [sys.executable, "-m", "execution.compiled", backend, *names]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

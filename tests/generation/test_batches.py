@@ -50,36 +50,39 @@ def answers(model: Any, inputs: Inputs, **asked: Any) -> tuple[list[list[int]], 
     return out.sequences[:, start:].tolist(), torch.stack(out.logits)
 
 
-def test_batch_mates_order_and_size(
-    model: Any, processor: Any, method: cdkit.Method, make_inputs: MakeInputs
-) -> None:
-    with cdkit.attach(model, method, processor=processor, seed=5):
-        together, logits = answers(model, make_inputs(*QUESTIONS))
-        backwards, turned = answers(model, make_inputs(*reversed(QUESTIONS)))
-        pair, two = answers(model, make_inputs(QUESTIONS[1], QUESTIONS[3]))
-        singles = [answers(model, make_inputs(question)) for question in QUESTIONS]
-    assert backwards == together[::-1]
-    assert pair == [together[1], together[3]]
-    assert [single for (single,), _ in singles] == together
-    close: dict[str, Any] = {"rtol": 0, "atol": 1e-9}
-    torch.testing.assert_close(turned, logits.flip(1), **close)
-    torch.testing.assert_close(two, logits[:, [1, 3]], **close)
-    alone = torch.cat([logits for _, logits in singles], dim=1)
-    torch.testing.assert_close(alone, logits, **close)
-
-
-def test_more_padding(
+def test_batch_mates_order_size_and_padding(
     model: Any, processor: Any, method: cdkit.Method, make_inputs: MakeInputs
 ) -> None:
     inputs = make_inputs(*QUESTIONS)
     padded = dict(inputs)
     for name in ("input_ids", "attention_mask"):  # the pad token is 0
         padded[name] = torch.nn.functional.pad(inputs[name], (5, 0))
-    with cdkit.attach(model, method, processor=processor):
-        wanted, logits = answers(model, inputs)
+    with cdkit.attach(model, method, processor=processor, seed=5):
+        together, logits = answers(model, inputs)
+        backwards, turned = answers(model, make_inputs(*reversed(QUESTIONS)))
+        pair, two = answers(model, make_inputs(QUESTIONS[1], QUESTIONS[3]))
+        singles = [answers(model, make_inputs(question)) for question in QUESTIONS]
         given, others = answers(model, padded)
-    assert given == wanted
-    torch.testing.assert_close(others, logits, rtol=0, atol=1e-9)
+        # with one candidate left by top_k the samples of a prompt are its greedy answer
+        samples, _ = answers(model, inputs, do_sample=True, top_k=1, num_return_sequences=3)
+        # an end token that only one row reaches early: the others go on as they would
+        end = together[0][1]
+        ended, _ = answers(model, inputs, eos_token_id=end)
+    assert backwards == together[::-1]
+    assert pair == [together[1], together[3]]
+    assert [single for (single,), _ in singles] == together
+    assert given == together
+    close: dict[str, Any] = {"rtol": 0, "atol": 1e-9}
+    torch.testing.assert_close(turned, logits.flip(1), **close)
+    torch.testing.assert_close(two, logits[:, [1, 3]], **close)
+    alone = torch.cat([logits for _, logits in singles], dim=1)
+    torch.testing.assert_close(alone, logits, **close)
+    torch.testing.assert_close(others, logits, **close)
+    assert samples == [answer for answer in together for _ in range(3)]
+    for row, (whole, cut) in enumerate(zip(together, ended, strict=True)):
+        stop = whole.index(end) + 1 if end in whole else len(whole)
+        assert cut[:stop] == whole[:stop], row
+        assert set(cut[stop:]) <= {0}, row
 
 
 def test_beams_of_a_batch(
@@ -90,32 +93,6 @@ def test_beams_of_a_batch(
         together = tokens(model, make_inputs(*QUESTIONS), **beams)
         alone = [tokens(model, make_inputs(q), **beams) for q in QUESTIONS]
     assert [answer for rows in alone for answer in rows] == together
-
-
-def test_returned_samples_belong_to_their_prompt(
-    model: Any, processor: Any, method: cdkit.Method, make_inputs: MakeInputs
-) -> None:
-    """With one candidate left by top_k the samples of a prompt are its greedy answer."""
-    with cdkit.attach(model, method, processor=processor):
-        greedy, _ = answers(model, make_inputs(*QUESTIONS))
-        samples, _ = answers(
-            model, make_inputs(*QUESTIONS), do_sample=True, top_k=1, num_return_sequences=3
-        )
-    assert samples == [answer for answer in greedy for _ in range(3)]
-
-
-def test_a_prompt_that_ended_changes_nothing(
-    model: Any, processor: Any, method: cdkit.Method, make_inputs: MakeInputs
-) -> None:
-    """An end token that only one row reaches early: the others go on as they would."""
-    with cdkit.attach(model, method, processor=processor):
-        free, _ = answers(model, make_inputs(*QUESTIONS))
-        ends = {"eos_token_id": free[0][1]}
-        given, _ = answers(model, make_inputs(*QUESTIONS), **ends)
-    for row, (whole, cut) in enumerate(zip(free, given, strict=True)):
-        stop = whole.index(free[0][1]) + 1 if free[0][1] in whole else len(whole)
-        assert cut[:stop] == whole[:stop], row
-        assert set(cut[stop:]) <= {0}, row
 
 
 def test_sample_ids_decide_the_noise_and_nothing_else(

@@ -14,6 +14,8 @@ import cdkit
 from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode, Rows
 from cdkit.strategies.loops.beam_search import first_beam, grow
 
+from .presets import GREEDY
+
 hf: Any = transformers  # much of it is not typed
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
@@ -230,11 +232,7 @@ def test_the_plain_output_is_the_sequences(model: Any, make_inputs: MakeInputs) 
 
 # ---- with distorted branches ----------------------------------------------------------------
 
-BRANCHED = [
-    name
-    for name in cdkit.presets()
-    if "greedy" in cdkit.load(name).modes and not cdkit.load(name).stateful
-]
+BRANCHED = [name for name in GREEDY if not cdkit.load(name).stateful]
 
 
 @pytest.mark.parametrize("name", BRANCHED)

@@ -1,6 +1,7 @@
 """Models inside of PEFT, accelerate, torch.compile and pipelines, and in half precision."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,35 +162,39 @@ def test_a_pipeline(
     assert given.strip() == processor.tokenizer.decode(ids[0, -5:]) != stock.strip()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.fixture(scope="module")
+def model_in(make_model: Callable[..., Any]) -> Callable[[torch.dtype], Any]:
+    """The model in a dtype, made once."""
+    return functools.cache(lambda dtype: make_model(dtype=dtype))
+
+
 @pytest.mark.parametrize("name", ACTIVE_GREEDY)
 def test_half_precision(
     name: str,
-    dtype: torch.dtype,
-    make_model: Callable[..., Any],
+    model_in: Callable[[torch.dtype], Any],
     processor: Any,
     make_inputs: MakeInputs,
 ) -> None:
     """It runs, its logits are near those in float64, and they come out in float32."""
     inputs = make_inputs(*QUESTIONS)
-    names = ["a", "b"]
-    logits = []
-    for kind in (torch.float64, dtype):
-        model = make_model(dtype=kind)
+    names, method = ["a", "b"], cdkit.load(name)
+    first = {}
+    for kind in (torch.float64, torch.bfloat16, torch.float16):
+        model = model_in(kind)
         attached = cdkit.attach(
-            model, cdkit.load(name), processor=processor, sample_ids=names, trace=("logits",)
+            model, method, processor=processor, sample_ids=names, trace=("logits",)
         )
         with attached as run, torch.no_grad():
             model.generate(**inputs, max_new_tokens=3, do_sample=False, num_beams=2)
-            if takes_plain_calls(cdkit.load(name)):
+            if takes_plain_calls(method):
                 model(**inputs, logits_to_keep=1)
-        logits.append(run.trace.steps[0].logits)
-        if kind is dtype:
-            out = run.trace.steps[0].combined
-            assert out is not None and out.dtype == torch.float32 and not out.isnan().any()
-    for branch, wanted in logits[0].items():
-        error = (logits[1][branch].double() - wanted).abs().mean()
-        assert error < (0.15 if dtype is torch.bfloat16 else 0.05), branch
+        first[kind] = run.trace.steps[0]
+    for dtype, within in ((torch.bfloat16, 0.15), (torch.float16, 0.05)):
+        out = first[dtype].combined
+        assert out is not None and out.dtype == torch.float32 and not out.isnan().any()
+        for branch, wanted in first[torch.float64].logits.items():
+            error = (first[dtype].logits[branch].double() - wanted).abs().mean()
+            assert error < within, f"{branch} in {dtype}"
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])

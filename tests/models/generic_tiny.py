@@ -12,6 +12,7 @@ import torch
 import cdkit
 from cdkit.interfaces.model_adapter import ADAPTERS
 
+from .modes import generated
 from .tiny import (
     END,
     EOS,
@@ -270,7 +271,6 @@ UNMATCHED = ("tiles", "video_llama_3", "paddleocr_vl", "deepseek_vl_hybrid")
 
 # ---- at work -------------------------------------------------------------------------------------
 
-STEPS = 3
 IN_USE = "has no adapter of its own, a generic one is in use"
 
 
@@ -279,16 +279,6 @@ def ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages and other test files register adapters of their own."""
     ours = {n: a for n, a in ADAPTERS.items() if a.__module__.startswith("cdkit.models.")}
     monkeypatch.setattr(ADAPTERS, "_classes", ours)
-
-
-def generated(model: Any, given: Inputs, **how: Any) -> Any:
-    """Exactly so many tokens, by the model's own `generate`."""
-    asked = {"max_new_tokens": STEPS, "do_sample": False, "num_beams": 1} | how
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return model.generate(
-            **given, **asked, output_logits=True, output_scores=True, return_dict_in_generate=True
-        )
 
 
 def told(model: Any, given: Inputs, method: str = "pai") -> list[str]:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from .tiny import SMALL_TEXT
+
 GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
-PAD, BOS, IMAGE, VIDEO, START, END, VOCAB = 0, 1, 90, 91, 92, 93, 100
+PAD, BOS, IMAGE, VIDEO, START, END = 0, 1, 90, 91, 92, 93
 MERGE, PATCH, FRAMES = 2, 2, 2
 
 Prompt = tuple[int | tuple[int, int], ...]
@@ -27,17 +29,7 @@ def tiny(name: str) -> Any:
     if name == "glm4v":
         rope["partial_rotary_factor"] = 0.5
     text: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": None,
-        "tie_word_embeddings": False,
+        **SMALL_TEXT,
         "rope_parameters": rope,
         **(head if name.startswith("qwen3") else {}),
     }

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from .tiny import SMALL_TEXT
+
 FIXED = ("llava", "vipllava", "deepseek_vl", "janus")
 ANY_SHAPE = ("llava_next", "llava_onevision")
 TILES = ("internvl", "aya_vision", "ovis2")
@@ -36,17 +38,7 @@ def _text(name: str) -> dict[str, Any]:
     }
     text: dict[str, Any] = {
         "model_type": decoder.get(name, "llama"),
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": None,
-        "tie_word_embeddings": False,
+        **SMALL_TEXT,
         "initializer_range": 0.3,
     }
     if text["model_type"] == "mistral":

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from torch import Tensor
 
+from .tiny import SMALL_TEXT
+
 hf: Any = transformers  # much of it is not typed
 PAD, BOS = 0, 1
 IMAGE, START, END, NEWLINE, TAG = 90, 92, 93, 94, 95
@@ -126,12 +128,7 @@ def _of(name: str, decoder: str = "", window: int = 200) -> dict[str, Any]:
 
 
 def _text(model_type: str, **more: Any) -> dict[str, Any]:
-    return {
-        "model_type": model_type, "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 512, "pad_token_id": PAD, "bos_token_id": BOS,
-        "eos_token_id": None, "tie_word_embeddings": False, **more,
-    }  # fmt: skip
+    return {**SMALL_TEXT, "model_type": model_type, **more}
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,6 +18,19 @@ MODES: dict[str, dict[str, Any]] = {
 STEPS = 4
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 """Of logits that `generate` gives out: they are float32."""
+
+
+def covering(rows: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
+    """The product of both as parameters, a cover of it in the quick tests and the rest `wide`.
+
+    Each row is quick with the first column and with one more, in turn; so each column is, where
+    there are as many rows as columns.
+    """
+    return [
+        pytest.param(row, column, marks=[] if at in (0, place % len(columns)) else pytest.mark.wide)
+        for place, row in enumerate(rows, start=1)
+        for at, column in enumerate(columns)
+    ]
 
 
 def generated(model: Any, given: dict[str, Tensor], **how: Any) -> Any:
@@ -46,8 +60,8 @@ def answered(
 
 def check_batch(
     run: Callable[..., Any], prompts: Sequence[Any], mode: str, close: dict[str, Any] = CLOSE
-) -> None:
-    """`run(prompts, optimize=...)`: a batch is each prompt alone, made faster or not."""
+) -> Any:
+    """`run(prompts, optimize=...)`: a batch is each prompt alone, made faster or not; the batch."""
     how = MODES[mode]
     both = run(prompts, optimize=True, **how)
     plain = run(prompts, optimize=False, **how)
@@ -59,3 +73,4 @@ def check_batch(
         if mode != "beams":
             torch.testing.assert_close(both.logits[0][row], alone.logits[0][0], **close)
             torch.testing.assert_close(both.logits[0][row], plain.logits[0][row], **close)
+    return both

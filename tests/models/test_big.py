@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import cdkit
 
+from .modes import PRESETS
 from .saved import save_qwen2_vl
 from .tiny import Words, inputs, tiny
 
 FAMILIES = ("qwen3_vl", "gemma3", "internvl", "instructblip")
 """Axes and deeper levels; masks of its own; tiles; an inner language model."""
-METHODS = ("cmac", "vcd", "icd", "pai")
 CHIEF = ("cmac", "icd")
 """Those that act at the most places: attention and positions; the prompt, and an encoder of it."""
 CPU = torch.device("cpu")
@@ -56,25 +56,26 @@ def logits_of(model: Any, family: str, method: str | None, **how: Any) -> Tensor
 # ---- half precision ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", METHODS)
-def test_half_precision(name: str, dtype: torch.dtype, family: str, own: Any) -> None:
+@pytest.mark.parametrize("name", PRESETS)
+def test_half_precision(name: str, family: str) -> None:
     """Near the logits in float64, and in float32 where they are combined."""
     kept: dict[str, Any] = {"processor": Words(), "sample_ids": ["a", "b"]}
     kept["trace"] = ("logits",)
-    steps = []
-    for kind in (torch.float64, dtype):
-        own = own.to(kind)
+    first = {}
+    for kind in (torch.float64, torch.bfloat16, torch.float16):
+        own = copy.deepcopy(tiny(family)).to(kind)
         given = inputs(family, 0, 1)
         given["pixel_values"] = given["pixel_values"].to(kind)
         with cdkit.attach(own, cdkit.load(name), **kept) as ran, torch.no_grad():
             own.generate(**given, max_new_tokens=2, do_sample=False, num_beams=2)
-        steps.append(ran.trace.steps[0])
-    combined = steps[1].combined
-    assert combined is not None and combined.dtype == torch.float32 and not combined.isnan().any()
-    for branch, wanted in steps[0].logits.items():
-        off = (steps[1].logits[branch].double() - wanted).abs().mean() / wanted.abs().mean()
-        assert off < (0.2 if dtype is torch.bfloat16 else 0.05), branch
+        first[kind] = ran.trace.steps[0]
+    for dtype, within in ((torch.bfloat16, 0.2), (torch.float16, 0.05)):
+        combined = first[dtype].combined
+        assert combined is not None and combined.dtype == torch.float32
+        assert not combined.isnan().any()
+        for branch, wanted in first[torch.float64].logits.items():
+            off = (first[dtype].logits[branch].double() - wanted).abs().mean()
+            assert off / wanted.abs().mean() < within, f"{branch} in {dtype}"
 
 
 # ---- layers elsewhere ----------------------------------------------------------------------------

@@ -18,23 +18,16 @@ from cdkit.testing import check_adapter
 from .generic_tiny import (
     FULL,
     IN_USE,
-    STEPS,
     UNKNOWN,
     UNMATCHED,
-    generated,
     inputs,
     ours_alone,  # noqa: F401
     tiny,
     told,
 )
+from .modes import MODES, PRESETS, STEPS, generated
 from .tiny import Words, made
 
-PRESETS = ("cmac", "vcd", "icd", "pai")
-MODES: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "sampling": {"do_sample": True, "temperature": 1.5},
-    "beams": {"num_beams": 2},
-}
 QUICK = [
     *((name, preset) for name in ("cohere2_vision", "lighton_ocr") for preset in PRESETS),
     *((name, "cmac") for name in ("got_ocr2", "aria", "tiles", "paddleocr_vl")),

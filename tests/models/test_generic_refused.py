@@ -19,11 +19,11 @@ from cdkit.probing import adapter_trial
 from . import tiny as known
 from .generic_tiny import (
     UNKNOWN,
-    generated,
     inputs,
     ours_alone,  # noqa: F401
     told,
 )
+from .modes import generated
 from .tiny import IMAGE, made
 
 # ---- what it does not take -----------------------------------------------------------------------

@@ -25,7 +25,7 @@ from cdkit.interfaces.model_adapter import adapter_for
 from cdkit.testing import check_adapter
 
 from .grid_tiny import BOS, GRID, IMAGE, ONE, TWO, Prompt, Words, inputs, tiny
-from .modes import MODES, PRESETS, answered, check_batch, generated
+from .modes import MODES, PRESETS, answered, check_batch, covering, generated
 
 NAMES = {ONE: "one", TWO: "two"}
 
@@ -54,8 +54,7 @@ def test_off_is_stock(name: str, how: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", GRID)
+@pytest.mark.parametrize(("name", "preset"), covering(GRID, PRESETS))
 def test_a_batch_of_unequal_images_is_each_prompt_alone(name: str, preset: str, mode: str) -> None:
     check_batch(functools.partial(run, name, preset), (ONE, TWO), mode, close(name))
 

@@ -43,7 +43,7 @@ from .masked_tiny import (
     tiny,
     tokenizer,
 )
-from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, generated
+from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, covering, generated
 
 
 def run(name: str, preset: str, prompts: tuple[Prompt, ...], *, optimize: bool, **how: Any) -> Any:
@@ -68,8 +68,7 @@ def test_off_is_stock(name: str, how: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "preset"), covering(FAMILIES, PRESETS))
 def test_a_batch_of_unequal_images_is_each_prompt_alone(name: str, preset: str, mode: str) -> None:
     check_batch(functools.partial(run, name, preset), pair(name), mode)
 

@@ -122,14 +122,18 @@ def _stacked(parts: list[Inputs], *, left: bool) -> Inputs:
 # ---- parts of the recipes ------------------------------------------------------------------------
 
 
+SMALL_TEXT: Mapping[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "tie_word_embeddings": False, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": None,
+}  # fmt: skip
+"""Of any decoder."""
+
+
 def text(model_type: str, **more: Any) -> dict[str, Any]:
-    return {
-        "model_type": model_type, "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": HEAD_DIM, "max_position_embeddings": 512, "tie_word_embeddings": False,
-        "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": THETA}, **more,
-    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": THETA}
+    own = {"model_type": model_type, "head_dim": HEAD_DIM, "rope_parameters": rope}
+    return {**SMALL_TEXT, **own, **more}
 
 
 def vision(model_type: str, **more: Any) -> dict[str, Any]:

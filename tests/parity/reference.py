@@ -4,8 +4,8 @@ It is Llama's, but for what a `Form` says of another family. Other methods edit 
 logits; what they do stands in their tests.
 
 One sequence, one branch, no cache, float64, every row recomputed. Nothing here comes from cdkit: it
-is what cdkit is compared with. A `fault` makes one known mistake, to prove that the comparison
-would see it.
+is what cdkit is compared with. Each decision is a function of its own: `faults` replaces one by a
+known mistake, to prove that the comparison would see it.
 """
 
 import math
@@ -16,24 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .decoders import TEXT, Decoder, gated, mark_of, rope, visible
-
-Fault = Literal[
-    "renormalised",
-    "calibrated_text",
-    "rows_off_by_one",
-    "scalar_mean",
-    "not_causal",
-    "shared_threshold",
-    "one_group",
-    "ordinary_threshold",
-    "mean_over_images",
-    "later_image",
-    "first_layer_only",
-    "tiled_heads",
-    "marks_are_text",
-    "mean_over_marks",
-]
+from .decoders import TEXT, Decoder, gated, rope, visible
 
 
 @dataclass(frozen=True)
@@ -48,7 +31,6 @@ class Rules:
     text_step: float = 1.0
     kept: float = 0.0
     """Of the value noise: the share of the signal's variance that is left."""
-    fault: Fault | None = None
     edit: "Edit | None" = None
     """What else is done to the attention logits (heads, rows, columns), before the causal mask:
     the rest of a method, written in the file of its test."""
@@ -109,16 +91,76 @@ def attention_logits(
     return torch.einsum("ihd,jhd->hij", q, k) * scaling
 
 
-def cross_modal(sequence: Sequence_, fault: Fault | None = None) -> Tensor:
+def cross_modal(sequence: Sequence_) -> Tensor:
     """(rows, columns): True where the row is text and the column an earlier image token."""
     image = torch.tensor(sequence.image)
     tokens = torch.arange(len(image))
     earlier = tokens[None, :] < tokens[:, None]
-    if fault == "later_image":  # only the latest image before the row
-        seen = image.cummax(0).values
-        earlier = earlier & (image[None, :] == seen[:, None])
-    is_text = image < 0 if fault == "marks_are_text" else image == TEXT
-    return is_text[:, None] & (image[None, :] >= 0) & earlier
+    return is_text(image)[:, None] & (image[None, :] >= 0) & earlier
+
+
+def is_text(image: Tensor) -> Tensor:
+    """(tokens): marks inside of an image are none."""
+    return image == TEXT
+
+
+def turned_rows(moved: Tensor, image: Sequence[int]) -> Tensor:
+    """The positions that both sides of a calibrated cell are turned by."""
+    return moved
+
+
+def calibrated_cells(cells: Tensor) -> Tensor:
+    return cells
+
+
+def visible_cells(decoder: Decoder, sequence: Sequence_) -> Tensor:
+    return visible(decoder.form, sequence.image, sequence.prompt)
+
+
+def each_head(x: Tensor, copies: int) -> Tensor:
+    """(tokens, kv heads, d) -> (tokens, heads, d): each head stands beside its copies."""
+    return x.repeat_interleave(copies, dim=1)
+
+
+def threshold_groups(sequence: Sequence_, scope: str) -> list[list[int]]:
+    """The rows that share a threshold: logical, whatever was computed together."""
+    tokens, prompt = len(sequence.image), sequence.prompt
+    if scope == "row":
+        return [[row] for row in range(tokens)]
+    return [list(range(prompt)), *([row] for row in range(prompt, tokens))]
+
+
+def prompt_threshold(parts: "Sequence[Layer]") -> Tensor | None:
+    """One for the prompts of all sequences: there is none, each has its own."""
+    return None
+
+
+def judged_logits(layer: "Layer") -> Tensor:
+    """What is compared with the threshold."""
+    return layer.logits
+
+
+def averaged(value: Tensor, image: Tensor, number: int) -> Tensor:
+    """The values that an image's mean is taken over: (tokens, heads, d)."""
+    return value[image == number]
+
+
+def mean_value(own: Tensor, distortion: str) -> Tensor:
+    """(tokens, heads, d) -> (heads, d)."""
+    mean = own.mean(0)  # a vector for each head
+    if distortion == "mean_scalar":
+        mean = own.mean((0, 2))[:, None].expand_as(mean)  # a number for each head
+    return mean
+
+
+def is_distorted(layer: int) -> bool:
+    """Every layer is."""
+    return True
+
+
+def kept_weights(weights: Tensor, mask: Tensor) -> Tensor:
+    """The weights of the other cells stay as they are."""
+    return weights * ~mask
 
 
 def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[Result]:
@@ -130,7 +172,7 @@ def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[
             Layer(decoder, layer, state, sequence, rules)
             for state, sequence in zip(states, sequences, strict=True)
         ]
-        shared = _shared_threshold(parts) if rules.fault == "shared_threshold" else None
+        shared = prompt_threshold(parts)
         states = [part.output(result, shared) for part, result in zip(parts, results, strict=True)]
     for state, result in zip(states, results, strict=True):
         result.logits = decoder.logits(state)
@@ -177,11 +219,7 @@ class Layer:
         return x.view(x.shape[0], heads, -1)
 
     def _per_head(self, x: Tensor) -> Tensor:
-        """(tokens, kv heads, d) -> (tokens, heads, d): each head stands beside its copies."""
-        copies = self.decoder.heads // self.decoder.kv_heads
-        if self.rules.fault == "tiled_heads":
-            return x.repeat(1, copies, 1)
-        return x.repeat_interleave(copies, dim=1)
+        return each_head(x, self.decoder.heads // self.decoder.kv_heads)
 
     def use_past(self, keys: Tensor, values: Tensor) -> None:
         self.key = torch.cat((keys, self.key[len(keys) :]))
@@ -190,35 +228,24 @@ class Layer:
 
     def _set_logits(self) -> None:
         """The attention logits with the cross-modal segment calibrated, and the segment's cells."""
-        fault, tokens = self.rules.fault, len(self.sequence.image)
+        tokens = len(self.sequence.image)
         key = self._per_head(self.key)
         ordinary = torch.arange(1, tokens + 1, dtype=torch.float64)
-        self.cells = cross_modal(self.sequence, fault)
+        self.cells = cross_modal(self.sequence)
         self.ordinary = attention_logits(self.query, key, ordinary, self.decoder, self.layer)
         self.logits = self.ordinary
         if self.rules.calibrated:
             moved = calibrated_positions(self.sequence.image, self.rules)
-            if fault == "rows_off_by_one":
-                moved = moved + (torch.tensor(self.sequence.image) < 0).double()
+            moved = turned_rows(moved, self.sequence.image)
             calibrated = attention_logits(self.query, key, moved, self.decoder, self.layer)
-            everywhere = torch.ones_like(self.cells)
-            where = everywhere if fault == "calibrated_text" else self.cells
+            where = calibrated_cells(self.cells)
             self.logits = torch.where(where, calibrated, self.ordinary)
-
-    def groups(self) -> list[list[int]]:
-        """The rows that share a threshold: logical, whatever was computed together."""
-        tokens, prompt = len(self.sequence.image), self.sequence.prompt
-        if self.rules.fault == "one_group":
-            return [list(range(tokens))]
-        if self.rules.scope == "row":
-            return [[row] for row in range(tokens)]
-        return [list(range(prompt)), *([row] for row in range(prompt, tokens))]
 
     def mask(self, shared: Tensor | None) -> Tensor:
         """`M = 1[logits > mean of their group]` on the cells: (heads, rows, columns)."""
-        judged = self.ordinary if self.rules.fault == "ordinary_threshold" else self.logits
+        judged = judged_logits(self)
         mask = torch.zeros_like(judged, dtype=torch.bool)
-        for rows in self.groups():
+        for rows in threshold_groups(self.sequence, self.rules.scope):
             cells = self.cells[rows]
             if not cells.any():
                 continue
@@ -240,18 +267,11 @@ class Layer:
         value = self.value
         new = torch.zeros_like(value)
         for number in range(int(image.max()) + 1):
-            own = value[image == number]
-            if self.rules.fault == "mean_over_images":
-                own = value[image >= 0]
-            if self.rules.fault == "mean_over_marks":
-                own = value[(image == number) | (image == mark_of(number))]
             if self.rules.distortion == "noise":
                 new[image == number] = self._noised(number)
                 continue
-            mean = own.mean(0)  # a vector for each head
-            if self.rules.distortion == "mean_scalar" or self.rules.fault == "scalar_mean":
-                mean = own.mean((0, 2))[:, None].expand_as(mean)  # a number for each head
-            new[image == number] = mean
+            own = averaged(value, image, number)
+            new[image == number] = mean_value(own, self.rules.distortion)
         return self._per_head(new)
 
     def _noised(self, number: int) -> Tensor:
@@ -265,15 +285,11 @@ class Layer:
 
     def output(self, result: Result, shared: Tensor | None) -> Tensor:
         """The layer's output states."""
-        distortion = self.rules.distortion
-        if self.rules.fault == "first_layer_only" and self.layer > 0:
-            distortion = "none"
+        distortion = self.rules.distortion if is_distorted(self.layer) else "none"
         mask = torch.zeros_like(self.logits, dtype=torch.bool)
         if distortion != "none":
             mask = self.mask(shared)
-        allowed = visible(self.decoder.form, self.sequence.image, self.sequence.prompt)
-        if self.rules.fault == "not_causal":
-            allowed[:] = True
+        allowed = visible_cells(self.decoder, self.sequence)
         logits, rules = self.logits, self.rules
         if rules.edit is not None:
             logits = rules.edit(self, logits, result)
@@ -287,9 +303,7 @@ class Layer:
         if distortion in ("none", "cut"):
             out = torch.einsum("hij,jhd->ihd", weights, value)
         else:
-            kept, cut = weights * ~mask, weights * mask
-            if self.rules.fault == "renormalised":
-                kept = kept / kept.sum(-1, keepdim=True).clamp(min=1e-9)
+            kept, cut = kept_weights(weights, mask), weights * mask
             out = torch.einsum("hij,jhd->ihd", kept, value)
             out = out + torch.einsum("hij,jhd->ihd", cut, self._replacement())
         result.weights.append(weights)
@@ -313,16 +327,6 @@ class Layer:
     def _mlp(self, x: Tensor) -> Tensor:
         gate = gated(self._linear(x, "mlp.gate_proj"), self.decoder.form.gate)
         return self._linear(gate * self._linear(x, "mlp.up_proj"), "mlp.down_proj")
-
-
-def _shared_threshold(parts: Sequence[Layer]) -> Tensor:
-    """The fault of IMCCD's code: one threshold for all prompts of the batch."""
-    cells = []
-    for part in parts:
-        inside = part.cells.clone()
-        inside[part.sequence.prompt :] = False
-        cells.append(part.logits[:, inside].flatten())
-    return torch.cat(cells).mean()
 
 
 def contrast(

@@ -1,8 +1,8 @@
 """AvisC: the distorted branch keeps the features of the few tokens that draw attention."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -30,38 +30,45 @@ SAMPLES = (sample(3, 5, seed=85), sample(2, 3, 4, seed=86))
 PLAIN = Rules()
 
 
-def kept_tokens(result: Result, own: Sequence_, share: float, spread: float, fault: str) -> Tensor:
+@dataclass(frozen=True)
+class Chosen:
+    """How the tokens are chosen, piece by piece: a mistake is another piece."""
+
+    rows: Callable[[Sequence_, Sequence[int]], Sequence[int]] = lambda own, image: [own.prompt - 1]
+    shares: Callable[[Tensor], Tensor] = lambda a: a
+    heads: Callable[[Tensor], Tensor] = lambda a: a.mean(0)
+    layers: Callable[[Sequence[int], int], Sequence[int]] = lambda chosen, all_: chosen
+    kept: Callable[[Tensor], Tensor] = lambda unusual: unusual
+
+
+RIGHT = Chosen()
+
+
+def kept_tokens(
+    result: Result, own: Sequence_, share: float, spread: float, how: Chosen = RIGHT
+) -> Tensor:
     """(image tokens): True where the attention of the prompt's last row is unusual."""
     image = [column for column, number in enumerate(own.image) if number >= 0]
-    rows = [own.prompt - 1]
-    if fault == "every text row":
-        rows = list(range(image[-1] + 1, own.prompt))
-    if fault == "final row":
-        rows = [len(own.image) - 1]
     drawn, masses = [], []
     for weights in result.weights:
-        a = weights[:, rows].mean(1)[:, image]
-        if fault == "image softmax":
-            a = a / a.sum(-1, keepdim=True)
-        a = a.amax(0) if fault == "largest head" else a.mean(0)
+        a = weights[:, how.rows(own, image)].mean(1)[:, image]
+        a = how.heads(how.shares(a))
         drawn.append(a)
         masses.append(float(a.sum()))
     order = sorted(range(len(masses)), key=lambda layer: -masses[layer])
-    chosen, covered = [], 0.0
+    chosen: Sequence[int] = []
+    covered = 0.0
     for layer in order:
-        chosen.append(layer)
+        chosen = [*chosen, layer]
         covered += masses[layer] / sum(masses)
         if covered >= share:
             break
-    if fault == "every layer":
-        chosen = order
-    if fault == "last layer":
-        chosen = [len(masses) - 1]
+    chosen = how.layers(chosen, len(masses))
     b = [sum(float(drawn[layer][j]) for layer in chosen) / len(chosen) for j in range(len(image))]
     mean = sum(b) / len(b)
     deviation = math.sqrt(sum((x - mean) ** 2 for x in b) / (len(b) - 1))
     unusual = torch.tensor([x >= mean + spread * deviation for x in b])
-    return ~unusual if fault == "inverse" else unusual
+    return how.kept(unusual)
 
 
 def filled(
@@ -72,9 +79,13 @@ def filled(
     rules: Rules = PLAIN,
     distorted: Rules | None = None,
     original: Rules | None = None,
-    fault: str = "",
+    how: Chosen = RIGHT,
+    hidden: bool = False,
 ) -> Expected:
-    """Both branches; the distorted one's image features are those of the kept tokens alone."""
+    """Both branches; the distorted one's image features are those of the kept tokens alone.
+
+    `hidden`: the mistake of `masked`.
+    """
 
     def expected(model: Any, samples: Sequence[Sample], tokens: Tensor) -> dict[str, Tensor]:
         decoder = Decoder.of(model)
@@ -83,7 +94,7 @@ def filled(
             own = sequence(model, one.ids, fed, one.pixels)
             clean.append(own)
             (result,) = run(decoder, [own], original or rules)
-            kept = kept_tokens(result, own, share, spread, fault)
+            kept = kept_tokens(result, own, share, spread, how)
             image = torch.tensor(own.image) >= 0
             features = own.embeds[image]
             new = torch.full_like(features, 1.0 if fill == "ones" else 0.0)
@@ -94,7 +105,7 @@ def filled(
             embeds[image] = torch.where(kept[:, None], features, new)
             poor.append(replace(own, embeds=embeds))
         steps, own_rules = tokens.shape[1], distorted or rules
-        if fault == "masked":
+        if hidden:
             own_rules = replace(own_rules, edit=masked(poor))
         return {
             "original": next_logits(run(decoder, clean, original or rules), steps),
@@ -197,15 +208,18 @@ def test_a_plain_call_of_one_prompt() -> None:
         assert (scored[row, len(one.ids) - 1] - combined).abs().max() < 1e-7
 
 
-FAULTS = (
-    "every text row",
-    "image softmax",
-    "largest head",
-    "every layer",
-    "last layer",
-    "inverse",
-    "masked",
-)
+FAULTS: dict[str, dict[str, Any]] = {
+    "every text row": {
+        "how": Chosen(rows=lambda own, image: range(image[-1] + 1, own.prompt)),
+    },
+    "image softmax": {"how": Chosen(shares=lambda a: a / a.sum(-1, keepdim=True))},
+    "largest head": {"how": Chosen(heads=lambda a: a.amax(0))},
+    "every layer": {"how": Chosen(layers=lambda chosen, all_: range(all_))},
+    "last layer": {"how": Chosen(layers=lambda chosen, all_: [all_ - 1])},
+    "inverse": {"how": Chosen(kept=torch.logical_not)},
+    "masked": {"hidden": True},
+}
+"""Mistake -> what of `filled` is wrong."""
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +230,7 @@ def half_kept() -> Ran:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(half_kept: Ran, fault: str) -> None:
     """A choice of tokens may come out the same by chance, so not in every prompt."""
-    wrong = filled(spread=0.0, fault=fault)(tiny(2), SAMPLES + MIXED, half_kept.tokens)
+    wrong = filled(spread=0.0, **FAULTS[fault])(tiny(2), SAMPLES + MIXED, half_kept.tokens)
     off = (half_kept.logits["distorted"] - wrong["distorted"]).abs().amax((1, 2))
     assert (off > 1e-6).sum() >= (6 if fault in ("inverse", "masked") else 2)
 
@@ -244,7 +258,8 @@ def test_later_steps_decide_nothing() -> None:
     differs = torch.zeros(len(SAMPLES), dtype=torch.bool)
     for step in range(1, 6):
         tokens = ran.tokens[:, : step + 1]
-        wrong = filled(fault="final row")(tiny(2), SAMPLES, tokens)["distorted"][:, -1]
+        final = Chosen(rows=lambda own, image: [len(own.image) - 1])
+        wrong = filled(how=final)(tiny(2), SAMPLES, tokens)["distorted"][:, -1]
         differs |= (ran.logits["distorted"][:, step] - wrong).abs().amax(-1) > 1e-6
     assert differs.all()
 

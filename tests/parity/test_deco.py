@@ -1,9 +1,9 @@
 """DeCo against its formula (zjunlp/Deco, transformers/generation/utils.py, commit fee8d75)."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,19 +24,22 @@ GIVEN: dict[str, Any] = {"bucket": (0.3, 1.0)}
 CORRECTION: Any = cdkit.COMBINERS["layer_correction"]
 READOUT: Any = cdkit.READOUTS["premature_layers"]
 
-Fault = Literal[
-    "all tokens",
-    "crossing token dropped",
-    "renormalised",
-    "candidates of the layer",
-    "probability of candidates alone",
-    "mean probability",
-    "final probability",
-    "log-softmax",
-    "no cut",
-    "mean of layers",
-    "first layer",
-]
+
+@dataclass(frozen=True)
+class Pieces:
+    """What DeCo decides for one row, piece by piece: a mistake is another piece."""
+
+    judge: Callable[[Tensor, Sequence[Tensor]], Tensor] = lambda z, layers: z
+    whole: Callable[[Sequence[float]], float] = lambda chances: 1.0
+    drops: Callable[[bool, Sequence[int]], bool] = lambda crossed, kept: False
+    chances: Callable[[Tensor, Sequence[int]], Tensor] = lambda q, kept: q
+    tokens: Callable[[Sequence[int], int], Sequence[int]] = lambda kept, vocabulary: kept
+    strength: Callable[[Sequence[float], Sequence[float]], float] = lambda seen, p: max(seen)
+    added: Callable[[Sequence[Tensor], int], Tensor] = lambda layers, anchor: layers[anchor]
+    cut: Callable[[Tensor, Tensor], Tensor] = lambda z, out: z.masked_fill(out, -math.inf)
+
+
+RIGHT = Pieces()
 
 
 def corrected(
@@ -46,45 +49,33 @@ def corrected(
     alpha: float = 0.6,
     top_p: float = 0.9,
     top_k: int = 20,
-    fault: Fault | None = None,
+    how: Pieces = RIGHT,
 ) -> Tensor:
     """One row: `z + alpha M l_A` on the candidates."""
-    judge = layers[0] if fault == "candidates of the layer" else z
-    p = judge.softmax(-1).tolist()
+    p = how.judge(z, layers).softmax(-1).tolist()
     order = sorted(range(len(p)), key=lambda v: -p[v])[:top_k]
-    whole = sum(p[v] for v in order) if fault == "renormalised" else 1.0
+    whole = how.whole([p[v] for v in order])
     kept: list[int] = []
     held = 0.0
     for v in order:
         held += p[v] / whole
-        if fault == "crossing token dropped" and held >= top_p and kept:
+        if how.drops(held >= top_p, kept):
             break
         kept.append(v)
         if held >= top_p:
             break
     best, anchor = -1.0, 0
-    sure: list[float] = []
+    seen: list[float] = []
     for j, own in enumerate(layers):
-        q = own.softmax(-1)
-        if fault == "probability of candidates alone":
-            q = q / q[kept].sum()
-        for v in range(len(p)) if fault == "all tokens" else kept:
-            sure.append(float(q[v]))
+        q = how.chances(own.softmax(-1), kept)
+        for v in how.tokens(kept, len(p)):
+            seen.append(float(q[v]))
             if float(q[v]) > best:
                 best, anchor = float(q[v]), j
-    if fault == "mean probability":
-        best = sum(sure) / len(sure)
-    if fault == "final probability":
-        best = max(p)
-    added = layers[0 if fault == "first layer" else anchor]
-    if fault == "mean of layers":
-        added = torch.stack(list(layers)).mean(0)
-    if fault == "log-softmax":
-        added = added.log_softmax(-1)
-    new = z + alpha * best * added
-    cut = torch.ones_like(z, dtype=torch.bool)
-    cut[kept] = False
-    return new if fault == "no cut" else new.masked_fill(cut, -math.inf)
+    new = z + alpha * how.strength(seen, p) * how.added(layers, anchor)
+    out = torch.ones_like(z, dtype=torch.bool)
+    out[kept] = False
+    return how.cut(new, out)
 
 
 def correct(have: Mapping[str, Tensor], **how: Any) -> Tensor:
@@ -174,11 +165,26 @@ def ran() -> Ran:
     return generate(tiny(2), cdkit.load("deco", **GIVEN, **SEEN), SAMPLES)
 
 
-@pytest.mark.parametrize("fault", Fault.__args__)  # type: ignore[attr-defined]
-def test_a_faulty_correction_is_seen(ran: Ran, fault: Fault) -> None:
+FAULTS = {
+    "all tokens": Pieces(tokens=lambda kept, vocabulary: range(vocabulary)),
+    "crossing token dropped": Pieces(drops=lambda crossed, kept: crossed and bool(kept)),
+    "renormalised": Pieces(whole=sum),
+    "candidates of the layer": Pieces(judge=lambda z, layers: layers[0]),
+    "probability of candidates alone": Pieces(chances=lambda q, kept: q / q[kept].sum()),
+    "mean probability": Pieces(strength=lambda seen, p: sum(seen) / len(seen)),
+    "final probability": Pieces(strength=lambda seen, p: max(p)),
+    "log-softmax": Pieces(added=lambda layers, anchor: layers[anchor].log_softmax(-1)),
+    "no cut": Pieces(cut=lambda z, out: z),
+    "mean of layers": Pieces(added=lambda layers, anchor: torch.stack(list(layers)).mean(0)),
+    "first layer": Pieces(added=lambda layers, anchor: layers[0]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_correction_is_seen(ran: Ran, fault: str) -> None:
     have = {"combined": ran.logits["combined"]}
     assert_close(have, {"combined": correct(ran.logits, **SEEN)}, within=1e-8)
-    faulty = correct(ran.logits, **SEEN, fault=fault)
+    faulty = correct(ran.logits, **SEEN, how=FAULTS[fault])
     with pytest.raises(AssertionError, match=r"off by|ruled out"):
         assert_close(have, {"combined": faulty}, within=1e-4)
 

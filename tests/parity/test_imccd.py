@@ -20,6 +20,7 @@ from .against import (
     one_branch,
     tolerance,
 )
+from .faults import faulty
 from .reference import Rules, calibrated_positions, contrast
 from .test_inputs import noised, unchanged
 from .test_schedules import IMCCD, scaled_contrast, scales, seen_by, traced
@@ -96,7 +97,6 @@ def test_the_scripts_numbers(name: str, alpha: float, beta: float) -> None:
         ("imccd_mme", {"first_gap": "scaled"}),
         ("imccd_instructblip", {"calibrated": True, "gamma": 3.0}),
         ("imccd_instructblip", {"scope": "row"}),
-        ("imccd_instructblip", {"fault": "one_group"}),  # what the code does, as the preset says
         ("imccd_qwen_vl", {"text_step": 1.0}),
         ("imccd_qwen_vl", {"first_gap": "scaled"}),
         ("imccd_qwen_vl", {"gamma": 1.5}),
@@ -104,11 +104,22 @@ def test_the_scripts_numbers(name: str, alpha: float, beta: float) -> None:
 )
 def test_other_rules_are_seen_in_each_row(name: str, wrong: dict[str, Any]) -> None:
     ran = generate(tiny(2), cdkit.load(name), SAMPLES)
-    faulty = branch_logits(tiny(2), SAMPLES, ran.tokens, replace(RULES[name], **wrong))
+    other = branch_logits(tiny(2), SAMPLES, ran.tokens, replace(RULES[name], **wrong))
     for row in range(len(SAMPLES)):
         with pytest.raises(AssertionError, match="off by"):
             have = {"distorted": ran.logits["distorted"][row]}
-            assert_close(have, {"distorted": faulty[row]}, within=1e-4)
+            assert_close(have, {"distorted": other[row]}, within=1e-4)
+
+
+def test_one_threshold_for_all_rows_is_seen() -> None:
+    """What the code does, as the preset says."""
+    ran = generate(tiny(2), cdkit.load("imccd_instructblip"), SAMPLES)
+    with faulty("one_group"):
+        wrong = branch_logits(tiny(2), SAMPLES, ran.tokens, RULES["imccd_instructblip"])
+    for row in range(len(SAMPLES)):
+        with pytest.raises(AssertionError, match="off by"):
+            have = {"distorted": ran.logits["distorted"][row]}
+            assert_close(have, {"distorted": wrong[row]}, within=1e-4)
 
 
 def test_qwens_positions() -> None:

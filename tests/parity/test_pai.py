@@ -1,5 +1,6 @@
 """PAI: amplified attention to the image, and contrast with the prompt without it."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,9 @@ def amplified(
     layers: range = range(1, 3),
     *,
     first_token: bool = True,
-    fault: str = "",
+    rows: Callable[[int, int], Iterable[int]] = range,
+    cells: Callable[[Tensor], Tensor] = lambda image: image,
+    size: Callable[[Tensor], Tensor] = Tensor.abs,
 ) -> Edit:
     """`x + a |x|` on the image columns of the prompt's last row and of each generated one."""
 
@@ -31,16 +34,11 @@ def amplified(
             return logits
         tokens, prompt = len(layer.sequence.image), layer.sequence.prompt
         start = prompt - 1 if first_token else prompt
-        rows = list(range(0 if fault == "every text row" else start, tokens))
-        if fault == "final row":
-            rows = [tokens - 1]
         new = logits.clone()
-        for row in rows:
-            cells = layer.cells[row]
-            if fault == "every column":
-                cells = torch.ones_like(cells)
-            old = logits[:, row, cells]
-            new[:, row, cells] = old + a * (old if fault == "no abs" else old.abs())
+        for row in rows(start, tokens):
+            own = cells(layer.cells[row])
+            old = logits[:, row, own]
+            new[:, row, own] = old + a * size(old)
         return new
 
     return edit
@@ -116,9 +114,9 @@ def test_pieces_without_the_contrast(how: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        Rules(edit=amplified(fault="every text row")),
-        Rules(edit=amplified(fault="every column")),
-        Rules(edit=amplified(fault="no abs")),
+        Rules(edit=amplified(rows=lambda start, tokens: range(tokens))),
+        Rules(edit=amplified(cells=torch.ones_like)),
+        Rules(edit=amplified(size=lambda old: old)),
         Rules(edit=amplified(layers=range(3))),
         Rules(edit=amplified(layers=range(2, 3))),
         Rules(edit=amplified(layers=range(1, 2))),
@@ -137,7 +135,8 @@ def test_rows_that_were_last_stay_amplified() -> None:
     """A fault of later steps alone: only the final row of all is amplified."""
     ran = generate(tiny(2), cdkit.load("pai"), SAMPLES)
     right = branches(original=Rules(edit=amplified()))
-    wrong = branches(original=Rules(edit=amplified(fault="final row")))
+    last = amplified(rows=lambda start, tokens: [tokens - 1])
+    wrong = branches(original=Rules(edit=last))
     for step in range(1, 4):
         tokens = ran.tokens[:, : step + 1]
         have = ran.logits["original"][:, step]

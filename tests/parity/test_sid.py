@@ -1,6 +1,7 @@
 """SID: the distorted branch sees the least attended image tokens alone, above an early layer."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,48 +29,53 @@ WIDE = cdkit.load("sid", layers=(0.0, 1.0), kept=0.3)
 """Prunes in two of the three layers: what image rows lose shows in what text rows see."""
 
 
-def kept_columns(layer: Layer, weights: Tensor, row: int, share: float, fault: str) -> Tensor:
+Scored = Callable[[Tensor, int], Tensor]
+"""(weights (heads, rows, image columns), row) -> how attended each column is."""
+Decides = Callable[[int, Layer], int]
+"""(row, layer) -> the row whose weights decide what it may see."""
+
+
+def by_own_weights(weights: Tensor, row: int) -> Tensor:
+    return weights[:, row].mean(0)
+
+
+def by_the_prompts_end(row: int, layer: Layer) -> int:
+    """The prompt's last row decides for the prompt, each generated one for itself."""
+    return max(row, layer.sequence.prompt - 1)
+
+
+def kept_columns(
+    layer: Layer, weights: Tensor, row: int, share: float, scored: Scored = by_own_weights
+) -> Tensor:
     """The image columns that the row may see, by its weights (heads, rows, columns)."""
     image = [column for column, number in enumerate(layer.sequence.image) if number >= 0]
-    score = weights[:, row, image].mean(0)
-    if fault == "largest head":
-        score = weights[:, row, image].amax(0)
-    if fault == "logits":  # but for a number per head, which no order depends on
-        score = weights[:, row, image].log().mean(0)
-    if fault == "every row":
-        score = weights[:, :, image].mean((0, 1))
-    if fault == "most attended":
-        score = -score
+    score = scored(weights[:, :, image], row)
     count = int(share * len(image) + 0.5)
     order = sorted(range(len(image)), key=lambda index: float(score[index]))
     return torch.tensor([image[index] for index in order[:count]])
 
 
-def pruned(share: float = 100 / 576, scored: int = 1, *, fault: str = "") -> Edit:
+def pruned(
+    share: float = 100 / 576,
+    scored: int = 1,
+    *,
+    first: int = 1,
+    read: Callable[[Result, int], Tensor] = lambda result, scored: result.weights[scored],
+    decides: Decides = by_the_prompts_end,
+    score: Scored = by_own_weights,
+    rows: Callable[[Tensor], Tensor] = torch.ones_like,
+) -> Edit:
     """No row sees an image column that its T leaves out, in the layers above `scored`."""
 
     def edit(layer: Layer, logits: Tensor, result: Result) -> Tensor:
-        first = scored + 2 if fault == "a layer later" else scored + 1
-        if layer.layer < first:
+        if layer.layer < scored + first:
             return logits
-        tokens, prompt = len(layer.sequence.image), layer.sequence.prompt
+        tokens = len(layer.sequence.image)
         is_image = torch.tensor(layer.sequence.image) >= 0
-        weights = result.weights[scored]
-        if fault == "another layer":
-            weights = result.weights[-1] if scored == 0 else result.weights[scored - 1]
-        new = logits.clone()
-        for row in range(tokens):
-            decides = max(row, prompt - 1)
-            if fault == "decided once":
-                decides = prompt - 1
-            if fault == "decided by the last":
-                decides = tokens - 1
-            if fault == "each row by itself" and not is_image[row]:
-                decides = row
-            if fault == "text rows only" and is_image[row]:
-                continue
+        weights, new = read(result, scored), logits.clone()
+        for row in rows(is_image).nonzero()[:, 0].tolist():
             gone = is_image.clone()
-            gone[kept_columns(layer, weights, decides, share, fault)] = False
+            gone[kept_columns(layer, weights, decides(row, layer), share, score)] = False
             if (~gone)[: row + 1].any():
                 new[:, row, gone] = -math.inf
             else:  # nothing is left: the row sees itself
@@ -172,10 +178,26 @@ def test_a_plain_call_of_one_prompt() -> None:
         assert (scored[row, : len(one.ids)] - want).abs().max() < 1e-8
 
 
-FAULTS = (
-    "largest head,logits,every row,most attended,a layer later,another layer,text rows only,"
-    "each row by itself"
-).split(",")
+def text_by_itself(row: int, layer: Layer) -> int:
+    return row if layer.sequence.image[row] < 0 else by_the_prompts_end(row, layer)
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "largest head": {"score": lambda weights, row: weights[:, row].amax(0)},
+    # but for a number per head, which no order depends on
+    "logits": {"score": lambda weights, row: weights[:, row].log().mean(0)},
+    "every row": {"score": lambda weights, row: weights.mean((0, 1))},
+    "most attended": {"score": lambda weights, row: -by_own_weights(weights, row)},
+    "a layer later": {"first": 2},
+    "another layer": {"read": lambda result, scored: result.weights[scored - 1]},
+    "text rows only": {"rows": torch.logical_not},
+    "each row by itself": {"decides": text_by_itself},
+}
+DECIDES: dict[str, Decides] = {
+    "decided once": lambda row, layer: layer.sequence.prompt - 1,
+    "decided by the last": lambda row, layer: len(layer.sequence.image) - 1,
+}
+"""Mistake -> the piece of `pruned` that is wrong."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -183,7 +205,7 @@ def test_a_fault_is_seen(fault: str) -> None:
     scored = 1 if fault == "another layer" else 0
     own = cdkit.load("sid", layers=(scored / 3, 1.0), kept=0.3)
     ran = generate(tiny(2), own, SAMPLES)
-    wrong = branches(distorted=Rules(edit=pruned(0.3, scored, fault=fault)))
+    wrong = branches(distorted=Rules(edit=pruned(0.3, scored, **FAULTS[fault])))
     check_fault(ran, wrong(tiny(2), SAMPLES, ran.tokens))
 
 
@@ -202,12 +224,13 @@ def test_other_numbers_are_seen(wrong: Rules) -> None:
     check_fault(ran, branches(distorted=wrong)(tiny(2), SAMPLES, ran.tokens))
 
 
-@pytest.mark.parametrize("fault", ["decided once", "decided by the last"])
+@pytest.mark.parametrize("fault", DECIDES)
 def test_each_generated_row_decides_for_itself_alone(fault: str) -> None:
     """And what is in the cache was computed under what its own row saw."""
     ran = generate(tiny(2), WIDE, SAMPLES, steps=6)
     right, wrong = (
-        branches(distorted=Rules(edit=pruned(0.3, 0, fault=own))) for own in ("", fault)
+        branches(distorted=Rules(edit=pruned(0.3, 0, decides=own)))
+        for own in (by_the_prompts_end, DECIDES[fault])
     )
     for step in range(1, 6):
         tokens = ran.tokens[:, : step + 1]

@@ -1,5 +1,7 @@
 """VAF: scaled attention logits of the text after the image, without any branch."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,21 +21,29 @@ from .tiny import sample, tiny
 SAMPLES = (sample(3, 5, seed=61), sample(2, 3, 4, seed=62))
 
 
-def factors(layer: Layer, fault: str) -> tuple[Tensor, Tensor]:
+Rows = Callable[[Tensor, int], Tensor]
+"""(is it an image token?, tokens of the prompt) -> which of the tokens."""
+
+
+def after(image: Tensor, prompt: int) -> Tensor:
+    """The text behind the first image."""
+    return (image.cumsum(0) > 0) & ~image
+
+
+def before(image: Tensor, prompt: int) -> Tensor:
+    """The text before the first image."""
+    return image.cumsum(0) == 0
+
+
+def times(logits: Tensor, factor: float) -> Tensor:
+    return factor * logits
+
+
+def factors(layer: Layer, rows: Rows = after, text: Rows = before) -> tuple[Tensor, Tensor]:
     """(rows, columns): where the image is scaled, and where the text before it is."""
-    image = torch.tensor(layer.sequence.image) >= 0
-    after = (image.cumsum(0) > 0) & ~image
-    before = image.cumsum(0) == 0
-    rows = after
-    if fault == "last row":
-        rows = torch.arange(len(image)) >= layer.sequence.prompt - 1
-    if fault == "image rows":
-        rows = after | image
-    if fault == "not the first token":
-        before = before & (torch.arange(len(image)) > 0)
-    if fault == "all text":
-        before = ~image
-    return rows[:, None] & image, rows[:, None] & before
+    image, prompt = torch.tensor(layer.sequence.image) >= 0, layer.sequence.prompt
+    own = rows(image, prompt)[:, None]
+    return own & image, own & text(image, prompt)
 
 
 def scaled(
@@ -41,26 +51,20 @@ def scaled(
     suppress: float = 0.95,
     layers: range = range(1, 2),
     *,
-    fault: str = "",
+    rows: Rows = after,
+    text: Rows = before,
+    on_image: Callable[[Tensor, float], Tensor] = times,
+    on_text: Callable[[Tensor, float], Tensor] = times,
+    elsewhere: Callable[[Tensor], Tensor] = lambda logits: logits,
 ) -> Edit:
     """`enhance x` on the image, `suppress x` on the text before it."""
 
     def edit(layer: Layer, logits: Tensor, result: Result) -> Tensor:
         if layer.layer not in layers:
             return logits
-        on_image, on_text = factors(layer, fault)
-        base = logits
-        if fault == "shifted":  # as if scaled after a stable softmax took the maximum away
-            base = logits - logits.amax(-1, keepdim=True)
-        new = torch.where(on_image, enhance * base, torch.where(on_text, suppress * base, base))
-        if fault == "abs":
-            lift = torch.where(on_image, enhance - 1, 0.0) * logits.abs()
-            new = torch.where(on_image, logits + lift, new)
-        if fault == "weights":
-            lift = torch.tensor([enhance, suppress]).double().log()
-            new = torch.where(on_image, logits + lift[0], logits)
-            new = torch.where(on_text, logits + lift[1], new)
-        return new
+        images, texts = factors(layer, rows, text)
+        new = torch.where(texts, on_text(logits, suppress), elsewhere(logits))
+        return torch.where(images, on_image(logits, enhance), new)
 
     return edit
 
@@ -69,7 +73,7 @@ def faulty_weights(layer: Layer, weights: Tensor, result: Result) -> Tensor:
     """Weights scaled, not renormalised."""
     if layer.layer != 1:
         return weights
-    on_image, on_text = factors(layer, "")
+    on_image, on_text = factors(layer)
     return torch.where(on_image, 1.15 * weights, torch.where(on_text, 0.95 * weights, weights))
 
 
@@ -138,7 +142,27 @@ def test_pieces(how: dict[str, Any]) -> None:
     assert_close(have, {"combined": whole.logits["combined"]}, within=1e-8)
 
 
-FAULTS = "last row,image rows,not the first token,all text,abs,weights,shifted".split(",")
+def shifted(logits: Tensor, factor: float = 1.0) -> Tensor:
+    """As if scaled after a stable softmax took the maximum away."""
+    return factor * (logits - logits.amax(-1, keepdim=True))
+
+
+def of_weights(logits: Tensor, factor: float) -> Tensor:
+    return logits + math.log(factor)
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "last row": {"rows": lambda image, prompt: torch.arange(len(image)) >= prompt - 1},
+    "image rows": {"rows": lambda image, prompt: after(image, prompt) | image},
+    "not the first token": {
+        "text": lambda image, prompt: before(image, prompt) & (torch.arange(len(image)) > 0)
+    },
+    "all text": {"text": lambda image, prompt: ~image},
+    "abs": {"on_image": lambda logits, factor: logits + (factor - 1) * logits.abs()},
+    "weights": {"on_image": of_weights, "on_text": of_weights},
+    "shifted": {"on_image": shifted, "on_text": shifted, "elsewhere": shifted},
+}
+"""Mistake -> the pieces of `scaled` that are wrong."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -149,7 +173,7 @@ def test_a_fault_is_seen(fault: str) -> None:
     assert_close(
         {"original": ran.logits["original"]}, right(tiny(2), SAMPLES, ran.tokens), within=1e-8
     )
-    wrong = branches(original=Rules(edit=scaled(layers=range(2), fault=fault)))
+    wrong = branches(original=Rules(edit=scaled(layers=range(2), **FAULTS[fault])))
     check_fault(ran, wrong(tiny(2), SAMPLES, ran.tokens))
 
 

@@ -17,6 +17,8 @@ from cdkit.functional.rope import Rotary
 from cdkit.models.llava import Llava
 from cdkit.testing import check_adapter
 
+pytestmark = pytest.mark.contract
+
 MakeInputs = Callable[..., dict[str, Tensor]]
 
 

@@ -15,6 +15,8 @@ import pytest
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, share
 from cdkit.testing import check_benchmark
 
+pytestmark = pytest.mark.contract
+
 counter = itertools.count()
 
 

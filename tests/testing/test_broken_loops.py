@@ -11,6 +11,8 @@ import torch
 from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode
 from cdkit.testing import check_loop
 
+pytestmark = pytest.mark.contract
+
 Answers = Sequence[Hypothesis]
 
 

@@ -23,6 +23,8 @@ from cdkit.testing import (
     variants,
 )
 
+pytestmark = pytest.mark.contract
+
 
 @dataclass(frozen=True)
 class Positions(cdkit.PositionCalibrator):

@@ -15,6 +15,8 @@ from cdkit.interfaces.distortion import Modified, Prompt
 from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.testing import check_strategy
 
+pytestmark = pytest.mark.contract
+
 Segment = CrossModalSegment
 counter = iter(range(10**9))
 

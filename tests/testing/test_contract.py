@@ -72,7 +72,3 @@ def test_the_parts_of_presets(part: object) -> None:
             check_strategy(part)
         case _:
             raise AssertionError(f"no contract for {part!r}")
-
-
-def test_the_registries_are_not_empty() -> None:
-    assert cdkit.DISTORTIONS and cdkit.CALIBRATORS and cdkit.COMBINERS and cdkit.presets()

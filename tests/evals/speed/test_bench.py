@@ -234,8 +234,8 @@ def test_variants_by_name() -> None:
         *(f"cdkit:without-{name}" for name in WHAT),
     }
     assert optimizations("cdkit") is True and optimizations("cdkit:none") == frozenset()
-    assert optimizations("cdkit:only-lagging") == frozenset({"lagging"})
-    assert optimizations("cdkit:without-lagging") == ALL - {"lagging"}
+    assert optimizations("cdkit:only-shared_prefix") == frozenset({"shared_prefix"})
+    assert optimizations("cdkit:without-shared_prefix") == ALL - {"shared_prefix"}
     both = {"shared_cache", "lagging"}
     assert optimizations("cdkit:without-shared_cache") == ALL - both
     assert optimizations("two-pass") is None

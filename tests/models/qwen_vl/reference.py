@@ -1,25 +1,18 @@
 """Qwen-VL in plain float64 loops, from the published weights alone; it imports nothing of cdkit.
 
 Written from the facts of the original code (modeling_qwen.py and visual.py of Qwen/Qwen-VL-Chat),
-one head, one row, one image at a time. `fault` breaks one thing, to show that a comparison sees it.
+one head, one row, one image at a time. What can be got wrong is a function of its own, so that
+`faults` replaces one by a mistake, to show that a comparison sees it.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Fault = Literal[
-    "fused_in_blocks", "tanh_gelu", "post_norm", "no_pre_norm", "eps", "patches_by_column",
-    "bilinear", "positions_in_values", "no_positions_in_queries", "keys_by_sines", "no_query_norm",
-    "no_kv_norm", "no_post_norm", "proj_transposed", "heads_of_64", "swapped_gate", "no_bias",
-    "interleaved_rope", "qvk", "no_final_norm", "image_late", "not_causal",
-]  # fmt: skip
-FAULTS: tuple[Fault, ...] = get_args(Fault)
-EPS = 1e-6
+EPS = VISION_EPS = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +26,6 @@ class Reference:
     base: float = 100.0
     length: int = 300
     long: tuple[str, ...] = ("logn", "ntk")
-    fault: Fault | None = None
 
     def image(self, pixels: Tensor) -> Tensor:
         """(3, side, side) to (queries, hidden)."""
@@ -46,13 +38,11 @@ class Reference:
         count = pixels.shape[-1] // size
         rows = []
         for place in range(count * count):
-            down, right = (size * at for at in divmod(place, count))
-            if self.fault == "patches_by_column":
-                down, right = right, down
+            down, right = (size * at for at in row_and_column(place, count))
             patch = pixels[:, down : down + size, right : right + size]
             rows.append((kernel * patch).sum(dim=(1, 2, 3)))
         x = torch.stack(rows) + self._resized(self._visual("positional_embedding"), count)
-        x = x if self.fault == "no_pre_norm" else self._norm(x, "ln_pre")
+        x = self._norm(x, "ln_pre")
         layers = {key.split(".")[4] for key in self.weights if ".resblocks." in key}
         for n in range(len(layers)):
             x = self._block(x, f"transformer.resblocks.{n}")
@@ -64,50 +54,38 @@ class Reference:
         fused = self._linear(normed, f"{name}.attn.in_proj")
         parts = []
         for head in range(self.visual_heads):
-            start = 3 * width * head
-            cuts = [start + part * width for part in range(3)]
-            if self.fault == "fused_in_blocks":
-                cuts = [part * x.shape[1] + head * width for part in range(3)]
+            cuts = fused_cuts(head, width, x.shape[1])
             query, key, value = (fused[:, cut : cut + width] for cut in cuts)
             parts.append(_softmax(query @ key.T / width**0.5) @ value)
         x = x + self._linear(torch.cat(parts, dim=1), f"{name}.attn.out_proj")
         normed = self._norm(x, f"{name}.ln_2")
-        inner = self._linear(normed, f"{name}.mlp.c_fc")
-        gated = inner * (1 + torch.erf(inner / 2**0.5)) / 2
-        if self.fault == "tanh_gelu":
-            bent = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)
-            gated = inner * (1 + torch.tanh(bent)) / 2
-        out = self._linear(gated, f"{name}.mlp.c_proj")
-        return self._norm(x + out, f"{name}.ln_2") if self.fault == "post_norm" else x + out
+        inner = gelu(self._linear(normed, f"{name}.mlp.c_fc"))
+        return self._block_output(x + self._linear(inner, f"{name}.mlp.c_proj"), name)
+
+    def _block_output(self, x: Tensor, name: str) -> Tensor:
+        """No norm follows a block."""
+        return x
 
     def resampled(self, patches: Tensor) -> Tensor:
         """(patches, width) to (queries, hidden)."""
         kv = patches @ self._visual("attn_pool.kv_proj.weight").T
-        kv = kv if self.fault == "no_kv_norm" else self._norm(kv, "attn_pool.ln_kv")
+        kv = self._norm(kv, "attn_pool.ln_kv")
         table = self._visual("attn_pool.pos_embed")
-        side = round(len(patches) ** 0.5)
-        places = self._resized(table, side)
-        if self.fault == "keys_by_sines":
-            places = sines(side, table.shape[1])
-        queries = self._visual("attn_pool.query")
-        if self.fault != "no_query_norm":
-            queries = self._norm(queries, "attn_pool.ln_q")
-        queries = queries if self.fault == "no_positions_in_queries" else queries + table
-        values = kv + places if self.fault == "positions_in_values" else kv
+        places = key_places(self._resized(table, round(len(patches) ** 0.5)))
+        queries = self._norm(self._visual("attn_pool.query"), "attn_pool.ln_q")
+        queries, values = placed_queries(queries, table), resampled_values(kv, places)
         weight, bias = (self._visual(f"attn_pool.attn.in_proj_{w}") for w in ("weight", "bias"))
         wide = weight.shape[1]
         q, k, v = (
             x @ weight[part * wide : (part + 1) * wide].T + bias[part * wide : (part + 1) * wide]
             for part, x in enumerate((queries, kv + places, values))
         )
-        heads = wide // 64 if self.fault == "heads_of_64" else self.resampler_heads
+        heads = heads_of(self.resampler_heads, wide)
         size = wide // heads
         spans = [slice(head * size, (head + 1) * size) for head in range(heads)]
         read = [_softmax(q[:, at] @ k[:, at].T / size**0.5) @ v[:, at] for at in spans]
         x = self._linear(torch.cat(read, dim=1), "attn_pool.attn.out_proj")
-        x = x if self.fault == "no_post_norm" else self._norm(x, "ln_post")
-        proj = self._visual("proj")
-        return x @ (proj.T if self.fault == "proj_transposed" else proj)
+        return projected(self._norm(x, "ln_post"), self._visual("proj"))
 
     def logits(
         self, ids: Sequence[int], images: Sequence[Tensor], *, image: int, pad: int = 0
@@ -118,41 +96,31 @@ class Reference:
         """
         x = self.weights["transformer.wte.weight"][list(ids)].clone()
         places = [place for place, token in enumerate(ids) if token == image]
-        late = self.fault == "image_late"
         for place, feature in zip(places, torch.cat([*images, x[:0]]), strict=True):
-            x[place + late] = feature
+            x[feature_place(place)] = feature
         alpha = self.alpha(pad + len(ids))
         layers = {key.split(".")[2] for key in self.weights if key.startswith("transformer.h.")}
         for n in range(len(layers)):
             x = x + self._attention(_rms(x, self._text(n, "ln_1")), n, alpha=alpha, pad=pad)
             normed = _rms(x, self._text(n, "ln_2"))
             up, gate = normed @ self._text(n, "mlp.w1").T, normed @ self._text(n, "mlp.w2").T
-            if self.fault == "swapped_gate":
-                up, gate = gate, up
-            x = x + (up * gate / (1 + torch.exp(-gate))) @ self._text(n, "mlp.c_proj").T
-        if self.fault != "no_final_norm":
-            x = _rms(x, self.weights["transformer.ln_f.weight"])
+            x = x + gated(up, gate) @ self._text(n, "mlp.c_proj").T
+        x = final_norm(x, self.weights["transformer.ln_f.weight"])
         return x @ self.weights["lm_head.weight"].T
 
     def _attention(self, x: Tensor, n: int, *, alpha: float, pad: int) -> Tensor:
         wide = x.shape[1]
         size = wide // self.heads
         fused = x @ self._text(n, "attn.c_attn").T
-        if self.fault != "no_bias":
-            fused = fused + self.weights[f"transformer.h.{n}.attn.c_attn.bias"]
-        query, key, value = fused[:, :wide], fused[:, wide : 2 * wide], fused[:, 2 * wide :]
-        if self.fault == "qvk":
-            key, value = value, key
+        fused = biased(fused, self.weights[f"transformer.h.{n}.attn.c_attn.bias"])
+        query, key, value = query_key_value(fused)
         scale = torch.tensor([self.log_n(pad + place + 1) for place in range(len(x))]).double()
         out = []
         for head in range(self.heads):
             at = slice(head * size, (head + 1) * size)
             q = self._rotated(query[:, at], alpha) * scale[:, None]
             logits = q @ self._rotated(key[:, at], alpha).T / size**0.5
-            if self.fault != "not_causal":
-                later = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
-                logits = logits.masked_fill(later, -math.inf)
-            out.append(_softmax(logits) @ value[:, at])
+            out.append(_softmax(causal(logits)) @ value[:, at])
         return torch.cat(out, dim=1) @ self._text(n, "attn.c_proj").T
 
     def _rotated(self, x: Tensor, alpha: float) -> Tensor:
@@ -160,9 +128,7 @@ class Reference:
         base = self.base * alpha ** (2 * half / (2 * half - 2))
         turned = x.clone()
         for pair in range(half):
-            a, b = pair, pair + half
-            if self.fault == "interleaved_rope":
-                a, b = 2 * pair, 2 * pair + 1
+            a, b = turned_pair(pair, half)
             angle = torch.arange(len(x)).double() * base ** (-pair / half)
             turned[:, a] = x[:, a] * angle.cos() - x[:, b] * angle.sin()
             turned[:, b] = x[:, b] * angle.cos() + x[:, a] * angle.sin()
@@ -185,13 +151,12 @@ class Reference:
         old = round(len(table) ** 0.5)
         if old == side:
             return table
-        along = _linear_weights(old, side) if self.fault == "bilinear" else cubic_weights(old, side)
+        along = cubic_weights(old, side)
         grid = table.reshape(old, old, -1)
         return torch.einsum("yi,xj,ijc->yxc", along, along, grid).reshape(side * side, -1)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        eps = 1e-5 if self.fault == "eps" else EPS
-        spread = ((x - x.mean(-1, keepdim=True)) ** 2).mean(-1, keepdim=True) + eps
+        spread = ((x - x.mean(-1, keepdim=True)) ** 2).mean(-1, keepdim=True) + VISION_EPS
         normed = (x - x.mean(-1, keepdim=True)) / spread.sqrt()
         return normed * self._visual(f"{name}.weight") + self._visual(f"{name}.bias")
 
@@ -203,6 +168,80 @@ class Reference:
 
     def _text(self, n: int, name: str) -> Tensor:
         return self.weights[f"transformer.h.{n}.{name}.weight"]
+
+
+# ---- what can be got wrong -----------------------------------------------------------------------
+
+
+def row_and_column(place: int, count: int) -> tuple[int, int]:
+    """Of a patch, in a square of `count` x `count`."""
+    return divmod(place, count)
+
+
+def fused_cuts(head: int, width: int, hidden: int) -> list[int]:
+    """Where a head's query, key and value begin in the fused projection: head by head."""
+    return [3 * width * head + part * width for part in range(3)]
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+
+def key_places(resized: Tensor) -> Tensor:
+    """The learnt table, resized: (patches, width)."""
+    return resized
+
+
+def placed_queries(queries: Tensor, table: Tensor) -> Tensor:
+    return queries + table
+
+
+def resampled_values(kv: Tensor, places: Tensor) -> Tensor:
+    """Without positions."""
+    return kv
+
+
+def heads_of(heads: int, width: int) -> int:
+    """How many heads the resampler has: as configured."""
+    return heads
+
+
+def projected(x: Tensor, proj: Tensor) -> Tensor:
+    return x @ proj
+
+
+def feature_place(place: int) -> int:
+    return place
+
+
+def gated(up: Tensor, gate: Tensor) -> Tensor:
+    return up * gate / (1 + torch.exp(-gate))
+
+
+def biased(x: Tensor, bias: Tensor) -> Tensor:
+    return x + bias
+
+
+def query_key_value(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = fused.chunk(3, dim=1)
+    return query, key, value
+
+
+def causal(logits: Tensor) -> Tensor:
+    later = torch.ones_like(logits, dtype=torch.bool).triu(1)
+    return logits.masked_fill(later, -math.inf)
+
+
+def turned_pair(pair: int, half: int) -> tuple[int, int]:
+    """The two numbers of a head that an angle turns."""
+    return pair, pair + half
+
+
+def final_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return _rms(x, weight)
+
+
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def sines(side: int, width: int) -> Tensor:
@@ -229,15 +268,6 @@ def cubic_weights(old: int, new: int) -> Tensor:
             near = (a + 2) * d**3 - (a + 3) * d**2 + 1
             far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
             weights[out, min(max(tap, 0), old - 1)] += near if d <= 1 else far if d < 2 else 0.0
-    return weights
-
-
-def _linear_weights(old: int, new: int) -> Tensor:
-    weights = torch.zeros(new, old, dtype=torch.float64)
-    for out in range(new):
-        at = (out + 0.5) * old / new - 0.5
-        for tap in (math.floor(at), math.floor(at) + 1):
-            weights[out, min(max(tap, 0), old - 1)] += max(0.0, 1 - abs(at - tap))
     return weights
 
 
