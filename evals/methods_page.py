@@ -13,6 +13,8 @@ from cdkit.interfaces.decoding_loop import MODES
 
 PAGE = Path("docs/methods.md")
 COMMAND = "python -m cdkit.evals.methods_page"
+SHARED = ("combiner", "constraint")
+"""Parts that methods of many papers share."""
 CONTROL = "Control: "
 """How the summary of a preset starts that is no method but a control: the preset says it itself."""
 
@@ -59,7 +61,7 @@ def _groups(entries: Sequence[Entry]) -> list[Group]:
 
 def _order(entry: Entry) -> tuple[str, str, str]:
     """By the paper of the part that is most its own: what combines logits is shared by many."""
-    own = [part.bibtex for part in entry.parts if part.bibtex and part.place != "combiner"]
+    own = [part.bibtex for part in entry.parts if part.bibtex and part.place not in SHARED]
     paper = next(iter((*own, *entry.papers)), "")
     year = re.search(r"year\s*=\s*\{?(\d{4})", paper)
     return (year[1] if year else "", listing.cite_key(paper), entry.name)

@@ -132,24 +132,7 @@ def waits(engine: "Engine", batch: BranchedBatch) -> bool:
     Where a second row costs little, it pays to run both together: a branch that catches up reads
     all weights once more. So by itself it is done for one prompt on a CPU in full precision.
     """
-    method, session = engine.method, engine.session
-    if (
-        "lagging" not in engine.saved
-        or len(batch.branches) == 1
-        or session is None
-        or session.plain
-        or session.shows_logits
-        or engine.trace.wanted
-        or method.stateful
-        or method.readout is not None
-        or method.loop is not None
-        or not engine.combines_alone
-        or engine.steps is not None  # one graph for all rows
-    ):
-        return False
-    weights: Any = next(engine.model.parameters())
-    wide = weights.dtype in (torch.float32, torch.float64)
-    return engine.everywhere or (batch.rows == 1 and batch.real.device.type == "cpu" and wide)
+    return False
 
 
 def _groups(engine: "Engine", batch: BranchedBatch, cache: Any) -> list[Group]:

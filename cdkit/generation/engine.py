@@ -150,11 +150,6 @@ class Engine:
         return self.hooked and "fast_kernels" not in self.saved
 
     @cached_property
-    def combines_alone(self) -> bool:
-        """Whether the combiner tells when it needs the original logits alone."""
-        return self.method.combiner.settled(torch.zeros(1, 2)) is not None
-
-    @cached_property
     def depth(self) -> int:
         return len(self.adapter.layers(self.model))
 

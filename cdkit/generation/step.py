@@ -91,16 +91,11 @@ def _combined(
     if not every_column:
         logits = logits[:, -1:]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    blocks = wide.chunk(len(batch.branches)) if call.catch_up is None else (wide,)
+    blocks = wide.chunk(len(batch.branches))
     original = blocks[0]
     if batch.seen < batch.layout.length:
         return original  # a chunk of the prompt: nobody reads these
-    if call.catch_up is not None:
-        settled = engine.method.combiner.settled(original[:, -1])
-        if settled is None or not bool(settled.all()):
-            late = engine.adapter.logits(engine.model, call.catch_up(), norm=False)
-            blocks = (original, *late[:, None].to(wide).chunk(len(batch.branches) - 1))
-    others = dict(zip(batch.branches[1:], blocks[1:], strict=len(blocks) > 1))
+    others = dict(zip(batch.branches[1:], blocks[1:], strict=True))
     readout = engine.method.readout
     for name, hidden in call.readouts.items():
         norm = readout is None or readout.norm
@@ -110,7 +105,7 @@ def _combined(
     flat = {name: block.flatten(0, 1) for name, block in {ORIGINAL: original, **others}.items()}
     first = flat.pop(ORIGINAL)
     scaled = _scaled(engine, call, batch, first, flat) if engine.method.schedules else flat
-    combined, batch.states["combiner"] = engine.method.combiner.combine(
+    combined, batch.states["combiner"] = engine.method.combine(
         first, scaled, step=batch.step, state=batch.states.get("combiner", {})
     )
     batch.step += 1

@@ -97,6 +97,9 @@ class DecodingLoop(Part, abc.ABC):
 
     modes: ClassVar[frozenset[Mode]]
     """The modes it stands in for; `generate` in another one is refused before the first token."""
+    advice: ClassVar[str] = ""
+    """What makes it keep more candidates, for the error where none is left, such as "set
+    candidates higher"; empty where nothing does."""
 
     @abc.abstractmethod
     def run(self, decoding: DecodingContext) -> Sequence[Hypothesis]:

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from cdkit.interfaces.combiner import LogitCombiner, OnEmpty
+from cdkit.interfaces.combiner import LogitCombiner
+from cdkit.interfaces.constraint import Constraint, OnEmpty
 from cdkit.interfaces.distortion import (
     AttentionDistortion,
     DistortionStrategy,
@@ -27,6 +28,7 @@ from cdkit.interfaces.distortion import (
     PromptDistortion,
 )
 from cdkit.interfaces.intervention import Intervention
+from cdkit.interfaces.part import Part
 from cdkit.interfaces.position_calibrator import PositionCalibrator
 from cdkit.interfaces.readout import LayerReadout
 from cdkit.interfaces.schedule import AlphaSchedule, Signals
@@ -35,19 +37,26 @@ from cdkit.testing.adapters import check_adapter as check_adapter
 from cdkit.testing.benchmarks import check_benchmark as check_benchmark
 from cdkit.testing.loops import check_loop as check_loop
 from cdkit.testing.segments import check_mask_ignores_constants, check_segment
+from cdkit.testing.segments import check_selector as check_selector
 from cdkit.testing.tools import check_value, name_of, normal, pure, require, require_same
 
 
 def variants(cls: type) -> Iterator[Any]:
-    """`cls()`, and an instance for every other value of each field that is a choice or a switch."""
+    """`cls()`, and an instance for every other value of each field that is a choice or a switch.
+
+    A field that is a part itself, such as a selector, is varied in the same way.
+    """
     default = cls()
     yield default
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         choices = get_args(hint) if get_origin(hint) is Literal else (False, True) * (hint is bool)
+        value = getattr(default, field.name)
+        if isinstance(value, Part):
+            choices = tuple(variants(type(value)))
         for choice in choices:
-            if choice != getattr(default, field.name):
+            if choice != value:
                 yield dataclasses.replace(default, **{field.name: choice})
 
 
@@ -156,7 +165,6 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
     """The promises of a combiner, with other logits under `names`."""
     check_value(combiner)
     require(isinstance(combiner, LogitCombiner), combiner, "it subclasses LogitCombiner")
-    require(combiner.on_empty in get_args(OnEmpty), combiner, "on_empty is 'raise' or 'original'")
     steps = [
         (normal(step, 3, 11), {name: normal(9 + step + i, 3, 11) for i, name in enumerate(names)})
         for step in range(4)
@@ -204,28 +212,41 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
             combiner,
             "with contrastive = True logits equal to the original ones change nothing",
         )
-    for logits, rest in (*steps, (_sure(steps[0][0]), steps[0][1])):
-        settled = combiner.settled(logits)
-        if settled is None:
-            break
-        require(settled.shape == (3,), combiner, "settled says it of each row", settled.shape)
-        left = [
-            ~combiner.combine(logits, given, step=0, state={})[0].isneginf() for given in (rest, {})
-        ]
-        one = left[0][settled].sum(dim=-1) == 1
-        same = bool(one.all()) and left[0][settled].equal(left[1][settled])
-        promise = "settled rows have one token left, with other logits and without"
-        require(same, combiner, promise, (settled, left))
+    for name in names:
+        weighs, used = combiner.weight(name) != 0, combiner.uses(name)
+        require(weighs == used, combiner, "weight is 0 for the branches that it does not use", name)
+    if combiner.switch:
+        fields = {field.name for field in dataclasses.fields(combiner)}
+        require(combiner.switch in fields, combiner, "switch names a parameter", combiner.switch)
     if combiner.is_identity:
         untouched, _ = combiner.combine(original, {}, step=0, state={})
         require(torch.equal(untouched, original), combiner, "an identity returns the original")
 
 
-def _sure(logits: Tensor) -> Tensor:
-    """With one token far above the others in two of the rows."""
-    return logits + 50 * torch.eye(*logits.shape).roll(1, dims=1)[:, :] * torch.tensor(
-        [[1.0], [0.0], [1.0]]
-    )
+def check_constraint(constraint: Any) -> None:
+    """The promises of a constraint."""
+    check_value(constraint)
+    require(isinstance(constraint, Constraint), constraint, "it subclasses Constraint")
+    choices = get_args(OnEmpty)
+    require(constraint.on_empty in choices, constraint, "on_empty is 'raise' or 'original'")
+    require(bool(constraint.description.strip()), constraint, "its description says what it is")
+    for seed in range(4):
+        logits = 3 * normal(seed, 3, 11)
+        allowed: Tensor = pure(constraint, constraint.allowed, logits)
+        mask = allowed.dtype == torch.bool and allowed.shape == logits.shape
+        require(mask, constraint, "it gives a mask of the logits' shape", allowed.shape)
+        left = bool(allowed.any(dim=-1).all())
+        require(left, constraint, "a token is left in every row", allowed)
+        for rows in (torch.tensor([2, 0, 1]), torch.tensor([1])):
+            promise = "rows of the batch are independent"
+            require_same(constraint.allowed(logits[rows]), allowed[rows], constraint, promise)
+        promise = "a constant added to the logits changes nothing"
+        require_same(constraint.allowed(logits + 2.5), allowed, constraint, promise)
+        slack: Tensor = pure(constraint, constraint.slack, logits)
+        agree = slack.shape == logits.shape and bool(((slack >= 0) == allowed).all())
+        require(agree, constraint, "slack is 0 or more on the allowed tokens alone", slack)
+        if constraint.is_identity:
+            require(bool(allowed.all()), constraint, "an identity allows every token", allowed)
 
 
 def check_schedule(schedule: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdkit.attachment import attach
-from cdkit.interfaces.combiner import LogitCombiner, OnEmpty, State
+from cdkit.interfaces.combiner import LogitCombiner, State
 from cdkit.interfaces.distortion import (
     DISTORTIONS,
     AttentionDistortion,
@@ -40,8 +40,8 @@ class Difference(LogitCombiner):
     """`l + alpha (l - l~)` on all tokens."""
 
     stateful: ClassVar[bool] = False
+    switch: ClassVar[str] = "alpha"
     alpha: float = 1.0
-    on_empty: OnEmpty = "raise"
 
     @property
     def is_identity(self) -> bool:

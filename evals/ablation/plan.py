@@ -155,7 +155,8 @@ def _pass(arms: tuple[Arm, ...]) -> Pass:
     union = replace(
         first,
         name="+".join(dict.fromkeys(arm.name for arm in arms)),
-        combiner=Contrast(alpha=1.0 if some else 0.0, beta=0.0),  # reads, so computes, all
+        combiner=Contrast(alpha=1.0 if some else 0.0),  # uses, so computes, all
+        constraint=None,
         branches=tuple(branches.values()),
     )
     return Pass(union, arms, places)

@@ -18,7 +18,7 @@ from cdkit.evals.runs.engine import Engine, Logits
 from cdkit.evals.runs.gumbel import gumbel_noise, rng_keys
 from cdkit.evals.runs.progress import Stages
 from cdkit.evals.runs.questions import Question
-from cdkit.evals.runs.unconstrained import continued, unconstrained
+from cdkit.evals.runs.unconstrained import continued
 from cdkit.interfaces.benchmark import Answer
 from cdkit.methods.method import ORIGINAL
 
@@ -107,9 +107,9 @@ class Runner:
     ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, " rows"]]:
         """An arm's logits from its branches', and its yes scores before the constraint."""
         others = work.branches_of(arm, logits)
-        original, combiner = logits[ORIGINAL], arm.method.combiner
-        combined, _ = combiner.combine(original, others, step=0, state={})
-        free, _ = unconstrained(combiner).combine(original, others, step=0, state={})
+        original = logits[ORIGINAL]
+        combined, _ = arm.method.combine(original, others, step=0, state={})
+        free, _ = arm.method.combiner.combine(original, others, step=0, state={})
         return combined, self.engine.yes_scores(continued(free, original))
 
     def _decide(

@@ -153,7 +153,12 @@ class Engine:
             self._first_logits(stock) if watch and method.is_identity else nullcontext(),
         ):
             looking = Watch(
-                run.trace, method.combiner, sampling, prompt_length=length, margins=num_beams == 1
+                run.trace,
+                method.combiner,
+                method.constraint,
+                sampling,
+                prompt_length=length,
+                margins=num_beams == 1,
             )
             processors = LogitsProcessorList([*sampling, *([looking] if watch else [])])
             ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)

@@ -27,7 +27,7 @@ class DiffusionNoise(PixelDistortion):
     source: ClassVar[str] = "DAMO-NLP-SG/VCD, vcd_utils/vcd_add_noise.py, commit d6568ff"
     bibtex: ClassVar[str] = """@inproceedings{leng2024vcd,
   title     = {Mitigating Object Hallucinations in Large Vision-Language Models through
-               Visual Contrastive DecodingContext},
+               Visual Contrastive Decoding},
   author    = {Leng, Sicong and Zhang, Hang and Chen, Guanzheng and Li, Xin and Lu, Shijian and
                Miao, Chunyan and Bing, Lidong},
   booktitle = {CVPR},

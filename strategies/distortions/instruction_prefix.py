@@ -24,7 +24,7 @@ class InstructionPrefix(PromptDistortion):
     )
     bibtex: ClassVar[str] = """@inproceedings{wang2024icd,
   title     = {Mitigating Hallucinations in Large Vision-Language Models with
-               Instruction Contrastive DecodingContext},
+               Instruction Contrastive Decoding},
   author    = {Wang, Xintong and Pan, Jingheng and Ding, Liang and Biemann, Chris},
   booktitle = {Findings of ACL},
   year      = {2024}

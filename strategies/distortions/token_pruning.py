@@ -45,7 +45,7 @@ class TokenPruning(AttentionDistortion):
         "127dd41; layers and kept: the argparse defaults of its pope_eval.py"
     )
     bibtex: ClassVar[str] = """@inproceedings{huo2025selfintrospective,
-  title     = {Self-Introspective DecodingContext: Alleviating Hallucinations for Large
+  title     = {Self-Introspective Decoding: Alleviating Hallucinations for Large
                Vision-Language Models},
   author    = {Huo, Fushuo and Xu, Wenchao and Zhang, Zhong and Wang, Haozhao and
                Chen, Zhicheng and Zhao, Peilin},

@@ -1,6 +1,6 @@
 """Each optimisation by itself, and any of them together: the same tokens, the same logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 import cdkit
 from cdkit.execution.optimizations import ALL, WHAT, chosen
-from cdkit.interfaces.combiner import LogitCombiner
 
 METHODS = (
     *("cmac", "imccd", "attention_mask", "value_noise", "vcd", "icd", "pai", "vdd", "sid"),
@@ -143,7 +142,7 @@ HOW: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ["cmac", "vcd", "icd", "cmac_vcd", "unsteady"])
 def test_the_same_tokens(name: str, mode: str, beta: float) -> None:
     method = load(name)
-    method = replace(method, combiner=replace(method.combiner, beta=beta))  # type: ignore[type-var]
+    method = replace(method, constraint=replace(method.constraint, beta=beta))  # type: ignore[type-var]
     forced, _ = answer(method, BATCH[:2], False, **HOW[mode])
     lagging, _ = answer(method, BATCH[:2], frozenset({"lagging"}), **HOW[mode])
     assert lagging.equal(forced)
@@ -214,12 +213,3 @@ def test_names() -> None:
     assert chosen(["lagging", "shared_cache"]) == {"lagging", "shared_cache"}
     with pytest.raises(cdkit.CdkitError, match="optimize is True, False or some of skip_identity"):
         chosen(["shared_prefixes"])
-
-
-def test_a_combiner_settles_what_no_other_logits_change() -> None:
-    combiner: LogitCombiner = cdkit.load("cmac", beta=0.1).combiner
-    original = torch.tensor([[9.0, 1.0, 0.0], [2.0, 1.9, 0.0]])
-    settled = combiner.settled(original)
-    assert settled is not None and settled.tolist() == [True, False]
-    make: Callable[..., Any] = replace
-    assert make(combiner, beta=0.0).settled(original) is None

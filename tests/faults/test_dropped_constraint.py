@@ -19,7 +19,9 @@ MODES: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True},
     "beam search": {"num_beams": 3},
 }
-CONSTRAINED = [n for n in cdkit.presets() if getattr(cdkit.load(n).combiner, "beta", 0) > 0]
+CONSTRAINED = [
+    n for n in cdkit.presets() if (c := cdkit.load(n).constraint) is not None and not c.is_identity
+]
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
 
@@ -55,8 +57,8 @@ def test_the_constraint_holds(
     if mode_of(MODES[mode], []) not in method.modes:
         return  # it raises: see test_silent_mode.py
     steps = traced(model, processor, method, make_inputs(*QUESTIONS), **MODES[mode])
-    combiner: Any = method.combiner
-    assert len(steps) >= 4 and keeps_exactly(steps, combiner.beta)
+    constraint: Any = method.constraint
+    assert len(steps) >= 4 and keeps_exactly(steps, constraint.beta)
 
 
 @pytest.mark.parametrize("mode", MODES)

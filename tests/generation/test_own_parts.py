@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import cdkit
-from cdkit.interfaces.combiner import OnEmpty, State
+from cdkit.interfaces.combiner import State
 from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.methods.method import Branch, Method
 from cdkit.testing import check_combiner, check_readout, check_strategy
@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
 Logits = Float[Tensor, "rows vocab"]
 PLAIN = cdkit.load("plain").combiner
-COMBINER = cdkit.load("vcd", beta=0.0).combiner
+COMBINER = cdkit.load("vcd").combiner
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Fading(cdkit.LogitCombiner):
 
     stateful: ClassVar[bool] = True
     rate: float = 0.5
-    on_empty: OnEmpty = "raise"
 
     @property
     def is_identity(self) -> bool:
@@ -234,9 +233,10 @@ def several() -> Method:
     names = ("attention", "pixels", "prompt")
     return Method(
         "several",
-        cdkit.load("vcd", beta=0.2).combiner,
+        COMBINER,
         branches=tuple(Branch(n, p) for n, p in zip(names, parts, strict=True)),
         calibrator=cdkit.load("cmac").calibrator,
+        constraint=cdkit.load("vcd", beta=0.2).constraint,
     )
 
 
@@ -253,7 +253,7 @@ def test_several_branches(
     step = run.trace.steps[0]
     original = step.logits["original"]
     for branch in method.branches:
-        one = replace(several(), branches=(branch,), combiner=COMBINER)
+        one = replace(several(), branches=(branch,), constraint=None)
         with cdkit.attach(model, one, trace=("logits",), sample_ids=["a", "b"]) as run:
             call(model, **inputs, logits_to_keep=1)
         for name, logits in run.trace.steps[0].logits.items():
