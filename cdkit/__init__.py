@@ -7,6 +7,8 @@ Names are imported when they are first used: torch and transformers take seconds
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cdkit import _old_names
+
 if TYPE_CHECKING:
     from cdkit.attachment import Attachment as Attachment
     from cdkit.attachment import attach as attach
@@ -88,6 +90,8 @@ if TYPE_CHECKING:
     from cdkit.registry import UnknownNameError as UnknownNameError
 
 __version__ = "0.1.0"
+
+_old_names.install()
 
 _HOMES = {
     "attachment": (

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, get_args
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cdkit.interfaces.former_names import readable_as
 from cdkit.interfaces.part import Part
 from cdkit.registry import Registry
 
@@ -81,6 +82,9 @@ class DecodingContext(abc.ABC):
     @abc.abstractmethod
     def ended(self, generated: Int[Tensor, "rows new"]) -> Bool[Tensor, " rows"]:
         """Which answers end here, by an end token, their length or the user's criteria."""
+
+
+readable_as(DecodingContext, ends="eos_token_ids")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
+from cdkit.interfaces.former_names import FormerNames
 from cdkit.registry import Registry, unknown
 
 SeesAhead = Literal["nowhere", "in images", "in prompts"]
@@ -16,13 +17,18 @@ SeesAhead = Literal["nowhere", "in images", "in prompts"]
 prompt (PaliGemma)."""
 
 
-class ModelAdapter(abc.ABC):
+class ModelAdapter(FormerNames, abc.ABC):
     """Says where a model family keeps what the engine needs. No state, no modelling code.
 
     Registered under `config.model_type`. Admission test: with no method on, logits equal the stock
     model's, and CMAC's equal the independent reference.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "reader": "lm_module",
+        "levels": "deepstack_features",
+        "level_arguments": "deepstack_kwargs",
+    }
     causal_prefix: ClassVar[bool]
     """Whether states up to the image's last token do not depend on what follows: then branches that
     differ only after the image share them (PaliGemma: no)."""

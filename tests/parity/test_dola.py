@@ -225,7 +225,8 @@ def test_probabilities_that_vanish_in_float32() -> None:
     mature = torch.tensor([[0.0, -400.0, -1.0]])
     others = {"a": torch.tensor([[-500.0, 0.0, 3.0]]), "b": mature + 1}
     for reading in ("reversed", "jensen_shannon"):
-        combined, _ = CONTRAST(divergence=reading).combine(mature, others, step=0, state={})
+        method = cdkit.load("dola", divergence=reading)
+        combined, _ = method.combine(mature, others, step=0, state={})
         assert not combined.isnan().any()
         expected = mature.log_softmax(-1) - others["a"].log_softmax(-1)
         assert torch.equal(combined.isfinite(), torch.tensor([[True, False, True]]))

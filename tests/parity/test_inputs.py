@@ -154,7 +154,13 @@ def distortion(kind: str, **fields: Any) -> cdkit.DistortionStrategy:
 def test_many_branches_of_other_lengths_at_once(optimize: bool) -> None:
     """Weights of their own, one calibrator, longer and shorter prompts, stacked distortions."""
     icd = distortion("instruction_prefix", instruction=ROLE)
-    imd, cut = distortion("value_mean_mask"), distortion("attention_mask", scope="head")
+    imd, cut = (
+        distortion("value_mean_mask"),
+        distortion(
+            "attention_mask",
+            selector=cdkit.SELECTORS["above_mean"](scope="head"),  # type: ignore[call-arg]
+        ),
+    )
     noise = distortion("diffusion_noise", step=700)
     method = cdkit.Method(
         name="many",
