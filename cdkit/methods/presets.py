@@ -115,10 +115,14 @@ def _combiner_and_constraint(data: Mapping[str, Any], where: str) -> tuple[Any, 
 
 
 def _constraint_with(keys: Mapping[str, Any], given: Any) -> str | None:
-    """The kind of the given constraint, or of the first one that has all these parameters."""
+    """The kind of the given constraint, or of the first one that has all these parameters.
+
+    None where there is none, and where a parameter would be said twice.
+    """
     registry = REGISTRIES["constraint"]
-    kinds = [str(given.get("kind"))] if isinstance(given, Mapping) else [*registry]
-    for kind in kinds:
+    if given is not None and (not isinstance(given, Mapping) or keys.keys() & given.keys()):
+        return None
+    for kind in [*registry] if given is None else [str(given.get("kind"))]:
         if kind in registry:
             names = {field.name for field in dataclasses.fields(registry[kind])}
             if keys.keys() <= names:
@@ -181,7 +185,7 @@ def _moved_inside(cls: type, values: Mapping[str, Any], where: str) -> Mapping[s
         if not isinstance(inner, Mapping):
             continue
         known = {f.name for f in dataclasses.fields(_class_of(table, inner, where)[0])}
-        taken = {key: moved.pop(key) for key in strange if key in known}
+        taken = {key: moved.pop(key) for key in strange if key in known and key not in inner}
         if taken:
             moved[field.name] = {**inner, **taken}
             _warn(

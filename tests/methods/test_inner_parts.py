@@ -157,6 +157,23 @@ def test_a_beta_of_the_combiner() -> None:
     assert same == cdkit.load("cmac", beta=0.3)
 
 
+@pytest.mark.parametrize(
+    ("constraint", "distortion", "key"),
+    [
+        ('"none"', "", "beta"),
+        ('{ kind = "plausibility", beta = 0.1 }', "", "beta"),
+        ("", 'scope = "row", selector = { kind = "above_mean", scope = "call" }', "scope"),
+    ],
+)
+def test_what_is_said_twice_is_refused(constraint: str, distortion: str, key: str) -> None:
+    text = f"constraint = {constraint}" if constraint else 'constraint = "none"'
+    text += '\n[combiner]\nkind = "contrast"\n' + ("beta = 0.3\n" if constraint else "")
+    inside = distortion or 'selector = "above_mean"'
+    text += f'[[branches]]\ndistortions = [{{ kind = "attention_mask", {inside} }}]\n'
+    with pytest.raises(cdkit.CdkitError, match=f"is called '{key}'"):
+        parse_method(tomllib.loads(text))
+
+
 def test_no_constraint_is_said_by_name() -> None:
     method = parse_method({"name": "x", "combiner": {"kind": "sharpen"}})
     assert method.constraint is None and method.to_dict()["constraint"] == "none"
