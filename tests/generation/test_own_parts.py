@@ -153,7 +153,7 @@ def test_a_readout_of_several_columns_is_refused(model: Any, make_inputs: MakeIn
 def test_a_combiner_with_state(model: Any, make_inputs: MakeInputs) -> None:
     """Steps count from 0, and each row has its own state."""
     inputs = make_inputs(*QUESTIONS)
-    method = replace(cdkit.load("vcd"), combiner=Fading())
+    method = replace(cdkit.load("vcd"), combiner=Fading(), constraint=None)
     asked = {"max_new_tokens": 5, "do_sample": False}
     with cdkit.attach(model, method, trace=("logits",)) as run:
         both = model.generate(**inputs, **asked)
@@ -170,7 +170,7 @@ def test_a_combiner_with_state(model: Any, make_inputs: MakeInputs) -> None:
 
 def test_state_goes_with_the_beams(model: Any, make_inputs: MakeInputs) -> None:
     """A beam's total is over the tokens of that beam: against beam search written out here."""
-    method = replace(cdkit.load("vcd"), combiner=Fading(rate=2.0))
+    method = replace(cdkit.load("vcd"), combiner=Fading(rate=2.0), constraint=None)
     steps, width = 4, 3
 
     def scored(inputs: Inputs, answer: list[int]) -> tuple[Tensor, Tensor]:
@@ -219,7 +219,7 @@ def test_state_goes_with_the_beams(model: Any, make_inputs: MakeInputs) -> None:
 def test_a_combiner_that_counts_steps_refuses_a_plain_call(
     model: Any, make_inputs: MakeInputs
 ) -> None:
-    method = replace(cdkit.load("vcd"), combiner=Fading())
+    method = replace(cdkit.load("vcd"), combiner=Fading(), constraint=None)
     with cdkit.attach(model, method):
         with pytest.raises(
             cdkit.CdkitError, match="vcd depends on the step; a plain call has none"

@@ -250,6 +250,7 @@ class TestNames:
             {
                 "name": "twice",
                 "combiner": {"kind": "contrast"},
+                "constraint": "none",
                 "branches": [{"distortions": [noise, noise]}],
             }
         )
