@@ -22,8 +22,8 @@ class BranchedCache(MethodCache):
     """
 
     def __init__(self, state: BranchState, *, owner: object) -> None:
-        super().__init__(state.caches[0].layers, owner=owner)
-        self.state = state
+        super().__init__(layers=state.caches[0].layers)
+        self.state, self.owner = state, owner
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         gap = self.state.plan.padding

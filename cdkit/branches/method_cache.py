@@ -1,7 +1,6 @@
 """The cache that `generate` holds while a method is on."""
 
 import abc
-from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,10 +15,8 @@ class MethodCache(Cache, abc.ABC):
     A loop of a method's own copies it, where it keeps several continuations of one text.
     """
 
-    def __init__(self, layers: list[Any], *, owner: object) -> None:
-        super().__init__(layers=layers)
-        self.owner = owner
-        """The engine that made it: no other one may go on with it."""
+    owner: object
+    """The engine that made it: no other one may go on with it."""
 
     @abc.abstractmethod
     def original(self) -> Cache:

@@ -48,10 +48,9 @@ class AttachedEngine(abc.ABC):
     def keep_readout(self, name: str, states: Any) -> None:
         """Keep the original branch's last row of a layer that is read out."""
 
-    def begin_call(self, session: Session) -> None:
-        """Begin a call of `generate` for these prompts."""
-        self.session = session
-        self.trace.steps.clear()
+    @abc.abstractmethod
+    def compile_steps(self, session: Session) -> None:
+        """Prepare for `session.compile_config`, which the call of `generate` asks for."""
 
     def end_call(self) -> None:
         """Forget what belonged to a call of `generate`."""

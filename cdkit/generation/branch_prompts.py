@@ -21,7 +21,7 @@ from cdkit.methods.method import ORIGINAL, Branch
 
 
 @dataclass(frozen=True, eq=False)
-class BranchRows:
+class BranchPrompts:
     """The prompts of every branch, the original one first."""
 
     blocks: tuple[PromptRows, ...]
@@ -125,7 +125,7 @@ def first_columns(session: Session, kwargs: Mapping[str, Any]) -> FirstColumns:
 
 def branch_rows(
     attached: AttachedMethod, session: Session, given: FirstColumns, branches: Sequence[Branch]
-) -> BranchRows:
+) -> BranchPrompts:
     here = given.here
     original = PromptRows(
         given.embeds[:, :here],
@@ -168,7 +168,7 @@ def branch_rows(
             embeds = place_features(block.embeds, given.image_index, features)
             block = replace(block, embeds=embeds)
         blocks.append(block)
-    return BranchRows(tuple(blocks), aligned, common)
+    return BranchPrompts(tuple(blocks), aligned, common)
 
 
 def _first_image(image_index: Int[Tensor, "rows tokens"]) -> int:

@@ -1,7 +1,7 @@
 """All branches' logits of one step -> the logits that `generate` reads."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ States = Mapping[str, State]
 """What the combiner and each schedule carry from step to step, by their place in the method."""
 
 
+@runtime_checkable
 class SteppedState(Protocol):
     """What belongs to one batch and goes on with each step."""
 

@@ -74,15 +74,13 @@ class Engine(AttachedEngine):
         if self.call is not None and context is not None and ORIGINAL in context.branches:
             self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 
-    def begin_call(self, session: Session) -> None:
-        super().begin_call(session)
-        if session.compile_config is not None:
-            self.compiled = compiled_steps(
-                self.attached,
-                session.compile_config,
-                static=session.static_cache,
-                earlier=self.compiled_before,
-            )
+    def compile_steps(self, session: Session) -> None:
+        self.compiled = compiled_steps(
+            self.attached,
+            session.compile_config,
+            static=session.static_cache,
+            earlier=self.compiled_before,
+        )
 
     def end_call(self) -> None:
         super().end_call()

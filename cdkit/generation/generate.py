@@ -45,7 +45,10 @@ def run_generate(
         kwargs["custom_generate"] = functools.partial(run_loop, engine)
     guards = Hooks()
     try:
-        engine.begin_call(session)
+        engine.session = session
+        engine.trace.steps.clear()
+        if session.compile_config is not None:
+            engine.compile_steps(session)
         _guard(guards, engine, session, given)
         output = generate(*args, **kwargs)
     finally:

@@ -36,6 +36,7 @@ from cdkit.generation.combine import Noted, combine_call
 from cdkit.generation.compatibility import check_alignment, refuse_adapter
 from cdkit.generation.hooks import BoundToModel
 from cdkit.generation.plain_call import forward_call
+from cdkit.generation.prompts import Session
 from cdkit.generation.reference_attention import Attended, Change, Layer, Memory, Tokens, attend
 from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
 from cdkit.generation.trace import Step
@@ -98,6 +99,9 @@ class ReferenceEngine(AttachedEngine):
     call: ForwardCall | None = None
     running: BranchCall | None = None
     """The branch that is in the decoder."""
+
+    def compile_steps(self, session: Session) -> None:
+        """Nothing is compiled: that would save time."""
 
     def attention(self) -> AttentionHandles:
         rotary, depth = self.attached.rotary, self.attached.depth
@@ -162,8 +166,8 @@ class ReferenceEngine(AttachedEngine):
             )
         if call is None or args or kwargs.get("inputs_embeds") is None:
             raise CdkitError(
-                f"with {self.attached.method.name} attached, call the model itself or its generate; "
-                "its decoder alone has no logits to combine"
+                f"with {self.attached.method.name} attached, call the model itself or its "
+                "generate; its decoder alone has no logits to combine"
             )
         cache = given_cache(kwargs)
         kwargs.pop(OLD_CACHE, None)
@@ -241,8 +245,9 @@ class ReferenceEngine(AttachedEngine):
         if self.attached.hooked and running.layers_run != self.attached.depth:
             raise CdkitError(
                 f"{self.attached.method.name} looks into the attention, but only "
-                f"{running.layers_run} of {self.attached.depth} layers of {type(self.attached.decoder).__name__} "
-                "came through it; this model does not use Hugging Face's attention interface"
+                f"{running.layers_run} of {self.attached.depth} layers of "
+                f"{type(self.attached.decoder).__name__} came through it; this model does not use "
+                "Hugging Face's attention interface"
             )
         return output
 

@@ -84,8 +84,8 @@ class ReferenceCache(MethodCache):
 
     def __init__(self, batch: Batch, *, owner: object) -> None:
         assert batch.original.cache is not None
-        super().__init__(batch.original.cache.layers, owner=owner)
-        self.batch = batch
+        super().__init__(layers=batch.original.cache.layers)
+        self.batch, self.owner = batch, owner
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.batch.original.columns

@@ -79,7 +79,7 @@ def start(
     expand = given.embeds.shape[0] // session.ids.shape[0]
     rng_keys = None
     if attached.hooked:
-        rng_keys = session.keys.repeat_interleave(expand).repeat(len(rows.blocks))
+        rng_keys = session.rng_keys(expand).repeat(len(rows.blocks))
     plan = plan_prompt(
         attached,
         layout,

@@ -13,7 +13,7 @@ from torch import Tensor
 import cdkit
 from cdkit import CACHE
 from cdkit.generation import reference
-from cdkit.generation.branch_prompts import BranchRows, branch_rows
+from cdkit.generation.branch_prompts import BranchPrompts, branch_rows
 from cdkit.generation.compatibility import mode_of
 from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.reference_cache import ReferenceCache
@@ -88,9 +88,9 @@ def test_a_fault_is_seen(
     inputs = make_inputs(*QUESTIONS)
     _, logits = answer(model, processor, name, inputs, optimize=False, do_sample=False)
 
-    def undistorted(attached: Any, session: Any, first: Any, branches: Any) -> BranchRows:
+    def undistorted(attached: Any, session: Any, first: Any, branches: Any) -> BranchPrompts:
         original = branch_rows(attached, session, first, ())
-        return BranchRows(original.blocks * (1 + len(branches)), 1, 0)
+        return BranchPrompts(original.blocks * (1 + len(branches)), 1, 0)
 
     monkeypatch.setattr(reference, "branch_rows", undistorted)
     monkeypatch.setattr(ReferenceEngine, "_changes", lambda *a: [])
