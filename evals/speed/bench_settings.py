@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.modes import PLAIN
@@ -11,8 +11,8 @@ from cdkit.evals.runner.run_settings import Dtype
 from cdkit.execution.optimizations import ALL, WHAT
 from cdkit.registry import unknown
 
-TWO_PASS, EAGER, CDKIT = "two-pass", "eager", "cdkit"
-DEFAULT = (PLAIN, TWO_PASS, EAGER, CDKIT)
+TWO_PASS, CDKIT = "two-pass", "cdkit"
+DEFAULT = (PLAIN, TWO_PASS, CDKIT)
 ONLY, WITHOUT = f"{CDKIT}:only-", f"{CDKIT}:without-"
 NONE = f"{CDKIT}:none"
 EACH = (NONE, *(f"{ONLY}{name}" for name in WHAT), *(f"{WITHOUT}{name}" for name in WHAT))
@@ -22,12 +22,15 @@ METHODS = ("cmac", "vcd", "icd")
 MICRO, HALF, SEVEN = SHAPES = ("micro", "0.5b", "7b")
 
 
-def optimizations(variant: str) -> frozenset[str] | Literal[True] | None:
+def optimizations(variant: str) -> frozenset[str] | bool | None:
     """Those that a variant of cdkit has on; None for a variant without cdkit.
 
-    True is what users have: each where it pays. Those that are named are on everywhere, so those
-    that leave one out leave `lagging` out as well: it pays in few places.
+    True is what users have: each where it pays; False is the plain algorithm. Those that are named
+    are on everywhere, so those that leave one out leave `lagging` out as well: it pays in few
+    places.
     """
+    if variant == TWO_PASS:
+        return False
     if variant == CDKIT:
         return True
     if variant == NONE:
