@@ -57,19 +57,29 @@ def attach(
             out = model.generate(**inputs, max_new_tokens=64)
 
     Greedy decoding, sampling, beams, streamers, logits processors and batches are Hugging Face's.
-    A plain call of the model is scored with the method too: its tokens are one prompt's. Leaving
-    restores the model to the bit, also after an exception; attaching again replaces.
+    Calling `model(...)` directly also applies the method, and treats the tokens as one prompt. When
+    the block ends, even by an exception, the model is exactly as before. A second attach replaces
+    the first.
 
-    `processor` is needed by methods that write text into the prompt. All noise is drawn from
-    (`seed`, sample id); `sample_ids` names each prompt of the calls to come, else a digest of its
-    pixels and tokens does. `trace` keeps "logits", "image_attention" or "mask" of each step of the
-    latest call in `run.trace`; "last_logits" keeps the latest step alone, at no cost, and nothing
-    where the method has nothing to do. `optimize` True saves what can be saved, each saving exact;
-    False forces every branch through the model, one after the other, and shares nothing between
-    them: same tokens, slower; a collection of names of
-    `cdkit.execution.optimizations` saves just that. For tests and benchmarks.
+    Args:
+        model: A stock Hugging Face model in eval mode, or a PEFT model around one.
+        method: What runs; from `cdkit.load` or built by hand.
+        processor: The model's processor. Methods that write text into the prompt need it.
+        seed: All noise is drawn from this number and the sample's id.
+        sample_ids: A name for each prompt of the calls to come. Without them the id of a sample is
+            a digest of its pixels and tokens.
+        trace: What `run.trace` keeps of each step of the latest call: "logits",
+            "image_attention", "mask". "last_logits" keeps the latest step alone, at no cost, and
+            nothing where the method has nothing to do.
+        optimize: True skips whatever cannot change a token, False runs the plain algorithm: each
+            branch with its own prompt, prefill and cache, one after the other. A collection of
+            names of `cdkit.execution.optimizations` skips just those. The tokens are the same.
 
-    Raises CdkitError where the method cannot run on this model, before anything is changed.
+    Returns:
+        The attachment, to be entered with `with`.
+
+    Raises:
+        CdkitError: Where the method cannot run on this model, before anything is changed.
     """
     return Attachment(
         model,

@@ -24,6 +24,10 @@ class Chunk:
     """Of these rows' prompts."""
     token_mask: Bool[Tensor, "rows columns"]
     """All columns up to `stop`: False on padding."""
+    length: int
+    generated: bool
+    """Whether none of the chunk is of the prompt. A field, not computed from `start`: compiled steps
+    read it, and a number of columns would be part of their graph."""
     first_text: int
     """The first of the chunk's columns, counted from `start`, in which any row is text after an
     image; the chunk's length where there is none."""
@@ -33,18 +37,9 @@ class Chunk:
     """Whether columns are among them that nothing was written into yet: masked, as padding is."""
 
     @property
-    def length(self) -> int:
-        return self.stop - self.start
-
-    @property
     def padded(self) -> bool:
         """Whether some columns hold nothing to look at."""
         return self.open or self.layout.padded
-
-    @property
-    def generated(self) -> bool:
-        """Whether none of the chunk is of the prompt."""
-        return self.start >= self.layout.length
 
     @property
     def completes_prompt(self) -> bool:
@@ -56,15 +51,16 @@ def make_chunk(
     layout: Layout, token_mask: Tensor, start: int, stop: int, *, open: bool = False
 ) -> Chunk:
     """The columns from `start` to `stop`; reads nothing back from the device."""
-    length, has_images = stop - start, layout.image_span.stop > layout.image_span.start
+    length, generated = stop - start, start >= layout.length
+    has_images = layout.image_span.stop > layout.image_span.start
     first_text = max(0, min(length, layout.first_text - start)) if has_images else length
     all_text = layout.all_rows_have_images
-    if all_text and start < layout.length:
+    if all_text and not generated:
         first = start + first_text
         all_text = not layout.padded and all(
             row.first_text <= first and row.last_image < first for row in layout.row_stats
         )
-    return Chunk(start, stop, layout, token_mask, first_text, all_text, open)
+    return Chunk(start, stop, layout, token_mask, length, generated, first_text, all_text, open)
 
 
 class RowMasks(NamedTuple):

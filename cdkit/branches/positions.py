@@ -32,7 +32,7 @@ def position_offset(
     calibrator: PositionCalibrator,
     positions: Int[Tensor, "rows tokens *axes"],
     image_index: Int[Tensor, "rows prompt"],
-) -> Float[Tensor, "rows tokens *axes"]:
+) -> Float[Tensor, "rows tokens *rotated"]:
     """Calibrated minus ordinary position of each token; what follows the prompt is text."""
     missing = positions.shape[1] - image_index.shape[1]
     index = torch.nn.functional.pad(image_index, (0, missing), value=-1)
@@ -43,11 +43,11 @@ def position_offset(
 class PromptOffsets(NamedTuple):
     """By how many positions the columns of a call of the prompt move, of all rows."""
 
-    key: Float[Tensor, "rows prompt *axes"]
+    key: Float[Tensor, "rows prompt *rotated"]
     """Of the prompt's columns so far: 0 where no image token is."""
-    query: Float[Tensor, "group_rows new *axes"] | None
+    query: Float[Tensor, "group_rows new *rotated"] | None
     """Of a group's new columns, for cross-modal logits; None where no text row moves."""
-    reference: Float[Tensor, "rows 1 *axes"] | None
+    reference: Float[Tensor, "rows 1 *rotated"] | None
     """What both are relative to, once the prompt is whole: the offset of the last token of each
     sample's original prompt. Only differences of positions count, so queries of the text to come
     need not move. A prompt of which more is to come does not know yet where that is."""

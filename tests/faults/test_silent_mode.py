@@ -50,7 +50,7 @@ def test_a_method_that_stops_after_the_first_token_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fault in its other form: the branch is there for the prompt and then forgotten."""
-    method = cdkit.load("vcd")
+    method = cdkit.load("vcd", beta=0.0)  # the constraint acts in every step, whatever the branch
     combine = type(method.combiner).combine
 
     def once(self: Any, original: Tensor, others: Any, *, step: int, state: Any) -> Any:
