@@ -7,6 +7,8 @@ Names are imported when they are first used: torch and transformers take seconds
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cdkit import _old_names
+
 if TYPE_CHECKING:
     from cdkit.attachment import Attachment as Attachment
     from cdkit.attachment import attach as attach
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
     from cdkit.interfaces.cache_names import OLD_CACHE as OLD_CACHE
     from cdkit.interfaces.combiner import COMBINERS as COMBINERS
     from cdkit.interfaces.combiner import LogitCombiner as LogitCombiner
-    from cdkit.interfaces.combiner import OnEmpty as OnEmpty
     from cdkit.interfaces.combiner import State as State
+    from cdkit.interfaces.constraint import CONSTRAINTS as CONSTRAINTS
+    from cdkit.interfaces.constraint import Constraint as Constraint
+    from cdkit.interfaces.constraint import OnEmpty as OnEmpty
     from cdkit.interfaces.decoding_loop import LOOPS as LOOPS
     from cdkit.interfaces.decoding_loop import MODES as MODES
     from cdkit.interfaces.decoding_loop import DecodingContext as DecodingContext
@@ -72,6 +76,8 @@ if TYPE_CHECKING:
     from cdkit.interfaces.segment import ImageColumns as ImageColumns
     from cdkit.interfaces.segment import Scope as Scope
     from cdkit.interfaces.segment import check_scope as check_scope
+    from cdkit.interfaces.selector import SELECTORS as SELECTORS
+    from cdkit.interfaces.selector import CellSelector as CellSelector
     from cdkit.methods.method import ORIGINAL as ORIGINAL
     from cdkit.methods.method import Branch as Branch
     from cdkit.methods.method import Method as Method
@@ -84,6 +90,8 @@ if TYPE_CHECKING:
     from cdkit.registry import UnknownNameError as UnknownNameError
 
 __version__ = "0.1.0"
+
+_old_names.install()
 
 _HOMES = {
     "attachment": (
@@ -119,8 +127,12 @@ _HOMES = {
     "interfaces.combiner": (
         "COMBINERS",
         "LogitCombiner",
-        "OnEmpty",
         "State",
+    ),
+    "interfaces.constraint": (
+        "CONSTRAINTS",
+        "Constraint",
+        "OnEmpty",
     ),
     "interfaces.decoding_loop": (
         "LOOPS",
@@ -179,6 +191,10 @@ _HOMES = {
         "ImageColumns",
         "Scope",
         "check_scope",
+    ),
+    "interfaces.selector": (
+        "SELECTORS",
+        "CellSelector",
     ),
     "methods.method": (
         "ORIGINAL",

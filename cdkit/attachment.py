@@ -295,18 +295,18 @@ def _keep_last_row(engine: Engine, name: str, states: Any) -> None:
 
 
 def _check_names(method: Method, layers: Collection[str]) -> None:
-    """Raise where a readout's names clash with branches, or `alphas` names neither."""
+    """Raise where a readout's names clash with branches, or the combiner names neither."""
     branches = [branch.name for branch in method.branches]
     if clash := set(branches) & set(layers):
         raise CdkitError(
             f"branch {min(clash)!r} of {method.name} is called like a layer that is read out; "
             "give the branch another name"
         )
-    pairs: tuple[tuple[str, float], ...] = getattr(method.combiner, "alphas", ())
-    for name, _ in pairs:
+    for name, parameter in method.combiner.names.items():
         if name not in branches and name not in layers:
             raise CdkitError(
-                f"alphas names {name!r}, but {method.name} has {', '.join((*branches, *layers))}"
+                f"{parameter} names {name!r}, but {method.name} has "
+                f"{', '.join((*branches, *layers))}"
             )
 
 

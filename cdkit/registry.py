@@ -25,13 +25,28 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         self.base, self.what = base, what
         self._folder, self._group = folder, group
         self._classes: dict[str, type[T]] = {}
+        self._former: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[Class], Class]:
-        """A class decorator. A taken name is a ValueError, a stranger to `base` a TypeError."""
+    def register(
+        self, name: str, *, replaces: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Callable[[Class], Class]:
+        """A class decorator.
+
+        Args:
+            name: What configurations call the class.
+            replaces: Names of classes that are gone -> the parameters with which this one does the
+                same, as plain data. Configurations that use them are read with a warning.
+
+        Raises:
+            ValueError: The name is taken.
+            TypeError: The class is no subclass of `base`.
+        """
 
         def add(cls: Class) -> Class:
             self._add(name, cls)
+            for former, values in (replaces or {}).items():
+                self._former[former] = (name, values)
             return cls
 
         return add
@@ -50,6 +65,11 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             if known is cls:
                 return name
         raise LookupError(f"{_where(cls)} is not registered as a {self.what}")
+
+    def replacement(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
+        """(name, parameters) of the class that does what a former one did; None for other names."""
+        self.load()
+        return None if name in self._classes else self._former.get(name)
 
     def __getitem__(self, name: str) -> type[T]:
         self.load()

@@ -15,7 +15,7 @@ def contrast(
     distorted: Sequence[Float[Tensor, "*rows vocab"]],
     *,
     alphas: Sequence[float],
-    beta: float,
+    beta: float = 0.0,
 ) -> Float[Tensor, "*rows vocab"]:
     """`l + sum_k alpha_k (l - l~_k)`, and -inf where the original branch finds a token implausible.
 

@@ -10,6 +10,7 @@ from transformers import Cache, DynamicCache
 from cdkit.errors import CdkitError
 from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
+from cdkit.interfaces.part import inner_parts
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method, kind_of
 
@@ -150,9 +151,12 @@ def check_whole_prompt(
 
 def refuse_split(method: Method, asked: str) -> None:
     part = method.whole_prompt_parts[0]
-    scoped = any(kind_of(own) == part and hasattr(own, "scope") for _, own in method.parts())
-    why = f"the threshold of {part} is taken over" if scoped else f"{part} depends on"
-    leave = "Use scope='row', or leave it out" if scoped else "Leave it out"
+    nested = (own.split_advice for _, own in inner_parts(part) if own.split_advice)
+    advice = part.split_advice or next(nested, "")
+    # advice comes with parts whose threshold is taken over several rows or over one
+    kind = kind_of(part)
+    why = f"the threshold of {kind} is taken over" if advice else f"{kind} depends on"
+    leave = f"Use {advice}, or leave it out" if advice else "Leave it out"
     raise CdkitError(
         f"{method.name} cannot run with {asked}: {why} all text rows of the prompt, which this "
         f"splits. {leave}"

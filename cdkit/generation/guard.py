@@ -45,7 +45,9 @@ class GuardedProcessors(LogitsProcessorList):
         if not bool(empty.any()):
             return left
         original = self._original()
-        if self._method.combiner.on_empty == "original" and original is not None:
+        constraint = self._method.constraint
+        falls_back = constraint is not None and constraint.on_empty == "original"
+        if falls_back and original is not None:
             original = original.to(left)
             if self._beams > 1:  # beam search hands its processors log-probabilities
                 original = original.log_softmax(dim=-1)
@@ -63,26 +65,33 @@ class GuardedProcessors(LogitsProcessorList):
                     f"{self._method.name}, row {row}: the model's logits are not numbers (NaN); "
                     "check its weights and its dtype"
                 )
-            removed = scores[row].isneginf()  # before the processors: by the combiner
+            removed = scores[row].isneginf()  # before the processors: by combiner or constraint
             cut = original is not None and bool((removed & original[row].isfinite()).any())
             raise CdkitError(self._message(row, input_ids.shape[1], cut=cut))
         return left
 
     def _message(self, row: int, length: int, *, cut: bool) -> str:
-        combiner, loop = self._method.combiner, self._method.loop
-        beta = getattr(combiner, "beta", 0)
-        kept = f"the plausibility constraint (beta={beta}) keeps" if beta else "there is"
-        if cut and not beta:
+        combiner, loop, constraint = (
+            self._method.combiner,
+            self._method.loop,
+            self._method.constraint,
+        )
+        active = constraint if constraint is not None and not constraint.is_identity else None
+        kept = "there is" if active is None else f"{active.description} keeps"
+        if cut and active is None:
             kept = f"{kind_of(loop or combiner)} keeps"
-        advice = "ask less of the logits processors"
-        if cut and combiner.on_empty == "raise":
-            advice = "on_empty='original' falls back to the original logits there"
-            advice = f"use a smaller beta, or {advice}" if beta else advice
-        if cut and hasattr(loop, "candidates"):
-            advice = f"set candidates higher, or {advice}"
+        advice = ["ask less of the logits processors"]
+        if cut and (constraint is None or constraint.on_empty == "raise"):
+            advice = ["on_empty='original' falls back to the original logits there"]
+            if constraint is None:
+                advice = ["a constraint with on_empty='original' falls back to the original logits"]
+        if cut and active is not None and active.advice and active.on_empty == "raise":
+            advice = [active.advice, *advice]
+        if cut and loop is not None and loop.advice:
+            advice = [loop.advice, *advice]
         return (
             f"{self._method.name}, step {length - self._prompt_length}, row {row}: the logits "
-            f"processors remove every token that {kept}; {advice}"
+            f"processors remove every token that {kept}; {', or '.join(advice)}"
         )
 
 

@@ -109,7 +109,7 @@ def _combined(
     first = original.flatten(0, 1)
     flat = {name: block.flatten(0, 1) for name, block in others.items()}
     scaled = _scaled(engine, call, state, first, flat) if method.schedules else flat
-    combined, state.states["combiner"] = method.combiner.combine(
+    combined, state.states["combiner"] = method.combine(
         first, scaled, step=state.step, state=state.states.get("combiner", {})
     )
     state.step += 1

@@ -2,9 +2,9 @@
 
 import abc
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.interfaces.part import Part
@@ -13,7 +13,6 @@ from cdkit.registry import Registry
 State = Mapping[str, Tensor]
 """What a combiner carries from step to step: tensors whose first axis is the rows of the batch.
 Empty at the first step; the engine reorders it with the beams."""
-OnEmpty = Literal["raise", "original"]
 
 
 class LogitCombiner(Part, abc.ABC):
@@ -25,8 +24,21 @@ class LogitCombiner(Part, abc.ABC):
     contrastive: ClassVar[bool] = False
     """Whether other logits count only through their differences to the original ones, so that
     logits equal to them change nothing: then schedules may scale alpha."""
-    on_empty: OnEmpty
-    """A field: what to do where the user's processors remove every token that is left."""
+    switch: ClassVar[str] = ""
+    """The parameter whose 0 switches all other logits off, where there is one: then a branch that
+    is not used is no mistake."""
+    constrained_before: ClassVar[bool] = False
+    """Whether it had a plausibility constraint of beta 0.1 by default, before the constraint was
+    a part of its own: then a configuration that does not mention the constraint is warned of."""
+    renamed: ClassVar[Mapping[str, str]] = {
+        "reads": "uses",
+        "by_step": "stateful",
+        "idle": "is_identity",
+    }
+    removed: ClassVar[Mapping[str, str]] = {
+        "settled": "delete it",
+        "on_empty": "it belongs to the method's constraint",
+    }
 
     @abc.abstractmethod
     def uses(self, name: str) -> bool:
@@ -47,11 +59,17 @@ class LogitCombiner(Part, abc.ABC):
         those that `uses` asks for.
         """
 
-    def settled(self, original: Float[Tensor, "rows vocab"]) -> Bool[Tensor, " rows"] | None:
-        """Rows in which the original logits leave one token, whatever the others say: there
-        `combine` without others leaves that token, too. None where the combiner cannot tell.
+    def weight(self, name: str) -> float:
+        """How strongly the logits of that branch enter the result, 0 where they do not.
+
+        How far rounding in a branch can move a combined logit follows from it.
         """
-        return None
+        return 1.0 if self.uses(name) else 0.0
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Branches, or readouts, that the method must have -> the parameter that names each."""
+        return {}
 
     @property
     @abc.abstractmethod

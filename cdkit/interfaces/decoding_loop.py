@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, get_args
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cdkit.interfaces.former_names import readable_as
 from cdkit.interfaces.part import Part
 from cdkit.registry import Registry
 
@@ -83,6 +84,9 @@ class DecodingContext(abc.ABC):
         """Which answers end here, by an end token, their length or the user's criteria."""
 
 
+readable_as(DecodingContext, ends="eos_token_ids")
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """One answer: its tokens without the prompt (the end included), and its score."""
@@ -97,6 +101,9 @@ class DecodingLoop(Part, abc.ABC):
 
     modes: ClassVar[frozenset[Mode]]
     """The modes it stands in for; `generate` in another one is refused before the first token."""
+    advice: ClassVar[str] = ""
+    """What makes it keep more candidates, for the error where none is left, such as "set
+    candidates higher"; empty where nothing does."""
 
     @abc.abstractmethod
     def run(self, decoding: DecodingContext) -> Sequence[Hypothesis]:

@@ -6,7 +6,7 @@ its randomness from what it is passed.
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -31,6 +31,7 @@ class DistortionStrategy(Part, abc.ABC):
 
     modifies: ClassVar[frozenset[Modified]]
     """All that it changes; the contract suite holds it to that."""
+    renamed: ClassVar[Mapping[str, str]] = {"touches": "modifies"}
 
 
 class PixelDistortion(DistortionStrategy):
@@ -137,6 +138,7 @@ class AttentionDistortion(DistortionStrategy):
     the engine computes them once."""
     layers: Depth = EVERY_LAYER
     """Where it acts; a field of those that do not act in every decoder layer."""
+    renamed: ClassVar[Mapping[str, str]] = {"whole_prompt": "needs_whole_prompt"}
 
     @property
     @abc.abstractmethod

@@ -1,6 +1,8 @@
 """Interventions: changes of the cross-modal attention in chosen branches, the original one too."""
 
 import abc
+from collections.abc import Mapping
+from typing import ClassVar
 
 from cdkit.interfaces.depth import EVERY_LAYER, Depth
 from cdkit.interfaces.part import Part
@@ -15,6 +17,7 @@ class Intervention(Part, abc.ABC):
     """A field: names of the branches it acts on; "original" is the original one."""
     layers: Depth = EVERY_LAYER
     """As `AttentionDistortion.layers`."""
+    renamed: ClassVar[Mapping[str, str]] = {"whole_prompt": "needs_whole_prompt"}
 
     @property
     @abc.abstractmethod

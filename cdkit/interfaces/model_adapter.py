@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
+from cdkit.interfaces.former_names import FormerNames
 from cdkit.registry import Registry, unknown
 
 SeesAhead = Literal["nowhere", "in images", "in prompts"]
@@ -16,13 +17,18 @@ SeesAhead = Literal["nowhere", "in images", "in prompts"]
 prompt (PaliGemma)."""
 
 
-class ModelAdapter(abc.ABC):
+class ModelAdapter(FormerNames, abc.ABC):
     """Says where a model family keeps what cdkit needs. It has no state and no modelling code.
 
     An adapter is registered under `config.model_type`. `cdkit.testing.check_adapter` holds what it
     says against a model of the family as it runs.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "reader": "lm_module",
+        "levels": "deepstack_features",
+        "level_arguments": "deepstack_kwargs",
+    }
     causal_prefix: ClassVar[bool]
     """Whether states up to the image's last token do not depend on what follows. Then branches that
     differ only after the image share these states."""

@@ -1,6 +1,8 @@
 """Where the tokens of a sequence stand, as the cross-modal segment counts it."""
 
 import abc
+from collections.abc import Mapping
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +17,11 @@ class PositionCalibrator(Part, abc.ABC):
     The engine recomputes only the cross-modal logits with these positions. Only differences of
     positions matter (RoPE), so a constant may be added to a row.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "steady": "constant_after_prompt",
+        "idle": "is_identity",
+    }
 
     @abc.abstractmethod
     def calibrate(

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.errors import check_choice
+from cdkit.interfaces.former_names import readable_as
 
 Scope = Literal["call", "head", "row"]
 """Which cells share one threshold.
@@ -158,6 +159,10 @@ class CrossModalSegment:
     def without(self, mask: Bool[Tensor, "rows heads text image"]) -> Tensor:
         """The logits with the masked cells at -inf: weight 0 after the softmax renormalises."""
         return self.logits.masked_fill(mask, -math.inf)
+
+
+readable_as(ImageColumns, streams="rng_keys", memory="answer_cache", once="cached")
+readable_as(CrossModalSegment, carried="layer_state", predicts="predicts_next", hidden="pruned")
 
 
 def softmax(

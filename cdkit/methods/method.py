@@ -1,11 +1,16 @@
 """A method: distorted branches, interventions and a calibrator, and how their logits combine."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from cdkit.errors import CdkitError
-from cdkit.interfaces.combiner import COMBINERS, LogitCombiner
+from cdkit.interfaces.combiner import COMBINERS, LogitCombiner, State
+from cdkit.interfaces.constraint import CONSTRAINTS, Constraint
 from cdkit.interfaces.decoding_loop import LOOPS, MODES, DecodingLoop, Mode
 from cdkit.interfaces.distortion import (
     DISTORTIONS,
@@ -16,13 +21,17 @@ from cdkit.interfaces.distortion import (
     PromptDistortion,
 )
 from cdkit.interfaces.intervention import INTERVENTIONS, Intervention
+from cdkit.interfaces.part import Part, inner_parts
 from cdkit.interfaces.position_calibrator import CALIBRATORS, PositionCalibrator
 from cdkit.interfaces.readout import READOUTS, LayerReadout
 from cdkit.interfaces.schedule import SCHEDULES, AlphaSchedule
+from cdkit.interfaces.selector import SELECTORS
 from cdkit.registry import Registry
 
 ORIGINAL = "original"
 """The name of the branch that is not distorted."""
+NO_CONSTRAINT = "none"
+"""What stands for the constraint's table in a configuration that rules no token out."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,8 @@ class Method:
     readout: LayerReadout | None = None
     schedules: tuple[AlphaSchedule, ...] = ()
     loop: DecodingLoop | None = None
+    constraint: Constraint | None = None
+    """Which tokens stay candidates; None where all do."""
     summary: str = ""
     source: str = ""
     """Where a preset's parameters come from."""
@@ -113,18 +124,11 @@ class Method:
                         f"{kind_of(intervention)} acts on branch {name!r}, but {self.name} has "
                         f"{', '.join((ORIGINAL, *names))}"
                     )
-        alpha = getattr(self.combiner, "alpha", 0)
-        if alpha and not self.branches and self.readout is None:
-            raise CdkitError(
-                f"{self.name} has no distorted branch to contrast with, so alpha={alpha} would do "
-                "nothing: set alpha = 0, or give it a branch"
-            )
-        self._check_reads(names)
-        pairs: tuple[tuple[str, float], ...] = getattr(self.combiner, "alphas", ())
-        for name, _ in pairs:
+        self._check_uses(names)
+        for name, parameter in self.combiner.names.items():
             if name not in names and self.readout is None:
                 raise CdkitError(
-                    f"alphas names branch {name!r}, but {self.name} has "
+                    f"{parameter} names branch {name!r}, but {self.name} has "
                     f"{', '.join(names) or 'no distorted branch'}"
                 )
         if self.schedules and not self.branches and self.readout is None:
@@ -143,12 +147,17 @@ class Method:
                 "step to step: use no schedule, and a combiner that depends on no step"
             )
 
-    def _check_reads(self, names: Sequence[str]) -> None:
-        """Raise where the combiner gets nothing to read, or never reads what is there."""
-        if hasattr(self.combiner, "alpha"):
-            return  # said by alpha: 0 switches a branch, or a readout, off
+    def _check_uses(self, names: Sequence[str]) -> None:
+        """Raise where the combiner lacks other logits, or never uses those that are there."""
         given = [*names, *(["readout"] if self.readout is not None else [])]
-        if given and not any(map(self.combiner.uses, given)):
+        switch = self.combiner.switch
+        if switch and not given and self.combiner.uses("any"):
+            raise CdkitError(
+                f"{self.name} has no distorted branch to contrast with, so "
+                f"{switch}={getattr(self.combiner, switch)} would do nothing: set {switch} = 0, or "
+                "give it a branch"
+            )
+        if given and not switch and not any(map(self.combiner.uses, given)):
             raise CdkitError(
                 f"{kind_of(self.combiner)} reads no other logits, so {given[0]!r} of {self.name} "
                 "would do nothing: take it out, or use the combiner 'contrast'"
@@ -173,6 +182,7 @@ class Method:
             and self.readout is None
             and self.loop is None
             and self.combiner.is_identity
+            and (self.constraint is None or self.constraint.is_identity)
             and (self.calibrator is None or self.calibrator.is_identity)
         )
 
@@ -187,15 +197,49 @@ class Method:
         return tuple(m for m in MODES if self.loop is None or m in self.loop.modes)
 
     @property
-    def whole_prompt_parts(self) -> tuple[str, ...]:
-        """The kinds of the parts that need all text rows of a prompt in one call."""
+    def whole_prompt_parts(self) -> tuple[AttentionDistortion | Intervention, ...]:
+        """The parts that need all text rows of a prompt in one call."""
         parts: list[AttentionDistortion | Intervention] = [*self.interventions]
         parts += [d for branch in self.branches for d in branch.attention]
-        return tuple(kind_of(part) for part in parts if part.needs_whole_prompt)
+        return tuple(part for part in parts if part.needs_whole_prompt)
+
+    def combine(
+        self,
+        original: Float[Tensor, "rows vocab"],
+        others: Mapping[str, Float[Tensor, "rows vocab"]],
+        *,
+        step: int,
+        state: State,
+    ) -> tuple[Float[Tensor, "rows vocab"], State]:
+        """What the combiner makes of the logits, on the tokens that the constraint allows.
+
+        Args:
+            original: Raw logits of the original branch.
+            others: Raw logits of the distorted branches and readouts, by their names.
+            step: Which token of the answer this is, from 0.
+            state: What the combiner returned at the step before; empty at the first one.
+
+        Returns:
+            The combined logits, -inf on the tokens that are ruled out, and the combiner's state.
+        """
+        combined, state = self.combiner.combine(original, others, step=step, state=state)
+        if self.constraint is not None and not self.constraint.is_identity:
+            combined = combined.masked_fill(~self.constraint.allowed(original), -math.inf)
+        return combined, state
 
     def parts(self) -> Iterator[tuple[str, Any]]:
-        """(dotted place, part) of every part, the combiner first."""
+        """(dotted place, part) of every part, the combiner first.
+
+        A part that is a parameter of another one, such as a selector, follows it; its place ends in
+        the parameter's name.
+        """
+        for place, part in self._outer_parts():
+            yield from _with_inner(place, part)
+
+    def _outer_parts(self) -> Iterator[tuple[str, Any]]:
         yield "combiner", self.combiner
+        if self.constraint is not None:
+            yield "constraint", self.constraint
         if self.calibrator is not None:
             yield "calibrator", self.calibrator
         if self.readout is not None:
@@ -207,6 +251,24 @@ class Method:
         for branch in self.branches:
             yield from _numbered(branch.name, branch.distortions)
 
+    def with_parts(self, change: Callable[[str, Any], Any]) -> "Method":
+        """The method with `change(place, part)` in place of every part that is no other's."""
+        parts = iter([change(place, part) for place, part in self._outer_parts()])
+        return replace(
+            self,
+            combiner=next(parts),
+            constraint=None if self.constraint is None else next(parts),
+            calibrator=None if self.calibrator is None else next(parts),
+            readout=None if self.readout is None else next(parts),
+            loop=None if self.loop is None else next(parts),
+            schedules=tuple(next(parts) for _ in self.schedules),
+            interventions=tuple(next(parts) for _ in self.interventions),
+            branches=tuple(
+                Branch(branch.name, tuple(next(parts) for _ in branch.distortions))
+                for branch in self.branches
+            ),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The whole method as plain data, every default spelt out; `cdkit.load` reads it back."""
         data: dict[str, Any] = {
@@ -215,6 +277,7 @@ class Method:
             "source": self.source,
         }
         data["combiner"] = describe(self.combiner)
+        data["constraint"] = NO_CONSTRAINT if self.constraint is None else describe(self.constraint)
         if self.calibrator is not None:
             data["calibrator"] = describe(self.calibrator)
         if self.readout is not None:
@@ -234,14 +297,17 @@ class Method:
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "combiner": COMBINERS,
+    "constraint": CONSTRAINTS,
     "calibrator": CALIBRATORS,
     "readout": READOUTS,
     "loop": LOOPS,
     "schedules": SCHEDULES,
     "interventions": INTERVENTIONS,
     "distortions": DISTORTIONS,
+    "selector": SELECTORS,
 }
-"""The table of a method's configuration -> the registry that its `kind` is looked up in."""
+"""The table of a method's configuration, or of a part that is another one's parameter -> the
+registry that its `kind` is looked up in."""
 
 
 def kind_of(part: object) -> str:
@@ -250,6 +316,12 @@ def kind_of(part: object) -> str:
         if type(part) in registry.values():
             return registry.name_of(type(part))
     return type(part).__name__
+
+
+def _with_inner(place: str, part: Any) -> Iterator[tuple[str, Any]]:
+    yield place, part
+    for name, inner in inner_parts(part):
+        yield from _with_inner(f"{place}.{name}", inner)
 
 
 def _numbered(place: str, parts: Sequence[object]) -> Iterator[tuple[str, Any]]:
@@ -270,4 +342,6 @@ def describe(part: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return describe(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

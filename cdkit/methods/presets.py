@@ -1,8 +1,10 @@
 """Methods from presets and files: `cdkit.load("cmac", alpha=1.0)`."""
 
 import dataclasses
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.metadata import entry_points
 from importlib.resources.abc import Traversable
@@ -12,8 +14,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from cdkit.errors import CdkitError
-from cdkit.methods.method import REGISTRIES, Branch, Method, kind_of
+from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.interfaces.part import Part
+from cdkit.methods.method import NO_CONSTRAINT, REGISTRIES, Branch, Method, kind_of
 from cdkit.registry import Registry, UnknownNameError, unknown
 
 PRESET_GROUP = "cdkit.presets"
@@ -25,7 +28,8 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
 
     `cdkit.load("cmac", alpha=1.0, gamma=3.0, scope="row")`. Where two parts of a method have a
     parameter of that name, a dotted name tells which: `**{"noise.diffusion_noise.step": 999}`, or
-    any end of it that is unique.
+    a part of it that is unique, such as `"noise.step"`. A parameter that is itself a part takes a
+    kind, or a table: `selector="random_cells"`, `selector={"kind": "top_share", "share": 0.2}`.
     """
     if not isinstance(name_or_path, str | Path):
         raise CdkitError(f"a method is a preset's name or a path, got {name_or_path!r}")
@@ -59,11 +63,13 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
                 ),
             )
         )
+    combiner, constraint = _combiner_and_constraint(data, source)
     return Method(
         name=str(data.get("name", Path(source).stem)),
         summary=str(data.get("summary", "")),
         source=str(data.get("source", "")),
-        combiner=parse_part("combiner", data["combiner"], source),
+        combiner=combiner,
+        constraint=constraint,
         calibrator=parse_part("calibrator", data["calibrator"], source)
         if "calibrator" in data
         else None,
@@ -80,29 +86,119 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
     )
 
 
+def _combiner_and_constraint(data: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    """Both parts; keys of the constraint that stand in the combiner's table are accepted.
+
+    There they stood before the constraint was a part of its own.
+    """
+    combiner, given = data["combiner"], data.get("constraint")
+    cls, combiner = _class_of("combiner", combiner, where)
+    fields = {field.name for field in dataclasses.fields(cls)} | {"kind"}
+    strange = {key: value for key, value in combiner.items() if key not in fields}
+    if strange and (kind := _constraint_with(strange, given)):
+        _warn(
+            f"{where}: {', '.join(strange)} of [combiner] belongs to [constraint] now: write "
+            f"[constraint] with {_as_toml({'kind': kind, **strange})}"
+        )
+        combiner = {key: value for key, value in combiner.items() if key in fields}
+        given = {"kind": kind, **strange, **(given or {})}
+    parsed = parse_part("combiner", combiner, where)
+    if given is None and parsed.constrained_before:
+        _warn(
+            f"{where} has no [constraint], so every token stays a candidate; kind = "
+            f"{combiner['kind']!r} once had one with beta = 0.1 by default. Write [constraint] to "
+            f"have it again, or constraint = {NO_CONSTRAINT!r}"
+        )
+    none = given is None or given == NO_CONSTRAINT
+    constraint = None if none else parse_part("constraint", given, where)
+    return parsed, constraint
+
+
+def _constraint_with(keys: Mapping[str, Any], given: Any) -> str | None:
+    """The kind of the given constraint, or of the first one that has all these parameters.
+
+    None where there is none, and where a parameter would be said twice.
+    """
+    registry = REGISTRIES["constraint"]
+    if given is not None and (not isinstance(given, Mapping) or keys.keys() & given.keys()):
+        return None
+    for kind in [*registry] if given is None else [str(given.get("kind"))]:
+        if kind in registry:
+            names = {field.name for field in dataclasses.fields(registry[kind])}
+            if keys.keys() <= names:
+                return kind
+    return None
+
+
 def parse_part(table: str, data: Any, where: str) -> Any:
     """One part from `{kind = ..., parameter = ...}`."""
+    cls, data = _class_of(table, data, where)
+    values = {key: value for key, value in data.items() if key != "kind"}
+    return build(cls, values, f"{where}, {data['kind']}")
+
+
+def _class_of(table: str, data: Any, where: str) -> tuple[type[Any], Mapping[str, Any]]:
+    """The registered class that a table's `kind` names, and the table with its present name."""
     if not isinstance(data, Mapping) or not isinstance(data.get("kind"), str):
         raise CdkitError(f"{where}: {table} must be a table with a kind, got {data!r}")
     registry: Registry[Any] = REGISTRIES[table]
     kind = data["kind"]
+    if (replacement := registry.replacement(kind)) is not None:
+        now, parameters = replacement
+        data = {**parameters, **data, "kind": now}
+        _warn(
+            f"{where}: kind = {kind!r} is gone; write kind = {now!r} with {_as_toml(parameters)}, "
+            "which does the same"
+        )
+        kind = now
     if kind not in registry:
         raise UnknownNameError(f"{where}: {unknown(registry.what, kind, registry)}")
-    cls = registry[kind]
-    return build(cls, {k: v for k, v in data.items() if k != "kind"}, f"{where}, {kind}")
+    return registry[kind], data
 
 
 def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
     """An instance of a parameter dataclass from plain data, names and types checked."""
     names = [field.name for field in dataclasses.fields(cls)]
-    _check_keys(values, names, where)
     hints = get_type_hints(cls)
+    values = _moved_inside(cls, values, where)
+    _check_keys(values, names, where)
     try:
         return cls(**{name: _convert(value, hints[name], name) for name, value in values.items()})
     except CdkitError as error:
         raise CdkitError(f"{where}: {error}") from None
     except TypeError as error:
         raise CdkitError(f"{where}: {error}; it needs {', '.join(names)}") from None
+
+
+def _moved_inside(cls: type, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Keys that are a parameter of an inner part, where they stood before it was a part."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    strange = [key for key in values if key not in names]
+    if not strange:
+        return values
+    hints, moved = get_type_hints(cls), dict(values)
+    for field in dataclasses.fields(cls):
+        table = _table_of(hints[field.name])
+        if table is None:
+            continue
+        inner = _as_table(values.get(field.name, _default(field)))
+        if not isinstance(inner, Mapping):
+            continue
+        known = {f.name for f in dataclasses.fields(_class_of(table, inner, where)[0])}
+        taken = {key: moved.pop(key) for key in strange if key in known and key not in inner}
+        if taken:
+            moved[field.name] = {**inner, **taken}
+            _warn(
+                f"{where}: {', '.join(taken)} belongs to the {table} now: write "
+                f"{_as_toml({field.name: moved[field.name]})}"
+            )
+    return moved
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def override(method: Method, overrides: Mapping[str, Any]) -> Method:
@@ -113,51 +209,91 @@ def override(method: Method, overrides: Mapping[str, Any]) -> Method:
         changes.setdefault(place, {})[parameter] = value
 
     def changed(place: str, part: Any) -> Any:
-        if place not in changes:
+        if not any(f"{at}.".startswith(f"{place}.") for at in changes):
             return part
-        old = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-        return build(type(part), old | changes[place], f"{method.name}, {place}")
+        values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        where = f"{method.name}, {place}"
+        part = build(type(part), values | changes.get(place, {}), where)
+        inner = {
+            name: changed(f"{place}.{name}", getattr(part, name))
+            for name, value in values.items()
+            if isinstance(value, Part)
+        }
+        return dataclasses.replace(part, **inner)
 
-    parts = iter([changed(place, part) for place, part in method.parts()])
-    return dataclasses.replace(
-        method,
-        combiner=next(parts),
-        calibrator=next(parts) if method.calibrator is not None else None,
-        readout=next(parts) if method.readout is not None else None,
-        loop=next(parts) if method.loop is not None else None,
-        schedules=tuple(next(parts) for _ in method.schedules),
-        interventions=tuple(next(parts) for _ in method.interventions),
-        branches=tuple(
-            Branch(branch.name, tuple(next(parts) for _ in branch.distortions))
-            for branch in method.branches
-        ),
-    )
+    return method.with_parts(changed)
 
 
 def _find(method: Method, name: str) -> tuple[str, str]:
-    """(place of the part, parameter) that `name` is a unique dotted end of."""
-    named: list[tuple[str, tuple[str, str]]] = []
-    for place, part in method.parts():
-        owner = place.partition(".")[0]
-        for field in dataclasses.fields(part):
-            target = (place, field.name)
-            named.append((f"{place}.{field.name}", target))
-            if "." not in place:  # combiner, calibrator, readout, loop: their kind names them too
-                named.append((f"{place}.{kind_of(part)}.{field.name}", target))
-            elif name == f"{owner}.{field.name}":  # a branch and a parameter of one part of it
-                named.append((name, target))
-    found = {
-        target: full
-        for full, target in reversed(named)
-        if full == name or full.endswith(f".{name}")
-    }
+    """(place of the part, parameter) that `name` means.
+
+    `name` is a dotted end of the parameter's full name; where it is the end of none, it may leave
+    out names in between, such as the kind of a branch's distortion.
+    """
+    named = list(_full_names(method))
+    wanted = name.split(".")
+    fits = [target for full, target in named if full[-len(wanted) :] == wanted]
+    fits = fits or [target for full, target in named if _leaves_out(wanted, full)]
+    found = list(dict.fromkeys(fits))
     if len(found) == 1:
-        return next(iter(found))
+        return found[0]
     if found:
         places = ", ".join(sorted(".".join(target) for target in found))
         raise CdkitError(f"{method.name} has {name!r} more than once; say which: {places}")
-    known = {full for full, _ in named} if "." in name else {target[1] for _, target in named}
+    if wanted[0] == "combiner" and method.constraint is not None:  # where beta stood before
+        moved = ("constraint", wanted[-1])
+        if any(target == moved for _, target in named):
+            _warn(f"{method.name}: {name} is now called {'.'.join(moved)}; write that")
+            return moved
+    known = {".".join(full) for full, _ in named} if "." in name else {t[1] for _, t in named}
     raise UnknownNameError(unknown(f"parameter of {method.name}", name, known))
+
+
+def _full_names(method: Method) -> Iterator[tuple[list[str], tuple[str, str]]]:
+    """The dotted names of every parameter, with its part's kind and without, and its target."""
+    for place, part in method.parts():
+        at, kind = place.split("."), kind_of(part)
+        for field in dataclasses.fields(part):
+            target = (place, field.name)
+            yield [*at, field.name], target
+            if re.sub(r"_\d+$", "", at[-1]) != kind:  # else the place ends in the kind already
+                yield [*at, kind, field.name], target
+
+
+def _leaves_out(short: Sequence[str], full: Sequence[str]) -> bool:
+    """Whether `short` is `full` with names before the last one left out."""
+    rest = iter(full[:-1])
+    return short[-1] == full[-1] and all(name in rest for name in short[:-1])
+
+
+def _table_of(hint: Any) -> str | None:
+    """The table whose registry holds the parts that a field of this type takes; None for data."""
+    if isinstance(hint, UnionType):
+        members = [kind for kind in get_args(hint) if kind is not NoneType]
+        hint = members[0] if len(members) == 1 else None
+    if not isinstance(hint, type) or not issubclass(hint, Part):
+        return None
+    return next((t for t, registry in REGISTRIES.items() if issubclass(hint, registry.base)), None)
+
+
+def _as_table(value: Any) -> Any:
+    """A part's table; its kind alone may stand for it."""
+    if isinstance(value, Part):
+        return {"kind": kind_of(value)}
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _as_toml(values: Mapping[str, Any]) -> str:
+    """`key = value` pairs, a table inside them in braces."""
+    shown = (
+        f"{key} = {{ {_as_toml(value)} }}" if isinstance(value, Mapping) else f"{key} = {value!r}"
+        for key, value in values.items()
+    )
+    return ", ".join(shown)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CdkitWarning, stacklevel=2)
 
 
 def _read(name_or_path: str | Path) -> dict[str, Any]:
@@ -224,6 +360,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         value = value.item()  # a sweep by numpy hands these over; a method is plain data
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if (table := _table_of(hint)) is not None and not isinstance(value, Part):
+        return parse_part(table, _as_table(value), name)
     if get_origin(hint) is tuple:
         inner = get_args(hint)
         if not isinstance(value, list | tuple):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cdkit.interfaces.combiner import LogitCombiner, OnEmpty, State
+from cdkit.interfaces.combiner import LogitCombiner, State
 from cdkit.interfaces.distortion import AttentionDistortion, DistortionStrategy, Modified
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.segment import CrossModalSegment
@@ -35,8 +35,8 @@ class Difference(LogitCombiner):
     """`l + alpha (l - l~)`, with no token ruled out."""
 
     stateful: ClassVar[bool] = False
+    switch: ClassVar[str] = "alpha"
     alpha: float = 1.0
-    on_empty: OnEmpty = "raise"
 
     @property
     def is_identity(self) -> bool:

@@ -1,13 +1,14 @@
 """What a combiner of logits promises; see `cdkit.testing`."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdkit.interfaces.combiner import LogitCombiner, OnEmpty
+from cdkit.interfaces.combiner import LogitCombiner
 from cdkit.probing.promises import require, require_same
 from cdkit.testing.values import check_value, normal, pure
 
@@ -24,7 +25,6 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
     """
     check_value(combiner)
     require(isinstance(combiner, LogitCombiner), combiner, "it subclasses LogitCombiner")
-    require(combiner.on_empty in get_args(OnEmpty), combiner, "on_empty is 'raise' or 'original'")
     steps = [
         (normal(step, 3, 11), {name: normal(9 + step + i, 3, 11) for i, name in enumerate(names)})
         for step in range(4)
@@ -72,28 +72,15 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
             combiner,
             "with contrastive = True logits equal to the original ones change nothing",
         )
-    for logits, rest in (*steps, (_sure(steps[0][0]), steps[0][1])):
-        settled = combiner.settled(logits)
-        if settled is None:
-            break
-        require(settled.shape == (3,), combiner, "settled says it of each row", settled.shape)
-        left = [
-            ~combiner.combine(logits, given, step=0, state={})[0].isneginf() for given in (rest, {})
-        ]
-        one = left[0][settled].sum(dim=-1) == 1
-        same = bool(one.all()) and left[0][settled].equal(left[1][settled])
-        promise = "settled rows have one token left, with other logits and without"
-        require(same, combiner, promise, (settled, left))
+    for name in names:
+        weighs, used = combiner.weight(name) != 0, combiner.uses(name)
+        require(weighs == used, combiner, "weight is 0 for the branches that it does not use", name)
+    if combiner.switch:
+        fields = {field.name for field in dataclasses.fields(combiner)}
+        require(combiner.switch in fields, combiner, "switch names a parameter", combiner.switch)
     if combiner.is_identity:
         untouched, _ = combiner.combine(original, {}, step=0, state={})
         require(torch.equal(untouched, original), combiner, "an identity returns the original")
-
-
-def _sure(logits: Tensor) -> Tensor:
-    """With one token far above the others in two of the rows."""
-    return logits + 50 * torch.eye(*logits.shape).roll(1, dims=1)[:, :] * torch.tensor(
-        [[1.0], [0.0], [1.0]]
-    )
 
 
 def _decoded(

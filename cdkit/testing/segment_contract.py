@@ -12,8 +12,9 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.depth import Depth, check_depth, layers_within
 from cdkit.interfaces.distortion import AttentionDistortion, Modified
 from cdkit.interfaces.segment import CrossModalSegment, ImageColumns
+from cdkit.interfaces.selector import CellSelector
 from cdkit.probing.promises import name_of, require, require_same
-from cdkit.testing.values import normal, pure
+from cdkit.testing.values import check_value, normal, pure
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
 DEPTH = 4
@@ -175,6 +176,67 @@ def check_mask_ignores_constants(strategy: AttentionDistortion) -> None:
     half = len(masks) // 2
     same = all(old.equal(new) for old, new in zip(masks[:half], masks[half:], strict=True))
     require(same, strategy, "the cells it takes stay when a constant is added to the logits")
+
+
+def check_selector(selector: Any) -> None:
+    """The promises of a cell selector.
+
+    A constant that is added to all logits of a sample's prompt, on image and text, leaves its
+    attention as it is, so the cells must stay, whatever the selector. A selector that does not need
+    the whole prompt must also ignore a constant of each text row.
+    """
+    check_value(selector)
+    require(isinstance(selector, CellSelector), selector, "it subclasses CellSelector")
+    whole = selector.needs_whole_prompt
+    require(isinstance(whole, bool), selector, "needs_whole_prompt is True or False", whole)
+    for kinds in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
+        for segment in example_segments(*kinds):
+            mask = pure(selector, selector.select, segment)
+            _check_mask(selector, segment, mask)
+    for segment in example_segments():
+        mask = selector.select(segment)
+        for rows in (*torch.arange(mask.shape[0])[:, None], torch.tensor([2, 0, 1])):
+            mixed = selector.select(_cut(_fresh(segment), rows=rows))
+            promise = "rows of the batch are independent"
+            require(mixed.equal(mask[rows]), selector, promise, (mixed, mask[rows]))
+        prompt = int(segment.prompt.any(0).sum())
+        cuts = [slice(0, prompt), slice(prompt, None), slice(prompt + 1, None)]
+        promise = "the prompt and each generated row get the same cells alone"
+        if not whole:
+            cuts += [slice(row, row + 1) for row in range(prompt)]
+            promise = "with needs_whole_prompt = False each text row gets the same cells alone"
+        for text in cuts:
+            part = selector.select(_cut(_fresh(segment), text=text))
+            require(part.equal(mask[:, :, text]), selector, promise, (text, part))
+        later = _cut(_fresh(segment), rows=slice(0, 2), text=slice(prompt, None))  # all are cells
+        told = dataclasses.replace(later, full=True, generated=True)
+        promise = "what `full` and `generated` say changes nothing"
+        require(selector.select(told).equal(selector.select(later)), selector, promise)
+        added = torch.full((1, 1, mask.shape[2], 1), 2.5, dtype=torch.float64)
+        promise = "the cells stay when a constant is added to the logits"
+        _check_constant(selector, segment, mask, added, promise)
+        if not whole:
+            added = 9 * normal(0, 1, 1, mask.shape[2], 1)
+            promise = "with needs_whole_prompt = False the cells stay when each text row's logits"
+            _check_constant(selector, segment, mask, added, f"{promise} get a constant of its own")
+
+
+def _check_constant(
+    selector: CellSelector, segment: CrossModalSegment, mask: Tensor, added: Tensor, promise: str
+) -> None:
+    moved = dataclasses.replace(
+        _fresh(segment), logits=segment.logits + added, text_logits=segment.text_logits + added
+    )
+    new = selector.select(moved)
+    require(new.equal(mask), selector, promise, (new, mask))
+
+
+def _check_mask(selector: CellSelector, segment: CrossModalSegment, mask: Tensor) -> None:
+    require(isinstance(mask, Tensor) and mask.dtype == torch.bool, selector, "it gives a mask")
+    shape = segment.logits.shape
+    require(mask.shape == shape, selector, "the mask has the logits' shape", mask.shape)
+    off = ~segment.cells[:, None].expand_as(mask)
+    require(not bool(mask[off].any()), selector, "nothing is chosen off the cells")
 
 
 def _mask(old: CrossModalSegment, new: CrossModalSegment) -> Tensor:

@@ -18,7 +18,7 @@ from cdkit.evals.runner.gumbel import gumbel_noise, rng_keys
 from cdkit.evals.runner.modes import BEAM, GREEDY
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.questions import Question
-from cdkit.evals.runner.unconstrained import continued, unconstrained
+from cdkit.evals.runner.unconstrained import continued
 from cdkit.interfaces.benchmark import Answer
 from cdkit.methods.method import ORIGINAL
 
@@ -107,9 +107,9 @@ class GridRunner:
     ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, " rows"]]:
         """A variant's logits from its branches', and its yes scores before the constraint."""
         others = work.branches_of(variant, logits)
-        original, combiner = logits[ORIGINAL], variant.method.combiner
-        combined, _ = combiner.combine(original, others, step=0, state={})
-        free, _ = unconstrained(combiner).combine(original, others, step=0, state={})
+        original, method = logits[ORIGINAL], variant.method
+        combined, _ = method.combine(original, others, step=0, state={})
+        free, _ = method.combiner.combine(original, others, step=0, state={})
         return combined, self.engine.yes_scores(continued(free, original))
 
     def _decide(

@@ -159,7 +159,8 @@ def _pass(variants: tuple[Variant, ...]) -> SharedPass:
     union = replace(
         first,
         name="+".join(dict.fromkeys(variant.name for variant in variants)),
-        combiner=Contrast(alpha=1.0 if some else 0.0, beta=0.0),  # reads, so computes, all
+        combiner=Contrast(alpha=1.0 if some else 0.0),  # uses, so computes, all
+        constraint=None,
         branches=tuple(branches.values()),
     )
     return SharedPass(union, variants, places)

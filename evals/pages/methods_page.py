@@ -13,6 +13,8 @@ from cdkit.interfaces.decoding_loop import MODES
 
 PAGE = Path("docs/methods.md")
 COMMAND = "python -m cdkit.evals.pages.methods_page"
+SHARED = ("combiner", "constraint")
+"""Parts that methods of many papers share."""
 CONTROL = "Control: "
 """How the summary of a preset starts that is no method but a control: the preset says it itself."""
 
@@ -69,9 +71,9 @@ def is_control(entry: Entry) -> bool:
 def paper_of(entry: Entry) -> str:
     """The BibTeX of the paper that a preset comes from; empty where none of its parts has one.
 
-    It is that of a part other than the combiner where there is one: many papers share a combiner.
+    It is that of a part of its own where there is one: many papers share what combines logits.
     """
-    papers = [part.bibtex for part in entry.parts if part.bibtex and part.place != "combiner"]
+    papers = [part.bibtex for part in entry.parts if part.bibtex and part.place not in SHARED]
     return next(iter((*papers, *entry.papers)), "")
 
 

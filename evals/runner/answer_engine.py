@@ -196,7 +196,12 @@ class AnswerEngine:
             self._first_logits(stock) if record_margins and method.is_identity else nullcontext(),
         ):
             recorder = MarginRecorder(
-                run.trace, method.combiner, sampling, prompt_length=length, margins=num_beams == 1
+                run.trace,
+                method.combiner,
+                method.constraint,
+                sampling,
+                prompt_length=length,
+                margins=num_beams == 1,
             )
             processors = LogitsProcessorList([*sampling, *([recorder] if record_margins else [])])
             ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)

@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from cdkit.evals.runner.unconstrained import continued, unconstrained
+from cdkit.evals.runner.unconstrained import continued
 from cdkit.functional.logits import scale_difference
 from cdkit.generation.trace import Step, Trace
 from cdkit.interfaces.combiner import LogitCombiner
+from cdkit.interfaces.constraint import Constraint
 from cdkit.methods.method import ORIGINAL
 
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 2e-3, torch.float64: 1e-8}
@@ -30,8 +31,8 @@ class MarginRecorder(LogitsProcessor):
     Give it to `generate(do_sample=False)` as the last processor: then it is given the scores that a
     token is chosen by. `first` are the first step's logits before the plausibility constraint, and
     each step has a margin: the smallest change of one logit that could let another token win. That
-    is the lead of the best token over the next; and, of a combiner with a `beta`, how far the best
-    stands from the edge of the constraint, and how far a token beyond it that would win.
+    is the lead of the best token over the next; and, of a method with a constraint, how far the
+    best stands from the edge of the constraint, and how far a token beyond it that would win.
     Rounding that moves each logit by less than half a margin changes no token.
 
     Args:
@@ -47,6 +48,7 @@ class MarginRecorder(LogitsProcessor):
         self,
         trace: Trace,
         combiner: LogitCombiner,
+        constraint: Constraint | None,
         sampling: LogitsProcessorList,
         *,
         prompt_length: int,
@@ -54,8 +56,8 @@ class MarginRecorder(LogitsProcessor):
     ) -> None:
         self.first: Tensor | None = None
         self._trace, self._combiner, self._sampling = trace, combiner, sampling
-        self._free = unconstrained(combiner)
-        self._beta = float(getattr(combiner, "beta", 0.0)) if self._free != combiner else 0.0
+        active = constraint is not None and not constraint.is_identity
+        self._constraint = constraint if active else None
         self._prompt_length, self._margins = prompt_length, margins
         self._steps: list[Tensor] = []
 
@@ -69,20 +71,15 @@ class MarginRecorder(LogitsProcessor):
             return scores
         best = scores.topk(2, dim=-1)
         margin = (best.values[:, 0] - best.values[:, 1]).float()
-        if self._beta and traced is not None:
-            original = traced.logits[ORIGINAL]
-            most, second = original.topk(2, dim=-1).values.chunk(2, dim=-1)
-            edge = math.log(self._beta)
-            above = original - (most + edge)
-            own = original.gather(-1, best.indices[:, :1])
-            # the edge is the most probable token's doing, which may be the best token itself
-            falling = own - (torch.where(own == most, second, most) + edge)
+        if self._constraint is not None and traced is not None:
+            slack = self._constraint.slack(traced.logits[ORIGINAL])
+            falling = slack.gather(-1, best.indices[:, :1])
             margin = margin.minimum(falling[:, 0].abs().float())
             if free is not None:
                 # no type: it asks for a LongTensor
                 let_in: Tensor = self._sampling(input_ids, free)  # type: ignore[arg-type]
-                behind = (best.values[:, :1] - let_in).maximum(-above)
-                beyond = behind.masked_fill(above >= 0, math.inf).amin(dim=-1)
+                behind = (best.values[:, :1] - let_in).maximum(-slack)
+                beyond = behind.masked_fill(slack >= 0, math.inf).amin(dim=-1)
                 margin = margin.minimum(beyond.float())
         if step < len(self._steps):  # asked again, for a row that had no token left
             self._steps[step] = torch.fmin(self._steps[step], margin)
@@ -102,12 +99,12 @@ class MarginRecorder(LogitsProcessor):
         """The step's combined logits without the constraint; None where a state is needed."""
         if traced is None or (step and self._combiner.stateful):
             return None
-        if step and not (self._beta and self._margins):
+        if step and (self._constraint is None or not self._margins):
             return None
         logits = scheduled(traced)
         original = logits[ORIGINAL]
         others = {name: value for name, value in logits.items() if name != ORIGINAL}
-        return self._free.combine(original, others, step=step, state={})[0]
+        return self._combiner.combine(original, others, step=step, state={})[0]
 
 
 def scheduled(step: Step) -> Mapping[str, Float[Tensor, "rows vocab"]]:

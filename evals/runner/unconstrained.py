@@ -1,23 +1,8 @@
 """Logits as they are before the plausibility constraint: what yes scores are taken from."""
 
-from dataclasses import fields, replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from cdkit.errors import CdkitError
-from cdkit.interfaces.combiner import LogitCombiner
-
-
-def unconstrained(combiner: LogitCombiner) -> LogitCombiner:
-    """The combiner without its plausibility constraint, where that is a field `beta`: 0 is off."""
-    if "beta" not in {f.name for f in fields(combiner)}:  # type: ignore[arg-type]
-        return combiner
-    try:
-        return replace(combiner, beta=0.0)  # type: ignore[type-var]
-    except CdkitError:
-        return combiner  # its beta means something else
 
 
 def continued(

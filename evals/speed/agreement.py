@@ -69,9 +69,7 @@ class Reference:
         branches in `(1 + alpha) l - alpha l~`.
         """
         combiner, branches = self.method.combiner, self.method.live_branches
-        alphas = dict(getattr(combiner, "alphas", ()))
-        each = getattr(combiner, "alpha", 1.0)
-        total: float = sum(alphas.get(branch.name, each) for branch in branches)
+        total: float = sum(combiner.weight(branch.name) for branch in branches)
         return (1 + 2 * total) * self.rounding
 
     def compare(self, name: object, found: Logits) -> Agreement:
@@ -107,11 +105,10 @@ class Reference:
     @property
     def _at_the_edge(self) -> Bool[Tensor, "steps rows vocab"]:
         """Tokens whose original logit is within rounding of the constraint's threshold."""
-        beta = getattr(self.method.combiner, "beta", 0)
-        if not beta:
+        if self.method.constraint is None:
             return torch.zeros_like(self.original, dtype=torch.bool)
-        edge = self.original.amax(dim=-1, keepdim=True) + math.log(beta)
-        return (self.original - edge).abs() <= 2 * self.rounding  # its own and the largest one's
+        slack = self.method.constraint.slack(self.original.flatten(0, 1)).view_as(self.original)
+        return slack.abs() <= 2 * self.rounding  # its own and the one's that sets the threshold
 
 
 def reference(loop: TwoPass, dtype: torch.dtype, layers: int, *, steps: int = STEPS) -> Reference:

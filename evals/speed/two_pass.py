@@ -32,7 +32,7 @@ from cdkit.methods.method import ORIGINAL, Branch, Method, kind_of
 from cdkit.strategies.combiners.contrast import Contrast
 
 Inputs = Mapping[str, Tensor]
-ALONE = Contrast(alpha=0.0, beta=0.0)
+ALONE = Contrast(alpha=0.0)
 """Hands the original branch's logits on."""
 
 
@@ -129,7 +129,7 @@ class TwoPass:
                 last = output.logits[:, -1]
                 logits[own.branch] = last.to(torch.promote_types(last.dtype, torch.float32))
             original = logits.pop(ORIGINAL)
-            combined, state = self.method.combiner.combine(original, logits, step=step, state=state)
+            combined, state = self.method.combine(original, logits, step=step, state=state)
             yield original, combined
 
 

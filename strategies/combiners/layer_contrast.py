@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit import COMBINERS, LogitCombiner, OnEmpty, State, check_choice
-from cdkit.functional import check_beta, plausible
+from cdkit import COMBINERS, LogitCombiner, State, check_choice
 
 Divergence = Literal["reversed", "jensen_shannon"]
 """How far a layer's distribution is from the last one's, by way of their mean M: the authors' code,
@@ -24,15 +23,15 @@ class LayerContrast(LogitCombiner):
 
     Every other logits it is given is a candidate; the first one wins a tie. The layer is chosen
     anew at each step and, ours, for each row: the authors average the divergence over the batch,
-    where a neighbour changes an answer. `beta` is their relative_top; at 0 nothing is cut, and
-    the scores are still log-probabilities (their code then takes raw logits: a constant apart).
+    where a neighbour changes an answer. Their relative_top is the constraint's beta; without a
+    constraint the scores are still log-probabilities (their code then takes raw logits: a constant
+    apart).
     The scores replace the logits, so a repetition penalty acts on them; the authors use 1.2.
     """
 
     formula: ClassVar[str] = (
-        "log_softmax(l) - log_softmax(l_j) on tokens with p >= beta max(p), -inf elsewhere; "
-        "j: largest KL(M || p) + KL(M || p_j) (divergence reversed) or KL(p || M) + KL(p_j || M) "
-        "(the paper's), M = (p + p_j) / 2"
+        "log_softmax(l) - log_softmax(l_j), j: largest KL(M || p) + KL(M || p_j) (divergence "
+        "reversed) or KL(p || M) + KL(p_j || M) (the paper's), M = (p + p_j) / 2"
     )
     source: ClassVar[str] = (
         "voidism/DoLa, transformers-4.28.1/src/transformers/generation/utils.py, commit 805230e; "
@@ -47,19 +46,16 @@ class LayerContrast(LogitCombiner):
   year      = {2024}
 }"""
     stateful: ClassVar[bool] = False
+    constrained_before: ClassVar[bool] = True
 
-    beta: float = 0.1
     divergence: Divergence = "reversed"
-    on_empty: OnEmpty = "raise"
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
         check_choice("divergence", self.divergence, Divergence)
-        check_choice("on_empty", self.on_empty, OnEmpty)
 
     @property
     def is_identity(self) -> bool:
-        return self.beta == 0
+        return True
 
     def uses(self, name: str) -> bool:
         return True
@@ -79,8 +75,6 @@ class LayerContrast(LogitCombiner):
             far = torch.stack([divergence(mature, one, self.divergence) for one in premature])
             rows = torch.arange(original.shape[0], device=original.device)
             scores = mature - torch.stack(premature)[far.argmax(dim=0), rows]
-        if self.beta:
-            scores = scores.masked_fill(~plausible(original, self.beta), -math.inf)
         return scores, state
 
 

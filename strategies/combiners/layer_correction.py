@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cdkit import COMBINERS, CdkitError, LogitCombiner, OnEmpty, State, check_choice, check_finite
+from cdkit import COMBINERS, CdkitError, LogitCombiner, State, check_finite
 
 
 @COMBINERS.register("layer_correction")
@@ -19,8 +19,10 @@ from cdkit import COMBINERS, CdkitError, LogitCombiner, OnEmpty, State, check_ch
 class LayerCorrection(LogitCombiner):
     """Adds the logits of the premature layer that gives a candidate the highest probability.
 
-    The candidates are the fewest best tokens that hold `top_p` together, `top_k` at most; all
-    others are ruled out, so there is no beta, and `alpha` 0 leaves that cut. Every other logits
+    The candidates are the fewest best tokens that hold `top_p` together, `top_k` at most. They are
+    part of the formula, which looks for its layer among them; so the cut is made here, and no
+    constraint is needed: `alpha` 0 leaves the cut. A constraint rules out further tokens, and its
+    `on_empty` says what happens where none of the candidates is left. Every other logits
     it is given is a layer; the first one wins a tie. Layer and cut are each row's own.
     """
 
@@ -41,11 +43,11 @@ class LayerCorrection(LogitCombiner):
   year      = {2025}
 }"""
     stateful: ClassVar[bool] = False
+    switch: ClassVar[str] = "alpha"
 
     alpha: float = 0.6
     top_p: float = 0.9
     top_k: int = 20
-    on_empty: OnEmpty = "raise"
 
     def __post_init__(self) -> None:
         check_finite("alpha", self.alpha, low=0)
@@ -54,7 +56,6 @@ class LayerCorrection(LogitCombiner):
             raise CdkitError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 1:
             raise CdkitError(f"top_k must be 1 or more, got {self.top_k}")
-        check_choice("on_empty", self.on_empty, OnEmpty)
 
     @property
     def is_identity(self) -> bool:
@@ -62,6 +63,9 @@ class LayerCorrection(LogitCombiner):
 
     def uses(self, name: str) -> bool:
         return self.alpha != 0
+
+    def weight(self, name: str) -> float:
+        return self.alpha
 
     def combine(
         self,

@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit import COMBINERS, LogitCombiner, OnEmpty, State, check_choice, check_finite
+from cdkit import COMBINERS, LogitCombiner, State, check_finite
 
 
 @COMBINERS.register("sharpen")
@@ -23,11 +23,9 @@ class Sharpen(LogitCombiner):
     stateful: ClassVar[bool] = False
 
     power: float = 2.0
-    on_empty: OnEmpty = "raise"
 
     def __post_init__(self) -> None:
         check_finite("power", self.power, low=0, above=True)
-        check_choice("on_empty", self.on_empty, OnEmpty)
 
     @property
     def is_identity(self) -> bool:

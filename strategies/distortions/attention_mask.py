@@ -1,36 +1,33 @@
-"""CMAC's ablation of the distortion: strong cross-modal attention is cut, not averaged."""
+"""CMAC's ablation of the distortion: chosen cells of the cross-modal attention are cut."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from cdkit import DISTORTIONS, AttentionDistortion, CrossModalSegment, Modified, Scope, check_scope
-from cdkit.strategies.papers.cmac import CMAC
+from cdkit import DISTORTIONS, AttentionDistortion, CellSelector, CrossModalSegment, Modified
+from cdkit.strategies.papers.cmac import CMAC, strong_cells
 
 
 @DISTORTIONS.register("attention_mask")
 @dataclass(frozen=True)
 class AttentionMask(AttentionDistortion):
-    """Cells above the segment's mean logit get weight 0, and the rest is renormalised.
+    """The cells that `selector` chooses get weight 0, and the rest is renormalised.
 
-    The mask is that of IMD (`value_mean_mask`).
+    They are those of IMD by default.
     """
 
     formula: ClassVar[str] = (
-        "logits~ = -inf where M = 1, M = 1[logits > their mean over scope]; before the softmax, "
-        "in every layer"
+        "logits~ = -inf where M = 1, M = 1 on the selector's cells; before the softmax, in every "
+        "layer"
     )
     source: ClassVar[str] = "the CMAC paper, its ablation of the distortion"
     bibtex: ClassVar[str] = CMAC
     modifies: ClassVar[frozenset[Modified]] = frozenset({"logits"})
 
-    scope: Scope = "call"
-
-    def __post_init__(self) -> None:
-        check_scope(self.scope)
+    selector: CellSelector = field(default_factory=strong_cells)
 
     @property
     def needs_whole_prompt(self) -> bool:
-        return self.scope != "row"
+        return self.selector.needs_whole_prompt
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
-        return replace(segment, logits=segment.without(segment.above_mean(self.scope)))
+        return replace(segment, logits=segment.without(self.selector.select(segment)))

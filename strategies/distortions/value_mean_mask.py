@@ -1,6 +1,6 @@
-"""Important-modality distortion (IMD), the distortion of CMAC: strong cells see the mean value."""
+"""Inter-Modality Decoding (IMD), the distortion of CMAC: chosen cells see the mean value."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
@@ -9,31 +9,31 @@ from torch import Tensor
 from cdkit import (
     DISTORTIONS,
     AttentionDistortion,
+    CellSelector,
     CrossModalSegment,
     ImageColumns,
     Modified,
-    Scope,
     check_choice,
-    check_scope,
 )
-from cdkit.strategies.papers.cmac import CMAC, CODE
+from cdkit.strategies.papers.cmac import CMAC, CODE, strong_cells
 
 ValueMean = Literal["dim", "scalar"]
 
 
-@DISTORTIONS.register("value_mean_mask")
+@DISTORTIONS.register(
+    "value_mean_mask", replaces={"random_mask": {"selector": {"kind": "random_cells"}}}
+)
 @dataclass(frozen=True)
 class ValueMeanMask(AttentionDistortion):
-    """IMD: text rows that attend strongly to an image token see the mean value in its place.
+    """IMD: in the cells that `selector` chooses, a text row sees the image's mean value.
 
-    Weights are not renormalised. `value_mean` "dim" (the paper) averages each dimension over an
-    image's tokens; "scalar" (the public code) averages over the head's dimensions as well. `scope`
-    says which cells share a mean; the public code's group runs over the whole batch, ours never
-    leaves a sample.
+    The paper chooses the cells with strong attention (the default). Weights are not renormalised.
+    `value_mean` "dim" (the paper) averages each dimension over an image's tokens; "scalar" (the
+    public code) averages over the head's dimensions as well.
     """
 
     formula: ClassVar[str] = (
-        "O~ = ((1 - M) * A) V + (M * A) mu(V), M = 1[logits > their mean over scope], "
+        "O~ = ((1 - M) * A) V + (M * A) mu(V), M = 1 on the selector's cells, "
         "mu(V) = the image's values averaged by value_mean; in every layer"
     )
     source: ClassVar[str] = f"the CMAC paper, section 3; value_mean scalar: {CODE}"
@@ -41,20 +41,19 @@ class ValueMeanMask(AttentionDistortion):
     modifies: ClassVar[frozenset[Modified]] = frozenset({"values"})
 
     value_mean: ValueMean = "dim"
-    scope: Scope = "call"
+    selector: CellSelector = field(default_factory=strong_cells)
 
     def __post_init__(self) -> None:
-        check_scope(self.scope)
         check_choice("value_mean", self.value_mean, ValueMean)
 
     @property
     def needs_whole_prompt(self) -> bool:
-        return self.scope != "row"
+        return self.selector.needs_whole_prompt
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
         return replace(
             segment,
-            replaced=segment.above_mean(self.scope),
+            replaced=self.selector.select(segment),
             replacement=segment.image.cached(self, self._mean),
         )
 

@@ -1,6 +1,6 @@
-"""CMAC's ablation of the distortion: the values behind strong attention are noised."""
+"""CMAC's ablation of the distortion: the values behind chosen cells are noised."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -12,29 +12,28 @@ from cdkit import (
     DISTORTIONS,
     AttentionDistortion,
     CdkitError,
+    CellSelector,
     CrossModalSegment,
     ImageColumns,
     Modified,
-    Scope,
-    check_scope,
 )
 from cdkit.functional import DIFFUSION_STEPS, cell_normal, diffuse, diffusion_signal_kept
-from cdkit.strategies.papers.cmac import CMAC, CODE
+from cdkit.strategies.papers.cmac import CMAC, CODE, strong_cells
 
 
 @DISTORTIONS.register("value_noise")
 @dataclass(frozen=True)
 class ValueNoise(AttentionDistortion):
-    """Cells above the segment's mean logit see a noised value.
+    """In the cells that `selector` chooses, a text row sees a noised value.
 
     VCD's schedule with `step` 999 and `beta_max` 0.01 keeps `a` = 0.0066 of the variance; the
     noise has the mean and the standard deviation of the image's values in that layer, and is drawn
     once for each (seed, sample, layer, image token): the public code draws anew at every call. The
-    mask is that of IMD (`value_mean_mask`).
+    cells are those of IMD by default.
     """
 
     formula: ClassVar[str] = (
-        "O~ = ((1 - M) * A) V + (M * A) V~, M = 1[logits > their mean over scope], "
+        "O~ = ((1 - M) * A) V + (M * A) V~, M = 1 on the selector's cells, "
         "V~ = sqrt(a) V + sqrt(1 - a) noise, a = product of 1 - b_t over t = 0 .. step, "
         "b_t = 1e-5 + (beta_max - 1e-5) sigmoid(-6 + 12 t / 999); in every layer"
     )
@@ -44,10 +43,9 @@ class ValueNoise(AttentionDistortion):
 
     step: int = 999
     beta_max: float = 0.01
-    scope: Scope = "call"
+    selector: CellSelector = field(default_factory=strong_cells)
 
     def __post_init__(self) -> None:
-        check_scope(self.scope)
         if not 0 <= self.step < DIFFUSION_STEPS:
             raise CdkitError(f"step must be in [0, {DIFFUSION_STEPS}), got {self.step}")
         if not 1e-5 < self.beta_max < 1:
@@ -55,12 +53,12 @@ class ValueNoise(AttentionDistortion):
 
     @property
     def needs_whole_prompt(self) -> bool:
-        return self.scope != "row"
+        return self.selector.needs_whole_prompt
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
         return replace(
             segment,
-            replaced=segment.above_mean(self.scope),
+            replaced=self.selector.select(segment),
             replacement=segment.image.cached(self, self._noised),
         )
 

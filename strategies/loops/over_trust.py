@@ -81,6 +81,7 @@ class OverTrust(DecodingLoop):
   booktitle = {CVPR},
   year      = {2024}
 }"""
+    advice: ClassVar[str] = "set candidates higher"
     modes: ClassVar[frozenset[Mode]] = frozenset({"beam"})
 
     candidates: int = 5

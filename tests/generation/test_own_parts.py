@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import cdkit
-from cdkit.interfaces.combiner import OnEmpty, State
+from cdkit.interfaces.combiner import State
 from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.methods.method import Branch, Method
 from cdkit.testing import check_combiner, check_readout, check_strategy
@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
 Logits = Float[Tensor, "rows vocab"]
 PLAIN = cdkit.load("plain").combiner
-COMBINER = cdkit.load("vcd", beta=0.0).combiner
+COMBINER = cdkit.load("vcd").combiner
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Fading(cdkit.LogitCombiner):
 
     stateful: ClassVar[bool] = True
     rate: float = 0.5
-    on_empty: OnEmpty = "raise"
 
     @property
     def is_identity(self) -> bool:
@@ -154,7 +153,7 @@ def test_a_readout_of_several_columns_is_refused(model: Any, make_inputs: MakeIn
 def test_a_combiner_with_state(model: Any, make_inputs: MakeInputs) -> None:
     """Steps count from 0, and each row has its own state."""
     inputs = make_inputs(*QUESTIONS)
-    method = replace(cdkit.load("vcd"), combiner=Fading())
+    method = replace(cdkit.load("vcd"), combiner=Fading(), constraint=None)
     asked = {"max_new_tokens": 5, "do_sample": False}
     with cdkit.attach(model, method, trace=("logits",)) as run:
         both = model.generate(**inputs, **asked)
@@ -171,7 +170,7 @@ def test_a_combiner_with_state(model: Any, make_inputs: MakeInputs) -> None:
 
 def test_state_goes_with_the_beams(model: Any, make_inputs: MakeInputs) -> None:
     """A beam's total is over the tokens of that beam: against beam search written out here."""
-    method = replace(cdkit.load("vcd"), combiner=Fading(rate=2.0))
+    method = replace(cdkit.load("vcd"), combiner=Fading(rate=2.0), constraint=None)
     steps, width = 4, 3
 
     def scored(inputs: Inputs, answer: list[int]) -> tuple[Tensor, Tensor]:
@@ -220,7 +219,7 @@ def test_state_goes_with_the_beams(model: Any, make_inputs: MakeInputs) -> None:
 def test_a_combiner_that_counts_steps_refuses_a_plain_call(
     model: Any, make_inputs: MakeInputs
 ) -> None:
-    method = replace(cdkit.load("vcd"), combiner=Fading())
+    method = replace(cdkit.load("vcd"), combiner=Fading(), constraint=None)
     with cdkit.attach(model, method):
         with pytest.raises(
             cdkit.CdkitError, match="vcd depends on the step; a plain call has none"
@@ -234,9 +233,10 @@ def several() -> Method:
     names = ("attention", "pixels", "prompt")
     return Method(
         "several",
-        cdkit.load("vcd", beta=0.2).combiner,
+        COMBINER,
         branches=tuple(Branch(n, p) for n, p in zip(names, parts, strict=True)),
         calibrator=cdkit.load("cmac").calibrator,
+        constraint=cdkit.load("vcd", beta=0.2).constraint,
     )
 
 
@@ -253,7 +253,7 @@ def test_several_branches(
     step = run.trace.steps[0]
     original = step.logits["original"]
     for branch in method.branches:
-        one = replace(several(), branches=(branch,), combiner=COMBINER)
+        one = replace(several(), branches=(branch,), constraint=None)
         with cdkit.attach(model, one, trace=("logits",), sample_ids=["a", "b"]) as run:
             call(model, **inputs, logits_to_keep=1)
         for name, logits in run.trace.steps[0].logits.items():

@@ -215,7 +215,6 @@ class Summed(cdkit.LogitCombiner):
     """All logits added up: there is no difference to scale."""
 
     stateful: ClassVar[bool] = False
-    on_empty: Any = "raise"
 
     @property
     def is_identity(self) -> bool:

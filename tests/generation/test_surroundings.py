@@ -15,7 +15,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.interfaces.combiner import COMBINERS, LogitCombiner, OnEmpty, State
+from cdkit.interfaces.combiner import COMBINERS, LogitCombiner, State
 
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
@@ -146,7 +146,6 @@ class TestSplits:
 @dataclass(frozen=True)
 class Counting(LogitCombiner):
     stateful = True
-    on_empty: OnEmpty = "raise"
 
     @property
     def is_identity(self) -> bool:
@@ -251,6 +250,7 @@ class TestNames:
             {
                 "name": "twice",
                 "combiner": {"kind": "contrast"},
+                "constraint": "none",
                 "branches": [{"distortions": [noise, noise]}],
             }
         )

@@ -65,27 +65,32 @@ def test_cmacs_defaults() -> None:
     """As the paper has them; and the public code's reading beside it."""
     paper, code = cdkit.load("cmac").to_dict(), cdkit.load("imccd").to_dict()
     assert paper["combiner"]["alpha"] == code["combiner"]["alpha"] == 3.0
-    assert (paper["combiner"]["beta"], code["combiner"]["beta"]) == (0.1, 0.2)
+    assert (paper["constraint"]["beta"], code["constraint"]["beta"]) == (0.1, 0.2)
     assert (paper["calibrator"]["gamma"], code["calibrator"]["gamma"]) == (2.0, 3.0)
     assert (paper["calibrator"]["first_gap"], code["calibrator"]["first_gap"]) == ("scaled", "unit")
     (mean,), (scalar,) = (d["branches"][0]["distortions"] for d in (paper, code))
     assert (mean["value_mean"], scalar["value_mean"]) == ("dim", "scalar")
-    assert mean["scope"] == scalar["scope"] == "call"
+    assert mean["selector"] == scalar["selector"] == {"kind": "above_mean", "scope": "call"}
 
 
 def test_overrides_reach_their_part() -> None:
     method = cdkit.load("cmac", alpha=1, beta=0.2, gamma=3.0, scope="row", value_mean="scalar")
     data = method.to_dict()
     assert data["combiner"]["alpha"] == 1.0 and isinstance(data["combiner"]["alpha"], float)
-    assert data["combiner"]["beta"] == 0.2 and data["calibrator"]["gamma"] == 3.0
+    assert data["constraint"]["beta"] == 0.2 and data["calibrator"]["gamma"] == 3.0
     assert data["branches"][0]["distortions"] == [
-        {"kind": "value_mean_mask", "value_mean": "scalar", "scope": "row"}
+        {
+            "kind": "value_mean_mask",
+            "value_mean": "scalar",
+            "selector": {"kind": "above_mean", "scope": "row"},
+        }
     ]
     assert cdkit.load("cmac").to_dict()["combiner"]["alpha"] == 3.0  # the preset stays
 
 
 TWO = """
 summary = "two branches with a step each"
+constraint = "none"
 [combiner]
 kind = "contrast"
 alphas = [["noise", 0.5], ["values", 1.5]]

@@ -164,6 +164,12 @@ def branch_logits(
     return next_logits(results, tokens.shape[1])
 
 
+def beta_of(method: cdkit.Method) -> float:
+    """Of the method's plausibility constraint; 0 where it has none."""
+    constraint: Any = method.constraint
+    return 0.0 if constraint is None else float(constraint.beta)
+
+
 def one_branch(
     model: Any, samples: Sequence[Sample], tokens: Tensor, rules: Rules, method: cdkit.Method
 ) -> dict[str, Tensor]:
@@ -171,7 +177,7 @@ def one_branch(
     combiner: Any = method.combiner
     original = branch_logits(model, samples, tokens, replace(rules, distortion="none"))
     distorted = branch_logits(model, samples, tokens, rules)
-    combined = contrast(original, [distorted], [combiner.alpha], combiner.beta)
+    combined = contrast(original, [distorted], [combiner.alpha], beta_of(method))
     return {"original": original, "distorted": distorted, "combined": combined}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import cdkit
 
-from .against import Ran, Rewrite, assert_close, branch_logits, generate, tolerance
+from .against import Ran, Rewrite, assert_close, beta_of, branch_logits, generate, tolerance
 from .reference import Rules, contrast
 from .test_modes import STEPS, beams, drawn, same
 from .tiny import Sample, tiny
@@ -37,7 +37,7 @@ def with_combined(logits: Mapping[str, Tensor], method: cdkit.Method) -> dict[st
     combiner: Any = method.combiner
     others = [own for name, own in logits.items() if name != "original"]
     alphas = [combiner.alpha] * len(others)
-    combined = contrast(logits["original"], others, alphas, combiner.beta)
+    combined = contrast(logits["original"], others, alphas, beta_of(method))
     return {**logits, "combined": combined}
 
 
@@ -61,8 +61,7 @@ def check(
 
 def check_modes(method: cdkit.Method, expected: Expected, samples: Sequence[Sample]) -> None:
     """Sampling and beam search, against both done by hand on the expected logits."""
-    combiner: Any = method.combiner
-    free = replace(method, combiner=replace(combiner, beta=0.0))
+    free = replace(method, constraint=None)
 
     def logits(one: Sample, generated: Sequence[int]) -> Tensor:
         tokens = torch.tensor([[*generated, 0]])  # the last one is not fed

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import cdkit
 
-from .against import CMAC_CASES, assert_close, tolerance
+from .against import CMAC_CASES, assert_close, beta_of, tolerance
 from .decoders import Decoder, form_of, numbered
 from .reference import Rules, Sequence_, contrast, run
 
@@ -104,7 +104,7 @@ def wanted(ran: Ran, *, decoder: Decoder | None = None, **wrong: Any) -> dict[st
 
     original, distorted = branch(replace(rules, distortion="none")), branch(rules)
     combiner: Any = method.combiner
-    combined = contrast(original, [distorted], [combiner.alpha], combiner.beta)
+    combined = contrast(original, [distorted], [combiner.alpha], beta_of(method))
     return {"original": original, "distorted": distorted, "combined": combined}
 
 

@@ -212,9 +212,7 @@ def test_the_two_readings_choose_different_layers() -> None:
         chosen = []
         for reading in ("reversed", "jensen_shannon"):
             index = furthest(mature, torch.stack(layers), reading)
-            combined, _ = CONTRAST(beta=0.0, divergence=reading).combine(
-                mature, others, step=0, state={}
-            )
+            combined, _ = CONTRAST(divergence=reading).combine(mature, others, step=0, state={})
             expected = scores(mature, torch.stack(layers), index, 0.0)
             assert_close({"scores": combined}, {"scores": expected}, within=1e-10)
             chosen.append(int(index))
@@ -227,7 +225,8 @@ def test_probabilities_that_vanish_in_float32() -> None:
     mature = torch.tensor([[0.0, -400.0, -1.0]])
     others = {"a": torch.tensor([[-500.0, 0.0, 3.0]]), "b": mature + 1}
     for reading in ("reversed", "jensen_shannon"):
-        combined, _ = CONTRAST(divergence=reading).combine(mature, others, step=0, state={})
+        method = cdkit.load("dola", divergence=reading)
+        combined, _ = method.combine(mature, others, step=0, state={})
         assert not combined.isnan().any()
         expected = mature.log_softmax(-1) - others["a"].log_softmax(-1)
         assert torch.equal(combined.isfinite(), torch.tensor([[True, False, True]]))
@@ -236,7 +235,7 @@ def test_probabilities_that_vanish_in_float32() -> None:
 
 def test_a_probability_of_beta_itself_stays() -> None:
     mature = torch.tensor([[0.0, math.log(0.5), -3.0]], dtype=torch.float64)
-    combined, _ = CONTRAST(beta=0.5).combine(mature, {"a": -mature}, step=0, state={})
+    combined, _ = cdkit.load("dola", beta=0.5).combine(mature, {"a": -mature}, step=0, state={})
     assert combined.isfinite().tolist() == [[True, True, False]]
 
 

@@ -75,9 +75,13 @@ def test_captions(pad: int, optimize: bool) -> None:
 )
 def test_the_scripts_numbers(name: str, alpha: float, beta: float) -> None:
     data: dict[str, Any] = cdkit.load(name).to_dict()
-    assert (data["combiner"]["alpha"], data["combiner"]["beta"]) == (alpha, beta)
+    assert (data["combiner"]["alpha"], data["constraint"]["beta"]) == (alpha, beta)
     ((mask,),) = [branch["distortions"] for branch in data["branches"]]
-    assert mask == {"kind": "value_mean_mask", "value_mean": "scalar", "scope": "call"}
+    assert mask == {
+        "kind": "value_mean_mask",
+        "value_mean": "scalar",
+        "selector": {"kind": "above_mean", "scope": "call"},
+    }
     gate = {"kind": "attention_gate", "window": 30, "history": "first", "quantity": "logits"}
     assert data.get("schedules", []) == [gate] * (name == "imccd_chair")
     if name == "imccd_instructblip":

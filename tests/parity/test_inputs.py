@@ -18,6 +18,7 @@ from .against import (
     SEED,
     Rewrite,
     assert_close,
+    beta_of,
     branch_logits,
     generate,
     signal_kept,
@@ -99,7 +100,7 @@ def test_against_two_stock_forward_passes(case: str, pad: int, optimize: bool) -
     original = stock_logits(model, SAMPLES, ran.tokens, unchanged)
     distorted = stock_logits(model, SAMPLES, ran.tokens, rewrite)
     assert (original - distorted).abs().amax((1, 2)).min() > (1e-4 if case == "vcd-0" else 1e-2)
-    alpha, beta = getattr(combiner, "alpha", 0.0), getattr(combiner, "beta", 0.0)
+    alpha, beta = getattr(combiner, "alpha", 0.0), beta_of(method)
     combined = contrast(original, [distorted], [alpha], beta)
     expected = {"original": original, "distorted": distorted, "combined": combined}
     assert_close(ran.logits, expected, within=tolerance(method))
@@ -153,11 +154,18 @@ def distortion(kind: str, **fields: Any) -> cdkit.DistortionStrategy:
 def test_many_branches_of_other_lengths_at_once(optimize: bool) -> None:
     """Weights of their own, one calibrator, longer and shorter prompts, stacked distortions."""
     icd = distortion("instruction_prefix", instruction=ROLE)
-    imd, cut = distortion("value_mean_mask"), distortion("attention_mask", scope="head")
+    imd, cut = (
+        distortion("value_mean_mask"),
+        distortion(
+            "attention_mask",
+            selector=cdkit.SELECTORS["above_mean"](scope="head"),  # type: ignore[call-arg]
+        ),
+    )
     noise = distortion("diffusion_noise", step=700)
     method = cdkit.Method(
         name="many",
-        combiner=cdkit.COMBINERS["contrast"](alpha=0.5, beta=0.05, alphas=(("imd", 2.0),)),  # type: ignore[call-arg]
+        combiner=cdkit.COMBINERS["contrast"](alpha=0.5, alphas=(("imd", 2.0),)),  # type: ignore[call-arg]
+        constraint=cdkit.CONSTRAINTS["plausibility"](beta=0.05),  # type: ignore[call-arg]
         calibrator=cdkit.CALIBRATORS["scaled_positions"](gamma=2.0),  # type: ignore[call-arg]
         branches=(
             cdkit.Branch("imd", (imd,)),

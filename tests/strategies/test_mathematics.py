@@ -267,13 +267,30 @@ def test_a_constant_changes_no_mask(
 def test_the_random_mask_has_imds_size_in_every_row(
     segment: CrossModalSegment, scope: Literal["call", "head", "row"]
 ) -> None:
-    Random: Any = cdkit.DISTORTIONS["random_mask"]
-    mask = Random(scope=scope).distort(segment).replaced
+    Random: Any = cdkit.SELECTORS["random_cells"]
+    mask = Random(scope=scope).select(segment)
     assert mask.sum(dim=-1).equal(segment.above_mean(scope).sum(dim=-1))
     assert not mask[~segment.cells[:, None].expand_as(mask)].any()
     rng_keys = segment.image.rng_keys
     other = replace(segment, image=replace(segment.image, rng_keys=rng_keys + 1, answer_cache={}))
-    assert not Random(scope=scope).distort(other).replaced.equal(mask)
+    assert not Random(scope=scope).select(other).equal(mask)
+
+
+@settings(max_examples=25)
+@given(segments(), SCOPES, st.floats(0.01, 1.0))
+def test_the_top_share_is_each_groups_best_cells(
+    segment: CrossModalSegment, scope: Literal["call", "head", "row"], share: float
+) -> None:
+    Top: Any = cdkit.SELECTORS["top_share"]
+    mask = Top(share=share, scope=scope).select(segment)
+    cells = segment.cells[:, None].expand_as(mask)
+    assert not mask[~cells].any()
+    for group in groups(segment, scope):
+        if not group.any():
+            continue
+        count = max(round(share * int(group.sum())), 1)
+        least = segment.logits[group].sort(descending=True).values[count - 1]
+        assert mask[group].equal(segment.logits[group] >= least)
 
 
 def test_the_mean_value_is_that_of_its_own_image() -> None:

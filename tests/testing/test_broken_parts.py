@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.interfaces.combiner import OnEmpty, State
+from cdkit.interfaces.combiner import State
 from cdkit.interfaces.distortion import Modified
 from cdkit.interfaces.schedule import Signals
 from cdkit.testing import (
@@ -120,7 +120,6 @@ class Combiner(cdkit.LogitCombiner):
     change: Callable[..., Any]
     read: bool = True
     is_idle: bool = False
-    on_empty: OnEmpty = "raise"
 
     @property
     def is_identity(self) -> bool:
@@ -181,11 +180,18 @@ def twice(original: Tensor, others: Mapping[str, Tensor], step: int, state: Stat
 
 
 @dataclass(frozen=True)
-class Settled(Combiner):
-    """Says so of every row."""
+class Unweighed(Combiner):
+    """Uses a branch with weight 0."""
 
-    def settled(self, original: Tensor) -> Tensor:
-        return torch.ones(original.shape[0], dtype=torch.bool)
+    def weight(self, name: str) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Switched(Combiner):
+    """Has no parameter of that name."""
+
+    switch: ClassVar[str] = "gain"
 
 
 COMBINERS: list[tuple[Combiner, str]] = [
@@ -199,8 +205,8 @@ COMBINERS: list[tuple[Combiner, str]] = [
     (Combiner(adds_in_place), "nothing is written into what it is passed"),
     (Combiner(narrow), "the result has the shape of the logits"),
     (Combiner(twice, is_idle=True), "an identity returns the original"),
-    (Settled(as_it_is), "settled rows have one token left, with other logits and without"),
-    (Combiner(as_it_is, on_empty="never"), "on_empty is 'raise' or 'original'"),  # type: ignore[arg-type]
+    (Unweighed(as_it_is), "weight is 0 for the branches that it does not use"),
+    (Switched(as_it_is), "switch names a parameter"),
 ]
 
 

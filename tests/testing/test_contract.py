@@ -1,18 +1,28 @@
 """The contract suite over the whole registry, and over every part of every preset."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 
 import cdkit
 from cdkit.testing import (
     check_calibrator,
     check_combiner,
+    check_constraint,
     check_loop,
     check_readout,
     check_schedule,
+    check_selector,
     check_strategy,
     variants,
 )
 
+EFFECTS = [
+    name
+    for name, cls in cdkit.DISTORTIONS.items()
+    if any(field.name == "selector" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+]
 PARTS = [part for name in cdkit.presets() for _, part in cdkit.load(name).parts()]
 
 
@@ -35,6 +45,26 @@ def test_combiners(name: str) -> None:
         check_combiner(combiner)
         check_combiner(combiner, names=())
         check_combiner(combiner, names=("a", "b"))
+
+
+@pytest.mark.parametrize("name", cdkit.CONSTRAINTS)
+def test_constraints(name: str) -> None:
+    for constraint in variants(cdkit.CONSTRAINTS[name]):
+        check_constraint(constraint)
+
+
+@pytest.mark.parametrize("name", cdkit.SELECTORS)
+def test_selectors(name: str) -> None:
+    for selector in variants(cdkit.SELECTORS[name]):
+        check_selector(selector)
+
+
+@pytest.mark.parametrize("selector", cdkit.SELECTORS)
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_each_effect_goes_with_each_selector(effect: str, selector: str) -> None:
+    for choice in variants(cdkit.SELECTORS[selector]):
+        strategy: Any = cdkit.DISTORTIONS[effect]
+        check_strategy(strategy(selector=choice))
 
 
 @pytest.mark.parametrize("name", cdkit.READOUTS)
@@ -60,6 +90,10 @@ def test_the_parts_of_presets(part: object) -> None:
     match part:
         case cdkit.LogitCombiner():
             check_combiner(part)
+        case cdkit.Constraint():
+            check_constraint(part)
+        case cdkit.CellSelector():
+            check_selector(part)
         case cdkit.PositionCalibrator():
             check_calibrator(part)
         case cdkit.LayerReadout():

@@ -41,7 +41,7 @@ KINDS: Mapping[str, Callable[[Method], object]] = {
     "pruned prefix": lambda m: any(b.attention and not b.keeps_prefix for b in m.branches),
     "calibrator": lambda m: m.calibrator,
     "two branches": lambda m: len(m.live_branches) > 1,
-    "cut without beta": lambda m: not hasattr(m.combiner, "beta") and not m.combiner.is_identity,
+    "cut of its own": lambda m: not m.combiner.is_identity,
 }
 METHODS = {name: cdkit.load(name) for name in cdkit.presets()}
 CHOSEN = {

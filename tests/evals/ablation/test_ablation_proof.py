@@ -10,15 +10,13 @@ import torch
 from evals.small_run import answered, runner, some_batches, texts
 
 import cdkit
-from cdkit.errors import CdkitError
 from cdkit.evals.ablation.ablation_run import Ablation
 from cdkit.evals.ablation.grid_runner import GridRunner
 from cdkit.evals.ablation.plan import SharedPass, Variant, passes
 from cdkit.evals.ablation.proof import MismatchError, begins, compare_removed, prove
 from cdkit.evals.runner.answer_engine import AnswerEngine, Logits
-from cdkit.evals.runner.unconstrained import continued, unconstrained
+from cdkit.evals.runner.unconstrained import continued
 from cdkit.methods.method import ORIGINAL
-from cdkit.strategies.combiners.sharpen import Sharpen
 
 
 def test_each_set_of_branches_runs_once() -> None:
@@ -75,7 +73,7 @@ def test_the_check_notices_a_missing_constraint(
     combine = GridRunner.combine
 
     def free(self: GridRunner, work: SharedPass, variant: Variant, logits: Logits) -> Any:
-        loose = dataclasses.replace(variant.method, combiner=unconstrained(variant.method.combiner))
+        loose = dataclasses.replace(variant.method, constraint=None)
         # the pass's own method stays: it tells which branches are whose
         places = {
             (variant.name, b.name): work.places[variant.name, b.name] for b in loose.live_branches
@@ -146,16 +144,3 @@ def test_a_cut_without_a_switch_leaves_no_hole_in_the_ranking() -> None:
     combined = torch.tensor([[5.0, 3.0, -4.0], [5.0, gone, gone], [gone, 7.0, 6.0]])
     filled = torch.tensor([[5.0, 3.0, -4.0], [5.0, 4.0, 2.0], [6.0, 7.0, 6.0]])
     assert torch.equal(continued(combined, original), filled)
-
-
-def test_a_beta_that_cannot_be_0_is_left_alone() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Own(Sharpen):
-        beta: float = 0.5
-
-        def __post_init__(self) -> None:
-            if self.beta == 0:
-                raise CdkitError("beta must not be 0")
-
-    assert unconstrained(Own()) == Own()
-    assert unconstrained(cdkit.load("plausibility").combiner).beta == 0  # type: ignore[attr-defined]

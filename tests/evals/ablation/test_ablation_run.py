@@ -122,7 +122,7 @@ def test_the_manifest_says_what_a_result_depends_on(folder: Path) -> None:
     assert all(len(digest) == 64 for digest in pope["sources"].values())
     assert "<image>" in facts["prompt"]
     assert facts["seeds"]["sampling"] == [0, 1]
-    assert facts["methods"]["identical"]["combiner"]["beta"] == 0.2
+    assert facts["methods"]["identical"]["constraint"]["beta"] == 0.2
     proof = facts["first_token"]["proof"]
     assert proof["questions"] > 0 and proof["tokens_compared"] > 0
     assert proof["largest_difference"] <= proof["tolerance"]

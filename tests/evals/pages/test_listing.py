@@ -127,9 +127,13 @@ def test_a_part_with_nothing_to_do_is_not_told() -> None:
     told = {entry.name: entry for entry in listing.entries("methods")}
     assert not told["plain"].parts and not told["plain"].papers
     assert [part.kind for part in told["cmac_cmpc"].parts] == ["scaled_positions"]
-    assert [part.place for part in told["vcd"].parts] == ["combiner", "branch distorted"]
+    assert [part.place for part in told["vcd"].parts] == [
+        "combiner",
+        "constraint",
+        "branch distorted",
+    ]
     unread = listing.method_entry(cdkit.load("vcd", alpha=0.0))
-    assert [part.place for part in unread.parts] == ["combiner"]  # the constraint
+    assert [part.place for part in unread.parts] == ["constraint"]
     free = listing.method_entry(cdkit.load("vcd", beta=0.0))  # no constraint, but a contrast
     assert [part.kind for part in free.parts] == ["contrast", "diffusion_noise"]
 
@@ -140,7 +144,7 @@ def test_a_branch_that_nobody_reads_is_not_told() -> None:
     data["combiner"]["alphas"] = [["unread", 0.0]]
     entry = listing.method_entry(parse_method(data))
     assert entry.branches == ("distorted",)
-    assert [part.kind for part in entry.parts] == ["contrast", "diffusion_noise"]
+    assert [part.kind for part in entry.parts] == ["contrast", "plausibility", "diffusion_noise"]
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,17 @@ from cdkit.evals.runner.margins import MarginRecorder, tolerance_of
 from cdkit.generation.trace import Step, Trace
 from cdkit.methods.method import ORIGINAL
 from cdkit.strategies.combiners.contrast import Contrast
+from cdkit.strategies.constraints.plausibility import Plausibility
 
 IDS = torch.zeros(1, 3, dtype=torch.long)
 ALPHA = 2.0
 
 
-def trace_of(original: Tensor, free: Tensor, combiner: Contrast) -> Trace:
+def trace_of(original: Tensor, free: Tensor, combiner: Contrast, constraint: Plausibility) -> Trace:
     """A step whose contrast is `free`, cut where the original logits say."""
     other = ((1 + ALPHA) * original - free) / ALPHA
     combined, _ = combiner.combine(original, {"other": other}, step=0, state={})
+    combined = combined.masked_fill(~constraint.allowed(original), -math.inf)
     step = Step(logits={ORIGINAL: original, "other": other}, combined=combined)
     return Trace(frozenset({"last_logits"}), [step])
 
@@ -30,9 +32,9 @@ def chosen(
     original: Tensor, free: Tensor, beta: float, sampling: LogitsProcessorList
 ) -> tuple[int, float | None]:
     """The token that wins, and its margin."""
-    combiner = Contrast(alpha=ALPHA, beta=beta)
-    trace = trace_of(original, free, combiner)
-    record_margins = MarginRecorder(trace, combiner, sampling, prompt_length=3)
+    combiner, constraint = Contrast(alpha=ALPHA), Plausibility(beta)
+    trace = trace_of(original, free, combiner, constraint)
+    record_margins = MarginRecorder(trace, combiner, constraint, sampling, prompt_length=3)
     combined = trace.steps[0].combined
     assert combined is not None
     scores: Tensor = sampling(IDS, combined)  # type: ignore[arg-type]
@@ -80,9 +82,9 @@ def test_the_edge_of_the_constraint_counts() -> None:
 
 
 def test_margins_are_over_an_answers_own_steps() -> None:
-    combiner = Contrast(alpha=0.0, beta=0.0)
+    combiner = Contrast(alpha=0.0)
     record_margins = MarginRecorder(
-        Trace(frozenset()), combiner, LogitsProcessorList(), prompt_length=3
+        Trace(frozenset()), combiner, None, LogitsProcessorList(), prompt_length=3
     )
     for step, leads in enumerate(((3.0, 2.0), (1.0, 5.0), (0.5, 0.25))):
         scores = torch.tensor([[lead, 0.0] for lead in leads])

@@ -236,7 +236,7 @@ def test_variants_by_name() -> None:
     assert optimizations("cdkit") is True and optimizations("cdkit:none") == frozenset()
     assert optimizations("cdkit:only-shared_prefix") == frozenset({"shared_prefix"})
     assert optimizations("cdkit:without-shared_prefix") == ALL - {"shared_prefix"}
-    both = {"shared_cache", "lagging"}
+    both = {"shared_cache", "one_forward"}
     assert optimizations("cdkit:without-shared_cache") == ALL - both
     assert optimizations("two-pass") is None
     assert BenchSettings(variants=("cdkit", "plain", "cdkit")).measured == ("cdkit",)

@@ -1,0 +1,43 @@
+"""What a constraint promises; see `cdkit.testing`."""
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from cdkit.interfaces.constraint import Constraint, OnEmpty
+from cdkit.probing.promises import require, require_same
+from cdkit.testing.values import check_value, normal, pure
+
+
+def check_constraint(constraint: Any) -> None:
+    """Check the promises of a constraint.
+
+    Args:
+        constraint: An instance of a subclass of `cdkit.Constraint`.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    check_value(constraint)
+    require(isinstance(constraint, Constraint), constraint, "it subclasses Constraint")
+    choices = get_args(OnEmpty)
+    require(constraint.on_empty in choices, constraint, "on_empty is 'raise' or 'original'")
+    require(bool(constraint.description.strip()), constraint, "its description says what it is")
+    for seed in range(4):
+        logits = 3 * normal(seed, 3, 11)
+        allowed: Tensor = pure(constraint, constraint.allowed, logits)
+        mask = allowed.dtype == torch.bool and allowed.shape == logits.shape
+        require(mask, constraint, "it gives a mask of the logits' shape", allowed.shape)
+        left = bool(allowed.any(dim=-1).all())
+        require(left, constraint, "a token is left in every row", allowed)
+        for rows in (torch.tensor([2, 0, 1]), torch.tensor([1])):
+            promise = "rows of the batch are independent"
+            require_same(constraint.allowed(logits[rows]), allowed[rows], constraint, promise)
+        promise = "a constant added to the logits changes nothing"
+        require_same(constraint.allowed(logits + 2.5), allowed, constraint, promise)
+        slack: Tensor = pure(constraint, constraint.slack, logits)
+        agree = slack.shape == logits.shape and bool(((slack >= 0) == allowed).all())
+        require(agree, constraint, "slack is 0 or more on the allowed tokens alone", slack)
+        if constraint.is_identity:
+            require(bool(allowed.all()), constraint, "an identity allows every token", allowed)

@@ -1,0 +1,1 @@
+"""Constraints: which tokens stay candidates, by the original logits."""
