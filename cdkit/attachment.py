@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from cdkit.attention.layer import HANDLE, KEY, BoundToModel, LayerAttention
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.execution.optimizations import chosen
 from cdkit.generation.arguments import Forward, arguments
+from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.compatibility import (
     check_attachable,
     check_eval,
@@ -25,14 +25,16 @@ from cdkit.generation.decode import decode
 from cdkit.generation.encode import encode_images
 from cdkit.generation.engine import Engine
 from cdkit.generation.generate import run_generate
-from cdkit.generation.hooks import Hooks
+from cdkit.generation.hooks import BoundToModel, Hooks
+from cdkit.generation.plain_call import outer_forward
 from cdkit.generation.prompts import open_session
-from cdkit.generation.step import forward_step, open_plain
+from cdkit.generation.reference import ReferenceEngine
+from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import adapter_for, unwrap
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, Method
+from cdkit.methods.method import Method
 from cdkit.probing.adapter_trial import is_due, try_adapter
 
 ATTACHED = "_cdkit_attached"
@@ -126,7 +128,14 @@ class Attachment(BoundToModel):
         )
         check_attachable(attached)
         self._active = self._forced or not method.is_identity
-        self._engine = Engine(attached, optimizations, trace)
+        self._engine: AttachedEngine
+        if optimize is False:
+            self._engine = reference = ReferenceEngine(attached, trace)
+            self._forward_step, self._decode = reference.forward_step, reference.decode
+        else:
+            self._engine = engine = Engine(attached, trace, optimizations=optimizations)
+            self._forward_step = functools.partial(forward_step, engine)
+            self._decode = functools.partial(decode, engine)
 
     def __enter__(self) -> "Attachment":
         if (standing := self._model.__dict__.get(ATTACHED)) is not None:
@@ -162,12 +171,11 @@ class Attachment(BoundToModel):
         hooks.set(model, ATTACHED, self)
         hooks.wrap(model, "generate", self._generate)
         hooks.wrap(*adapter.encoder(model), functools.partial(encode_images, engine))
-        hooks.wrap(decoder, "forward", functools.partial(decode, engine))
-        forward = functools.partial(forward_step, engine)
+        hooks.wrap(decoder, "forward", self._decode)
         first = adapter.needs_check and is_due(adapter, model)
-        hooks.wrap(lm_module, "forward", self._first_forward if first else forward)
+        hooks.wrap(lm_module, "forward", self._first_forward if first else self._forward_step)
         if lm_module is not model:
-            hooks.wrap(model, "forward", self._outer_forward)
+            hooks.wrap(model, "forward", functools.partial(outer_forward, engine))
         layers = adapter.layers(model)
         if engine.attached.method.readout is not None:
             read_out = engine.attached.method.readout.layers(len(layers))
@@ -175,19 +183,20 @@ class Attachment(BoundToModel):
             for name, passed in read_out.items():
                 if not (self._forced or engine.attached.method.combiner.uses(name)):
                     continue
-                keep = functools.partial(_keep_last_row, engine, name)
+                keep = functools.partial(engine.keep_readout, name)
                 if passed == 0:
                     hooks.before(layers[0], keep)
                 else:
                     hooks.after(layers[passed - 1], keep)
         if attached.hooked:
-            for index, layer in enumerate(layers):
-                attention = LayerAttention(index, engine.current)
-                hooks.set(adapter.attention(layer), HANDLE, attention)
+            key, attribute, handles = engine.attention()
+            modules = [adapter.attention(layer) for layer in layers]
+            for module, handle in zip(modules, handles, strict=True):
+                hooks.set(module, attribute, handle)
             # a copy of the config: another model may have been built from the same object
             own = copy.copy(decoder.config)
-            own._attn_implementation_internal = KEY
-            for module in (decoder, *(adapter.attention(layer) for layer in layers)):
+            own._attn_implementation_internal = key
+            for module in (decoder, *modules):
                 hooks.set(module, "config", own)
 
     def _warn_about_kernel(self) -> None:
@@ -216,16 +225,7 @@ class Attachment(BoundToModel):
         with self._engine.lock:
             if self._engine.session is None:
                 self._try_adapter_out(arguments(forward, *args, **kwargs))
-            return forward_step(self._engine, forward, *args, **kwargs)
-
-    def _outer_forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        """A plain call of a model whose inner language model is the one that is read."""
-        with self._engine.lock:
-            open_plain(self._engine, arguments(forward, *args, **kwargs))
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self._engine.session = None
+            return self._forward_step(forward, *args, **kwargs)
 
     def _generate(self, generate: Forward, *args: Any, **kwargs: Any) -> Any:
         """A call of the model's own `generate`."""
@@ -285,13 +285,6 @@ def _attached(
         lm_module=adapter.lm_module(model),
         depth=len(adapter.layers(model)),
     )
-
-
-def _keep_last_row(engine: Engine, name: str, states: Any) -> None:
-    context = engine.current.context
-    hidden = states[0] if isinstance(states, tuple) else states
-    if engine.call is not None and context is not None and ORIGINAL in context.branches:
-        engine.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 
 
 def _check_names(method: Method, layers: Collection[str]) -> None:

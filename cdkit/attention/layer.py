@@ -1,7 +1,7 @@
 """The attention of one decoder layer: fast kernels, but for the text rows that a method changes."""
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,21 +15,12 @@ from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
+from cdkit.generation.hooks import BoundToModel
 
 KEY = "cdkit"
 """The name in Hugging Face's attention registries: the one trace that cdkit leaves in a process."""
 HANDLE = "_cdkit_attention"
 """The attribute of an attention module under which `attach` puts its `LayerAttention`."""
-
-
-class BoundToModel:
-    """What an attached model carries: it belongs to that very model, and to no copy of it."""
-
-    def __deepcopy__(self, memo: object) -> NoReturn:
-        raise CdkitError("leave the block of cdkit.attach before the model is copied or pickled")
-
-    def __reduce__(self) -> NoReturn:
-        self.__deepcopy__(None)
 
 
 @dataclass(eq=False)

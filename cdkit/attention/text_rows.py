@@ -60,7 +60,7 @@ def attend(
         masks = masks.of(rows)
     logits = _logits(context, work, query, keys, calibrated_keys, masks, rows, scaling)
     logits_before, pruned = logits, None
-    changed = list[_Changed]()
+    changed: list[_Changed] = []
     for branch in branches:
         mask = context.masks.segments.get(branch)
         if mask is None or branch not in work.segments:
@@ -92,7 +92,7 @@ def attend(
             _write(logits[own], before, after, mask)
         changed.append(_Changed(mask, own, before, after))
     weights = softmax(logits) if masks.has_dead_rows else logits.softmax(dim=-1)
-    replaced = list[tuple[slice, Tensor]]()
+    replaced: list[tuple[slice, Tensor]] = []
     for one in changed:
         if work.records_image or work.records_weights or context.record.traces:
             _record(context, work, one, weights[one.rows])

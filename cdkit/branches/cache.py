@@ -1,26 +1,20 @@
 """The cache that `generate` holds while a method is on: all branches' rows in one."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from cdkit.attention.columns import Columns, rotate_keys
+from cdkit.branches.method_cache import MethodCache
+from cdkit.branches.positions import next_positions
 from cdkit.branches.state import BranchState
-from cdkit.errors import CdkitError
-from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 
 
-def given_cache(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a call, under its name or the one it had before."""
-    cache = arguments.get(CACHE)
-    return arguments.get(OLD_CACHE) if cache is None else cache
-
-
-class BranchedCache(Cache):
+class BranchedCache(MethodCache):
     """Hugging Face's view of the caches that hold all branches: it reports the original's length.
 
     Its layers are those of the group with the original branch; other groups, and the shared prefix,
@@ -40,15 +34,6 @@ class BranchedCache(Cache):
         """Every branch follows the beams of the original one; a shared prefix is all beams'."""
         self.state.reorder(beam_idx)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        raise CdkitError("a cache with distorted branches cannot be cropped; start a new one")
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        raise CdkitError("a cache with distorted branches cannot be repeated; repeat the prompt")
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        raise CdkitError("a cache with distorted branches cannot be cut; pass the rows you want")
-
     def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedCache":
         """A cache of its own with copies of these rows, in every branch."""
         plan = self.state.plan
@@ -65,6 +50,23 @@ class BranchedCache(Cache):
         """
         caches = [copied(cache, lambda x: x) for cache in self.state.caches]
         return BranchedCache(self.state.fork(caches), owner=self.owner)
+
+    def positions_ahead(self, new: int) -> Int[Tensor, "*axes rows new"]:
+        """Of the next tokens of the original branch, as the decoder takes them."""
+        ahead = next_positions(self.state.positions[: self.state.plan.rows, -1:], new)
+        return ahead if ahead.ndim == 2 else ahead.movedim(-1, 0)
+
+    @property
+    def image_columns(self) -> Bool[Tensor, "rows columns"]:
+        """The columns of the original prompts that hold image tokens."""
+        plan = self.state.plan
+        return plan.without_padding(plan.layout.image_index[: plan.rows]) >= 0
+
+    def original_columns(
+        self, x: Float[Tensor, "rows heads new all_columns"]
+    ) -> Float[Tensor, "rows heads new columns"]:
+        """`x` at the columns of the original branch alone."""
+        return self.state.plan.without_padding(x)
 
     def original(self) -> Cache:
         """A plain cache of the original branch alone, every key where the stock model has it."""

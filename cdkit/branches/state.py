@@ -1,6 +1,6 @@
 """The state of one batch while it is decoded: positions, padding and caches of all branches."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cdkit.attention.context import AnswerCache
 from cdkit.attention.masks import Chunk, make_chunk, text_after_image
-from cdkit.branches.positions import any_moves, next_positions, position_offset, prompt_offsets
+from cdkit.branches.positions import any_moves, position_offset, prompt_offsets
 from cdkit.execution.plan import GroupPlan, PromptPlan
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.interfaces.combiner import State
@@ -44,7 +44,7 @@ class BranchState:
     """How many columns of each group went through the decoder."""
     prefix: SharedPrefix | None = None
     step: int = 0
-    states: dict[str, State] = field(default_factory=dict)
+    states: Mapping[str, State] = field(default_factory=dict)
     """What the combiner and each schedule carry along, by their place in the method."""
     answer_cache: AnswerCache = field(default_factory=dict)
     key_offset: Float[Tensor, "rows prompt *axes"] | None = None
@@ -127,11 +127,6 @@ class BranchState:
             query=offset[group.rows].expand(-1, stop - start, *offset.shape[2:])
         )
 
-    def positions_ahead(self, new: int) -> Int[Tensor, "*axes rows new"]:
-        """Of the next tokens of the original branch, as the decoder takes them."""
-        ahead = next_positions(self.positions[: self.plan.rows, -1:], new)
-        return ahead if ahead.ndim == 2 else ahead.movedim(-1, 0)
-
     def reorder(self, beams: Int[Tensor, " rows"]) -> None:
         """Follow the beams; `beams` are rows of the original branch.
 
@@ -182,7 +177,7 @@ class BranchState:
         )
 
 
-def _selected(states: dict[str, State], rows: Int[Tensor, " chosen"]) -> dict[str, State]:
+def _selected(states: Mapping[str, State], rows: Int[Tensor, " chosen"]) -> dict[str, State]:
     return {
         place: {name: value[rows] for name, value in state.items()}
         for place, state in states.items()

@@ -7,29 +7,17 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
 
-from cdkit.attention.context import LayerWork
-from cdkit.branches.inputs import (
-    PromptRows,
-    features_of_rows,
-    place_features,
-    rewritten,
-    stack,
-)
-from cdkit.branches.layout import make_layout
-from cdkit.branches.state import BranchState
+from cdkit.branches.inputs import PromptRows, features_of_rows, place_features
+from cdkit.branches.rewritten_prompts import rewritten
 from cdkit.errors import CdkitError
-from cdkit.execution.optimizations import Optimization
-from cdkit.execution.plan import plan_prompt, shared_columns
-from cdkit.execution.static_cache import empty_like
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
 
 
 @dataclass(frozen=True, eq=False)
-class BranchRows:
+class BranchPrompts:
     """The prompts of every branch, the original one first."""
 
     blocks: tuple[PromptRows, ...]
@@ -40,7 +28,7 @@ class BranchRows:
 
 
 @dataclass(frozen=True, eq=False)
-class _Given:
+class FirstColumns:
     """What the decoder is given for new prompts; generated tokens may follow them."""
 
     embeds: Float[Tensor, "rows tokens hidden"]
@@ -52,107 +40,18 @@ class _Given:
     here: int
     """So many columns of the prompts are there: a chunk of them, or all."""
 
-
-def start(
-    attached: AttachedMethod,
-    session: Session,
-    kwargs: Mapping[str, Any],
-    cache: Any,
-    *,
-    branches: Sequence[Branch],
-    optimizations: frozenset[Optimization],
-    compiled: bool,
-    works: Mapping[tuple[str, ...], tuple[LayerWork, ...]],
-) -> tuple[BranchState, Float[Tensor, "rows tokens hidden"], int]:
-    """The state of new prompts, their embedded rows, and how many last columns are aligned.
-
-    Args:
-        attached: The method on its model.
-        session: The prompts, as they were noted.
-        kwargs: What the decoder is given.
-        cache: The one among it; becomes that of the first group.
-        branches: The distorted branches that run.
-        optimizations: What may be skipped.
-        compiled: Whether steps are compiled.
-        works: Each group of branches, and what the layers do for it.
-    """
-    given = _given(session, kwargs)
-    rows = _branch_rows(attached, session, given, branches)
-    whole = given.embeds.shape[1] == given.here == given.ids.shape[1]
-    cut = 0
-    if branches:
-        cut = shared_columns(
-            attached,
-            given.here,
-            given.image_index[:, : given.here],
-            rows.common,
-            first_text=session.layout.first_text,
-            optimizations=optimizations,
-            compiled=compiled,
-            columns_are_given=session.plain or given.here < given.ids.shape[1],
-        )
-    stacked, layout, padding = stack(rows.blocks, cut)
-    if padding.stop > padding.start and attached.has_sliding_window:
-        # a window would not reach as far over the padding
-        cut, (stacked, layout, padding) = 0, stack(rows.blocks)
-    deepstack = stacked.deepstack
-    if given.here < given.ids.shape[1]:
-        count = len(rows.blocks)
-        layout = make_layout(given.image_index.repeat(count, 1), given.token_mask.repeat(count, 1))
-        deepstack = tuple(
-            torch.cat(features)
-            for features in zip(
-                *(
-                    deepstack_of(session, name, given.embeds, given.image_index)
-                    for name in (ORIGINAL, *(branch.name for branch in branches))
-                ),
-                strict=True,
-            )
-        )
-    expand = given.embeds.shape[0] // session.ids.shape[0]
-    rng_keys = None
-    if attached.hooked:
-        rng_keys = session.keys.repeat_interleave(expand).repeat(len(rows.blocks))
-    plan = plan_prompt(
-        attached,
-        layout,
-        works,
-        cache,
-        optimizations=optimizations,
-        shared=cut,
-        padding=padding,
-        rng_keys=rng_keys,
-        deepstack=deepstack,
-        may_pack=whole and expand == 1 and not session.plain,
-    )
-    caches = [cache] + [
-        None if cache is None else empty_like(cache, attached.decoder.config)
-        for _ in plan.groups[1:]
-    ]
-    state = BranchState(
-        plan,
-        stacked.positions,
-        stacked.token_mask,
-        caches=caches,
-        seen=[0] * len(plan.groups),
-    )
-    tail = given.embeds[:, given.here :]
-    if not tail.shape[1]:
-        return state, stacked.embeds, rows.aligned
-    late = given.positions[:, given.here :]
-    late = late if late.ndim == 2 else late.movedim(-1, 0)
-    state.extend(late, given.mask, tail.shape[1])
-    state.step = tail.shape[1]
-    embeds = torch.cat((stacked.embeds, tail.repeat(len(rows.blocks), 1, 1)), dim=1)
-    return state, embeds, rows.aligned
+    @property
+    def is_chunk(self) -> bool:
+        """Whether more of the prompts is to come."""
+        return self.here < self.ids.shape[1]
 
 
-def empty_cache(attached: AttachedMethod, kwargs: Mapping[str, Any]) -> DynamicCache | None:
-    """What stands for a cache that was not given; None where the call wants none."""
+def uses_cache(attached: AttachedMethod, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a decoder that is given no cache makes one."""
     asked = kwargs.get("use_cache")
     if asked is None:
         asked = getattr(attached.decoder.config, "use_cache", True)
-    return DynamicCache(config=attached.decoder.config) if asked else None
+    return bool(asked)
 
 
 def plain_mask(mask: Any) -> Tensor | None:
@@ -195,7 +94,7 @@ def deepstack_of(
     )
 
 
-def _given(session: Session, kwargs: Mapping[str, Any]) -> _Given:
+def first_columns(session: Session, kwargs: Mapping[str, Any]) -> FirstColumns:
     embeds, mask = kwargs["inputs_embeds"], plain_mask(kwargs.get("attention_mask"))
     rows, given = embeds.shape[:2]
     prompt = session.ids.shape[1]
@@ -209,7 +108,7 @@ def _given(session: Session, kwargs: Mapping[str, Any]) -> _Given:
         positions = torch.arange(given, device=embeds.device)[None]
     elif positions.ndim > 2:
         positions = positions.movedim(0, -1)
-    return _Given(
+    return FirstColumns(
         embeds=embeds,
         mask=mask,
         positions=positions.expand(rows, *positions.shape[1:]),
@@ -220,9 +119,9 @@ def _given(session: Session, kwargs: Mapping[str, Any]) -> _Given:
     )
 
 
-def _branch_rows(
-    attached: AttachedMethod, session: Session, given: _Given, branches: Sequence[Branch]
-) -> BranchRows:
+def branch_rows(
+    attached: AttachedMethod, session: Session, given: FirstColumns, branches: Sequence[Branch]
+) -> BranchPrompts:
     here = given.here
     original = PromptRows(
         given.embeds[:, :here],
@@ -265,7 +164,7 @@ def _branch_rows(
             embeds = place_features(block.embeds, given.image_index, features)
             block = replace(block, embeds=embeds)
         blocks.append(block)
-    return BranchRows(tuple(blocks), aligned, common)
+    return BranchPrompts(tuple(blocks), aligned, common)
 
 
 def _first_image(image_index: Int[Tensor, "rows tokens"]) -> int:

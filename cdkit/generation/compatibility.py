@@ -177,6 +177,49 @@ def check_cache(cache: object) -> None:
         )
 
 
+def refuse_adapter(attached: AttachedMethod) -> NoReturn:
+    """Raise for a model whose decoder its forward did not call."""
+    raise CdkitError(
+        f"the decoder of {type(attached.model).__name__} was not called by its forward; the "
+        f"adapter of {attached.method.name} does not fit this model"
+    )
+
+
+def check_alignment(
+    method: Method,
+    keep: int | Tensor,
+    *,
+    columns: int,
+    returned: int,
+    aligned: int,
+    reads_layers: bool,
+) -> None:
+    """Raise where logits of a plain call belong to columns with another token in some branch.
+
+    Args:
+        method: That is attached.
+        keep: The `logits_to_keep` of the call.
+        columns: How many the decoder was given.
+        returned: Of how many there are logits.
+        aligned: In so many last columns every branch has the same token.
+        reads_layers: Whether inner layers are read out, which is done at the last column alone.
+    """
+    last = returned
+    if isinstance(keep, Tensor):  # these columns; the first of them stands so far from the end
+        last = int((columns - keep % columns).max())
+    if last == 1:
+        return  # what generate reads: the last token's logits, whatever stands before it
+    if reads_layers:
+        raise CdkitError(
+            f"{method.name} reads inner layers at the last token only; pass logits_to_keep=1"
+        )
+    if last > aligned:
+        raise CdkitError(
+            f"{method.name} changes the prompt: only its last {aligned} tokens stand "
+            f"in every branch, but logits of the last {last} were asked for; pass logits_to_keep"
+        )
+
+
 def new_tokens(ids: Tensor, given: Mapping[str, Any], defaults: Sequence[object]) -> int:
     """How many tokens `generate` may add: Hugging Face adds 20 where nothing is said."""
     new, longest = (setting(name, given, defaults) for name in ("max_new_tokens", "max_length"))
@@ -239,12 +282,13 @@ def check_eval(model: torch.nn.Module, method: Method) -> None:
         raise CdkitError(f"{method.name} runs at inference only: call model.eval() first")
 
 
-def refuse_running(model: torch.nn.Module, method: Method) -> NoReturn:
+def refuse_running(model: torch.nn.Module, method: Method) -> None:
     """Raise for a model in train mode, or with gradients on."""
     check_eval(model, method)
-    raise CdkitError(
-        f"{method.name} runs without gradients: call the model under torch.inference_mode()"
-    )
+    if torch.is_grad_enabled():
+        raise CdkitError(
+            f"{method.name} runs without gradients: call the model under torch.inference_mode()"
+        )
 
 
 def _short(value: object) -> str:

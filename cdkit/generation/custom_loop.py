@@ -12,9 +12,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
-from cdkit.branches.cache import BranchedCache
+from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
-from cdkit.generation.engine import Engine
+from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.decoding_loop import DecodingContext, Hypothesis, Mode, Rows
 
@@ -30,7 +30,7 @@ STOCK: Mapping[Mode, GenerationMode] = {
 class ModelDecoding(DecodingContext):
     """On a model with a method attached."""
 
-    engine: Engine
+    engine: AttachedEngine
     model: Any
     logits_processor: LogitsProcessorList
     stopping_criteria: StoppingCriteriaList
@@ -50,7 +50,7 @@ class ModelDecoding(DecodingContext):
         output = self.model(
             input_ids=tokens,
             **{CACHE: cache},
-            position_ids=cache.state.positions_ahead(tokens.shape[1]),
+            position_ids=cache.positions_ahead(tokens.shape[1]),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -106,7 +106,7 @@ def unexpanded(expand: Callable[..., Any], **given: Any) -> Any:
 
 
 def run_loop(
-    engine: Engine,
+    engine: AttachedEngine,
     model: Any,
     input_ids: Int[Tensor, "samples tokens"],
     logits_processor: Sequence[LogitsProcessorList],
@@ -121,8 +121,7 @@ def run_loop(
     _check_stock(engine, config)
     inputs = {name: value for name, value in inputs.items() if name != "synced_gpus"}
     prompts = _rows(engine, model._prefill(input_ids, config, inputs))
-    plan = _cache(prompts).state.plan
-    is_image = plan.without_padding(plan.layout.image_index[: plan.rows]) >= 0
+    is_image = _cache(prompts).image_columns
     ends = getattr(config, "_eos_token_tensor", None)
     found: list[Hypothesis] = []
     for sample, ids in enumerate(input_ids):
@@ -154,7 +153,7 @@ def run_loop(
     return _output(found, input_ids, config)
 
 
-def _check_stock(engine: Engine, config: Any) -> None:
+def _check_stock(engine: AttachedEngine, config: Any) -> None:
     """Raise where arguments ask for another kind of search than their mode's own."""
     mode, name = config.get_generation_mode(), engine.attached.method.name
     if mode not in (wanted := [STOCK[own] for own in engine.attached.method.modes]):
@@ -164,10 +163,10 @@ def _check_stock(engine: Engine, config: Any) -> None:
         )
 
 
-def _rows(engine: Engine, output: Any) -> Rows:
+def _rows(engine: AttachedEngine, output: Any) -> Rows:
     cache, weights, original = getattr(output, CACHE), engine.last_weights, engine.last_original
-    assert isinstance(cache, BranchedCache) and weights is not None and original is not None
-    logits, seen = output.logits[:, -1], cache.state.plan.without_padding(weights)
+    assert isinstance(cache, MethodCache) and weights is not None and original is not None
+    logits, seen = output.logits[:, -1], cache.original_columns(weights)
     return Rows(logits, original, seen.to(logits.device), cache)
 
 
@@ -176,8 +175,8 @@ def _select(rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:
     return Rows(rows.logits[indices], rows.original[indices], rows.weights[indices], cache)
 
 
-def _cache(rows: Rows) -> BranchedCache:
-    assert isinstance(rows.cache, BranchedCache)
+def _cache(rows: Rows) -> MethodCache:
+    assert isinstance(rows.cache, MethodCache)
     return rows.cache
 
 

@@ -6,18 +6,21 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import DynamicCache
 
 from cdkit.attention.context import AttentionRecord, DecoderContext
 from cdkit.attention.masks import call_masks, decoder_mask
 from cdkit.branches.cache import BranchedCache, repeated
 from cdkit.branches.inputs import features_in, place_features
+from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.execution.packed_prefill import Packing
 from cdkit.execution.plan import GroupPlan, make_group
 from cdkit.execution.shared_prefix import take_prefix
-from cdkit.generation.branch_prompts import empty_cache, features_of, plain_mask, start
+from cdkit.generation.branch_prompts import features_of, uses_cache
 from cdkit.generation.engine import Engine
+from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.methods.method import ORIGINAL
 
@@ -49,8 +52,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     old = kwargs.pop(OLD_CACHE, None)
     cache = old if kwargs.get(CACHE) is None else kwargs[CACHE]
     call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
-    if isinstance(cache, BranchedCache):
-        if cache.owner is not engine:
+    if isinstance(cache, MethodCache):
+        if not isinstance(cache, BranchedCache) or cache.owner is not engine:
             raise CdkitError("the cache was made under another cdkit.attach; start anew")
         call.state = state = cache.state
         embeds = _next_rows(engine, state, kwargs)
@@ -58,8 +61,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     else:
         assert engine.session is not None
         _distort_features(engine, forward, kwargs)
-        if cache is None:
-            cache = empty_cache(attached, kwargs)
+        if cache is None and uses_cache(attached, kwargs):
+            cache = DynamicCache(config=attached.decoder.config)
         call.state, embeds, call.aligned = state, _, _ = start(
             attached,
             engine.session,
@@ -126,9 +129,8 @@ def _distort_features(engine: Engine, forward: Forward, kwargs: dict[str, Any]) 
         works=engine.reading_works,
     )
     (group,), record = state.plan.groups, AttentionRecord()
-    context = _context(engine, state, group, 0, prompt, record, None)
     uncached = kwargs | {CACHE: None, "use_cache": False}
-    _call_decoder(engine, forward, state, group, context, embeds, uncached)
+    _call_decoder(engine, forward, state, group, 0, prompt, embeds, uncached, record)
     attention = torch.stack([x.to(embeds.device) for x in record.image_weights], dim=1)
     rows = features_in(embeds, state.plan.layout.image_index)
     expand = state.plan.rows // session.ids.shape[0]
@@ -184,8 +186,8 @@ def _run_prefix(
     each, cut, cache = plan.rows // session.ids.shape[0], embeds.shape[1], state.caches[0]
     rows = slice(0, plan.rows, each)
     once = make_group((), rows, plan.layout, None, plan.groups[0].layers)
-    context = _context(engine, state, once, 0, cut, AttentionRecord(), None)
-    output = _call_decoder(engine, forward, state, once, context, embeds[rows], kwargs)
+    record = AttentionRecord()
+    output = _call_decoder(engine, forward, state, once, 0, cut, embeds[rows], kwargs, record)
     if plan.keeps_prefix_once:
         state.prefix = take_prefix(cache, cut, each)
     if state.prefix is None:
@@ -237,9 +239,8 @@ def _run_group(
         image_attention=call.step.image_attention,
         mask=call.step.mask,
     )
-    context = _context(engine, state, group, seen, stop, record, packing, state.caches[index])
     own = kwargs | {CACHE: state.caches[index]}
-    output = _call_decoder(engine, forward, state, group, context, embeds, own)
+    output = _call_decoder(engine, forward, state, group, seen, stop, embeds, own, record, packing)
     state.seen[index] = stop
     if state.caches[index] is None:
         state.caches[index] = getattr(output, CACHE)
@@ -248,33 +249,60 @@ def _run_group(
     return output
 
 
-def _context(
+def _call_decoder(
     engine: Engine,
+    forward: Forward,
     state: BranchState,
     group: GroupPlan,
     start: int,
     stop: int,
+    embeds: Float[Tensor, "rows tokens hidden"],
+    kwargs: dict[str, Any],
     record: AttentionRecord,
-    packing: Packing | None,
-    cache: Any = None,
-) -> DecoderContext:
-    """What the layers of a decoder call read: made once, before it."""
-    plan, prefix = state.plan, state.prefix
+    packing: Packing | None = None,
+) -> Any:
+    """One call of the decoder's forward, for the columns from `start` to `stop` of a group's rows.
+
+    What its layers read is made here, before it, in one frozen context.
+    """
+    attached, plan, prefix = engine.attached, state.plan, state.prefix
+    adapter, cache = attached.adapter, kwargs[CACHE]
+    if packing is None:
+        positions = state.positions[group.rows, start:stop]
+    else:
+        positions = packing.pack(state.positions)
+    if positions.ndim > 2:
+        positions = positions.movedim(-1, 0)
     chunk, offsets = state.next_columns(group, start, stop)
     whole = plan.materialize_all or prefix is not None
     first = 0 if whole else chunk.first_text
-    stores = cache is not None and chunk.completes_prompt and offsets.key is not None
     rows = group.layout.rows // max(1, len(group.branches))
     acts = any(layer.materialized for layer in group.layers) and first < chunk.length
     # under padding, or where images see ahead, the masks that layers are given decide
-    own_masks = prefix is not None or not (
-        chunk.padded or engine.attached.adapter.sees_ahead != "nowhere"
-    )
+    own_masks = prefix is not None or not (chunk.padded or adapter.sees_ahead != "nowhere")
     device, masks = chunk.token_mask.device, None
     if group.layers and own_masks and (whole or acts):
         packed = None if packing is None else (rows, packing.shared)
         masks = call_masks(chunk, first, device, group.images, packed=packed)
-    return DecoderContext(
+    if prefix is None:
+        given = kwargs.get("attention_mask")
+        # without a mask of its own for token types the stock model is causal
+        typed = given is not None and not (isinstance(given, Tensor) and given.ndim == 2)
+        mask: Any = None
+        if chunk.layout.padded or typed:
+            mask = decoder_mask(
+                attached.model,
+                adapter.sees_ahead if typed else "nowhere",
+                chunk,
+                embeds=embeds,
+                positions=positions,
+                cache=cache,
+            )
+    else:
+        # the attention makes its own: what is shared stands in no cache that a mask could go by
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+    stores = cache is not None and chunk.completes_prompt and offsets.key is not None
+    context = DecoderContext(
         branches=group.branches,
         rows_per_branch=rows,
         chunk=chunk,
@@ -296,47 +324,11 @@ def _context(
         answer_cache=state.answer_cache if stop >= plan.layout.length else None,
         layer_state={branch: {} for branch in group.branches},
     )
-
-
-def _call_decoder(
-    engine: Engine,
-    forward: Forward,
-    state: BranchState,
-    group: GroupPlan,
-    context: DecoderContext,
-    embeds: Float[Tensor, "rows tokens hidden"],
-    kwargs: dict[str, Any],
-) -> Any:
-    """One call of the decoder's forward, for the rows of a group."""
-    attached, plan, chunk = engine.attached, state.plan, context.chunk
-    if context.packing is None:
-        positions = state.positions[group.rows, chunk.start : chunk.stop]
-    else:
-        positions = context.packing.pack(state.positions)
-    if positions.ndim > 2:
-        positions = positions.movedim(-1, 0)
-    if context.causal:
-        # the attention makes its own: what is shared stands in no cache that a mask could go by
-        mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
-    else:
-        given = kwargs.get("attention_mask")
-        # without a mask of its own for token types the stock model is causal
-        typed = given is not None and plain_mask(given) is None
-        mask = decoder_mask(
-            attached.model,
-            attached.adapter.sees_ahead if typed else "nowhere",
-            chunk,
-            embeds=embeds,
-            positions=positions,
-            cache=kwargs.get(CACHE),
-        )
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if plan.deepstack:
-        added = plan.deepstack_of(group.rows, chunk.start, chunk.stop)
-        own |= attached.adapter.deepstack_kwargs(added)
-    step = None
-    if engine.compiled is not None:
-        step = engine.compiled.prepare(forward, context, state, own)
+        own |= adapter.deepstack_kwargs(plan.deepstack_of(group.rows, start, stop))
+    compiled = engine.compiled
+    step = None if compiled is None else compiled.prepare(forward, context, state, own)
     if step is not None:
         forward, context, own = step
     engine.current.context = context
@@ -344,13 +336,12 @@ def _call_decoder(
         output = forward(**kwargs | own)
     finally:
         engine.current.context = None
-        if step is not None:
-            engine.compiled.finish(context)  # type: ignore[union-attr]
-    if attached.hooked and context.record.layers_run != attached.depth:
+        if compiled is not None and step is not None:
+            compiled.finish(context)
+    if attached.hooked and record.layers_run != attached.depth:
         raise CdkitError(
-            f"{attached.method.name} looks into the attention, but only "
-            f"{context.record.layers_run} of {attached.depth} layers of "
-            f"{type(attached.decoder).__name__} came through it; this model does not use Hugging "
-            "Face's attention interface"
+            f"{attached.method.name} looks into the attention, but only {record.layers_run} of "
+            f"{attached.depth} layers of {type(attached.decoder).__name__} came through it; this "
+            "model does not use Hugging Face's attention interface"
         )
     return output

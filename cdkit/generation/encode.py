@@ -5,15 +5,15 @@ from typing import Any
 
 import torch
 
-from cdkit.branches.inputs import rewritten_text
+from cdkit.branches.rewritten_prompts import rewritten_text
 from cdkit.generation.arguments import arguments
-from cdkit.generation.engine import Engine
+from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
 
 
 def encode_images(
-    engine: Engine,
+    engine: AttachedEngine,
     encode: Callable[..., Any],
     *args: Any,
     **kwargs: Any,

@@ -1,6 +1,5 @@
 """A method at work on a model: what one call of `generate` shares between its steps."""
 
-import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.attention.context import AttentionRecord, LayerWork
-from cdkit.attention.layer import CurrentCall
+from cdkit.attention.layer import HANDLE, KEY, CurrentCall, LayerAttention
 from cdkit.branches.state import BranchState
-from cdkit.execution.compiled_steps import CompiledSteps
+from cdkit.execution.compiled_steps import CompiledSteps, compiled_steps
 from cdkit.execution.optimizations import Optimization
 from cdkit.execution.plan import layer_works
+from cdkit.generation.attached_engine import AttachedEngine, AttentionHandles
 from cdkit.generation.prompts import Session
-from cdkit.generation.trace import Step, Trace
-from cdkit.methods.attached import AttachedMethod
+from cdkit.generation.trace import Step
 from cdkit.methods.method import ORIGINAL
 
 
@@ -36,39 +35,26 @@ class Call:
 
 
 @dataclass(eq=False)
-class Engine:
-    """One method on one model, and the call of `generate` under way."""
+class Engine(AttachedEngine):
+    """Runs the branches together, and nothing that cannot change a token."""
 
-    attached: AttachedMethod
-    optimizations: frozenset[Optimization]
-    trace: Trace
+    optimizations: frozenset[Optimization] = frozenset()
     current: CurrentCall = field(default_factory=CurrentCall)
     """What the layers read."""
     compiled: CompiledSteps | None = None
     """Where the call of `generate` under way asked for `torch.compile`."""
     compiled_before: CompiledSteps | None = None
     """What the latest such call compiled: the next one goes on with it."""
-    session: Session | None = None
     call: Call | None = None
-    last_original: Float[Tensor, "rows vocab"] | None = None
-    last_weights: Float[Tensor, "rows heads new columns"] | None = None
-    """Of the latest call, where the method brings its own loop."""
-    lock: Any = field(default_factory=threading.RLock)
-    """One call at a time: a second thread waits."""
 
     @cached_property
     def works(self) -> dict[tuple[str, ...], tuple[LayerWork, ...]]:
         """For each group of branches what the layers do."""
-        names = self.attached.branch_names
-        traces = bool(self.attached.traced & {"image_attention", "mask"})
+        attached, names = self.attached, self.attached.branch_names
+        traces = bool(attached.traced & {"image_attention", "mask"})
         groups = [names] if "one_forward" in self.optimizations else [(name,) for name in names]
         return {
-            group: layer_works(
-                self.attached,
-                group,
-                records_image=self.attached.records_image,
-                traces=traces,
-            )
+            group: layer_works(attached, group, records_image=attached.records_image, traces=traces)
             for group in groups
         }
 
@@ -78,9 +64,26 @@ class Engine:
         alone = (ORIGINAL,)
         return {alone: layer_works(self.attached, alone, records_image=True, traces=False)}
 
+    def attention(self) -> AttentionHandles:
+        handles = [LayerAttention(index, self.current) for index in range(self.attached.depth)]
+        return AttentionHandles(KEY, HANDLE, handles)
+
+    def keep_readout(self, name: str, states: Any) -> None:
+        context = self.current.context
+        hidden = states[0] if isinstance(states, tuple) else states
+        if self.call is not None and context is not None and ORIGINAL in context.branches:
+            self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
+
+    def compile_steps(self, session: Session) -> None:
+        self.compiled = compiled_steps(
+            self.attached,
+            session.compile_config,
+            static=session.static_cache,
+            earlier=self.compiled_before,
+        )
+
     def end_call(self) -> None:
-        """Forget what belonged to a call of `generate`."""
-        self.session, self.last_original, self.last_weights = None, None, None
+        super().end_call()
         if self.compiled is not None:
             self.compiled.clear()
             self.compiled_before = self.compiled

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from cdkit.branches.cache import BranchedCache
-from cdkit.execution.compiled_steps import compiled_steps
+from cdkit.branches.method_cache import MethodCache
 from cdkit.execution.static_cache import static_cache
 from cdkit.generation.arguments import Forward
+from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.custom_loop import of_each_prompt, run_loop, unexpanded
-from cdkit.generation.engine import Engine
 from cdkit.generation.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.generation.hooks import Hooks
 from cdkit.generation.prompts import Session
@@ -21,7 +20,7 @@ from cdkit.interfaces.cache_names import CACHE
 
 
 def run_generate(
-    engine: Engine,
+    engine: AttachedEngine,
     session: Session,
     generate: Forward,
     given: dict[str, Any],
@@ -41,32 +40,27 @@ def run_generate(
     Returns:
         What `generate` returns; a cache in it is a plain one of the original branch.
     """
-    attached, method = engine.attached, engine.attached.method
-    engine.session = session
-    engine.trace.steps.clear()
+    method = engine.attached.method
     if method.loop is not None:
         kwargs["custom_generate"] = functools.partial(run_loop, engine)
-    if session.compile_config is not None:
-        engine.compiled = compiled_steps(
-            attached,
-            session.compile_config,
-            static=session.static_cache,
-            earlier=engine.compiled_before,
-        )
     guards = Hooks()
     try:
+        engine.session = session
+        engine.trace.steps.clear()
+        if session.compile_config is not None:
+            engine.compile_steps(session)
         _guard(guards, engine, session, given)
         output = generate(*args, **kwargs)
     finally:
         guards.undo()
         engine.end_call()
     cache = getattr(output, CACHE, None)
-    if isinstance(cache, BranchedCache):
+    if isinstance(cache, MethodCache):
         setattr(output, CACHE, cache.original())
     return output
 
 
-def _guard(guards: Hooks, engine: Engine, session: Session, given: dict[str, Any]) -> None:
+def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[str, Any]) -> None:
     """Wrap what `generate` makes for itself, for the time of one call."""
     attached, method = engine.attached, engine.attached.method
     criteria: list[RecordingCriteria] = []

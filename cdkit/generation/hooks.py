@@ -3,9 +3,21 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
+
+from cdkit.errors import CdkitError
+
+
+class BoundToModel:
+    """What an attached model carries: it belongs to that very model, and to no copy of it."""
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise CdkitError("leave the block of cdkit.attach before the model is copied or pickled")
+
+    def __reduce__(self) -> NoReturn:
+        self.__deepcopy__(None)
 
 
 @dataclass(eq=False)

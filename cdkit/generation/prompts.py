@@ -97,14 +97,10 @@ class Session:
             names.append(digest.hexdigest())
         return tuple(names)
 
-    @cached_property
-    def keys(self) -> Int[Tensor, " samples"]:
-        """A random key for each sample, of (seed, sample id)."""
-        return torch.tensor([stream(self.seed, name) for name in self.sample_ids])
-
     def rng_keys(self, expand: int) -> Int[Tensor, " rows"]:
-        """A random key for each row; the rows of one sample share it."""
-        return self.keys.repeat_interleave(expand)
+        """A random key for each row, of (seed, sample id): the rows of one sample share it."""
+        keys = [stream(self.seed, name) for name in self.sample_ids]
+        return torch.tensor(keys).repeat_interleave(expand)
 
     def distort_features(
         self,

@@ -40,6 +40,24 @@ class Trace:
     wanted: frozenset[str]
     steps: list[Step] = field(default_factory=list)
 
+    def keep(
+        self,
+        step: Step,
+        logits: dict[str, Float[Tensor, "rows vocab"]],
+        combined: Float[Tensor, "rows vocab"],
+        alpha_scale: Float[Tensor, " rows"] | None,
+    ) -> None:
+        """Keep what was asked for of a step."""
+        step.alpha_scale = alpha_scale
+        if "last_logits" in self.wanted:
+            step.logits, step.combined = logits, combined
+            self.steps[:] = [step] if self.wanted <= FREE else self.steps
+        if "logits" in self.wanted:
+            step.logits = {name: own.clone() for name, own in logits.items()}
+            step.combined = combined.clone()
+        if self.wanted - FREE:
+            self.steps.append(step)
+
 
 def make_trace(wanted: Collection[str]) -> Trace:
     """A trace of `logits` (`last_logits`: of the latest step), `image_attention`, `mask`."""

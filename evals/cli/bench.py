@@ -38,10 +38,10 @@ def bench(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to measure: two-pass, eager, cdkit, cdkit:none, or with NAME an "
+            help="What to measure: two-pass, cdkit, cdkit:none, or with NAME an "
             "optimisation, cdkit:only-NAME and cdkit:without-NAME; repeat it for more. plain "
             "always runs.",
-            show_default="two-pass, eager, cdkit",
+            show_default="two-pass, cdkit",
         ),
     ] = None,
     each: Annotated[
@@ -97,8 +97,8 @@ def bench(
     """Measure the time and memory of contrastive decoding against plain `generate`.
 
     First it checks that all variants give the same logits, and exits with status 1 if they do not.
-    Then it measures them in turn, round after round: plain decoding, the textbook loop with two
-    passes a token (two-pass), the same loop with eager attention (eager), and cdkit.
+    Then it measures them in turn, round after round: plain decoding, the plain algorithm with a
+    pass for each branch (two-pass), and cdkit.
     docs/performance.md says what is measured and how to read it.
     """
     quiet()

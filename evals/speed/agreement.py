@@ -3,16 +3,18 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.speed.bench_runners import BenchRunner, Logits, Tokens
-from cdkit.evals.speed.two_pass import TwoPass
+from cdkit.evals.speed.prompts import Prompts
 from cdkit.evals.speed.variants import VariantName
-from cdkit.methods.method import Method
+from cdkit.methods.method import ORIGINAL, Method
 
 STEPS = 8
 """So many tokens of an answer are compared, if it has them: the prompt's logits, and those of steps
@@ -111,12 +113,29 @@ class Reference:
         return slack.abs() <= 2 * self.rounding  # its own and the one's that sets the threshold
 
 
-def reference(loop: TwoPass, dtype: torch.dtype, layers: int, *, steps: int = STEPS) -> Reference:
-    """Run the two-pass loop for `steps` tokens."""
-    with loop.ready():
-        tokens = loop.answer(steps, lambda: None)
-        original, combined = loop.original_and_combined(tokens)
-    return Reference(tokens, original, combined, loop.method, dtype, layers)
+def reference(
+    model: Any,
+    method: Method,
+    prompts: Prompts,
+    *,
+    processor: Any,
+    layers: int,
+    steps: int = STEPS,
+) -> Reference:
+    """Run the plain algorithm, branch by branch, for `steps` greedy tokens."""
+    with cdkit.attach(
+        model,
+        method,
+        processor=processor,
+        sample_ids=prompts.sample_ids,
+        trace=("logits",),
+        optimize=False,
+    ) as run:
+        made = model.generate(**prompts.inputs(), max_new_tokens=steps, do_sample=False)
+    original = torch.stack([step.logits[ORIGINAL] for step in run.trace.steps])
+    combined = [step.combined for step in run.trace.steps if step.combined is not None]
+    tokens = made[:, prompts.ids.shape[1] :]
+    return Reference(tokens, original, torch.stack(combined), method, model.dtype, layers)
 
 
 def check_agreement(

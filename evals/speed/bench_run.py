@@ -9,8 +9,9 @@ import torch
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.runner.modes import PLAIN
 from cdkit.evals.runner.progress import Stages
-from cdkit.evals.speed.agreement import STEPS, Agreement, check_agreement, reference
+from cdkit.evals.speed.agreement import STEPS, Agreement, Reference, check_agreement, reference
 from cdkit.evals.speed.bench_results import BenchSection
 from cdkit.evals.speed.bench_runners import BenchRunner
 from cdkit.evals.speed.bench_settings import MICRO, BenchSettings
@@ -19,8 +20,7 @@ from cdkit.evals.speed.measuring import measure, steps_of
 from cdkit.evals.speed.profiling import profiles
 from cdkit.evals.speed.prompts import Prompts, make_prompts
 from cdkit.evals.speed.shapes import build, weight_bytes
-from cdkit.evals.speed.two_pass import check_expressible, one_pass, two_pass
-from cdkit.evals.speed.variants import PLAIN_NAME, VariantName, runners
+from cdkit.evals.speed.variants import PLAIN_NAME, VariantName, check_benchable, runners
 from cdkit.methods.method import Method
 
 
@@ -72,7 +72,7 @@ def bench(settings: BenchSettings, stages: Stages) -> Bench:
     device, dtype = device_of(settings.device), dtype_of(settings)
     methods = {name: cdkit.load(name) for name in settings.methods}
     for method in methods.values():
-        check_expressible(method)
+        check_benchable(method)
     before = torch.get_num_threads()
     try:
         if settings.threads is not None:
@@ -80,13 +80,8 @@ def bench(settings: BenchSettings, stages: Stages) -> Bench:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         facts = machine(device, dtype)
         model, processor = build(settings, dtype, device)
-        # the processor's colours are filled in, for a loop that has no processor
-        filled = {
-            name: cdkit.attach(model, method, processor=processor).method
-            for name, method in methods.items()
-        }
         sections = [
-            _section(settings, model, processor, filled, batch, length, stages)
+            _section(settings, model, processor, methods, batch, length, stages)
             for batch in settings.batches
             for length in settings.text_tokens
         ]
@@ -165,13 +160,16 @@ def _checked(
 ) -> tuple[dict[VariantName, Agreement], dict[str, float]]:
     """How well each variant agrees, and how often one candidate is left; nothing else is kept."""
     layers = int(model.config.text_config.num_hidden_layers)
-    plain = reference(one_pass(model, prompts), model.dtype, layers, steps=steps)
+
+    def expected_of(method: Method) -> Reference:
+        return reference(model, method, prompts, processor=processor, layers=layers, steps=steps)
+
+    plain = expected_of(cdkit.load(PLAIN))
     agreements = check_agreement(plain, {PLAIN_NAME: made[PLAIN_NAME]})
     advance()
     one_candidate = {}
     for name, method in methods.items():
-        loop = two_pass(model, method, prompts, processor=processor)
-        expected = reference(loop, model.dtype, layers, steps=steps)
+        expected = expected_of(method)
         one_candidate[name] = expected.one_candidate
         agreements |= check_agreement(expected, {n: r for n, r in made.items() if n.method == name})
         advance()

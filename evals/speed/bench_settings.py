@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.modes import PLAIN
@@ -11,23 +11,24 @@ from cdkit.evals.runner.run_settings import Dtype
 from cdkit.execution.optimizations import ALL, WHAT
 from cdkit.registry import unknown
 
-TWO_PASS, EAGER, CDKIT = "two-pass", "eager", "cdkit"
-DEFAULT = (PLAIN, TWO_PASS, EAGER, CDKIT)
+TWO_PASS, CDKIT = "two-pass", "cdkit"
+DEFAULT = (PLAIN, TWO_PASS, CDKIT)
 ONLY, WITHOUT = f"{CDKIT}:only-", f"{CDKIT}:without-"
 NONE = f"{CDKIT}:none"
 EACH = (NONE, *(f"{ONLY}{name}" for name in WHAT), *(f"{WITHOUT}{name}" for name in WHAT))
-"""cdkit with each optimisation alone, and with all but that one (and but `lagging`)."""
+"""cdkit with each optimisation alone, and with all but that one."""
 VARIANTS = (*DEFAULT, *EACH)
 METHODS = ("cmac", "vcd", "icd")
 MICRO, HALF, SEVEN = SHAPES = ("micro", "0.5b", "7b")
 
 
-def optimizations(variant: str) -> frozenset[str] | Literal[True] | None:
+def optimizations(variant: str) -> frozenset[str] | bool | None:
     """Those that a variant of cdkit has on; None for a variant without cdkit.
 
-    True is what users have: each where it pays. Those that are named are on everywhere, so those
-    that leave one out leave `lagging` out as well: it pays in few places.
+    True is what users have, all of them; False is the plain algorithm.
     """
+    if variant == TWO_PASS:
+        return False
     if variant == CDKIT:
         return True
     if variant == NONE:
@@ -35,7 +36,7 @@ def optimizations(variant: str) -> frozenset[str] | Literal[True] | None:
     if variant.startswith(ONLY):
         return frozenset({variant.removeprefix(ONLY)})
     if variant.startswith(WITHOUT):
-        return frozenset(ALL - {variant.removeprefix(WITHOUT), "lagging"})
+        return frozenset(ALL - {variant.removeprefix(WITHOUT)})
     return None
 
 

@@ -7,10 +7,9 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.modes import PLAIN
 from cdkit.evals.speed.bench_runners import BenchRunner, GenerateRunner
-from cdkit.evals.speed.bench_settings import EAGER, TWO_PASS, optimizations
+from cdkit.evals.speed.bench_settings import optimizations
 from cdkit.evals.speed.prompts import Prompts
-from cdkit.evals.speed.two_pass import two_pass
-from cdkit.methods.method import Method
+from cdkit.methods.method import Method, kind_of
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,27 @@ def runner(
     model: Any, processor: Any, method: Method, prompts: Prompts, variant: str
 ) -> BenchRunner:
     """One method in one variant. Raises CdkitError where the method cannot be benched."""
-    if variant in (TWO_PASS, EAGER):
-        materialised = variant == EAGER
-        return two_pass(model, method, prompts, processor=processor, materialised=materialised)
+    check_benchable(method)
     optimize = optimizations(variant)
     if optimize is None:
         raise CdkitError(f"no variant of a method is called {variant!r}")
     return GenerateRunner(model, prompts, method, processor, optimize)
+
+
+def check_benchable(method: Method) -> None:
+    """Raise for a method that has no second pass, or whose rounding errors have no known bound."""
+    extra: list[object] = [*method.schedules]
+    extra += [part for part in (method.loop, method.readout) if part is not None]
+    extra += [part for branch in method.branches for part in branch.feature]
+    if extra:
+        raise CdkitError(
+            f"{method.name} cannot be benched: {kind_of(extra[0])} has no place in a bench, which "
+            "decodes greedily and first checks that all variants agree within rounding; it knows "
+            "how far that may go for distortions of pixels, prompt and attention, interventions "
+            "and a calibrator; use a method of these, such as cmac, vcd or icd"
+        )
+    if not method.live_branches:
+        raise CdkitError(
+            f"{method.name} cannot be benched: it has no distorted branch, so there is no second "
+            "pass to save; use a method with one, such as cmac, vcd or icd"
+        )

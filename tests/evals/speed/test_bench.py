@@ -1,4 +1,4 @@
-"""The two-pass loop is cdkit by another way, and the check of a bench sees what is not."""
+"""The plain algorithm is cdkit by another way, and the check of a bench sees what is not."""
 
 import json
 import math
@@ -20,8 +20,7 @@ from cdkit.evals.speed.agreement import Reference, check_agreement, reference
 from cdkit.evals.speed.bench_runners import BenchRunner, GenerateRunner
 from cdkit.evals.speed.bench_settings import EACH, VARIANTS, BenchSettings, optimizations
 from cdkit.evals.speed.prompts import Prompts, make_prompts
-from cdkit.evals.speed.two_pass import check_expressible, one_pass, two_pass
-from cdkit.evals.speed.variants import VariantName, runner
+from cdkit.evals.speed.variants import VariantName, check_benchable, runner
 from cdkit.execution.optimizations import ALL, WHAT
 from cdkit.methods.method import Method
 
@@ -60,10 +59,8 @@ def test_the_loop_gives_cdkits_tokens_and_float64_logits(
 ) -> None:
     with exact(make_model(seed=3)) as model:
         method = method_of(model, name, processor)
-        loop = two_pass(model, method, prompts, processor=processor)
-        with loop.ready():
-            tokens = loop.answer(STEPS, lambda: None)
-            original, expected = loop.original_and_combined(tokens)
+        plain = reference(model, method, prompts, processor=processor, layers=3, steps=STEPS)
+        tokens, original, expected = plain.tokens, plain.original, plain.combined
         with cdkit.attach(
             model,
             method,
@@ -84,28 +81,9 @@ def test_the_loop_gives_cdkits_tokens_and_float64_logits(
 
 
 def test_the_loop_without_a_method_is_generate(model: Any, prompts: Prompts) -> None:
-    loop = one_pass(model, prompts)
-    tokens = loop.answer(STEPS, lambda: None)
+    plain = cdkit.load("plain")
+    tokens = reference(model, plain, prompts, processor=None, layers=3, steps=STEPS).tokens
     assert torch.equal(GenerateRunner(model, prompts).answer(STEPS, lambda: None), tokens)
-
-
-def test_copies_share_the_weights_and_leave_the_model_alone(
-    model: Any, processor: Any, prompts: Prompts
-) -> None:
-    method = method_of(model, "cmac", processor)
-    loop = two_pass(model, method, prompts, processor=processor, materialised=True)
-    assert [own.branch for own in loop.passes] == ["original", "distorted"]
-    for own in loop.passes:
-        assert own.model is not model
-        pairs = zip(own.model.parameters(), model.parameters(), strict=True)
-        assert all(mine is its for mine, its in pairs)
-    eager = two_pass(
-        model, method_of(model, "vcd", processor), prompts, processor=processor, materialised=True
-    )
-    stock = eager.passes[0].model
-    assert stock.config.text_config._attn_implementation == "eager"
-    assert stock.config.vision_config._attn_implementation == "sdpa"
-    assert model.config.text_config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +97,7 @@ def test_copies_share_the_weights_and_leave_the_model_alone(
 )
 def test_what_the_loop_cannot_express_is_refused(name: str, part: str) -> None:
     with pytest.raises(CdkitError, match=f"{name} cannot be benched: .*{part}.*such as cmac, vcd"):
-        check_expressible(cdkit.load(name))
+        check_benchable(cdkit.load(name))
 
 
 # ---- the check -------------------------------------------------------------------------------
@@ -128,8 +106,7 @@ def test_what_the_loop_cannot_express_is_refused(name: str, part: str) -> None:
 @pytest.fixture(scope="module")
 def expected(model: Any, processor: Any, prompts: Prompts) -> Reference:
     method = method_of(model, "vcd", processor)
-    loop = two_pass(model, method, prompts, processor=processor)
-    return reference(loop, model.dtype, layers=3)
+    return reference(model, method, prompts, processor=processor, layers=3)
 
 
 NAME = VariantName("cdkit", "vcd")
@@ -142,7 +119,7 @@ def mutant(
     return {NAME: runner(model, processor, method, prompts, "cdkit")}
 
 
-@pytest.mark.parametrize("variant", ["two-pass", "eager", "cdkit", *EACH])
+@pytest.mark.parametrize("variant", ["two-pass", "cdkit", *EACH])
 def test_every_variant_passes(
     variant: str, model: Any, processor: Any, prompts: Prompts, expected: Reference
 ) -> None:
@@ -229,16 +206,15 @@ METHODS = ("--method", "cmac", "--method", "vcd")
 
 def test_variants_by_name() -> None:
     assert set(VARIANTS) == {
-        *("plain", "two-pass", "eager", "cdkit", "cdkit:none"),
+        *("plain", "two-pass", "cdkit", "cdkit:none"),
         *(f"cdkit:only-{name}" for name in WHAT),
         *(f"cdkit:without-{name}" for name in WHAT),
     }
     assert optimizations("cdkit") is True and optimizations("cdkit:none") == frozenset()
     assert optimizations("cdkit:only-shared_prefix") == frozenset({"shared_prefix"})
     assert optimizations("cdkit:without-shared_prefix") == ALL - {"shared_prefix"}
-    both = {"shared_cache", "one_forward"}
-    assert optimizations("cdkit:without-shared_cache") == ALL - both
-    assert optimizations("two-pass") is None
+    assert optimizations("cdkit:without-shared_cache") == ALL - {"shared_cache"}
+    assert optimizations("two-pass") is False and optimizations("plain") is None
     assert BenchSettings(variants=("cdkit", "plain", "cdkit")).measured == ("cdkit",)
 
 
@@ -258,7 +234,7 @@ def test_a_bench_of_all_default_variants(tmp_path: Path) -> None:
     first, second = told["sections"]
     assert (first["batch"], second["batch"]) == (1, 2)
     names = [(row["variant"], row["method"]) for row in first["rows"]]
-    of = [(v, m) for m in ("cmac", "vcd") for v in ("two-pass", "eager", "cdkit")]
+    of = [(v, m) for m in ("cmac", "vcd") for v in ("two-pass", "cdkit")]
     assert names == [("plain", None), *of]
     for row in [*first["rows"], *second["rows"]]:
         assert set(row["raw_seconds"]) == {"first_token", "per_token", "whole_answer"}

@@ -22,7 +22,6 @@ from cdkit.evals.speed.machine import cpu_name
 from cdkit.evals.speed.measuring import Measurements, measure, steps_of
 from cdkit.evals.speed.memory import LiveTensors
 from cdkit.evals.speed.prompts import make_prompts
-from cdkit.evals.speed.two_pass import two_pass
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName, runner
 from cdkit.evals.statistics.bootstrap import Estimate
 
@@ -260,7 +259,7 @@ def test_methods_run_on_random_shapes(thin: Any, name: str) -> None:
     processor = shapes.stand_in(thin.config)
     prompts = make_prompts(thin, batch=2, text_tokens=9, new_tokens=5, seed=0)
     method = cdkit.attach(thin, cdkit.load(name), processor=processor).method
-    expected = reference(two_pass(thin, method, prompts, processor=processor), thin.dtype, 3)
+    expected = reference(thin, method, prompts, processor=processor, layers=3)
     made = runner(thin, processor, method, prompts, "cdkit")
     assert check_agreement(expected, {VariantName("cdkit", name): made})
 

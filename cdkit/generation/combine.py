@@ -1,0 +1,131 @@
+"""All branches' logits of one step -> the logits that `generate` reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cdkit.functional.logits import scale_difference
+from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.trace import Step
+from cdkit.interfaces.combiner import State
+from cdkit.interfaces.schedule import Signals
+from cdkit.methods.method import ORIGINAL, Method
+
+States = Mapping[str, State]
+"""What the combiner and each schedule carry from step to step, by their place in the method."""
+
+
+@runtime_checkable
+class SteppedState(Protocol):
+    """What belongs to one batch and goes on with each step."""
+
+    step: int
+    states: States
+
+
+class Noted(NamedTuple):
+    """What a call of the decoder showed beside its logits."""
+
+    readouts: Mapping[str, Float[Tensor, "all_rows hidden"]]
+    """Layer that is read out -> its last row, of the original branch's rows first."""
+    image_logits: Sequence[Float[Tensor, " rows"]]
+    """A layer each: the attention logits of the row that predicts the next token, summed over the
+    image and averaged over heads. Empty where no schedule reads them."""
+    image_weights: Sequence[Float[Tensor, "rows image"]]
+    """A layer each: that row's weights on the image, averaged over heads."""
+    last_weights: Float[Tensor, "rows heads new columns"] | None
+    """Of the last layer, where a loop asks for them."""
+
+
+class Combined(NamedTuple):
+    """One step's result."""
+
+    logits: Float[Tensor, "rows vocab"]
+    states: States
+    alpha_scale: Float[Tensor, " rows"] | None
+    """What the schedules multiplied alpha by; None without any."""
+
+
+def combine_call(
+    engine: AttachedEngine,
+    logits: Float[Tensor, "all_rows columns vocab"],
+    branches: Sequence[str],
+    state: SteppedState,
+    noted: Noted,
+    step: Step,
+) -> Float[Tensor, "rows columns vocab"]:
+    """The combined logits of one call; `state` goes one step on.
+
+    Args:
+        engine: The method on this model; keeps the latest original logits.
+        logits: Of the rows of all branches, below each other.
+        branches: Their names, "original" first.
+        state: Of the batch.
+        noted: What the call showed beside them.
+        step: What is traced of it.
+    """
+    attached = engine.attached
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    blocks = wide.chunk(len(branches))
+    shape, rows = blocks[0].shape, blocks[0].shape[0]
+    original, *distorted = (block.flatten(0, 1) for block in blocks)
+    others = dict(zip(branches[1:], distorted, strict=True))
+    if noted.readouts:
+        adapter, readout = attached.adapter, attached.method.readout
+        norm = readout is None or readout.norm
+        for name, hidden in noted.readouts.items():
+            others[name] = adapter.logits(attached.model, hidden[:rows], norm=norm).to(wide)
+    made = combine(attached.method, original, others, noted, step=state.step, states=state.states)
+    state.step, state.states = state.step + 1, made.states
+    engine.last_original, engine.last_weights = original, noted.last_weights
+    if engine.trace.wanted:
+        each = {ORIGINAL: original, **others}
+        engine.trace.keep(step, each, made.logits, made.alpha_scale)
+    return made.logits.view(shape)
+
+
+def combine(
+    method: Method,
+    original: Float[Tensor, "rows vocab"],
+    others: Mapping[str, Float[Tensor, "rows vocab"]],
+    noted: Noted,
+    *,
+    step: int,
+    states: States,
+) -> Combined:
+    """Schedules, then the combiner, then the constraint; a pure function.
+
+    Args:
+        method: Whose parts they are.
+        original: Next-token logits of the original branch, in float32 or better.
+        others: The same of the distorted branches, and of the layers that are read out, by name.
+        noted: What the schedules may ask for.
+        step: Counts from 0 at the first token.
+        states: As the step before returned them; empty at the first one.
+    """
+    scale, new = None, dict[str, State]()
+    if method.schedules:
+        signals = _signals(original, noted)
+        scale = original.new_ones(original.shape[0])
+        for index, schedule in enumerate(method.schedules):
+            place = f"schedules.{index}"
+            factor, new[place] = schedule.scale(signals, step=step, state=states.get(place, {}))
+            scale = scale * factor.to(scale)
+        others = {name: scale_difference(original, own, scale) for name, own in others.items()}
+    logits, new["combiner"] = method.combine(
+        original, others, step=step, state=states.get("combiner", {})
+    )
+    return Combined(logits, new, scale)
+
+
+def _signals(original: Float[Tensor, "rows vocab"], noted: Noted) -> Signals:
+    """What the schedules see."""
+    if not noted.image_logits:
+        return Signals(original, None, None)
+    # layers may stand on several devices
+    logits = torch.stack([x.to(original.device) for x in noted.image_logits]).mean(0)
+    mass = torch.stack([x.sum(-1).to(original.device) for x in noted.image_weights]).mean(0)
+    return Signals(original, logits, mass)

@@ -1,0 +1,57 @@
+"""A call of the forward that `generate` reads: the prompts of a plain one are noted first."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cdkit.branches.method_cache import MethodCache
+from cdkit.errors import CdkitError
+from cdkit.generation.arguments import Forward, arguments
+from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.compatibility import check_arguments, refuse_running, refuse_split
+from cdkit.generation.prompts import open_session
+from cdkit.interfaces.cache_names import given_cache
+
+
+@contextmanager
+def forward_call(engine: AttachedEngine, given: dict[str, Any]) -> Iterator[bool]:
+    """Within it the prompts are known. Yields whether the model itself was called, not `generate`.
+
+    Args:
+        engine: The method on this model.
+        given: The arguments of the forward.
+    """
+    method, session = engine.attached.method, engine.session
+    refuse_running(engine.attached.model, method)
+    if given.get("return_dict") is False:
+        raise CdkitError("return_dict=False is not supported with a method attached; leave it out")
+    if session is None:
+        open_plain(engine, given)
+    try:
+        yield session is None or session.plain
+    finally:
+        if session is None:
+            engine.session = None
+
+
+def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
+    """Note the prompts of a plain call of the model, where it does not go on with a cache."""
+    method, config = engine.attached.method, engine.attached.model.config
+    if not isinstance(given_cache(given), MethodCache):
+        engine.trace.steps.clear()
+        engine.session = open_session(engine.attached, given, defaults=[config], plain=True)
+        return
+    check_arguments(given, [config], method)
+    ids = given.get("input_ids")
+    if ids is not None and ids.shape[1] > 1 and method.whole_prompt_parts:
+        refuse_split(method, f"a cache and {ids.shape[1]} more tokens in one call")
+
+
+def outer_forward(engine: AttachedEngine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """A plain call of a model whose inner language model is the one that is read."""
+    with engine.lock:
+        open_plain(engine, arguments(forward, *args, **kwargs))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            engine.session = None

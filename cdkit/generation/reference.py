@@ -1,0 +1,480 @@
+"""The plain algorithm: each branch by itself through the model, one after the other.
+
+Every branch has its own prompts, its own prefill and its own cache, and in every layer all
+attention weights are made. This is `cdkit.attach(optimize=False)`, what every faster way is
+compared with. Read `decode` first: it is one call of the decoder; then `read`, which combines.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cdkit.branches.inputs import features_in, place_features
+from cdkit.branches.layout import make_layout
+from cdkit.branches.method_cache import MethodCache
+from cdkit.branches.positions import position_offset
+from cdkit.errors import CdkitError
+from cdkit.generation.arguments import Forward, arguments
+from cdkit.generation.attached_engine import AttachedEngine, AttentionHandles
+from cdkit.generation.branch_prompts import (
+    branch_rows,
+    deepstack_of,
+    features_of,
+    first_columns,
+    plain_mask,
+    uses_cache,
+)
+from cdkit.generation.combine import Noted, combine_call
+from cdkit.generation.compatibility import check_alignment, refuse_adapter
+from cdkit.generation.hooks import BoundToModel
+from cdkit.generation.plain_call import forward_call
+from cdkit.generation.prompts import Session
+from cdkit.generation.reference_attention import Attended, Change, Layer, Memory, Tokens, attend
+from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
+from cdkit.generation.trace import Step
+from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
+from cdkit.interfaces.depth import layers_within
+from cdkit.methods.method import ORIGINAL, Branch
+
+KEY = "cdkit_reference"
+"""The name of this attention in Hugging Face's registries."""
+HANDLE = "_cdkit_reference_attention"
+"""The attribute of an attention module that holds its `LayerHandle`."""
+
+
+@dataclass(eq=False)
+class BranchCall:
+    """One branch going through the decoder, and what is noted of its attention on the way."""
+
+    name: str
+    branch: BranchRows
+    tokens: Tokens
+    memory: Memory
+    notes_image: bool
+    """Whether schedules, or feature distortions, ask where the branch attends."""
+    notes_last_layer: bool
+    """Whether a loop asks for the last layer's weights."""
+    layers_run: int = 0
+    image_logits: list[Float[Tensor, " rows"]] = field(default_factory=list)
+    """A layer each: of the row that predicts the next token, see `signals_of`."""
+    image_weights: list[Float[Tensor, "rows image"]] = field(default_factory=list)
+    last_weights: Float[Tensor, "rows heads new columns"] | None = None
+
+
+@dataclass(eq=False)
+class ForwardCall:
+    """One call of the forward that `generate` reads."""
+
+    step: Step
+    batch: Batch | None = None
+    columns: int = 0
+    """How many columns the decoder was given."""
+    aligned: int = 0
+    """In so many last columns every branch has the same token."""
+    readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
+    seen: BranchCall | None = None
+    """The original branch's."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHandle(BoundToModel):
+    """Takes the attention of one decoder layer to the engine."""
+
+    engine: "ReferenceEngine"
+    layer: Layer
+
+
+@dataclass(eq=False)
+class ReferenceEngine(AttachedEngine):
+    """One method on one model, without anything that only saves time."""
+
+    call: ForwardCall | None = None
+    running: BranchCall | None = None
+    """The branch that is in the decoder."""
+
+    def compile_steps(self, session: Session) -> None:
+        """Nothing is compiled: that would save time."""
+
+    def attention(self) -> AttentionHandles:
+        rotary, depth = self.attached.rotary, self.attached.depth
+        layers = [
+            Layer(index, depth, None if rotary is None else rotary[index]) for index in range(depth)
+        ]
+        return AttentionHandles(KEY, HANDLE, [LayerHandle(self, layer) for layer in layers])
+
+    # ---- the forward that generate reads: all branches go in, combined logits come out -----------
+
+    def forward_step(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, its logits those of the method."""
+        given = arguments(forward, *args, **kwargs)
+        with self.lock, forward_call(self, given) as plain:
+            if "labels" in kwargs:
+                kwargs["labels"] = None  # which ask for no loss, else they were refused
+            self.call = call = ForwardCall(Step())
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self.call = None
+            if call.batch is None or call.seen is None:
+                refuse_adapter(self.attached)
+            if plain:
+                check_alignment(
+                    self.attached.method,
+                    given.get("logits_to_keep", 0),
+                    columns=call.columns,
+                    returned=output.logits.shape[1],
+                    aligned=call.aligned,
+                    reads_layers=bool(call.readouts),
+                )
+            logits = output.logits if plain else output.logits[:, -1:]
+            output.logits = self._combined(call, call.batch, call.seen, logits)
+            if plain:
+                self.last_original = None  # read by what surrounds generate alone
+            return output
+
+    def _combined(
+        self,
+        call: ForwardCall,
+        batch: Batch,
+        seen: BranchCall,
+        logits: Float[Tensor, "all_rows columns vocab"],
+    ) -> Float[Tensor, "rows columns vocab"]:
+        branches = tuple(batch.branches)
+        if batch.original.columns < batch.original.layout.length:
+            # a chunk of the prompt: no token is chosen from these
+            return logits[: logits.shape[0] // len(branches)]
+        noted = Noted(call.readouts, seen.image_logits, seen.image_weights, seen.last_weights)
+        return combine_call(self, logits, branches, batch, noted, call.step)
+
+    # ---- the decoder: the branches one after the other -------------------------------------------
+
+    def decode(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        """The decoder's forward once for each branch; the output has the rows of all of them."""
+        call = self.call
+        if kwargs.get("inputs_embeds") is None and kwargs.get("input_ids") is not None:
+            # an inner language model embeds its tokens itself
+            kwargs["inputs_embeds"] = self.attached.adapter.embed(
+                self.attached.model, kwargs.pop("input_ids")
+            )
+        if call is None or args or kwargs.get("inputs_embeds") is None:
+            raise CdkitError(
+                f"with {self.attached.method.name} attached, call the model itself or its "
+                "generate; its decoder alone has no logits to combine"
+            )
+        cache = given_cache(kwargs)
+        kwargs.pop(OLD_CACHE, None)
+        call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
+        if isinstance(cache, MethodCache):
+            if not isinstance(cache, ReferenceCache) or cache.owner is not self:
+                raise CdkitError("the cache was made under another cdkit.attach; start anew")
+            call.batch, inputs = cache.batch, self._next_inputs(cache.batch, kwargs)
+        else:
+            cached = cache is not None or uses_cache(self.attached, kwargs)
+            self._distort_features(forward, kwargs)
+            call.batch, inputs = self._first_inputs(kwargs, self.attached.branches, cached=cached)
+        outputs = []
+        for name, branch in call.batch.branches.items():
+            running = self._branch_call(name, branch, call.batch, inputs[name].shape[1])
+            outputs.append(self._run(forward, running, inputs[name], kwargs))
+            if name == ORIGINAL:
+                call.seen = running
+        output = outputs[0]
+        states = [_last_columns(own.last_hidden_state, call.columns) for own in outputs]
+        output.last_hidden_state = torch.cat(states)
+        if call.batch.original.cache is not None:
+            setattr(output, CACHE, ReferenceCache(call.batch, owner=self))
+        return output
+
+    def _branch_call(
+        self, name: str, branch: BranchRows, batch: Batch, new: int, *, notes_image: bool = False
+    ) -> BranchCall:
+        shift, calibrator = None, self.attached.method.calibrator
+        if calibrator is not None:
+            index = branch.layout.image_index[:, : branch.columns]
+            shift = position_offset(calibrator, branch.positions, index)
+        whole = branch.columns >= branch.layout.length
+        fresh: dict[int, dict[Hashable, Tensor]] = {
+            layer: {} for layer in range(self.attached.depth)
+        }
+        return BranchCall(
+            name=name,
+            branch=branch,
+            tokens=Tokens.of(branch.layout, branch.token_mask, batch.rng_keys, shift, new=new),
+            # what is kept of a part of the prompt would not be that of the whole
+            memory=Memory(branch.answer_cache if whole else fresh),
+            notes_image=name == ORIGINAL and (notes_image or self.attached.records_image),
+            notes_last_layer=name == ORIGINAL and self.attached.method.loop is not None,
+        )
+
+    def _run(
+        self,
+        forward: Forward,
+        running: BranchCall,
+        embeds: Float[Tensor, "rows new hidden"],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """One call of the decoder's forward, with this branch's rows alone."""
+        branch = running.branch
+        stop, prompt = branch.columns, branch.layout.length
+        start = stop - embeds.shape[1]
+        positions = branch.positions[:, start:]
+        if positions.ndim == 3:
+            positions = positions.movedim(-1, 0)
+        own = {"inputs_embeds": embeds, "position_ids": positions, CACHE: branch.cache}
+        own["attention_mask"] = self._mask(running, kwargs, own, start)
+        if branch.deepstack:
+            added = None
+            if start < prompt:
+                on_image = running.tokens.is_image[:, start:]
+                here = [x[:, start:stop][on_image[:, : prompt - start]] for x in branch.deepstack]
+                added = on_image, here
+            own |= self.attached.adapter.deepstack_kwargs(added)
+        self.running = running
+        try:
+            output = forward(**kwargs | own)
+        finally:
+            self.running = None
+        if self.attached.hooked and running.layers_run != self.attached.depth:
+            raise CdkitError(
+                f"{self.attached.method.name} looks into the attention, but only "
+                f"{running.layers_run} of {self.attached.depth} layers of "
+                f"{type(self.attached.decoder).__name__} came through it; this model does not use "
+                "Hugging Face's attention interface"
+            )
+        return output
+
+    def _mask(
+        self, running: BranchCall, kwargs: dict[str, Any], own: dict[str, Any], start: int
+    ) -> Any:
+        """Of all columns so far: 2-D, or what the stock model makes where images are not causal."""
+        sees_ahead, tokens = self.attached.adapter.sees_ahead, running.tokens
+        prompt = running.branch.layout.length
+        # after the prompt every model is causal; and so it is where it was given no token types
+        typed = (
+            kwargs.get("attention_mask") is not None
+            and plain_mask(kwargs.get("attention_mask")) is None
+        )
+        if sees_ahead == "nowhere" or not typed or start >= prompt:
+            return tokens.token_mask
+        types = tokens.is_image.long()
+        if sees_ahead == "in prompts":
+            types = (torch.arange(types.shape[1], device=types.device) >= prompt).long()
+            types = types.expand(tokens.token_mask.shape)
+        model: Any = self.attached.model
+        return model.create_masks_for_generate(
+            config=model.config, token_type_ids=types, **own | {"attention_mask": tokens.token_mask}
+        )
+
+    # ---- one layer -------------------------------------------------------------------------------
+
+    def attend(
+        self,
+        layer: Layer,
+        running: BranchCall,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> Float[Tensor, "rows new heads head_dim"]:
+        """A layer's attention for the branch that is in the decoder."""
+        running.layers_run += 1
+        if key.shape[2] < running.branch.columns:
+            raise CdkitError(
+                f"layer {layer.index} keeps only {key.shape[2]} of {running.branch.columns} tokens "
+                "(a sliding window), perhaps without the image: ask for a shorter answer"
+            )
+        made = attend(
+            running.tokens,
+            layer,
+            self._changes(running.name, layer.index),
+            running.memory,
+            query,
+            key,
+            value,
+            mask,
+            scaling,
+        )
+        self._note(running, layer, made)
+        return made.out
+
+    def _changes(self, branch: str, layer: int) -> list[Change]:
+        """What is done to a branch's cross-modal segment: distortions, then interventions."""
+        distortions = [
+            d for own in self.attached.branches if own.name == branch for d in own.attention
+        ]
+        acting = [i for i in self.attached.method.interventions if branch in i.branches]
+        changes: list[tuple[Any, Change]] = [(d, d.distort) for d in distortions]
+        changes += [(i, i.intervene) for i in acting]
+        return [
+            do for part, do in changes if layer in layers_within(part.layers, self.attached.depth)
+        ]
+
+    def _note(self, running: BranchCall, layer: Layer, made: Attended) -> None:
+        """What traces, schedules, feature distortions and loops ask for."""
+        prompt, new = running.branch.layout.length, made.weights.shape[2]
+        if running.notes_last_layer and layer.index == layer.depth - 1:
+            predicting = min(new, running.branch.columns - prompt + 1)
+            if predicting > 0:
+                running.last_weights = made.weights[:, :, -predicting:]
+        if made.before is None or made.after is None:
+            return
+        tokens = running.tokens.to(made.weights.device)
+        cells = made.before.cells[:, None]
+        on_image = tokens.at_image(made.weights).masked_fill(~cells, 0)
+        if running.notes_image:
+            logits = made.after.logits.masked_fill(~cells, 0)
+            # with padding on the right the last row is not the last column
+            last = torch.arange(new, device=cells.device).mul(tokens.predicts_next).amax(dim=-1)
+            rows = torch.arange(len(last), device=cells.device)
+            running.image_logits.append(logits[rows, :, last].sum(-1).mean(1))
+            running.image_weights.append(on_image[rows, :, last].mean(1))
+        if self.call is None:
+            return
+        wanted, step = self.trace.wanted, self.call.step
+        if "image_attention" in wanted:
+            last_row = on_image[:, :, -1].clone()
+            step.image_attention.setdefault(running.name, {})[layer.index] = last_row
+        if "mask" in wanted:
+            cut = made.after.logits.isneginf() & ~made.before.logits.isneginf()
+            mask = cut if made.after.replaced is None else cut | made.after.replaced
+            step.mask.setdefault(running.name, {})[layer.index] = mask
+
+    def keep_readout(self, name: str, states: Any) -> None:
+        """The last state of the original branch where a layer is read out."""
+        if self.call is not None and self.running is not None and self.running.name == ORIGINAL:
+            hidden = states[0] if isinstance(states, tuple) else states
+            self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
+
+    # ---- the branches' inputs --------------------------------------------------------------------
+
+    def _distort_features(self, forward: Forward, kwargs: dict[str, Any]) -> None:
+        """Features that depend on where the original branch attends: a first pass over the prompt,
+        once a prompt."""
+        session = self.session
+        assert session is not None
+        branches = [
+            b
+            for b in self.attached.branches
+            if b.feature and b.name not in session.attended_features
+        ]
+        if not branches:
+            return
+        prompt = session.ids.shape[1]
+        of_prompt: dict[str, Any] = {"inputs_embeds": kwargs["inputs_embeds"][:, :prompt]}
+        for name in ("attention_mask", "position_ids"):
+            if isinstance(kwargs.get(name), Tensor):
+                of_prompt[name] = kwargs[name][..., :prompt]
+        batch, inputs = self._first_inputs(of_prompt, branches=(), cached=False)
+        embeds = inputs[ORIGINAL]
+        running = self._branch_call(ORIGINAL, batch.original, batch, prompt, notes_image=True)
+        self._run(forward, running, embeds, kwargs | {"use_cache": False})
+        attention = torch.stack([own.to(embeds.device) for own in running.image_weights], dim=1)
+        rows = features_in(embeds, batch.original.layout.image_index)
+        expand = len(embeds) // len(session.ids)
+        for branch in branches:
+            features = features_of(session, branch, len(embeds)) if branch.pixel else rows
+            assert features is not None
+            session.distort_features(branch, features[::expand], attention[::expand])
+
+    def _first_inputs(
+        self, kwargs: dict[str, Any], branches: Sequence[Branch], *, cached: bool
+    ) -> tuple[Batch, dict[str, Float[Tensor, "rows new hidden"]]]:
+        """New prompts in every branch. Without a cache, generated tokens may follow them."""
+        session, call = self.session, self.call
+        assert session is not None and call is not None
+        first = first_columns(session, kwargs)
+        rows = branch_rows(self.attached, session, first, branches)
+        call.aligned = min(call.aligned, rows.aligned)
+        names = (ORIGINAL, *(branch.name for branch in branches))
+        prompts = dict(zip(names, rows.blocks, strict=True))
+        whole = make_layout(first.image_index, first.token_mask)
+        batch = Batch({}, session.rng_keys(len(first.ids) // len(session.ids)))
+        for name, own in prompts.items():
+            layout, deepstack = make_layout(own.image_index, own.token_mask), own.deepstack
+            if first.is_chunk:
+                layout = whole
+                deepstack = deepstack_of(session, name, first.embeds, first.image_index)
+            batch.branches[name] = BranchRows(
+                layout=layout,
+                positions=own.positions,
+                token_mask=own.token_mask,
+                deepstack=deepstack,
+                cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
+                answer_cache={layer: {} for layer in range(self.attached.depth)},
+            )
+        here, late = first.here, first.embeds[:, first.here :]
+        if late.shape[1]:
+            mask = None if first.mask is None else first.mask[:, here:]
+            append(batch, first.positions[:, here:], mask, late.shape[1])
+            batch.step = late.shape[1]
+        return batch, {n: torch.cat((own.embeds, late), dim=1) for n, own in prompts.items()}
+
+    def _next_inputs(
+        self, batch: Batch, kwargs: dict[str, Any]
+    ) -> dict[str, Float[Tensor, "rows new hidden"]]:
+        """New columns of prompts that have a cache: generated tokens, or more of the prompt."""
+        embeds, mask = kwargs["inputs_embeds"], plain_mask(kwargs.get("attention_mask"))
+        rows, new = embeds.shape[:2]
+        assert self.session is not None
+        start, layout = batch.original.columns, batch.original.layout
+        token_mask = None if mask is None else mask[:, -new:].bool()
+        positions = kwargs.get("position_ids")
+        if positions is not None and positions.ndim > 2:
+            positions = positions.movedim(0, -1)
+        append(batch, positions, token_mask, new)
+        inputs = dict.fromkeys(batch.branches, embeds)
+        for branch in self.attached.branches if start < layout.length else ():
+            features = features_of(self.session, branch, rows)
+            if features is not None:
+                index = layout.image_index
+                inputs[branch.name] = place_features(embeds, index, features, start=start)
+        return inputs
+
+
+def _last_columns(
+    states: Float[Tensor, "rows all_columns hidden"], count: int
+) -> Float[Tensor, "rows columns hidden"]:
+    """The last `count` columns; zeros stand for those that a shorter prompt does not have."""
+    return pad(states, (0, 0, max(0, count - states.shape[1]), 0))[:, -count:]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What Hugging Face's attention modules call."""
+    handle: LayerHandle = getattr(module, HANDLE)
+    running = handle.engine.running
+    if running is None:  # not under a forward that is read
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    for name in ("s_aux", "softcap"):
+        if kwargs.get(name) is not None:
+            raise CdkitError(
+                f"{type(module).__name__} passes {name} to its attention, which a method that "
+                "changes attention does not know; use one that changes only the inputs, such as vcd"
+            )
+    scaling = kwargs["scaling"]
+    out = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, scaling)
+    return out, None
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """A mask of every cell, also where plain causality would need none."""
+    return sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})
+
+
+AttentionInterface.register(KEY, _attention)
+AttentionMaskInterface.register(KEY, _mask)
