@@ -10,7 +10,7 @@ import cdkit
 from cdkit.evals.pages import methods_page, models_readme, strategies_readme
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = pytest.mark.parametrize("module", [strategies_readme, models_readme])
 
 
@@ -66,8 +66,10 @@ def test_it_has_every_preset_with_its_parts() -> None:
     files = links(cells(page, cdkit.load("cmac_vcd").summary)[-1])
     assert files == {
         "combiners/contrast.py",
+        "constraints/plausibility.py",
         "calibrators/scaled_positions.py",
         "distortions/value_mean_mask.py",
+        "selectors/above_mean.py",
         "distortions/diffusion_noise.py",
     }
     controls = page.partition("## Controls")[2].partition("\n## ")[0]
