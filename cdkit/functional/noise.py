@@ -111,7 +111,7 @@ def diffusion_signal_kept(step: int, *, beta_max: float = 5e-3) -> float:
 
     Args:
         step: The last diffusion step that is applied, from 0 to 999.
-        beta_max: The variance of the noise that the last steps of the schedule add.
+        beta_max: The upper limit of `beta_t`, the variance of the noise that one step adds.
 
     Returns:
         The share of the signal's variance that is kept, in (0, 1).

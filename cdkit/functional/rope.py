@@ -34,7 +34,7 @@ def rotate(
     Args:
         x: Queries or keys, rotated by their positions.
         by: By how many positions each token moves; fractions and negative numbers are allowed.
-            It has a last axis (time, height, width) where `rotary.axes` is given.
+            Where positions have three axes, the last axis is (time, height, width).
         rotary: The rotary embedding of the layer.
 
     Returns:

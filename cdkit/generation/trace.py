@@ -32,7 +32,7 @@ class Step:
     image_attention: dict[str, dict[int, Float[Tensor, "rows heads image"]]] = field(
         default_factory=dict
     )
-    """Branch -> layer -> attention weights, after the softmax, of the call's last token on the
+    """Branch -> layer -> attention weights, after the softmax, of the call's last column on the
     image tokens."""
     mask: dict[str, dict[int, Bool[Tensor, "rows heads text image"]]] = field(default_factory=dict)
     """Branch -> layer -> True for cells whose value was replaced, or whose logit was set to -inf.
