@@ -1,19 +1,14 @@
 """The rows of a batch with branches: the original branch's rows, then each distorted branch's."""
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
 from cdkit.errors import CdkitError
-from cdkit.interfaces.distortion import Prompt
-from cdkit.interfaces.model_adapter import ModelAdapter
-from cdkit.methods.method import Branch
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,158 +156,3 @@ def features_in(
 ) -> list[Float[Tensor, "_ hidden"]]:
     """The image features that stand in each row's embeddings."""
     return [row[index >= 0] for row, index in zip(embeds, image_index, strict=True)]
-
-
-class Rewritten(NamedTuple):
-    rows: PromptRows
-    aligned: int
-    """So many last tokens of every prompt are those of the original one."""
-    shared: int
-    """So are all tokens in so many first columns of the original ones."""
-
-
-def rewritten(
-    original: PromptRows,
-    ids: Int[Tensor, "rows tokens"],
-    branch: Branch,
-    *,
-    model: nn.Module,
-    adapter: ModelAdapter,
-    expand: int,
-    tokenizer: Any,
-    features: Sequence[Float[Tensor, "_ hidden"]] | None,
-) -> Rewritten:
-    """A branch whose prompts are distorted: its own tokens, its own padding, its own positions."""
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    prompts: list[Prompt] = []
-    aligned = shared = ids.shape[1]
-    for row in range(0, ids.shape[0], expand):
-        token_mask = original.token_mask[row]
-        is_image = (original.image_index[row][token_mask] >= 0).tolist()
-        tokens = ids[row][token_mask].tolist()
-        slot = adapter.system_slot(tokens, tokenizer)
-        after_image = len(is_image) - is_image[::-1].index(True) if any(is_image) else 0
-        prompt = Prompt(
-            ids=tuple(tokens),
-            is_image=tuple(is_image),
-            system_slot=slot,
-            question_slot=max(slot, after_image),  # a first token of the text may follow the image
-            encode=encode,
-        )
-        for distortion in branch.prompt:
-            prompt = distortion.distort(prompt)
-        if not prompt.ids:
-            raise CdkitError(f"branch {branch.name!r} leaves nothing of prompt {row // expand}")
-        prompts += [prompt] * expand
-        aligned = min(aligned, _common(reversed(tokens), reversed(prompt.ids)))
-        old, new = zip(tokens, is_image, strict=True), zip(prompt.ids, prompt.is_image, strict=True)
-        # the last token stands by itself: its state is what predicts the next one
-        first = min(_common(old, new), len(prompt.ids) - 1)
-        shared = min(shared, ids.shape[1] - len(tokens) + first)
-    length = max(len(prompt.ids) for prompt in prompts)
-    device = ids.device
-
-    def padded(row: Sequence[int], value: int) -> list[int]:
-        return [value] * (length - len(row)) + list(row)
-
-    new_ids = torch.tensor([padded(prompt.ids, -1) for prompt in prompts], device=device)
-    flags = torch.tensor([padded(prompt.is_image, 0) for prompt in prompts], device=device)
-    on_image, token_mask = flags == 1, new_ids >= 0
-    image_index = _numbered(on_image, original.image_index)
-    text_ids = new_ids.masked_fill(on_image | ~token_mask, 0)
-    embeds = adapter.embed(model, text_ids).to(original.embeds.dtype)
-    own = features or features_in(original.embeds, original.image_index)
-    levels = [features_in(level, original.image_index) for level in original.deepstack]
-    rows = PromptRows(
-        place_features(embeds, image_index, own),
-        token_mask,
-        image_index,
-        _rebased(original, image_index, token_mask),
-        tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
-    )
-    return Rewritten(rows, aligned, shared)
-
-
-def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[int, ...]:
-    """The question as the image encoder reads it, under the branch's prompt distortions."""
-
-    def encode(text: str) -> tuple[int, ...]:
-        if tokenizer is None:
-            raise CdkitError(
-                f"branch {branch.name!r} writes text for the image encoder, which the processor "
-                "has no tokenizer for; pass the model's own processor to cdkit.attach"
-            )
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    prompt = Prompt(tuple(ids), (False,) * len(ids), system_slot=1, question_slot=1, encode=encode)
-    for distortion in branch.prompt:
-        prompt = distortion.distort(prompt)
-    return prompt.ids
-
-
-def _numbered(
-    on_image: Bool[Tensor, "rows tokens"], original: Int[Tensor, "rows old"]
-) -> Int[Tensor, "rows tokens"]:
-    """The numbers of the images: a prompt keeps all of its image tokens, or none."""
-    index = torch.full_like(on_image, -1, dtype=original.dtype)
-    for row, flags in enumerate(on_image):
-        if bool(flags.any()):
-            index[row, flags] = original[row][original[row] >= 0]
-    return index
-
-
-def _rebased(
-    original: PromptRows,
-    image_index: Int[Tensor, "rows tokens"],
-    token_mask: Bool[Tensor, "rows tokens"],
-) -> Int[Tensor, "rows tokens *axes"]:
-    """Positions of rewritten prompts: text steps by one, an image keeps its pattern and its span.
-
-    They begin where the original prompts do.
-    """
-    first = original.token_mask.long().argmax(dim=1)
-    start = original.positions[torch.arange(len(first), device=first.device), first]
-    if start.ndim == 1:
-        return (start[:, None] + token_mask.long().cumsum(dim=-1) - 1).masked_fill(~token_mask, 0)
-    rows = [
-        _on_axes(original.positions[row], original.image_index[row], start[row], index[own])
-        for row, (index, own) in enumerate(zip(image_index, token_mask, strict=True))
-    ]
-    return torch.stack([left_pad(row[None], token_mask.shape[1], 0)[0] for row in rows])
-
-
-def _on_axes(
-    old: Int[Tensor, "old axes"],
-    old_index: Int[Tensor, " old"],
-    start: Int[Tensor, " axes"],
-    index: Int[Tensor, " tokens"],
-) -> Int[Tensor, "tokens axes"]:
-    """One prompt's positions where they have several axes.
-
-    What follows an image stands behind its largest position on any rotated axis; of four axes the
-    first only counts tokens.
-    """
-    now, blocks, numbers = start, list[Tensor](), index.tolist()
-    done = 0
-    while done < len(numbers):
-        if numbers[done] < 0:
-            block = now[None]
-            span = torch.ones_like(now)
-        else:
-            at = (old_index == numbers[done]).nonzero()[:, 0]
-            block = old[int(at[0]) : int(at[-1]) + 1]  # marks inside of the image come along
-            block = block - block[0] + now
-            span = block.amax(dim=0) + 1 - now
-            span = torch.cat((span[:-3], span[-3:].max().expand(3)))
-        blocks.append(block)
-        now, done = now + span, done + len(block)
-    return torch.cat(blocks)
-
-
-def _common(a: Iterable[object], b: Iterable[object]) -> int:
-    """How many first items are the same."""
-    pairs = zip(a, b, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

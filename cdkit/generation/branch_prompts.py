@@ -8,12 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cdkit.branches.inputs import (
-    PromptRows,
-    features_of_rows,
-    place_features,
-    rewritten,
-)
+from cdkit.branches.inputs import PromptRows, features_of_rows, place_features
+from cdkit.branches.rewritten_prompts import rewritten
 from cdkit.errors import CdkitError
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cdkit.branches.inputs import rewritten_text
+from cdkit.branches.rewritten_prompts import rewritten_text
 from cdkit.generation.arguments import arguments
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.methods.attached import AttachedMethod
