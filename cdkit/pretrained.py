@@ -49,7 +49,7 @@ def load_model(
     Raises:
         CdkitError: If the model or its processor cannot be loaded; the message has the reason.
     """
-    ADAPTERS.load()  # a family may bring a model class of its own, which the Auto classes must know
+    ADAPTERS.load()  # a family may define a model class, which the Auto classes must know
     path = micro_path() if str(name_or_path) == MICRO else name_or_path
     if path == micro_path():
         dtype = torch.float32 if dtype == "auto" else dtype

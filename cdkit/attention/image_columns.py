@@ -56,7 +56,7 @@ class ImageColumnIndex(NamedTuple):
 
 
 class CachedImageColumns(ImageColumns):
-    """Image columns whose keys and values are read out of the caches when they are asked for."""
+    """Image columns whose keys and values are read from the caches on first use."""
 
     def __init__(
         self,

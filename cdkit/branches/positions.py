@@ -10,13 +10,13 @@ from cdkit.branches.layout import Layout
 from cdkit.interfaces.position_calibrator import PositionCalibrator
 
 STILL = 1e-9
-"""Positions that differ by less are the same: sums of thirds round differently."""
+"""Positions that differ by less count as equal: sums of thirds round differently."""
 
 
 def rotated_axes(
     positions: Int[Tensor, "rows tokens *axes"],
 ) -> Int[Tensor, "rows tokens *rotated"]:
-    """The axes that the rotary embedding turns by: of four the first only counts text tokens."""
+    """The axes that the rotary embedding uses: of four the first only counts text tokens."""
     return positions[..., 1:] if positions.shape[2:] == (4,) else positions
 
 
@@ -49,8 +49,8 @@ class PromptOffsets(NamedTuple):
     """Of a group's new columns, for cross-modal logits; None where no text row moves."""
     reference: Float[Tensor, "rows 1 *axes"] | None
     """What both are relative to, once the prompt is whole: the offset of the last token of each
-    sample's original prompt. Only differences of positions count, so queries of the text to come
-    need not move. A prompt of which more is to come does not know yet where that is."""
+    sample's original prompt. Only differences of positions count, so queries of the following text
+    need not move. None for a chunk of a prompt, whose last token is not there yet."""
 
 
 def prompt_offsets(

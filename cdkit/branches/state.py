@@ -56,7 +56,7 @@ class BranchState:
     """By how many positions queries of the latest generated token move; of all, where the
     calibrator is constant after the prompt."""
     queries_move: bool = False
-    """Whether queries of generated tokens were seen to move, so that no step asks again."""
+    """Whether queries of generated tokens are known to move, so that no step tests it again."""
 
     def extend(
         self,
@@ -140,7 +140,7 @@ class BranchState:
         self.states = _selected(self.states, beams)
 
     def select(self, rows: Int[Tensor, " chosen"], caches: list[Any]) -> "BranchState":
-        """A state of its own, of copies of these rows of the original branch, in every branch."""
+        """A separate state, of copies of these rows of the original branch, in every branch."""
         every = self.plan.in_every_branch(rows)
 
         def own(x: Tensor | None) -> Tensor | None:
@@ -166,7 +166,7 @@ class BranchState:
         )
 
     def fork(self, caches: list[Any]) -> "BranchState":
-        """A state of its own with the same rows; no tensor of either is written to."""
+        """A separate state with the same rows; no tensor of either is written to."""
         kept: dict[tuple[int, str], dict[Hashable, Tensor]] = dict(self.answer_cache)
         return replace(
             self,

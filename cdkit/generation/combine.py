@@ -37,7 +37,7 @@ class Noted(NamedTuple):
     image_weights: Sequence[Float[Tensor, "rows image"]]
     """A layer each: that row's weights on the image, averaged over heads."""
     last_weights: Float[Tensor, "rows heads new columns"] | None
-    """Of the last layer, where a loop asks for them."""
+    """Attention weights of the last layer, where a loop reads them."""
 
 
 class Combined(NamedTuple):
@@ -102,7 +102,7 @@ def combine(
         method: Whose parts they are.
         original: Next-token logits of the original branch, in float32 or better.
         others: The same of the distorted branches, and of the layers that are read out, by name.
-        noted: What the schedules may ask for.
+        noted: What the schedules may read.
         step: Counts from 0 at the first token.
         states: As the step before returned them; empty at the first one.
     """
@@ -122,7 +122,7 @@ def combine(
 
 
 def _signals(original: Float[Tensor, "rows vocab"], noted: Noted) -> Signals:
-    """What the schedules see."""
+    """What the schedules get."""
     if not noted.image_logits:
         return Signals(original, None, None)
     # layers may stand on several devices

@@ -1,4 +1,4 @@
-"""The state of the plain algorithm: each branch has its own cache, positions and padding."""
+"""The state of the plain algorithm: each branch has a separate cache, positions and padding."""
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
@@ -37,7 +37,7 @@ class BranchRows:
         return self.positions.shape[1]
 
     def chosen(self, rows: Int[Tensor, " chosen"]) -> "BranchRows":
-        """Copies of these rows, with a cache of their own."""
+        """Copies of these rows, with a separate cache."""
 
         def own(x: Tensor) -> Tensor:
             return x[rows.to(x.device)] if x.numel() else x
@@ -135,7 +135,7 @@ def append(
     token_mask: Bool[Tensor, "rows new"] | None,
     new: int,
 ) -> None:
-    """Note `new` more columns; `positions` and `real` are the original branch's."""
+    """Note `new` more columns; `positions` and `token_mask` are the original branch's."""
     original = batch.original
     rows, axes = original.positions.shape[0], original.positions.shape[2:]
     if positions is None:

@@ -1,4 +1,4 @@
-"""What a distorted branch, or an intervention, may change, and how a plug-in says so.
+"""What a distorted branch may change, and the interfaces of the plug-ins that change it.
 
 Every part of a method is a frozen dataclass: its fields are its hyper-parameters, checked in
 `__post_init__`. It holds no state between calls, writes to none of its arguments, and takes all

@@ -103,7 +103,7 @@ class ImageColumns:
         numbers = torch.arange(images, device=self.image_index.device)
         own = (self.image_index[:, None] == numbers[:, None]) & self.valid[:, None]
         count = own.sum(dim=-1).clamp(min=1)[:, None, :, None]
-        if images == 1:  # a product would want a wide copy of all values
+        if images == 1:  # a product would need a wide copy of all values
             values = self.values.masked_fill(~self.valid[:, None, :, None], 0)
             total = values.sum(dim=2, keepdim=True, dtype=wide)
             return (total / count).to(values.dtype)
