@@ -83,8 +83,8 @@ class DecoderContext:
     shared prefix before its columns, or of columns that are still empty."""
     device: torch.device
     masks: CallMasks | None
-    """Of all rows, from `first` on; None where no weight is made, or the masks that layers are
-    given decide."""
+    """Masks of all rows, from `first` on; None where no weight is made, or where the masks that layers
+    are given decide."""
     images: Mapping[str, tuple[slice, ImageColumnIndex]]
     """Rows and image columns of each branch whose segment some layer builds."""
     record: AttentionRecord
@@ -130,7 +130,7 @@ class DecoderContext:
             return self
         place = id(given), device
         if place not in self.variants:
-            # the mask is kept beside what is made of it: its identity is the name
+            # the mask is kept with its context: the key is its id, which must stay in use
             masks = call_masks(
                 self.chunk, self.first, device, self.images, packed=self.packed, given=given
             )

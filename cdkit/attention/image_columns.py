@@ -69,7 +69,7 @@ class CachedImageColumns(ImageColumns):
         depth: int,
         answer_cache: dict[Hashable, Tensor],
     ) -> None:
-        """Of the branch whose rows are `rows` among those of `keys` and `values`."""
+        """The columns of the branch whose rows are `rows` among those of `keys` and `values`."""
         self.__dict__.update(
             valid=index.valid,
             image_index=index.image_index,

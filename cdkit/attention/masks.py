@@ -21,7 +21,7 @@ class Chunk:
     start: int
     stop: int
     layout: Layout
-    """Of these rows' prompts."""
+    """The layout of these rows' prompts."""
     token_mask: Bool[Tensor, "rows columns"]
     """All columns up to `stop`: False on padding."""
     first_text: int
@@ -81,7 +81,7 @@ class RowMasks(NamedTuple):
     """Whether some rows may attend to nothing, as padding does."""
 
     def of(self, rows: slice) -> "RowMasks":
-        """Of some of the rows."""
+        """The masks of some of the rows."""
         if rows == slice(None):
             return self
         forbidden = self.forbidden
@@ -120,7 +120,8 @@ class CallMasks(NamedTuple):
     rows: RowMasks
     segments: Mapping[str, SegmentMask]
     prefix: Bool[Tensor, "samples 1 prefix prefix"] | None
-    """Of the shared columns among themselves; None where they are plain causal, or not there."""
+    """The mask of the shared columns among themselves; None where it is plain causal, or there are
+    none."""
 
 
 def call_masks(
@@ -248,7 +249,7 @@ def _token_index(chunk: Chunk) -> Int[Tensor, "rows tokens"]:
 def prefix_mask(
     chunk: Chunk, samples: int, columns: int, device: torch.device
 ) -> Bool[Tensor, "samples 1 prefix prefix"] | None:
-    """Of the shared columns among themselves; None without padding, which is plain causal."""
+    """The mask of the shared columns among themselves; None without padding: it is plain causal."""
     rows = chunk.layout.row_stats[:samples]
     if all(row.tokens == chunk.layout.length for row in rows):
         return None

@@ -32,7 +32,7 @@ class _Changed:
 
     mask: SegmentMask
     rows: slice
-    """Of the rows that are materialised together."""
+    """The branch's rows among those that are materialised together."""
     before: CrossModalSegment
     after: CrossModalSegment
 

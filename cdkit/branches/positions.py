@@ -44,9 +44,10 @@ class PromptOffsets(NamedTuple):
     """By how many positions the columns of a call of the prompt move, of all rows."""
 
     key: Float[Tensor, "rows prompt *axes"]
-    """Of the prompt's columns so far: 0 where no image token is."""
+    """Offsets of the keys of the prompt's columns so far: 0 where no image token is."""
     query: Float[Tensor, "group_rows new *axes"] | None
-    """Of a group's new columns, for cross-modal logits; None where no text row moves."""
+    """Offsets of the queries of a group's new columns, for cross-modal logits; None where no text
+    row moves."""
     reference: Float[Tensor, "rows 1 *axes"] | None
     """What both are relative to, once the prompt is whole: the offset of the last token of each
     sample's original prompt. Only differences of positions count, so queries of the following text
@@ -63,16 +64,16 @@ def prompt_offsets(
     rows: slice,
     is_text: Bool[Tensor, "group_rows new"],
 ) -> PromptOffsets:
-    """The offsets of a call after which `positions` are there.
+    """By how many positions keys and queries of one call of the prompt move.
 
     Args:
-        calibrator: The method's.
-        positions: Of all tokens so far.
-        layout: Of the prompts.
-        branches: How many branches the rows are of.
+        calibrator: The method's calibrator.
+        positions: Positions of all tokens so far, those of this call included.
+        layout: The layout of the prompts.
+        branches: How many branches the rows belong to.
         whole: Whether the prompt is whole with this call.
-        rows: Those of the group that is called.
-        is_text: Text after an image among their new columns.
+        rows: The rows of the group that is called.
+        is_text: True for text after an image among the new columns of these rows.
     """
     stop = min(positions.shape[1], layout.length)
     index = layout.image_index[:, :stop]

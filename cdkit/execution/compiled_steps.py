@@ -30,7 +30,7 @@ class CompiledSteps:
     """
 
     options: Mapping[str, Any]
-    """Of `torch.compile`."""
+    """The options of `torch.compile`."""
     compiled: Forward | None = None
     inputs: dict[tuple[str, ...], "CompiledInputs"] = field(default_factory=dict)
     """Branches of a group -> what its layers read in the step before."""

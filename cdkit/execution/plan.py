@@ -33,7 +33,7 @@ class GroupPlan:
 
     branches: tuple[str, ...]
     rows: slice
-    """Of all rows of the batch."""
+    """The group's rows among all rows of the batch."""
     layout: Layout
     layers: tuple[LayerWork, ...]
     """What each layer does; empty where the attention stays the stock one."""
@@ -48,7 +48,7 @@ class PromptPlan:
     branches: tuple[str, ...]
     """"original", then the distorted branches that run."""
     layout: Layout
-    """Of the prompts of all rows."""
+    """The layout of the prompts of all rows."""
     padding: slice
     """Columns of padding in the original prompts, where prompts of other branches are longer."""
     groups: tuple[GroupPlan, ...]
@@ -258,9 +258,9 @@ def plan_prompt(
 
     Args:
         attached: The method on its model.
-        layout: Of the prompts of all rows.
+        layout: The layout of the prompts of all rows.
         works: Each group of branches, in the order of their rows, and what the layers do for it.
-        cache: Of the first group; None where nothing is cached.
+        cache: The cache of the first group; None where nothing is cached.
         optimizations: What may be skipped.
         shared: How many first columns run once for all branches.
         padding: As `PromptPlan.padding`.

@@ -18,7 +18,7 @@ class AttentionHandles(NamedTuple):
     """How the decoder's attention modules find the engine's attention."""
 
     key: str
-    """Its name in Hugging Face's attention registries."""
+    """The name of this attention in Hugging Face's registries."""
     attribute: str
     """The attribute of an attention module that holds its handle."""
     handles: Sequence[object]

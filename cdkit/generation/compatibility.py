@@ -197,10 +197,10 @@ def check_alignment(
     """Raise where logits of a plain call belong to columns with another token in some branch.
 
     Args:
-        method: That is attached.
+        method: The method that is attached.
         keep: The `logits_to_keep` of the call.
-        columns: How many the decoder was given.
-        returned: Of how many there are logits.
+        columns: How many columns the decoder got.
+        returned: How many columns have logits.
         aligned: In how many last columns every branch has the same token.
         reads_layers: Whether inner layers are read out, which is done at the last column alone.
     """

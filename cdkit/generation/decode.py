@@ -179,7 +179,8 @@ def _run_prefix(
 ) -> tuple[Float[Tensor, "samples tokens hidden"], int]:
     """Run once, for one row of each sample, what all branches and beams begin with.
 
-    Its states, and how many rows of a branch they are those of.
+    Returns:
+        The hidden states, and how many rows of a branch belong to each sample.
     """
     session, plan = engine.session, state.plan
     assert session is not None

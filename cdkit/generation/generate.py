@@ -33,9 +33,9 @@ def run_generate(
         engine: The method on this model.
         session: The prompts, noted and checked.
         generate: The model's `generate` without the method.
-        given: Its arguments, by name.
-        *args: What it was called with.
-        **kwargs: The same, by name.
+        given: All arguments of the call, by name.
+        *args: The positional arguments of the call.
+        **kwargs: The named arguments of the call.
 
     Returns:
         What `generate` returns; a cache in it is a plain one of the original branch.

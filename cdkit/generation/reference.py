@@ -254,7 +254,7 @@ class ReferenceEngine(AttachedEngine):
     def _mask(
         self, running: BranchCall, kwargs: dict[str, Any], own: dict[str, Any], start: int
     ) -> Any:
-        """Of all columns so far: 2-D, or what the stock model makes where images are not causal."""
+        """The mask of all columns so far: 2-D, or the stock model's where images are not causal."""
         sees_ahead, tokens = self.attached.adapter.sees_ahead, running.tokens
         prompt = running.branch.layout.length
         # after the prompt every model is causal; and so it is where it was given no token types
@@ -443,7 +443,7 @@ class ReferenceEngine(AttachedEngine):
 def _last_columns(
     states: Float[Tensor, "rows all_columns hidden"], count: int
 ) -> Float[Tensor, "rows columns hidden"]:
-    """The last `count` columns; zeros stand for those that a shorter prompt does not have."""
+    """The last `count` columns; zeros replace those that a shorter prompt does not have."""
     return pad(states, (0, 0, max(0, count - states.shape[1]), 0))[:, -count:]
 
 

@@ -124,12 +124,14 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Of the decoder."""
+    """One layer of the decoder."""
 
     index: int
     depth: int
+    """How many layers the decoder has."""
     rotary: Rotary | None
-    """Where the method has a calibrator, and the layer a rotary embedding."""
+    """Its rotary embedding; None where the method has no calibrator, or the layer rotates nothing.
+    """
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,11 @@ class BranchRows:
     """One branch of a batch: its prompts, and all columns that follow them."""
 
     layout: Layout
-    """Of the whole prompts."""
+    """The layout of the whole prompts."""
     positions: Int[Tensor, "rows columns *axes"]
-    """Ordinary ones, of all tokens so far."""
+    """Positions of all tokens so far, before calibration."""
     token_mask: Bool[Tensor, "rows columns"]
-    """Of all tokens so far: False on padding."""
+    """The mask of all columns so far: False on padding."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
     """What deeper layers add at the prompts' image tokens, 0 on text."""
     cache: Cache | None

@@ -20,8 +20,8 @@ def forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) ->
         engine: The method on this model. Without a session this is a plain call of the model, which
             treats the tokens of a row as one prompt.
         forward: The model's forward without the method.
-        *args: What it was called with.
-        **kwargs: The same, by name.
+        *args: The positional arguments of the call.
+        **kwargs: The named arguments of the call.
 
     Returns:
         The model's output with the combined logits of the original rows.

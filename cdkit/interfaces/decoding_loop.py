@@ -83,7 +83,7 @@ class DecodingContext(abc.ABC):
         """Feed tokens to the model.
 
         Args:
-            rows: The rows to go on from; they stay as they are.
+            rows: The rows to continue; they are not changed.
             tokens: One or more tokens for each new row.
             parents: For each new row the index of the row in `rows` that it continues; None means
                 all rows, in order.
