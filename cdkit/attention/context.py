@@ -83,8 +83,8 @@ class DecoderContext:
     shared prefix before its columns, or of columns that are still empty."""
     device: torch.device
     masks: CallMasks | None
-    """Masks of all rows, from `first` on; None where no weight is made, or where the masks that layers
-    are given decide."""
+    """The masks of all rows, from `first` on; None where no weight is made, or where the masks that
+    layers are given decide."""
     images: Mapping[str, tuple[slice, ImageColumnIndex]]
     """Rows and image columns of each branch whose segment some layer builds."""
     record: AttentionRecord
