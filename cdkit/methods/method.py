@@ -98,7 +98,7 @@ class Method:
     """A decoding method as a value: hashable, and equal to another one if their fields are equal.
 
     Raises:
-        CdkitError: If the parts do not fit together, such as a branch that no combiner uses.
+        CdkitError: If the parts do not fit together, such as two branches of one name.
     """
 
     name: str
