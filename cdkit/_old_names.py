@@ -1,7 +1,7 @@
 """Former module names keep importing, with a DeprecationWarning that names the new place.
 
 Plug-ins imported interfaces from the modules that defined them. `import cdkit` installs a finder
-that Python asks after all others, so it costs nothing where a module is found.
+that Python tries after all others, so it costs nothing where a module is found.
 """
 
 import importlib

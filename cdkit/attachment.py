@@ -1,4 +1,4 @@
-"""Attach a method to a stock model: its own `generate` runs with it until the block ends."""
+"""Attach a method to a stock model: the model's `generate` runs with it until the block ends."""
 
 import copy
 import functools
@@ -57,29 +57,30 @@ def attach(
             out = model.generate(**inputs, max_new_tokens=64)
 
     Greedy decoding, sampling, beams, streamers, logits processors and batches are Hugging Face's.
-    Calling `model(...)` directly also applies the method, and treats the tokens as one prompt. When
-    the block ends, even by an exception, the model is exactly as before. A second attach replaces
-    the first.
+    Calling `model(...)` directly also applies the method, and treats the tokens of each row as one
+    prompt. When the block ends, even by an exception, the model is exactly as before. A second
+    attach replaces the first.
 
     Args:
-        model: A stock Hugging Face model in eval mode, or a PEFT model around one.
-        method: What runs; from `cdkit.load` or built by hand.
+        model: A Hugging Face model in eval mode; a PEFT wrapper around it will do.
+        method: The method, such as `cdkit.load("cmac")`.
         processor: The model's processor. Methods that write text into the prompt need it.
-        seed: All noise is drawn from this number and the sample's id.
-        sample_ids: A name for each prompt of the calls to come. Without them the id of a sample is
-            a digest of its pixels and tokens.
-        trace: What `run.trace` keeps of each step of the latest call: "logits",
-            "image_attention", "mask". "last_logits" keeps the latest step alone, at no cost, and
-            nothing where the method has nothing to do.
-        optimize: True skips whatever cannot change a token, False runs the plain algorithm: each
-            branch with its own prompt, prefill and cache, one after the other. A collection of
-            names of `cdkit.execution.optimizations` skips just those. The tokens are the same.
+        seed: All noise is drawn from (seed, sample id).
+        sample_ids: A name for each prompt of the calls to come. By default a prompt's name is a
+            digest of its pixels and tokens.
+        trace: What to record in `run.trace` of each step of the latest call: "logits",
+            "image_attention", "mask". "last_logits" records the latest step alone, at no cost, and
+            nothing where the method has no effect.
+        optimize: True uses every optimisation; each of them is exact. False runs the plain
+            algorithm: each branch with its own prompt, prefill and cache, one after the other. A
+            collection of names of `cdkit.execution.optimizations` uses these alone, for tests and
+            benchmarks. The tokens are the same.
 
     Returns:
-        The attachment, to be entered with `with`.
+        A context manager; `with` gives the `Attachment`, whose `trace` holds what is recorded.
 
     Raises:
-        CdkitError: Where the method cannot run on this model, before anything is changed.
+        CdkitError: If the method cannot run on this model. Then nothing is changed.
     """
     return Attachment(
         model,
@@ -93,7 +94,7 @@ def attach(
 
 
 class Attachment(BoundToModel):
-    """A method on a model; a context manager. `trace` holds what was asked for."""
+    """A method on a model, made by `attach`: a context manager. `trace` holds what is recorded."""
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class Attachment(BoundToModel):
         self.detach()
 
     def detach(self) -> None:
-        """Restore the model; a second call does nothing."""
+        """Restore the model, as the end of the `with` block does; a second call does nothing."""
         self._hooks.undo()
 
     def _wire(self) -> None:
@@ -221,7 +222,7 @@ class Attachment(BoundToModel):
             )
 
     def _try_adapter_out(self, given: dict[str, Any]) -> None:
-        """Once a model, where the adapter is a generic one; on the stock model."""
+        """Try a generic adapter out, once for each model; the method is off meanwhile."""
         adapter = self._engine.attached.adapter
         if is_due(adapter, self._model):
             self.detach()
@@ -231,7 +232,7 @@ class Attachment(BoundToModel):
                 self._wire()
 
     def _first_forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        """A plain call of a model whose adapter was not tried out yet."""
+        """A plain call of a model whose adapter has not been tried out yet."""
         with self._engine.lock:
             if self._engine.session is None:
                 self._try_adapter_out(arguments(forward, *args, **kwargs))
@@ -314,7 +315,7 @@ def _check_names(method: Method, layers: Collection[str]) -> None:
 
 
 def _with_colours(method: Method, processor: Any) -> Method:
-    """The method with the processor's mean and deviation where a pixel distortion asks for them."""
+    """The method with the processor's mean and deviation in pixel distortions that need colours."""
     images = getattr(processor, "image_processor", processor)
     means: Any = getattr(images, "image_mean", None)
     spreads: Any = getattr(images, "image_std", None)

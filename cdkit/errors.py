@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this. Its checks, and the one warning."""
+"""The one exception for errors that the user can correct, checks that raise it, and the warning."""
 
 import math
 from typing import Any, get_args
@@ -7,23 +7,43 @@ from typing import Any, get_args
 class CdkitError(ValueError):
     """Bad input: the message says what was given, what is allowed and what to do.
 
-    The command line prints it without a traceback and exits with 1. Any other exception is a bug.
+    The command line prints it without a traceback and exits with status 1. Any other exception is
+    a bug.
     """
 
 
 class CdkitWarning(UserWarning):
-    """What a user should know and need not mend: the command line prints it in one line."""
+    """Something that a user should know but need not correct; the command line prints one line."""
 
 
 def check_choice(name: str, value: object, allowed: Any) -> None:
-    """Raise unless `value` is one of the members of the Literal type `allowed`."""
+    """Check a parameter that takes one of a few values.
+
+    Args:
+        name: The parameter's name, for the message.
+        value: The value given.
+        allowed: A `Literal` type, whose members are the values allowed.
+
+    Raises:
+        CdkitError: If the value is not one of them.
+    """
     if value not in get_args(allowed):
         choices = ", ".join(map(str, get_args(allowed)))
         raise CdkitError(f"{name} must be one of {choices}, got {value!r}")
 
 
 def check_finite(name: str, value: object, *, low: float | int, above: bool = False) -> None:
-    """Raise unless `value` is a finite number >= `low`, or > `low` where it must stand above."""
+    """Check a numeric parameter.
+
+    Args:
+        name: The parameter's name, for the message.
+        value: The value given.
+        low: The lowest value allowed.
+        above: Whether the value must be greater than `low`, not equal to it.
+
+    Raises:
+        CdkitError: If the value is no number (a bool is none), not finite, or too low.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     x = float(value) if number else math.nan  # type: ignore[arg-type]
     if not math.isfinite(x) or x < low or (above and x == low):

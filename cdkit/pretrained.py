@@ -32,12 +32,24 @@ def micro_path() -> Path:
 def load_model(
     name_or_path: str | Path, *, dtype: str | torch.dtype = "auto", device_map: Any = None
 ) -> tuple[Any, Any]:
-    """(model in eval mode, processor) of "micro", a checkpoint folder, or a hub name.
+    """Load a model and its processor.
 
-    `dtype` and `device_map` go to `from_pretrained`; "micro" loads in float32. Without torchvision
-    a processor that would read videos too reads images and text alone.
+    Without torchvision, a processor that would also read videos reads images and text only.
+
+    Args:
+        name_or_path: "micro" (the model that cdkit contains), a checkpoint folder, or a name on
+            the Hugging Face hub.
+        dtype: Data type of the weights, as in `from_pretrained`; "micro" loads in float32 by
+            default.
+        device_map: Where the weights go, as in `from_pretrained`.
+
+    Returns:
+        The model in eval mode, and its processor, which pads on the left.
+
+    Raises:
+        CdkitError: If the model or its processor cannot be loaded; the message has the reason.
     """
-    ADAPTERS.load()  # a family may bring a model class of its own, which the Auto classes must know
+    ADAPTERS.load()  # a family may define a model class, which the Auto classes must know
     path = micro_path() if str(name_or_path) == MICRO else name_or_path
     if path == micro_path():
         dtype = torch.float32 if dtype == "auto" else dtype

@@ -14,14 +14,23 @@ Class = TypeVar("Class", bound=type[Any])  # so that a decorated class keeps its
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
-    """Names to final subclasses of `base`, found in `folder` and in the entry points of `group`.
+    """A read-only mapping from names to the classes that implement one interface.
 
-    `what` is how an error calls an entry ("distortion strategy"). Nothing is imported before the
-    first look-up. An entry point is a module that registers classes when it is imported; its own
-    name says nothing.
+    Nothing is imported before the first look-up. Then the modules of one folder are imported, and
+    those that other packages list as entry points; each registers its classes as it is imported.
+    The name of an entry point has no meaning.
     """
 
     def __init__(self, base: type[T], *, what: str, folder: str, group: str) -> None:
+        """Make an empty registry.
+
+        Args:
+            base: The interface that every registered class implements.
+            what: What an error message calls an entry, such as "distortion strategy".
+            folder: The package whose modules register classes, such as
+                "cdkit.strategies.distortions".
+            group: The group of entry points in which other packages list their modules.
+        """
         self.base, self.what = base, what
         self._folder, self._group = folder, group
         self._classes: dict[str, type[T]] = {}
@@ -31,16 +40,19 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def register(
         self, name: str, *, replaces: Mapping[str, Mapping[str, Any]] | None = None
     ) -> Callable[[Class], Class]:
-        """A class decorator.
+        """Register a class under a name; used as a class decorator.
 
         Args:
             name: What configurations call the class.
-            replaces: Names of classes that are gone -> the parameters with which this one does the
+            replaces: Names of removed classes -> the parameters with which this class does the
                 same, as plain data. Configurations that use them are read with a warning.
 
+        Returns:
+            The decorator, which returns the class unchanged.
+
         Raises:
-            ValueError: The name is taken.
-            TypeError: The class is no subclass of `base`.
+            ValueError: When the decorator is applied, if the name is taken.
+            TypeError: When the decorator is applied, if the class is no subclass of the base.
         """
 
         def add(cls: Class) -> Class:
@@ -60,14 +72,32 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         self._classes[name] = cls
 
     def name_of(self, cls: type[T]) -> str:
-        """The name a class is registered under; a LookupError for a class that is not."""
+        """Find the name under which a class is registered.
+
+        Args:
+            cls: The class.
+
+        Returns:
+            Its name.
+
+        Raises:
+            LookupError: If the class is not registered.
+        """
         for name, known in self.items():
             if known is cls:
                 return name
         raise LookupError(f"{_where(cls)} is not registered as a {self.what}")
 
     def replacement(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
-        """(name, parameters) of the class that does what a former one did; None for other names."""
+        """Find the class that replaces a removed one.
+
+        Args:
+            name: The name of the removed class.
+
+        Returns:
+            (name, parameters) of the class that does the same now; None if no class was removed
+            under that name, or a class is registered under it.
+        """
         self.load()
         return None if name in self._classes else self._former.get(name)
 
@@ -86,7 +116,7 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return len(self._classes)
 
     def load(self) -> None:
-        """Import the folder and the entry points, once; every look-up does it by itself."""
+        """Import the folder and the entry points, once; every look-up calls it first."""
         if self._loaded:
             return
         self._loaded = True  # first: a file that looks a name up while it is imported must not loop
@@ -103,14 +133,23 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
 
 class UnknownNameError(CdkitError, KeyError):
-    """A name that no registry entry, preset, parameter or branch has."""
+    """An unknown name: no registry entry, preset, parameter or branch is called so."""
 
     def __str__(self) -> str:  # KeyError would print the message's repr
         return str(self.args[0])
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """`no WHAT is called GIVEN`, with the near name and all that there are."""
+    """Write the message of an unknown name.
+
+    Args:
+        what: What was searched for, such as "preset".
+        given: The unknown name.
+        known: All names that exist.
+
+    Returns:
+        `no WHAT is called GIVEN`, with the most similar name and the list of all names.
+    """
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

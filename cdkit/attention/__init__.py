@@ -1,1 +1,1 @@
-"""One attention layer: what it is told, its masks, the text rows that a method changes."""
+"""One attention layer: its context, its masks, the text rows that a method changes."""

@@ -1,4 +1,4 @@
-"""Keys or values of one layer: the columns that all branches share, then each row's own."""
+"""Keys or values of one layer: the columns that all branches share, then the rest of each row."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from cdkit.functional.rope import Rotary, rotate
 
 PIECE = 1 << 24
-"""So many numbers are rotated at a time: their float32 copies would else fill the memory."""
+"""How many numbers are rotated at a time: float32 copies of all of them would fill the memory."""
 
 
 @dataclass(frozen=True, eq=False)

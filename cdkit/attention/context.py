@@ -1,4 +1,4 @@
-"""What one decoder call tells its layers: made before the call, read by them, changed by nobody."""
+"""The context of one decoder call: made before the call, read by its layers, never changed."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,11 +33,11 @@ class LayerWork:
     materialized: frozenset[str]
     """The branches whose text rows need their weights made."""
     segments: frozenset[str]
-    """Those whose cross-modal segment is looked at: it is changed, recorded or traced."""
+    """The branches whose cross-modal segment is built, since it is changed, recorded or traced."""
     records_image: bool
-    """Whether the original branch's attention to the image is wanted."""
+    """Whether the original branch's attention to the image is recorded."""
     records_weights: bool
-    """Whether its weights on all columns are."""
+    """Whether its weights on all columns are recorded."""
 
 
 @dataclass(eq=False)
@@ -61,7 +61,7 @@ class AttentionRecord:
 
     @property
     def traces(self) -> bool:
-        """Whether a trace asks for what only materialised rows show."""
+        """Whether a trace records something that only materialised rows show."""
         return self.traces_attention or self.traces_mask
 
 
@@ -83,17 +83,17 @@ class DecoderContext:
     shared prefix before its columns, or of columns that are still empty."""
     device: torch.device
     masks: CallMasks | None
-    """Of all rows, from `first` on; None where no weight is made, or the masks that layers are
-    given decide."""
+    """The masks of all rows, from `first` on; None where no weight is made, or where the masks that
+    layers are given decide."""
     images: Mapping[str, tuple[slice, ImageColumnIndex]]
-    """Rows and image columns of each branch whose segment some layer looks at."""
+    """Rows and image columns of each branch whose segment some layer builds."""
     record: AttentionRecord
     key_offset: Float[Tensor, "rows prompt *axes"] | None = None
     """By how many positions the keys of the prompt's image tokens move where the chunk's text rows
-    look at them, 0 elsewhere; None where nothing moves, or what is in the cache has moved."""
+    attend to them; 0 elsewhere. None where nothing moves, or the cached keys have moved already."""
     query_offset: Float[Tensor, "rows tokens *axes"] | None = None
-    """By how many positions the chunk's queries move for cross-modal logits, beside those keys;
-    None where no text row does."""
+    """By how many positions the chunk's queries move for cross-modal logits, besides those keys;
+    None where no text row moves."""
     prefix: SharedPrefix | None = None
     """The columns that all branches share, where they stand once."""
     packing: Packing | None = None
@@ -130,7 +130,7 @@ class DecoderContext:
             return self
         place = id(given), device
         if place not in self.variants:
-            # the mask is kept beside what is made of it: its identity is the name
+            # the mask is kept with its context: the key is its id, which must stay in use
             masks = call_masks(
                 self.chunk, self.first, device, self.images, packed=self.packed, given=given
             )

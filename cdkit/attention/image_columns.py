@@ -56,7 +56,7 @@ class ImageColumnIndex(NamedTuple):
 
 
 class CachedImageColumns(ImageColumns):
-    """Image columns whose keys and values are read out of the caches when they are asked for."""
+    """Image columns whose keys and values are read from the caches on first use."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class CachedImageColumns(ImageColumns):
         depth: int,
         answer_cache: dict[Hashable, Tensor],
     ) -> None:
-        """Of the branch whose rows are `rows` among those of `keys` and `values`."""
+        """The columns of the branch whose rows are `rows` among those of `keys` and `values`."""
         self.__dict__.update(
             valid=index.valid,
             image_index=index.image_index,

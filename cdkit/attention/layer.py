@@ -190,6 +190,6 @@ def _attention(
 
 
 AttentionInterface.register(KEY, _attention)
-# Without a mask function of its own the mask may arrive as None where it is needed: silently not
-# causal. SDPA's own leaves it out only where plain causality is meant.
+# Without a mask function registered, the mask may arrive as None where it is needed: silently not
+# causal. The mask function of SDPA leaves it out only where plain causality is meant.
 AttentionMaskInterface.register(KEY, sdpa_mask)

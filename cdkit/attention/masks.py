@@ -1,4 +1,4 @@
-"""Every attention mask of a decoder call: who may look where, and which cells are cross-modal."""
+"""All attention masks of a decoder call: where rows may attend, and which cells are cross-modal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Chunk:
     start: int
     stop: int
     layout: Layout
-    """Of these rows' prompts."""
+    """The layout of these rows' prompts."""
     token_mask: Bool[Tensor, "rows columns"]
     """All columns up to `stop`: False on padding."""
     length: int
@@ -38,7 +38,7 @@ class Chunk:
 
     @property
     def padded(self) -> bool:
-        """Whether some columns hold nothing to look at."""
+        """Whether some columns hold no token to which a row may attend."""
         return self.open or self.layout.padded
 
     @property
@@ -67,17 +67,17 @@ class RowMasks(NamedTuple):
     """The masks of some rows in a call, from a first column on; the same in every layer."""
 
     forbidden: Bool[Tensor, "#rows 1 text columns"] | None
-    """Where no row may look; None where all may look everywhere."""
+    """True where a row may not attend; None where all rows may attend to all columns."""
     seen: Bool[Tensor, "#rows text columns"]
-    """Where they may."""
+    """True where a row may attend."""
     segment: Bool[Tensor, "rows 1 #text columns"]
     """Text rows, times the columns of the images before them."""
     is_text: Bool[Tensor, "rows text"]
     has_dead_rows: bool
-    """Whether some rows may look nowhere, as padding does."""
+    """Whether some rows may attend to nothing, as padding does."""
 
     def of(self, rows: slice) -> "RowMasks":
-        """Of some of the rows."""
+        """The masks of some of the rows."""
         if rows == slice(None):
             return self
         forbidden = self.forbidden
@@ -116,7 +116,8 @@ class CallMasks(NamedTuple):
     rows: RowMasks
     segments: Mapping[str, SegmentMask]
     prefix: Bool[Tensor, "samples 1 prefix prefix"] | None
-    """Of the shared columns among themselves; None where they are plain causal, or not there."""
+    """The mask of the shared columns among themselves; None where it is plain causal, or there are
+    none."""
 
 
 def call_masks(
@@ -133,8 +134,8 @@ def call_masks(
     Args:
         chunk: The columns of the call.
         first: The first of them whose weights are made.
-        device: Where the masks are wanted.
-        images: Branch -> its rows of the call and its image columns, where its segment is wanted.
+        device: Where the masks are made.
+        images: Branch -> its rows of the call and its image columns, where its segment is built.
         packed: (samples, shared columns) of a packed call.
         given: The mask that a layer was given, boolean or additive; None stands for plain causality
             and the chunk's padding.
@@ -196,7 +197,7 @@ def segment_mask(
 ) -> SegmentMask:
     """The segment of a branch's `rows`; `masks` and `token_index` are of all rows.
 
-    `causal` says that no row was given a mask of its own.
+    `causal` says that no layer was given a mask.
     """
     masks = masks.of(rows)
     is_text, total = masks.is_text, chunk.stop
@@ -244,7 +245,7 @@ def _token_index(chunk: Chunk) -> Int[Tensor, "rows tokens"]:
 def prefix_mask(
     chunk: Chunk, samples: int, columns: int, device: torch.device
 ) -> Bool[Tensor, "samples 1 prefix prefix"] | None:
-    """Of the shared columns among themselves; None without padding, which is plain causal."""
+    """The mask of the shared columns among themselves; None without padding: it is plain causal."""
     rows = chunk.layout.row_stats[:samples]
     if all(row.tokens == chunk.layout.length for row in rows):
         return None
@@ -279,7 +280,7 @@ def decoder_mask(
     """What the decoder gets as its mask: a 2-D one, or what the stock model makes of token types.
 
     None without padding, which keeps the fast kernels. After the prompt every model is causal, and
-    the 2-D mask says all.
+    the 2-D mask is enough.
     """
     mask = chunk.token_mask if chunk.layout.padded else None
     if sees_ahead == "nowhere" or chunk.generated:

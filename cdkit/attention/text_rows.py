@@ -19,7 +19,7 @@ from cdkit.methods.method import ORIGINAL
 
 @dataclass(frozen=True, eq=False)
 class TextRows:
-    """What comes of them."""
+    """The result for these rows."""
 
     out: Float[Tensor, "rows text heads head_dim"]
     pruned: Bool[Tensor, "branch_rows columns"] | None
@@ -32,7 +32,7 @@ class _Changed:
 
     mask: SegmentMask
     rows: slice
-    """Of the rows that are materialised together."""
+    """The branch's rows among those that are materialised together."""
     before: CrossModalSegment
     after: CrossModalSegment
 
@@ -117,7 +117,7 @@ def _logits(
     scaling: float,
 ) -> Float[Tensor, "rows heads text columns"]:
     """The logits on all columns, cross-modal ones at the calibrated positions; -inf where a row may
-    not look."""
+    not attend."""
     chunk, offset = context.chunk, None
     if work.rotary is not None and context.query_offset is not None:
         offset = context.query_offset[rows, context.first :]
@@ -150,7 +150,7 @@ def _segment(
     values: Columns,
     rows: slice,
 ) -> CrossModalSegment:
-    """A branch's segment of this layer, as strategies see it."""
+    """A branch's segment of this layer, as strategies get it."""
     on_image = _of_image(logits, mask)
     if not mask.full:
         on_image = on_image.masked_fill(~mask.cells[:, None], -math.inf)
@@ -253,7 +253,7 @@ def _record(
     one: _Changed,
     weights: Float[Tensor, "rows heads text columns"],
 ) -> None:
-    """Keep what traces, schedules, feature distortions and loops want to know."""
+    """Record what traces, schedules, feature distortions and loops read."""
     record, before, after, mask = context.record, one.before, one.after, one.mask
     branch = context.branches[mask.rows.start // context.rows_per_branch]
     original = branch == ORIGINAL

@@ -18,7 +18,7 @@ class BranchedCache(MethodCache):
     """Hugging Face's view of the caches that hold all branches: it reports the original's length.
 
     Its layers are those of the group with the original branch; other groups, and the shared prefix,
-    are the state's.
+    stand in the state.
     """
 
     def __init__(self, state: BranchState, *, owner: object) -> None:
@@ -35,7 +35,7 @@ class BranchedCache(MethodCache):
         self.state.reorder(beam_idx)
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedCache":
-        """A cache of its own with copies of these rows, in every branch."""
+        """A separate cache with copies of these rows, in every branch."""
         plan = self.state.plan
         caches = [
             repeated(cache, plan.in_every_branch(rows, len(group.branches)))
@@ -44,7 +44,7 @@ class BranchedCache(MethodCache):
         return BranchedCache(self.state.select(rows, caches), owner=self.owner)
 
     def fork(self) -> "BranchedCache":
-        """A cache of its own with the same rows: what is added to one of them is not in the other.
+        """A separate cache with the same rows: what is added to one of them is not in the other.
 
         Nothing is copied, as neither layers nor state write into a tensor.
         """
@@ -52,7 +52,7 @@ class BranchedCache(MethodCache):
         return BranchedCache(self.state.fork(caches), owner=self.owner)
 
     def positions_ahead(self, new: int) -> Int[Tensor, "*axes rows new"]:
-        """Of the next tokens of the original branch, as the decoder takes them."""
+        """Positions of the next tokens of the original branch, in the decoder's order of axes."""
         ahead = next_positions(self.state.positions[: self.state.plan.rows, -1:], new)
         return ahead if ahead.ndim == 2 else ahead.movedim(-1, 0)
 
@@ -94,7 +94,7 @@ class BranchedCache(MethodCache):
 
 
 def copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
-    """A cache of its own, whose layers hold what `change` makes of this one's keys and values."""
+    """A separate cache, whose layers hold what `change` makes of this one's keys and values."""
     own, layers = copy.copy(cache), []
     for layer in cast(Any, cache.layers):
         layers.append(copy.copy(layer))
@@ -105,5 +105,5 @@ def copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
 
 
 def repeated(cache: Any, rows: Int[Tensor, " chosen"]) -> Cache:
-    """A cache of its own with these rows."""
+    """A separate cache with these rows."""
     return copied(cache, lambda x: x[rows.to(x.device)] if x.numel() else x)

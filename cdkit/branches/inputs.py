@@ -88,11 +88,14 @@ def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:
 
 
 def stack(branches: Sequence[PromptRows], shared: int = 0) -> tuple[PromptRows, Layout, slice]:
-    """All branches' rows in columns of their own, and their layout.
+    """Put the rows of all branches below each other, in columns of one length.
 
-    The first `shared` columns are the original branch's, the first one given: they are the same in
-    all branches. What follows is left-padded to one length. Also the columns of the original branch
-    that are there for longer prompts of others.
+    The first `shared` columns are those of the original branch, which stands first: they are the
+    same in all branches. What follows is left-padded to one length.
+
+    Returns:
+        The rows, their layout, and the columns in which the original branch has padding because
+        prompts of other branches are longer.
     """
     original = branches[0]
     length = original.token_mask.shape[1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RowStats(NamedTuple):
-    """What is known of a row on the host, so that nobody waits for the device to ask again."""
+    """What the host knows of a row, so that no later code has to wait for the device."""
 
     tokens: int
     """Without padding."""
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def token_index(self) -> Int[Tensor, "rows tokens"]:
-        """A token's place in its row, padding not counted."""
+        """A token's index in its row, padding not counted."""
         return (self.token_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
     @property
@@ -111,7 +111,7 @@ def _layout(
         first_text=min((row.first_text for row in row_stats), default=length),
         padded=any(row.tokens < length for row in row_stats),
         image_span=slice(first, stop),
-        # rows that were selected may have fewer than the columns make room for
+        # selected rows may have fewer image tokens than there are columns
         same_columns=spans == {(first, stop - first)} and stop - first == columns.shape[1],
         all_rows_have_images=all(row.images for row in row_stats),
     )

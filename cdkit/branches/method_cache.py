@@ -12,11 +12,11 @@ from cdkit.errors import CdkitError
 class MethodCache(Cache, abc.ABC):
     """Hugging Face's view of all branches: it reports the original branch's length.
 
-    A loop of a method's own copies it, where it keeps several continuations of one text.
+    A method's decode loop copies it, where it keeps several continuations of one text.
     """
 
     owner: object
-    """The engine that made it: no other one may go on with it."""
+    """The engine that made it: no other one may continue with it."""
 
     @abc.abstractmethod
     def original(self) -> Cache:
@@ -24,15 +24,15 @@ class MethodCache(Cache, abc.ABC):
 
     @abc.abstractmethod
     def select(self, rows: Int[Tensor, " chosen"]) -> "MethodCache":
-        """A cache of its own with copies of these rows, in every branch."""
+        """A separate cache with copies of these rows, in every branch."""
 
     @abc.abstractmethod
     def fork(self) -> "MethodCache":
-        """A cache of its own with the same rows: what is added to one is not in the other."""
+        """A separate cache with the same rows: what is added to one is not in the other."""
 
     @abc.abstractmethod
     def positions_ahead(self, new: int) -> Int[Tensor, "*axes rows new"]:
-        """Of the next tokens of the original branch, as the decoder takes them."""
+        """Positions of the next tokens of the original branch, in the decoder's order of axes."""
 
     @property
     @abc.abstractmethod

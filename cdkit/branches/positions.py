@@ -10,13 +10,13 @@ from cdkit.branches.layout import Layout
 from cdkit.interfaces.position_calibrator import PositionCalibrator
 
 STILL = 1e-9
-"""Positions that differ by less are the same: sums of thirds round differently."""
+"""Positions that differ by less count as equal: sums of thirds round differently."""
 
 
 def rotated_axes(
     positions: Int[Tensor, "rows tokens *axes"],
 ) -> Int[Tensor, "rows tokens *rotated"]:
-    """The axes that the rotary embedding turns by: of four the first only counts text tokens."""
+    """The axes that the rotary embedding uses: of four the first only counts text tokens."""
     return positions[..., 1:] if positions.shape[2:] == (4,) else positions
 
 
@@ -44,13 +44,14 @@ class PromptOffsets(NamedTuple):
     """By how many positions the columns of a call of the prompt move, of all rows."""
 
     key: Float[Tensor, "rows prompt *rotated"]
-    """Of the prompt's columns so far: 0 where no image token is."""
+    """Offsets of the keys of the prompt's columns so far: 0 where no image token is."""
     query: Float[Tensor, "group_rows new *rotated"] | None
-    """Of a group's new columns, for cross-modal logits; None where no text row moves."""
+    """Offsets of the queries of a group's new columns, for cross-modal logits; None where no text
+    row moves."""
     reference: Float[Tensor, "rows 1 *rotated"] | None
     """What both are relative to, once the prompt is whole: the offset of the last token of each
-    sample's original prompt. Only differences of positions count, so queries of the text to come
-    need not move. A prompt of which more is to come does not know yet where that is."""
+    sample's original prompt. Only differences of positions count, so queries of the following text
+    need not move. None for a chunk of a prompt, whose last token is not there yet."""
 
 
 def prompt_offsets(
@@ -63,16 +64,16 @@ def prompt_offsets(
     rows: slice,
     is_text: Bool[Tensor, "group_rows new"],
 ) -> PromptOffsets:
-    """The offsets of a call after which `positions` are there.
+    """By how many positions keys and queries of one call of the prompt move.
 
     Args:
-        calibrator: The method's.
-        positions: Of all tokens so far.
-        layout: Of the prompts.
-        branches: How many branches the rows are of.
+        calibrator: The method's calibrator.
+        positions: Positions of all tokens so far, those of this call included.
+        layout: The layout of the prompts.
+        branches: How many branches the rows belong to.
         whole: Whether the prompt is whole with this call.
-        rows: Those of the group that is called.
-        is_text: Text after an image among their new columns.
+        rows: The rows of the group that is called.
+        is_text: True for text after an image among the new columns of these rows.
     """
     stop = min(positions.shape[1], layout.length)
     index = layout.image_index[:, :stop]

@@ -18,9 +18,9 @@ from cdkit.methods.method import Branch
 class Rewritten(NamedTuple):
     rows: PromptRows
     aligned: int
-    """So many last tokens of every prompt are those of the original one."""
+    """How many last tokens of every prompt are those of the original one."""
     shared: int
-    """So are all tokens in so many first columns of the original ones."""
+    """In how many first columns of the original prompts every prompt has the same tokens."""
 
 
 def rewritten(

@@ -21,9 +21,11 @@ class CallOffsets:
     """By how many positions keys and queries of one call move."""
 
     key: Float[Tensor, "rows prompt *axes"] | None = None
-    """Of the prompt's columns so far, 0 where no image token is; None where nothing moves now."""
+    """Offsets of the keys of the prompt's columns so far, 0 where no image token is; None where
+    nothing moves now."""
     query: Float[Tensor, "rows tokens *axes"] | None = None
-    """Of the call's columns, beside those keys; None where no text row does."""
+    """Offsets of the queries of the call's columns, besides those keys; None where no text row
+    moves."""
 
 
 @dataclass(eq=False)
@@ -35,7 +37,7 @@ class BranchState:
 
     plan: PromptPlan
     positions: Int[Tensor, "rows tokens *axes"]
-    """Of all tokens so far, as the decoder was given them, its axes last."""
+    """Positions of all tokens so far, as the decoder got them, but with the axes last."""
     token_mask: Bool[Tensor, "rows tokens"]
     """False on padding."""
     caches: list[Any]
@@ -56,7 +58,7 @@ class BranchState:
     """By how many positions queries of the latest generated token move; of all, where the
     calibrator is constant after the prompt."""
     queries_move: bool = False
-    """Whether queries of generated tokens were seen to move, so that no step asks again."""
+    """Whether queries of generated tokens are known to move, so that no step tests it again."""
 
     def extend(
         self,
@@ -67,9 +69,11 @@ class BranchState:
         """Note `new` more columns of the original branch.
 
         Args:
-            positions: Theirs, as the decoder takes them; None for the number of columns before.
-            token_mask: The decoder's mask, which ends with theirs; None where all are tokens.
-            new: How many there are.
+            positions: Their positions in the decoder's order of axes; None for Hugging Face's
+                default, the number of columns before.
+            token_mask: The decoder's mask, which ends with that of the new columns; None where
+                none of them is padding.
+            new: How many new columns there are.
         """
         plan, device = self.plan, self.positions.device
         branches = len(plan.branches)
@@ -140,7 +144,7 @@ class BranchState:
         self.states = _selected(self.states, beams)
 
     def select(self, rows: Int[Tensor, " chosen"], caches: list[Any]) -> "BranchState":
-        """A state of its own, of copies of these rows of the original branch, in every branch."""
+        """A separate state, of copies of these rows of the original branch, in every branch."""
         every = self.plan.in_every_branch(rows)
 
         def own(x: Tensor | None) -> Tensor | None:
@@ -166,7 +170,7 @@ class BranchState:
         )
 
     def fork(self, caches: list[Any]) -> "BranchState":
-        """A state of its own with the same rows; no tensor of either is written to."""
+        """A separate state with the same rows; no tensor of either is written to."""
         kept: dict[tuple[int, str], dict[Hashable, Tensor]] = dict(self.answer_cache)
         return replace(
             self,

@@ -21,16 +21,16 @@ Forward = Callable[..., Any]
 
 @dataclass(eq=False)
 class CompiledSteps:
-    """The decoder's forward of generated tokens, compiled once for all of a `generate`'s steps.
+    """The decoder's forward of generated tokens, compiled once for all steps of a `generate` call.
 
-    What changes from step to step goes in as tensors: the chunk says that the whole buffers of the
-    cache are there, and its mask which columns are written. So a step has the shapes of every other
-    one. Of a second prompt the lengths alone may differ without a new graph, if it is of as many
-    rows with as many images: graphs of any number of rows take minutes to make.
+    What changes from step to step goes in as tensors: the chunk covers the whole buffers of the
+    cache, and its mask says which columns are written. So all steps have the same shapes. A second
+    prompt of another length needs no new graph if it has as many rows and as many images: graphs
+    for any number of rows take minutes to make.
     """
 
     options: Mapping[str, Any]
-    """Of `torch.compile`."""
+    """The options of `torch.compile`."""
     compiled: Forward | None = None
     inputs: dict[tuple[str, ...], "CompiledInputs"] = field(default_factory=dict)
     """Branches of a group -> what its layers read in the step before."""
@@ -44,8 +44,8 @@ class CompiledSteps:
     ) -> tuple[Forward, DecoderContext, dict[str, Any]] | None:
         """Return (compiled forward, context, kwargs), or None to run this step uncompiled.
 
-        A first token runs uncompiled: it allocates the buffers, and what strategies keep for the
-        whole answer.
+        The first token runs uncompiled: it allocates the buffers, and the tensors that strategies
+        keep for the whole answer.
         """
         cache, chunk = context.cache, context.chunk
         if not (chunk.generated and chunk.length == 1 and is_fixed(cache)):
@@ -94,10 +94,10 @@ class CompiledSteps:
 
 @dataclass(eq=False)
 class CompiledInputs:
-    """What the layers of a compiled step read: the same tensors all along, written anew.
+    """What the layers of a compiled step read: the same tensors in every step, with new content.
 
-    The columns that are still empty are as padding, and a step's token stands somewhere before the
-    last column: it sees no more than what is written.
+    Columns that are still empty are masked like padding. A step's token stands somewhere before the
+    last column and attends only to columns that are written.
     """
 
     context: DecoderContext
@@ -115,11 +115,11 @@ class CompiledInputs:
         old = context.chunk
         missing = total - old.stop + 1
         token_mask = torch.nn.functional.pad(old.token_mask[:, :-1], (0, missing)).to(device)
-        # the step's own column is written by `step`; so its token is counted from the one before
+        # `step` writes the column of the new token, so the count here is that of the token before
         chunk = make_chunk(old.layout, token_mask, total - 1, total, open=True)
         masks = call_masks(chunk, context.first, device, context.images)
         by_index = {
-            # found by their indices: a slice would be a graph's own
+            # found by their indices: a slice would be a constant of the graph
             branch: mask._replace(image=mask.image._replace(span=None))
             for branch, mask in masks.segments.items()
         }
@@ -187,13 +187,16 @@ def compiled_steps(
     static: bool,
     earlier: CompiledSteps | None,
 ) -> CompiledSteps | None:
-    """What `compile_config` of `generate` asks for: the steps of an earlier call, where they do.
+    """Compiled steps for the `compile_config` of `generate`; those of the call before, if they fit.
 
     Args:
         attached: The method on its model.
         config: The `compile_config` of the call.
-        static: Whether the call asks for a static cache.
+        static: Whether the call uses a static cache.
         earlier: What was compiled for the call before.
+
+    Returns:
+        The steps; None, after a warning, where the call cannot be compiled.
     """
     decoder = attached.decoder
     kernel, why = str(decoder.config._attn_implementation), None
@@ -215,12 +218,15 @@ def compiled_steps(
 
 
 def contiguous(x: Tensor) -> Tensor:
-    """A copy none of whose strides tells a length, as that of a single row's slice does."""
+    """A copy whose strides do not depend on a length, as those of a single row's slice do."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def mark_static(x: Tensor | None, *lengths: int, stays: bool = False) -> None:
-    """All but these dimensions of it. `stays`: it is the same tensor in every step of an answer."""
+    """Mark all dimensions but `lengths` as static for `torch.compile`.
+
+    `stays` says that it is the same tensor in every step of an answer.
+    """
     if x is None or hasattr(x, "_dynamo_static_indices"):
         return
     for dim in range(x.ndim):

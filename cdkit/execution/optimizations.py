@@ -1,4 +1,4 @@
-"""What the engine saves, each by itself: exact, and switched by `optimize` of `cdkit.attach`."""
+"""The optimisations of the engine: each is exact, and `optimize` of `cdkit.attach` chooses them."""
 
 from collections.abc import Collection, Mapping
 from typing import Literal, get_args
@@ -18,10 +18,21 @@ WHAT: Mapping[Optimization, str] = {
 }
 """Optimisation -> what it saves."""
 ALL: frozenset[Optimization] = frozenset(get_args(Optimization))
+"""All optimisations."""
 
 
 def chosen(optimize: bool | Collection[str]) -> frozenset[Optimization]:
-    """The optimisations asked for: all, none, or those named."""
+    """Find the optimisations that `optimize` of `cdkit.attach` chooses.
+
+    Args:
+        optimize: True for all, False for none, or names.
+
+    Returns:
+        The optimisations.
+
+    Raises:
+        CdkitError: If a name is unknown.
+    """
     if isinstance(optimize, bool):
         return ALL if optimize else frozenset()
     names = [optimize] if isinstance(optimize, str) else list(optimize)

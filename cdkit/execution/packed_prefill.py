@@ -15,10 +15,10 @@ from cdkit.execution.static_cache import FixedLayer
 
 @dataclass(frozen=True)
 class Packing:
-    """Columns of one row of a packed batch: the shared ones, then each branch's own.
+    """Columns of one row of a packed batch: the shared ones, then the suffix of each branch.
 
-    So all weights are read once, and nothing but what differs goes in twice. One row a sample: the
-    beams of a sample do not fit in.
+    So all weights are read once, and only columns that differ go in more than once. A sample has
+    one row: beams do not fit in.
     """
 
     shared: int
@@ -45,7 +45,7 @@ class Packing:
             Float[Tensor, "rows _ suffix head_dim"],
         ]
     ]:
-        """Of each tensor what is shared, and the rows of all branches below each other."""
+        """For each tensor the shared columns, and the rows of all branches below each other."""
         return [
             (
                 x[:, :, : self.shared],
@@ -65,12 +65,12 @@ class Packing:
     def unpack(
         self, x: Float[Tensor, "samples packed hidden"]
     ) -> Float[Tensor, "rows suffix hidden"]:
-        """The branches' own columns, as rows below each other."""
+        """The suffixes of the branches, as rows below each other."""
         return torch.cat(x[:, self.shared :].chunk(self.branches, dim=1))
 
 
 def takes_packed(cache: Any, layers: int) -> bool:
-    """Whether each layer keeps whatever it is given, all of it and for itself."""
+    """Whether each layer of a cache keeps all keys and values that it is given, and no others."""
     return (
         type(cache) is DynamicCache
         and (not cache.layers or len(cache.layers) == layers)

@@ -29,16 +29,16 @@ At a tenth of a prompt of some 600 tokens the saved columns cost about as much a
 
 @dataclass(frozen=True, eq=False)
 class GroupPlan:
-    """Branches whose rows go through the decoder together, with a cache of their own."""
+    """Branches whose rows go through the decoder together, with one cache."""
 
     branches: tuple[str, ...]
     rows: slice
-    """Of all rows of the batch."""
+    """The group's rows among all rows of the batch."""
     layout: Layout
     layers: tuple[LayerWork, ...]
-    """What each layer does; empty where the attention is left alone."""
+    """What each layer does; empty where the attention stays the stock one."""
     images: Mapping[str, tuple[slice, ImageColumnIndex]]
-    """Rows (of the group's) and image columns of each branch whose segment some layer looks at."""
+    """Rows (of the group's) and image columns of each branch whose segment some layer builds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +48,9 @@ class PromptPlan:
     branches: tuple[str, ...]
     """"original", then the distorted branches that run."""
     layout: Layout
-    """Of the prompts of all rows."""
+    """The layout of the prompts of all rows."""
     padding: slice
-    """Columns of the original prompts that stand for longer ones of other branches."""
+    """Columns of padding in the original prompts, where prompts of other branches are longer."""
     groups: tuple[GroupPlan, ...]
     shared: int
     """How many first columns are the same in all branches, and run once."""
@@ -59,11 +59,11 @@ class PromptPlan:
     packing: Packing | None
     """How the first call goes in as one row a sample; None where it does not."""
     materialize_all: bool
-    """Whether all attention weights are made, not those alone that the method looks at."""
+    """Whether all attention weights are made, not only those that the method changes or reads."""
     calibrator: PositionCalibrator | None
     rotary: Sequence[Rotary | None] | None
     rng_keys: Int[Tensor, " rows"] | None
-    """A random key for each row; None where the attention is left alone."""
+    """A random key for each row; None where the attention stays the stock one."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
     """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
 
@@ -80,7 +80,7 @@ class PromptPlan:
         return torch.cat([rows + k * self.rows for k in range(count)])
 
     def without_padding(self, x: Tensor, dim: int = -1) -> Tensor:
-        """The columns that the original branch's caller knows of."""
+        """The columns that the caller of the model gave to the original branch."""
         gap = self.padding
         if gap.stop == gap.start:
             return x
@@ -123,8 +123,8 @@ def layer_works(
 ) -> tuple[LayerWork, ...]:
     """What each layer does for a group of branches: distortions, then interventions.
 
-    `records_image` says that the original branch's attention to the image is wanted; `traces` that
-    a trace wants to see every branch's.
+    `records_image` says that the original branch's attention to the image is recorded; `traces`
+    that a trace records that of every branch.
     """
     method, depth = attached.method, attached.depth
     if not attached.hooked:
@@ -230,7 +230,7 @@ def shared_columns(
 
 
 def _keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimization]) -> bool:
-    """Whether every layer's attention is ours, and its columns those of the whole prompt."""
+    """Whether cdkit computes every layer's attention, over the columns of the whole prompt."""
     # some layers of Llama 4 see only a chunk of the text, which no window says
     layer_types = getattr(attached.decoder.config, "layer_types", None) or ()
     return (
@@ -258,9 +258,9 @@ def plan_prompt(
 
     Args:
         attached: The method on its model.
-        layout: Of the prompts of all rows.
+        layout: The layout of the prompts of all rows.
         works: Each group of branches, in the order of their rows, and what the layers do for it.
-        cache: Of the first group; None where nothing is cached.
+        cache: The cache of the first group; None where nothing is cached.
         optimizations: What may be skipped.
         shared: How many first columns run once for all branches.
         padding: As `PromptPlan.padding`.
@@ -281,7 +281,7 @@ def plan_prompt(
         and may_pack
         and len(groups) == 1
         and "fast_kernels" in optimizations
-        # deeper features and readouts go by columns, which packed rows have not
+        # deeper features and readouts are found by columns, which packed rows do not have
         and not deepstack
         and attached.method.readout is None
         and takes_packed(cache, attached.depth)

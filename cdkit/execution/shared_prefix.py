@@ -23,7 +23,7 @@ class SharedPrefix:
     rows_per_sample: int
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "SharedPrefix":
-        """For a batch that goes on with copies of these rows in every branch."""
+        """The prefix for a batch that continues with copies of these rows in every branch."""
         if self.keys[0].shape[0] == 1:
             return SharedPrefix(list(self.keys), list(self.values), self.length, rows.shape[0])
         samples = rows // self.rows_per_sample

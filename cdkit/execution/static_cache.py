@@ -8,7 +8,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 STEP = 64
-"""Buffers grow in steps of so many columns, so that prompts of like lengths have one shape."""
+"""Buffers grow by multiples of this many columns, so that similar lengths have the same shape."""
 
 Keys = Float[Tensor, "rows kv_heads new head_dim"]
 Values = Float[Tensor, "rows kv_heads new value_dim"]
@@ -30,7 +30,7 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def __init__(self, ahead: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ahead = ahead
-        """So many columns may follow the prompt."""
+        """How many columns may follow the prompt."""
         self.buffers: tuple[Tensor, Tensor] | None = None
         """All columns, of keys and values; None before they are allocated."""
         self.views: tuple[Tensor, Tensor] | None = None
@@ -56,7 +56,7 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.keys, self.values
 
     def ensure_capacity(self, stop: int) -> tuple[Tensor, Tensor]:
-        """Buffers of at least so many columns, with what is there already."""
+        """Buffers of at least `stop` columns, with the content so far."""
         if self.buffers is None or not self.in_buffers or self.buffers[0].shape[2] < stop:
             before = self.keys.shape[2]
             size = -(-max(before + self.ahead, stop) // STEP) * STEP
@@ -65,7 +65,7 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return self.buffers
 
     def show_up_to(self, stop: int) -> None:
-        """Show so many columns as filled."""
+        """Show the columns before `stop` as filled."""
         assert self.buffers is not None
         self.keys, self.values = self.views = (
             self.buffers[0][:, :, :stop],
@@ -92,7 +92,7 @@ class FixedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return 0 if self.buffers is None else self.buffers[0].shape[2]
 
     def __copy__(self) -> "FixedLayer":
-        """A layer of its own: neither it nor this one goes on writing where the other one reads."""
+        """A separate layer: neither it nor this one writes into buffers that the other reads."""
         self.views = self.buffers = None
         own = FixedLayer(self.ahead)
         vars(own).update(vars(self))
@@ -106,9 +106,9 @@ def _buffer(written: Float[Tensor, "rows kv_heads columns dim"], size: int) -> T
 
 
 def fixed_cache(config: Any, ahead: int) -> DynamicCache:
-    """An empty cache with buffers for so many tokens after the prompt.
+    """An empty cache with buffers for `ahead` tokens after the prompt.
 
-    Layers that slide keep what they need in any case: they stay as they are.
+    Layers with a sliding window already keep a fixed number of tokens: they stay as they are.
     """
     cache: Any = DynamicCache(config=config)
     cache.layers = [FixedLayer(ahead) if type(x) is DynamicLayer else x for x in cache.layers]
@@ -124,14 +124,15 @@ def empty_like(cache: Cache, config: Any) -> DynamicCache:
 
 
 def static_cache(config: Any, prompt: int, made: Any) -> DynamicCache:
-    """What stands for the static cache that `generate` has just made, for prompts of that length.
+    """What replaces the static cache that `generate` has just made, for prompts of that length.
 
-    Its own layers are of one size for all columns, and of one batch size; the branches' are not.
+    The layers of `generate`'s cache have one fixed number of columns and rows, which those of the
+    branches do not have.
     """
     return fixed_cache(config, max(0, int(made.get_max_length()) - prompt))
 
 
 def is_fixed(cache: object) -> bool:
-    """Whether a cache keeps every token of every layer in buffers of its own."""
+    """Whether a cache keeps every token of every layer in fixed buffers."""
     layers: list[Any] = getattr(cache, "layers", [])
     return bool(layers) and all(isinstance(layer, FixedLayer) for layer in layers)

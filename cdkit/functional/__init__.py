@@ -1,4 +1,4 @@
-"""The maths of methods as pure functions of tensors, for plug-ins as well as for the engine."""
+"""The maths of methods as pure functions of tensors; plug-ins and the engine use the same ones."""
 
 from cdkit.functional.logits import (
     check_beta,

@@ -17,10 +17,23 @@ def contrast(
     alphas: Sequence[float],
     beta: float = 0.0,
 ) -> Float[Tensor, "*rows vocab"]:
-    """`l + sum_k alpha_k (l - l~_k)`, and -inf where the original branch finds a token implausible.
+    """Contrast the original branch with distorted ones: `l + sum_k alpha_k (l - l~_k)`.
 
-    One distorted branch with weight alpha is `(1 + alpha) l - alpha l~` (VCD's equation 3, and
-    classifier-free guidance with scale `1 + alpha`). `beta` 0 switches the constraint off.
+    With one distorted branch this is `(1 + alpha) l - alpha l~`: VCD's equation 3, and
+    classifier-free guidance with scale `1 + alpha`.
+
+    Args:
+        original: Next-token logits `l` of the original branch.
+        distorted: Next-token logits `l~_k` of each distorted branch.
+        alphas: The weight of each distorted branch, in the same order.
+        beta: Weight of the plausibility constraint, in [0, 1]; 0 switches it off.
+
+    Returns:
+        The contrasted logits; -inf on tokens that are not `plausible` by the original logits.
+
+    Raises:
+        CdkitError: If there are not as many alphas as distorted branches, or beta is outside
+            [0, 1].
     """
     if len(distorted) != len(alphas):
         raise CdkitError(f"{len(alphas)} alphas for {len(distorted)} distorted branches")
@@ -33,7 +46,14 @@ def contrast(
 
 
 def check_beta(beta: float | int) -> None:
-    """Raise unless the weight of the plausibility constraint is in [0, 1]."""
+    """Check the weight of the plausibility constraint.
+
+    Args:
+        beta: The weight; 0 means no constraint.
+
+    Raises:
+        CdkitError: If it is not a number in [0, 1].
+    """
     check_finite("beta", beta, low=0)
     if beta > 1:
         raise CdkitError(f"beta must be in [0, 1] (0: no constraint), got {beta}")
@@ -44,6 +64,16 @@ def plausible(original: Float[Tensor, "*rows vocab"], beta: float) -> Bool[Tenso
 
     Li et al. 2023 (contrastive decoding), equation 2. The softmax normaliser cancels, so the test
     is made on logits.
+
+    Args:
+        original: Next-token logits of the original branch.
+        beta: The least probability of a token that stays, as a share of the largest one; in (0, 1].
+
+    Returns:
+        True where a token stays a candidate.
+
+    Raises:
+        CdkitError: If beta is not in (0, 1].
     """
     if not 0 < beta <= 1:
         raise CdkitError(f"beta must be in (0, 1], got {beta}")
@@ -55,10 +85,29 @@ def scale_difference(
     other: Float[Tensor, "rows vocab"],
     factor: Float[Tensor, " rows"],
 ) -> Float[Tensor, "rows vocab"]:
-    """`l + s (l~ - l)`: contrast with it by alpha is contrast with `l~` by `s alpha`."""
+    """Move logits towards the original ones: `l + s (l~ - l)`.
+
+    A contrast with the result by alpha is a contrast with `l~` by `s alpha`. So the engine applies
+    a schedule's factor without knowing the combiner's parameters.
+
+    Args:
+        original: Next-token logits `l` of the original branch.
+        other: Next-token logits `l~` of another branch or of an inner layer.
+        factor: The factor `s` of each row; 1 leaves `other` as it is, 0 returns `original`.
+
+    Returns:
+        The moved logits.
+    """
     return original + factor[:, None] * (other - original)
 
 
 def implausible_everywhere(scores: Float[Tensor, "rows vocab"]) -> Bool[Tensor, " rows"]:
-    """Rows in which no token is left."""
+    """Find rows in which no token is left.
+
+    Args:
+        scores: Logits or scores of the next token; -inf on tokens that are ruled out.
+
+    Returns:
+        True for a row whose scores are all -inf.
+    """
     return torch.isneginf(scores).all(dim=-1)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: how a decoder turns queries and keys by their positions."""
+"""Rotary position embeddings (RoPE): a decoder rotates queries and keys by their positions."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,14 @@ class Rotary:
     """The rotary embedding of a decoder's attention."""
 
     inverse_frequencies: Float[Tensor, " half"]
-    """Radians a position for each pair of dimensions; those beyond 2 x half are not rotated."""
+    """The angle of one position, in radians, for each pair of dimensions. Dimensions beyond
+    2 x half are not rotated."""
     interleaved: bool
-    """Pairs are (0, 1), (2, 3), ... where True; (0, half), (1, half + 1), ... where False."""
+    """Which dimensions form a pair: (0, 1), (2, 3), ... if True; (0, half), (1, half + 1), ... if
+    False."""
     axes: Int[Tensor, " half"] | None = None
-    """For each frequency the axis of a position (time, height, width) that turns it; None where
-    positions have one axis."""
+    """For each frequency the axis of a position (0 time, 1 height, 2 width) that it follows; None
+    where positions have one axis."""
 
 
 def rotate(
@@ -25,7 +27,19 @@ def rotate(
     by: Float[Tensor, "rows tokens *axes"],
     rotary: Rotary,
 ) -> Float[Tensor, "rows heads tokens head_dim"]:
-    """Move already rotated queries or keys by `by` positions: RoPE rotations compose."""
+    """Move queries or keys that are already rotated to other positions.
+
+    Rotations compose: a vector rotated to position p and then by d more is the vector at p + d.
+
+    Args:
+        x: Queries or keys, rotated by their positions.
+        by: By how many positions each token moves; fractions and negative numbers are allowed.
+            Where positions have three axes, the last axis is (time, height, width).
+        rotary: The rotary embedding of the layer.
+
+    Returns:
+        The moved queries or keys, in the data type of `x`.
+    """
     frequencies = rotary.inverse_frequencies.to(device=x.device, dtype=torch.float64)
     if by.ndim == 2:
         by = by[..., None]

@@ -8,7 +8,7 @@ Forward = Callable[..., Any]
 
 
 def arguments(function: Forward, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call, by name. Hugging Face's wrappers want them by name, too."""
+    """The arguments of a call, by name, as Hugging Face's wrappers need them, too."""
     if not args:
         return dict(kwargs)
     signature = inspect.signature(function)

@@ -1,4 +1,4 @@
-"""What an engine is to the files around it, whether it saves time or computes plainly."""
+"""The interface of an engine: the optimised one and the plain reference implement it."""
 
 import abc
 import threading
@@ -18,7 +18,7 @@ class AttentionHandles(NamedTuple):
     """How the decoder's attention modules find the engine's attention."""
 
     key: str
-    """Its name in Hugging Face's attention registries."""
+    """The name of this attention in Hugging Face's registries."""
     attribute: str
     """The attribute of an attention module that holds its handle."""
     handles: Sequence[object]
@@ -36,7 +36,7 @@ class AttachedEngine(abc.ABC):
     last_original: Float[Tensor, "rows vocab"] | None = None
     """The original branch's logits of the latest step."""
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
-    """Of the latest call, where the method brings its own loop."""
+    """Attention weights of the latest call in the last layer, where the method has a loop."""
     lock: Any = field(default_factory=threading.RLock)
     """One call at a time: a second thread waits."""
 
@@ -50,8 +50,8 @@ class AttachedEngine(abc.ABC):
 
     @abc.abstractmethod
     def compile_steps(self, session: Session) -> None:
-        """Prepare for `session.compile_config`, which the call of `generate` asks for."""
+        """Prepare the compiled steps of a `generate` call that has a `session.compile_config`."""
 
     def end_call(self) -> None:
-        """Forget what belonged to a call of `generate`."""
+        """Clear what belongs to one call of `generate`."""
         self.session, self.last_original, self.last_weights = None, None, None

@@ -22,9 +22,9 @@ class BranchPrompts:
 
     blocks: tuple[PromptRows, ...]
     aligned: int
-    """So many last columns hold the same token in every branch."""
+    """How many last columns hold the same token in every branch."""
     common: int
-    """So many first columns of the original prompts are the same in every branch."""
+    """How many first columns of the original prompts are the same in every branch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class FirstColumns:
     image_index: Int[Tensor, "rows prompt"]
     token_mask: Bool[Tensor, "rows prompt"]
     here: int
-    """So many columns of the prompts are there: a chunk of them, or all."""
+    """How many columns of the prompts are there: a chunk of them, or all."""
 
     @property
     def is_chunk(self) -> bool:

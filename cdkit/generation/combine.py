@@ -20,7 +20,7 @@ States = Mapping[str, State]
 
 @runtime_checkable
 class SteppedState(Protocol):
-    """What belongs to one batch and goes on with each step."""
+    """The state of one batch, which changes with each step."""
 
     step: int
     states: States
@@ -37,7 +37,7 @@ class Noted(NamedTuple):
     image_weights: Sequence[Float[Tensor, "rows image"]]
     """A layer each: that row's weights on the image, averaged over heads."""
     last_weights: Float[Tensor, "rows heads new columns"] | None
-    """Of the last layer, where a loop asks for them."""
+    """Attention weights of the last layer, where a loop reads them."""
 
 
 class Combined(NamedTuple):
@@ -57,15 +57,15 @@ def combine_call(
     noted: Noted,
     step: Step,
 ) -> Float[Tensor, "rows columns vocab"]:
-    """The combined logits of one call; `state` goes one step on.
+    """Combine the logits of one call, and advance `state` by one step.
 
     Args:
-        engine: The method on this model; keeps the latest original logits.
-        logits: Of the rows of all branches, below each other.
-        branches: Their names, "original" first.
-        state: Of the batch.
-        noted: What the call showed beside them.
-        step: What is traced of it.
+        engine: The method on this model; it keeps the latest original logits.
+        logits: Logits of the rows of all branches, below each other.
+        branches: The names of the branches, "original" first.
+        state: The state of the batch.
+        noted: What the call showed besides the logits.
+        step: What is traced of the call.
     """
     attached = engine.attached
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -101,8 +101,8 @@ def combine(
     Args:
         method: Whose parts they are.
         original: Next-token logits of the original branch, in float32 or better.
-        others: The same of the distorted branches, and of the layers that are read out, by name.
-        noted: What the schedules may ask for.
+        others: Next-token logits of distorted branches and of layers that are read out, by name.
+        noted: What the schedules may read.
         step: Counts from 0 at the first token.
         states: As the step before returned them; empty at the first one.
     """
@@ -122,7 +122,7 @@ def combine(
 
 
 def _signals(original: Float[Tensor, "rows vocab"], noted: Noted) -> Signals:
-    """What the schedules see."""
+    """What the schedules get."""
     if not noted.image_logits:
         return Signals(original, None, None)
     # layers may stand on several devices

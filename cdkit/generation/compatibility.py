@@ -38,7 +38,7 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "image tokens are found by their ids; pass input_ids",
     ),
     "labels": (
-        # PaliGemma's processor returns labels that ask for no loss
+        # PaliGemma's processor returns labels that are all -100: no loss is computed
         lambda v: v is not None and not (isinstance(v, torch.Tensor) and bool((v == -100).all())),
         "methods act at inference; compute a loss without them",
     ),
@@ -47,7 +47,7 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         for name in ("pixel_values_videos", "video_grid_thw")
     },
 }
-"""Argument of `generate` or forward -> (is it asked for, why it is refused)."""
+"""Argument of `generate` or forward -> (whether a value uses it, why it is refused)."""
 
 
 def setting(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> Any:
@@ -57,7 +57,7 @@ def setting(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> 
 
 
 def check_arguments(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
-    """Raise where an argument, or a generation config behind it, asks for what is refused."""
+    """Raise where an argument, or a generation config behind it, has a value that is refused."""
     for name, (asked, why) in REFUSED.items():
         value = setting(name, given, defaults)
         if asked(value):
@@ -68,7 +68,7 @@ def check_arguments(given: Mapping[str, Any], defaults: Sequence[object], method
 
 
 def mode_of(given: Mapping[str, Any], defaults: Sequence[object]) -> Mode:
-    """The decode mode that the arguments of `generate`, and the configs behind them, ask for."""
+    """The decode mode that the arguments of `generate`, and the configs behind them, choose."""
     beams = (setting("num_beams", given, defaults) or 1) > 1
     if setting("do_sample", given, defaults):
         return "beam sample" if beams else "sample"
@@ -95,7 +95,7 @@ def check_mode(given: Mapping[str, Any], defaults: Sequence[object], method: Met
 
 
 def check_loop(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
-    """Raise where an argument asks for what a loop of the method's own does not keep to."""
+    """Raise where an argument needs something that the method's decode loop does not support."""
     refused = {
         "streamer": "its tokens may be taken back; leave it out",
         "synced_gpus": "each process decodes as long as it needs; leave it out",
@@ -197,11 +197,11 @@ def check_alignment(
     """Raise where logits of a plain call belong to columns with another token in some branch.
 
     Args:
-        method: That is attached.
+        method: The method that is attached.
         keep: The `logits_to_keep` of the call.
-        columns: How many the decoder was given.
-        returned: Of how many there are logits.
-        aligned: In so many last columns every branch has the same token.
+        columns: How many columns the decoder got.
+        returned: How many columns have logits.
+        aligned: In how many last columns every branch has the same token.
         reads_layers: Whether inner layers are read out, which is done at the last column alone.
     """
     last = returned

@@ -1,4 +1,4 @@
-"""Run a method's own decode loop inside `generate(custom_generate=...)`."""
+"""Run a method's decode loop inside `generate(custom_generate=...)`."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ class ModelDecoding(DecodingContext):
         scores: Float[Tensor, "rows vocab"],
     ) -> Float[Tensor, "rows vocab"]:
         count = scores.shape[0]
-        # a processor may count on so many rows a prompt: those that lack are copies of the last
+        # a processor may expect `beams` rows a prompt: missing ones are copies of the last row
         padded = torch.arange(max(count, self.beams), device=scores.device).clamp(max=count - 1)
         self.engine.last_original = rows.original[padded]
         left: Tensor = self.logits_processor(self._ids(generated[padded]), scores[padded])  # type: ignore[arg-type]
@@ -114,8 +114,8 @@ def run_loop(
     generation_config: Any,
     **inputs: Any,
 ) -> Any:
-    """What Hugging Face's `generate` calls in place of its own loop, with a list of processors for
-    each prompt."""
+    """Hugging Face's `generate` calls this in place of its decode loop, with a list of processors
+    for each prompt."""
     config, loop = generation_config, engine.attached.method.loop
     assert loop is not None
     _check_stock(engine, config)
@@ -154,7 +154,7 @@ def run_loop(
 
 
 def _check_stock(engine: AttachedEngine, config: Any) -> None:
-    """Raise where arguments ask for another kind of search than their mode's own."""
+    """Raise where arguments choose another kind of search than the method's modes."""
     mode, name = config.get_generation_mode(), engine.attached.method.name
     if mode not in (wanted := [STOCK[own] for own in engine.attached.method.modes]):
         raise CdkitError(

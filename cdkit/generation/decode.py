@@ -32,7 +32,7 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         engine: The method on this model; its call is under way.
-        forward: The decoder's own forward.
+        forward: The decoder's forward without the method.
         *args: Refused: transformers passes everything by name.
         **kwargs: What the model passes to its decoder, of the original rows.
 
@@ -163,7 +163,7 @@ def _run_prompt(
         return _run_groups(engine, forward, state, embeds, kwargs)
     shared, each = _run_prefix(engine, forward, state, embeds[:, : plan.shared], kwargs)
     output = _run_groups(engine, forward, state, embeds[:, plan.shared :], kwargs)
-    if session.plain:  # its caller may ask for the logits of every column
+    if session.plain:  # its caller may want the logits of every column
         every = shared.repeat_interleave(each, dim=0).repeat(len(plan.branches), 1, 1)
         whole = torch.cat((every, output.last_hidden_state), dim=1)
         output.last_hidden_state = whole[:, -engine.call.columns :]
@@ -179,7 +179,8 @@ def _run_prefix(
 ) -> tuple[Float[Tensor, "samples tokens hidden"], int]:
     """Run once, for one row of each sample, what all branches and beams begin with.
 
-    Its states, and how many rows of a branch they are those of.
+    Returns:
+        The hidden states, and how many rows of a branch belong to each sample.
     """
     session, plan = engine.session, state.plan
     assert session is not None
@@ -215,7 +216,7 @@ def _run_groups(
     ]
     output, last = outputs[0], [one.last_hidden_state for one in outputs]
     whole = last[0] if len(last) == 1 else torch.cat(last)
-    # columns that only longer prompts of other branches have are nobody's logits
+    # no token is chosen from columns that only longer prompts of other branches have
     output.last_hidden_state = whole[:, -engine.call.columns :]
     return output
 
@@ -286,7 +287,7 @@ def _call_decoder(
         masks = call_masks(chunk, first, device, group.images, packed=packed)
     if prefix is None:
         given = kwargs.get("attention_mask")
-        # without a mask of its own for token types the stock model is causal
+        # the stock model is causal unless it makes a mask from token types
         typed = given is not None and not (isinstance(given, Tensor) and given.ndim == 2)
         mask: Any = None
         if chunk.layout.padded or typed:
@@ -299,7 +300,7 @@ def _call_decoder(
                 cache=cache,
             )
     else:
-        # the attention makes its own: what is shared stands in no cache that a mask could go by
+        # cdkit's attention makes the masks: the model cannot, as the cache lacks the shared columns
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
     stores = cache is not None and chunk.completes_prompt and offsets.key is not None
     context = DecoderContext(

@@ -42,9 +42,9 @@ class Engine(AttachedEngine):
     current: CurrentCall = field(default_factory=CurrentCall)
     """What the layers read."""
     compiled: CompiledSteps | None = None
-    """Where the call of `generate` under way asked for `torch.compile`."""
+    """The compiled steps, where the call of `generate` under way uses `torch.compile`."""
     compiled_before: CompiledSteps | None = None
-    """What the latest such call compiled: the next one goes on with it."""
+    """What the latest such call compiled: the next one reuses it."""
     call: Call | None = None
 
     @cached_property

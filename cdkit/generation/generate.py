@@ -32,10 +32,10 @@ def run_generate(
     Args:
         engine: The method on this model.
         session: The prompts, noted and checked.
-        generate: The model's own `generate`.
-        given: Its arguments, by name.
-        *args: What it was called with.
-        **kwargs: The same, by name.
+        generate: The model's `generate` without the method.
+        given: All arguments of the call, by name.
+        *args: The positional arguments of the call.
+        **kwargs: The named arguments of the call.
 
     Returns:
         What `generate` returns; a cache in it is a plain one of the original branch.
@@ -66,7 +66,7 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
     criteria: list[RecordingCriteria] = []
 
     def stopping(make: Callable[..., Any], **kwargs: Any) -> Any:
-        # which Hugging Face keeps from a loop that is not its own
+        # Hugging Face does not pass it to a custom loop
         kwargs["tokenizer"] = given.get("tokenizer")
         criteria[:] = [RecordingCriteria(make(**kwargs))]
         return criteria[0]
@@ -92,7 +92,7 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
         return static_cache(attached.decoder.config, prompt, make(*args, **kwargs))
 
     wrapped: dict[str, Callable[..., Any]] = {
-        # Hugging Face's own would trace one step of the branches' bookkeeping
+        # Hugging Face's automatic compilation would trace one step of the branches' bookkeeping
         "_valid_auto_compile_criteria": lambda *args, **kwargs: False,
         "_prepare_static_cache": static,
         "_get_logits_processor": processors,

@@ -38,7 +38,7 @@ class Hooks:
     def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
         """Put `around(inner, ...)` in the place of a bound method, with its signature."""
         inner = getattr(owner, name)
-        # a partial costs no call of its own, and the signature is read off what it wraps
+        # a partial adds no Python call, and the signature is read from what it wraps
         self.set(owner, name, functools.update_wrapper(functools.partial(around, inner), inner))
 
     def after(self, module: nn.Module, see: Callable[[Any], None]) -> None:

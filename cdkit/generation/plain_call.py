@@ -35,7 +35,7 @@ def forward_call(engine: AttachedEngine, given: dict[str, Any]) -> Iterator[bool
 
 
 def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
-    """Note the prompts of a plain call of the model, where it does not go on with a cache."""
+    """Note the prompts of a plain call of the model, where it does not continue with a cache."""
     method, config = engine.attached.method, engine.attached.model.config
     if not isinstance(given_cache(given), MethodCache):
         engine.trace.steps.clear()

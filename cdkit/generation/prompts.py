@@ -49,11 +49,11 @@ class Session:
     plain: bool = False
     """Whether the model itself was called, not `generate`."""
     compile_config: Any = None
-    """What `generate` was asked to compile steps with; None where it was not."""
+    """The `compile_config` with which `generate` compiles steps; None where it does not."""
     static_cache: bool = False
-    """Whether it was asked for a static cache."""
+    """Whether `generate` was called with a static cache."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
-    """Branch -> features of all image tokens, where it has its own."""
+    """Branch -> features of all image tokens, where they differ from the original ones."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
     """Branch, the original one too -> what deeper layers add to the image tokens."""
     attended_features: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -213,9 +213,10 @@ def open_session(
 def _pixels(
     attached: AttachedMethod, given: dict[str, Any], image_index: Int[Tensor, "samples tokens"]
 ) -> Sequence[Tensor] | None:
-    """Each image's; None where there are none, or nobody needs to know which is whose.
+    """The pixels of each image; None where there are none, or the adapter cannot assign them to
+    images and no branch changes pixels.
 
-    Without them a digest that stands for a sample id is that of the prompt alone.
+    Without them the digest that replaces a sample id covers the prompt's tokens alone.
     """
     if given.get("pixel_values") is None:
         return None
@@ -244,8 +245,8 @@ def _check_required(attached: AttachedMethod, given: dict[str, Any]) -> None:
 
 
 def _check_last_row(attached: AttachedMethod, session: Session) -> None:
-    """What the original branch attends to is read off a text row that follows the image."""
-    # which image tokens are pruned is read off that row, too
+    """Raise where a prompt ends with an image, but its last row's attention to images is read."""
+    # which image tokens are pruned is read from that row, too
     reads_row = any(
         b.feature or not all(d.keeps_prefix for d in b.attention) for b in attached.branches
     )

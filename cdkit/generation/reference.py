@@ -1,8 +1,8 @@
 """The plain algorithm: each branch by itself through the model, one after the other.
 
-Every branch has its own prompts, its own prefill and its own cache, and in every layer all
-attention weights are made. This is `cdkit.attach(optimize=False)`, what every faster way is
-compared with. Read `decode` first: it is one call of the decoder; then `read`, which combines.
+Every branch has separate prompts, a separate prefill and a separate cache, and in every layer all
+attention weights are made. This is `cdkit.attach(optimize=False)`, with which every faster way is
+compared. Read `decode` first: it is one call of the decoder; then `forward_step`, which combines.
 """
 
 from collections.abc import Hashable, Sequence
@@ -59,9 +59,9 @@ class BranchCall:
     tokens: Tokens
     memory: Memory
     notes_image: bool
-    """Whether schedules, or feature distortions, ask where the branch attends."""
+    """Whether schedules, or feature distortions, read the branch's attention to the image."""
     notes_last_layer: bool
-    """Whether a loop asks for the last layer's weights."""
+    """Whether a loop reads the last layer's weights."""
     layers_run: int = 0
     image_logits: list[Float[Tensor, " rows"]] = field(default_factory=list)
     """A layer each: of the row that predicts the next token, see `signals_of`."""
@@ -78,7 +78,7 @@ class ForwardCall:
     columns: int = 0
     """How many columns the decoder was given."""
     aligned: int = 0
-    """In so many last columns every branch has the same token."""
+    """In how many last columns every branch has the same token."""
     readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
     seen: BranchCall | None = None
     """The original branch's."""
@@ -117,7 +117,7 @@ class ReferenceEngine(AttachedEngine):
         given = arguments(forward, *args, **kwargs)
         with self.lock, forward_call(self, given) as plain:
             if "labels" in kwargs:
-                kwargs["labels"] = None  # which ask for no loss, else they were refused
+                kwargs["labels"] = None  # they are None or all -100, which means no loss
             self.call = call = ForwardCall(Step())
             try:
                 output = forward(*args, **kwargs)
@@ -254,7 +254,7 @@ class ReferenceEngine(AttachedEngine):
     def _mask(
         self, running: BranchCall, kwargs: dict[str, Any], own: dict[str, Any], start: int
     ) -> Any:
-        """Of all columns so far: 2-D, or what the stock model makes where images are not causal."""
+        """The mask of all columns so far: 2-D, or the stock model's where images are not causal."""
         sees_ahead, tokens = self.attached.adapter.sees_ahead, running.tokens
         prompt = running.branch.layout.length
         # after the prompt every model is causal; and so it is where it was given no token types
@@ -319,7 +319,7 @@ class ReferenceEngine(AttachedEngine):
         ]
 
     def _note(self, running: BranchCall, layer: Layer, made: Attended) -> None:
-        """What traces, schedules, feature distortions and loops ask for."""
+        """Record what traces, schedules, feature distortions and loops read."""
         prompt, new = running.branch.layout.length, made.weights.shape[2]
         if running.notes_last_layer and layer.index == layer.depth - 1:
             predicting = min(new, running.branch.columns - prompt + 1)
@@ -357,8 +357,8 @@ class ReferenceEngine(AttachedEngine):
     # ---- the branches' inputs --------------------------------------------------------------------
 
     def _distort_features(self, forward: Forward, kwargs: dict[str, Any]) -> None:
-        """Features that depend on where the original branch attends: a first pass over the prompt,
-        once a prompt."""
+        """Make features that depend on the original branch's attention: a first pass over the
+        prompt, once for each prompt."""
         session = self.session
         assert session is not None
         branches = [
@@ -443,7 +443,7 @@ class ReferenceEngine(AttachedEngine):
 def _last_columns(
     states: Float[Tensor, "rows all_columns hidden"], count: int
 ) -> Float[Tensor, "rows columns hidden"]:
-    """The last `count` columns; zeros stand for those that a shorter prompt does not have."""
+    """The last `count` columns; zeros replace those that a shorter prompt does not have."""
     return pad(states, (0, 0, max(0, count - states.shape[1]), 0))[:, -count:]
 
 

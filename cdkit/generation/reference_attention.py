@@ -38,11 +38,11 @@ class Tokens:
     predicts_next: Bool[Tensor, "rows new"]
     """A prompt's last token, and each generated one."""
     token_index: Int[Tensor, "rows new"]
-    """A token's place in its row, padding not counted."""
+    """A token's index in its row, padding not counted."""
     image_columns: Int[Tensor, "rows image"]
     """The columns of the prompt's image tokens; rows with fewer are filled up."""
     image_there: Bool[Tensor, "rows image"]
-    """Whether an image token is token_mask, and among the columns so far."""
+    """True where a column holds an image token, not padding, and is among the columns so far."""
     image_index: Int[Tensor, "rows image"]
     image_token_index: Int[Tensor, "rows image"]
     rng_keys: Int[Tensor, " rows"]
@@ -91,7 +91,7 @@ class Tokens:
 
     @property
     def earlier(self) -> Bool[Tensor, "new columns"]:
-        """Columns before a token's own."""
+        """True for the columns before a token's column."""
         columns = torch.arange(self.token_mask.shape[1], device=self.token_mask.device)
         return columns < columns[-self.is_text.shape[1] :, None]
 
@@ -124,12 +124,14 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Of the decoder."""
+    """One layer of the decoder."""
 
     index: int
     depth: int
+    """How many layers the decoder has."""
     rotary: Rotary | None
-    """Where the method has a calibrator, and the layer a rotary embedding."""
+    """Its rotary embedding; None where the method has no calibrator, or the layer rotates nothing.
+    """
 
 
 @dataclass(frozen=True, eq=False)

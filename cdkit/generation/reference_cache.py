@@ -1,4 +1,4 @@
-"""The state of the plain algorithm: each branch has its own cache, positions and padding."""
+"""The state of the plain algorithm: each branch has a separate cache, positions and padding."""
 
 import copy
 from collections.abc import Callable, Hashable, Mapping
@@ -21,11 +21,11 @@ class BranchRows:
     """One branch of a batch: its prompts, and all columns that follow them."""
 
     layout: Layout
-    """Of the whole prompts."""
+    """The layout of the whole prompts."""
     positions: Int[Tensor, "rows columns *axes"]
-    """Ordinary ones, of all tokens so far."""
+    """Positions of all tokens so far, before calibration."""
     token_mask: Bool[Tensor, "rows columns"]
-    """Of all tokens so far: False on padding."""
+    """The mask of all columns so far: False on padding."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
     """What deeper layers add at the prompts' image tokens, 0 on text."""
     cache: Cache | None
@@ -37,7 +37,7 @@ class BranchRows:
         return self.positions.shape[1]
 
     def chosen(self, rows: Int[Tensor, " chosen"]) -> "BranchRows":
-        """Copies of these rows, with a cache of their own."""
+        """Copies of these rows, with a separate cache."""
 
         def own(x: Tensor) -> Tensor:
             return x[rows.to(x.device)] if x.numel() else x
@@ -135,7 +135,7 @@ def append(
     token_mask: Bool[Tensor, "rows new"] | None,
     new: int,
 ) -> None:
-    """Note `new` more columns; `positions` and `real` are the original branch's."""
+    """Note `new` more columns; `positions` and `token_mask` are the original branch's."""
     original = batch.original
     rows, axes = original.positions.shape[0], original.positions.shape[2:]
     if positions is None:

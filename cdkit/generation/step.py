@@ -17,11 +17,11 @@ def forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) ->
     """Call the model's forward with all branches' rows and combine the logits.
 
     Args:
-        engine: The method on this model. Without a session this is a plain call of the model: its
-            tokens are one prompt's.
-        forward: The model's own forward.
-        *args: What it was called with.
-        **kwargs: The same, by name.
+        engine: The method on this model. Without a session this is a plain call of the model, which
+            treats the tokens of a row as one prompt.
+        forward: The model's forward without the method.
+        *args: The positional arguments of the call.
+        **kwargs: The named arguments of the call.
 
     Returns:
         The model's output with the combined logits of the original rows.
@@ -41,7 +41,7 @@ def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -
     if session is None:
         open_plain(engine, given)
     if "labels" in kwargs:
-        kwargs["labels"] = None  # which ask for no loss, else they were refused
+        kwargs["labels"] = None  # they are None or all -100, which means no loss
     engine.call = call = Call(Step())
     try:
         output = forward(*args, **kwargs)

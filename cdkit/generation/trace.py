@@ -1,4 +1,4 @@
-"""What a run saw, step by step, when it was asked to keep it."""
+"""What `cdkit.attach(trace=...)` records of each step."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -11,34 +11,42 @@ from cdkit.errors import CdkitError
 from cdkit.registry import UnknownNameError, unknown
 
 Wanted = Literal["logits", "last_logits", "image_attention", "mask"]
+"""What a trace can record."""
 FREE = frozenset({"last_logits"})
-"""What is there anyway, and kept until the next step: it forces no branch that cannot matter."""
+"""What a trace records at no cost: it is computed anyway and kept until the next step, so a branch
+that cannot change a token need not run for it."""
 
 
 @dataclass
 class Step:
-    """One forward call whose logits `generate` read (or one plain call)."""
+    """What is recorded of one forward call whose logits `generate` reads, or of one plain call."""
 
     logits: dict[str, Float[Tensor, "rows vocab"]] = field(default_factory=dict)
-    """Branch -> raw next-token logits; "original" is the original branch."""
+    """Branch or inner layer that is read out -> its raw next-token logits, before any combination;
+    "original" is the original branch."""
     combined: Float[Tensor, "rows vocab"] | None = None
-    """What `generate` got: -inf where the plausibility constraint removes a token."""
+    """The combined logits that `generate` gets; -inf on tokens that the combiner or the constraint
+    rules out."""
     alpha_scale: Float[Tensor, " rows"] | None = None
-    """What the schedules multiplied alpha by; None without any."""
+    """The factor by which the schedules multiply alpha; None for a method without schedules."""
     image_attention: dict[str, dict[int, Float[Tensor, "rows heads image"]]] = field(
         default_factory=dict
     )
-    """Branch -> layer -> the last row's weights on the image tokens, after the softmax."""
+    """Branch -> layer -> attention weights, after the softmax, of the call's last column on the
+    image tokens."""
     mask: dict[str, dict[int, Bool[Tensor, "rows heads text image"]]] = field(default_factory=dict)
-    """Branch -> layer -> the cells whose value was replaced or whose weight was cut."""
+    """Branch -> layer -> True for cells whose value was replaced, or whose logit was set to -inf.
+    """
 
 
 @dataclass
 class Trace:
-    """The steps of the latest `generate` call, or of the latest plain call."""
+    """What is recorded of the latest `generate` call, or of the latest plain call."""
 
     wanted: frozenset[str]
+    """What is recorded: names of `Wanted`."""
     steps: list[Step] = field(default_factory=list)
+    """The recorded steps, in order; the latest one alone where only "last_logits" is recorded."""
 
     def keep(
         self,
@@ -47,7 +55,14 @@ class Trace:
         combined: Float[Tensor, "rows vocab"],
         alpha_scale: Float[Tensor, " rows"] | None,
     ) -> None:
-        """Keep what was asked for of a step."""
+        """Record what is wanted of a step.
+
+        Args:
+            step: The step; its attention was recorded by the layers.
+            logits: Branch or inner layer -> its raw next-token logits.
+            combined: The combined logits.
+            alpha_scale: The factor by which the schedules multiply alpha; None without any.
+        """
         step.alpha_scale = alpha_scale
         if "last_logits" in self.wanted:
             step.logits, step.combined = logits, combined
@@ -60,7 +75,19 @@ class Trace:
 
 
 def make_trace(wanted: Collection[str]) -> Trace:
-    """A trace of `logits` (`last_logits`: of the latest step), `image_attention`, `mask`."""
+    """Make an empty trace.
+
+    Args:
+        wanted: What to record: "logits" of every step, "last_logits" (those of the latest step
+            alone), "image_attention", "mask".
+
+    Returns:
+        The trace, without steps.
+
+    Raises:
+        CdkitError: If `wanted` is no collection of names.
+        UnknownNameError: If one of the names is unknown.
+    """
     if isinstance(wanted, str) or not isinstance(wanted, Collection):
         raise CdkitError(
             f"trace must be a list of names out of {', '.join(get_args(Wanted))}, got {wanted!r}"

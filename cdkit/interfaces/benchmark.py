@@ -23,30 +23,38 @@ from cdkit.errors import CdkitError
 from cdkit.registry import Registry
 
 OfSums = Callable[[Mapping[str, Float[np.ndarray, " resamples"]]], Float[np.ndarray, " resamples"]]
+"""A metric: the weighted sum of each column -> the metric's value."""
 Weighed = Callable[[Float[np.ndarray, "resamples images"]], Float[np.ndarray, " resamples"]]
+"""A metric: the weight of each image -> the metric's value."""
 Prepare = Callable[
     [Mapping[str, Float[np.ndarray, " samples"]], Int[np.ndarray, " samples"]], Weighed
 ]
+"""Makes a metric: the columns, and the number of each sample's image -> a function of weights."""
 Fit = Callable[
     [Mapping[str, Float[np.ndarray, " samples"]], Int[np.ndarray, " samples"]],
     Float[np.ndarray, " samples"],
 ]
+"""Makes a column: the columns, and the number of each sample's image -> one number a sample."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One question.
 
-    `id` is unique in the benchmark; `image` is a path inside the image folder; `prompt` is the
-    question as asked, without a chat template; `group` names the image as the unit of resampling;
-    `target` is the right answer where there is one.
+    Raises:
+        CdkitError: If the id or the group is empty, or the image is outside the image folder.
     """
 
     id: str
+    """The question's name, unique in the benchmark."""
     image: str
+    """The path of the image inside the image folder."""
     prompt: str
+    """The question as it is asked, without a chat template."""
     group: str
+    """The name of the image as the unit of resampling."""
     target: str | None = None
+    """The right answer; None where the benchmark has none."""
 
     def __post_init__(self) -> None:
         if not self.id or not self.group:
@@ -58,7 +66,17 @@ class Sample:
             )
 
     def image_in(self, folder: Path) -> Path:
-        """The image file in `folder`; a CdkitError where it is not, or is a link out of it."""
+        """Find the image file.
+
+        Args:
+            folder: The image folder.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            CdkitError: If there is no such file, or it is a link to a place outside the folder.
+        """
         path = folder / self.image
         if not path.is_file():
             raise CdkitError(f"sample {self.id} needs the image {path}, which is no file")
@@ -72,17 +90,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one sample.
+    """A model's answer to one sample.
 
-    `yes_score` is logsumexp(yes variants) - logsumexp(no variants) of the first step's combined
-    logits BEFORE the plausibility constraint, where the run recorded it; `truncated`: the token
-    limit ended the answer; `tokens`: how many were generated.
+    Raises:
+        CdkitError: If the yes score is NaN.
     """
 
     text: str
+    """The answer."""
     yes_score: float | None = None
+    """logsumexp(yes variants) - logsumexp(no variants) of the first step's combined logits, BEFORE
+    the plausibility constraint; None where the run did not record it."""
     truncated: bool = False
+    """Whether the token limit ended the answer."""
     tokens: int = 0
+    """How many tokens were generated."""
 
     def __post_init__(self) -> None:
         if self.yes_score is not None and math.isnan(self.yes_score):
@@ -100,12 +122,27 @@ def _outside(image: str) -> bool:
 def share(
     part: Float[np.ndarray, " resamples"], whole: Float[np.ndarray, " resamples"]
 ) -> Float[np.ndarray, " resamples"]:
-    """`part / whole`, and 0 where the whole is 0: how every ratio here is defined."""
+    """Divide: every ratio of a benchmark is defined so.
+
+    Args:
+        part: The numerator, such as weighted counts.
+        whole: The denominator.
+
+    Returns:
+        `part / whole`, and 0 where `whole` is not above 0.
+    """
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 0.0)
 
 
 def image_index(samples: Sequence[Sample]) -> Int[np.ndarray, " samples"]:
-    """Each sample's image as a number: images count from 0 in the order they come first."""
+    """Number the images of samples.
+
+    Args:
+        samples: The samples.
+
+    Returns:
+        For each sample the number of its image, from 0 in the order of first appearance.
+    """
     index: dict[str, int] = {}
     numbers = [index.setdefault(sample.group, len(index)) for sample in samples]
     return np.array(numbers, dtype=np.int64)
@@ -114,26 +151,29 @@ def image_index(samples: Sequence[Sample]) -> Int[np.ndarray, " samples"]:
 @final
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """The numbers of one run's answers, ready to be weighed.
+    """Numbers made from one run's answers, and the metrics as functions of image weights.
 
-    `columns` holds one number a sample. A metric in `sums` is computed from the weighted sums of
-    the columns; one in `prepared` is made once from the columns and the samples' image numbers, and
-    then maps image weights to values. `binary` names the metrics that count a 0/1 column and
-    nothing else, and that column.
-
-    Two fields say what to do where samples are left out. A column in `fitted` looks at other
-    samples too, as a threshold chosen on them does: it is computed anew from the columns and the
-    image numbers of those that stay. Samples with the same number in `joint` are scored as one:
-    where one is left out, so are the others.
+    Raises:
+        ValueError: If a column has not one number for each sample, or a metric is defined twice.
     """
 
     samples: tuple[Sample, ...]
+    """The questions, in the order of the answers."""
     columns: Mapping[str, Float[np.ndarray, " samples"]]
+    """Name -> one number for each sample."""
     sums: Mapping[str, OfSums]
+    """Metric -> a function of the weighted sums of the columns."""
     prepared: Mapping[str, Prepare] = field(default_factory=dict)
+    """Metric -> what makes it. It is called once, with the columns and the samples' image numbers,
+    and returns a function of image weights."""
     binary: Mapping[str, str] = field(default_factory=dict)
+    """Metric that only counts a column of zeros and ones -> that column."""
     fitted: Mapping[str, Fit] = field(default_factory=dict)
+    """Column that depends on other samples too, such as by a threshold chosen on them -> what makes
+    it. Where samples are left out, the column is computed again from those that remain."""
     joint: Int[np.ndarray, " samples"] | None = None
+    """Samples with the same number are scored together: where one is left out, so are the others.
+    None where each sample is scored by itself."""
 
     def __post_init__(self) -> None:
         wrong = [n for n, column in self.columns.items() if column.shape != (len(self.samples),)]
@@ -149,7 +189,7 @@ class Tally:
 
     @cached_property
     def images(self) -> tuple[str, ...]:
-        """The groups in the order they come first: the columns of a weight matrix."""
+        """The groups in the order of first appearance: the columns of a weight matrix."""
         return tuple(dict.fromkeys(sample.group for sample in self.samples))
 
     @cached_property
@@ -169,7 +209,15 @@ class Tally:
     def at(
         self, weights: Float[np.ndarray, "resamples images"], only: Collection[str] | None = None
     ) -> dict[str, Float[np.ndarray, " resamples"]]:
-        """The metrics (those in `only`, or all), once for each row of image weights."""
+        """Compute the metrics under image weights.
+
+        Args:
+            weights: For each resample the weight of each image; 1 counts an image once.
+            only: The names of the metrics to compute; None for all.
+
+        Returns:
+            Metric -> its value for each resample.
+        """
         table = weights @ np.stack(list(self.by_image.values()), axis=1)  # resamples, columns
         sums = {name: table[:, i] for i, name in enumerate(self.by_image)}
         found = {n: of(sums) for n, of in self.sums.items() if only is None or n in only}
@@ -182,14 +230,28 @@ class Tally:
 
     @cached_property
     def _ready(self) -> dict[str, Weighed]:
-        return {}  # filled by `at`, each metric when it is first asked for
+        return {}  # filled by `at`, each metric when it is first needed
 
     def values(self) -> dict[str, float]:
-        """The metrics of the answers as they are: every image weighs one."""
+        """Compute the metrics of the answers as they are: every image has the weight 1.
+
+        Returns:
+            Metric -> its value.
+        """
         return {n: float(v[0]) for n, v in self.at(np.ones((1, len(self.images)))).items()}
 
     def without(self, ids: Collection[str]) -> "Tally":
-        """The tally of the other samples, as if the benchmark had not asked these."""
+        """Leave samples out, as if the benchmark did not have them.
+
+        Args:
+            ids: The ids of the samples to leave out.
+
+        Returns:
+            The tally of the other samples.
+
+        Raises:
+            CdkitError: If no sample remains.
+        """
         out = np.array([sample.id in ids for sample in self.samples], dtype=np.bool_)
         if self.joint is not None:
             out = (np.bincount(self.joint, weights=out) > 0)[self.joint]
@@ -211,33 +273,62 @@ class Benchmark(abc.ABC):
     """
 
     bibtex: ClassVar[str] = ""
+    """The paper that introduced it, as one BibTeX entry."""
 
     max_new_tokens: int
-    """The token limit of an answer: part of the result, so a field of the benchmark."""
+    """The largest number of tokens of an answer. It changes the result, so it is a field of the
+    benchmark."""
 
     @abc.abstractmethod
     def samples(self) -> tuple[Sample, ...]:
-        """The questions, in the file's order; reads nothing anew."""
+        """List the questions; reads no file again.
+
+        Returns:
+            The questions, in the order of the file.
+        """
 
     @abc.abstractmethod
     def count(self, answers: Sequence[Answer]) -> Tally:
-        """The tally of `answers`, which stand in the order of `samples()`, none missing."""
+        """Turn answers into numbers; a pure function.
+
+        Args:
+            answers: One answer for each sample, in the order of `samples()`.
+
+        Returns:
+            The tally of the answers.
+        """
 
     @abc.abstractmethod
     def sources(self) -> Mapping[str, str]:
-        """The SHA-256 (hex) of each file the benchmark read, by its path."""
+        """Name the files that the benchmark read.
+
+        Returns:
+            The path of each file -> the SHA-256 of its content, in hexadecimal digits.
+        """
 
     def versions(self) -> Mapping[str, int]:
-        """The versions of the parsers and scorers that decide the numbers, by name."""
+        """Name the parsers and scorers on which the numbers depend.
+
+        Returns:
+            The name of each -> its version.
+        """
         return {}
 
     @final
     def tally(self, answers: Mapping[str, Answer], *, without: Collection[str] = ()) -> Tally:
-        """The tally of answers by sample id; a missing or an unknown id is a CdkitError.
+        """Check answers and turn them into numbers.
 
-        The samples in `without`, answered or not, are left out: those that failed, in this run or
-        in one that it is compared with. The metrics are then over a part of the questions, which
-        whoever shows them has to say.
+        Args:
+            answers: Sample id -> answer.
+            without: Ids of samples to leave out, answered or not: those that failed, in this run
+                or in one that it is compared with. The metrics then cover a part of the questions,
+                and a table of them must say so.
+
+        Returns:
+            The tally of the answers.
+
+        Raises:
+            CdkitError: If an answer is missing, an id is unknown, or no sample remains.
         """
         samples = self.samples()
         known = {sample.id for sample in samples}
@@ -262,12 +353,28 @@ class Benchmark(abc.ABC):
 
     @final
     def score(self, answers: Mapping[str, Answer]) -> dict[str, float]:
-        """The metrics by name; shares and ratios are fractions of one, MME scores are points."""
+        """Compute the metrics.
+
+        Args:
+            answers: Sample id -> answer.
+
+        Returns:
+            Metric -> its value. Shares and ratios are fractions of one, not percentages; MME
+            scores are points.
+
+        Raises:
+            CdkitError: If an answer is missing, or an id is unknown.
+        """
         return self.tally(answers).values()
 
     @final
     def describe(self) -> dict[str, object]:
-        """For a manifest: the name, all settings, versions and file hashes, as plain values."""
+        """Describe the benchmark for a manifest.
+
+        Returns:
+            Its name, all settings, the versions of parsers and scorers, and the hashes of files, as
+            plain values.
+        """
         fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {
             "benchmark": BENCHMARKS.name_of(type(self)),
@@ -286,13 +393,27 @@ BENCHMARKS: Registry[Benchmark] = Registry(
 
 
 def check_limit(max_new_tokens: int) -> None:
-    """A CdkitError for a token limit that allows no answer."""
+    """Check the token limit of answers.
+
+    Args:
+        max_new_tokens: The largest number of tokens of an answer.
+
+    Raises:
+        CdkitError: If it is less than 1.
+    """
     if max_new_tokens < 1:
         raise CdkitError(f"max_new_tokens is {max_new_tokens}: an answer needs 1 or more")
 
 
 def sha256(data: bytes) -> str:
-    """The hash that manifests name a file by."""
+    """Compute the hash by which manifests name a file.
+
+    Args:
+        data: The file's content.
+
+    Returns:
+        The SHA-256, in hexadecimal digits.
+    """
     return hashlib.sha256(data).hexdigest()
 
 

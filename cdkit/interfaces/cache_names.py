@@ -13,6 +13,13 @@ CACHE = "cache" if "cache" in {f.name for f in fields(BaseModelOutputWithPast)} 
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a call, under its name or the one it had before."""
+    """Find the cache among the arguments of a call.
+
+    Args:
+        arguments: The arguments by name.
+
+    Returns:
+        The cache under its present name, else under the former one; None without a cache.
+    """
     cache = arguments.get(CACHE)
     return arguments.get(OLD_CACHE) if cache is None else cache

@@ -11,25 +11,25 @@ from cdkit.interfaces.part import Part
 from cdkit.registry import Registry
 
 State = Mapping[str, Tensor]
-"""What a combiner carries from step to step: tensors whose first axis is the rows of the batch.
-Empty at the first step; the engine reorders it with the beams."""
+"""What a combiner or a schedule carries from step to step: tensors whose first axis is the rows of
+the batch. It is empty at the first step; the engine reorders it with the beams."""
 
 
 class LogitCombiner(Part, abc.ABC):
-    """(original logits, named other logits, step, state) -> (logits, state); pure."""
+    """Combines the logits of all branches into those that `generate` reads; a pure function."""
 
     stateful: ClassVar[bool]
-    """Whether the result depends on `step` or `state`: then a plain forward call, which has no
+    """Whether the result depends on `step` or `state`. Then a plain forward call, which has no
     steps, is refused."""
     contrastive: ClassVar[bool] = False
-    """Whether other logits count only through their differences to the original ones, so that
-    logits equal to them change nothing: then schedules may scale alpha."""
+    """Whether other logits count only by their differences to the original ones, so that logits
+    equal to the original ones change nothing. Then schedules may scale alpha."""
     switch: ClassVar[str] = ""
-    """The parameter whose 0 switches all other logits off, where there is one: then a branch that
-    is not used is no mistake."""
+    """The parameter that switches all other logits off when it is 0; empty where there is none.
+    Where it is 0, a branch that is not used is no error."""
     constrained_before: ClassVar[bool] = False
-    """Whether it had a plausibility constraint of beta 0.1 by default, before the constraint was
-    a part of its own: then a configuration that does not mention the constraint is warned of."""
+    """Whether it had a plausibility constraint of beta 0.1 by default, before the constraint became
+    a separate part. Then a configuration that does not mention the constraint causes a warning."""
     renamed: ClassVar[Mapping[str, str]] = {
         "reads": "uses",
         "by_step": "stateful",
@@ -42,7 +42,14 @@ class LogitCombiner(Part, abc.ABC):
 
     @abc.abstractmethod
     def uses(self, name: str) -> bool:
-        """Whether the logits of that branch can change the result; if not, it need not be run."""
+        """Whether the logits of a branch can change the result; if not, the branch need not run.
+
+        Args:
+            name: The name of a distorted branch, or of an inner layer that is read out.
+
+        Returns:
+            False if the result is the same whatever these logits are.
+        """
 
     @abc.abstractmethod
     def combine(
@@ -53,28 +60,42 @@ class LogitCombiner(Part, abc.ABC):
         step: int,
         state: State,
     ) -> tuple[Float[Tensor, "rows vocab"], State]:
-        """Raw logits in, before temperature, top-k and top-p; -inf on tokens that are ruled out.
+        """Combine the logits of one step.
 
-        `others` maps branch names, and the names of a `LayerReadout`, to logits; it holds at least
-        those that `uses` asks for.
+        Args:
+            original: The original branch's raw next-token logits, before temperature, top-k and
+                top-p, in float32 or better.
+            others: The same of distorted branches, and of inner layers that are read out, by name.
+                It has at least the names for which `uses` is True.
+            step: Which token of the answer is predicted, from 0.
+            state: The state that the step before returned; empty at the first step.
+
+        Returns:
+            The combined logits, -inf on tokens that are ruled out; and the new state.
         """
 
     def weight(self, name: str) -> float:
-        """How strongly the logits of that branch enter the result, 0 where they do not.
+        """How strongly the logits of a branch enter the result.
 
-        How far rounding in a branch can move a combined logit follows from it.
+        It tells how far rounding in the branch can move a combined logit.
+
+        Args:
+            name: The name of a distorted branch, or of an inner layer that is read out.
+
+        Returns:
+            The factor of these logits; 0 if they do not enter.
         """
         return 1.0 if self.uses(name) else 0.0
 
     @property
     def names(self) -> Mapping[str, str]:
-        """Branches, or readouts, that the method must have -> the parameter that names each."""
+        """Branches or readouts that the method must have -> the parameter that names each."""
         return {}
 
     @property
     @abc.abstractmethod
     def is_identity(self) -> bool:
-        """Whether, with no other logits, these parameters return the original ones untouched."""
+        """Whether, without other logits, these parameters return the original ones unchanged."""
 
 
 COMBINERS = Registry[LogitCombiner](

@@ -1,4 +1,4 @@
-"""Which tokens stay candidates, whatever the combiner makes of their logits."""
+"""Which tokens stay candidates, whatever logits the combiner gives them."""
 
 import abc
 import math
@@ -12,20 +12,24 @@ from cdkit.interfaces.part import Part
 from cdkit.registry import Registry
 
 OnEmpty = Literal["raise", "original"]
-"""What happens in a row where the user's logits processors remove every token that is left."""
+"""What happens in a row where the user's logits processors remove every token that is left.
+
+`raise`: an error. `original`: the row falls back to the original branch's logits.
+"""
 
 
 class Constraint(Part, abc.ABC):
     """Rules tokens out by the original branch's logits, after the combiner.
 
-    The engine sets the combined logits of all other tokens to -inf.
+    The engine sets the combined logits of tokens that are not allowed to -inf.
     """
 
     on_empty: OnEmpty
-    """A field: "raise" is an error that names the constraint and the step; "original" falls back
-    to the original logits in that row. It also holds where the combiner or the loop has ruled the
-    other tokens out: a method whose combiner has a cut of its own takes a constraint that allows
-    every token, to say what happens there."""
+    """A field: what happens where the user's logits processors remove every token that is left.
+    "raise" is an error that names the constraint and the step; "original" falls back to the
+    original logits in that row. It also applies where the combiner or the loop has ruled the other
+    tokens out. So a method whose combiner rules tokens out itself can have a constraint that
+    allows every token, just to set this."""
 
     @property
     @abc.abstractmethod
@@ -35,33 +39,34 @@ class Constraint(Part, abc.ABC):
     @property
     @abc.abstractmethod
     def description(self) -> str:
-        """What an error calls it, with its parameters: "the plausibility constraint (beta=0.1)"."""
+        """Its name in an error, with its parameters: "the plausibility constraint (beta=0.1)"."""
 
     @property
     def advice(self) -> str:
-        """What lets more tokens through, such as "use a smaller beta"; empty where nothing does."""
+        """How to allow more tokens, such as "use a smaller beta"; empty where nothing does."""
         return ""
 
     @abc.abstractmethod
     def allowed(self, original: Float[Tensor, "rows vocab"]) -> Bool[Tensor, "rows vocab"]:
-        """The tokens that stay candidates; pure.
+        """Decide which tokens stay candidates; a pure function.
 
         Args:
-            original: The original branch's raw logits.
+            original: The original branch's raw next-token logits.
 
         Returns:
             True where a token stays: at least one in each row.
         """
 
     def slack(self, original: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
-        """How near each token is to being decided otherwise, for reports on near ties.
+        """Measure how near each token is to the opposite decision, for reports on near ties.
 
         Args:
-            original: The original branch's raw logits.
+            original: The original branch's raw next-token logits.
 
         Returns:
-            By how much a token's logit may fall before it is ruled out; of a token that is ruled
-            out, minus the rise that it lacks. Infinite by default: the constraint cannot tell.
+            In units of the logits: by how much the logit of an allowed token may fall before it is
+            ruled out; for a token that is ruled out, minus the rise that it would need. By default
+            infinite, for a constraint that cannot measure it.
         """
         allowed = self.allowed(original)
         return torch.full_like(original, math.inf).masked_fill(~allowed, -math.inf)

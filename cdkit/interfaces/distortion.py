@@ -1,4 +1,4 @@
-"""What a distorted branch, or an intervention, may change, and how a plug-in says so.
+"""What a distorted branch may change, and the interfaces of the plug-ins that change it.
 
 Every part of a method is a frozen dataclass: its fields are its hyper-parameters, checked in
 `__post_init__`. It holds no state between calls, writes to none of its arguments, and takes all
@@ -21,16 +21,20 @@ from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.registry import Registry
 
 Modified = Literal["pixels", "features", "prompt", "logits", "text_logits", "values"]
-"""What a strategy changes: the pixels; the features that the encoder makes of them; the prompt; the
-attention logits, or the values, of the cells between text rows and the image before them; the
-logits of those rows on the text."""
+"""What a strategy changes.
+
+`pixels`: the pixels of the image. `features`: the features that the image encoder makes of them.
+`prompt`: the tokens of the prompt. `logits`: the attention logits of the cells between text rows
+and the image before them. `values`: the values that those cells weigh. `text_logits`: the attention
+logits of those rows on text.
+"""
 
 
 class DistortionStrategy(Part, abc.ABC):
-    """Makes a distorted branch from the original one. Subclass one of the three kinds below."""
+    """Makes a distorted branch from the original one. Subclass one of the four kinds below."""
 
     modifies: ClassVar[frozenset[Modified]]
-    """All that it changes; the contract suite holds it to that."""
+    """Everything that it changes. The contract suite checks that it changes nothing else."""
     renamed: ClassVar[Mapping[str, str]] = {"touches": "modifies"}
 
 
@@ -39,16 +43,23 @@ class PixelDistortion(DistortionStrategy):
 
     modifies = frozenset({"pixels"})
     needs_colours: ClassVar[bool] = False
-    """Whether it works on colours in [0, 1]. Then it has fields `mean` and `std`, which `attach`
-    fills with the processor's where they are None."""
+    """Whether it works on colours in [0, 1]. Then it has the fields `mean` and `std`, one number
+    for each channel. Where they are None, `attach` fills in those of the processor."""
 
     @abc.abstractmethod
     def distort(
         self, pixels: Float[Tensor, "*shape"], *, generator: torch.Generator
     ) -> Float[Tensor, "*shape"]:
-        """Distort the pixels of one sample, as its processor normalised them, on the CPU.
+        """Distort the pixels of one sample.
 
-        All randomness is drawn from `generator`: it belongs to (seed, sample).
+        Args:
+            pixels: Pixels as the processor normalised them, on the CPU: (frames, channels, height,
+                width). They are all images of the sample where these have one size, else one
+                image.
+            generator: The source of all randomness, on the CPU; it belongs to (seed, sample).
+
+        Returns:
+            New pixels in the same shape and unit.
         """
 
 
@@ -57,20 +68,30 @@ class Prompt:
     """One sample's prompt as token ids, without padding, each image token in its place."""
 
     ids: tuple[int, ...]
+    """The token ids, those of image tokens included."""
     is_image: tuple[bool, ...]
+    """For each token whether it is an image token."""
     system_slot: int
-    """Where the adapter puts an instruction that comes before everything else."""
+    """The index before which an instruction stands that comes before all other text."""
     question_slot: int
-    """Where the text after the last image starts."""
+    """The index at which the text after the last image starts."""
     encode: Callable[[str], tuple[int, ...]]
-    """Text to token ids, without special tokens; needs a processor."""
+    """Turns text into token ids, without special tokens. Calling it needs a processor."""
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.is_image):
             raise CdkitError(f"{len(self.ids)} ids but {len(self.is_image)} image flags")
 
     def insert(self, text: str, *, at: int) -> "Prompt":
-        """The prompt with `text` before the token `at`."""
+        """Insert text into the prompt.
+
+        Args:
+            text: The text.
+            at: The index of the token before which it is inserted.
+
+        Returns:
+            The new prompt; its slots move with the tokens.
+        """
         new = self.encode(text)
         return replace(
             self,
@@ -81,7 +102,11 @@ class Prompt:
         )
 
     def without_image(self) -> "Prompt":
-        """The prompt with every image token taken out."""
+        """Take every image token out.
+
+        Returns:
+            The new prompt; its slots move with the tokens.
+        """
         kept = tuple(i for i, image in zip(self.ids, self.is_image, strict=True) if not image)
         return replace(
             self,
@@ -93,9 +118,9 @@ class Prompt:
 
 
 class FeatureDistortion(DistortionStrategy):
-    """Distorts the image features that the decoder is given, by what the original branch looked at.
+    """Distorts the image features that the decoder gets, by what the original branch attends to.
 
-    The engine runs the original branch over the prompt once more to know that.
+    To measure this attention, the engine runs the original branch over the prompt once more.
     """
 
     modifies = frozenset({"features"})
@@ -110,48 +135,75 @@ class FeatureDistortion(DistortionStrategy):
     ) -> Float[Tensor, "tokens hidden"]:
         """Distort the features of all image tokens of one sample.
 
-        `attention` holds the weights of the prompt's last row on them in each layer, after the
-        softmax over the whole row, averaged over heads, in float32 or better. All randomness is
-        drawn from `generator`, on the CPU: it belongs to (seed, sample).
+        Args:
+            features: The features of the sample's image tokens, in their order.
+            attention: For each layer the attention weights of the prompt's last token on these
+                image tokens: after the softmax over all tokens before it, averaged over heads, in
+                float32 or better.
+            generator: The source of all randomness, on the CPU; it belongs to (seed, sample).
+
+        Returns:
+            New features in the same shape.
         """
 
 
 class PromptDistortion(DistortionStrategy):
-    """Distorts the prompt: another instruction, no image."""
+    """Distorts the prompt: another instruction, or no image."""
 
     modifies = frozenset({"prompt"})
     needs_text: ClassVar[bool]
-    """Whether it calls `Prompt.encode`: then `attach` asks for a processor."""
+    """Whether it calls `Prompt.encode`. Then `attach` requires a processor."""
     removes_image: ClassVar[bool] = False
-    """Whether it takes the image out, so that nothing else can be done to the image there."""
+    """Whether it takes the image out. Then no other distortion of the branch can act on the image.
+    """
 
     @abc.abstractmethod
     def distort(self, prompt: Prompt) -> Prompt:
-        """The branch's prompt. Image tokens may be taken out all together, never added or moved."""
+        """Rewrite the prompt of one sample.
+
+        Args:
+            prompt: The original prompt, or the one that the branch's distortion before this one
+                made.
+
+        Returns:
+            The branch's prompt. All image tokens may be taken out together; none may be added or
+            moved.
+        """
 
 
 class AttentionDistortion(DistortionStrategy):
     """Distorts the cross-modal attention."""
 
     keeps_prefix: ClassVar[bool] = True
-    """Whether states up to the last token of the first image are those of the original branch: then
-    the engine computes them once."""
+    """Whether hidden states up to the last token of the first image are those of the original
+    branch. Then the engine computes them once for both."""
     layers: Depth = EVERY_LAYER
-    """Where it acts; a field of those that do not act in every decoder layer."""
+    """The layers in which it acts. A distortion that does not act in every decoder layer has this
+    as a field."""
     renamed: ClassVar[Mapping[str, str]] = {"whole_prompt": "needs_whole_prompt"}
 
     @property
     @abc.abstractmethod
     def needs_whole_prompt(self) -> bool:
-        """Whether a cell depends on the prompt's other rows (a threshold over all of them).
+        """Whether a cell depends on the prompt's other rows, such as by a threshold over all rows.
 
-        Then the engine refuses what would split the prompt after the image: `prefill_chunk_size`,
-        a given cache, `use_cache=False`.
+        Then the engine refuses arguments that split the prompt after the image:
+        `prefill_chunk_size`, a given cache, `use_cache=False`.
         """
 
     @abc.abstractmethod
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
-        """The segment with new `logits` or with `replaced` cells and their `replacement`."""
+        """Distort the cross-modal attention of one layer; a pure function.
+
+        Args:
+            segment: The layer's text rows times image columns. A row of the batch must not depend
+                on another one. Randomness comes from `segment.image.rng_keys` alone.
+
+        Returns:
+            `dataclasses.replace(segment, ...)` with new `logits` (before the softmax, in float32
+            or better), new `text_logits`, `replaced` cells and their `replacement` values, or
+            `pruned` image tokens.
+        """
 
 
 DISTORTIONS = Registry[DistortionStrategy](

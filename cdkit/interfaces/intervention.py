@@ -14,19 +14,29 @@ class Intervention(Part, abc.ABC):
     """Changes the cross-modal attention of chosen branches, the original one too (PAI, VAF)."""
 
     branches: tuple[str, ...]
-    """A field: names of the branches it acts on; "original" is the original one."""
+    """A field: names of the branches in which it acts; "original" is the original one."""
     layers: Depth = EVERY_LAYER
-    """As `AttentionDistortion.layers`."""
+    """The layers in which it acts. An intervention that does not act in every decoder layer has
+    this as a field."""
     renamed: ClassVar[Mapping[str, str]] = {"whole_prompt": "needs_whole_prompt"}
 
     @property
     @abc.abstractmethod
     def needs_whole_prompt(self) -> bool:
-        """As `AttentionDistortion.needs_whole_prompt`."""
+        """Whether a cell depends on the prompt's other rows; see `AttentionDistortion`."""
 
     @abc.abstractmethod
     def intervene(self, segment: CrossModalSegment) -> CrossModalSegment:
-        """As `AttentionDistortion.distort`."""
+        """Change the cross-modal attention of one layer; a pure function.
+
+        Args:
+            segment: The layer's text rows times image columns, as the branch's distortions and the
+                interventions before this one left it. A row of the batch must not depend on
+                another one. Randomness comes from `segment.image.rng_keys` alone.
+
+        Returns:
+            The changed segment, as `AttentionDistortion.distort` returns it.
+        """
 
 
 INTERVENTIONS = Registry[Intervention](

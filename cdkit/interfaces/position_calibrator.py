@@ -1,4 +1,4 @@
-"""Where the tokens of a sequence stand, as the cross-modal segment counts it."""
+"""The positions of tokens that the cross-modal logits use."""
 
 import abc
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from cdkit.registry import Registry
 
 
 class PositionCalibrator(Part, abc.ABC):
-    """Token positions in, (fractional) positions out; a pure function, used by every branch.
+    """Moves token positions, also by fractions; a pure function that every branch uses.
 
     The engine recomputes only the cross-modal logits with these positions. Only differences of
-    positions matter (RoPE), so a constant may be added to a row.
+    positions matter (RoPE), so adding a constant to a row changes nothing.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -27,19 +27,26 @@ class PositionCalibrator(Part, abc.ABC):
     def calibrate(
         self, positions: Int[Tensor, "rows tokens *axes"], image_index: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows tokens *axes"]:
-        """Positions of all tokens so far, in float64.
+        """Compute the calibrated positions of all tokens so far.
 
-        `image_index` numbers the images of a row from 0; -1 is text. Models with one axis have
-        positions (rows, tokens), which never decrease along a row; multimodal RoPE has three axes
-        (time, height, width), equal on text. A token's position may depend on tokens before it and
-        on those of its own image, never on later ones.
+        A token's new position may depend on tokens before it and on those of the same image, never
+        on later ones.
+
+        Args:
+            positions: The positions as the model counts them, in tokens. Models with one axis have
+                (rows, tokens), which never decreases along a row; multimodal RoPE has a last axis
+                (time, height, width), whose numbers are equal on text.
+            image_index: The number of each token's image in its row, from 0; -1 is text.
+
+        Returns:
+            The calibrated positions, in tokens, in the same shape, in float64.
         """
 
     @property
     def constant_after_prompt(self) -> bool:
-        """Whether text after the last image is moved by one shift, however long it grows.
+        """Whether all text after the last image moves by the same shift, however long the answer.
 
-        False is always right; True spares each step a look at all positions.
+        False is always correct. With True, a step need not compute all positions again.
         """
         return False
 

@@ -8,19 +8,27 @@ from cdkit.registry import Registry
 
 
 class LayerReadout(Part, abc.ABC):
-    """Next-token logits of inner layers of the original branch (DoLa, DeCo): no second branch."""
+    """Reads next-token logits out of inner layers of the original branch (DoLa, DeCo).
+
+    No second branch runs. The engine takes the hidden state of the last token after a layer,
+    applies the final norm (if `norm` is True) and the output head, and passes the logits to the
+    combiner.
+    """
 
     norm: bool = True
-    """Whether the final norm comes before the output head; a field of those that may differ."""
+    """Whether the final norm is applied before the output head. A readout where this can be chosen
+    has it as a field."""
 
     @abc.abstractmethod
     def layers(self, count: int) -> Mapping[str, int]:
-        """Name -> how many of the decoder's `count` layers the state that is read has passed.
+        """Choose the layers.
 
-        0 are the embeddings, `count` is what the last layer gives.
+        Args:
+            count: How many layers the decoder has.
 
-        The engine puts the last row through the final norm (where `norm` says so) and the output
-        head, and passes the logits to the combiner under that name.
+        Returns:
+            Name -> after how many layers the hidden state is read: 0 reads the embeddings, `count`
+            the output of the last layer. The combiner gets the logits under this name.
         """
 
 

@@ -14,23 +14,27 @@ from cdkit.registry import Registry
 
 @dataclass(frozen=True, eq=False)
 class Signals:
-    """What the original branch shows at a step."""
+    """What a schedule can read of the original branch at a step."""
 
     logits: Float[Tensor, "rows vocab"]
+    """Raw next-token logits of the original branch, in float32 or better."""
     image_logits: Float[Tensor, " rows"] | None
-    """The attention logits of the row that predicts the next token, summed over the image tokens
-    and averaged over heads and layers, at the calibrated positions where the method has a
-    calibrator, and as interventions left them; None where no schedule has `reads_attention`."""
+    """Attention logits, before the softmax, of the token that predicts the next one: summed over
+    the image tokens, averaged over heads and layers. They are taken at the calibrated positions
+    where the method has a calibrator, and after interventions. None where no schedule has
+    `reads_attention`."""
     image_mass: Float[Tensor, " rows"] | None
-    """The same of its attention weights: the share of attention that the image gets."""
+    """The same for its attention weights, after the softmax: the share of its attention that the
+    image gets, in [0, 1]."""
 
 
 class AlphaSchedule(Part, abc.ABC):
-    """(signals, step, state) -> what every alpha is multiplied by at this step, row by row; pure.
+    """Scales every alpha at a step, row by row; a pure function.
 
-    A gate answers 0 or 1. Several schedules multiply. The engine moves the distorted logits towards
-    the original ones by that factor before the combiner sees them, `l + s (l~ - l)`: so a schedule
-    goes with every combiner that is `contrastive`, and needs to know none.
+    A gate returns 0 or 1. The factors of several schedules are multiplied. Before the combiner gets
+    the other logits `l~`, the engine moves them towards the original ones by the factor `s`:
+    `l + s (l~ - l)`. So a schedule works with every combiner that is `contrastive`, and does not
+    depend on which one it is.
     """
 
     reads_attention: ClassVar[bool]
@@ -40,7 +44,16 @@ class AlphaSchedule(Part, abc.ABC):
     def scale(
         self, signals: Signals, *, step: int, state: State
     ) -> tuple[Float[Tensor, " rows"], State]:
-        """The factor, 0 or more, and the state; `step` counts from 0 at the first token."""
+        """Compute the factor of one step.
+
+        Args:
+            signals: What the original branch shows at this step.
+            step: Which token of the answer is predicted, from 0.
+            state: The state that the step before returned; empty at the first step.
+
+        Returns:
+            For each row the factor of alpha, 0 or more; and the new state.
+        """
 
 
 SCHEDULES = Registry[AlphaSchedule](

@@ -16,12 +16,20 @@ from cdkit.interfaces.former_names import readable_as
 Scope = Literal["call", "head", "row"]
 """Which cells share one threshold.
 
-`call`: the prompt's text rows of one sample over all heads; each generated row by itself.
-`head`: the same, and each head by itself. `row`: each row by itself, over all heads.
+`call`: all text rows of a sample's prompt, over all heads; each generated row by itself.
+`head`: the same rows, but each head by itself. `row`: each row by itself, over all heads.
 """
 
 
 def check_scope(scope: str) -> None:
+    """Check a scope.
+
+    Args:
+        scope: The value given.
+
+    Raises:
+        CdkitError: If it is not one of the values of `Scope`.
+    """
     check_choice("scope", scope, Scope)
 
 
@@ -29,41 +37,54 @@ def check_scope(scope: str) -> None:
 class ImageColumns:
     """One layer's image tokens of each prompt, the same for the whole answer.
 
-    Rows with fewer image tokens than others are padded at the end; `valid` says which are real.
+    Rows with fewer image tokens than others are padded at the end; `valid` is False there.
     """
 
     keys: Float[Tensor, "rows kv_heads image head_dim"]
-    """As in the cache; at the calibrated positions, where the method has a calibrator."""
+    """The keys of the image tokens as they are cached; rotated to the calibrated positions where
+    the method has a calibrator."""
     values: Float[Tensor, "rows kv_heads image head_dim"]
+    """The values of the image tokens."""
     valid: Bool[Tensor, "rows image"]
+    """True where a column holds an image token, False where it is padding."""
     image_index: Int[Tensor, "rows image"]
-    """Which image of the prompt a column belongs to, from 0."""
+    """The number of the image in the prompt, from 0, to which a column belongs."""
     token_index: Int[Tensor, "rows image"]
-    """The token's place in the prompt, padding not counted."""
+    """The token's index in the prompt, padding not counted."""
     rng_keys: Int[Tensor, " rows"]
     """A random key for each row's (seed, sample id); see `cdkit.functional.noise.cell_uniform`."""
     layer: int
+    """The index of the decoder layer, from 0."""
     depth: int
     """How many layers the decoder has."""
     answer_cache: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    """What `cached` keeps for the whole answer."""
     images: int | None = None
-    """The most images that a row has, where that is known on the host."""
+    """The largest number of images in a row; None where the host does not know it."""
 
     def cached(self, key: Hashable, compute: Callable[["ImageColumns"], Tensor]) -> Tensor:
-        """`compute(self)`, done at the first step and kept for the whole answer.
+        """Compute a tensor at the first step and keep it for the whole answer.
 
-        `compute` must be a pure function of the columns, rows first, and `key` must name it: a
-        strategy passes itself, so that two strategies with equal parameters share the tensor.
+        Args:
+            key: A name for the tensor. A strategy passes itself, so that two strategies with equal
+                parameters share the tensor.
+            compute: A pure function of the columns; the first axis of its result is the rows.
+
+        Returns:
+            `compute(self)`, or what it returned at the first step.
         """
         if key not in self.answer_cache:
             self.answer_cache[key] = compute(self)
         return self.answer_cache[key]
 
     def shares(self) -> Float[Tensor, "rows image image"]:
-        """Row i averages over the tokens of token i's own image: its rows sum to 1.
+        """Weights that average over an image: row i over the tokens of the image of token i.
 
-        Averages never reach into another image: a text row between two images must not depend on
+        Averages never include another image: a text row between two images must not depend on
         the later one.
+
+        Returns:
+            For each image token the share of each image token; the shares of a token sum to 1.
         """
         index = self.image_index
         same = (index[:, :, None] == index[:, None, :]) & self.valid[:, None, :]
@@ -71,16 +92,18 @@ class ImageColumns:
         return shares / shares.sum(dim=-1, keepdim=True).clamp(min=1)
 
     def mean_values(self) -> Float[Tensor, "rows kv_heads #image head_dim"]:
-        """For each column the mean value of its own image, per head and dimension.
+        """Average the values over each image, for each head and dimension.
 
-        One vector for all columns (an image axis of 1) where no row has more than one image.
+        Returns:
+            For each column the mean value of the image to which it belongs. Where no row has more
+            than one image, one vector stands for all columns: the image axis is 1.
         """
         wide = torch.promote_types(self.values.dtype, torch.float32)
         images = int(self.image_index.max()) + 1 if self.images is None else self.images
         numbers = torch.arange(images, device=self.image_index.device)
         own = (self.image_index[:, None] == numbers[:, None]) & self.valid[:, None]
         count = own.sum(dim=-1).clamp(min=1)[:, None, :, None]
-        if images == 1:  # a product would want a wide copy of all values
+        if images == 1:  # a product would need a wide copy of all values
             values = self.values.masked_fill(~self.valid[:, None, :, None], 0)
             total = values.sum(dim=2, keepdim=True, dtype=wide)
             return (total / count).to(values.dtype)
@@ -92,48 +115,61 @@ class ImageColumns:
 
 @dataclass(frozen=True, eq=False)
 class CrossModalSegment:
-    """One layer's cross-modal segment for some rows of the batch, as a strategy sees it.
+    """One layer's cross-modal segment for some rows of the batch: text rows times image columns.
 
-    A strategy answers with `dataclasses.replace(segment, ...)`: new `logits` or `text_logits`,
+    A strategy returns `dataclasses.replace(segment, ...)`: new `logits` or `text_logits`,
     `replaced` cells with their `replacement` values, or `pruned` image tokens. Nothing else may
     differ, and nothing but `layer_state` is written to.
     """
 
     image: ImageColumns
+    """The image columns: keys, values and where they stand."""
     queries: Float[Tensor, "rows heads text head_dim"]
+    """The queries of the text rows, in float32 or better; rotated to the calibrated positions where
+    the method has a calibrator."""
     logits: Float[Tensor, "rows heads text image"]
-    """Before the softmax, in float32 or better; -inf off the cells."""
+    """Attention logits, before the softmax, in float32 or better; -inf outside `cells`."""
     cells: Bool[Tensor, "rows text image"]
     """True where the row is text, the column an earlier image token, and neither is padding."""
     prompt: Bool[Tensor, "rows text"]
-    """Rows of the prompt; the others were generated."""
+    """True for rows of the prompt; the others were generated."""
     predicts_next: Bool[Tensor, "rows text"]
-    """Rows that predict the next token: the last of the prompt, and each generated one."""
+    """True for rows that predict the next token: the last of the prompt, and each generated one."""
     token_index: Int[Tensor, "rows text"]
-    """The text row's place in the sequence, padding not counted."""
+    """The text row's index in the sequence, in tokens from 0, padding not counted."""
     text_logits: Float[Tensor, "rows heads text columns"]
-    """The rows' logits on the columns of all tokens so far, -inf on those of images before a
-    row and wherever it may not look."""
+    """The rows' attention logits, before the softmax, on the columns of all tokens so far; -inf on
+    images before a row and wherever the row may not attend."""
     before_image: Bool[Tensor, "rows columns"]
-    """Columns of the text before the first image (the system prompt), without padding."""
+    """True for columns of the text before the first image (the system prompt), without padding."""
     replaced: Bool[Tensor, "rows heads text image"] | None = None
+    """Cells whose value is replaced by `replacement`; None for none."""
     replacement: Float[Tensor, "rows kv_heads #image head_dim"] | None = None
-    """What stands there instead: one value a column, or one for all of them (an axis of 1)."""
+    """The value that replaces the image token's one: one for each column, or one for all of them
+    (an image axis of 1)."""
     pruned: Bool[Tensor, "rows image"] | None = None
-    """Image tokens that rows of the image, too, may not see in this layer (token pruning); only a
-    strategy without `keeps_prefix` may say so. The text rows' own cells are cut by `logits`."""
+    """Image tokens to which rows of the image, too, may not attend in this layer (token pruning).
+    Only a strategy whose `keeps_prefix` is False may set it. In the text rows, `logits` of -inf cut
+    the cells."""
     layer_state: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
-    """What one layer leaves to those above it in this very forward call. A strategy writes under
-    itself."""
+    """What one layer passes on to the layers above it in the same forward call. A strategy uses
+    itself as the key."""
     full: bool = False
-    """Whether every cell is known to be one, so that no step has to ask the mask."""
+    """Whether every entry of `cells` is known to be True, so that a step need not read the mask."""
     generated: bool = False
     """Whether every row is known to be a generated one."""
 
     def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
-        """`1[A > mean(A)]` on the cells of each group of `scope`, False off the cells.
+        """Find the cells above the mean of their group: `1[A > mean(A)]`.
 
-        CMAC, equation 5; the groups are ours (see `Scope`): a neighbour in the batch never counts.
+        This is CMAC's equation 5. The groups are cdkit's: another row of the batch never counts.
+
+        Args:
+            scope: Which cells form a group.
+
+        Returns:
+            True where a cell's logit is above the mean logit of the group's cells; False outside
+            `cells`.
         """
         over = (-1,) if scope == "head" else (1, -1)
         if self.full and (self.generated or scope == "row"):
@@ -152,12 +188,24 @@ class CrossModalSegment:
         return cells & (self.logits > total / count.clamp(min=1))
 
     def weights(self) -> Float[Tensor, "rows heads text image"]:
-        """The attention weights on the image: the softmax runs over the text columns as well."""
+        """Compute the attention weights on the image.
+
+        Returns:
+            The weights after the softmax over image and text columns; those of a row sum to at
+            most 1.
+        """
         image = self.logits.shape[-1]
         return softmax(torch.cat((self.logits, self.text_logits), dim=-1))[..., :image]
 
     def without(self, mask: Bool[Tensor, "rows heads text image"]) -> Tensor:
-        """The logits with the masked cells at -inf: weight 0 after the softmax renormalises."""
+        """Cut cells: their weight is 0, and the softmax renormalises the others.
+
+        Args:
+            mask: True where a cell is cut.
+
+        Returns:
+            `logits` with -inf in these cells.
+        """
         return self.logits.masked_fill(mask, -math.inf)
 
 
@@ -168,6 +216,13 @@ readable_as(CrossModalSegment, carried="layer_state", predicts="predicts_next", 
 def softmax(
     logits: Float[Tensor, "rows heads text columns"],
 ) -> Float[Tensor, "rows heads text columns"]:
-    """Softmax, and zeros for rows of padding, which attend to nothing."""
+    """Softmax over the columns.
+
+    Args:
+        logits: Attention logits; -inf where a row may not attend.
+
+    Returns:
+        Attention weights. A row that may attend to nothing, as padding does, has zeros.
+    """
     dead = torch.isneginf(logits).all(dim=-1, keepdim=True)
     return logits.masked_fill(dead, 0).softmax(dim=-1).masked_fill(dead, 0)

@@ -1,4 +1,4 @@
-"""Which cells of the cross-modal attention a distortion acts on."""
+"""In which cells of the cross-modal attention a distortion acts."""
 
 import abc
 
@@ -11,26 +11,27 @@ from cdkit.registry import Registry
 
 
 class CellSelector(Part, abc.ABC):
-    """Chooses cells of the segment; what happens to them is the distortion's choice.
+    """Chooses cells of the cross-modal segment; the distortion decides what happens to them.
 
-    A distortion has it as a field, so that each effect goes with each selector.
+    A distortion has the selector as a field, so that every effect can be combined with every
+    selector.
     """
 
     @property
     @abc.abstractmethod
     def needs_whole_prompt(self) -> bool:
-        """As `AttentionDistortion.needs_whole_prompt`."""
+        """Whether the choice depends on the prompt's other rows; see `AttentionDistortion`."""
 
     @abc.abstractmethod
     def select(self, segment: CrossModalSegment) -> Bool[Tensor, "rows heads text image"]:
-        """Choose cells of one layer; pure.
+        """Choose cells of one layer; a pure function.
 
         Args:
             segment: The layer's text rows times image columns. A row of the batch must not depend
                 on another one. Randomness comes from `segment.image.rng_keys` alone.
 
         Returns:
-            True where a cell is chosen; False off `segment.cells`.
+            True where a cell is chosen; False outside `segment.cells`.
         """
 
 

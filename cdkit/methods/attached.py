@@ -1,4 +1,4 @@
-"""A method on a model: what `attach` was given and found out, the same for every prompt."""
+"""A method on a model: what `attach` got and found out, the same for every prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +30,10 @@ class AttachedMethod:
     has_sliding_window: bool
     """Whether some of the decoder's layers keep the last tokens alone."""
     window: int | None
-    """So many tokens the decoder's sliding layers keep, where the method needs the image's."""
+    """How many tokens the decoder's sliding layers keep; None where there are none, or the method
+    does not need image tokens there."""
     traced: frozenset[str]
-    """What a trace is asked to keep."""
+    """What a trace records."""
     decoder: Any
     lm_module: Any
     """The module whose logits `generate` reads."""
@@ -41,14 +42,15 @@ class AttachedMethod:
 
     @property
     def branch_names(self) -> tuple[str, ...]:
+        """The original branch, then the distorted branches that run."""
         return (ORIGINAL, *(branch.name for branch in self.branches))
 
     @property
     def records_image(self) -> bool:
-        """Whether a schedule asks what the original branch attends to."""
+        """Whether a schedule reads the original branch's attention to the image."""
         return any(schedule.reads_attention for schedule in self.method.schedules)
 
     @property
     def records_weights(self) -> bool:
-        """Whether a loop asks for the weights of the original branch's last layer."""
+        """Whether a loop reads the attention weights of the original branch's last layer."""
         return self.method.loop is not None

@@ -31,15 +31,22 @@ from cdkit.registry import Registry
 ORIGINAL = "original"
 """The name of the branch that is not distorted."""
 NO_CONSTRAINT = "none"
-"""What stands for the constraint's table in a configuration that rules no token out."""
+"""What a configuration has in place of the constraint's table if it rules no token out."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One distorted branch: its distortions are applied in their order."""
+    """One distorted branch.
+
+    Raises:
+        CdkitError: If the name is not allowed, there is no distortion, or one distortion takes out
+            the image on which another one would act.
+    """
 
     name: str
+    """The branch's name: not empty, not "original", and without dots."""
     distortions: tuple[DistortionStrategy, ...]
+    """What makes it differ from the original branch, applied in this order; at least one."""
 
     def __post_init__(self) -> None:
         if not self.name or self.name == ORIGINAL or "." in self.name:
@@ -61,42 +68,59 @@ class Branch:
 
     @property
     def pixel(self) -> tuple[PixelDistortion, ...]:
+        """The distortions of pixels."""
         return tuple(d for d in self.distortions if isinstance(d, PixelDistortion))
 
     @property
     def feature(self) -> tuple[FeatureDistortion, ...]:
+        """The distortions of image features."""
         return tuple(d for d in self.distortions if isinstance(d, FeatureDistortion))
 
     @property
     def prompt(self) -> tuple[PromptDistortion, ...]:
+        """The distortions of the prompt."""
         return tuple(d for d in self.distortions if isinstance(d, PromptDistortion))
 
     @property
     def keeps_prefix(self) -> bool:
-        """Whether its states up to the first image's last token are the original branch's."""
+        """Whether hidden states up to the first image's last token are the original branch's."""
         inputs = self.pixel or self.feature or self.prompt
         return not inputs and all(distortion.keeps_prefix for distortion in self.attention)
 
     @property
     def attention(self) -> tuple[AttentionDistortion, ...]:
+        """The distortions of the cross-modal attention."""
         return tuple(d for d in self.distortions if isinstance(d, AttentionDistortion))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A decoding method as a value: hashable, and equal where its parts are equal."""
+    """A decoding method as a value: hashable, and equal to another one if their fields are equal.
+
+    Raises:
+        CdkitError: If the parts do not fit together, such as two branches of one name.
+    """
 
     name: str
+    """The method's name, used in messages and tables."""
     combiner: LogitCombiner
+    """How the logits of all branches become those that `generate` reads."""
     branches: tuple[Branch, ...] = ()
+    """The distorted branches; the original branch is always there."""
     calibrator: PositionCalibrator | None = None
+    """The positions that cross-modal logits use; None for the model's positions."""
     interventions: tuple[Intervention, ...] = ()
+    """Changes of the cross-modal attention in chosen branches, applied in this order."""
     readout: LayerReadout | None = None
+    """Which inner layers of the original branch give logits; None for none."""
     schedules: tuple[AlphaSchedule, ...] = ()
+    """What scales alpha at each step; the factors are multiplied."""
     loop: DecodingLoop | None = None
+    """The decode loop; None for Hugging Face's."""
     constraint: Constraint | None = None
     """Which tokens stay candidates; None where all do."""
     summary: str = ""
+    """One line on what the method does."""
     source: str = ""
     """Where a preset's parameters come from."""
 
@@ -175,7 +199,7 @@ class Method:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the method has nothing to do: then the stock model runs untouched."""
+        """Whether the method has no effect; then the stock model runs unchanged."""
         return (
             not self.live_branches
             and not self.interventions
@@ -211,16 +235,16 @@ class Method:
         step: int,
         state: State,
     ) -> tuple[Float[Tensor, "rows vocab"], State]:
-        """What the combiner makes of the logits, on the tokens that the constraint allows.
+        """Combine the logits of one step, and rule out what the constraint does not allow.
 
         Args:
-            original: Raw logits of the original branch.
-            others: Raw logits of the distorted branches and readouts, by their names.
-            step: Which token of the answer this is, from 0.
-            state: What the combiner returned at the step before; empty at the first one.
+            original: Raw next-token logits of the original branch.
+            others: Raw next-token logits of the distorted branches and readouts, by their names.
+            step: Which token of the answer is predicted, from 0.
+            state: The state that the step before returned; empty at the first step.
 
         Returns:
-            The combined logits, -inf on the tokens that are ruled out, and the combiner's state.
+            The combined logits, -inf on tokens that are ruled out; and the combiner's new state.
         """
         combined, state = self.combiner.combine(original, others, step=step, state=state)
         if self.constraint is not None and not self.constraint.is_identity:
@@ -228,10 +252,13 @@ class Method:
         return combined, state
 
     def parts(self) -> Iterator[tuple[str, Any]]:
-        """(dotted place, part) of every part, the combiner first.
+        """Go through all parts, the combiner first.
 
-        A part that is a parameter of another one, such as a selector, follows it; its place ends in
-        the parameter's name.
+        A part that is a parameter of another one, such as a selector, follows that part; its place
+        ends in the parameter's name.
+
+        Yields:
+            The part's place as a dotted name, such as "noise.diffusion_noise"; and the part.
         """
         for place, part in self._outer_parts():
             yield from _with_inner(place, part)
@@ -252,7 +279,15 @@ class Method:
             yield from _numbered(branch.name, branch.distortions)
 
     def with_parts(self, change: Callable[[str, Any], Any]) -> "Method":
-        """The method with `change(place, part)` in place of every part that is no other's."""
+        """Replace the parts.
+
+        Args:
+            change: Called with the place and the part, for each part that is not a parameter of
+                another one; returns what replaces it.
+
+        Returns:
+            The new method.
+        """
         parts = iter([change(place, part) for place, part in self._outer_parts()])
         return replace(
             self,
@@ -270,7 +305,12 @@ class Method:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole method as plain data, every default spelt out; `cdkit.load` reads it back."""
+        """Write the method as plain data.
+
+        Returns:
+            Dicts, lists and plain values, with all parameters, defaults included;
+            `cdkit.methods.presets.parse_method` reads it back.
+        """
         data: dict[str, Any] = {
             "name": self.name,
             "summary": self.summary,
@@ -306,12 +346,19 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "distortions": DISTORTIONS,
     "selector": SELECTORS,
 }
-"""The table of a method's configuration, or of a part that is another one's parameter -> the
-registry that its `kind` is looked up in."""
+"""The name of a table in a method's configuration, or of a parameter that is a part -> the registry
+in which its `kind` is searched."""
 
 
 def kind_of(part: object) -> str:
-    """The registered name of a part's class, or the class's own name where it is not registered."""
+    """Find the name of a part's class.
+
+    Args:
+        part: The part.
+
+    Returns:
+        The name under which the class is registered; the Python name of a class that is not.
+    """
     for registry in REGISTRIES.values():
         if type(part) in registry.values():
             return registry.name_of(type(part))
@@ -334,7 +381,17 @@ def _numbered(place: str, parts: Sequence[object]) -> Iterator[tuple[str, Any]]:
 
 
 def describe(part: object) -> dict[str, Any]:
-    """A part as plain data: its kind and all of its parameters."""
+    """Write a part as plain data.
+
+    Args:
+        part: The part, a frozen dataclass.
+
+    Returns:
+        Its `kind` and all of its parameters, by name.
+
+    Raises:
+        TypeError: If the part is no dataclass.
+    """
     if not is_dataclass(part):
         raise TypeError(f"{type(part).__name__} must be a frozen dataclass to be described")
     values = {field.name: getattr(part, field.name) for field in fields(part)}

@@ -20,16 +20,28 @@ from cdkit.methods.method import NO_CONSTRAINT, REGISTRIES, Branch, Method, kind
 from cdkit.registry import Registry, UnknownNameError, unknown
 
 PRESET_GROUP = "cdkit.presets"
-"""Entry points of other packages: each names a package whose folder holds preset files."""
+"""The group of entry points in which other packages name a package with preset files."""
 
 
 def load(name_or_path: str | Path, **overrides: Any) -> Method:
-    """A method from a preset's name or a TOML file, with parameters overridden by name.
+    """Load a method from a preset or a TOML file: `cdkit.load("cmac", alpha=1.0, gamma=3.0)`.
 
-    `cdkit.load("cmac", alpha=1.0, gamma=3.0, scope="row")`. Where two parts of a method have a
-    parameter of that name, a dotted name tells which: `**{"noise.diffusion_noise.step": 999}`, or
-    a part of it that is unique, such as `"noise.step"`. A parameter that is itself a part takes a
-    kind, or a table: `selector="random_cells"`, `selector={"kind": "top_share", "share": 0.2}`.
+    Where two parts of a method have a parameter of the same name, a dotted name says which is
+    meant: `**{"noise.diffusion_noise.step": 999}`, or a shorter form that is unique, such as
+    `"noise.step"`. The value of a parameter that is itself a part is a kind or a table:
+    `selector="random_cells"`, `selector={"kind": "top_share", "share": 0.2}`.
+
+    Args:
+        name_or_path: The name of a preset, or the path of a TOML file.
+        **overrides: New values of parameters, by name.
+
+    Returns:
+        The method.
+
+    Raises:
+        UnknownNameError: If no preset, kind or parameter has a name that is given.
+        CdkitError: If the file cannot be read, a value is not allowed, or a name fits more than
+            one parameter.
     """
     if not isinstance(name_or_path, str | Path):
         raise CdkitError(f"a method is a preset's name or a path, got {name_or_path!r}")
@@ -38,7 +50,11 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
 
 
 def presets() -> dict[str, str]:
-    """Each preset's name and its one-line summary."""
+    """List the presets, those of other packages included.
+
+    Returns:
+        The name of each preset -> its one-line summary.
+    """
     return {
         name: str(_toml(file.read_text("utf-8"), name).get("summary", ""))
         for name, file in sorted(_preset_files().items())
@@ -46,7 +62,18 @@ def presets() -> dict[str, str]:
 
 
 def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Method:
-    """A method from plain data, as `Method.to_dict` writes it; every key is checked."""
+    """Make a method from plain data, as `Method.to_dict` writes it.
+
+    Args:
+        data: The tables of the configuration.
+        source: What messages call it: a preset's name or a path.
+
+    Returns:
+        The method.
+
+    Raises:
+        CdkitError: If the data is no method; UnknownNameError if a key or a kind is unknown.
+    """
     _check_keys(data, [field.name for field in dataclasses.fields(Method)], source)
     if "combiner" not in data:
         raise CdkitError(f"{source} has no [combiner]; give it one, such as kind = 'contrast'")
@@ -87,9 +114,9 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
 
 
 def _combiner_and_constraint(data: Mapping[str, Any], where: str) -> tuple[Any, Any]:
-    """Both parts; keys of the constraint that stand in the combiner's table are accepted.
+    """Both parts; keys of the constraint are also accepted in the combiner's table.
 
-    There they stood before the constraint was a part of its own.
+    They stood there before the constraint became a separate part.
     """
     combiner, given = data["combiner"], data.get("constraint")
     cls, combiner = _class_of("combiner", combiner, where)
@@ -117,7 +144,7 @@ def _combiner_and_constraint(data: Mapping[str, Any], where: str) -> tuple[Any, 
 def _constraint_with(keys: Mapping[str, Any], given: Any) -> str | None:
     """The kind of the given constraint, or of the first one that has all these parameters.
 
-    None where there is none, and where a parameter would be said twice.
+    None where there is none, and where a parameter would be given twice.
     """
     registry = REGISTRIES["constraint"]
     if given is not None and (not isinstance(given, Mapping) or keys.keys() & given.keys()):
@@ -131,7 +158,20 @@ def _constraint_with(keys: Mapping[str, Any], given: Any) -> str | None:
 
 
 def parse_part(table: str, data: Any, where: str) -> Any:
-    """One part from `{kind = ..., parameter = ...}`."""
+    """Make a part from its table `{kind = ..., parameter = ...}`.
+
+    Args:
+        table: The name of the table, a key of `REGISTRIES`.
+        data: The table.
+        where: What messages call the place where it stands.
+
+    Returns:
+        The part.
+
+    Raises:
+        CdkitError: If the table or a value is wrong; UnknownNameError if its kind or a parameter
+            is unknown.
+    """
     cls, data = _class_of(table, data, where)
     values = {key: value for key, value in data.items() if key != "kind"}
     return build(cls, values, f"{where}, {data['kind']}")
@@ -157,7 +197,19 @@ def _class_of(table: str, data: Any, where: str) -> tuple[type[Any], Mapping[str
 
 
 def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """An instance of a parameter dataclass from plain data, names and types checked."""
+    """Make an instance of a part's class from plain data.
+
+    Args:
+        cls: The class, a dataclass.
+        values: Its parameters, by name.
+        where: What messages call the place where they stand.
+
+    Returns:
+        The instance.
+
+    Raises:
+        CdkitError: If a value is wrong; UnknownNameError if a parameter is unknown.
+    """
     names = [field.name for field in dataclasses.fields(cls)]
     hints = get_type_hints(cls)
     values = _moved_inside(cls, values, where)
@@ -171,7 +223,10 @@ def build(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _moved_inside(cls: type, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Keys that are a parameter of an inner part, where they stood before it was a part."""
+    """Move keys of an inner part, such as a selector, into its table, and warn.
+
+    They stood in the outer table before the inner part became a part.
+    """
     names = {field.name for field in dataclasses.fields(cls)}
     strange = [key for key in values if key not in names]
     if not strange:
@@ -202,7 +257,19 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def override(method: Method, overrides: Mapping[str, Any]) -> Method:
-    """The method with parameters replaced; every name must fit exactly one part."""
+    """Replace parameters of a method.
+
+    Args:
+        method: The method.
+        overrides: New values of parameters, by name, as in `load`.
+
+    Returns:
+        The new method.
+
+    Raises:
+        UnknownNameError: If no parameter has a name that is given.
+        CdkitError: If a name fits more than one parameter, or a value is not allowed.
+    """
     changes: dict[str, dict[str, Any]] = {}
     for name, value in overrides.items():
         place, parameter = _find(method, name)
@@ -225,9 +292,9 @@ def override(method: Method, overrides: Mapping[str, Any]) -> Method:
 
 
 def _find(method: Method, name: str) -> tuple[str, str]:
-    """(place of the part, parameter) that `name` means.
+    """The (place of the part, parameter) that `name` means.
 
-    `name` is a dotted end of the parameter's full name; where it is the end of none, it may leave
+    `name` is a dotted end of the parameter's full name. Where no full name ends so, it may leave
     out names in between, such as the kind of a branch's distortion.
     """
     named = list(_full_names(method))
@@ -250,7 +317,7 @@ def _find(method: Method, name: str) -> tuple[str, str]:
 
 
 def _full_names(method: Method) -> Iterator[tuple[list[str], tuple[str, str]]]:
-    """The dotted names of every parameter, with its part's kind and without, and its target."""
+    """The dotted names of every parameter, with its part's kind and without, and what they mean."""
     for place, part in method.parts():
         at, kind = place.split("."), kind_of(part)
         for field in dataclasses.fields(part):
@@ -277,7 +344,7 @@ def _table_of(hint: Any) -> str | None:
 
 
 def _as_table(value: Any) -> Any:
-    """A part's table; its kind alone may stand for it."""
+    """A part's table; a kind alone is a table with defaults."""
     if isinstance(value, Part):
         return {"kind": kind_of(value)}
     return {"kind": value} if isinstance(value, str) else value
@@ -346,9 +413,10 @@ def _check_keys(data: Mapping[str, Any], known: Sequence[str], where: str) -> No
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
-    """Plain data to the type that a field declares.
+    """Convert plain data to the type that a field declares.
 
-    A text is a path where a path is wanted and an int is a float too; nothing else bends.
+    A text becomes a path and an int a float where the field declares one; a text or a bool is never
+    taken for a number.
     """
     if isinstance(hint, UnionType):
         if value is None and NoneType in get_args(hint):
