@@ -26,8 +26,8 @@ class Chunk:
     """All columns up to `stop`: False on padding."""
     length: int
     generated: bool
-    """Whether none of the chunk is of the prompt. A field, not computed from `start`: compiled steps
-    read it, and a number of columns would be part of their graph."""
+    """Whether none of the chunk is of the prompt. A field, not computed from `start`: compiled
+    steps read it, and a number of columns would be part of their graph."""
     first_text: int
     """The first of the chunk's columns, counted from `start`, in which any row is text after an
     image; the chunk's length where there is none."""
