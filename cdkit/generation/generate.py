@@ -77,6 +77,7 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
             processors,
             method=method,
             original=lambda: engine.last_original,
+            peaks=lambda: engine.last_peaks,
             finished=lambda ids: _finished(ids[:, length:], config, criteria),
             prompt_length=length,
             beams=config.num_beams or 1,

@@ -7,8 +7,9 @@ from typing import Any
 from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
-from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.attached_engine import AttachedEngine, Peaks
 from cdkit.generation.compatibility import check_arguments, refuse_running, refuse_split
+from cdkit.generation.guard import check_numbers
 from cdkit.generation.prompts import open_session
 from cdkit.interfaces.cache_names import given_cache
 
@@ -55,3 +56,23 @@ def outer_forward(engine: AttachedEngine, forward: Forward, *args: Any, **kwargs
             return forward(*args, **kwargs)
         finally:
             engine.session = None
+
+
+def check_last_column(engine: AttachedEngine, columns: int) -> None:
+    """Raise where the last logits of a plain call are no numbers.
+
+    What is no number at an earlier token is none at the later ones, which attend to it; and columns
+    of padding on the left count nothing.
+
+    Args:
+        engine: The method on this model, after the call.
+        columns: Of how many columns there are logits.
+    """
+    peaks, engine.last_peaks = engine.last_peaks, None
+    if peaks is None:
+        return  # a chunk of a prompt
+    last = slice(columns - 1, None, columns)
+    check_numbers(
+        engine.attached.method,
+        Peaks(peaks.branches, peaks.logits[:, last], peaks.valid[last]),
+    )

@@ -35,7 +35,7 @@ from cdkit.generation.branch_prompts import (
 from cdkit.generation.combine import Noted, combine_call
 from cdkit.generation.compatibility import check_alignment, refuse_adapter
 from cdkit.generation.hooks import BoundToModel
-from cdkit.generation.plain_call import forward_call
+from cdkit.generation.plain_call import check_last_column, forward_call
 from cdkit.generation.prompts import Session
 from cdkit.generation.reference_attention import Attended, Change, Layer, Memory, Tokens, attend
 from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
@@ -137,6 +137,7 @@ class ReferenceEngine(AttachedEngine):
             logits = output.logits if plain else output.logits[:, -1:]
             output.logits = self._combined(call, call.batch, call.seen, logits)
             if plain:
+                check_last_column(self, output.logits.shape[1])
                 self.last_original = None  # read by what surrounds generate alone
             return output
 
