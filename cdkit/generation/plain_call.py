@@ -37,13 +37,19 @@ def forward_call(engine: AttachedEngine, given: dict[str, Any]) -> Iterator[bool
 
 def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
     """Note the prompts of a plain call of the model, where it does not go on with a cache."""
-    method, config = engine.attached.method, engine.attached.model.config
+    method, adapter = engine.attached.method, engine.attached.adapter
+    config = engine.attached.model.config
     if not isinstance(given_cache(given), MethodCache):
         engine.trace.steps.clear()
         engine.session = open_session(engine.attached, given, defaults=[config], plain=True)
         return
     check_arguments(given, [config], method)
     ids = given.get("input_ids")
+    if ids is not None and bool((adapter.image_index(engine.attached.model, ids) >= 0).any()):
+        raise CdkitError(
+            f"the new tokens hold an image, which {method.name} cannot take behind a cache: pass "
+            "the whole text, with the pixel_values of all its images, and no cache"
+        )
     if ids is not None and ids.shape[1] > 1 and method.whole_prompt_parts:
         refuse_split(method, f"a cache and {ids.shape[1]} more tokens in one call")
 

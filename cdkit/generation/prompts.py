@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
@@ -29,7 +29,7 @@ from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Branch
+from cdkit.methods.method import Branch, Method
 
 
 @dataclass(eq=False)
@@ -178,9 +178,14 @@ def open_session(
     elif mask.ndim != 2:
         raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
     token_mask = mask.to(ids.device).bool()
-    image_index = attached.adapter.image_index(attached.model, ids).masked_fill(~token_mask, -1)
+    index = attached.adapter.image_index(attached.model, ids)
+    image_index = index.masked_fill(~token_mask, -1)
+    if bool((hidden := (index >= 0) & ~token_mask).any()):
+        pad = setting("pad_token_id", given, defaults)
+        _check_mask(method, hidden if pad is None else hidden & ids.ne(int(pad)))
     layout = make_layout(image_index, token_mask)
     if any(row.images for row in layout.row_stats):
+        _check_pixels(attached, given, [row.images for row in layout.row_stats])
         _check_required(attached, given)
     pixels = _pixels(attached, given, image_index)
     session = Session(
@@ -204,9 +209,6 @@ def open_session(
                     "image placeholder into the prompt, or generate without cdkit.attach"
                 )
     _check_last_row(attached, session)
-    for branch in attached.branches:
-        if branch.pixel and pixels is None:
-            raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
     return session
 
 
@@ -232,6 +234,32 @@ def _pixels(
                 f"{error}; use a method that changes none, or write an adapter. {HOW_TO_ADD}"
             ) from None
         return None
+
+
+def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:
+    """Raise where the mask says padding of image tokens."""
+    for row, count in enumerate(hidden.sum(dim=1).tolist()):
+        if count:
+            raise CdkitError(
+                f"attention_mask is 0 on {count} image tokens of prompt {row}, so {method.name} "
+                "cannot tell which tokens are an image's: set it to 1 there, or take the image out "
+                "of the prompt"
+            )
+
+
+def _check_pixels(attached: AttachedMethod, given: dict[str, Any], images: Sequence[int]) -> None:
+    """Raise where the prompts have image tokens, but nothing to put in their place."""
+    if given.get("pixel_values") is not None:
+        return
+    for branch in attached.branches:
+        if branch.pixel:
+            raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
+    if given.get("mm_encoder_outputs") is None:
+        row = next(row for row, count in enumerate(images) if count)
+        raise CdkitError(
+            f"prompt {row} has image tokens, but no image came with it, and {attached.method.name} "
+            "would act on the placeholders: pass pixel_values, with every turn of a conversation"
+        )
 
 
 def _check_required(attached: AttachedMethod, given: dict[str, Any]) -> None:

@@ -312,3 +312,50 @@ def test_numbers_that_are_not_finite_are_out_of_range() -> None:
     for name, parameter in (("cmac", "beta"), ("cmac", "gamma"), ("sharpening", "power")):
         with pytest.raises(cdkit.CdkitError, match=f"{parameter} must be .*got nan"):
             cdkit.load(name, **{parameter: float("nan")})
+
+
+# ---- images that are not there ------------------------------------------------------------------
+
+IMAGE_METHODS = ["attended_image", "avisc", "cmac", "deco", "icd", "m3id", "no_image", "opera"]
+IMAGE_METHODS += ["pai", "plausibility", "random_mask", "sid", "vaf", "vcd", "vdd"]
+
+
+@pytest.mark.parametrize("name", IMAGE_METHODS)
+def test_image_tokens_without_pixels(
+    name: str, untouched: Any, processor: Any, make_inputs: MakeInputs
+) -> None:
+    """Forgotten; or a second turn, whose text holds the first one's image."""
+    method = cdkit.load(name)
+    beams = {} if "greedy" in method.modes else {"num_beams": 3}
+    for question in ("w1", "w1 w2 w3 w4 w5"):
+        given = {k: v for k, v in make_inputs(question).items() if k != "pixel_values"}
+        with cdkit.attach(untouched, method, processor=processor):
+            with pytest.raises(cdkit.CdkitError, match="pass pixel_values"):
+                untouched.generate(**given, max_new_tokens=2, do_sample=False, **beams)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_image_tokens_without_pixels_in_a_plain_call(
+    optimize: bool, model: Any, inputs: Inputs
+) -> None:
+    given = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    with cdkit.attach(model, CMAC, optimize=optimize), torch.no_grad():
+        with pytest.raises(cdkit.CdkitError, match="prompt 0 has image tokens, but no image came"):
+            model(**given)
+        cache = model(**inputs, use_cache=True, logits_to_keep=1)[CACHE]
+        second = {"input_ids": given["input_ids"], "position_ids": torch.arange(30, 31)[None]}
+        with pytest.raises(cdkit.CdkitError, match=r"the new tokens hold an image.*pixel_values"):
+            model(**second, **{CACHE: cache})
+
+
+@pytest.mark.parametrize("name", ["vcd", "cmac", "plausibility"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_mask_over_the_image(name: str, whole: bool, untouched: Any, inputs: Inputs) -> None:
+    image = inputs["input_ids"][0] == untouched.config.image_token_id
+    columns = image.nonzero()[:, 0] if whole else image.nonzero()[:2, 0]
+    mask = inputs["attention_mask"].clone()
+    mask[0, columns] = 0
+    with cdkit.attach(untouched, cdkit.load(name)):
+        told = f"attention_mask is 0 on {len(columns)} image tokens of prompt 0"
+        with pytest.raises(cdkit.CdkitError, match=told):
+            untouched.generate(**dict(inputs) | {"attention_mask": mask}, max_new_tokens=2)
