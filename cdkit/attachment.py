@@ -18,6 +18,8 @@ from cdkit.generation.compatibility import (
     check_attachable,
     check_eval,
     refuse_compiled,
+    refuse_foreign_loop,
+    refuse_own_generate,
     refuse_virtual_tokens,
     sliding_window,
 )
@@ -111,6 +113,7 @@ class Attachment(BoundToModel):
             method = _with_colours(method, processor)
         refuse_compiled(model)
         refuse_virtual_tokens(model)
+        refuse_own_generate(unwrap(model))
         self.method, self.trace = method, trace
         self._hooks = Hooks()
         self._model = unwrap(model)
@@ -170,6 +173,9 @@ class Attachment(BoundToModel):
         adapter, lm_module, decoder = attached.adapter, attached.lm_module, attached.decoder
         hooks.set(model, ATTACHED, self)
         hooks.wrap(model, "generate", self._generate)
+        for name in ("generate_batch", "init_continuous_batching"):
+            if hasattr(model, name):
+                hooks.wrap(model, name, functools.partial(refuse_foreign_loop, name))
         hooks.wrap(*adapter.encoder(model), functools.partial(encode_images, engine))
         hooks.wrap(decoder, "forward", self._decode)
         first = adapter.needs_check and is_due(adapter, model)

@@ -43,7 +43,7 @@ def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
         engine.trace.steps.clear()
         engine.session = open_session(engine.attached, given, defaults=[config], plain=True)
         return
-    check_arguments(given, [config], method)
+    check_arguments(given, [config], method, plain=True)
     ids = given.get("input_ids")
     if ids is not None and bool((adapter.image_index(engine.attached.model, ids) >= 0).any()):
         raise CdkitError(

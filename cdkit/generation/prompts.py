@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -52,6 +52,8 @@ class Session:
     """What `generate` was asked to compile steps with; None where it was not."""
     static_cache: bool = False
     """Whether it was asked for a static cache."""
+    overridden: Mapping[str, Any] = field(default_factory=dict)
+    """What `generate` must be passed so that it does not take what the checkpoint says."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where it has its own."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -150,7 +152,8 @@ def open_session(
     """Note the prompts, after everything that can be refused was."""
     method = attached.method
     check_eval(attached.model, method)
-    check_arguments(given, defaults, method)
+    overridden = check_arguments(given, defaults, method, plain=plain)
+    given = given | overridden
     check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:
         check_mode(given, defaults, method)
@@ -199,6 +202,7 @@ def open_session(
         plain=plain,
         compile_config=compile_config,
         static_cache=static,
+        overridden=overridden,
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:

@@ -42,6 +42,12 @@ GENERATE: list[tuple[str, dict[str, Any], str]] = [
     ("offloaded cache", {"cache_implementation": "offloaded_static"}, "or the static one"),
     ("contrastive search", {"penalty_alpha": 0.6, "top_k": 4}, "contrastive search re-ranks"),
     ("dola", {"dola_layers": "high"}, "it brings its own contrast"),
+    ("groups", {"num_beam_groups": 2, "num_beams": 4}, "a custom loop may not keep"),
+    ("forced words", {"force_words_ids": [[3]], "num_beams": 2}, "a custom loop may not keep"),
+    ("constraints", {"constraints": [object()]}, "a custom loop may not keep"),
+    ("a repository", {"custom_generate": "someone/loop"}, "a custom loop may not keep"),
+    ("token heads", {"use_mtp": True}, "assisted decoding checks tokens"),
+    ("paged cache", {"cache_implementation": "paged"}, "need the dynamic cache or the st"),
     ("custom", {"custom_generate": lambda model, **kwargs: None}, "a custom loop may not keep"),
     ("hidden states", {"output_hidden_states": True}, "they would hold the rows of every branch"),
     ("attentions", {"output_attentions": True}, r"use trace=\('image_attention',\)"),
@@ -359,3 +365,90 @@ def test_a_mask_over_the_image(name: str, whole: bool, untouched: Any, inputs: I
         told = f"attention_mask is 0 on {len(columns)} image tokens of prompt 0"
         with pytest.raises(cdkit.CdkitError, match=told):
             untouched.generate(**dict(inputs) | {"attention_mask": mask}, max_new_tokens=2)
+
+
+def test_other_ways_into_a_foreign_loop(make_model: Callable[..., Any], inputs: Inputs) -> None:
+    import functools
+
+    model = make_model()
+    foreign = "a custom loop may not keep to HF's contract"
+    with cdkit.attach(model, CMAC):
+        with pytest.raises(cdkit.CdkitError, match=foreign):
+            model.generate_batch(inputs["input_ids"].tolist())
+        with pytest.raises(cdkit.CdkitError, match=foreign):
+            model.init_continuous_batching()
+    model.generate = functools.partial(lambda model: None, model=model)
+    with pytest.raises(cdkit.CdkitError, match=f"brings a generate of its own, and {foreign}"):
+        cdkit.attach(model, CMAC)
+
+
+# ---- what the checkpoint asks for, and not the user ----------------------------------------------
+
+HARMLESS: list[dict[str, Any]] = [
+    {"cache_implementation": "hybrid"},
+    {"cache_implementation": "hybrid_chunked"},
+    {"cache_implementation": "sliding_window"},
+    {"cache_implementation": "offloaded"},
+    {"use_cache": False},
+    {"prefill_chunk_size": 4},
+    {"output_hidden_states": True},
+    {"output_attentions": True},
+    {"num_beam_groups": 1, "guidance_scale": 1.0, "penalty_alpha": 0.0, "dola_layers": None},
+    {"penalty_alpha": 0.6, "top_k": 1},
+]
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("said", HARMLESS, ids=str)
+def test_a_checkpoint_that_asks_for_what_no_token_depends_on(
+    said: dict[str, Any],
+    optimize: bool,
+    make_model: Callable[..., Any],
+    inputs: Inputs,
+) -> None:
+    model, method = make_model(), cdkit.load("cmac", scope="call")
+    asked: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    with cdkit.attach(model, method, optimize=optimize):
+        wanted = model.generate(**inputs, **asked)
+    for name, value in said.items():
+        setattr(model.generation_config, name, value)
+    before = model.generation_config.to_dict()
+    with cdkit.attach(model, method, optimize=optimize):
+        assert model.generate(**inputs, **asked).equal(wanted)
+    assert model.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
+        ({"dola_layers": "high"}, "dola_layers='high'"),
+        ({"guidance_scale": 1.5}, "guidance_scale=1.5"),
+        ({"num_beam_groups": 2}, "num_beam_groups=2"),
+        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens=2"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_asks_for_what_is_refused(
+    said: dict[str, Any], name: str, make_model: Callable[..., Any], inputs: Inputs
+) -> None:
+    model = make_model()
+    for key, value in said.items():
+        setattr(model.generation_config, key, value)
+    told = f"cmac cannot run with {name}, which the checkpoint's generation_config asks for: "
+    with cdkit.attach(model, CMAC):
+        with pytest.raises(cdkit.CdkitError, match=re.escape(told)) as error:
+            model.generate(**inputs, max_new_tokens=2)
+        assert f"Set model.generation_config.{name.split('=')[0]} = None" in str(error.value)
+        model.generate(**inputs, max_new_tokens=2, **dict.fromkeys(said))  # as in stock generate
+
+
+def test_a_mode_that_the_checkpoint_asks_for(
+    make_model: Callable[..., Any], inputs: Inputs
+) -> None:
+    model = make_model()
+    model.generation_config.do_sample = True
+    with cdkit.attach(model, cdkit.load("opera")):
+        told = "mode 'sample', do_sample=True from the checkpoint's generation_config"
+        with pytest.raises(cdkit.CdkitError, match=told):
+            model.generate(**inputs, max_new_tokens=2)
