@@ -44,6 +44,9 @@ class AttachedEngine(abc.ABC):
     trace: Trace
     session: Session | None = None
     """The prompts of the call under way."""
+    is_attached: bool = False
+    """Whether the method is in the model's attributes. A thread may have read one of these before
+    the block ended; its call is then one of the model as it is."""
     last_original: Float[Tensor, "rows vocab"] | None = None
     """The original branch's logits of the latest step."""
     last_peaks: Peaks | None = None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
 from cdkit.interfaces.part import inner_parts
@@ -65,6 +66,31 @@ OVERRIDDEN: Mapping[str, tuple[Callable[[Any], bool], Any]] = {
 }
 """Setting that no token depends on -> (where it is overridden, by what), if nothing but the
 checkpoint's generation_config asks for it. A user who asks for it is told that it is refused."""
+
+
+ATTENTION_ARGUMENTS = frozenset(
+    {
+        # what the fast kernel takes; text attention is causal by its mask, and drops nothing
+        *("dropout", "scaling", "is_causal"),
+        # what masks and rotated keys already say
+        *("sliding_window", "position_ids", "position_embeddings", "cache_position"),
+        # what the decoder's other parts read, and hand down to its attention
+        *("use_cache", "output_attentions", "output_hidden_states", "output_router_logits"),
+        *("return_dict", "num_items_in_batch", "logits_to_keep", CACHE, OLD_CACHE),
+        *("token_type_ids", "mm_token_type_ids", "visual_pos_masks", "deepstack_visual_embeds"),
+        *("image_grid_thw", "image_sizes", "pixel_attention_mask", "rope_deltas"),
+    }
+)
+"""Arguments that a decoder may pass to its attention while a method changes that attention. Any
+other that is not None is refused by name: it would be dropped."""
+
+
+def unknown_attention_argument(module: nn.Module, name: str) -> CdkitError:
+    """The error for an argument that is not in `ATTENTION_ARGUMENTS`."""
+    return CdkitError(
+        f"{type(module).__name__} passes {name} to its attention, which a method that changes "
+        "attention does not know and would drop; use one that changes only the inputs, such as vcd"
+    )
 
 
 def setting(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> Any:

@@ -94,10 +94,6 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
         prompt = session.ids.shape[1]
         return static_cache(attached.decoder.config, prompt, make(*args, **kwargs))
 
-    def repository(find: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        if (found := find(*args, **kwargs)) is not None:
-            refuse_foreign_loop(found)
-
     wrapped: dict[str, Callable[..., Any]] = {
         # Hugging Face's own would trace one step of the branches' bookkeeping
         "_valid_auto_compile_criteria": lambda *args, **kwargs: False,
@@ -105,7 +101,9 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
         "_get_logits_processor": processors,
         "_get_stopping_criteria": stopping,
         "_get_top_k_continuations": top_continuations,
-        "_get_deprecated_gen_repo": repository,
+        "_get_deprecated_gen_repo": lambda find, *args, **kwargs: (
+            find(*args, **kwargs) and refuse_foreign_loop("a loop from the hub")
+        ),
         "load_custom_generate": functools.partial(refuse_foreign_loop, "custom_generate"),
     }
     if method.loop is not None:

@@ -57,6 +57,8 @@ def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
 def outer_forward(engine: AttachedEngine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """A plain call of a model whose inner language model is the one that is read."""
     with engine.lock:
+        if not engine.is_attached:
+            return engine.attached.model.forward(*args, **kwargs)
         open_plain(engine, arguments(forward, *args, **kwargs))
         try:
             return forward(*args, **kwargs)

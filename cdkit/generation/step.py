@@ -27,6 +27,8 @@ def forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) ->
         The model's output with the combined logits of the original rows.
     """
     with engine.lock:
+        if not engine.is_attached:
+            return engine.attached.lm_module.forward(*args, **kwargs)
         return _forward_step(engine, forward, *args, **kwargs)
 
 
