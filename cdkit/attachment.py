@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import threading
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from cdkit.generation.compatibility import (
     check_attachable,
     check_eval,
     refuse_compiled,
+    refuse_foreign_loop,
+    refuse_own_generate,
     refuse_virtual_tokens,
     sliding_window,
 )
@@ -39,6 +42,8 @@ from cdkit.probing.adapter_trial import is_due, try_adapter
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
+_WIRING = threading.RLock()
+"""Held while some model's attributes are set or put back; nothing waits for a model under it."""
 
 
 def attach(
@@ -122,8 +127,10 @@ class Attachment(BoundToModel):
             method = _with_colours(method, processor)
         refuse_compiled(model)
         refuse_virtual_tokens(model)
+        refuse_own_generate(unwrap(model))
         self.method, self.trace = method, trace
         self._hooks = Hooks()
+        self._thread: threading.Thread | None = None
         self._model = unwrap(model)
         optimizations = chosen(optimize)
         self._forced = "skip_identity" not in optimizations or bool(trace.wanted - FREE)
@@ -149,18 +156,43 @@ class Attachment(BoundToModel):
             self._decode = functools.partial(decode, engine)
 
     def __enter__(self) -> "Attachment":
-        if (standing := self._model.__dict__.get(ATTACHED)) is not None:
-            standing.detach()
-        if not self._active:
-            return self
-        check_eval(self._model, self.method)
-        try:
-            self._warn_about_kernel()
-            self._wire()
-        except BaseException:
-            self._hooks.undo()
-            raise
+        entered = False
+        while not entered:
+            entered = self._enter_alone()
         return self
+
+    def _enter_alone(self) -> bool:
+        """Attach, unless another attachment stands: then end that one and return False."""
+        with _WIRING:
+            standing: Attachment | None = self._model.__dict__.get(ATTACHED)
+            if standing is None:
+                self._thread = threading.current_thread()
+                if self._active:
+                    check_eval(self._model, self.method)
+                    try:
+                        self._warn_about_kernel()
+                        self._wire()
+                    except BaseException:
+                        self._undo()
+                        raise
+                return True
+            standing.refuse_other_thread(self.method)
+        standing.detach()
+        return False
+
+    def refuse_other_thread(self, method: Method) -> None:
+        """Raise where this attachment, which stands, is that of another thread that still runs.
+
+        Args:
+            method: What the calling thread wants to attach.
+        """
+        owner = self._thread
+        if owner is not None and owner is not threading.current_thread() and owner.is_alive():
+            raise CdkitError(
+                f"cannot attach {method.name}: {self.method.name} is attached to this model by "
+                f"another thread ({owner.name}); leave that block first, hold one lock around each "
+                "block, or give each thread a model of its own (docs/threads.md)"
+            )
 
     def __exit__(
         self,
@@ -171,8 +203,23 @@ class Attachment(BoundToModel):
         self.detach()
 
     def detach(self) -> None:
-        """Restore the model, as the end of the `with` block does; a second call does nothing."""
-        self._hooks.undo()
+        """Restore the model, as the end of the `with` block does; a second call does nothing.
+
+        Waits for a call of the model that is under way in another thread, and restores also where
+        that wait is interrupted.
+        """
+        waited = False
+        try:
+            waited = self._engine.lock.acquire()
+        finally:
+            self._undo()
+            if waited:
+                self._engine.lock.release()
+
+    def _undo(self) -> None:
+        with _WIRING:
+            self._hooks.undo()
+            self._engine.is_attached = False
 
     def _wire(self) -> None:
         """Put the method into the model: its encoder, its decoder, its layers, its `generate`."""
@@ -180,7 +227,11 @@ class Attachment(BoundToModel):
         attached = engine.attached
         adapter, lm_module, decoder = attached.adapter, attached.lm_module, attached.decoder
         hooks.set(model, ATTACHED, self)
+        engine.is_attached = True
         hooks.wrap(model, "generate", self._generate)
+        for name in ("generate_batch", "init_continuous_batching"):
+            if hasattr(model, name):
+                hooks.wrap(model, name, functools.partial(refuse_foreign_loop, name))
         hooks.wrap(*adapter.encoder(model), functools.partial(encode_images, engine))
         hooks.wrap(decoder, "forward", self._decode)
         first = adapter.needs_check and is_due(adapter, model)
@@ -229,12 +280,15 @@ class Attachment(BoundToModel):
             try:
                 try_adapter(adapter, self._model, given, attach=attach)
             finally:
-                self._wire()
+                with _WIRING:
+                    if (standing := self._model.__dict__.get(ATTACHED)) is not None:
+                        standing.refuse_other_thread(self.method)
+                    self._wire()
 
     def _first_forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         """A plain call of a model whose adapter has not been tried out yet."""
         with self._engine.lock:
-            if self._engine.session is None:
+            if self._engine.session is None and self._engine.is_attached:
                 self._try_adapter_out(arguments(forward, *args, **kwargs))
             return self._forward_step(forward, *args, **kwargs)
 
@@ -243,14 +297,17 @@ class Attachment(BoundToModel):
         engine = self._engine
         attached = engine.attached
         with engine.lock:
-            given = arguments(generate, *args, **kwargs) if args else dict(kwargs)
-            given.setdefault("input_ids", given.get("inputs"))
-            configs = (given.get("generation_config"), attached.lm_module.generation_config)
-            defaults = [config for config in configs if config is not None]
-            session = open_session(attached, given, defaults=defaults, plain=False)
-            if attached.adapter.needs_check:
-                self._try_adapter_out(given)
-            return run_generate(engine, session, generate, given, *args, **kwargs)
+            if engine.is_attached:
+                given = arguments(generate, *args, **kwargs) if args else dict(kwargs)
+                given.setdefault("input_ids", given.get("inputs"))
+                configs = (given.get("generation_config"), attached.lm_module.generation_config)
+                defaults = [config for config in configs if config is not None]
+                session = open_session(attached, given, defaults=defaults, plain=False)
+                if attached.adapter.needs_check:
+                    self._try_adapter_out(given)
+                return run_generate(engine, session, generate, given, *args, **kwargs)
+        model: Any = self._model  # the block ended before this thread's turn came
+        return model.generate(*args, **kwargs)
 
 
 def _attached(

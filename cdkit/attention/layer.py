@@ -15,6 +15,7 @@ from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
+from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.hooks import BoundToModel
 
 KEY = "cdkit"
@@ -185,6 +186,9 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What Hugging Face's attention modules call while a method is attached to their model."""
+    for name, argument in kwargs.items():
+        if argument is not None and name not in ATTENTION_ARGUMENTS:
+            raise unknown_attention_argument(module, name)
     layer: LayerAttention = getattr(module, HANDLE)
     return layer(module, query, key, value, attention_mask, **kwargs), None
 

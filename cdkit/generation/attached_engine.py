@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdkit.generation.prompts import Session
@@ -25,6 +25,17 @@ class AttentionHandles(NamedTuple):
     """One for each layer."""
 
 
+class Peaks(NamedTuple):
+    """The largest logit of each row at one step: it shows whether the row's logits are numbers."""
+
+    branches: Sequence[str]
+    """The names of the branches, "original" first."""
+    logits: Float[Tensor, "branches rows"]
+    """The largest raw logit of each row in each branch."""
+    valid: Bool[Tensor, " rows"]
+    """False where a branch's logits, or the combined ones, hold NaN or a forbidden infinity."""
+
+
 @dataclass(eq=False)
 class AttachedEngine(abc.ABC):
     """One method on one model, and the call of `generate` under way."""
@@ -33,8 +44,13 @@ class AttachedEngine(abc.ABC):
     trace: Trace
     session: Session | None = None
     """The prompts of the call under way."""
+    is_attached: bool = False
+    """Whether the method is in the model's attributes. A thread may have read one of these before
+    the block ended; its call is then one of the model as it is."""
     last_original: Float[Tensor, "rows vocab"] | None = None
     """The original branch's logits of the latest step."""
+    last_peaks: Peaks | None = None
+    """The largest logits of the latest step; None where its rows have been checked."""
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
     """Attention weights of the latest call in the last layer, where the method has a loop."""
     lock: Any = field(default_factory=threading.RLock)
@@ -54,4 +70,5 @@ class AttachedEngine(abc.ABC):
 
     def end_call(self) -> None:
         """Clear what belongs to one call of `generate`."""
-        self.session, self.last_original, self.last_weights = None, None, None
+        self.session, self.last_original = None, None
+        self.last_peaks, self.last_weights = None, None

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.functional.logits import scale_difference
-from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.attached_engine import AttachedEngine, Peaks
 from cdkit.generation.trace import Step
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import Signals
@@ -81,6 +81,10 @@ def combine_call(
     made = combine(attached.method, original, others, noted, step=state.step, states=state.states)
     state.step, state.states = state.step + 1, made.states
     engine.last_original, engine.last_weights = original, noted.last_weights
+    # a maximum is NaN where any logit is, infinite where one is, and -inf where all are
+    peaks = wide.amax(dim=-1).view(len(branches), -1)
+    valid = peaks.isfinite().all(dim=0) & (made.logits.amax(dim=-1) < torch.inf)
+    engine.last_peaks = Peaks(branches, peaks, valid)
     if engine.trace.wanted:
         each = {ORIGINAL: original, **others}
         engine.trace.keep(step, each, made.logits, made.alpha_scale)

@@ -1,5 +1,6 @@
 """What a method cannot run with: said before anything is changed, or before the first token."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -8,63 +9,164 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
 from cdkit.interfaces.part import inner_parts
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method, kind_of
 
+ASSISTED = "assisted decoding checks tokens in chunks"
+FOREIGN_LOOP = "a custom loop may not keep to HF's contract"
+VIDEOS = "videos are not supported, only images"
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
 REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "assistant_model": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
-    "prompt_lookup_num_tokens": (
-        lambda v: v is not None,
-        "assisted decoding checks tokens in chunks",
-    ),
-    "assistant_early_exit": (lambda v: v is not None, "assisted decoding checks tokens in chunks"),
-    "custom_generate": (lambda v: v is not None, "a custom loop may not keep to HF's contract"),
+    "assistant_model": (_is_given, ASSISTED),
+    "prompt_lookup_num_tokens": (_is_given, ASSISTED),
+    "assistant_early_exit": (_is_given, ASSISTED),
+    "use_mtp": (bool, ASSISTED),
+    "custom_generate": (_is_given, FOREIGN_LOOP),
+    "num_beam_groups": (lambda v: v not in (None, 1), FOREIGN_LOOP),
+    "force_words_ids": (_is_given, FOREIGN_LOOP),
+    "constraints": (_is_given, FOREIGN_LOOP),
     "generation_mode": (lambda v: v not in (None, "text"), "methods act on the text of an answer"),
-    "dola_layers": (lambda v: v is not None, "it brings its own contrast"),
-    "penalty_alpha": (lambda v: bool(v), "contrastive search re-ranks with hidden states"),
+    "dola_layers": (_is_given, "it brings its own contrast"),
+    "penalty_alpha": (bool, "contrastive search re-ranks with hidden states"),
     "guidance_scale": (lambda v: v not in (None, 1, 1.0), "it runs the model once more by itself"),
     "cache_implementation": (
-        lambda v: v not in (None, "dynamic", "static"),
+        # stock generate reads "hybrid" as "nothing was said"
+        lambda v: v not in (None, "dynamic", "static", "hybrid"),
         "the branches need the dynamic cache or the static one",
     ),
-    "output_hidden_states": (lambda v: bool(v), "they would hold the rows of every branch"),
-    "output_attentions": (lambda v: bool(v), "use trace=('image_attention',) of cdkit.attach"),
-    "token_healing": (lambda v: bool(v), "it rewrites the prompt"),
-    "inputs_embeds": (
-        lambda v: v is not None,
-        "image tokens are found by their ids; pass input_ids",
-    ),
+    "output_hidden_states": (bool, "they would hold the rows of every branch"),
+    "output_attentions": (bool, "use trace=('image_attention',) of cdkit.attach"),
+    "token_healing": (bool, "it rewrites the prompt"),
+    "inputs_embeds": (_is_given, "image tokens are found by their ids; pass input_ids"),
     "labels": (
         # PaliGemma's processor returns labels that are all -100: no loss is computed
         lambda v: v is not None and not (isinstance(v, torch.Tensor) and bool((v == -100).all())),
         "methods act at inference; compute a loss without them",
     ),
-    **{
-        name: (lambda v: v is not None, "videos are not supported, only images")
-        for name in ("pixel_values_videos", "video_grid_thw")
-    },
+    "pixel_values_videos": (_is_given, VIDEOS),
+    "video_grid_thw": (_is_given, VIDEOS),
 }
 """Argument of `generate` or forward -> (whether a value uses it, why it is refused)."""
+
+OVERRIDDEN: Mapping[str, tuple[Callable[[Any], bool], Any]] = {
+    "cache_implementation": (REFUSED["cache_implementation"][0], None),
+    "use_cache": (lambda v: v is False, True),
+    "prefill_chunk_size": (_is_given, None),
+    "output_hidden_states": (bool, False),
+    "output_attentions": (bool, False),
+}
+"""Setting that no token depends on -> (where it is overridden, by what), if nothing but the
+checkpoint's generation_config asks for it. A user who asks for it is told that it is refused."""
+
+
+ATTENTION_ARGUMENTS = frozenset(
+    {
+        # what the fast kernel takes; text attention is causal by its mask, and drops nothing
+        *("dropout", "scaling", "is_causal"),
+        # what masks and rotated keys already say
+        *("sliding_window", "position_ids", "position_embeddings", "cache_position"),
+        # what the decoder's other parts read, and hand down to its attention
+        *("use_cache", "output_attentions", "output_hidden_states", "output_router_logits"),
+        *("return_dict", "num_items_in_batch", "logits_to_keep", CACHE, OLD_CACHE),
+        *("token_type_ids", "mm_token_type_ids", "visual_pos_masks", "deepstack_visual_embeds"),
+        *("image_grid_thw", "image_sizes", "pixel_attention_mask", "rope_deltas"),
+    }
+)
+"""Arguments that a decoder may pass to its attention while a method changes that attention. Any
+other that is not None is refused by name: it would be dropped."""
+
+
+def unknown_attention_argument(module: nn.Module, name: str) -> CdkitError:
+    """The error for an argument that is not in `ATTENTION_ARGUMENTS`."""
+    return CdkitError(
+        f"{type(module).__name__} passes {name} to its attention, which a method that changes "
+        "attention does not know and would drop; use one that changes only the inputs, such as vcd"
+    )
 
 
 def setting(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> Any:
     """An argument's value: as given, else as the first of the configs behind it has it."""
+    if name in given and name in OVERRIDDEN and OVERRIDDEN[name][1] is None:
+        return given[name]  # None says that there is none, whatever a config says
     values = [given.get(name), *(getattr(config, name, None) for config in defaults)]
     return next((value for value in values if value is not None), None)
 
 
-def check_arguments(given: Mapping[str, Any], defaults: Sequence[object], method: Method) -> None:
-    """Raise where an argument, or a generation config behind it, has a value that is refused."""
+def asked_by_checkpoint(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> bool:
+    """Whether the value of `setting` is that of the model's config, the last one, alone."""
+    asked = setting(name, given, defaults)
+    return asked is not None and setting(name, given, defaults[:-1]) is None
+
+
+def check_arguments(
+    given: Mapping[str, Any], defaults: Sequence[object], method: Method, *, plain: bool
+) -> dict[str, Any]:
+    """Raise where an argument, or a generation config behind it, asks for what is refused.
+
+    Args:
+        given: The arguments of a call, by name.
+        defaults: The configs behind them; the last one is the model's.
+        method: That is attached.
+        plain: Whether the model itself is called, not `generate`.
+
+    Returns:
+        The arguments that must be passed on as well, so that `generate` does not take what the
+        checkpoint says, and the user did not: see `OVERRIDDEN`.
+    """
+    overridden: dict[str, Any] = {}
+    for name, (is_asked, instead) in () if plain else OVERRIDDEN.items():
+        if asked_by_checkpoint(name, given, defaults) and is_asked(getattr(defaults[-1], name)):
+            overridden[name] = instead
     for name, (asked, why) in REFUSED.items():
         value = setting(name, given, defaults)
-        if asked(value):
-            raise CdkitError(
-                f"{method.name} cannot run with {name}={_short(value)}: {why}. "
-                "Leave it out, or generate without cdkit.attach"
-            )
+        switched_off = not plain and name in given and given[name] is None
+        if not asked(value) or name in overridden or switched_off:
+            continue
+        what, advice = f"{name}={_short(value)}", "Leave it out"
+        if asked_by_checkpoint(name, given, defaults):
+            if name == "penalty_alpha" and not _searches_contrastively(given, defaults):
+                continue
+            config = "config" if plain else "generation_config"
+            what += f", which the checkpoint's {config} asks for"
+            advice = f"Set model.{config}.{name} = None"
+        raise CdkitError(
+            f"{method.name} cannot run with {what}: {why}. {advice}, or generate without "
+            "cdkit.attach"
+        )
+    return overridden
+
+
+def _searches_contrastively(given: Mapping[str, Any], defaults: Sequence[object]) -> bool:
+    """Whether stock `generate` would heed penalty_alpha: without beams or sampling alone."""
+    top_k = setting("top_k", given, defaults)
+    return mode_of(given, defaults) == "greedy" and (top_k is None or top_k > 1)
+
+
+def refuse_foreign_loop(name: str, *args: Any, **kwargs: Any) -> NoReturn:
+    """In the place of what fetches or runs a loop that is not `generate`'s built-in one."""
+    raise CdkitError(
+        f"cannot run {name} while a method is attached: {FOREIGN_LOOP}. Use greedy decoding, "
+        "sampling, beams or both, or generate without cdkit.attach"
+    )
+
+
+def refuse_own_generate(model: nn.Module) -> None:
+    """Raise where the checkpoint brought a `generate` of its own (`trust_remote_code=True`)."""
+    own = model.__dict__.get("generate")
+    if isinstance(own, functools.partial) and own.keywords.get("model") is model:
+        raise CdkitError(
+            f"the checkpoint of this {type(model).__name__} brings a generate of its own, and "
+            f"{FOREIGN_LOOP}; load it with trust_remote_code=False"
+        )
 
 
 def mode_of(given: Mapping[str, Any], defaults: Sequence[object]) -> Mode:
@@ -88,9 +190,15 @@ def check_mode(given: Mapping[str, Any], defaults: Sequence[object], method: Met
     mode = mode_of(given, defaults)
     if mode not in method.modes:
         modes = "; ".join(f"{mode} ({MODE_ARGUMENTS[mode]})" for mode in method.modes)
+        said = [
+            f"{name}={setting(name, given, defaults)}"
+            for name in ("do_sample", "num_beams")
+            if asked_by_checkpoint(name, given, defaults)
+        ]
+        source = f", {' and '.join(said)} from the checkpoint's generation_config" if said else ""
         raise CdkitError(
-            f"{method.name} is not defined for decode mode {mode!r} ({kind_of(method.loop)} "
-            f"brings a loop of its own). It is defined for: {modes}"
+            f"{method.name} is not defined for decode mode {mode!r}{source} "
+            f"({kind_of(method.loop)} brings a loop of its own). It is defined for: {modes}"
         )
 
 
@@ -104,8 +212,10 @@ def check_loop(given: Mapping[str, Any], defaults: Sequence[object], method: Met
     }
     for name, why in refused.items():
         if setting(name, given, defaults):
+            source = asked_by_checkpoint(name, given, defaults)
+            told = f"{name}, which the checkpoint's generation_config asks for" if source else name
             raise CdkitError(
-                f"{method.name} cannot run with {name}: {kind_of(method.loop)} brings its own "
+                f"{method.name} cannot run with {told}: {kind_of(method.loop)} brings its own "
                 f"loop; {why}"
             )
 

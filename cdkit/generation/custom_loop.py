@@ -15,6 +15,7 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
 from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.guard import check_numbers
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.decoding_loop import DecodingContext, Hypothesis, Mode, Rows
 
@@ -164,6 +165,9 @@ def _check_stock(engine: AttachedEngine, config: Any) -> None:
 
 
 def _rows(engine: AttachedEngine, output: Any) -> Rows:
+    assert engine.last_peaks is not None
+    check_numbers(engine.attached.method, engine.last_peaks)
+    engine.last_peaks = None  # the rows that a loop chooses from are others
     cache, weights, original = getattr(output, CACHE), engine.last_weights, engine.last_original
     assert isinstance(cache, MethodCache) and weights is not None and original is not None
     logits, seen = output.logits[:, -1], cache.original_columns(weights)

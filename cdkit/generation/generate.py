@@ -12,6 +12,7 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.execution.static_cache import static_cache
 from cdkit.generation.arguments import Forward
 from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.compatibility import refuse_foreign_loop
 from cdkit.generation.custom_loop import of_each_prompt, run_loop, unexpanded
 from cdkit.generation.guard import GuardedProcessors, RecordingCriteria, top_continuations
 from cdkit.generation.hooks import Hooks
@@ -41,6 +42,7 @@ def run_generate(
         What `generate` returns; a cache in it is a plain one of the original branch.
     """
     method = engine.attached.method
+    kwargs |= session.overridden
     if method.loop is not None:
         kwargs["custom_generate"] = functools.partial(run_loop, engine)
     guards = Hooks()
@@ -77,6 +79,7 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
             processors,
             method=method,
             original=lambda: engine.last_original,
+            peaks=lambda: engine.last_peaks,
             finished=lambda ids: _finished(ids[:, length:], config, criteria),
             prompt_length=length,
             beams=config.num_beams or 1,
@@ -98,6 +101,10 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
         "_get_logits_processor": processors,
         "_get_stopping_criteria": stopping,
         "_get_top_k_continuations": top_continuations,
+        "_get_deprecated_gen_repo": lambda find, *args, **kwargs: (
+            find(*args, **kwargs) and refuse_foreign_loop("a loop from the hub")
+        ),
+        "load_custom_generate": functools.partial(refuse_foreign_loop, "custom_generate"),
     }
     if method.loop is not None:
         wrapped["_expand_inputs_for_generation"] = unexpanded

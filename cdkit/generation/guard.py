@@ -1,5 +1,6 @@
 """The rule for removed candidates: never an arbitrary token, where no plausible one is left."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from cdkit.errors import CdkitError
+from cdkit.generation.attached_engine import Peaks
 from cdkit.methods.method import Method, kind_of
 
 
@@ -25,12 +27,14 @@ class GuardedProcessors(LogitsProcessorList):
         *,
         method: Method,
         original: Callable[[], Float[Tensor, "rows vocab"] | None],
+        peaks: Callable[[], Peaks | None],
         finished: Callable[[Int[Tensor, "rows tokens"]], Bool[Tensor, " rows"]],
         prompt_length: int,
         beams: int,
     ) -> None:
         super().__init__(processors)
-        self._method, self._original, self._finished = method, original, finished
+        self._method, self._original, self._peaks = method, original, peaks
+        self._finished = finished
         self._prompt_length, self._beams = prompt_length, beams
 
     def __call__(
@@ -41,9 +45,24 @@ class GuardedProcessors(LogitsProcessorList):
     ) -> Float[Tensor, "rows vocab"]:
         processed: Callable[..., Any] = super().__call__
         left: Tensor = processed(input_ids, scores, **kwargs)
-        empty = torch.isneginf(left).all(dim=-1)
-        if not bool(empty.any()):
+        # one reduction, and one wait for the device, tell of what is removed and what is no number
+        best, peaks = left.amax(dim=-1), self._peaks()
+        troubled = best.isneginf() | best.isnan()
+        if peaks is not None:
+            troubled = troubled | ~peaks.valid.to(left.device)
+        if not bool(troubled.any()):
             return left
+        finished = self._finished(input_ids)
+        if peaks is not None:
+            check_numbers(self._method, peaks, counted=~finished.to(peaks.valid.device))
+        spoilt = best.isnan() & ~finished
+        if bool(spoilt.any()):
+            row, step = int(spoilt.nonzero()[0]), input_ids.shape[1] - self._prompt_length
+            raise CdkitError(
+                f"{self._method.name}, step {step}, row {row}: the logits processors make NaN of "
+                "logits that are numbers; check the processors that generate was given"
+            )
+        empty = best.isneginf()
         original = self._original()
         constraint = self._method.constraint
         falls_back = constraint is not None and constraint.on_empty == "original"
@@ -54,17 +73,12 @@ class GuardedProcessors(LogitsProcessorList):
             again = processed(input_ids, original, **kwargs)
             left = torch.where(empty[:, None], again, left)
             empty = torch.isneginf(left).all(dim=-1)
-        lost = empty & ~self._finished(input_ids)
+        lost = empty & ~finished
         if self._beams > 1:
             groups = empty.view(-1, self._beams).all(dim=1, keepdim=True)
             lost = lost & groups.expand(-1, self._beams).reshape(-1)
         if bool(lost.any()):
             row = int(lost.nonzero()[0])
-            if original is not None and bool(original[row].isnan().any()):
-                raise CdkitError(
-                    f"{self._method.name}, row {row}: the model's logits are not numbers (NaN); "
-                    "check its weights and its dtype"
-                )
             removed = scores[row].isneginf()  # before the processors: by combiner or constraint
             cut = original is not None and bool((removed & original[row].isfinite()).any())
             raise CdkitError(self._message(row, input_ids.shape[1], cut=cut))
@@ -93,6 +107,34 @@ class GuardedProcessors(LogitsProcessorList):
             f"{self._method.name}, step {length - self._prompt_length}, row {row}: the logits "
             f"processors remove every token that {kept}; {', or '.join(advice)}"
         )
+
+
+def check_numbers(
+    method: Method, peaks: Peaks, counted: Bool[Tensor, " rows"] | None = None
+) -> None:
+    """Raise where logits hold NaN, or infinities that cannot be.
+
+    Args:
+        method: That is attached.
+        peaks: Of the step.
+        counted: The rows that matter; None for all.
+    """
+    wrong = ~peaks.valid if counted is None else ~peaks.valid & counted
+    if not bool(wrong.any()):
+        return
+    row = int(wrong.nonzero()[0])
+    for branch, peak in zip(peaks.branches, peaks.logits[:, row].tolist(), strict=True):
+        if not math.isfinite(peak):
+            what = "NaN" if math.isnan(peak) else "infinite"
+            raise CdkitError(
+                f"{method.name}, row {row}: the model's logits are not numbers ({what}) in the "
+                f"{branch} branch; check its weights, its pixel_values and its dtype (float16 "
+                "overflows where bfloat16 and float32 do not)"
+            )
+    raise CdkitError(
+        f"{method.name}, row {row}: the combined logits are not numbers, though the largest logit "
+        "of every branch is; use a smaller alpha, and check the model for logits of -inf"
+    )
 
 
 class RecordingCriteria(StoppingCriteriaList):

@@ -7,8 +7,9 @@ from typing import Any
 from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
-from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.attached_engine import AttachedEngine, Peaks
 from cdkit.generation.compatibility import check_arguments, refuse_running, refuse_split
+from cdkit.generation.guard import check_numbers
 from cdkit.generation.prompts import open_session
 from cdkit.interfaces.cache_names import given_cache
 
@@ -36,13 +37,19 @@ def forward_call(engine: AttachedEngine, given: dict[str, Any]) -> Iterator[bool
 
 def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
     """Note the prompts of a plain call of the model, where it does not continue with a cache."""
-    method, config = engine.attached.method, engine.attached.model.config
+    method, adapter = engine.attached.method, engine.attached.adapter
+    config = engine.attached.model.config
     if not isinstance(given_cache(given), MethodCache):
         engine.trace.steps.clear()
         engine.session = open_session(engine.attached, given, defaults=[config], plain=True)
         return
-    check_arguments(given, [config], method)
+    check_arguments(given, [config], method, plain=True)
     ids = given.get("input_ids")
+    if ids is not None and bool((adapter.image_index(engine.attached.model, ids) >= 0).any()):
+        raise CdkitError(
+            f"the new tokens hold an image, which {method.name} cannot take behind a cache: pass "
+            "the whole text, with the pixel_values of all its images, and no cache"
+        )
     if ids is not None and ids.shape[1] > 1 and method.whole_prompt_parts:
         refuse_split(method, f"a cache and {ids.shape[1]} more tokens in one call")
 
@@ -50,8 +57,30 @@ def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
 def outer_forward(engine: AttachedEngine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """A plain call of a model whose inner language model is the one that is read."""
     with engine.lock:
+        if not engine.is_attached:
+            return engine.attached.model.forward(*args, **kwargs)
         open_plain(engine, arguments(forward, *args, **kwargs))
         try:
             return forward(*args, **kwargs)
         finally:
             engine.session = None
+
+
+def check_last_column(engine: AttachedEngine, columns: int) -> None:
+    """Raise where the last logits of a plain call are no numbers.
+
+    What is no number at an earlier token is none at the later ones, which attend to it; and columns
+    of padding on the left count nothing.
+
+    Args:
+        engine: The method on this model, after the call.
+        columns: Of how many columns there are logits.
+    """
+    peaks, engine.last_peaks = engine.last_peaks, None
+    if peaks is None:
+        return  # a chunk of a prompt
+    last = slice(columns - 1, None, columns)
+    check_numbers(
+        engine.attached.method,
+        Peaks(peaks.branches, peaks.logits[:, last], peaks.valid[last]),
+    )

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
@@ -29,7 +29,7 @@ from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Branch
+from cdkit.methods.method import Branch, Method
 
 
 @dataclass(eq=False)
@@ -52,6 +52,8 @@ class Session:
     """The `compile_config` with which `generate` compiles steps; None where it does not."""
     static_cache: bool = False
     """Whether `generate` was called with a static cache."""
+    overridden: Mapping[str, Any] = field(default_factory=dict)
+    """What `generate` must be passed so that it does not take what the checkpoint says."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where they differ from the original ones."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -150,7 +152,8 @@ def open_session(
     """Note the prompts, after everything that can be refused was."""
     method = attached.method
     check_eval(attached.model, method)
-    check_arguments(given, defaults, method)
+    overridden = check_arguments(given, defaults, method, plain=plain)
+    given = given | overridden
     check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:
         check_mode(given, defaults, method)
@@ -178,9 +181,14 @@ def open_session(
     elif mask.ndim != 2:
         raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
     token_mask = mask.to(ids.device).bool()
-    image_index = attached.adapter.image_index(attached.model, ids).masked_fill(~token_mask, -1)
+    index = attached.adapter.image_index(attached.model, ids)
+    image_index = index.masked_fill(~token_mask, -1)
+    if bool((hidden := (index >= 0) & ~token_mask).any()):
+        pad = setting("pad_token_id", given, defaults)
+        _check_mask(method, hidden if pad is None else hidden & ids.ne(int(pad)))
     layout = make_layout(image_index, token_mask)
     if any(row.images for row in layout.row_stats):
+        _check_pixels(attached, given, [row.images for row in layout.row_stats])
         _check_required(attached, given)
     pixels = _pixels(attached, given, image_index)
     session = Session(
@@ -194,6 +202,7 @@ def open_session(
         plain=plain,
         compile_config=compile_config,
         static_cache=static,
+        overridden=overridden,
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:
@@ -204,9 +213,6 @@ def open_session(
                     "image placeholder into the prompt, or generate without cdkit.attach"
                 )
     _check_last_row(attached, session)
-    for branch in attached.branches:
-        if branch.pixel and pixels is None:
-            raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
     return session
 
 
@@ -233,6 +239,32 @@ def _pixels(
                 f"{error}; use a method that changes none, or write an adapter. {HOW_TO_ADD}"
             ) from None
         return None
+
+
+def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:
+    """Raise where the mask says padding of image tokens."""
+    for row, count in enumerate(hidden.sum(dim=1).tolist()):
+        if count:
+            raise CdkitError(
+                f"attention_mask is 0 on {count} image tokens of prompt {row}, so {method.name} "
+                "cannot tell which tokens are an image's: set it to 1 there, or take the image out "
+                "of the prompt"
+            )
+
+
+def _check_pixels(attached: AttachedMethod, given: dict[str, Any], images: Sequence[int]) -> None:
+    """Raise where the prompts have image tokens, but nothing to put in their place."""
+    if given.get("pixel_values") is not None:
+        return
+    for branch in attached.branches:
+        if branch.pixel:
+            raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
+    if given.get("mm_encoder_outputs") is None:
+        row = next(row for row, count in enumerate(images) if count)
+        raise CdkitError(
+            f"prompt {row} has image tokens, but no image came with it, and {attached.method.name} "
+            "would act on the placeholders: pass pixel_values, with every turn of a conversation"
+        )
 
 
 def _check_required(attached: AttachedMethod, given: dict[str, Any]) -> None:

@@ -33,9 +33,14 @@ from cdkit.generation.branch_prompts import (
     uses_cache,
 )
 from cdkit.generation.combine import Noted, combine_call
-from cdkit.generation.compatibility import check_alignment, refuse_adapter
+from cdkit.generation.compatibility import (
+    ATTENTION_ARGUMENTS,
+    check_alignment,
+    refuse_adapter,
+    unknown_attention_argument,
+)
 from cdkit.generation.hooks import BoundToModel
-from cdkit.generation.plain_call import forward_call
+from cdkit.generation.plain_call import check_last_column, forward_call
 from cdkit.generation.prompts import Session
 from cdkit.generation.reference_attention import Attended, Change, Layer, Memory, Tokens, attend
 from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
@@ -114,8 +119,14 @@ class ReferenceEngine(AttachedEngine):
 
     def forward_step(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, its logits those of the method."""
+        with self.lock:
+            if not self.is_attached:
+                return self.attached.lm_module.forward(*args, **kwargs)
+            return self._forward_step(forward, *args, **kwargs)
+
+    def _forward_step(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         given = arguments(forward, *args, **kwargs)
-        with self.lock, forward_call(self, given) as plain:
+        with forward_call(self, given) as plain:
             if "labels" in kwargs:
                 kwargs["labels"] = None  # they are None or all -100, which means no loss
             self.call = call = ForwardCall(Step())
@@ -137,6 +148,7 @@ class ReferenceEngine(AttachedEngine):
             logits = output.logits if plain else output.logits[:, -1:]
             output.logits = self._combined(call, call.batch, call.seen, logits)
             if plain:
+                check_last_column(self, output.logits.shape[1])
                 self.last_original = None  # read by what surrounds generate alone
             return output
 
@@ -457,15 +469,12 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """What Hugging Face's attention modules call."""
     handle: LayerHandle = getattr(module, HANDLE)
+    for name, argument in kwargs.items():
+        if argument is not None and name not in ATTENTION_ARGUMENTS:
+            raise unknown_attention_argument(module, name)
     running = handle.engine.running
     if running is None:  # not under a forward that is read
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    for name in ("s_aux", "softcap"):
-        if kwargs.get(name) is not None:
-            raise CdkitError(
-                f"{type(module).__name__} passes {name} to its attention, which a method that "
-                "changes attention does not know; use one that changes only the inputs, such as vcd"
-            )
     scaling = kwargs["scaling"]
     out = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, scaling)
     return out, None

@@ -9,7 +9,7 @@ from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.combine import Noted, combine_call
 from cdkit.generation.compatibility import check_alignment, refuse_adapter, refuse_running
 from cdkit.generation.engine import Call, Engine
-from cdkit.generation.plain_call import open_plain
+from cdkit.generation.plain_call import check_last_column, open_plain
 from cdkit.generation.trace import Step
 
 
@@ -27,6 +27,8 @@ def forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) ->
         The model's output with the combined logits of the original rows.
     """
     with engine.lock:
+        if not engine.is_attached:
+            return engine.attached.lm_module.forward(*args, **kwargs)
         return _forward_step(engine, forward, *args, **kwargs)
 
 
@@ -73,5 +75,6 @@ def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -
         if session is None:
             engine.session = None
     if plain:
+        check_last_column(engine, output.logits.shape[1])
         engine.last_original = None  # read by what surrounds generate alone
     return output

@@ -42,6 +42,12 @@ GENERATE: list[tuple[str, dict[str, Any], str]] = [
     ("offloaded cache", {"cache_implementation": "offloaded_static"}, "or the static one"),
     ("contrastive search", {"penalty_alpha": 0.6, "top_k": 4}, "contrastive search re-ranks"),
     ("dola", {"dola_layers": "high"}, "it brings its own contrast"),
+    ("groups", {"num_beam_groups": 2, "num_beams": 4}, "a custom loop may not keep"),
+    ("forced words", {"force_words_ids": [[3]], "num_beams": 2}, "a custom loop may not keep"),
+    ("constraints", {"constraints": [object()]}, "a custom loop may not keep"),
+    ("a repository", {"custom_generate": "someone/loop"}, "a custom loop may not keep"),
+    ("token heads", {"use_mtp": True}, "assisted decoding checks tokens"),
+    ("paged cache", {"cache_implementation": "paged"}, "need the dynamic cache or the st"),
     ("custom", {"custom_generate": lambda model, **kwargs: None}, "a custom loop may not keep"),
     ("hidden states", {"output_hidden_states": True}, "they would hold the rows of every branch"),
     ("attentions", {"output_attentions": True}, r"use trace=\('image_attention',\)"),
@@ -312,3 +318,137 @@ def test_numbers_that_are_not_finite_are_out_of_range() -> None:
     for name, parameter in (("cmac", "beta"), ("cmac", "gamma"), ("sharpening", "power")):
         with pytest.raises(cdkit.CdkitError, match=f"{parameter} must be .*got nan"):
             cdkit.load(name, **{parameter: float("nan")})
+
+
+# ---- images that are not there ------------------------------------------------------------------
+
+IMAGE_METHODS = ["attended_image", "avisc", "cmac", "deco", "icd", "m3id", "no_image", "opera"]
+IMAGE_METHODS += ["pai", "plausibility", "random_mask", "sid", "vaf", "vcd", "vdd"]
+
+
+@pytest.mark.parametrize("name", IMAGE_METHODS)
+def test_image_tokens_without_pixels(
+    name: str, untouched: Any, processor: Any, make_inputs: MakeInputs
+) -> None:
+    """Forgotten; or a second turn, whose text holds the first one's image."""
+    method = cdkit.load(name)
+    beams = {} if "greedy" in method.modes else {"num_beams": 3}
+    for question in ("w1", "w1 w2 w3 w4 w5"):
+        given = {k: v for k, v in make_inputs(question).items() if k != "pixel_values"}
+        with cdkit.attach(untouched, method, processor=processor):
+            with pytest.raises(cdkit.CdkitError, match="pass pixel_values"):
+                untouched.generate(**given, max_new_tokens=2, do_sample=False, **beams)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_image_tokens_without_pixels_in_a_plain_call(
+    optimize: bool, model: Any, inputs: Inputs
+) -> None:
+    given = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    with cdkit.attach(model, CMAC, optimize=optimize), torch.no_grad():
+        with pytest.raises(cdkit.CdkitError, match="prompt 0 has image tokens, but no image came"):
+            model(**given)
+        cache = model(**inputs, use_cache=True, logits_to_keep=1)[CACHE]
+        second = {"input_ids": given["input_ids"], "position_ids": torch.arange(30, 31)[None]}
+        with pytest.raises(cdkit.CdkitError, match=r"the new tokens hold an image.*pixel_values"):
+            model(**second, **{CACHE: cache})
+
+
+@pytest.mark.parametrize("name", ["vcd", "cmac", "plausibility"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_mask_over_the_image(name: str, whole: bool, untouched: Any, inputs: Inputs) -> None:
+    image = inputs["input_ids"][0] == untouched.config.image_token_id
+    columns = image.nonzero()[:, 0] if whole else image.nonzero()[:2, 0]
+    mask = inputs["attention_mask"].clone()
+    mask[0, columns] = 0
+    with cdkit.attach(untouched, cdkit.load(name)):
+        told = f"attention_mask is 0 on {len(columns)} image tokens of prompt 0"
+        with pytest.raises(cdkit.CdkitError, match=told):
+            untouched.generate(**dict(inputs) | {"attention_mask": mask}, max_new_tokens=2)
+
+
+def test_other_ways_into_a_foreign_loop(make_model: Callable[..., Any], inputs: Inputs) -> None:
+    import functools
+
+    model = make_model()
+    foreign = "a custom loop may not keep to HF's contract"
+    with cdkit.attach(model, CMAC):
+        with pytest.raises(cdkit.CdkitError, match=foreign):
+            model.generate_batch(inputs["input_ids"].tolist())
+        with pytest.raises(cdkit.CdkitError, match=foreign):
+            model.init_continuous_batching()
+    model.generate = functools.partial(lambda model: None, model=model)
+    with pytest.raises(cdkit.CdkitError, match=f"brings a generate of its own, and {foreign}"):
+        cdkit.attach(model, CMAC)
+
+
+# ---- what the checkpoint asks for, and not the user ----------------------------------------------
+
+HARMLESS: list[dict[str, Any]] = [
+    {"cache_implementation": "hybrid"},
+    {"cache_implementation": "hybrid_chunked"},
+    {"cache_implementation": "sliding_window"},
+    {"cache_implementation": "offloaded"},
+    {"use_cache": False},
+    {"prefill_chunk_size": 4},
+    {"output_hidden_states": True},
+    {"output_attentions": True},
+    {"num_beam_groups": 1, "guidance_scale": 1.0, "penalty_alpha": 0.0, "dola_layers": None},
+    {"penalty_alpha": 0.6, "top_k": 1},
+]
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("said", HARMLESS, ids=str)
+def test_a_checkpoint_that_asks_for_what_no_token_depends_on(
+    said: dict[str, Any],
+    optimize: bool,
+    make_model: Callable[..., Any],
+    inputs: Inputs,
+) -> None:
+    model, method = make_model(), cdkit.load("cmac", scope="call")
+    asked: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    with cdkit.attach(model, method, optimize=optimize):
+        wanted = model.generate(**inputs, **asked)
+    for name, value in said.items():
+        setattr(model.generation_config, name, value)
+    before = model.generation_config.to_dict()
+    with cdkit.attach(model, method, optimize=optimize):
+        assert model.generate(**inputs, **asked).equal(wanted)
+    assert model.generation_config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
+        ({"dola_layers": "high"}, "dola_layers='high'"),
+        ({"guidance_scale": 1.5}, "guidance_scale=1.5"),
+        ({"num_beam_groups": 2}, "num_beam_groups=2"),
+        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens=2"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_asks_for_what_is_refused(
+    said: dict[str, Any], name: str, make_model: Callable[..., Any], inputs: Inputs
+) -> None:
+    model = make_model()
+    for key, value in said.items():
+        setattr(model.generation_config, key, value)
+    told = f"cmac cannot run with {name}, which the checkpoint's generation_config asks for: "
+    with cdkit.attach(model, CMAC):
+        with pytest.raises(cdkit.CdkitError, match=re.escape(told)) as error:
+            model.generate(**inputs, max_new_tokens=2)
+        assert f"Set model.generation_config.{name.split('=')[0]} = None" in str(error.value)
+        model.generate(**inputs, max_new_tokens=2, **dict.fromkeys(said))  # as in stock generate
+
+
+def test_a_mode_that_the_checkpoint_asks_for(
+    make_model: Callable[..., Any], inputs: Inputs
+) -> None:
+    model = make_model()
+    model.generation_config.do_sample = True
+    with cdkit.attach(model, cdkit.load("opera")):
+        told = "mode 'sample', do_sample=True from the checkpoint's generation_config"
+        with pytest.raises(cdkit.CdkitError, match=told):
+            model.generate(**inputs, max_new_tokens=2)
