@@ -85,8 +85,9 @@ def load_model(
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
     }
+    load: Any = AutoModelForImageTextToText.from_pretrained
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        model, report = load(
             path,
             dtype=dtype,
             ignore_mismatched_sizes=True,  # they are told below, in one line

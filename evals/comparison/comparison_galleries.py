@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison import comparable
 from cdkit.evals.comparison.run_names import NamedRuns
@@ -11,6 +10,7 @@ from cdkit.evals.comparison.tallies import seeds
 from cdkit.evals.reports.results import MODES, AttentionOverlay, Costs, Gallery
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.attention_overlays import changes_attention, collect_overlays
+from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.example_gallery import OverlaySource, example_gallery
 from cdkit.evals.runner.fingerprints import method_hash, model_files
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
@@ -62,7 +62,7 @@ def galleries(
     return tuple(found)
 
 
-def overlay_source(runs: NamedRuns) -> OverlaySource:
+def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
     """Loads the model of the runs; what is given back traces its methods on questions.
 
     Drawn are the base, and methods that look at attention. Raises where the runs are of several
@@ -70,9 +70,9 @@ def overlay_source(runs: NamedRuns) -> OverlaySource:
     """
     settings = {name: _settings(run) for name, run in runs.items()}
     base = next(iter(runs))
-    models = {(chosen.model, chosen.dtype) for chosen in settings.values()}
+    models = {chosen.chosen for chosen in settings.values()}
     if len(models) > 1:
-        text = ", ".join(sorted({f"{model} in {dtype}" for model, dtype in models}))
+        text = ", ".join(sorted({f"{each.name} in {each.dtype}" for each in models}))
         raise CdkitError(f"--attention draws one model, and the runs are of {text}: leave it out")
     methods = {name: chosen.load_method() for name, chosen in settings.items()}
     for name, method in methods.items():
@@ -83,7 +83,7 @@ def overlay_source(runs: NamedRuns) -> OverlaySource:
                 "run it again, or leave --attention out"
             )
     drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
-    model, processor = cdkit.load_model(settings[base].model, dtype=settings[base].dtype)
+    model, processor = settings[base].chosen.load(device)
     ran_on = runs[base].manifest.get("model")
     weights = model_files(str(model.name_or_path))
     if isinstance(ran_on, Mapping) and ran_on.get("files") != weights:

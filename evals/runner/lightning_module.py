@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
@@ -154,8 +153,10 @@ class AnsweringModule(pl.LightningModule):
 
     def _load(self) -> AnswerEngine:
         settings = self.job.settings
-        model, processor = cdkit.load_model(settings.model, dtype=settings.dtype)
-        model.to(self.trainer.strategy.root_device)
+        model, processor = settings.chosen.load(self.trainer.strategy.root_device)
+        if self.job.bar and self.trainer.is_global_zero:
+            screen = Console(stderr=True, highlight=False, soft_wrap=True)
+            screen.print(settings.chosen.told(model), markup=False)
         return AnswerEngine(
             model,
             processor,

@@ -13,7 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.fingerprints import differing
 from cdkit.evals.runner.journal_scores import write_json
 from cdkit.evals.runner.locking import locked
-from cdkit.evals.runner.run_settings import RunSettings
+from cdkit.evals.runner.run_settings import OPTIONAL, RunSettings
 
 SETTINGS, LOCK, JOURNAL = "settings.json", ".lock", "journal"
 PREDICTIONS, METRICS, MANIFEST = "predictions.jsonl", "metrics.json", "manifest.json"
@@ -100,9 +100,11 @@ def _has_answers(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    # a run that was begun before an option was there had its default
+    asked = {**json.loads(json.dumps(OPTIONAL)), **before["settings"]}
     changes = [
         f"--{key.replace('_', '-')} was {_shown(old)}, is {_shown(new)}"
-        for key, (old, new) in differing(before["settings"], now["settings"]).items()
+        for key, (old, new) in differing(asked, now["settings"]).items()
     ]
     if not changes:
         was, now_is = before["identity"], now["identity"]
