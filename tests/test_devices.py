@@ -143,7 +143,11 @@ def test_options_reach_from_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("as far as this test goes")
 
     monkeypatch.setattr("cdkit.pretrained.AutoModelForImageTextToText.from_pretrained", stop)
-    wanted = {"quantization_config": object(), "attn_implementation": "eager", "revision": "v1"}
+    wanted: dict[str, Any] = {
+        "quantization_config": object(),
+        "attn_implementation": "eager",
+        "revision": "v1",
+    }
     with pytest.raises(cdkit.CdkitError, match="as far as"):
         cdkit.load_model("some/model", device="cpu", **wanted)
     assert given.items() >= wanted.items()

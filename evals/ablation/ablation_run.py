@@ -28,8 +28,9 @@ from cdkit.evals.reports import exports, markdown, method_tables, report
 from cdkit.evals.reports.numbers import numbers
 from cdkit.evals.reports.results import Costs, Figure, Results, Table
 from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.checkpoint_settings import notes
 from cdkit.evals.runner.chosen_model import AUTO
-from cdkit.evals.runner.modes import GREEDY, PLAIN, SAMPLE
+from cdkit.evals.runner.modes import BEAM, GREEDY, PLAIN, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.questions import Question
@@ -96,7 +97,9 @@ def prepare(
         for image in dict.fromkeys(q.image for item in loaded for q in item.questions.values()):
             load_picture(image)  # a truncated image is an error now, not after minutes
         model, processor = grid.chosen.load(device)
-        tell(grid.chosen.told(model))
+        kept = "; manifest.json holds it"
+        for line in (grid.chosen.told(model), *notes(model, beams=BEAM in grid.decode, kept=kept)):
+            tell(line)
         engine = AnswerEngine(model, processor, grid.temperature, num_beams=grid.num_beams)
         (folder / "config.toml").write_text(grid_toml.dumps(grid), encoding="utf-8")
     except BaseException:

@@ -13,6 +13,7 @@ from cdkit.errors import CdkitError, check_finite
 from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.reports.results import MODES, mode_names
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
+from cdkit.evals.runner.checkpoint_settings import notes
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
@@ -79,7 +80,8 @@ def answer(
     model, processor = chosen.load(device)
     engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
     inputs = engine.encode([pictures], [prompt])
-    tell(chosen.told(model))
+    for line in (chosen.told(model), *notes(model, beams=mode == BEAM)):
+        tell(line)
     sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
     drawn = None if temperature is None else seed
     found = {}

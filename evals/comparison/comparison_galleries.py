@@ -12,7 +12,7 @@ from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.attention_overlays import changes_attention, collect_overlays
 from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.example_gallery import OverlaySource, example_gallery
-from cdkit.evals.runner.fingerprints import method_hash, model_files
+from cdkit.evals.runner.fingerprints import changed_files, method_hash, model_files
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.evals.runner.questions import Question, question_of
 from cdkit.evals.runner.run_settings import RunSettings, settings_of
@@ -85,11 +85,12 @@ def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
     drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
     model, processor = settings[base].chosen.load(device)
     ran_on = runs[base].manifest.get("model")
-    weights = model_files(str(model.name_or_path))
-    if isinstance(ran_on, Mapping) and ran_on.get("files") != weights:
+    now = model_files(str(model.name_or_path), settings[base].revision)
+    before = ran_on.get("files") if isinstance(ran_on, Mapping) else None
+    if isinstance(before, Mapping) and (others := changed_files(before, now)):
         raise CdkitError(
-            f"--attention: the weights of {settings[base].model} are not those of the runs; "
-            "restore them, or leave it out"
+            f"--attention: {', '.join(others)} of {settings[base].model} are not those of the "
+            "runs; restore them, or leave it out"
         )
     return _Traced(AnswerEngine(model, processor), drawn)
 

@@ -29,6 +29,7 @@ from cdkit.evals.integrations.lmms_eval.request_answers import DecodedAnswer, an
 from cdkit.evals.integrations.lmms_eval.requests import Request, batches, naming_errors, repeats
 from cdkit.evals.integrations.lmms_eval.task_decoding import IDLE, read_decoding
 from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.checkpoint_settings import notes
 
 
 class Cdkit(lmms):  # type: ignore[misc]
@@ -56,6 +57,8 @@ class Cdkit(lmms):  # type: ignore[misc]
         self._model, self._processor = options.chosen.load(device, device_map=options.device_map)
         if self._rank == 0:
             logger.info(options.chosen.told(self._model))
+            for note in notes(self._model, beams=True):
+                logger.warning(note)
         self.device: torch.device = self._model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
