@@ -79,8 +79,8 @@ def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
         ran = runs[name].manifest.get("method")
         if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
             raise CdkitError(
-                f"--attention: {settings[name].method} is no longer the method that {name} ran; "
-                "run it again, or leave --attention out"
+                f"--attention: configs or weights of {settings[base].model} are not those of the runs "
+                f"({', '.join(others)}); restore them, or leave it out"
             )
     drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
     model, processor = settings[base].chosen.load(device)

@@ -1,4 +1,4 @@
-"""What identifies a model: all that decides its answers, in any format; resume names what differs."""
+"""What identifies a model: all that decides its answers, in any format; what differs is named."""
 
 import json
 import shutil
