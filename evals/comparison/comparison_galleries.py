@@ -79,8 +79,8 @@ def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
         ran = runs[name].manifest.get("method")
         if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
             raise CdkitError(
-                f"--attention: configs or weights of {settings[base].model} are not those of the runs "
-                f"({', '.join(others)}); restore them, or leave it out"
+                f"--attention: {settings[name].method} is no longer the "
+                f"method that {name} ran; run it again, or leave --attention out"
             )
     drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
     model, processor = settings[base].chosen.load(device)
@@ -89,8 +89,8 @@ def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
     before = ran_on.get("files") if isinstance(ran_on, Mapping) else None
     if isinstance(before, Mapping) and (others := changed_files(before, now)):
         raise CdkitError(
-            f"--attention: {', '.join(others)} of {settings[base].model} are not those of the "
-            "runs; restore them, or leave it out"
+            f"--attention: configs or weights of {settings[base].model} are not those of the "
+            f"runs ({', '.join(others)}); restore them, or leave it out"
         )
     return _Traced(AnswerEngine(model, processor), drawn)
 
