@@ -1,27 +1,34 @@
 """Load a model and its processor by name: the embedded one, a folder, or a hub name."""
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedConfig,
-)
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils.import_utils import is_torchvision_available
+from transformers import AutoModelForImageTextToText
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.model_adapter import ADAPTERS
+from cdkit.processors import load_processor
 
 MICRO = "micro"
 """The name of the embedded model."""
+BROKEN = (
+    OSError,
+    ValueError,
+    ImportError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+"""What transformers and torch raise for files that are missing, damaged or of an unknown kind."""
+SHOWN = 3
+"""Weights that an error names."""
 
 
 def micro_path() -> Path:
@@ -30,80 +37,141 @@ def micro_path() -> Path:
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: str | torch.dtype = "auto", device_map: Any = None
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    quantization_config: Any = None,
+    attn_implementation: Any = None,
 ) -> tuple[Any, Any]:
     """Load a model and its processor.
 
-    Without torchvision, a processor that would also read videos reads images and text only.
+    Code that a checkpoint brings is never run. Without torchvision, a processor that would also
+    read videos reads images and text only.
 
     Args:
         name_or_path: "micro" (the model that cdkit contains), a checkpoint folder, or a name on
             the Hugging Face hub.
-        dtype: Data type of the weights, as in `from_pretrained`; "micro" loads in float32 by
-            default.
-        device_map: Where the weights go, as in `from_pretrained`.
+        device: Where the model goes: "auto" (the accelerator there is, else the CPU), "cpu",
+            "cuda:1", ...; None leaves it where `from_pretrained` puts it.
+        dtype: Data type of the weights; "auto" is the checkpoint's ("micro" loads in float32).
+        device_map: Spreads a model over devices, as in `from_pretrained`; not with `device`.
+        revision: The branch, tag or commit of a model on the hub.
+        quantization_config: As in `from_pretrained`, for example a BitsAndBytesConfig.
+        attn_implementation: As in `from_pretrained`, for example "sdpa".
 
     Returns:
         The model in eval mode, and its processor, which pads on the left.
 
     Raises:
-        CdkitError: If the model or its processor cannot be loaded; the message has the reason.
+        CdkitError: If there is no such model or device, a file is damaged, the files lack one of
+            the model's weights, or the checkpoint needs code of its own.
     """
     ADAPTERS.load()  # a family may define a model class, which the Auto classes must know
     path = micro_path() if str(name_or_path) == MICRO else name_or_path
     if path == micro_path():
         dtype = torch.float32 if dtype == "auto" else dtype
+    if device is not None and device_map is not None:
+        raise CdkitError(f"device={device} and device_map={device_map}: give one of them")
+    if revision is not None and Path(path).is_dir():
+        raise CdkitError(
+            f"revision={revision!r} belongs to a model on the hub, and {str(name_or_path)!r} is a "
+            "folder: leave it out"
+        )
+    target = None if device is None else device_of(device)
+    if target is not None and quantization_config is not None:
+        device_map = {"": target}  # quantised weights are made where they stay
+    source: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
+    options = {
+        "device_map": device_map,
+        "quantization_config": quantization_config,
+        "attn_implementation": attn_implementation,
+    }
+    load: Any = AutoModelForImageTextToText.from_pretrained
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, device_map=device_map
+        model, report = load(
+            path,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,  # they are told below, in one line
+            output_loading_info=True,
+            **{name: value for name, value in options.items() if value is not None},
+            **source,
         )
-        processor = _processor(path, model.config)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first_line = (
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        )
-        raise CdkitError(f"cannot load the model {str(name_or_path)!r}: {first_line}") from None
-    if getattr(processor, "tokenizer", None) is not None:
-        processor.tokenizer.padding_side = "left"  # generation continues at the right end
+        _check_whole(report)
+        if target is not None and not getattr(model, "is_quantized", False):
+            model = model.to(target)
+        processor = load_processor(path, model, source)
+    except torch.OutOfMemoryError:
+        raise
+    except BROKEN as error:
+        raise CdkitError(f"cannot load the model {str(name_or_path)!r}: {_reason(error)}") from None
     return model.eval(), processor
 
 
-class NoVideos:
-    """Stands where a processor keeps its video processor, which needs torchvision."""
+def device_of(device: str | torch.device) -> torch.device:
+    """The device of that name; "auto": the accelerator there is, else the CPU.
 
-    num_frames = fps = None  # SmolVLM's chat template asks for them
-    model_input_names = ()
-    _auto_class = None  # read where a processor is saved
+    Raises:
+        CdkitError: torch knows no such device, or it is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device == "auto":
+        return torch.device(next((kind for kind, seen in there.items() if seen), "cpu"))
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise CdkitError(
+            f"no device is called {str(device)!r}: give auto, cpu, cuda (cuda:1 for the second), "
+            "xpu or mps"
+        ) from None
+    absent = not there.get(found.type, True)
+    if found.type == "cuda" and found.index is not None and not absent:
+        absent = found.index >= torch.cuda.device_count()
+    if absent:
+        seen = ", ".join([*(kind for kind, seen in there.items() if seen), "cpu"])
+        raise CdkitError(
+            f"device {str(device)!r} is not there: torch sees {seen}; give auto or one of them"
+        )
+    return found
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise CdkitError("videos are not supported: cdkit's methods are about images; pass images")
+
+def _check_whole(report: Mapping[str, Collection[Any]]) -> None:
+    """Raise where a weight would be random: missing from the files, or of another shape there."""
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise CdkitError(
+            f"its files lack {_some(lacking)}, which would stay random: restore the file that held "
+            "them (download it again), or the config.json that belongs to these files"
+        )
+    others = sorted(
+        f"{name} ({list(stored)} in the files, {list(wanted)} by config.json)"
+        for name, stored, wanted in report["mismatched_keys"]
+    )
+    if others:
+        raise CdkitError(
+            f"its files have other shapes than the model: {_some(others)}; restore the config.json "
+            "that belongs to these files"
+        )
+    if report.get("error_msgs"):
+        raise CdkitError(f"its weights cannot be read: {_some(list(report['error_msgs']))}")
 
 
-def _processor(path: str | Path, config: PreTrainedConfig) -> Any:
-    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
-    if not is_torchvision_available() and kind is not None:
-        places = kind.get_attributes()
-        if set(places) == {"image_processor", "tokenizer", "video_processor"}:
-            return _of_images(kind, places, path)
-    return AutoProcessor.from_pretrained(path)  # type: ignore[no-untyped-call]
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _of_images(kind: Any, places: Sequence[str], path: str | Path) -> Any:
-    """A processor of `kind` without its video processor; `places` are its parts, in order."""
-
-    class ImagesAlone(kind):  # type: ignore[misc]
-        """Takes the stand-in, which is no video processor by its class, and never saves it."""
-
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if isinstance(argument, NoVideos):
-                return NoVideos
-            return super().check_argument_for_proper_class(argument_name, argument)
-
-        def to_dict(self) -> dict[str, Any]:
-            return {k: v for k, v in super().to_dict().items() if not isinstance(v, NoVideos)}
-
-    ImagesAlone.__name__ = ImagesAlone.__qualname__ = kind.__name__
-    auto: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-    parts = [auto[p].from_pretrained(path) if p in auto else NoVideos() for p in places]
-    settings, more = kind.get_processor_dict(path)
-    return ImagesAlone.from_args_and_dict(parts, settings, **more)
+def _reason(error: Exception) -> str:
+    words = str(error).strip()
+    if "trust_remote_code" in words:
+        return (
+            "it needs code of its own (auto_map), which cdkit never runs: give a checkpoint in "
+            "transformers' own format, such as one under llava-hf/"
+        )
+    return words.splitlines()[0] if words else type(error).__name__

@@ -15,6 +15,7 @@ from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
 from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.ablation.proof import Proof
 from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.checkpoint_settings import recorded
 from cdkit.evals.runner.fingerprints import model_files
 from cdkit.evals.runner.run_manifest import versions
 from cdkit.interfaces.benchmark import sha256
@@ -58,7 +59,8 @@ def manifest(
             "type": model.config.model_type,
             "parameters": sum(p.numel() for p in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "files": model_files(str(model.name_or_path)),
+            "files": model_files(str(model.name_or_path), grid.revision),
+            "generation": recorded(model.generation_config),
             "revision": getattr(model.config, "_commit_hash", None),
         },
         "prompt": engine.prompt(example),

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import ablation_manifest, grid_toml, plan
 from cdkit.evals.ablation.ablation_galleries import galleries
@@ -29,7 +28,9 @@ from cdkit.evals.reports import exports, markdown, method_tables, report
 from cdkit.evals.reports.numbers import numbers
 from cdkit.evals.reports.results import Costs, Figure, Results, Table
 from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.modes import GREEDY, PLAIN, SAMPLE
+from cdkit.evals.runner.checkpoint_settings import notes
+from cdkit.evals.runner.chosen_model import AUTO
+from cdkit.evals.runner.modes import BEAM, GREEDY, PLAIN, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.questions import Question
@@ -72,8 +73,16 @@ def new_folder(output: Path, name: str | None) -> Path:
     return folder
 
 
-def prepare(grid: Grid, folder: Path) -> Ablation:
+def prepare(
+    grid: Grid,
+    folder: Path,
+    *,
+    device: str = AUTO,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Ablation:
     """Build the methods and the benchmarks, load the model; the world is drawn into `folder`.
+
+    `tell` is given lines for the user, such as where the model is.
 
     Where the grid turns out to be wrong, an image cannot be read or the user interrupts, the folder
     is removed: the name stays free.
@@ -87,7 +96,10 @@ def prepare(grid: Grid, folder: Path) -> Ablation:
         sources = ablation_manifest.sources(grid, _placement(grid, files))
         for image in dict.fromkeys(q.image for item in loaded for q in item.questions.values()):
             load_picture(image)  # a truncated image is an error now, not after minutes
-        model, processor = cdkit.load_model(grid.model, dtype=grid.dtype)
+        model, processor = grid.chosen.load(device)
+        kept = "; manifest.json holds it"
+        for line in (grid.chosen.told(model), *notes(model, beams=BEAM in grid.decode, kept=kept)):
+            tell(line)
         engine = AnswerEngine(model, processor, grid.temperature, num_beams=grid.num_beams)
         (folder / "config.toml").write_text(grid_toml.dumps(grid), encoding="utf-8")
     except BaseException:

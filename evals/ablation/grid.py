@@ -7,10 +7,11 @@ of the embedded micro-world, which is drawn anew for each run. docs/ablate.md ex
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from cdkit.errors import CdkitError, check_finite
 from cdkit.evals.ablation.grid_checks import check_integer, check_names, check_some, check_text
+from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, Dtype
 from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE
 
 WORLD_PREFIX = "world:"
@@ -126,7 +127,12 @@ class Grid:
     summary: str = ""
     """A line about what it compares."""
     model: str = "micro"
-    dtype: str = "float32"
+    dtype: str = AUTO
+    """Its precision; "auto": the checkpoint's."""
+    revision: str | None = None
+    """The branch, tag or commit of a model on the hub."""
+    load_in_4bit: bool = False
+    """Whether bitsandbytes keeps its weights in four bits."""
     decode: tuple[str, ...] = (GREEDY, SAMPLE)
     seeds: tuple[int, ...] = (0, 1, 2)
     temperature: float = 1.0
@@ -153,7 +159,11 @@ class Grid:
         if self.summary != "":
             check_text("summary", self.summary)
         check_text("model", self.model)
-        check_names("dtype", (self.dtype,), ("float32", "bfloat16", "float16"), "dtype")
+        check_names("dtype", (self.dtype,), get_args(Dtype), "dtype")
+        if self.revision is not None:
+            check_text("revision", self.revision)
+        if not isinstance(self.load_in_4bit, bool):
+            raise CdkitError(f"load_in_4bit must be true or false, got {self.load_in_4bit!r}")
         check_names("decode", self.decode, DECODE, "decode mode")
         for seed in self.seeds:
             check_integer("seeds", seed, low=0)
@@ -218,6 +228,11 @@ class Grid:
             for value in values:
                 if isinstance(value, str) and value.startswith(WORLD_PREFIX):
                     raise CdkitError(f"{where} asks for {value!r}, but the grid has no [world]")
+
+    @property
+    def chosen(self) -> ChosenModel:
+        """The model and how it is loaded."""
+        return ChosenModel(self.model, self.dtype, self.revision, self.load_in_4bit)
 
     def modes_of(self, benchmark: str) -> tuple[str, ...]:
         """The decode modes one benchmark runs under."""

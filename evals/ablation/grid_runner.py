@@ -94,7 +94,7 @@ class GridRunner:
                 for question, score in zip(batch.questions, scores.tolist(), strict=True):
                     self.scores[question, variant.name] = score
                 for decode in batch.asked[variant.name]:
-                    if decode.mode == BEAM:
+                    if decode.mode == BEAM or self.engine.adjusts_logits:
                         continue  # a beam's first token depends on those that follow
                     if decode not in noise:
                         noise[decode] = first_noise(decode, batch.sample_ids, combined)

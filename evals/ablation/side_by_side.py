@@ -1,7 +1,7 @@
 """`cdkit generate`: one prompt, several methods, side by side."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from cdkit.errors import CdkitError, check_finite
 from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.reports.results import MODES, mode_names
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
+from cdkit.evals.runner.checkpoint_settings import notes
+from cdkit.evals.runner.chosen_model import AUTO, ChosenModel
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.methods.method import Method
@@ -52,7 +54,7 @@ def methods(
 
 
 def answer(
-    model_name: str,
+    chosen: ChosenModel,
     methods: Mapping[str, Method],
     prompt: str,
     images: Sequence[Path],
@@ -61,10 +63,13 @@ def answer(
     temperature: float | None,
     beams: int,
     seed: int,
+    device: str = AUTO,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Generated]:
     """Each method's answer: sampled with a temperature, else greedy or the best of some beams.
 
-    Methods that sample share their random numbers.
+    Methods that sample share their random numbers. `tell` is given lines for the user, such as
+    where the model is.
     """
     if temperature is not None:
         check_finite("--temperature", temperature, low=0, above=True)
@@ -72,9 +77,11 @@ def answer(
     for name, method in methods.items():
         check_mode(Variant(name, method), mode)
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
-    model, processor = cdkit.load_model(model_name)
+    model, processor = chosen.load(device)
     engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
     inputs = engine.encode([pictures], [prompt])
+    for line in (chosen.told(model), *notes(model, beams=mode == BEAM)):
+        tell(line)
     sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
     drawn = None if temperature is None else seed
     found = {}

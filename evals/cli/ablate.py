@@ -1,5 +1,6 @@
 """`cdkit ablate`: a grid of methods and benchmarks, run, compared and reported."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 from rich.console import Console
 
 from cdkit.evals.ablation import grid_toml  # light, and the help names the packaged grids
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import Device, FourBit, app, console, examples, guarded, quiet, say
 
 
 @app.command(
@@ -45,6 +46,15 @@ def ablate(
     full: Annotated[
         bool, typer.Option("--full", help="Also print every table with all its metrics.")
     ] = False,
+    device: Device = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of the model: float32, bfloat16, float16 or float64.",
+            show_default="as the grid says, else as the checkpoint",
+        ),
+    ] = None,
+    load_in_4bit: FourBit = False,
 ) -> None:
     """Compare methods on benchmarks, with confidence intervals, tests and controls.
 
@@ -61,13 +71,19 @@ def ablate(
     wanted = grid_toml.read_grid(
         grid, quick=quick
     )  # a misspelt key is an error before slow imports
+    if dtype is not None:
+        wanted = replace(wanted, dtype=dtype)
+    if load_in_4bit:
+        wanted = replace(wanted, load_in_4bit=True)
     quiet()
     from cdkit.evals.ablation import ablation_run
     from cdkit.evals.reports import exports, terminal
     from cdkit.evals.reports.table_layout import overviews, view
     from cdkit.evals.runner.progress import progress_bars
 
-    prepared = ablation_run.prepare(wanted, ablation_run.new_folder(output, name))
+    prepared = ablation_run.prepare(
+        wanted, ablation_run.new_folder(output, name), device=device, tell=say
+    )
     with progress_bars(Console(stderr=True)) as stages:
         results = ablation_run.ablate(prepared, stages)
     screen = console()

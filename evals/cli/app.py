@@ -103,6 +103,43 @@ def console() -> Console:
     return Console(width=WIDTH) if free else screen
 
 
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto (the accelerator there is, else the CPU), cpu, cuda, cuda:1, xpu or mps.",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of the model: float32, bfloat16, float16 or float64.",
+        show_default="as the checkpoint says",
+    ),
+]
+FourBit = Annotated[
+    bool,
+    typer.Option(
+        "--load-in-4bit", help="Keep the weights in four bits (needs bitsandbytes and a GPU)."
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        help="Branch, tag or commit of a model on the hub.",
+        show_default="its main branch",
+    ),
+]
+
+
+def say(message: str) -> None:
+    """A line on stderr: what a user should know, beside the result."""
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    screen.print(_one_line(message), markup=False)
+
+
 def quiet() -> None:
     """Keep transformers' and torch's own bars and warnings out of the output; cdkit's stay."""
     warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import Device, app, console, examples, guarded, quiet
 from cdkit.evals.statistics.defaults import RESAMPLES
 
 
@@ -70,6 +70,7 @@ def compare(
             "--attention", help="Load the model and draw its attention and masks over the images."
         ),
     ] = False,
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -101,6 +102,7 @@ def compare(
 
     folder = comparison_run.new_folder(output)
     chosen = name_runs(read_runs(runs), names.split(",") if names is not None else None, base)
+    drawn = comparison_galleries.overlay_source(chosen, device=device) if attention else None
     with progress_bars(Console(stderr=True)) as stages:
         compared = comparison_run.compare_runs(
             chosen,
@@ -109,7 +111,7 @@ def compare(
             metrics=[name.strip() for name in metrics.split(",")] if metrics is not None else (),
             resamples=resamples,
             gallery=gallery,
-            overlays=comparison_galleries.overlay_source(chosen) if attention else None,
+            overlays=drawn,
             stages=stages,
         )
     comparison_run.write(compared, folder)

@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from cdkit.errors import CdkitError
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import (
+    Device,
+    Dtype,
+    FourBit,
+    Revision,
+    app,
+    console,
+    examples,
+    guarded,
+    quiet,
+)
 
 FAILED = 3
 """The exit status of a run that finished, but in which some samples failed."""
@@ -100,13 +110,9 @@ def eval_(
         int | None,
         typer.Option(help="Most tokens of an answer.", show_default="as the benchmark says"),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision of the model: float32, bfloat16, float16 or float64.",
-            show_default="as the checkpoint says",
-        ),
-    ] = None,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    load_in_4bit: FourBit = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -120,8 +126,9 @@ def eval_(
         int, typer.Option(help="Processes on each machine; each uses one device.")
     ] = 1,
     nodes: Annotated[int, typer.Option(help="Number of machines (see docs/runs.md).")] = 1,
+    device: Device = "auto",
     accelerator: Annotated[
-        str, typer.Option(help="Kind of device: auto, cpu, cuda or mps.")
+        str, typer.Option(help="PyTorch Lightning's name for --device.", hidden=True)
     ] = "auto",
     workers: Annotated[
         int, typer.Option(help="Processes that load images in advance, for each device.")
@@ -185,6 +192,8 @@ def eval_(
         "limit": limit,
         "max_new_tokens": max_new_tokens,
         "dtype": dtype,
+        "revision": revision,
+        "load_in_4bit": load_in_4bit or None,
     }
     given = {key: value for key, value in given.items() if value is not None}
     if retry_errors and not resume:
@@ -197,7 +206,7 @@ def eval_(
     elif resume and folder.exists():
         given = read_settings(folder)["settings"] | given
     settings = settings_of(given, "cdkit eval")
-    resources = Resources(batch_size, devices, nodes, accelerator, workers)
+    resources = Resources(batch_size, devices, nodes, accelerator, workers, device=device)
     chosen = [each.strip() for each in loggers.split(",") if each.strip()]
     check_loggers(chosen)
     settings.load_method()  # a misspelt name is an error before the data is read

@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from cdkit.errors import CdkitError
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import (
+    Device,
+    Dtype,
+    FourBit,
+    Revision,
+    app,
+    console,
+    examples,
+    guarded,
+    quiet,
+    say,
+)
 
 
 @app.command(
@@ -61,10 +72,15 @@ def generate(
         typer.Option(help="Sampling: what logits are divided by.", show_default="1"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of sampling and of noise.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    load_in_4bit: FourBit = False,
+    revision: Revision = None,
 ) -> None:
     """Answer a prompt about images, under one method or under several side by side."""
     quiet()
     from cdkit.evals.ablation import side_by_side
+    from cdkit.evals.runner.chosen_model import ChosenModel
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if method is None and not names:
@@ -77,7 +93,7 @@ def generate(
         raise CdkitError("--set belongs to --method: give one")
     methods = side_by_side.methods(method, side_by_side.overrides(set_ or []), names)
     answers = side_by_side.answer(
-        model,
+        ChosenModel(model, dtype or "auto", revision, load_in_4bit),
         methods,
         prompt,
         image,
@@ -85,6 +101,8 @@ def generate(
         temperature=(1.0 if temperature is None else temperature) if sample else None,
         beams=beams,
         seed=seed,
+        device=device,
+        tell=say,
     )
     screen = console()
     screen.print(side_by_side.side_by_side(answers, screen.width))

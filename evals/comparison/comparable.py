@@ -8,6 +8,7 @@ from pathlib import Path
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.reports.results import MODES
+from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.finished import FinishedRun
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 
@@ -24,8 +25,8 @@ def check(runs: NamedRuns, *, across_models: bool = False) -> tuple[str, ...]:
     """Notes on what differs besides the method; a CdkitError where a comparison would mislead.
 
     Each run is held against the first. Equal must be: the decode mode and its settings, the model
-    (its weights' hashes, else name and revision) and the prompt, and of each benchmark its files by
-    SHA-256, its samples, settings, token limit, and the parsers and their versions. With
+    (by the hashes of its files, else name and revision) and the prompt, and of each benchmark its
+    files by SHA-256, its samples, settings, token limit, and the parsers and their versions. With
     `across_models` the model, and the prompt that its template makes, may differ; a note says so.
     Notes are there for all else, such as dtype, batch size and versions, for parts that not all
     runs have, and for seeds that differ.
@@ -82,10 +83,11 @@ def _pair(runs: NamedRuns, base: str, other: str, *, across_models: bool) -> Ite
                 f"{key} is {_shown(mine)} in one, {_shown(theirs)} in the other",
                 "run both with the same settings",
             )
-    same_model = _weights(a) == _weights(b)
+    others = _other_files(a, b)
+    same_model = not others
     if not same_model and not across_models:
         raise refuse(
-            f"their models are {_model(a)} and {_model(b)}",
+            f"their models are {_model(a)} and {_model(b)}{_in(others)}",
             "add --across-models to compare models on purpose",
         )
     if not same_model:
@@ -113,17 +115,31 @@ def _table(run: FinishedRun, key: str) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _weights(run: FinishedRun) -> object:
-    """What identifies a model: the hashes of its local files, else its name and revision."""
-    model = _table(run, "model")
-    return model.get("files") or (model.get("name"), model.get("revision"))
+def _other_files(a: FinishedRun, b: FinishedRun) -> tuple[str, ...]:
+    """In what two models differ: files by their hashes, else the name and the revision."""
+    files = [_table(run, "model").get("files") for run in (a, b)]
+    before, now = (dict(each) if isinstance(each, Mapping) else {} for each in files)
+    if before and now:
+        return changed_files(before, now)
+    models = [{k: _table(run, "model").get(k) for k in ("name", "revision")} for run in (a, b)]
+    return tuple(differing(*models))
+
+
+def _in(others: tuple[str, ...]) -> str:
+    """The files that differ, where files do."""
+    return "" if "name" in others else f", which differ in {', '.join(others)}"
 
 
 def _model(run: FinishedRun) -> str:
     """The model in words that tell two apart."""
     model = _table(run, "model")
     files = model.get("files")
-    hashes = [str(h)[:8] for h in files.values()] if isinstance(files, Mapping) else []
+    weights = (".safetensors", ".bin")
+    hashes = (
+        [str(h)[:8] for name, h in files.items() if str(name).endswith(weights)]
+        if isinstance(files, Mapping)
+        else []
+    )
     which = ", ".join(hashes) or model.get("revision")
     return f"{model_of(run)} ({which})" if which else model_of(run)
 

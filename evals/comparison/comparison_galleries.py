@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison import comparable
 from cdkit.evals.comparison.run_names import NamedRuns
@@ -11,8 +10,9 @@ from cdkit.evals.comparison.tallies import seeds
 from cdkit.evals.reports.results import MODES, AttentionOverlay, Costs, Gallery
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.attention_overlays import changes_attention, collect_overlays
+from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.example_gallery import OverlaySource, example_gallery
-from cdkit.evals.runner.fingerprints import method_hash, model_files
+from cdkit.evals.runner.fingerprints import changed_files, method_hash, model_files
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.evals.runner.questions import Question, question_of
 from cdkit.evals.runner.run_settings import RunSettings, settings_of
@@ -62,7 +62,7 @@ def galleries(
     return tuple(found)
 
 
-def overlay_source(runs: NamedRuns) -> OverlaySource:
+def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
     """Loads the model of the runs; what is given back traces its methods on questions.
 
     Drawn are the base, and methods that look at attention. Raises where the runs are of several
@@ -70,26 +70,27 @@ def overlay_source(runs: NamedRuns) -> OverlaySource:
     """
     settings = {name: _settings(run) for name, run in runs.items()}
     base = next(iter(runs))
-    models = {(chosen.model, chosen.dtype) for chosen in settings.values()}
+    models = {chosen.chosen for chosen in settings.values()}
     if len(models) > 1:
-        text = ", ".join(sorted({f"{model} in {dtype}" for model, dtype in models}))
+        text = ", ".join(sorted({f"{each.name} in {each.dtype}" for each in models}))
         raise CdkitError(f"--attention draws one model, and the runs are of {text}: leave it out")
     methods = {name: chosen.load_method() for name, chosen in settings.items()}
     for name, method in methods.items():
         ran = runs[name].manifest.get("method")
         if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
             raise CdkitError(
-                f"--attention: {settings[name].method} is no longer the method that {name} ran; "
-                "run it again, or leave --attention out"
+                f"--attention: {settings[name].method} is no longer the "
+                f"method that {name} ran; run it again, or leave --attention out"
             )
     drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
-    model, processor = cdkit.load_model(settings[base].model, dtype=settings[base].dtype)
+    model, processor = settings[base].chosen.load(device)
     ran_on = runs[base].manifest.get("model")
-    weights = model_files(str(model.name_or_path))
-    if isinstance(ran_on, Mapping) and ran_on.get("files") != weights:
+    now = model_files(str(model.name_or_path), settings[base].revision)
+    before = ran_on.get("files") if isinstance(ran_on, Mapping) else None
+    if isinstance(before, Mapping) and (others := changed_files(before, now)):
         raise CdkitError(
-            f"--attention: the weights of {settings[base].model} are not those of the runs; "
-            "restore them, or leave it out"
+            f"--attention: configs or weights of {settings[base].model} are not those of the "
+            f"runs ({', '.join(others)}); restore them, or leave it out"
         )
     return _Traced(AnswerEngine(model, processor), drawn)
 

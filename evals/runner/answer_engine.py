@@ -15,6 +15,7 @@ from transformers import LogitsProcessorList
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.runner.checkpoint_settings import moving
 from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
 from cdkit.evals.runner.pictures import load_picture
@@ -23,6 +24,15 @@ from cdkit.generation.trace import Step
 from cdkit.interfaces.model_adapter import ModelAdapter, unwrap
 from cdkit.methods.method import Method
 
+PINNED: Mapping[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+    "output_scores": False,
+    "output_logits": False,
+}
+"""Arguments of `generate` that a run decides, whatever the checkpoint's generation config says."""
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
 
 
@@ -239,6 +249,11 @@ class AnswerEngine:
     def _adapter(self) -> ModelAdapter:
         return cdkit.adapter_for(self.model)
 
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether `generate` changes logits before it chooses, as the checkpoint asks for."""
+        return bool(moving(self.model.generation_config))
+
     @cached_property
     def yes_ids(self) -> tuple[int, ...]:
         """The tokens that read "yes", whatever their case and blanks."""
@@ -280,7 +295,7 @@ class AnswerEngine:
         )
 
     def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
-        options = {"num_beams": 1} | options
+        options = {**PINNED, **options}
         return self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, **options)
 
     def until_end(self, ids: list[int]) -> list[int]:

@@ -9,6 +9,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner import journal_scores
 from cdkit.evals.runner import run_folder as files
 from cdkit.evals.runner.batches import AskedSample, asked_in
+from cdkit.evals.runner.checkpoint_settings import stored
 from cdkit.evals.runner.fingerprints import RunPart, data_hash, method_hash, model_files
 from cdkit.evals.runner.journal import Journal, read_journal
 from cdkit.evals.runner.lightning_module import RunJob
@@ -92,7 +93,8 @@ def run_eval(
     if follower():
         predict(job(None), ())
         return None
-    with opened(folder, settings, identity, resume=resume):
+    checkpoint = stored(_path(settings), settings.revision)
+    with opened(folder, settings, identity, resume=resume, checkpoint=checkpoint):
         names = {digest: name for name, digest in identity.data.items()}
 
         def journal(*, mend: bool) -> Journal:
@@ -133,8 +135,11 @@ def _identity(settings: RunSettings, method: Method, parts: Sequence[RunPart]) -
         raise CdkitError(
             f"two of the parts {', '.join(data)} hold the same questions: choose one with --only"
         )
-    path = str(micro_path()) if settings.model == MICRO else settings.model
-    return Fingerprints(method_hash(method), data, model_files(path))
+    return Fingerprints(method_hash(method), data, model_files(_path(settings), settings.revision))
+
+
+def _path(settings: RunSettings) -> str:
+    return str(micro_path()) if settings.model == MICRO else settings.model
 
 
 def _lacking(

@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
+from cdkit.evals.runner.checkpoint_settings import notes, recorded
 from cdkit.evals.runner.fingerprints import differing
 from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, JournalWriter
 from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths
@@ -154,8 +154,15 @@ class AnsweringModule(pl.LightningModule):
 
     def _load(self) -> AnswerEngine:
         settings = self.job.settings
-        model, processor = cdkit.load_model(settings.model, dtype=settings.dtype)
-        model.to(self.trainer.strategy.root_device)
+        model, processor = settings.chosen.load(self.trainer.strategy.root_device)
+        if self.job.bar and self.trainer.is_global_zero:
+            screen = Console(stderr=True, highlight=False, soft_wrap=True)
+            kept = "; settings.json and manifest.json hold it"
+            for line in (
+                settings.chosen.told(model),
+                *notes(model, beams=settings.mode == BEAM, kept=kept),
+            ):
+                screen.print(line, markup=False)
         return AnswerEngine(
             model,
             processor,
@@ -249,13 +256,17 @@ def model_facts(engine: AnswerEngine, tasks: Sequence[AskedSample]) -> dict[str,
         "padding": engine.processor.tokenizer.padding_side,
         "yes_tokens": list(engine.yes_ids),
         "no_tokens": list(engine.no_ids),
+        "image_processor": type(getattr(engine.processor, "image_processor", None)).__name__,
+        "generation": recorded(model.generation_config),
     }
 
 
 def check_model(journal: Journal, facts: Mapping[str, Any]) -> None:
     """Raise where the model is not as the pieces before had it."""
     for head in journal.heads:
-        for name, (was, now) in differing(head["model"], facts).items():
+        # a piece of before a fact was recorded says nothing of it
+        known = {name: value for name, value in facts.items() if name in head["model"]}
+        for name, (was, now) in differing(head["model"], known).items():
             raise CdkitError(
                 f"the run was begun with a model whose {name} was {was!r}, and now is {now!r}: "
                 "load the same (as with --dtype), or begin anew under another --name"

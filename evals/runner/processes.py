@@ -15,10 +15,15 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from cdkit.errors import CdkitError
+from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
+from cdkit.evals.runner.run_settings import Resources
+from cdkit.pretrained import device_of
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for others to finish their share; torch's default is half an hour."""
+KINDS = ("cpu", "cuda", "mps")
+"""Devices that Lightning knows by torch's name; of others it finds its own."""
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -41,8 +46,9 @@ def predict(job: RunJob, loggers: Sequence[Logger]) -> None:
     if job.silence is not None:
         job.silence()  # by now Lightning is imported, which sets its own logging up
     resources = job.resources
+    kind, devices, asked = _device(resources)
     many = resources.devices * resources.nodes > 1
-    if many and resources.accelerator == "cpu" and resources.nodes == 1:
+    if many and kind == "cpu" and resources.nodes == 1:
         names = [name for _, name in socket.if_nameindex()]
         if "lo" in names:  # else gloo looks the machine's own name up, which may lead nowhere
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -50,8 +56,8 @@ def predict(job: RunJob, loggers: Sequence[Logger]) -> None:
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer = pl.Trainer(
-            accelerator=resources.accelerator,
-            devices=resources.devices,
+            accelerator=kind,
+            devices=devices,
             num_nodes=resources.nodes,
             strategy=DDPStrategy(start_method=start, timeout=PATIENCE) if many else "auto",
             logger=list(loggers) or False,
@@ -63,8 +69,8 @@ def predict(job: RunJob, loggers: Sequence[Logger]) -> None:
         )
     except (RuntimeError, ValueError, MisconfigurationException) as error:
         raise CdkitError(
-            f"--accelerator {resources.accelerator} --devices {resources.devices} cannot be had "
-            f"here: {' '.join(str(error).split())}"
+            f"{asked} --devices {resources.devices} cannot be had here: "
+            f"{' '.join(str(error).split())}"
         ) from None
     module = AnsweringModule(job)
     try:
@@ -81,6 +87,18 @@ def predict(job: RunJob, loggers: Sequence[Logger]) -> None:
         module.close()
         signal.signal(signal.SIGINT, interrupt)
         sys.stderr.flush()
+
+
+def _device(resources: Resources) -> tuple[str, int | list[int], str]:
+    """Lightning's accelerator and devices, and the option that asked for them."""
+    if resources.accelerator != AUTO:
+        return resources.accelerator, resources.devices, f"--accelerator {resources.accelerator}"
+    device = device_of(resources.device)
+    kind = device.type if device.type in KINDS else AUTO
+    devices: int | list[int] = resources.devices
+    if device.index is not None:
+        devices = [device.index]
+    return kind, devices, f"--device {resources.device}"
 
 
 def _known(error: ProcessRaisedException, job: RunJob) -> CdkitError | None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner.fingerprints import differing
+from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.journal_scores import write_json
 from cdkit.evals.runner.locking import locked
-from cdkit.evals.runner.run_settings import RunSettings
+from cdkit.evals.runner.run_settings import OPTIONAL, RunSettings
 
 SETTINGS, LOCK, JOURNAL = "settings.json", ".lock", "journal"
 PREDICTIONS, METRICS, MANIFEST = "predictions.jsonl", "metrics.json", "manifest.json"
@@ -27,7 +27,7 @@ class Fingerprints:
     data: Mapping[str, str]
     """Part -> hash of its questions."""
     model: Mapping[str, str]
-    """Weight file -> SHA-256; nothing for a model from the hub."""
+    """File -> SHA-256, as `model_files` gives them; of a model from the hub its revision."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"method": self.method, "data": dict(self.data), "model": dict(self.model)}
@@ -56,9 +56,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(
-    folder: Path, settings: RunSettings, identity: Fingerprints, *, resume: bool
+    folder: Path,
+    settings: RunSettings,
+    identity: Fingerprints,
+    *,
+    resume: bool,
+    checkpoint: Mapping[str, Any],
 ) -> Iterator[None]:
     """The folder, new or gone on with, locked while the block runs.
+
+    `checkpoint` holds what the checkpoint's generation config decides; it is kept beside the
+    settings.
 
     Where the block fails before the first answer of a new folder, its name is free again.
     """
@@ -67,7 +75,11 @@ def opened(
             f"{folder} is there already: --resume goes on with the run in it, another --name "
             "begins a new one"
         )
-    wanted = {"settings": settings.to_dict(), "identity": identity.to_dict()}
+    wanted = {
+        "settings": settings.to_dict(),
+        "checkpoint": {"generation": dict(checkpoint)},
+        "identity": identity.to_dict(),
+    }
     new = not folder.exists()
     if new:
         _begin(folder, wanted)
@@ -100,16 +112,19 @@ def _has_answers(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    # a run that was begun before an option was there had its default
+    asked = {**json.loads(json.dumps(OPTIONAL)), **before["settings"]}
     changes = [
         f"--{key.replace('_', '-')} was {_shown(old)}, is {_shown(new)}"
-        for key, (old, new) in differing(before["settings"], now["settings"]).items()
+        for key, (old, new) in differing(asked, now["settings"]).items()
     ]
     if not changes:
         was, now_is = before["identity"], now["identity"]
         parts = differing(was["data"], now_is["data"])
         changes += [f"the questions of {name} are others" for name in parts]
         changes += [
-            f"{name} of the model is another" for name in differing(was["model"], now_is["model"])
+            f"{name} of the model is another"
+            for name in changed_files(was["model"], now_is["model"])
         ]
         if was["method"] != now_is["method"]:
             changes.append("the method's parameters are others")

@@ -1,17 +1,17 @@
 """The settings of a run: what decides its answers, and what only decides its speed."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import cdkit
 from cdkit.errors import CdkitError, check_finite
+from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, check_dtype
 from cdkit.evals.runner.modes import BEAM, DECODE, GREEDY, SAMPLE
 from cdkit.methods.method import Method
 from cdkit.methods.presets import build
 from cdkit.registry import unknown
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Start = Literal["spawn", "fork"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
@@ -27,6 +27,8 @@ class RunSettings:
         model: "micro", a checkpoint's folder, or a name on the hub.
         set: Parameters of the method that differ from the preset.
         dtype: The precision of the model; "auto": the checkpoint's.
+        revision: The branch, tag or commit of a model on the hub.
+        load_in_4bit: Whether bitsandbytes keeps the weights in four bits.
         only: Names of the parts to ask; empty: all.
         mode: "greedy", "sample" or "beam".
         seeds: Mode "sample": each question is answered under each seed.
@@ -46,7 +48,9 @@ class RunSettings:
     data: str
     model: str = "micro"
     set: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "auto"
+    dtype: str = AUTO
+    revision: str | None = None
+    load_in_4bit: bool = False
     only: tuple[str, ...] = ()
     mode: str = GREEDY
     seeds: tuple[int, ...] = (0,)
@@ -60,8 +64,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.mode not in DECODE:
             raise CdkitError(unknown("--mode", self.mode, DECODE))
-        if self.dtype not in get_args(Dtype):
-            raise CdkitError(unknown("--dtype", self.dtype, get_args(Dtype)))
+        check_dtype("--dtype", self.dtype)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise CdkitError(f"--seeds are whole numbers from 0 on, none twice, got {self.seeds}")
         check_finite("--temperature", self.temperature, low=0, above=True)
@@ -81,6 +84,11 @@ class RunSettings:
                         f"{option} belongs to --mode {mode}, and the mode is {self.mode}: "
                         f"leave {option} out, or give --mode {mode}"
                     )
+
+    @property
+    def chosen(self) -> ChosenModel:
+        """The model and how it is loaded."""
+        return ChosenModel(self.model, self.dtype, self.revision, self.load_in_4bit)
 
     @property
     def draws(self) -> tuple[int | None, ...]:
@@ -116,6 +124,7 @@ class RunSettings:
 
 
 DEFAULTS = {f.name: f.default for f in fields(RunSettings)}
+OPTIONAL = {name: value for name, value in DEFAULTS.items() if value is not MISSING}
 MODE_OPTIONS: Mapping[str, tuple[str, ...]] = {
     SAMPLE: ("seeds", "temperature", "top_k", "top_p"),
     BEAM: ("beams",),
@@ -130,7 +139,9 @@ class Resources:
         batch_size: Questions answered together.
         devices: Processes on each machine, each with one device.
         nodes: Machines.
-        accelerator: "auto", "cpu", "gpu", "cuda" or "mps".
+        accelerator: As PyTorch Lightning names it: "auto", "cpu", "gpu", "cuda" or "mps"; other
+            than "auto", it is taken in place of `device`.
+        device: "auto" (the accelerator there is, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
         workers: Processes that load images in advance, for each device.
         start: How the processes of several devices start. "fork" is quicker, but only for a program
             that has used neither a GPU nor torch's threads yet, which do not survive it.
@@ -145,6 +156,7 @@ class Resources:
     accelerator: str = "auto"
     workers: int = 0
     start: Start = "spawn"
+    device: str = AUTO
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "devices", "nodes"):
@@ -155,6 +167,15 @@ class Resources:
             raise CdkitError(f"--workers is {self.workers}: give 0 or more")
         if self.accelerator not in get_args(Accelerator):
             raise CdkitError(unknown("--accelerator", self.accelerator, get_args(Accelerator)))
+        if AUTO not in (self.accelerator, self.device):
+            raise CdkitError(
+                f"--accelerator {self.accelerator} and --device {self.device}: give --device alone"
+            )
+        if ":" in self.device and self.devices * self.nodes > 1:
+            raise CdkitError(
+                f"--device {self.device} is one device, and {self.devices * self.nodes} processes "
+                f"need one each: give --device {self.device.partition(':')[0]}"
+            )
 
 
 def settings_of(data: Mapping[str, Any], where: str) -> RunSettings:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from cdkit.errors import CdkitError
+from cdkit.evals.runner.chosen_model import Dtype
 from cdkit.evals.runner.modes import PLAIN
-from cdkit.evals.runner.run_settings import Dtype
 from cdkit.execution.optimizations import ALL, WHAT
 from cdkit.registry import unknown
 

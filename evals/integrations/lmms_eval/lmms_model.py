@@ -23,13 +23,13 @@ from loguru import logger  # pyright: ignore[reportMissingImports]
 from PIL.Image import Image
 from tqdm import tqdm
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.integrations.lmms_eval.options import read_options
 from cdkit.evals.integrations.lmms_eval.request_answers import DecodedAnswer, answers
 from cdkit.evals.integrations.lmms_eval.requests import Request, batches, naming_errors, repeats
 from cdkit.evals.integrations.lmms_eval.task_decoding import IDLE, read_decoding
 from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.checkpoint_settings import notes
 
 
 class Cdkit(lmms):  # type: ignore[misc]
@@ -52,12 +52,13 @@ class Cdkit(lmms):  # type: ignore[misc]
                 f"device_map={options.device_map} spreads one model over devices, and "
                 f"{self._world_size} processes each hold a whole one: leave one of them out"
             )
-        self._model, self._processor = cdkit.load_model(
-            options.pretrained, dtype=options.dtype, device_map=options.device_map
-        )
-        if options.device_map is None:
-            alone = options.device if self._world_size == 1 else None
-            self._model = self._model.to(alone or self.accelerator.device)
+        alone = options.device if self._world_size == 1 else None
+        device = alone or self.accelerator.device
+        self._model, self._processor = options.chosen.load(device, device_map=options.device_map)
+        if self._rank == 0:
+            logger.info(options.chosen.told(self._model))
+            for note in notes(self._model, beams=True):
+                logger.warning(note)
         self.device: torch.device = self._model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:

@@ -7,6 +7,7 @@ from typing import Any
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.side_by_side import overrides
+from cdkit.evals.runner.chosen_model import ChosenModel, check_dtype
 from cdkit.methods.method import Method
 
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=cmac"
@@ -19,6 +20,9 @@ class Options:
     pretrained: str
     method: Method
     dtype: str = "auto"
+    revision: str | None = None
+    attn_implementation: str | None = None
+    load_in_4bit: bool = False
     device: str | None = None
     device_map: str | None = None
     batch_size: int = 1
@@ -31,13 +35,27 @@ class Options:
         for name, number, least in (("batch_size", self.batch_size, 1), ("seed", self.seed, 0)):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise CdkitError(f"{name} must be a whole number >= {least}, got {number!r}")
-        for name in ("stop_at_blank_line", "allow_truncated_images"):
+        check_dtype("dtype", self.dtype)
+        if self.load_in_4bit is True and self.device_map is not None:
+            raise CdkitError(f"load_in_4bit and device_map={self.device_map}: give one of them")
+        for name in ("load_in_4bit", "stop_at_blank_line", "allow_truncated_images"):
             if not isinstance(answer := getattr(self, name), bool):
                 raise CdkitError(f"{name} must be true or false, got {answer!r}")
         if self.device is not None and self.device_map is not None:
             raise CdkitError(
                 f"device={self.device} and device_map={self.device_map}: give one of them"
             )
+
+    @property
+    def chosen(self) -> ChosenModel:
+        """The model and how it is loaded."""
+        return ChosenModel(
+            self.pretrained,
+            self.dtype,
+            self.revision,
+            self.load_in_4bit,
+            self.attn_implementation,
+        )
 
 
 def read_options(given: Mapping[str, Any]) -> Options:
@@ -53,7 +71,7 @@ def read_options(given: Mapping[str, Any]) -> Options:
         raise CdkitError("max_batch_size belongs to batch_size=auto, which is not supported")
     size = chosen.get("batch_size", 1)
     chosen["batch_size"] = int(size) if isinstance(size, str) and size.isdecimal() else size
-    for name in ("pretrained", "dtype", "device", "device_map"):
+    for name in ("pretrained", "dtype", "revision", "attn_implementation", "device", "device_map"):
         if chosen.get(name) is not None:  # a folder called 7, a device called 0
             chosen[name] = str(chosen[name])
     parameters = {

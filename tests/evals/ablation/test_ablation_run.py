@@ -17,6 +17,7 @@ from cdkit.evals.ablation import ablation_manifest, ablation_run, grid_benchmark
 from cdkit.evals.ablation.ablation_run import Ablation
 from cdkit.evals.ablation.grid import Grid, MethodSpec
 from cdkit.evals.ablation.grid_runner import Decode
+from cdkit.evals.microworld.checkpoint import FILES
 from cdkit.evals.reports.results import Results
 from cdkit.evals.runner.gumbel import gumbel_noise, rng_keys
 
@@ -112,7 +113,8 @@ def test_the_files_of_methods_and_places_are_hashed(prepared: Ablation, tmp_path
 def test_the_manifest_says_what_a_result_depends_on(folder: Path) -> None:
     facts = json.loads((folder / "manifest.json").read_text())
     assert facts["versions"].keys() >= {"python", "torch", "transformers", "cdkit"}
-    assert facts["model"]["files"].keys() == {"model.safetensors"}
+    assert facts["model"]["files"].keys() == FILES
+    assert facts["model"]["generation"] == {"eos_token_id": 2}
     assert facts["model"]["revision"] is None
     (digest,) = facts["sources"].values()
     assert len(digest) == 64

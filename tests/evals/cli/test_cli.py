@@ -55,7 +55,7 @@ def test_train_micro_says_what_it_replaces() -> None:
 def test_two_methods_side_by_side(picture: Path) -> None:
     result = run("generate", "--prompt", PROMPT, "--image", picture, "--compare", "plain,vcd")
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    assert result.stderr == "model: micro on cpu in float32\n"
     head = next(line for line in result.stdout.splitlines() if "plain" in line)
     assert "vcd" in head
 
@@ -66,7 +66,7 @@ def test_beams(picture: Path) -> None:
         "--beams", "2",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert result.stderr == "" and SEARCH in result.stdout
+    assert result.stderr == "model: micro on cpu in float32\n" and SEARCH in result.stdout
 
 
 def test_a_set_parameter_names_the_column(picture: Path) -> None:

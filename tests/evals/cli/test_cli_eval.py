@@ -32,7 +32,8 @@ def test_a_run_prints_its_table_and_where_it_is(data: Path, tmp_path: Path) -> N
     assert "pope_micro_random, over 6 samples" in result.stdout and "yes_ratio" in result.stdout
     assert "files: runs/a" in result.stdout
     assert len(predictions(tmp_path / "runs" / "a")) == 6
-    assert len(result.stderr.splitlines()) == 1 and "answers" in result.stderr  # the bar alone
+    model, bar = result.stderr.splitlines()
+    assert model == "model: micro on cpu in float32" and "answers" in bar
 
     assert "runs/a is there already: --resume goes on" in refused(*ASK, "--data", data)
     again = run("eval", "--name", "a", "--resume", "--json")

@@ -12,6 +12,7 @@ from PIL import Image
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.microworld.checkpoint import FILES
 from cdkit.evals.microworld.world_files import BenchmarkFiles
 from cdkit.evals.runner import answer_engine as engines
 from cdkit.evals.runner.answer_engine import AnswerEngine
@@ -109,7 +110,8 @@ def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: EvalOut
 
 def test_the_manifest_says_what_the_numbers_depend_on(done: EvalOutcome) -> None:
     told = json.loads((done.folder / "manifest.json").read_text())
-    assert told["model"]["files"].keys() == {"model.safetensors"}
+    assert told["model"]["files"].keys() == FILES
+    assert told["model"]["generation"] == {"eos_token_id": 2}
     assert told["model"]["dtype"] == "float32" and told["model"]["padding"] == "left"
     assert "<image>" in told["model"]["prompt"]
     assert told["method"]["resolved"] == cdkit.load("cmac").to_dict()

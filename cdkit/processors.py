@@ -1,0 +1,134 @@
+"""The processor of a checkpoint: without videos, and with what its files leave to the model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
+
+from cdkit.errors import CdkitError
+
+Source = Mapping[str, Any]
+"""What every `from_pretrained` here is given beside the path: the revision, and no remote code."""
+
+
+def load_processor(path: str | Path, model: nn.Module, source: Source) -> Any:
+    """The processor in `path`, able to encode images and left-padded text for `model`.
+
+    What LLaVA's and BLIP-2's processors must know of the model, and fine-tunes often leave out of
+    processor_config.json, is filled from the model's config.
+
+    Raises:
+        CdkitError: It has no image processor, or neither its files nor the config say the size of
+            a patch.
+    """
+    config: Any = model.config
+    processor = _processor(path, config, source)
+    if getattr(processor, "image_processor", None) is None:
+        raise CdkitError(
+            f"the processor in {str(path)!r} is a {type(processor).__name__}, which reads no "
+            "images: add the preprocessor_config.json of the model that it was tuned from"
+        )
+    _fill(processor, _stored(processor, path, source), model)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.padding_side = "left"  # generation continues at the right end
+        if tokenizer.pad_token is None:  # masked wherever it stands: any token will do
+            tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _stored(processor: Any, path: str | Path, source: Source) -> Mapping[str, Any]:
+    """The settings that the processor's files hold; a missing one has its class's default."""
+    try:
+        settings: Mapping[str, Any] = type(processor).get_processor_dict(path, **source)[0]
+    except OSError:
+        return {}
+    return settings
+
+
+def _fill(processor: Any, stored: Mapping[str, Any], model: nn.Module) -> None:
+    config: Any = model.config
+    vision = getattr(config, "vision_config", None)
+    known = {
+        "patch_size": getattr(vision, "patch_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+        "num_query_tokens": getattr(config, "num_query_tokens", None),
+        "num_image_tokens": _positions(model),
+    }
+    for name, value in known.items():
+        if value is not None and getattr(processor, name, value) is None:
+            setattr(processor, name, value)
+    extra = _extra_positions(model)
+    place = "num_additional_image_tokens"
+    if extra is not None and hasattr(processor, place) and stored.get(place) is None:
+        setattr(processor, place, extra)
+    if getattr(processor, "patch_size", 1) is None:
+        raise CdkitError(
+            f"the {type(processor).__name__} has no patch_size, and the model's vision_config has "
+            "none either: add it to processor_config.json"
+        )
+
+
+def _embeddings(model: nn.Module) -> tuple[int, int] | None:
+    """(positions, patches) of the first part of the model that counts both, as CLIP's does."""
+    for module in model.modules():
+        counts = getattr(module, "num_positions", None), getattr(module, "num_patches", None)
+        if isinstance(counts[0], int) and isinstance(counts[1], int):
+            return counts[0], counts[1]
+    return None
+
+
+def _positions(model: nn.Module) -> int | None:
+    found = _embeddings(model)
+    return None if found is None else found[0]
+
+
+def _extra_positions(model: nn.Module) -> int | None:
+    """Positions beside the patches: one where there is a class token."""
+    found = _embeddings(model)
+    return None if found is None else found[0] - found[1]
+
+
+class NoVideos:
+    """Stands where a processor keeps its video processor, which needs torchvision."""
+
+    num_frames = fps = None  # SmolVLM's chat template asks for them
+    model_input_names = ()
+    _auto_class = None  # read where a processor is saved
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise CdkitError("videos are not supported: cdkit's methods are about images; pass images")
+
+
+def _processor(path: str | Path, config: PreTrainedConfig, source: Source) -> Any:
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    if not is_torchvision_available() and kind is not None:
+        places = kind.get_attributes()
+        if set(places) == {"image_processor", "tokenizer", "video_processor"}:
+            return _of_images(kind, places, path, source)
+    return AutoProcessor.from_pretrained(path, **source)  # type: ignore[no-untyped-call]
+
+
+def _of_images(kind: Any, places: Sequence[str], path: str | Path, source: Source) -> Any:
+    """A processor of `kind` without its video processor; `places` are its parts, in order."""
+
+    class ImagesAlone(kind):  # type: ignore[misc]
+        """Takes the stand-in, which is no video processor by its class, and never saves it."""
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if isinstance(argument, NoVideos):
+                return NoVideos
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+        def to_dict(self) -> dict[str, Any]:
+            return {k: v for k, v in super().to_dict().items() if not isinstance(v, NoVideos)}
+
+    ImagesAlone.__name__ = ImagesAlone.__qualname__ = kind.__name__
+    auto: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
+    parts = [auto[p].from_pretrained(path, **source) if p in auto else NoVideos() for p in places]
+    settings, more = kind.get_processor_dict(path, **source)
+    return ImagesAlone.from_args_and_dict(parts, settings, **more)
