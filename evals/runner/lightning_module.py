@@ -24,7 +24,13 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
 from cdkit.evals.runner.fingerprints import differing
-from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, JournalWriter
+from cdkit.evals.runner.journal import (
+    VERSION,
+    Journal,
+    JournalRow,
+    JournalWriter,
+    file_name,
+)
 from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
@@ -92,7 +98,7 @@ class AnsweringModule(pl.LightningModule):
         made_here = self._plan() if trainer.is_global_zero else None
         plan: Any = trainer.strategy.broadcast(made_here)  # the first process's
         self._share = shard(plan.work, trainer.global_rank, trainer.world_size)
-        path = plan.journals / f"{plan.piece:04d}-{trainer.global_rank:04d}.jsonl"
+        path = plan.journals / file_name(plan.piece, trainer.global_rank)
         self._writer = JournalWriter(path, self._head(plan))
         if trainer.is_global_zero:
             for logger in trainer.loggers:  # here: a logger may live in one process alone
