@@ -74,10 +74,15 @@ class JournalWriter:
             path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
         )
         take(self._file, path)
+        self._path = path
         self._disk = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
-        self._write(json.dumps(head, ensure_ascii=False) + "\n")
-        _sync_folder(path.parent)
+        try:
+            self._write(json.dumps(head, ensure_ascii=False) + "\n")
+            _sync_folder(path.parent)
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, rows: Iterable[JournalRow]) -> None:
         self._wait()
@@ -91,9 +96,12 @@ class JournalWriter:
     def _write(self, text: str) -> None:
         assert self._file is not None
         data = text.encode()
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise not_written(self._path, error) from error
 
     def close(self) -> None:
         """Also a second time, which does nothing."""
@@ -226,6 +234,14 @@ def _row(where: str, line: bytes) -> JournalRow:
             f"{where} is no row of a journal, and it is not the last line: the file is damaged; "
             "restore it, or begin anew under another --name"
         ) from None
+
+
+def not_written(path: Path, error: OSError) -> CdkitError:
+    """The error of a disk that takes no more."""
+    return CdkitError(
+        f"cannot write {path}: {error.strerror or error}; what was answered before is kept: make "
+        "room, and go on with --resume"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,7 +4,9 @@ Lightning starts the processes and feeds the batches; no answer depends on how m
 """
 
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,6 +37,7 @@ from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengt
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
 from cdkit.evals.runner.run_settings import Resources, RunSettings
+from cdkit.evals.runner.stopping import GRACE_OF_STARTED, stopped_by_signals
 from cdkit.interfaces.benchmark import Answer
 from cdkit.methods.method import Method
 
@@ -92,6 +95,10 @@ class AnsweringModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         warnings.filterwarnings("ignore", module="pytorch_lightning")
+        if os.getpid() != self.parent:
+            self._signals = ExitStack()  # until this process ends
+            self._signals.enter_context(stopped_by_signals(GRACE_OF_STARTED))
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
         self._began = perf_counter()
         self._engine = self._load()
         trainer = self.trainer
@@ -110,6 +117,11 @@ class AnsweringModule(pl.LightningModule):
             self._stages = self._open.enter_context(progress_bars(Console(stderr=True)))
         self._stages.start(STAGE, sum(work.answers for work in self._share))
         self._answered = 0
+
+    def on_predict_start(self) -> None:
+        """Lightning has set a handler of its own by now, which goes on and waits for the others."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def predict_dataloader(self) -> DataLoader[PreparedBatch]:
         return DataLoader(

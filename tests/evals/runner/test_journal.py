@@ -174,9 +174,12 @@ def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "write", full)
     writer.add([row("a")])
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CdkitError, match=r"0001-0000.jsonl: No space left.* kept: .* --resume"):
         writer.add([row("b")])
     writer.close()
+    with pytest.raises(CdkitError, match="No space left"):
+        JournalWriter(tmp_path / "0002-0000.jsonl", HEAD)
+    assert read(tmp_path).pieces == 2
 
 
 def test_a_file_that_is_still_written_is_not_cut(tmp_path: Path) -> None:
