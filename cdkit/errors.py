@@ -15,6 +15,15 @@ class CdkitWarning(UserWarning):
     """What a user should know and need not mend: the command line prints it in one line."""
 
 
+def check_text(name: str, text: str) -> None:
+    """Raise where `text` holds half of a surrogate pair, which is no character and has no bytes."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise CdkitError(
+            f"{name} is no text: {text!a} holds half of a character, or a byte that is not "
+            "UTF-8; write the whole character, in UTF-8"
+        )
+
+
 def check_choice(name: str, value: object, allowed: Any) -> None:
     """Raise unless `value` is one of the members of the Literal type `allowed`."""
     if value not in get_args(allowed):

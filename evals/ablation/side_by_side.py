@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import cdkit
-from cdkit.errors import CdkitError, check_finite
+from cdkit.errors import CdkitError, check_finite, check_text
 from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.reports.results import MODES, mode_names
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
@@ -32,9 +32,15 @@ def overrides(given: Sequence[str]) -> dict[str, Any]:
         if name in found:
             raise CdkitError(f"--set gives {name!r} twice")
         try:
-            found[name] = tomllib.loads(f"value = {value}")["value"]
+            read = tomllib.loads(f"value = {value}")
         except tomllib.TOMLDecodeError:
-            found[name] = value
+            read = {"value": value} if value.isprintable() else {}
+        if read.keys() != {"value"} or not name.isprintable():
+            raise CdkitError(
+                f"--set takes one NAME=VALUE, such as alpha=1.0, got {item!r}: repeat --set for "
+                "more, and write a value in one line"
+            )
+        found[name] = read["value"]
     return found
 
 
@@ -68,6 +74,7 @@ def answer(
     """
     if temperature is not None:
         check_finite("--temperature", temperature, low=0, above=True)
+    check_text("--prompt", prompt)
     mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
     for name, method in methods.items():
         check_mode(Variant(name, method), mode)

@@ -3,17 +3,23 @@
 Heavy modules are imported inside the commands, so that `--help` is quick.
 """
 
+import codecs
 import functools
 import importlib.metadata
+import io
 import logging
 import os
 import signal
+import sys
+import unicodedata
 import warnings
-from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, ParamSpec
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.table import Table
 
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.evals.runner.stopping import ENDED_BY, Stopped, stopped_by_signals
@@ -30,6 +36,10 @@ QUIET = (
 """Loggers that say nothing below an error."""
 WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
+MOST = 10_000
+"""Columns that no table has."""
+LONGEST = 20
+"""Characters of a word that stays whole in a table; a longer one, such as a path, is folded."""
 
 
 def examples(*lines: str) -> str:
@@ -54,6 +64,34 @@ app = typer.Typer(
 )
 
 
+STAND_INS = dict(zip("↑↓▲▼★–—−×·•‘’“”", "^v^v*---x.*''\"\"", strict=True))  # noqa: RUF001
+"""What stands for a character in an encoding that lacks it, as wide as it is."""
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: the nearest ASCII; an accent is left out, a byte is spelt out."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = []
+    for c in error.object[error.start : error.end]:
+        plain = STAND_INS.get(c) or unicodedata.normalize("NFKD", c)[:1]
+        half = (
+            unicodedata.category(c) == "Cs"
+        )  # of a pair, or a byte of a file name that is no text
+        found.append(f"\\x{ord(c) & 0xFF:02x}" if half else plain if plain.isascii() else "?")
+    return "".join(found), error.end
+
+
+codecs.register_error("cdkit.stand_in", _stand_in)
+
+
+def write_in_any_encoding() -> None:
+    """From here on, what is printed never fails for the encoding of stdout and stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="cdkit.stand_in")
+
+
 def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """Turn an error that the user can mend into one line on stderr and exit status 1.
 
@@ -62,6 +100,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        write_in_any_encoding()
         try:
             with stopped_by_signals():
                 command(*args, **kwargs)
@@ -110,11 +149,45 @@ def _options(
     pass
 
 
+class WholeConsole(Console):
+    """Rich cuts the words of a table that is wider than the terminal, numbers too: this does not.
+
+    The terminal wraps such a table's lines.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        room = self.options.update(width=MOST)
+        for table in _tables(objects):
+            for column in table.columns:
+                cells = (column.header, *column.cells)
+                longest = max(Measurement.get(self, room, each).minimum for each in cells)
+                column.min_width = max(column.min_width or 0, min(longest, LONGEST))
+        least = max((Measurement.get(self, room, each).minimum for each in objects), default=0)
+        # Rich counts no gap of a column whose minimum is set
+        least += max((2 * len(table.columns) for table in _tables(objects)), default=0)
+        if options.get("soft_wrap") or least <= self.width:
+            super().print(*objects, **options)
+            return
+        before, self._width = self._width, least
+        try:
+            super().print(*objects, **options)
+        finally:
+            self._width = before
+
+
+def _tables(objects: Iterable[Any]) -> Iterator[Table]:
+    for each in objects:
+        if isinstance(each, Table):
+            yield each
+        elif isinstance(each, Group):
+            yield from _tables(each.renderables)
+
+
 def console() -> Console:
     """The console of tables: wide where output goes to a file or a pipe."""
-    screen = Console()
+    screen = WholeConsole()
     free = not screen.is_terminal and "COLUMNS" not in os.environ
-    return Console(width=WIDTH) if free else screen
+    return WholeConsole(width=WIDTH) if free else screen
 
 
 def quiet() -> None:

@@ -228,7 +228,7 @@ def eval_(
         messages.print(f"the last line of journal/{file} was torn by a kill and was cut off")
     if as_json:
         shown = {"folder": str(outcome.folder), "parts": outcome.metrics}
-        typer.echo(json.dumps(shown, ensure_ascii=False))
+        typer.echo(json.dumps(shown))
     else:
         screen = console()
         for part, numbers in outcome.metrics.items():
@@ -277,7 +277,7 @@ def _numbers(text: str) -> list[int]:
 def _from_file(path: Path) -> dict[str, Any]:
     """Settings from a run's settings.json, or from a TOML file with the same keys."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError) as error:
         raise CdkitError(f"--config {path} cannot be read: {error}") from None

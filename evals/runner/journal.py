@@ -24,6 +24,16 @@ Key = tuple[str, str, str, int | None]
 """(data hash, sample id, method hash, seed)."""
 
 
+def as_json(value: object, indent: int | None = None) -> str:
+    """Readable where it can be: a path that is no text is escaped, and read as it was."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text if text.isascii() or _is_text(text) else json.dumps(value, indent=indent)
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 @dataclass(frozen=True)
 class JournalRow:
     """An answer, or the `error` that there is in place of one.
@@ -59,7 +69,7 @@ class JournalRow:
         """Without what is empty: an error has no text, an answer no error."""
         empty = ("error",) if self.error is None else ANSWER
         row = {name: value for name, value in asdict(self).items() if name not in empty}
-        return json.dumps(row, ensure_ascii=False) + "\n"
+        return as_json(row) + "\n"
 
 
 class JournalWriter:
@@ -78,7 +88,7 @@ class JournalWriter:
         self._disk = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
         try:
-            self._write(json.dumps(head, ensure_ascii=False) + "\n")
+            self._write(as_json(head) + "\n")
             _sync_folder(path.parent)
         except BaseException:
             self.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_text
 from cdkit.evals.runner.fingerprints import differing
 from cdkit.evals.runner.journal import not_written
 from cdkit.evals.runner.journal_scores import write_json
@@ -41,6 +41,7 @@ def folder_of(output: Path, name: str) -> Path:
     """The folder NAME inside OUTPUT."""
     if name in ("", ".", "..") or Path(name).name != name or name.startswith("."):
         raise CdkitError(f"--name must be the name of a folder inside --output, got {name!r}")
+    check_text("--name", name)
     return output / name
 
 
