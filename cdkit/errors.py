@@ -31,10 +31,36 @@ def check_choice(name: str, value: object, allowed: Any) -> None:
         raise CdkitError(f"{name} must be one of {choices}, got {value!r}")
 
 
+LARGEST = 1e6
+"""The largest parameter: beyond it the difference of two float32 logits has lost its digits, and
+far beyond it their sum is infinite."""
+
+
 def check_finite(name: str, value: object, *, low: float | int, above: bool = False) -> None:
-    """Raise unless `value` is a finite number >= `low`, or > `low` where it must stand above."""
+    """Raise unless `value` is a finite number >= `low`, or > `low` where it must stand above.
+
+    It must not be larger than `LARGEST`.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     x = float(value) if number else math.nan  # type: ignore[arg-type]
     if not math.isfinite(x) or x < low or (above and x == low):
         sign = ">" if above else ">="
         raise CdkitError(f"{name} must be a finite number {sign} {low:g}, got {value!r}")
+    if x > LARGEST:
+        raise CdkitError(
+            f"{name} must be at most {LARGEST:g}, got {value!r}: beyond that float32 logits lose "
+            "their digits or overflow"
+        )
+
+
+COLDEST = 1e-4
+
+
+def check_temperature(name: str, value: object) -> None:
+    """Raise unless logits can be divided by `value`, and it still draws."""
+    check_finite(name, value, low=0, above=True)
+    if float(value) < COLDEST:  # type: ignore[arg-type]
+        raise CdkitError(
+            f"{name} must be at least {COLDEST:g}, got {value!r}: below that logits overflow and "
+            "nothing is drawn any more; for the best token use greedy search"
+        )

@@ -34,6 +34,8 @@ QUIET = (
     "torch.multiprocessing.spawn",
 )
 """Loggers that say nothing below an error."""
+FAILED = 3
+"""The exit status of a command that finished, but in which a sample or a method failed."""
 WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
 MOST = 10_000

@@ -10,10 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cdkit.errors import CdkitError
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
-
-FAILED = 3
-"""The exit status of a run that finished, but in which some samples failed."""
+from cdkit.evals.cli.app import FAILED, app, console, examples, guarded, quiet
 
 
 @app.command(

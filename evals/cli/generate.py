@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cdkit.errors import CdkitError
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import FAILED, app, console, examples, guarded, quiet
 
 
 @app.command(
@@ -62,7 +62,11 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of sampling and of noise.")] = 0,
 ) -> None:
-    """Answer a prompt about images, under one method or under several side by side."""
+    """Answer a prompt about images, under one method or under several side by side.
+
+    If one of several methods is refused (because the model cannot run it, say), the reason stands
+    in place of its answer, and the exit status is 3.
+    """
     quiet()
     from cdkit.evals.ablation import side_by_side
 
@@ -88,3 +92,5 @@ def generate(
     )
     screen = console()
     screen.print(side_by_side.side_by_side(answers, screen.width))
+    if any(isinstance(each, CdkitError) for each in answers.values()):
+        raise typer.Exit(FAILED)
