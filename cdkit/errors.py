@@ -16,6 +16,15 @@ class CdkitWarning(UserWarning):
     """Something that a user should know but need not correct; the command line prints one line."""
 
 
+def check_text(name: str, text: str) -> None:
+    """Raise where `text` holds half of a surrogate pair, which is no character and has no bytes."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise CdkitError(
+            f"{name} is no text: {text!a} holds half of a character, or a byte that is not "
+            "UTF-8; write the whole character, in UTF-8"
+        )
+
+
 def check_choice(name: str, value: object, allowed: Any) -> None:
     """Check a parameter that takes one of a few values.
 
@@ -32,6 +41,11 @@ def check_choice(name: str, value: object, allowed: Any) -> None:
         raise CdkitError(f"{name} must be one of {choices}, got {value!r}")
 
 
+LARGEST = 1e6
+"""The largest parameter: beyond it the difference of two float32 logits has lost its digits, and
+far beyond it their sum is infinite."""
+
+
 def check_finite(name: str, value: object, *, low: float | int, above: bool = False) -> None:
     """Check a numeric parameter.
 
@@ -42,10 +56,29 @@ def check_finite(name: str, value: object, *, low: float | int, above: bool = Fa
         above: Whether the value must be greater than `low`, not equal to it.
 
     Raises:
-        CdkitError: If the value is no number (a bool is none), not finite, or too low.
+        CdkitError: If the value is no number (a bool is none), not finite, too low, or larger
+            than `LARGEST`.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     x = float(value) if number else math.nan  # type: ignore[arg-type]
     if not math.isfinite(x) or x < low or (above and x == low):
         sign = ">" if above else ">="
         raise CdkitError(f"{name} must be a finite number {sign} {low:g}, got {value!r}")
+    if x > LARGEST:
+        raise CdkitError(
+            f"{name} must be at most {LARGEST:g}, got {value!r}: beyond that float32 logits lose "
+            "their digits or overflow"
+        )
+
+
+COLDEST = 1e-4
+
+
+def check_temperature(name: str, value: object) -> None:
+    """Raise unless logits can be divided by `value`, and it still draws."""
+    check_finite(name, value, low=0, above=True)
+    if float(value) < COLDEST:  # type: ignore[arg-type]
+        raise CdkitError(
+            f"{name} must be at least {COLDEST:g}, got {value!r}: below that logits overflow and "
+            "nothing is drawn any more; for the best token use greedy search"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_text
 from cdkit.evals.ablation import ablation_manifest, grid_toml, plan
 from cdkit.evals.ablation.ablation_galleries import galleries
 from cdkit.evals.ablation.grid import Grid
@@ -63,6 +63,7 @@ def new_folder(output: Path, name: str | None) -> Path:
         name = datetime.now().strftime("ablation-%Y%m%d-%H%M%S")
     if name in ("", ".", "..") or Path(name).name != name:
         raise CdkitError(f"--name must be the name of a folder inside --output, got {name!r}")
+    check_text("--name", name)
     folder = output / name
     try:
         folder.mkdir(parents=True)

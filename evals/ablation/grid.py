@@ -9,8 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from cdkit.errors import CdkitError, check_finite
-from cdkit.evals.ablation.grid_checks import check_integer, check_names, check_some, check_text
+from cdkit.errors import CdkitError, check_temperature
+from cdkit.evals.ablation.grid_checks import (
+    MOST_THREADS,
+    WHY_THREADS,
+    check_integer,
+    check_names,
+    check_some,
+    check_text,
+)
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, Dtype
 from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE
 
@@ -166,14 +173,16 @@ class Grid:
             raise CdkitError(f"load_in_4bit must be true or false, got {self.load_in_4bit!r}")
         check_names("decode", self.decode, DECODE, "decode mode")
         for seed in self.seeds:
-            check_integer("seeds", seed, low=0)
+            check_integer("seeds", seed, low=0, high=2**63 - 1, why="63 bits")
         if len(set(self.seeds)) < max(len(self.seeds), 1):
             raise CdkitError(f"seeds must be different numbers, at least one: {list(self.seeds)}")
-        check_finite("temperature", self.temperature, low=0, above=True)
-        check_integer("num_beams", self.num_beams, low=2)
+        check_temperature("temperature", self.temperature)
+        check_integer("num_beams", self.num_beams, low=2, high=1000, why="each is a row of a batch")
         check_integer("batch", self.batch, low=1)
-        check_integer("threads", self.threads, low=0)
-        check_integer("resamples", self.resamples, low=100)
+        check_integer("threads", self.threads, low=0, high=MOST_THREADS, why=WHY_THREADS)
+        check_integer(
+            "resamples", self.resamples, low=100, high=10**6, why="more change no shown digit"
+        )
         check_integer("check", self.check, low=0)
         if not self.decode or not self.benchmarks:
             raise CdkitError("a grid needs at least one decode mode and one [benchmarks.NAME]")

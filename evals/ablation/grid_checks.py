@@ -43,6 +43,15 @@ def check_text(where: str, given: object) -> None:
         raise CdkitError(f"{where} must be a text, got {given!r}")
 
 
-def check_integer(where: str, given: object, *, low: int) -> None:
+MOST_THREADS = 1024
+WHY_THREADS = "torch starts them all, and dies where the system has no more"
+
+
+def check_integer(
+    where: str, given: object, *, low: int, high: int | None = None, why: str = ""
+) -> None:
+    """A whole number from `low` to `high`; `why` says why there must be no more."""
     if not isinstance(given, int) or isinstance(given, bool) or given < low:
         raise CdkitError(f"{where} must be a whole number from {low} on, got {given!r}")
+    if high is not None and given > high:
+        raise CdkitError(f"{where} must be at most {high} ({why}), got {given!r}")

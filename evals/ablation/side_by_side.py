@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import cdkit
-from cdkit.errors import CdkitError, check_finite
+from cdkit.errors import CdkitError, check_temperature, check_text
 from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.reports.results import MODES, mode_names
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
@@ -34,9 +34,15 @@ def overrides(given: Sequence[str]) -> dict[str, Any]:
         if name in found:
             raise CdkitError(f"--set gives {name!r} twice")
         try:
-            found[name] = tomllib.loads(f"value = {value}")["value"]
+            read = tomllib.loads(f"value = {value}")
         except tomllib.TOMLDecodeError:
-            found[name] = value
+            read = {"value": value} if value.isprintable() else {}
+        if read.keys() != {"value"} or not name.isprintable():
+            raise CdkitError(
+                f"--set takes one NAME=VALUE, such as alpha=1.0, got {item!r}: repeat --set for "
+                "more, and write a value in one line"
+            )
+        found[name] = read["value"]
     return found
 
 
@@ -65,17 +71,24 @@ def answer(
     seed: int,
     device: str = AUTO,
     tell: Callable[[str], None] = lambda line: None,
-) -> dict[str, Generated]:
+) -> dict[str, Generated | CdkitError]:
     """Each method's answer: sampled with a temperature, else greedy or the best of some beams.
 
-    Methods that sample share their random numbers. `tell` is given lines for the user, such as
-    where the model is.
+    A method that is refused has its error in place of an answer; all refused is an error. Methods
+    that sample share their random numbers. `tell` is given lines for the user, such as where the
+    model is.
     """
     if temperature is not None:
-        check_finite("--temperature", temperature, low=0, above=True)
+        check_temperature("--temperature", temperature)
+    check_text("--prompt", prompt)
     mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
+    found: dict[str, Generated | CdkitError] = {}
     for name, method in methods.items():
-        check_mode(Variant(name, method), mode)
+        try:
+            check_mode(Variant(name, method), mode)
+        except CdkitError as error:
+            found[name] = error
+    _check_some(found, methods)
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
     model, processor = chosen.load(device)
     engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
@@ -84,12 +97,24 @@ def answer(
         tell(line)
     sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
     drawn = None if temperature is None else seed
-    found = {}
     for name, method in methods.items():
-        (found[name],) = engine.answers(
-            method, inputs, [sample_id], limit=max_new_tokens, seed=drawn, beams=mode == BEAM
-        )
-    return found
+        if name in found:
+            continue
+        try:
+            (found[name],) = engine.answers(
+                method, inputs, [sample_id], limit=max_new_tokens, seed=drawn, beams=mode == BEAM
+            )
+        except CdkitError as error:
+            found[name] = error
+    _check_some(found, methods)
+    return {name: found[name] for name in methods}
+
+
+def _check_some(found: Mapping[str, Generated | CdkitError], methods: Mapping[str, Method]) -> None:
+    """Raise the first refusal where no method is left."""
+    refused = [each for each in found.values() if isinstance(each, CdkitError)]
+    if len(refused) == len(methods):
+        raise refused[0]
 
 
 def check_mode(variant: Variant, mode: str) -> None:
@@ -100,7 +125,7 @@ def check_mode(variant: Variant, mode: str) -> None:
         raise CdkitError(f"{variant.name} is not defined for {mode_names([mode])}, but for {words}")
 
 
-def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:
+def side_by_side(answers: Mapping[str, Generated | CdkitError], width: int) -> Table:
     """A column a method where the terminal is wide enough, else a line a method."""
     texts = {escape(name): _text(answer) for name, answer in answers.items()}
     if len(answers) * (NARROWEST + 3) <= width:
@@ -113,5 +138,7 @@ def side_by_side(answers: Mapping[str, Generated], width: int) -> Table:
     return table
 
 
-def _text(answer: Generated) -> str:
+def _text(answer: Generated | CdkitError) -> str:
+    if isinstance(answer, CdkitError):
+        return f"[red]refused: {escape(str(answer))}[/red]"
     return escape(answer.text) + (" [dim](cut off)[/dim]" if answer.truncated else "")

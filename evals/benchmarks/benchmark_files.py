@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.benchmark import Answer, sha256
@@ -36,7 +36,9 @@ class Source:
     def json(self, unique: bool = False) -> object:
         """The whole file as one JSON value; `unique`: a key that stands twice is a fault."""
         try:
-            return json.loads(self.text, object_pairs_hook=_once if unique else None)
+            return _characters(
+                json.loads(self.text, object_pairs_hook=_once if unique else None), self.text
+            )
         except (ValueError, RecursionError) as error:
             raise CdkitError(
                 f"{self.path} is not valid JSON ({error}): mend or fetch it anew"
@@ -95,7 +97,7 @@ def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
     last = "" if whole else f"{source.path}:{source.text.count(chr(10)) + 1}"
     for where, line in source.lines():
         try:
-            row = json.loads(line, object_pairs_hook=_once)
+            row = _characters(json.loads(line, object_pairs_hook=_once), line)
         except (ValueError, RecursionError) as error:
             todo = "the file holds one JSON object a line"
             if where == last:
@@ -105,6 +107,17 @@ def json_rows(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:
             kind = type(row).__name__
             raise CdkitError(f"{where} holds a JSON {kind}: the file holds one JSON object a line")
         yield where, row
+
+
+def _characters(value: Any, text: str) -> Any:
+    """`value`, read from `text`; ValueError where an escape there means half of a character."""
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])[1:-1]
+            raise ValueError(f"{half} is half of a surrogate pair, which is no character") from None
+    return value
 
 
 def rows(source: Source) -> Iterator[tuple[str, Mapping[str, object]]]:

@@ -4,7 +4,7 @@
 # Importing a command's file adds it to the application; --help lists them in this order.
 from cdkit.evals.cli import eval_, ablate, compare, generate, score, data, list_, bench
 from cdkit.evals.cli import train_micro, convert_qwen_vl
-from cdkit.evals.cli.app import app
+from cdkit.evals.cli.app import app, write_in_any_encoding
 from cdkit.evals.cli.list_ import Topic
 
 __all__ = ["Topic", "app", "main"]
@@ -12,4 +12,5 @@ __all__ = ["Topic", "app", "main"]
 
 def main() -> None:
     """The entry point `cdkit`."""
+    write_in_any_encoding()  # also of --help and of usage errors
     app()

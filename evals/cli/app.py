@@ -3,23 +3,45 @@
 Heavy modules are imported inside the commands, so that `--help` is quick.
 """
 
+import codecs
 import functools
 import importlib.metadata
+import io
 import logging
 import os
+import signal
+import sys
+import unicodedata
 import warnings
-from collections.abc import Callable
-from typing import Annotated, ParamSpec
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, ParamSpec
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.table import Table
 
 from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.evals.runner.stopping import ENDED_BY, Stopped, stopped_by_signals
 
 Parameters = ParamSpec("Parameters")
 
+QUIET = (
+    "huggingface_hub",
+    "lightning",
+    "lightning_fabric",
+    "pytorch_lightning",
+    "torch.multiprocessing.spawn",
+)
+"""Loggers that say nothing below an error."""
+FAILED = 3
+"""The exit status of a command that finished, but in which a sample or a method failed."""
 WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
+MOST = 10_000
+"""Columns that no table has."""
+LONGEST = 20
+"""Characters of a word that stays whole in a table; a longer one, such as a path, is folded."""
 
 
 def examples(*lines: str) -> str:
@@ -44,22 +66,54 @@ app = typer.Typer(
 )
 
 
+STAND_INS = dict(zip("↑↓▲▼★–—−×·•‘’“”", "^v^v*---x.*''\"\"", strict=True))  # noqa: RUF001
+"""What stands for a character in an encoding that lacks it, as wide as it is."""
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """A codec's error handler: the nearest ASCII; an accent is left out, a byte is spelt out."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = []
+    for c in error.object[error.start : error.end]:
+        plain = STAND_INS.get(c) or unicodedata.normalize("NFKD", c)[:1]
+        half = (
+            unicodedata.category(c) == "Cs"
+        )  # of a pair, or a byte of a file name that is no text
+        found.append(f"\\x{ord(c) & 0xFF:02x}" if half else plain if plain.isascii() else "?")
+    return "".join(found), error.end
+
+
+codecs.register_error("cdkit.stand_in", _stand_in)
+
+
+def write_in_any_encoding() -> None:
+    """From here on, what is printed never fails for the encoding of stdout and stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="cdkit.stand_in")
+
+
 def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """Turn an error that the user can mend into one line on stderr and exit status 1.
 
-    An interrupt becomes exit status 130.
+    SIGINT becomes exit status 130, and SIGTERM 143.
     """
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        write_in_any_encoding()
         try:
-            command(*args, **kwargs)
+            with stopped_by_signals():
+                command(*args, **kwargs)
         except (CdkitError, OSError) as error:
             _complain(f"error: {_one_line(error)}")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            _complain("interrupted")
-            raise typer.Exit(130) from None
+        except (KeyboardInterrupt, Stopped) as stopped:
+            code = stopped.code if isinstance(stopped, Stopped) else ENDED_BY + signal.SIGINT
+            what = "interrupted" if code == ENDED_BY + signal.SIGINT else "terminated"
+            _complain(_one_line("; ".join([what, *getattr(stopped, "__notes__", ())])))
+            raise typer.Exit(code) from None
 
     return run
 
@@ -68,7 +122,8 @@ def _complain(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
 
 
-def _note(message: Warning | str, *_: object, **__: object) -> None:
+def note(message: Warning | str, *_: object, **__: object) -> None:
+    """One line on stderr about what a user should know."""
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     screen.print(f"note: {_one_line(message)}", style="yellow", markup=False)
 
@@ -96,11 +151,45 @@ def _options(
     pass
 
 
+class WholeConsole(Console):
+    """Rich cuts the words of a table that is wider than the terminal, numbers too: this does not.
+
+    The terminal wraps such a table's lines.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        room = self.options.update(width=MOST)
+        for table in _tables(objects):
+            for column in table.columns:
+                cells = (column.header, *column.cells)
+                longest = max(Measurement.get(self, room, each).minimum for each in cells)
+                column.min_width = max(column.min_width or 0, min(longest, LONGEST))
+        least = max((Measurement.get(self, room, each).minimum for each in objects), default=0)
+        # Rich counts no gap of a column whose minimum is set
+        least += max((2 * len(table.columns) for table in _tables(objects)), default=0)
+        if options.get("soft_wrap") or least <= self.width:
+            super().print(*objects, **options)
+            return
+        before, self._width = self._width, least
+        try:
+            super().print(*objects, **options)
+        finally:
+            self._width = before
+
+
+def _tables(objects: Iterable[Any]) -> Iterator[Table]:
+    for each in objects:
+        if isinstance(each, Table):
+            yield each
+        elif isinstance(each, Group):
+            yield from _tables(each.renderables)
+
+
 def console() -> Console:
     """The console of tables: wide where output goes to a file or a pipe."""
-    screen = Console()
+    screen = WholeConsole()
     free = not screen.is_terminal and "COLUMNS" not in os.environ
-    return Console(width=WIDTH) if free else screen
+    return WholeConsole(width=WIDTH) if free else screen
 
 
 Device = Annotated[
@@ -144,11 +233,11 @@ def quiet() -> None:
     """Keep transformers' and torch's own bars and warnings out of the output; cdkit's stay."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", CdkitWarning)
-    warnings.showwarning = _note
+    warnings.showwarning = note
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "lightning", "lightning_fabric", "pytorch_lightning"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -116,7 +116,7 @@ def compare(
         )
     comparison_run.write(compared, folder)
     if as_json:
-        typer.echo(json.dumps(comparison_run.data(compared), ensure_ascii=False))
+        typer.echo(json.dumps(comparison_run.data(compared)))
         return
     screen = console()
     for view in overviews(compared.results.tables):

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import (
+    FAILED,
     Device,
     Dtype,
     FourBit,
@@ -21,9 +22,6 @@ from cdkit.evals.cli.app import (
     guarded,
     quiet,
 )
-
-FAILED = 3
-"""The exit status of a run that finished, but in which some samples failed."""
 
 
 @app.command(
@@ -237,7 +235,7 @@ def eval_(
         messages.print(f"the last line of journal/{file} was torn by a kill and was cut off")
     if as_json:
         shown = {"folder": str(outcome.folder), "parts": outcome.metrics}
-        typer.echo(json.dumps(shown, ensure_ascii=False))
+        typer.echo(json.dumps(shown))
     else:
         screen = console()
         for part, numbers in outcome.metrics.items():
@@ -286,7 +284,7 @@ def _numbers(text: str) -> list[int]:
 def _from_file(path: Path) -> dict[str, Any]:
     """Settings from a run's settings.json, or from a TOML file with the same keys."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError) as error:
         raise CdkitError(f"--config {path} cannot be read: {error}") from None

@@ -7,6 +7,7 @@ import typer
 
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import (
+    FAILED,
     Device,
     Dtype,
     FourBit,
@@ -77,7 +78,11 @@ def generate(
     load_in_4bit: FourBit = False,
     revision: Revision = None,
 ) -> None:
-    """Answer a prompt about images, under one method or under several side by side."""
+    """Answer a prompt about images, under one method or under several side by side.
+
+    If one of several methods is refused (because the model cannot run it, say), the reason stands
+    in place of its answer, and the exit status is 3.
+    """
     quiet()
     from cdkit.evals.ablation import side_by_side
     from cdkit.evals.runner.chosen_model import ChosenModel
@@ -106,3 +111,5 @@ def generate(
     )
     screen = console()
     screen.print(side_by_side.side_by_side(answers, screen.width))
+    if any(isinstance(each, CdkitError) for each in answers.values()):
+        raise typer.Exit(FAILED)

@@ -1,6 +1,5 @@
 """The pure passes over a finished journal: predictions in the samples' order, then metrics."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.batches import asked_samples
 from cdkit.evals.runner.fingerprints import RunPart, data_hash
-from cdkit.evals.runner.journal import JournalRow, Key
+from cdkit.evals.runner.journal import JournalRow, Key, as_json
 from cdkit.interfaces.benchmark import Answer, Benchmark
 
 Seed = int | None
@@ -80,7 +79,7 @@ def _prediction_lines(parts: Sequence[AnsweredPart]) -> Iterator[str]:
                     record |= {**vars(row.answer), "margin": row.margin}
                 else:
                     record["error"] = row.error
-                yield json.dumps(record, ensure_ascii=False) + "\n"
+                yield as_json(record) + "\n"
 
 
 def metrics(parts: Sequence[AnsweredPart]) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def _metrics(part: AnsweredPart) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: object) -> None:
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, as_json(content, indent=1) + "\n")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Images from files: whole, in RGB, or one clear error."""
 
+import stat
 import struct
 import warnings
 import zlib
@@ -52,6 +53,8 @@ def picture_size(path: Path) -> tuple[int, int] | None:
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """The image's head; one of `BOMBS` where it has more pixels than a photo."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read for ever
+        raise OSError("it is no file")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(path)

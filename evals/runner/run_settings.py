@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import cdkit
-from cdkit.errors import CdkitError, check_finite
+from cdkit.errors import CdkitError, check_temperature
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, check_dtype
 from cdkit.evals.runner.modes import BEAM, DECODE, GREEDY, SAMPLE
 from cdkit.methods.method import Method
@@ -14,6 +14,10 @@ from cdkit.registry import unknown
 
 Start = Literal["spawn", "fork"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+
+
+LARGEST_SEED = 2**63 - 1
+MOST_BEAMS = 1000
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,17 @@ class RunSettings:
         check_dtype("--dtype", self.dtype)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise CdkitError(f"--seeds are whole numbers from 0 on, none twice, got {self.seeds}")
-        check_finite("--temperature", self.temperature, low=0, above=True)
+        if max(self.seeds) > LARGEST_SEED:
+            raise CdkitError(f"--seeds go up to {LARGEST_SEED} (63 bits), got {max(self.seeds)}")
+        check_temperature("--temperature", self.temperature)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise CdkitError(f"--top-p must be in (0, 1], got {self.top_p!r}")
         if self.beams < 2:
             raise CdkitError(f"--beams is {self.beams}: a beam search has 2 or more")
+        if self.beams > MOST_BEAMS:
+            raise CdkitError(
+                f"--beams is {self.beams}: each is a row of the batch, so give {MOST_BEAMS} at most"
+            )
         for name in ("top_k", "limit", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation.grid_checks import MOST_THREADS, WHY_THREADS, check_integer
 from cdkit.evals.runner.chosen_model import Dtype
 from cdkit.evals.runner.modes import PLAIN
 from cdkit.execution.optimizations import ALL, WHAT
@@ -84,6 +85,7 @@ class BenchSettings:
         _at_least(0, "--seed", (self.seed,))
         if self.threads is not None:
             _at_least(1, "--threads", (self.threads,))
+            check_integer("--threads", self.threads, low=1, high=MOST_THREADS, why=WHY_THREADS)
         if self.image_tokens is not None:
             side = math.isqrt(max(self.image_tokens, 0))
             if self.image_tokens < 1 or side**2 != self.image_tokens:

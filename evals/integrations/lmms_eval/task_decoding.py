@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteria
 
-from cdkit.errors import CdkitError, check_finite
+from cdkit.errors import CdkitError, check_temperature
 from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.registry import unknown
@@ -54,7 +54,7 @@ class TaskDecoding:
                 raise CdkitError(f"{name} must be a whole number >= 1, got {count!r}")
         if self.temperature is None:
             return
-        check_finite("temperature", self.temperature, low=0, above=True)
+        check_temperature("temperature", self.temperature)
         if self.num_beams > 1:
             raise CdkitError(
                 "sampling within a beam search is not supported: let the task search "
