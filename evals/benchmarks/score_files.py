@@ -9,12 +9,15 @@ from cdkit.evals.benchmarks.amber import AMBER
 from cdkit.evals.benchmarks.answer_files import AnswerFormat, matched_answers
 from cdkit.evals.benchmarks.benchmark_files import digest
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.benchmarks.mme import MME, TOTALS
 from cdkit.evals.benchmarks.pope import POPE
-from cdkit.interfaces.benchmark import Benchmark, Tally
+from cdkit.interfaces.benchmark import Answer, Benchmark, Tally
 
 WHOLE = ("unknown", "truncated")
 """Metrics that are counts."""
+SHARED = ("truncated",)
+"""What no parser decides."""
 TEXT = ("text", "answer", "response")
 POPE_FORM = AnswerFormat(("question_id", "id"), TEXT)
 CAPTION_FORM = AnswerFormat(
@@ -36,6 +39,8 @@ class Scored:
         readers: Parser or scorer -> its version.
         files: File -> SHA-256.
         notes: Remarks for the reader.
+        warnings: What makes the numbers doubtful (see `doubts`).
+        shared: Metrics that are the same for every parser: a row of their own in tables.
         short: Values of `metrics` under shorter names, for JSON.
     """
 
@@ -46,6 +51,8 @@ class Scored:
     readers: Mapping[str, int]
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     short: Mapping[str, float | int | None] = field(default_factory=dict)
 
     def plain(self) -> dict[str, object]:
@@ -58,6 +65,7 @@ class Scored:
             "readers": dict(self.readers),
             "files": dict(self.files),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
 
 
@@ -74,7 +82,8 @@ def score_pope(questions: Path, answers: Path, parsers: Sequence[str]) -> Scored
     """
     pope = POPE(questions, parsers=tuple(parsers))
     found = matched_answers(pope, questions, answers, POPE_FORM)
-    return _scored("pope", pope, pope.tally(found), parsers[0], answers)
+    scored = _scored("pope", pope, pope.tally(found), parsers[0], answers, found)
+    return replace(scored, shared=SHARED)
 
 
 def score_amber(
@@ -94,7 +103,8 @@ def score_amber(
     amber = AMBER(questions, annotations, parsers=tuple(parsers))
     found = matched_answers(amber, questions, answers, AMBER_FORM)
     note = "positive is no, as in AMBER's tables: precision and recall are those of denying"
-    return _scored("amber", amber, amber.tally(found), parsers[0], answers, note)
+    scored = _scored("amber", amber, amber.tally(found), parsers[0], answers, found, note)
+    return replace(scored, shared=SHARED)
 
 
 def score_chair(chair: CHAIR, captions: Path) -> Scored:
@@ -112,7 +122,7 @@ def score_chair(chair: CHAIR, captions: Path) -> Scored:
     tally, known = chair.tally_of(said), len(chair.samples())
     note = f"{len(said)} of the {known} images of the ground truth have a caption"
     notes = () if len(said) == known else (note,)
-    return _scored("chair", chair, tally, chair.scorer, captions, *notes, counted="captions")
+    return _scored("chair", chair, tally, chair.scorer, captions, said, *notes, counted="captions")
 
 
 def score_mme(folder: Path) -> Scored:
@@ -130,7 +140,8 @@ def score_mme(folder: Path) -> Scored:
             f"{bare[0]} has no answer (and {len(bare) - 1} more): a row is image, question, yes or "
             "no, and the answer, with a tab between each"
         )
-    scored = _scored("mme", mme, mme.tally(mme.recorded()), "points", None)
+    said = mme.recorded()
+    scored = _scored("mme", mme, mme.tally(said), "points", None, said)
     score = {name.removesuffix(".score"): v for name, v in scored.metrics.items() if ".sc" in name}
     totals: dict[str, float | int | None] = {}
     notes: list[str] = []
@@ -139,8 +150,9 @@ def score_mme(folder: Path) -> Scored:
         totals[total] = sum(have) if have else None
         if len(have) < len(members):
             notes.append(f"{total} is over {len(have)} of {len(members)} tasks")
+    counts = {name: scored.metrics[name] for name in WHOLE}
     tasks = {name: value for name, value in scored.metrics.items() if "." in name}
-    return replace(scored, metrics={**totals, **tasks}, short=score, notes=tuple(notes))
+    return replace(scored, metrics={**totals, **counts, **tasks}, short=score, notes=tuple(notes))
 
 
 def _scored(
@@ -149,6 +161,7 @@ def _scored(
     tally: Tally,
     row: str,
     answers: Path | None,
+    said: Mapping[str, Answer],
     *notes: str,
     counted: str = "questions",
 ) -> Scored:
@@ -156,5 +169,6 @@ def _scored(
     if answers is not None:
         files[str(answers)] = digest(answers)
     metrics = {n: int(v) if n.rsplit(".", 1)[-1] in WHOLE else v for n, v in tally.values().items()}
+    warnings = doubts(tally, said)
     count = {counted: len(tally.samples), "images": len(tally.images)}
-    return Scored(name, row, metrics, count, benchmark.versions(), files, notes)
+    return Scored(name, row, metrics, count, benchmark.versions(), files, notes, warnings)
