@@ -63,11 +63,10 @@ class Sample:
         path = folder / self.image
         if not path.is_file():
             raise CdkitError(f"sample {self.id} needs the image {path}, which is no file")
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CdkitError(
-                f"sample {self.id} needs the image {path}, which is a link out of its folder: put "
-                "the file there, or make the whole folder a link"
-            )
+        try:
+            check_inside(path, folder)
+        except CdkitError as error:
+            raise CdkitError(f"sample {self.id} needs the image {error}") from None
         return path
 
 
@@ -302,6 +301,25 @@ BENCHMARKS: Registry[Benchmark] = Registry(
     folder="cdkit.evals.benchmarks",
     group="cdkit.benchmarks",
 )
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """The one rule about links: a file is used where no link leads out of its folder.
+
+    The folder may be a link itself.
+
+    Args:
+        path: A file in `folder`, or below.
+        folder: The folder of a benchmark's images.
+
+    Raises:
+        CdkitError: The file, or a folder on its way, is a link to something outside.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CdkitError(
+            f"{path}, which is a link out of its folder: put the file there, or make the whole "
+            f"folder {folder} a link"
+        )
 
 
 def check_limit(max_new_tokens: int) -> None:

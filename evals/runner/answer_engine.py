@@ -17,7 +17,6 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
-from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.questions import Question
 from cdkit.generation.trace import Step
 from cdkit.interfaces.answer_text import (
@@ -87,7 +86,7 @@ class AnswerEngine:
         Raises:
             CdkitError: An image cannot be read.
         """
-        pictures = [[load_picture(q.image)] for q in questions]
+        pictures = [[q.picture()] for q in questions]
         return self.encode(pictures, [q.prompt for q in questions])
 
     def encode(

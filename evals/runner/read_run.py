@@ -47,10 +47,11 @@ def read_run(folder: Path) -> FinishedRun:
             except (KeyError, TypeError) as error:
                 raise CdkitError(f"this is no row of {PREDICTIONS} ({error!r})") from None
     benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in recorded["parts"].items()}
+    unasked: dict[str, frozenset[str]] = {}
     for name, benchmark in benchmarks.items():
         asked = {sample.id for sample in asked_samples(benchmark, settings.limit)}
-        others = [sample.id for sample in benchmark.samples() if sample.id not in asked]
-        errors[name] |= dict.fromkeys(others, f"not asked (--limit {settings.limit})")
+        unasked[name] = frozenset(s.id for s in benchmark.samples()) - asked
+        errors[name] |= dict.fromkeys(unasked[name], f"not asked (--limit {settings.limit})")
     return FinishedRun(
         folder=folder,
         method=settings.shown_method,
@@ -62,6 +63,7 @@ def read_run(folder: Path) -> FinishedRun:
                 Path(recorded["parts"][name]["images"]),
                 rows[name],
                 errors[name],
+                unasked[name],
             )
             for name, benchmark in benchmarks.items()
         },
