@@ -258,6 +258,8 @@ class Benchmark(abc.ABC):
         whoever shows them has to say.
         """
         samples = self.samples()
+        if not samples:
+            raise CdkitError("the benchmark asks nothing, so there is nothing to score")
         known = {sample.id for sample in samples}
         if without := frozenset(without):
             if lost := sorted(without - known):

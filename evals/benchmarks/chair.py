@@ -165,6 +165,8 @@ class CHAIR(Benchmark):
         """
         if strangers := sorted(answers.keys() - {sample.id for sample in self._samples}):
             raise CdkitError(f"no image has the id {strangers[0]!r} in {self.origin}")
+        if not answers:
+            raise CdkitError("there is no caption to score: give one or more")
         asked = tuple(sample for sample in self._samples if sample.id in answers)
         return self._count(asked, [answers[sample.id].read() for sample in asked])
 
@@ -236,6 +238,8 @@ class CHAIR(Benchmark):
                 raise CdkitError(f"{where}: the image {image} is there a second time: keep one")
             with located(where):
                 found[image] = Sample(image, name, self.prompt, group=image)
+        if not found:
+            raise CdkitError(f"{self.origin} is about no image: fetch it anew or give another file")
         return tuple(found.values())
 
     def _listed(self) -> Iterator[tuple[str, str, str]]:

@@ -211,4 +211,6 @@ class POPE(Benchmark):
             label = yes_or_no(text_of(row, "label", where=where), where)
             with located(where):
                 found[name] = Sample(name, image, prompt, group=image, target=label)
+        if not found:
+            raise CdkitError(f"{self.path} asks nothing: fetch it anew or give another file")
         return tuple(found.values())

@@ -9,8 +9,11 @@ import pytest
 from amber_files import write_amber
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.amber import AMBER
 from cdkit.evals.benchmarks.benchmark_files import read_answers
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.mme import MME
+from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.benchmarks.score_files import Scored, score_amber, score_chair, score_pope
 
 Row = Mapping[str, Any]
@@ -155,3 +158,41 @@ def test_captions_and_ambers_answers_of_another_file(chair: Score, amber: Score)
 def test_the_questions_are_no_answers(pope: Score) -> None:
     with pytest.raises(CdkitError, match=r"said.jsonl:1 has the question itself as its answer"):
         pope(ASKED)
+
+
+EMPTY = {"images": [], "categories": [], "annotations": []}
+
+
+@pytest.mark.parametrize("content", ["[]", " [ ]\n", "", "\n\n"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path, more: POPE(path),
+        lambda path, more: AMBER(path, more["annotations"]),
+        lambda path, more: AMBER(more["queries"], path),
+        lambda path, more: CHAIR(ground_truth=path),
+        lambda path, more: CHAIR(instances=path, captions=more["captions"]),
+        lambda path, more: CHAIR(instances=more["instances"], captions=more["captions"]),
+        lambda path, more: CHAIR(ground_truth=more["truth"], synonyms=path),
+        lambda path, more: MME(path.parent),
+        lambda path, more: read_answers(path),
+        lambda path, more: score_pope(more["pope"], path, ["strict"]),
+        lambda path, more: score_amber(more["queries"], None, path, ["strict"]),
+        lambda path, more: score_chair(CHAIR(ground_truth=more["truth"]), path),
+    ],
+)
+def test_files_that_hold_nothing_are_an_error(
+    tmp_path: Path, read: Callable[[Path, Mapping[str, Path]], object], content: str
+) -> None:
+    more = {"queries": write_amber(tmp_path / "amber")}
+    more["annotations"] = next((tmp_path / "amber").rglob("annotations.json"))
+    rows = [{**asked, "label": "yes"} for asked in ASKED]
+    more["pope"] = lines(tmp_path / "pope.json", rows)
+    for name, value in {"truth": {"42": ["dog"]}, "instances": EMPTY, "captions": EMPTY}.items():
+        more[name] = tmp_path / f"{name}.json"
+        more[name].write_text(json.dumps(value))
+    path = tmp_path / "mme/count.txt"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(CdkitError, match=r"\.(json|txt)"):
+        read(path, more)
