@@ -41,7 +41,7 @@ def read_run(folder: Path) -> FinishedRun:
         CdkitError: The folder holds no finished run, or a benchmark's file is gone or has changed
             since, so that metrics would not be those of the answers.
     """
-    recorded = _manifest(folder)
+    recorded = read_manifest(folder)
     settings = settings_of(recorded["settings"], str(folder / MANIFEST))
     read = read_predictions(folder / PREDICTIONS)
     rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in recorded["parts"]}
@@ -92,7 +92,8 @@ def read_run(folder: Path) -> FinishedRun:
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished run, its types checked."""
     path = folder / MANIFEST
     if not path.is_file():
         known = (folder / SETTINGS).is_file()

@@ -160,7 +160,7 @@ def test_the_questions_are_no_answers(pope: Score) -> None:
         pope(ASKED)
 
 
-EMPTY = {"images": [], "categories": [], "annotations": []}
+EMPTY: dict[str, list[str]] = {"images": [], "categories": [], "annotations": []}
 
 
 @pytest.mark.parametrize("content", ["[]", " [ ]\n", "", "\n\n"])
