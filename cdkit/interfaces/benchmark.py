@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.answer_text import UNFINISHED, proper_answer
 from cdkit.registry import Registry
 
 OfSums = Callable[[Mapping[str, Float[np.ndarray, " resamples"]]], Float[np.ndarray, " resamples"]]
@@ -80,11 +81,10 @@ class Sample:
         path = folder / self.image
         if not path.is_file():
             raise CdkitError(f"sample {self.id} needs the image {path}, which is no file")
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CdkitError(
-                f"sample {self.id} needs the image {path}, which is a link out of its folder: put "
-                "the file there, or make the whole folder a link"
-            )
+        try:
+            check_inside(path, folder)
+        except CdkitError as error:
+            raise CdkitError(f"sample {self.id} needs the image {error}") from None
         return path
 
 
@@ -109,6 +109,19 @@ class Answer:
     def __post_init__(self) -> None:
         if self.yes_score is not None and math.isnan(self.yes_score):
             raise CdkitError("a yes score is NaN: the model's logits were not finite")
+
+    def read(self) -> "Answer":
+        """The answer proper, as benchmarks count it: without a thought and a template's marks.
+
+        Where a thought is cut off, or nothing follows it, it is `unfinished`.
+        """
+        found = proper_answer(self.text)
+        return self if found == self.text else dataclasses.replace(self, text=found)
+
+    @property
+    def unfinished(self) -> bool:
+        """Of an answer as `read` gives it: whether it is a thought without an answer after it."""
+        return self.text == UNFINISHED
 
 
 @functools.lru_cache(maxsize=4096)  # an image's questions stand together: parsed once
@@ -291,6 +304,10 @@ class Benchmark(abc.ABC):
     def count(self, answers: Sequence[Answer]) -> Tally:
         """Turn answers into numbers; a pure function.
 
+        The answers are answers proper (see `Answer.read`). An `unfinished` one, and one that cannot
+        be read, has a 1 in the column "unknown", and one that the token limit ended in "truncated":
+        reports warn where there are many.
+
         Args:
             answers: One answer for each sample, in the order of `samples()`.
 
@@ -331,6 +348,8 @@ class Benchmark(abc.ABC):
             CdkitError: If an answer is missing, an id is unknown, or no sample remains.
         """
         samples = self.samples()
+        if not samples:
+            raise CdkitError("the benchmark asks nothing, so there is nothing to score")
         known = {sample.id for sample in samples}
         if without := frozenset(without):
             if lost := sorted(without - known):
@@ -348,7 +367,7 @@ class Benchmark(abc.ABC):
                 f"{len(strangers)} answers belong to no sample ({_few(strangers)}): "
                 "give the answers of this benchmark's own questions"
             )
-        tally = self.count([answers[sample.id] for sample in samples])
+        tally = self.count([answers[sample.id].read() for sample in samples])
         return tally.without(without) if without else tally
 
     @final
@@ -390,6 +409,25 @@ BENCHMARKS: Registry[Benchmark] = Registry(
     folder="cdkit.evals.benchmarks",
     group="cdkit.benchmarks",
 )
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """The one rule about links: a file is used where no link leads out of its folder.
+
+    The folder may be a link itself.
+
+    Args:
+        path: A file in `folder`, or below.
+        folder: The folder of a benchmark's images.
+
+    Raises:
+        CdkitError: The file, or a folder on its way, is a link to something outside.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CdkitError(
+            f"{path}, which is a link out of its folder: put the file there, or make the whole "
+            f"folder {folder} a link"
+        )
 
 
 def check_limit(max_new_tokens: int) -> None:

@@ -3,20 +3,30 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.amber import AMBER
-from cdkit.evals.benchmarks.benchmark_files import digest, placed_answers
+from cdkit.evals.benchmarks.answer_files import AnswerFormat, matched_answers
+from cdkit.evals.benchmarks.benchmark_files import digest
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.benchmarks.mme import MME, TOTALS
 from cdkit.evals.benchmarks.pope import POPE
-from cdkit.interfaces.benchmark import Answer, Benchmark, Tally
+from cdkit.evals.runner.run_answers import RunAnswers, is_predictions, run_answers
+from cdkit.interfaces.benchmark import Benchmark
 
 WHOLE = ("unknown", "truncated")
 """Metrics that are counts."""
-QUESTION_KEYS = (("question_id", "id"), ("text", "answer"))
-CAPTION_KEYS = (("image_id", "id"), ("caption", "text"))
-AMBER_KEYS = (("id", "question_id"), ("response", "text", "answer"))
+SHARED = ("truncated",)
+"""What no parser decides."""
+TEXT = ("text", "answer", "response")
+POPE_FORM = AnswerFormat(("question_id", "id"), TEXT)
+CAPTION_FORM = AnswerFormat(
+    ("image_id", "id"), ("caption", *TEXT), prompts=(), about="is about the image"
+)
+MME_FORM = AnswerFormat(("id", "question_id"), TEXT)
+AMBER_FORM = AnswerFormat(("id", "question_id"), ("response", "text", "answer"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Scored:
         readers: Parser or scorer -> its version.
         files: File -> SHA-256.
         notes: Remarks for the reader.
+        warnings: What makes the numbers doubtful (see `doubts`).
+        shared: Metrics that are the same for every parser: a row of their own in tables.
         short: Values of `metrics` under shorter names, for JSON.
     """
 
@@ -42,6 +54,8 @@ class Scored:
     readers: Mapping[str, int]
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     short: Mapping[str, float | int | None] = field(default_factory=dict)
 
     def plain(self) -> dict[str, object]:
@@ -54,117 +68,158 @@ class Scored:
             "readers": dict(self.readers),
             "files": dict(self.files),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
 
 
-def score_pope(questions: Path, answers: Path, parsers: Sequence[str]) -> Scored:
+@dataclass(frozen=True)
+class Picked:
+    """Which answers of a run's predictions.jsonl are scored.
+
+    Args:
+        part: The part; None: the one that was run on the questions.
+        seed: The seed; None: the mean over all.
+    """
+
+    part: str | None = None
+    seed: int | None = None
+
+
+ALL = Picked()
+
+
+def score_pope(
+    questions: Path, answers: Path, parsers: Sequence[str], picked: Picked = ALL
+) -> Scored:
     """Score answers to a POPE file.
 
     Args:
         questions: The POPE file.
-        answers: JSON lines with `question_id` and `text`.
+        answers: JSON lines with `question_id` and `text`, or the predictions.jsonl of a run.
         parsers: The parsers; metrics of the first have plain names.
+        picked: Which answers of a run.
 
     Raises:
         CdkitError: A file cannot be read, or a question has no answer.
     """
     pope = POPE(questions, parsers=tuple(parsers))
-    found = _matched(pope, questions, answers, *QUESTION_KEYS)
-    return _scored("pope", pope, pope.tally(found), parsers[0], answers)
+    said = _read(pope, questions, answers, POPE_FORM, picked)
+    scored = _scored("pope", pope, said, parsers[0], answers)
+    return replace(scored, shared=SHARED)
 
 
 def score_amber(
-    questions: Path, annotations: Path | None, answers: Path, parsers: Sequence[str]
+    questions: Path,
+    annotations: Path | None,
+    answers: Path,
+    parsers: Sequence[str],
+    picked: Picked = ALL,
 ) -> Scored:
     """Score answers to a discriminative query file of AMBER.
 
     Args:
         questions: The query file.
         annotations: AMBER's annotations.json; None: near the query file.
-        answers: JSON list or lines with `id` and `response`.
+        answers: JSON list or lines with `id` and `response`, or the predictions.jsonl of a run.
         parsers: The parsers; metrics of the first have plain names.
+        picked: Which answers of a run.
 
     Raises:
         CdkitError: A file cannot be read, or a question has no answer.
     """
     amber = AMBER(questions, annotations, parsers=tuple(parsers))
-    found = _matched(amber, questions, answers, *AMBER_KEYS)
+    said = _read(amber, questions, answers, AMBER_FORM, picked)
     note = "positive is no, as in AMBER's tables: precision and recall are those of denying"
-    return _scored("amber", amber, amber.tally(found), parsers[0], answers, note)
+    scored = _scored("amber", amber, said, parsers[0], answers, note)
+    return replace(scored, shared=SHARED)
 
 
-def score_chair(chair: CHAIR, captions: Path) -> Scored:
+def score_chair(chair: CHAIR, captions: Path, picked: Picked = ALL) -> Scored:
     """Score captions; only images that have a caption count.
 
     Args:
         chair: The benchmark.
-        captions: JSON lines with `image_id` and `caption`.
+        captions: JSON lines with `image_id` and `caption`, or the predictions.jsonl of a run.
+        picked: Which captions of a run.
 
     Raises:
         CdkitError: The file cannot be read, or a caption is about an unknown image.
     """
+    form = replace(CAPTION_FORM, named=chair.ground_truth is None)
+    said = _read(chair, chair.origin, captions, form, picked, every=False)
     known = {sample.id for sample in chair.samples()}
-    placed = placed_answers(captions, *CAPTION_KEYS)
-    for image, (where, _) in placed.items():
-        if image not in known:
-            raise CdkitError(f"{where} is about the image {image}, which is not in {chair.origin}")
-    tally = chair.tally_of({image: answer for image, (_, answer) in placed.items()})
-    note = f"{len(placed)} of the {len(known)} images of the ground truth have a caption"
-    notes = () if len(placed) == len(known) else (note,)
-    return _scored("chair", chair, tally, chair.scorer, captions, *notes, counted="captions")
+    some = frozenset[str]().union(*said.by_seed.values())
+    note = f"{len(some)} of the {len(known)} images of the ground truth have a caption"
+    notes = () if len(some) == len(known) else (note,)
+    said = replace(said, without=said.without | (known - some))
+    return _scored("chair", chair, said, chair.scorer, captions, *notes, counted="captions")
 
 
-def score_mme(folder: Path) -> Scored:
-    """Score the answers in the fourth column of MME's text files.
+def score_mme(answers: Path, questions: Path | None = None, picked: Picked = ALL) -> Scored:
+    """Score answers to MME.
 
     Args:
-        folder: A folder with TASK.txt files; totals are over the tasks in it.
+        answers: A folder with TASK.txt files, whose fourth column holds the answers; totals are
+            over the tasks in it. With `questions`: JSON lines with `id` (as in a run:
+            "existence/1") and `text`, or the predictions.jsonl of a run.
+        questions: The folder of MME's questions.
+        picked: Which answers of a run.
 
     Raises:
         CdkitError: A file cannot be read, or a row has no answer.
     """
-    mme = MME(folder)
-    if bare := mme.unanswered():
+    if questions is None and answers.is_file():
+        raise CdkitError(
+            f"{answers} is a file: give the folder of MME's questions too (--questions), or a "
+            "folder of TASK.txt files with the answers in their fourth column"
+        )
+    mme = MME(answers if questions is None else questions)
+    if questions is not None:
+        said = _read(mme, questions, answers, MME_FORM, picked)
+        scored = _scored("mme", mme, said, "points", answers)
+    elif bare := mme.unanswered():
         raise CdkitError(
             f"{bare[0]} has no answer (and {len(bare) - 1} more): a row is image, question, yes or "
             "no, and the answer, with a tab between each"
         )
-    scored = _scored("mme", mme, mme.tally(mme.recorded()), "points", None)
+    else:
+        scored = _scored("mme", mme, RunAnswers({None: mme.recorded()}), "points", None)
     score = {name.removesuffix(".score"): v for name, v in scored.metrics.items() if ".sc" in name}
     totals: dict[str, float | int | None] = {}
-    notes: list[str] = []
+    notes = [*scored.notes]
     for total, members in TOTALS.items():
         have = [score[task] or 0.0 for task in members if task in score]
         totals[total] = sum(have) if have else None
         if len(have) < len(members):
             notes.append(f"{total} is over {len(have)} of {len(members)} tasks")
+    counts = {name: scored.metrics[name] for name in WHOLE}
     tasks = {name: value for name, value in scored.metrics.items() if "." in name}
-    return replace(scored, metrics={**totals, **tasks}, short=score, notes=tuple(notes))
+    return replace(scored, metrics={**totals, **counts, **tasks}, short=score, notes=tuple(notes))
 
 
-def _matched(
-    benchmark: Benchmark, questions: Path, path: Path, ids: Sequence[str], texts: Sequence[str]
-) -> dict[str, Answer]:
-    """The answers by question: one for each, or an error that names the line or the question."""
-    placed = placed_answers(path, ids, texts)
-    asked = [sample.id for sample in benchmark.samples()]
-    known = set(asked)
-    for name, (where, _) in placed.items():
-        if name not in known:
-            raise CdkitError(f"{where} answers the question {name}, which is not in {questions}")
-    if missing := [name for name in asked if name not in placed]:
-        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+def _read(
+    benchmark: Benchmark,
+    questions: object,
+    path: Path,
+    form: AnswerFormat,
+    picked: Picked,
+    *,
+    every: bool = True,
+) -> RunAnswers:
+    if is_predictions(path):
+        return run_answers(path, benchmark, questions, picked.part, picked.seed)
+    if picked != ALL:
         raise CdkitError(
-            f"{path} answers {len(placed)} of the {len(asked)} questions in {questions} (not {few})"
-            ": a score over a part of the questions is another benchmark; answer them all"
+            f"--part and --seed pick answers of a run, and {path} is no predictions.jsonl: leave "
+            "them out"
         )
-    return {name: answer for name, (_, answer) in placed.items()}
+    return RunAnswers({None: matched_answers(benchmark, questions, path, form, every=every)})
 
 
 def _scored(
     name: str,
     benchmark: Benchmark,
-    tally: Tally,
+    said: RunAnswers,
     row: str,
     answers: Path | None,
     *notes: str,
@@ -173,6 +228,28 @@ def _scored(
     files = dict(benchmark.sources())
     if answers is not None:
         files[str(answers)] = digest(answers)
-    metrics = {n: int(v) if n.rsplit(".", 1)[-1] in WHOLE else v for n, v in tally.values().items()}
-    count = {counted: len(tally.samples), "images": len(tally.images)}
-    return Scored(name, row, metrics, count, benchmark.versions(), files, notes)
+    tallies = {s: benchmark.tally(a, without=said.without) for s, a in said.by_seed.items()}
+    values = [tally.values() for tally in tallies.values()]
+    metrics = {metric: fmean(each[metric] for each in values) for metric in values[0]}
+    warnings = [
+        text if len(tallies) == 1 else f"seed {seed}: {text}"
+        for seed, tally in tallies.items()
+        for text in doubts(tally, said.by_seed[seed])
+    ]
+    first = next(iter(tallies.values()))
+    return Scored(
+        name,
+        row,
+        {metric: _whole(metric, value) for metric, value in metrics.items()},
+        {counted: len(first.samples), "images": len(first.images)},
+        benchmark.versions(),
+        files,
+        (*said.notes, *notes),
+        tuple(warnings),
+    )
+
+
+def _whole(metric: str, value: float) -> float | int:
+    """A count is a whole number, but where it is a mean over seeds."""
+    count = metric.rsplit(".", 1)[-1] in WHOLE and value.is_integer()
+    return int(value) if count else value

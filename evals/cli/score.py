@@ -19,7 +19,21 @@ score = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(score, name="score", help="Score answers that any program made.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
-Answers = Annotated[Path, typer.Option(help="JSON lines with the question's id and the text.")]
+Answers = Annotated[
+    Path,
+    typer.Option(help="JSON lines with the question's id and the text, or a run's predictions."),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a run's predictions.jsonl: the part.",
+        show_default="the one that was run on these questions",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of a run's predictions.jsonl: the seed.", show_default="the mean over all"),
+]
 
 
 @score.command(
@@ -27,6 +41,7 @@ Answers = Annotated[Path, typer.Option(help="JSON lines with the question's id a
         "cdkit score pope --questions coco_pope_random.json --answers answers.jsonl",
         "cdkit score pope --questions coco_pope_random.json --answers answers.jsonl "
         "--parser reference --json",
+        "cdkit score pope --questions coco_pope_random.json --answers runs/vcd/predictions.jsonl",
     )
 )
 @guarded
@@ -40,13 +55,15 @@ def pope(
             show_default="strict, with reference beside it",
         ),
     ] = None,
+    part: Part = None,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Score yes/no answers to POPE (JSON lines with `question_id` and `text`)."""
-    from cdkit.evals.benchmarks.score_files import score_pope
+    from cdkit.evals.benchmarks.score_files import Picked, score_pope
 
     parsers = ("strict", "reference") if parser is None else (parser,)
-    _show(score_pope(questions, answers, parsers), as_json)
+    _show(score_pope(questions, answers, parsers, Picked(part, seed)), as_json)
 
 
 @score.command(
@@ -91,11 +108,13 @@ def chair(
             "needs nltk and its data."
         ),
     ] = "simple",
+    part: Part = None,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Score captions by CHAIR: how many objects they mention that are not in the image."""
     from cdkit.evals.benchmarks.chair import CHAIR
-    from cdkit.evals.benchmarks.score_files import score_chair
+    from cdkit.evals.benchmarks.score_files import Picked, score_chair
 
     if cache is not None and not instances:
         raise CdkitError("--cache keeps what --instances and --coco-captions give: give them too")
@@ -107,7 +126,7 @@ def chair(
         scorer=lemmas,
         cache=cache,
     )
-    _show(score_chair(benchmark, captions), as_json)
+    _show(score_chair(benchmark, captions, Picked(part, seed)), as_json)
 
 
 @score.command(epilog=examples("cdkit score mme --answers eval_tool/Your_Results"))
@@ -116,15 +135,21 @@ def mme(
     answers: Annotated[
         Path,
         typer.Option(
-            help="A folder with a file TASK.txt for each task: image, question, truth, answer."
+            help="A folder with a file TASK.txt for each task: image, question, truth, answer; or, "
+            "with --questions, JSON lines or a run's predictions."
         ),
     ],
+    questions: Annotated[
+        Path | None, typer.Option(help="The folder of MME's questions.", show_default=False)
+    ] = None,
+    part: Part = None,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Score answers to MME in the text format of MME's evaluation tool."""
-    from cdkit.evals.benchmarks.score_files import score_mme
+    from cdkit.evals.benchmarks.score_files import Picked, score_mme
 
-    _show(score_mme(answers), as_json)
+    _show(score_mme(answers, questions, Picked(part, seed)), as_json)
 
 
 @score.command(
@@ -147,13 +172,15 @@ def amber(
             show_default="strict, with official beside it",
         ),
     ] = None,
+    part: Part = None,
+    seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Score yes/no answers to AMBER's discriminative part (the positive class is "no")."""
-    from cdkit.evals.benchmarks.score_files import score_amber
+    from cdkit.evals.benchmarks.score_files import Picked, score_amber
 
     parsers = ("strict", "official") if parser is None else (parser,)
-    _show(score_amber(questions, annotations, answers, parsers), as_json)
+    _show(score_amber(questions, annotations, answers, parsers, Picked(part, seed)), as_json)
 
 
 def _show(scored: "Scored", as_json: bool) -> None:
@@ -168,6 +195,8 @@ def _show(scored: "Scored", as_json: bool) -> None:
     readers = ", ".join(f"{name} (version {number})" for name, number in scored.readers.items())
     for line in (f"read by {readers}", *scored.notes):
         screen.print(Text(line))
+    for line in scored.warnings:
+        screen.print(Text(f"warning: {line}", style="yellow"))
     for path, digest in scored.files.items():
         screen.print(Text(f"sha256 {digest}  {path}", style="dim"), soft_wrap=True)
 
@@ -183,7 +212,8 @@ def _tables(scored: "Scored") -> list[Table]:
             shown = DASH
         else:
             shown = f"{value:,}" if isinstance(value, int) else number(value, name)
-        rows.setdefault(prefix or scored.row, {})[metric] = shown
+        label = "all answers" if name in scored.shared else prefix or scored.row
+        rows.setdefault(label, {})[metric] = shown
     tables: dict[tuple[str, ...], Table] = {}
     for label, cells in rows.items():
         columns = tuple(cells)

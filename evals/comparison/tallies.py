@@ -15,10 +15,19 @@ def tallies(
 ) -> tuple[Mapping[str, Sequence[Tally]], tuple[str, ...]]:
     """Name -> one tally a seed, in the seeds' order, and notes on samples that were left out.
 
-    A sample without an answer in any run or seed is a CdkitError; with `allow_missing` it is left
-    out of all of them, so that every number is over the same samples.
+    The samples are those that all runs were asked (`--limit`). One of them without an answer in any
+    run or seed is a CdkitError; with `allow_missing` it is left out of all runs, so that every
+    number is over the same samples.
     """
     lacking = {name: unanswered(run.parts[part]) for name, run in runs.items()}
+    unasked = frozenset[str]().union(*(run.parts[part].unasked for run in runs.values()))
+    lacking = {
+        name: {sample: why for sample, why in samples.items() if sample not in unasked}
+        for name, samples in lacking.items()
+    }
+    first = next(iter(runs.values())).parts[part].benchmark
+    if all(sample.id in unasked for sample in first.samples()):
+        raise CdkitError(f"no question of {part} was asked in all runs: give them one --limit")
     lacking = {name: samples for name, samples in lacking.items() if samples}
     if lacking and not allow_missing:
         name, samples = next(iter(lacking.items()))
@@ -27,7 +36,7 @@ def tallies(
             "them (cdkit eval --resume --retry-errors), or add --allow-missing to leave them out "
             "of every run"
         )
-    without = frozenset(sample for samples in lacking.values() for sample in samples)
+    without = unasked.union(*lacking.values())
     found = {
         name: [
             run.parts[part].benchmark.tally(run.parts[part].answers[seed], without=without)
@@ -35,7 +44,7 @@ def tallies(
         ]
         for name, run in runs.items()
     }
-    return found, tuple(_notes(runs, part, found, lacking))
+    return found, tuple(_notes(runs, part, found, lacking, unasked))
 
 
 def unanswered(part: FinishedPart) -> dict[str, str]:
@@ -60,11 +69,17 @@ def _notes(
     part: str,
     found: Mapping[str, Sequence[Tally]],
     lacking: Mapping[str, Mapping[str, str]],
+    unasked: frozenset[str],
 ) -> Iterator[str]:
     """What was left out of a part, and why."""
+    name = next(iter(runs))
+    total, kept = len(runs[name].parts[part].benchmark.samples()), len(found[name][0].samples)
+    asked = total - len(unasked)
+    if unasked:
+        of_runs = {n: total - len(run.parts[part].unasked) for n, run in runs.items()}
+        each = "" if len({*of_runs.values()}) == 1 else f" ({_numbers(of_runs)} were asked)"
+        yield f"{part}: over the {asked} of {total} samples that every run was asked{each}"
     if lacking:
-        name = next(iter(runs))
-        asked, kept = len(runs[name].parts[part].benchmark.samples()), len(found[name][0].samples)
         alone = len({sample for samples in lacking.values() for sample in samples})
         why = "; ".join(f"{name}: {_few(samples)}" for name, samples in lacking.items())
         joint = f", {asked - kept - alone} of them scored with one that has none"
@@ -72,6 +87,10 @@ def _notes(
             f"{part}: over {kept} of {asked} samples; {asked - kept} without an answer are left "
             f"out of every run{joint if asked - kept > alone else ''} ({why})"
         )
+
+
+def _numbers(of_runs: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {number}" for name, number in of_runs.items())
 
 
 def _counted(samples: Mapping[str, str]) -> str:

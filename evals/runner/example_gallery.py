@@ -7,7 +7,6 @@ from cdkit.evals.reports import gallery
 from cdkit.evals.reports.gallery import Answers
 from cdkit.evals.reports.results import AttentionOverlay, Gallery
 from cdkit.evals.runner.modes import PLAIN
-from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.questions import Question
 from cdkit.interfaces.benchmark import Benchmark, Tally
 
@@ -60,7 +59,7 @@ def example_gallery(
             gallery.make_example(
                 sample,
                 kind,
-                load_picture(questions[sample.id].image),
+                questions[sample.id].picture(),
                 gallery.shared_answers(
                     sample, tallies, answers, _notes(benchmark, sample.id, answers)
                 ),

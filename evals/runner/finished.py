@@ -18,6 +18,7 @@ class FinishedPart:
         answers: Seed (None: greedy or beam search) -> sample id -> answer. Samples that failed are
             not in it.
         errors: Sample id -> why it has no answer.
+        unasked: Those of `errors` that the run was not asked (`--limit`).
     """
 
     name: str
@@ -25,6 +26,7 @@ class FinishedPart:
     images: Path
     answers: Mapping[int | None, Mapping[str, Answer]]
     errors: Mapping[str, str]
+    unasked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

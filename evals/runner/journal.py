@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError
+from cdkit.evals.runner.checked import FLAG, NUMBER, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.locking import take
 from cdkit.interfaces.benchmark import Answer
 
 ANSWER = ("text", "yes_score", "margin", "truncated", "tokens")
 """The fields of a row that an error does not have."""
+KEYS: Mapping[str, str] = {"data": TEXT, "id": TEXT, "method": TEXT, "seed": f"{WHOLE}?"}
+ANSWERED: Mapping[str, str] = {
+    "text": TEXT,
+    "yes_score": f"{NUMBER}?",
+    "margin": f"{NUMBER}?",
+    "truncated": FLAG,
+    "tokens": WHOLE,
+}
+"""Types of a row's values."""
 VERSION = 1
 Key = tuple[str, str, str, int | None]
 """(data hash, sample id, method hash, seed)."""
@@ -231,15 +241,20 @@ def _head(path: Path, line: bytes) -> Mapping[str, Any]:
             f"{path}:1 is not the head of a journal of version {VERSION}: this file is no journal "
             "of this cdkit; move it out of the folder"
         )
-    assert isinstance(head, dict)
-    return head
+    advice = "the file is damaged; move it out of the folder, or begin anew under another --name"
+    types = {"piece": WHOLE} | ({"model": TABLE} if "model" in head else {})
+    return checked(head, types, f"{path}:1", advice)
 
 
 def _row(where: str, line: bytes) -> JournalRow:
     try:
-        values = json.loads(line)
+        values = checked(json.loads(line), KEYS, where, "")
+        if values.get("error") is None:
+            checked({"yes_score": None, "margin": None, **values}, ANSWERED, where, "")
+        else:
+            checked(values, {"error": TEXT}, where, "")
         return JournalRow(**values)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, CdkitError):
         raise CdkitError(
             f"{where} is no row of a journal, and it is not the last line: the file is damaged; "
             "restore it, or begin anew under another --name"

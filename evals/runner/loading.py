@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, BatchPlan
-from cdkit.evals.runner.pictures import load_picture, picture_size
+from cdkit.evals.runner.pictures import picture_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def prepare_batch(work: BatchPlan, engine: AnswerEngine, most: int | None) -> Pr
     pictures: dict[int, Image] = {}
     for index, task in enumerate(work.tasks):
         try:
-            pictures[index] = load_picture(task.question.image)
+            pictures[index] = task.question.picture()
         except CdkitError as error:
             errors[index] = str(error)
     inputs = _processed(work.tasks, pictures, engine, errors)

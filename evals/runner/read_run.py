@@ -1,19 +1,31 @@
 """A finished run, read back from its folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.evals.benchmarks.benchmark_files import json_rows, located
 from cdkit.evals.benchmarks.benchmark_files import read_source as read_text
 from cdkit.evals.runner.batches import asked_samples
+from cdkit.evals.runner.checked import NUMBER, ROWS, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
+from cdkit.evals.runner.predictions import ADVICE, Prediction, Predictions, read_predictions
 from cdkit.evals.runner.run_folder import MANIFEST, PREDICTIONS, SETTINGS
 from cdkit.evals.runner.run_settings import settings_of
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, sha256
 from cdkit.methods.presets import build
+
+MANIFEST_TYPES: Mapping[str, str] = {
+    "settings": TABLE,
+    "parts": TABLE,
+    "model": TABLE,
+    "pieces": ROWS,
+    "model_seconds": NUMBER,
+    "tokens": WHOLE,
+}
+BENCHMARK_TYPES: Mapping[str, str] = {"benchmark": TEXT, "sources": TABLE}
+PART_TYPES: Mapping[str, str] = {"images": TEXT, "benchmark": TABLE}
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -29,28 +41,36 @@ def read_run(folder: Path) -> FinishedRun:
         CdkitError: The folder holds no finished run, or a benchmark's file is gone or has changed
             since, so that metrics would not be those of the answers.
     """
-    recorded = _manifest(folder)
+    recorded = read_manifest(folder)
     settings = settings_of(recorded["settings"], str(folder / MANIFEST))
+    read = read_predictions(folder / PREDICTIONS)
     rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in recorded["parts"]}
     errors: dict[str, dict[str, str]] = {name: {} for name in recorded["parts"]}
-    for where, found in json_rows(read_text(folder / PREDICTIONS)):
-        row: dict[str, Any] = dict(found)
-        with located(where):
-            try:
-                part, name, seed = row["part"], row["id"], row["seed"]
-                by_seed = rows[part].setdefault(seed, {})
-                if "error" in row:
-                    errors[part][name] = row["error"]
-                else:
-                    values = {f.name: row[f.name] for f in fields(Answer)}
-                    by_seed[name] = Answer(**values)
-            except (KeyError, TypeError) as error:
-                raise CdkitError(f"this is no row of {PREDICTIONS} ({error!r})") from None
     benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in recorded["parts"].items()}
+    for part, seed, name, row in _rows(read):
+        if part not in benchmarks:
+            raise CdkitError(
+                f"{row.where} is of {part}, which is no part of the run ({', '.join(benchmarks)}): "
+                f"{ADVICE}"
+            )
+        if seed not in settings.draws:
+            drawn = ", ".join(map(str, settings.draws))
+            raise CdkitError(f"{row.where} has seed {seed}, and the run has {drawn}: {ADVICE}")
+        by_id = rows[part].setdefault(seed, {})
+        if row.answer is None:
+            errors[part][name] = str(row.error)
+        else:
+            by_id[name] = row.answer
+    unasked: dict[str, frozenset[str]] = {}
     for name, benchmark in benchmarks.items():
         asked = {sample.id for sample in asked_samples(benchmark, settings.limit)}
-        others = [sample.id for sample in benchmark.samples() if sample.id not in asked]
-        errors[name] |= dict.fromkeys(others, f"not asked (--limit {settings.limit})")
+        known = frozenset(sample.id for sample in benchmark.samples())
+        unasked[name] = known - asked
+        for _, _, each, row in _rows({name: read.get(name, {})}):
+            if each not in asked:
+                what = "was not asked" if each in known else "is not there"
+                raise CdkitError(f"{row.where} answers {each} of {name}, which {what}: {ADVICE}")
+        errors[name] |= dict.fromkeys(unasked[name], f"not asked (--limit {settings.limit})")
     return FinishedRun(
         folder=folder,
         method=settings.shown_method,
@@ -62,6 +82,7 @@ def read_run(folder: Path) -> FinishedRun:
                 Path(recorded["parts"][name]["images"]),
                 rows[name],
                 errors[name],
+                unasked[name],
             )
             for name, benchmark in benchmarks.items()
         },
@@ -71,7 +92,8 @@ def read_run(folder: Path) -> FinishedRun:
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished run, its types checked."""
     path = folder / MANIFEST
     if not path.is_file():
         known = (folder / SETTINGS).is_file()
@@ -80,10 +102,22 @@ def _manifest(folder: Path) -> dict[str, Any]:
             if known
             else f"{folder} holds no run of cdkit eval (no {MANIFEST})"
         )
-    content = read_text(path).json()
-    if not isinstance(content, dict) or not {"settings", "parts", "tokens"} <= content.keys():
-        raise CdkitError(f"{path} is not what cdkit eval writes: run it again with --resume")
+    advice = "run it again with --resume, which writes this file anew"
+    content = checked(read_text(path).json(unique=True), MANIFEST_TYPES, str(path), advice)
+    for name, part in content["parts"].items():
+        where = f"{path}: parts.{name}"
+        benchmark = checked(part, PART_TYPES, where, advice)["benchmark"]
+        checked(benchmark, BENCHMARK_TYPES, f"{where}.benchmark", advice)
+        hashes = dict.fromkeys(benchmark["sources"], TEXT)
+        checked(benchmark["sources"], hashes, f"{where}.benchmark.sources", advice)
     return content
+
+
+def _rows(read: Predictions) -> Iterator[tuple[str, int | None, str, Prediction]]:
+    for part, by_seed in read.items():
+        for seed, by_id in by_seed.items():
+            for name, row in by_id.items():
+                yield part, seed, name, row
 
 
 def _benchmark(part: str, recorded: Mapping[str, Any], folder: Path) -> Benchmark:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError, check_text
+from cdkit.evals.runner.checked import TABLE, TEXT, checked
 from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.journal import not_written
 from cdkit.evals.runner.journal_scores import write_json
@@ -54,9 +55,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise CdkitError(f"{folder} holds no run of cdkit eval (no {SETTINGS})") from None
     except ValueError as error:
         raise CdkitError(f"{path} is not valid JSON ({error}): restore it") from None
-    if not isinstance(data, dict) or not {"settings", "identity"} <= data.keys():
-        raise CdkitError(f"{path} is not what cdkit eval writes: it needs settings and identity")
-    return data
+    advice = "it is not what cdkit eval writes: restore it, or begin anew under another --name"
+    found = checked(data, {"settings": TABLE, "identity": TABLE}, str(path), advice)
+    identity = {"method": TEXT, "data": TABLE, "model": TABLE}
+    checked(found["identity"], identity, f"{path}: identity", advice)
+    return found
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from cdkit.evals.comparison.tallies import tallies
 from cdkit.evals.microworld import write_benchmarks
 from cdkit.evals.reports.formatting import DASH
 from cdkit.evals.reports.results import direction
-from cdkit.evals.runner.finished import FinishedRun
+from cdkit.evals.runner.batches import asked_samples
+from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.evals.statistics.run_comparison import compare
 from cdkit.evals.statistics.significance import holm, mcnemar
 from cdkit.interfaces.benchmark import Benchmark
@@ -324,6 +325,60 @@ def test_unanswered_samples_are_refused_or_left_out_of_every_run(
     kept = pope.tally(two[0].parts["pope_random"].answers[None], without=gone).values()
     for metric, cell in table.rows["greedy search"].cells.items():
         assert cell.value.value == kept[metric]
+
+
+def limited(run: FinishedRun, limit: int) -> FinishedRun:
+    """As `--limit` leaves a run: without answers to the samples of further images."""
+    parts = {}
+    for name, part in run.parts.items():
+        asked = {sample.id for sample in asked_samples(part.benchmark, limit)}
+        others = frozenset(sample.id for sample in part.benchmark.samples()) - asked
+        parts[name] = dataclasses.replace(
+            part,
+            answers={
+                seed: {n: a for n, a in answers.items() if n in asked}
+                for seed, answers in part.answers.items()
+            },
+            errors={**part.errors, **dict.fromkeys(others, f"not asked (--limit {limit})")},
+            unasked=others,
+        )
+    return dataclasses.replace(run, parts=parts)
+
+
+@pytest.mark.parametrize(("limits", "told"), [((2, 2), ""), ((2, 3), " (a: 12, b: 18 were asked)")])
+def test_what_a_run_was_not_asked_is_not_missing(
+    two: list[FinishedRun], limits: tuple[int, int], told: str
+) -> None:
+    runs = [limited(run, limit) for run, limit in zip(two, limits, strict=True)]
+    found = comparison_run.compare_runs(name_runs(runs, ["a", "b"]), resamples=10)
+    pope = two[0].parts["pope_random"].benchmark
+    asked, total = len(asked_samples(pope, 2)), len(pope.samples())
+    (note,) = (note for note in found.notes if note.startswith("pope_random: over"))
+    assert (
+        note == f"pope_random: over the {asked} of {total} samples that every run was asked{told}"
+    )
+    assert {table.samples for table in found.results.tables} >= {asked}
+    answers = two[1].parts["pope_random"].answers[None]
+    out = {s.id for s in pope.samples()} - {s.id for s in asked_samples(pope, 2)}
+    for metric, cell in found.results.tables[0].rows["b"].cells.items():
+        assert cell.value.value == pope.tally(answers, without=out).values()[metric]
+
+
+def test_an_answer_missing_among_those_asked_is_missing(two: list[FinishedRun]) -> None:
+    runs = [limited(run, 2) for run in two]
+    gone, *_ = part_of(runs[1]).answers[None]
+    answers = {n: a for n, a in part_of(runs[1]).answers[None].items() if n != gone}
+    part = dataclasses.replace(part_of(runs[1]), answers={None: answers})
+    runs[1] = dataclasses.replace(runs[1], parts={"pope_random": part})
+    with pytest.raises(CdkitError, match=r"b has no answer to 1 sample of pope_random \("):
+        tallies(name_runs(runs, ["a", "b"]), "pope_random")
+    left, notes = tallies(name_runs(runs, ["a", "b"]), "pope_random", allow_missing=True)
+    assert "over 11 of 12 samples; 1 without an answer are left out" in notes[1]
+    assert len(left["a"][0].samples) == 11
+
+
+def part_of(run: FinishedRun) -> FinishedPart:
+    return run.parts["pope_random"]
 
 
 def test_the_partner_of_an_unanswered_question_is_counted(

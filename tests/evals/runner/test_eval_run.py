@@ -17,6 +17,7 @@ from cdkit.evals.microworld.world_files import BenchmarkFiles
 from cdkit.evals.runner import answer_engine as engines
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.eval_run import EvalOutcome
+from cdkit.evals.runner.questions import asked_of, question_of
 from cdkit.evals.runner.read_run import read_run
 from cdkit.interfaces.benchmark import Answer
 
@@ -219,6 +220,7 @@ def test_seeds_limit_and_methods_of_one_token(parts: list[Part], tmp_path: Path)
     found = read_run(outcome.folder)
     assert len(found.parts["pope_random"].errors) == 6
     assert set(found.parts["pope_random"].errors.values()) == {"not asked (--limit 2)"}
+    assert found.parts["pope_random"].unasked == found.parts["pope_random"].errors.keys()
 
 
 def test_beams_and_a_loop_of_its_own(parts: list[Part], tmp_path: Path) -> None:
@@ -254,6 +256,32 @@ def test_a_sample_that_fails_is_an_error_in_its_place(
     again = answer(parts, outcome.folder, resume=True, retry_errors=True)
     assert len(again.errors["pope_random"]) == 6
     assert again.metrics["pope_random"]["scored"] == 12
+
+
+def test_an_image_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
+    (part, *_) = parts_of(draw(tmp_path / "world"))
+    first, second = sorted({s.image for s in part.benchmark.samples()})[:2]
+    (part.images / first).rename(tmp_path / "elsewhere.png")
+    (part.images / first).symlink_to(tmp_path / "elsewhere.png")
+    (part.images / "within.png").write_bytes((part.images / second).read_bytes())
+    (part.images / second).unlink()
+    (part.images / second).symlink_to("within.png")
+    outcome = answer([part], tmp_path / "run", method="plain", limit=3)
+    linked = {s.id for s in part.benchmark.samples() if s.image == first}
+    assert outcome.errors["pope_random"].keys() == linked
+    (reason,) = set(outcome.errors["pope_random"].values())
+    assert reason.startswith("cannot use the image ") and "is a link out of its folder" in reason
+    for sample in part.benchmark.samples():
+        for read in (
+            lambda s=sample: s.image_in(part.images),
+            lambda s=sample: question_of(s, part.images, 1).picture(),
+            lambda s=sample: asked_of(s, part.images, 1).picture(),
+        ):
+            if sample.id in linked:
+                with pytest.raises(CdkitError, match="which is a link out of its folder: put"):
+                    read()
+            else:
+                read()
 
 
 def test_a_prompt_that_is_too_long_is_an_error(

@@ -198,3 +198,17 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
                 pass
     with locked(lock):
         pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tokens": "3"}, {"text": 1}, {"truncated": 1}, {"yes_score": "x"}, {"seed": 1.5}, {"id": 1}],
+)
+def test_a_row_of_another_type_is_an_error(tmp_path: Path, changes: dict[str, object]) -> None:
+    path = written(tmp_path, row("a"), row("b"))
+    head, first, second = path.read_text("utf-8").splitlines()
+    first = json.dumps(json.loads(first) | changes)
+    path.write_text(f"{head}\n{first}\n{second}\n", encoding="utf-8")
+    assert f"{path}:2 is no row of a journal" in refused(tmp_path)
+    path.write_text(f"{json.dumps(json.loads(head) | {'piece': 'x'})}\n", encoding="utf-8")
+    assert f"{path}:1 has 'x' as 'piece'" in refused(tmp_path)

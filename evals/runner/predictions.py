@@ -1,0 +1,67 @@
+"""The rows of predictions.jsonl, checked: each sample of a part stands once under each seed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.benchmark_files import json_rows, located, read_source
+from cdkit.evals.runner.checked import FLAG, NUMBER, TEXT, WHOLE, checked
+from cdkit.interfaces.benchmark import Answer
+
+Seed = int | None
+ADVICE = "the file is not as `cdkit eval` wrote it; --resume on the run writes it anew"
+KEYS: Mapping[str, str] = {"part": TEXT, "id": TEXT, "seed": f"{WHOLE}?"}
+ERROR: Mapping[str, str] = {"error": TEXT}
+ANSWER: Mapping[str, str] = {
+    "text": TEXT,
+    "yes_score": f"{NUMBER}?",
+    "truncated": FLAG,
+    "tokens": WHOLE,
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row: an answer, or why there is none."""
+
+    where: str
+    answer: Answer | None
+    error: str | None
+
+
+Predictions = Mapping[str, Mapping[Seed, Mapping[str, Prediction]]]
+"""Part -> seed -> sample id -> row."""
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of predictions.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its rows by part, seed and sample, in the file's order.
+
+    Raises:
+        CdkitError: The file cannot be read, a value has another type than it must have, or a
+            sample stands twice under a seed.
+    """
+    found: dict[str, dict[Seed, dict[str, Prediction]]] = {}
+    for where, value in json_rows(read_source(path)):
+        row = checked(value, KEYS, where, ADVICE)
+        by_id = found.setdefault(row["part"], {}).setdefault(row["seed"], {})
+        if row["id"] in by_id:
+            raise CdkitError(
+                f"{where} answers {row['id']} of {row['part']} (seed {row['seed']}) a second time, "
+                f"after {by_id[row['id']].where}: {ADVICE}"
+            )
+        if "error" in row:
+            checked(row, ERROR, where, ADVICE)
+            by_id[row["id"]] = Prediction(where, None, row["error"])
+            continue
+        checked(row, ANSWER, where, ADVICE)
+        with located(where):
+            answer = Answer(row["text"], row["yes_score"], row["truncated"], row["tokens"])
+        by_id[row["id"]] = Prediction(where, answer, None)
+    return found

@@ -1,0 +1,124 @@
+"""The answers of one part of a run, picked from its predictions.jsonl to be scored anew."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.benchmark_files import read_source, rows
+from cdkit.evals.runner.batches import asked_samples
+from cdkit.evals.runner.predictions import Prediction, Predictions, Seed, read_predictions
+from cdkit.evals.runner.read_run import read_manifest
+from cdkit.evals.runner.run_folder import MANIFEST
+from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark
+
+
+@dataclass(frozen=True)
+class RunAnswers:
+    """Answers to a benchmark's questions.
+
+    Args:
+        by_seed: Seed (None: nothing was drawn) -> sample id -> answer.
+        without: Samples that are left out under every seed: not asked, or failed.
+        notes: What a reader must know of it.
+    """
+
+    by_seed: Mapping[Seed, Mapping[str, Answer]]
+    without: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def is_predictions(path: Path) -> bool:
+    """Whether a file holds rows of `cdkit eval`."""
+    first = next(iter(rows(read_source(path))), None)
+    return first is not None and {"part", "id", "seed"} <= first[1].keys()
+
+
+def run_answers(
+    path: Path, benchmark: Benchmark, questions: object, part: str | None, seed: int | None
+) -> RunAnswers:
+    """Pick the answers to a benchmark's questions.
+
+    Args:
+        path: The predictions.jsonl of a run; a manifest.json beside it says what was asked.
+        benchmark: The benchmark.
+        questions: What errors call its questions: their file.
+        part: The part; None: the one that was run on these questions.
+        seed: The seed; None: all that there are.
+
+    Returns:
+        The answers by seed.
+
+    Raises:
+        CdkitError: A file is damaged, there is no such part or seed, it is not clear which part is
+            meant, or the part was run on other questions.
+    """
+    read = read_predictions(path)
+    manifest = read_manifest(path.parent) if (path.parent / MANIFEST).is_file() else None
+    chosen = _part(path, read, manifest, benchmark, questions, part)
+    by_seed = read[chosen]
+    if seed is not None and seed not in by_seed:
+        drawn = ", ".join("none" if each is None else str(each) for each in by_seed)
+        raise CdkitError(f"{path} has no seed {seed} of {chosen}: it has {drawn}")
+    picked = {s: by_id for s, by_id in by_seed.items() if seed in (None, s)}
+    samples = frozenset(sample.id for sample in benchmark.samples())
+    for row_id, row in _rows(picked.values()):
+        if row_id not in samples:
+            raise CdkitError(f"{row.where} answers {row_id}, which is not in {questions}")
+    failed = frozenset(name for name, row in _rows(picked.values()) if row.answer is None)
+    limit = None if manifest is None else manifest["settings"].get("limit")
+    unasked = samples - {sample.id for sample in asked_samples(benchmark, limit)}
+    notes = [f"the answers of {chosen}" + ("" if seed is None else f", seed {seed}")]
+    if seed is None and len(picked) > 1:
+        notes.append(f"the mean over the seeds {', '.join(map(str, picked))}")
+    if unasked:
+        notes.append(f"{len(unasked):,} of {len(samples):,} were not asked (--limit {limit})")
+    if failed:
+        notes.append(f"{len(failed):,} of {len(samples):,} failed and are left out")
+    answers = {
+        s: {name: row.answer for name, row in by_id.items() if row.answer is not None}
+        for s, by_id in picked.items()
+    }
+    return RunAnswers(answers, unasked | failed, tuple(notes))
+
+
+def _rows(seeds: Iterable[Mapping[str, Prediction]]) -> Iterable[tuple[str, Prediction]]:
+    return (item for by_id in seeds for item in by_id.items())
+
+
+def _part(
+    path: Path,
+    read: Predictions,
+    manifest: Mapping[str, Any] | None,
+    benchmark: Benchmark,
+    questions: object,
+    part: str | None,
+) -> str:
+    """The part that is asked for, or the one part that was run on the benchmark's files."""
+    if part is not None and part not in read:
+        raise CdkitError(f"{path} has no part {part}: it has {', '.join(read)}")
+    if manifest is None:
+        if part is None and len(read) > 1:
+            raise CdkitError(f"{path} has the parts {', '.join(read)}: say which by --part")
+        return part or next(iter(read))
+    hashes = set(benchmark.sources().values())
+    kind = BENCHMARKS.name_of(type(benchmark))
+    shared: dict[str, int] = {
+        name: len(hashes & set(recorded["benchmark"]["sources"].values()))
+        for name, recorded in manifest["parts"].items()
+        if name in read and recorded["benchmark"]["benchmark"] == kind
+    }
+    most = max(shared.values(), default=0)
+    best = [name for name, count in shared.items() if count and count == most]
+    if part is None and len(best) == 1:
+        return best[0]
+    if part is None and best:
+        raise CdkitError(f"{path} has the parts {', '.join(best)}: say which by --part")
+    if part is None or not shared.get(part):
+        what = f"{part} of {path} was" if part else f"no part of {path} ({', '.join(read)}) was"
+        raise CdkitError(
+            f"{what} run on the files of {questions} (by their SHA-256): give the questions that "
+            "the run was asked"
+        )
+    return part

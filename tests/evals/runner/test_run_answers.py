@@ -1,0 +1,114 @@
+"""`cdkit score` of a run's own predictions gives the run's own metrics, by part and seed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evals.eval_run import Part, answer, draw
+
+from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.mme import MME
+from cdkit.evals.benchmarks.pope import POPE
+from cdkit.evals.benchmarks.score_files import Picked, score_chair, score_mme, score_pope
+from cdkit.evals.data.layout import DataPart, parts_in
+from cdkit.evals.runner.eval_run import EvalOutcome
+
+PARSERS = ("strict", "reference")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    draw(folder, images=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(world: Path) -> dict[str, DataPart]:
+    found = {**parts_in("pope", world), **parts_in("mme", world)}
+    return {**found, **parts_in("chair", world, options={"max_new_tokens": 4})}
+
+
+@pytest.fixture(scope="module")
+def done(parts: dict[str, DataPart], tmp_path_factory: pytest.TempPathFactory) -> EvalOutcome:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    drawn: dict[str, Any] = {"mode": "sample", "seeds": (0, 3), "temperature": 2.0}
+    return answer([as_part(part) for part in parts.values()], folder, method="plain", **drawn)
+
+
+def as_part(part: DataPart) -> Part:
+    return Part(part.name, part.benchmark, part.images)
+
+
+def path_of(part: DataPart) -> Path:
+    assert isinstance(part.benchmark, POPE)
+    return part.benchmark.path
+
+
+@pytest.mark.parametrize("split", ["random", "popular"])
+def test_the_part_of_these_questions_is_scored(
+    parts: dict[str, DataPart], done: EvalOutcome, split: str
+) -> None:
+    name, said = f"pope_micro_{split}", done.folder / "predictions.jsonl"
+    told = done.metrics[name]
+    found = score_pope(path_of(parts[name]), said, PARSERS)
+    assert found.metrics == pytest.approx(told["mean"])
+    assert found.notes == (f"the answers of {name}", "the mean over the seeds 0, 3")
+    for each in told["by_seed"]:
+        one = score_pope(path_of(parts[name]), said, PARSERS, Picked(name, each["seed"]))
+        assert one.metrics == pytest.approx(each["metrics"])
+    with pytest.raises(CdkitError, match=f"has no seed 1 of {name}: it has 0, 3"):
+        score_pope(path_of(parts[name]), said, PARSERS, Picked(seed=1))
+    with pytest.raises(CdkitError, match=r"has no part nothing: it has pope_micro_random, "):
+        score_pope(path_of(parts[name]), said, PARSERS, Picked("nothing"))
+    with pytest.raises(CdkitError, match=r"pope_micro_adversarial of .* was run on the files of"):
+        score_pope(path_of(parts[name]), said, PARSERS, Picked("pope_micro_adversarial"))
+
+
+def test_captions_and_points(parts: dict[str, DataPart], done: EvalOutcome) -> None:
+    said = done.folder / "predictions.jsonl"
+    chair, mme = parts["chair"].benchmark, parts["mme"].benchmark
+    assert isinstance(chair, CHAIR) and isinstance(mme, MME)
+    found = score_chair(chair, said)
+    assert found.metrics == pytest.approx(done.metrics["chair"]["mean"])
+    points = score_mme(said, mme.folder)
+    told = done.metrics["mme"]["mean"]
+    assert {k: v for k, v in points.metrics.items() if k in told} == pytest.approx(
+        {k: v for k, v in told.items() if k in points.metrics}
+    )
+    assert "existence.score" in points.metrics and "unknown" in points.metrics
+    with pytest.raises(CdkitError, match="give the folder of MME's questions too"):
+        score_mme(said)
+
+
+def test_other_questions_and_rows_without_a_manifest(
+    parts: dict[str, DataPart], done: EvalOutcome, tmp_path: Path
+) -> None:
+    path = path_of(parts["pope_micro_random"])
+    said = Path(shutil.copy(done.folder / "predictions.jsonl", tmp_path))
+    with pytest.raises(CdkitError, match=r"has the parts pope_micro_random, .*: say which by --p"):
+        score_pope(path, said, PARSERS)
+    found = score_pope(path, said, PARSERS, Picked("pope_micro_random", 3)).metrics
+    assert found == pytest.approx(done.metrics["pope_micro_random"]["by_seed"][1]["metrics"])
+    said.write_text(said.read_text() + said.read_text().splitlines()[0] + "\n")
+    with pytest.raises(CdkitError, match=r"predictions.jsonl:\d+ answers .* a second time, after"):
+        score_pope(path, said, PARSERS, Picked("pope_micro_random"))
+    other = tmp_path / "other.json"
+    other.write_text(path.read_text() + "\n")
+    with pytest.raises(CdkitError, match=r"no part of .* was run on the files of .*other.json"):
+        score_pope(other, done.folder / "predictions.jsonl", PARSERS)
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(json.dumps({"id": 1, "text": "Yes"}))
+    with pytest.raises(CdkitError, match=r"is no predictions.jsonl: leave them out"):
+        score_pope(path, plain, PARSERS, Picked(seed=0))
+
+
+def test_what_was_not_asked_is_left_out(parts: dict[str, DataPart], tmp_path: Path) -> None:
+    part = parts["pope_micro_random"]
+    outcome = answer([as_part(part)], tmp_path / "run", method="plain", limit=1)
+    found = score_pope(path_of(part), outcome.folder / "predictions.jsonl", PARSERS)
+    assert found.metrics == pytest.approx(outcome.metrics[part.name]["mean"])
+    assert "were not asked (--limit 1)" in found.notes[1]
