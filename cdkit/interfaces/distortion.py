@@ -48,7 +48,9 @@ class PixelDistortion(DistortionStrategy):
     ) -> Float[Tensor, "*shape"]:
         """Distort the pixels of one sample, as its processor normalised them, on the CPU.
 
-        All randomness is drawn from `generator`: it belongs to (seed, sample).
+        Images of one size come together, below each other; images of unequal sizes one after the
+        other. So an image's result must not depend on the pixels of another one. All randomness is
+        drawn from `generator`: it belongs to (seed, sample).
         """
 
 
