@@ -171,8 +171,8 @@ def _check_unequal_images(
         if before is None or after is None:
             continue
         promise = "what replaces an image's values depends on no later image"
-        given, wanted = after[:, :, :first], before[:1, :, :first]
-        require_same(given, wanted, part, promise, todo=OWN_IMAGE)
+        now, then = after[:, :, :first], before[:1, :, :first]
+        require_same(now, then, part, promise, todo=OWN_IMAGE)
 
 
 def _check_fields(
