@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.answer_text import UNFINISHED, proper_answer
 from cdkit.registry import Registry
 
 OfSums = Callable[[Mapping[str, Float[np.ndarray, " resamples"]]], Float[np.ndarray, " resamples"]]
@@ -87,6 +88,19 @@ class Answer:
     def __post_init__(self) -> None:
         if self.yes_score is not None and math.isnan(self.yes_score):
             raise CdkitError("a yes score is NaN: the model's logits were not finite")
+
+    def read(self) -> "Answer":
+        """The answer proper, as benchmarks count it: without a thought and a template's marks.
+
+        Where a thought is cut off, or nothing follows it, it is `unfinished`.
+        """
+        found = proper_answer(self.text)
+        return self if found == self.text else dataclasses.replace(self, text=found)
+
+    @property
+    def unfinished(self) -> bool:
+        """Of an answer as `read` gives it: whether it is a thought without an answer after it."""
+        return self.text == UNFINISHED
 
 
 @functools.lru_cache(maxsize=4096)  # an image's questions stand together: parsed once
@@ -221,7 +235,12 @@ class Benchmark(abc.ABC):
 
     @abc.abstractmethod
     def count(self, answers: Sequence[Answer]) -> Tally:
-        """The tally of `answers`, which stand in the order of `samples()`, none missing."""
+        """The tally of `answers`, which stand in the order of `samples()`, none missing.
+
+        They are answers proper (see `Answer.read`). An `unfinished` one, and one that cannot be
+        read, has a 1 in the column "unknown", and one that the token limit ended in "truncated":
+        reports warn where there are many.
+        """
 
     @abc.abstractmethod
     def sources(self) -> Mapping[str, str]:
@@ -257,7 +276,7 @@ class Benchmark(abc.ABC):
                 f"{len(strangers)} answers belong to no sample ({_few(strangers)}): "
                 "give the answers of this benchmark's own questions"
             )
-        tally = self.count([answers[sample.id] for sample in samples])
+        tally = self.count([answers[sample.id].read() for sample in samples])
         return tally.without(without) if without else tally
 
     @final

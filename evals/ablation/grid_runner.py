@@ -19,6 +19,7 @@ from cdkit.evals.runner.modes import BEAM, GREEDY
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.unconstrained import continued
+from cdkit.interfaces.answer_text import has_thought
 from cdkit.interfaces.benchmark import Answer
 from cdkit.methods.method import ORIGINAL
 
@@ -160,7 +161,9 @@ class GridRunner:
         for question, answer in zip(questions, made, strict=True):
             self.answers[question, variant.name, decode] = Answer(
                 answer.text,
-                yes_score=self.scores.get((question, variant.name)),
+                yes_score=None  # the first step of a thought says nothing about yes and no
+                if has_thought(answer.text)
+                else self.scores.get((question, variant.name)),
                 truncated=answer.truncated,
                 tokens=answer.tokens,
             )

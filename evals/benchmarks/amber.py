@@ -18,7 +18,13 @@ from cdkit.evals.benchmarks.benchmark_files import (
     text_of,
     yes_or_no,
 )
-from cdkit.evals.benchmarks.yes_no import ParsedAnswer, Parser, check_parsers, strict
+from cdkit.evals.benchmarks.yes_no import (
+    ParsedAnswer,
+    Parser,
+    check_parsers,
+    parsed_answer,
+    strict,
+)
 from cdkit.interfaces.benchmark import (
     BENCHMARKS,
     Answer,
@@ -96,9 +102,10 @@ class AMBER(Benchmark):
 
     POSITIVE IS NO, as in AMBER's tables: precision and recall say how well the model denies what is
     not there. Metrics of all questions have plain names (`accuracy`, `precision`, `recall`, `f1`,
-    `yes_ratio`: fractions of one; `unknown`: a count, and an unknown answer is wrong). Those of a
-    kind are called `existence.f1`, `attribute.f1` (state, number and action together), `state.f1`,
-    `number.f1`, `action.f1`, `relation.f1`.
+    `yes_ratio`: fractions of one; `unknown`: a count, and an unknown answer is wrong), and
+    `truncated` counts the answers that the token limit ended. Those of a kind are called
+    `existence.f1`, `attribute.f1` (state, number and action together), `state.f1`, `number.f1`,
+    `action.f1`, `relation.f1`.
 
     Args:
         path: A query file of the release, `query_discriminative.json` or the one of a kind: a JSON
@@ -148,7 +155,7 @@ class AMBER(Benchmark):
         there = tuple(dict.fromkeys(KINDS[name] for name in KINDS if KINDS[name] in set(kinds)))
         for i, name in enumerate(self.parsers):
             prefix = "" if i == 0 else f"{name}."
-            parsed = np.array([PARSERS[name].parse(answer.text, "") for answer in answers])
+            parsed = np.array([parsed_answer(PARSERS[name], answer, "") for answer in answers])
             every[f"{prefix}yes"], every[f"{prefix}no"] = parsed == "yes", parsed == "no"
             every[f"{prefix}unknown"] = parsed == "unknown"
             every[f"{prefix}right"] = parsed == truth
@@ -166,8 +173,12 @@ class AMBER(Benchmark):
             for name, column in every.items()
         }
         columns |= {
-            name: every[name].astype(np.float64) for name in binary.values() if name in every
+            name: every[name].astype(np.float64)
+            for name in (*binary.values(), "unknown")
+            if name in every
         }
+        columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
+        sums["truncated"] = lambda s: s["truncated"]
         return Tally(self.samples(), columns, sums, binary=binary)
 
     @cached_property

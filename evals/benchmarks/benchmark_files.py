@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -153,7 +154,8 @@ def yes_or_no(label: str, where: str) -> str:
 
 
 IDS = ("id", "question_id", "image_id")
-TEXTS = ("text", "answer", "caption")
+TEXTS = ("text", "answer", "response", "caption")
+"""Keys that may hold an answer, in every format; all that a row has must say the same."""
 
 
 def read_answers(
@@ -164,13 +166,14 @@ def read_answers(
     Args:
         path: The file. Rows may also have `yes_score`, `truncated` and `tokens`.
         ids: Keys that may hold the sample's id; the first that a row has counts.
-        texts: Keys that may hold the answer; the first that a row has counts.
+        texts: Keys that may hold the answer.
 
     Returns:
         Sample id -> answer, in the file's order.
 
     Raises:
-        CdkitError: The file cannot be read, a row lacks its id or text, or an id stands twice.
+        CdkitError: The file cannot be read, a row lacks its id or text, has two texts that differ,
+            or an id stands twice.
     """
     return {name: answer for name, (_, answer) in placed_answers(path, ids, texts).items()}
 
@@ -184,23 +187,43 @@ def placed_answers(
         name = text_of(row, *ids, where=where)
         if name in answers:
             raise CdkitError(f"{where} answers sample {name} a second time: keep one answer each")
-        text = next((row[key] for key in texts if key in row), None)
-        if not isinstance(text, str):  # an empty answer is an answer
-            raise CdkitError(f"{where} lacks {texts[0]!r}: every row needs the answer as text")
-        score, tokens = row.get("yes_score"), row.get("tokens", 0)
-        if not (score is None or _number(score)) or not _number(tokens) or tokens % 1:
-            raise CdkitError(f"{where}: 'yes_score' must be a number and 'tokens' a whole number")
-        with located(where):
-            answers[name] = (
-                where,
-                Answer(
-                    text,
-                    yes_score=None if score is None else float(score),
-                    truncated=row.get("truncated") is True,
-                    tokens=int(tokens),
-                ),
-            )
+        answers[name] = where, answer_of(row, texts, where)
+    if not answers:
+        raise CdkitError(f"{path} holds no answer: give the file that holds them")
     return answers
+
+
+def answer_of(row: Mapping[str, object], texts: Sequence[str], where: str) -> Answer:
+    """The answer in a row, under one of `texts`; see `read_answers`."""
+    said = {key: row[key] for key in TEXTS if row.get(key) is not None}
+    for (one, first), (two, second) in itertools.pairwise(said.items()):
+        if first != second:
+            raise CdkitError(
+                f"{where} has {_short(first)} as {one!r} and {_short(second)} as {two!r}, and each "
+                f"may be the answer: leave one of {', '.join(TEXTS)} (a question may stand under "
+                "'question' or 'prompt')"
+            )
+    text = next((said[key] for key in texts if key in said), None)
+    if not isinstance(text, str):  # an empty answer is an answer
+        raise CdkitError(f"{where} lacks {texts[0]!r}: every row needs the answer as text")
+    score, tokens = row.get("yes_score"), row.get("tokens", 0)
+    if not (score is None or _number(score)) or not _number(tokens) or tokens % 1:
+        raise CdkitError(f"{where}: 'yes_score' must be a number and 'tokens' a whole number")
+    truncated = row.get("truncated", False)
+    if not isinstance(truncated, bool):
+        raise CdkitError(f"{where} has {truncated!r} as 'truncated': it is true or false")
+    with located(where):
+        return Answer(
+            text,
+            yes_score=None if score is None else float(score),
+            truncated=truncated,
+            tokens=int(tokens),
+        )
+
+
+def _short(value: object, most: int = 40) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _bounded(file: io.BufferedIOBase | io.BufferedReader, path: Path) -> bytes:

@@ -67,6 +67,7 @@ METRICS: Mapping[str, OfSums] = {
     "recall": lambda s: share(s["right"], s["truth"]),
     "f1": chair_f1,
     "mean_length": lambda s: share(s["words"], s["captions"]),
+    "unknown": lambda s: s["unknown"],
     "truncated": lambda s: s["truncated"],
 }
 
@@ -83,9 +84,10 @@ class CHAIR(Benchmark):
 
     Metrics: `chair_s`, the share of captions with a wrong object; `chair_i`, the share of wrong
     mentions (repeats count); `recall`, distinct right objects in all objects; `f1` of 1 - chair_i
-    and recall; `mean_length` in words; `truncated`, a count. A ratio over nothing is 0; without a
-    mention, f1 is 0 too. The list of images, the prompt and the token limit move the numbers more
-    than most methods do.
+    and recall; `mean_length` in words; `truncated` and `unknown`, counts: captions that the token
+    limit ended, and thoughts without a caption after them, which mention nothing wrong. A ratio
+    over nothing is 0; without a mention, f1 is 0 too. The list of images, the prompt and the token
+    limit move the numbers more than most methods do.
 
     Args:
         synonyms: A file with a line for each object, `OBJECT, SYNONYM, ...`; by default the list
@@ -164,7 +166,7 @@ class CHAIR(Benchmark):
         if strangers := sorted(answers.keys() - {sample.id for sample in self._samples}):
             raise CdkitError(f"no image has the id {strangers[0]!r} in {self.origin}")
         asked = tuple(sample for sample in self._samples if sample.id in answers)
-        return self._count(asked, [answers[sample.id] for sample in asked])
+        return self._count(asked, [answers[sample.id].read() for sample in asked])
 
     def wrong_objects(self, sample_id: str, caption: str) -> tuple[str, ...]:
         """The objects that a caption mentions and that are not in the image.
@@ -181,16 +183,21 @@ class CHAIR(Benchmark):
         """
         if sample_id not in self._truth.objects:
             raise CdkitError(f"no image has the id {sample_id!r} in {self.origin}")
-        mentioned = parse(caption, self._synonyms, self.scorer)
+        mentioned = self._parse(Answer(caption).read())
         return tuple(node for node in mentioned.nodes if node not in self._truth.objects[sample_id])
 
     def _count(self, samples: tuple[Sample, ...], answers: Sequence[Answer]) -> Tally:
-        mentioned = [parse(answer.text, self._synonyms, self.scorer) for answer in answers]
+        mentioned = [self._parse(answer) for answer in answers]
         objects = self._truth.objects
         rows = [row(m, objects[s.id]) for m, s in zip(mentioned, samples, strict=True)]
         columns = {name: np.array([values[name] for values in rows]) for name in COLUMNS}
         columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
+        columns["unknown"] = np.array([float(answer.unfinished) for answer in answers])
+        columns["empty"] = np.array([float(not m.words) for m in mentioned]) - columns["unknown"]
         return Tally(samples, columns, METRICS, binary={"chair_s": "wrong_caption"})
+
+    def _parse(self, answer: Answer) -> Mentions:
+        return parse("" if answer.unfinished else answer.text, self._synonyms, self.scorer)
 
     @property
     def origin(self) -> str:

@@ -73,7 +73,7 @@ def points(tasks: Sequence[str]) -> OfSums:
 
 
 def metrics(tasks: Sequence[str]) -> dict[str, OfSums]:
-    """Each task's `acc`, `acc_plus` and `score`, and the totals over the tasks there are.
+    """Each task's `acc`, `acc_plus` and `score`, the totals over the tasks there are, and counts.
 
     A total that lacks tasks says so in its name: "perception (4 of 10 tasks)".
     """
@@ -88,7 +88,7 @@ def metrics(tasks: Sequence[str]) -> dict[str, OfSums]:
         if present:
             label = name if whole else f"{name} ({len(present)} of {len(members)} tasks)"
             found[label] = points(present)
-    return found
+    return found | {"unknown": lambda s: s["unknown"], "truncated": lambda s: s["truncated"]}
 
 
 @final
@@ -99,7 +99,8 @@ class MME(Benchmark):
 
     Metrics: for each task `TASK.acc` (right answers), `TASK.acc_plus` (images with both answers
     right), both fractions of one, and `TASK.score` (points, at most 200); the totals `perception`,
-    `cognition` and `hallucination` (points). One answer in a task of 30 images is worth up to 5
+    `cognition` and `hallucination` (points); `unknown` counts answers that are neither yes nor no,
+    `truncated` those that the token limit ended. One answer in a task of 30 images is worth up to 5
     points. The unit of resampling is the image; existence, count, position and color ask about
     photos of COCO, where one photo may stand in several of them.
 
@@ -159,9 +160,8 @@ class MME(Benchmark):
 
     def count(self, answers: Sequence[Answer]) -> Tally:
         asked = self._questions
-        right = np.array(
-            [float(parse(a.text) == q.sample.target) for a, q in zip(answers, asked, strict=True)]
-        )
+        parsed = np.array(["other" if a.unfinished else parse(a.text) for a in answers])
+        right = (parsed == np.array([q.sample.target for q in asked])).astype(np.float64)
         # Both answers of a pair share its point, so that any weighting of images counts it once.
         both = np.repeat(right.reshape(-1, 2).prod(axis=1), 2) / 2
         columns: dict[str, Float[np.ndarray, " samples"]] = {}
@@ -170,6 +170,8 @@ class MME(Benchmark):
             columns[f"{task}.questions"] = mine
             columns[f"{task}.right"] = mine * right
             columns[f"{task}.both"] = mine * both
+        columns["unknown"] = (parsed == "other").astype(np.float64)
+        columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
         tasks = tuple(self._tasks)
         return Tally(
             self.samples(),

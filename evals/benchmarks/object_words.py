@@ -25,19 +25,21 @@ PAIRS: Mapping[tuple[str, str], str] = {
     ("home", "plate"): "home plate",
     ("train", "track"): "train track",
 }
-IRREGULAR: Mapping[str, str] = {
-    "calves": "calf",
-    "children": "child",
-    "feet": "foot",
-    "geese": "goose",
-    "knives": "knife",
-    "men": "man",
-    "mice": "mouse",
-    "oxen": "ox",
-    "policemen": "policeman",
-    "servicemen": "serviceman",
-    "women": "woman",
-}
+IRREGULAR: tuple[tuple[str, str], ...] = (
+    ("men", "man"),
+    ("children", "child"),
+    ("people", "person"),
+    ("feet", "foot"),
+    ("teeth", "tooth"),
+    ("geese", "goose"),
+    ("mice", "mouse"),
+    ("oxen", "ox"),
+    ("ves", "f"),
+    ("ves", "fe"),
+    ("sses", "s"),
+    ("zzes", "z"),
+)
+"""How plurals end, and their singulars: of "gentlemen" and "pocketknives" too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +133,9 @@ def simple(caption: str, vocabulary: Vocabulary) -> list[str]:
 
     A word with hyphens is one word; punctuation marks are words of their own, so that no pair
     reaches over one. A word becomes the first of these that a synonym consists of: itself, its
-    irregular singular, itself without -s, without -es (after ch, o, s, sh, x, z), with -y for -ies.
-    Parts of speech do not matter: "trains" is a train where it is a verb, "tied" is no tie.
+    singular by `IRREGULAR` (also where that ends a compound), itself without -s, without -es (after
+    ch, o, s, sh, x, z), with -y for -ies. Parts of speech do not matter: "trains" is a train where
+    it is a verb, "tied" is no tie.
     """
     tokens = re.findall(r"[^\W_]+(?:-[^\W_]+)*|[^\w\s]", caption.lower())
     return [_singular(token, vocabulary.words) for token in tokens]
@@ -156,7 +159,7 @@ class Scorer:
 
 
 SCORERS: Mapping[str, Scorer] = {
-    "simple": Scorer(simple, lambda synonyms: synonyms.plain, version=1),
+    "simple": Scorer(simple, lambda synonyms: synonyms.plain, version=2),
     "wordnet": Scorer(
         lambda caption, _: wordnet.lemmas(caption), lambda s: s.as_published, version=1
     ),
@@ -164,7 +167,12 @@ SCORERS: Mapping[str, Scorer] = {
 
 
 def _singular(word: str, known: Collection[str]) -> str:
-    candidates = [word, IRREGULAR.get(word, word)]
+    candidates = [word]
+    candidates += [
+        word.removesuffix(plural) + singular
+        for plural, singular in IRREGULAR
+        if word.endswith(plural)
+    ]
     if word.endswith("s"):
         candidates.append(word[:-1])
     if word.endswith(("ches", "oes", "ses", "shes", "xes", "zes")):  # "skies" are no "ski"

@@ -18,7 +18,13 @@ from cdkit.evals.benchmarks.benchmark_files import (
     text_of,
     yes_or_no,
 )
-from cdkit.evals.benchmarks.yes_no import ParsedAnswer, Parser, check_parsers, strict
+from cdkit.evals.benchmarks.yes_no import (
+    ParsedAnswer,
+    Parser,
+    check_parsers,
+    parsed_answer,
+    strict,
+)
 from cdkit.evals.statistics.ranking import image_auc, matched_right, rank_shares
 from cdkit.interfaces.benchmark import (
     BENCHMARKS,
@@ -112,7 +118,8 @@ class POPE(Benchmark):
     """Object hallucination by yes/no questions about images (one file: one negative sampling).
 
     Metrics: `accuracy`, `precision`, `recall`, `f1` and `yes_ratio` are fractions of one (positive
-    is yes); `unknown` counts answers that are neither yes nor no, and they are wrong. If every
+    is yes); `unknown` counts answers that are neither yes nor no, and they are wrong; `truncated`
+    counts those that the token limit ended. If every
     answer has a yes score, there are also `auc` and `matched_accuracy`, the accuracy at a matched
     yes-rate.
 
@@ -161,15 +168,16 @@ class POPE(Benchmark):
         binary: dict[str, str] = {}
         for i, name in enumerate(self.parsers):
             prefix = "" if i == 0 else f"{name}."
-            parse = PARSERS[name].parse
-            asked = zip(answers, self._samples, strict=True)
-            parsed = np.array([parse(a.text, s.target or "") for a, s in asked])
+            parser, asked = PARSERS[name], zip(answers, self._samples, strict=True)
+            parsed = np.array([parsed_answer(parser, a, s.target or "") for a, s in asked])
             columns[f"{prefix}yes"] = (parsed == "yes").astype(np.float64)
             columns[f"{prefix}unknown"] = (parsed == "unknown").astype(np.float64)
             columns[f"{prefix}right"] = (parsed == np.where(labels, "yes", "no")).astype(np.float64)
             columns[f"{prefix}hit"] = columns["label"] * columns[f"{prefix}yes"]
             sums |= yes_no_metrics(prefix)
             binary[f"{prefix}accuracy"] = f"{prefix}right"
+        columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
+        sums["truncated"] = lambda s: s["truncated"]
         scores = [a.yes_score for a in answers if a.yes_score is not None]
         if len(scores) < len(answers):
             return Tally(self._samples, columns, sums, binary=binary)

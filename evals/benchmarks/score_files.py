@@ -6,17 +6,24 @@ from pathlib import Path
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.amber import AMBER
-from cdkit.evals.benchmarks.benchmark_files import digest, placed_answers
+from cdkit.evals.benchmarks.answer_files import AnswerFormat, matched_answers
+from cdkit.evals.benchmarks.benchmark_files import digest
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.benchmarks.mme import MME, TOTALS
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.interfaces.benchmark import Answer, Benchmark, Tally
 
 WHOLE = ("unknown", "truncated")
 """Metrics that are counts."""
-QUESTION_KEYS = (("question_id", "id"), ("text", "answer"))
-CAPTION_KEYS = (("image_id", "id"), ("caption", "text"))
-AMBER_KEYS = (("id", "question_id"), ("response", "text", "answer"))
+SHARED = ("truncated",)
+"""What no parser decides."""
+TEXT = ("text", "answer", "response")
+POPE_FORM = AnswerFormat(("question_id", "id"), TEXT)
+CAPTION_FORM = AnswerFormat(
+    ("image_id", "id"), ("caption", *TEXT), prompts=(), about="is about the image"
+)
+AMBER_FORM = AnswerFormat(("id", "question_id"), ("response", "text", "answer"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Scored:
         readers: Parser or scorer -> its version.
         files: File -> SHA-256.
         notes: Remarks for the reader.
+        warnings: What makes the numbers doubtful (see `doubts`).
+        shared: Metrics that are the same for every parser: a row of their own in tables.
         short: Values of `metrics` under shorter names, for JSON.
     """
 
@@ -42,6 +51,8 @@ class Scored:
     readers: Mapping[str, int]
     files: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     short: Mapping[str, float | int | None] = field(default_factory=dict)
 
     def plain(self) -> dict[str, object]:
@@ -54,6 +65,7 @@ class Scored:
             "readers": dict(self.readers),
             "files": dict(self.files),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
 
 
@@ -69,8 +81,9 @@ def score_pope(questions: Path, answers: Path, parsers: Sequence[str]) -> Scored
         CdkitError: A file cannot be read, or a question has no answer.
     """
     pope = POPE(questions, parsers=tuple(parsers))
-    found = _matched(pope, questions, answers, *QUESTION_KEYS)
-    return _scored("pope", pope, pope.tally(found), parsers[0], answers)
+    found = matched_answers(pope, questions, answers, POPE_FORM)
+    scored = _scored("pope", pope, pope.tally(found), parsers[0], answers, found)
+    return replace(scored, shared=SHARED)
 
 
 def score_amber(
@@ -88,9 +101,10 @@ def score_amber(
         CdkitError: A file cannot be read, or a question has no answer.
     """
     amber = AMBER(questions, annotations, parsers=tuple(parsers))
-    found = _matched(amber, questions, answers, *AMBER_KEYS)
+    found = matched_answers(amber, questions, answers, AMBER_FORM)
     note = "positive is no, as in AMBER's tables: precision and recall are those of denying"
-    return _scored("amber", amber, amber.tally(found), parsers[0], answers, note)
+    scored = _scored("amber", amber, amber.tally(found), parsers[0], answers, found, note)
+    return replace(scored, shared=SHARED)
 
 
 def score_chair(chair: CHAIR, captions: Path) -> Scored:
@@ -103,15 +117,12 @@ def score_chair(chair: CHAIR, captions: Path) -> Scored:
     Raises:
         CdkitError: The file cannot be read, or a caption is about an unknown image.
     """
-    known = {sample.id for sample in chair.samples()}
-    placed = placed_answers(captions, *CAPTION_KEYS)
-    for image, (where, _) in placed.items():
-        if image not in known:
-            raise CdkitError(f"{where} is about the image {image}, which is not in {chair.origin}")
-    tally = chair.tally_of({image: answer for image, (_, answer) in placed.items()})
-    note = f"{len(placed)} of the {len(known)} images of the ground truth have a caption"
-    notes = () if len(placed) == len(known) else (note,)
-    return _scored("chair", chair, tally, chair.scorer, captions, *notes, counted="captions")
+    form = replace(CAPTION_FORM, named=chair.ground_truth is None)
+    said = matched_answers(chair, chair.origin, captions, form, every=False)
+    tally, known = chair.tally_of(said), len(chair.samples())
+    note = f"{len(said)} of the {known} images of the ground truth have a caption"
+    notes = () if len(said) == known else (note,)
+    return _scored("chair", chair, tally, chair.scorer, captions, said, *notes, counted="captions")
 
 
 def score_mme(folder: Path) -> Scored:
@@ -129,7 +140,8 @@ def score_mme(folder: Path) -> Scored:
             f"{bare[0]} has no answer (and {len(bare) - 1} more): a row is image, question, yes or "
             "no, and the answer, with a tab between each"
         )
-    scored = _scored("mme", mme, mme.tally(mme.recorded()), "points", None)
+    said = mme.recorded()
+    scored = _scored("mme", mme, mme.tally(said), "points", None, said)
     score = {name.removesuffix(".score"): v for name, v in scored.metrics.items() if ".sc" in name}
     totals: dict[str, float | int | None] = {}
     notes: list[str] = []
@@ -138,27 +150,9 @@ def score_mme(folder: Path) -> Scored:
         totals[total] = sum(have) if have else None
         if len(have) < len(members):
             notes.append(f"{total} is over {len(have)} of {len(members)} tasks")
+    counts = {name: scored.metrics[name] for name in WHOLE}
     tasks = {name: value for name, value in scored.metrics.items() if "." in name}
-    return replace(scored, metrics={**totals, **tasks}, short=score, notes=tuple(notes))
-
-
-def _matched(
-    benchmark: Benchmark, questions: Path, path: Path, ids: Sequence[str], texts: Sequence[str]
-) -> dict[str, Answer]:
-    """The answers by question: one for each, or an error that names the line or the question."""
-    placed = placed_answers(path, ids, texts)
-    asked = [sample.id for sample in benchmark.samples()]
-    known = set(asked)
-    for name, (where, _) in placed.items():
-        if name not in known:
-            raise CdkitError(f"{where} answers the question {name}, which is not in {questions}")
-    if missing := [name for name in asked if name not in placed]:
-        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise CdkitError(
-            f"{path} answers {len(placed)} of the {len(asked)} questions in {questions} (not {few})"
-            ": a score over a part of the questions is another benchmark; answer them all"
-        )
-    return {name: answer for name, (_, answer) in placed.items()}
+    return replace(scored, metrics={**totals, **counts, **tasks}, short=score, notes=tuple(notes))
 
 
 def _scored(
@@ -167,6 +161,7 @@ def _scored(
     tally: Tally,
     row: str,
     answers: Path | None,
+    said: Mapping[str, Answer],
     *notes: str,
     counted: str = "questions",
 ) -> Scored:
@@ -174,5 +169,6 @@ def _scored(
     if answers is not None:
         files[str(answers)] = digest(answers)
     metrics = {n: int(v) if n.rsplit(".", 1)[-1] in WHOLE else v for n, v in tally.values().items()}
+    warnings = doubts(tally, said)
     count = {counted: len(tally.samples), "images": len(tally.images)}
-    return Scored(name, row, metrics, count, benchmark.versions(), files, notes)
+    return Scored(name, row, metrics, count, benchmark.versions(), files, notes, warnings)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.benchmark import Answer
 from cdkit.registry import unknown
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own
@@ -42,6 +43,11 @@ def strict(text: str, label: str) -> ParsedAnswer:
     if ("yes" in first) == ("no" in first):
         return "unknown"
     return "yes" if "yes" in first else "no"
+
+
+def parsed_answer(parser: Parser, answer: Answer, label: str) -> ParsedAnswer:
+    """How a parser reads an answer; a thought that has no end is no answer to any of them."""
+    return "unknown" if answer.unfinished else parser.parse(answer.text, label)
 
 
 def check_parsers(given: Sequence[str], known: Mapping[str, Parser], benchmark: str) -> None:

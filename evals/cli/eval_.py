@@ -236,6 +236,9 @@ def eval_(
             if numbers["scored"]:
                 screen.print(_table(numbers))
         screen.print(f"files: {outcome.folder}", highlight=False, soft_wrap=True)
+    for part, numbers in outcome.metrics.items():
+        for text in numbers["warnings"]:
+            messages.print(f"warning: {part}: {text}", style="yellow", markup=False)
     failed = sum(map(len, outcome.errors.values()))
     if failed:
         reason = next(iter(next(iter(outcome.errors.values())).values()))

@@ -168,6 +168,8 @@ def _show(scored: "Scored", as_json: bool) -> None:
     readers = ", ".join(f"{name} (version {number})" for name, number in scored.readers.items())
     for line in (f"read by {readers}", *scored.notes):
         screen.print(Text(line))
+    for line in scored.warnings:
+        screen.print(Text(f"warning: {line}", style="yellow"))
     for path, digest in scored.files.items():
         screen.print(Text(f"sha256 {digest}  {path}", style="dim"), soft_wrap=True)
 
@@ -183,7 +185,8 @@ def _tables(scored: "Scored") -> list[Table]:
             shown = DASH
         else:
             shown = f"{value:,}" if isinstance(value, int) else number(value, name)
-        rows.setdefault(prefix or scored.row, {})[metric] = shown
+        label = "all answers" if name in scored.shared else prefix or scored.row
+        rows.setdefault(label, {})[metric] = shown
     tables: dict[tuple[str, ...], Table] = {}
     for label, cells in rows.items():
         columns = tuple(cells)

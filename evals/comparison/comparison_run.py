@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.comparison import changes, comparable, comparison_galleries
 from cdkit.evals.comparison.changes import Change
 from cdkit.evals.comparison.run_names import NamedRuns
@@ -77,6 +78,12 @@ def compare_runs(
     for part in parts:
         of_runs, left_out = scored[part]
         notes += left_out
+        notes += [
+            f"{part}, {name}{'' if seed is None else f', seed {seed}'}: {text}"
+            for name, by_seed in of_runs.items()
+            for seed, tally in zip(seeds(runs[name].parts[part]), by_seed, strict=True)
+            for text in doubts(tally, runs[name].parts[part].answers[seed])
+        ]
         table = method_tables.method_table(
             part,
             runs[base].mode,

@@ -20,6 +20,12 @@ from cdkit.evals.runner.margins import MarginRecorder, scheduled
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.questions import Question
 from cdkit.generation.trace import Step
+from cdkit.interfaces.answer_text import (
+    UNFINISHED,
+    has_thought,
+    is_thought_mark,
+    opens_thought,
+)
 from cdkit.interfaces.model_adapter import ModelAdapter, unwrap
 from cdkit.methods.method import Method
 
@@ -34,7 +40,8 @@ class Generated:
         text: The answer without special tokens.
         tokens: How many tokens it has, without the end token.
         truncated: Whether the token limit ended it.
-        yes_score: As in `cdkit.Answer`, if margins were recorded.
+        yes_score: As in `cdkit.Answer`, if margins were recorded and no thought stands before the
+            answer.
         margin: The smallest change of a logit that could have changed the answer (see `margins`),
             if margins were recorded.
     """
@@ -205,7 +212,12 @@ class AnswerEngine:
             )
             processors = LogitsProcessorList([*sampling, *([recorder] if record_margins else [])])
             ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
-            made = [self._decoded(row[length:].tolist(), limit) for row in ids]
+            # with beams too, one row a question: where its prompt opens a thought, so does its text
+            opened = [self._opens_thought(row[:length]) for row in ids]
+            made = [
+                self._decoded(row[length:].tolist(), limit, UNFINISHED * inside)
+                for row, inside in zip(ids, opened, strict=True)
+            ]
         if not record_margins:
             return made
         first = stock[0] if recorder.first is None else recorder.first
@@ -213,7 +225,12 @@ class AnswerEngine:
         # an end token was chosen too, where the limit did not cut the answer off
         margins = recorder.smallest([answer.tokens + (not answer.truncated) for answer in made])
         return [
-            replace(answer, yes_score=None if math.isnan(score) else score, margin=margin)
+            replace(
+                answer,
+                # the first step of a thought says nothing about yes and no
+                yes_score=None if math.isnan(score) or has_thought(answer.text) else score,
+                margin=margin,
+            )
             for answer, score, margin in zip(made, scores, margins, strict=True)
         ]
 
@@ -289,9 +306,27 @@ class AnswerEngine:
         ends = set(ends if isinstance(ends, list) else [ends])
         return ids[: next((i for i, token in enumerate(ids) if token in ends), None)]
 
-    def _decoded(self, ids: list[int], limit: int) -> Generated:
+    def _opens_thought(self, prompt: Tensor) -> bool:
+        text = self.processor.tokenizer.decode(prompt[-16:].tolist(), skip_special_tokens=False)
+        return opens_thought(str(text))
+
+    @cached_property
+    def _thought_marks(self) -> frozenset[int]:
+        """Special tokens that open or close a thought: left out, a thought would look an answer."""
+        tokenizer = self.processor.tokenizer
+        special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        return frozenset(i for i, token in special if is_thought_mark(str(token)))
+
+    def _decoded(self, ids: list[int], limit: int, before: str = "") -> Generated:
         kept = self.until_end(ids)
-        text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
+        tokenizer = self.processor.tokenizer
+        if self._thought_marks.intersection(kept):
+            dropped = set(tokenizer.all_special_ids) - self._thought_marks
+            shown = [token for token in kept if token not in dropped]
+            text = tokenizer.decode(shown, skip_special_tokens=False)
+        else:
+            text = tokenizer.decode(kept, skip_special_tokens=True)
+        text = before + text
         return Generated(text.strip(), len(kept), truncated=len(kept) == len(ids) >= limit)
 
 

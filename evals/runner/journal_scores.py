@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.runner.batches import asked_samples
 from cdkit.evals.runner.fingerprints import RunPart, data_hash
 from cdkit.evals.runner.journal import JournalRow, Key
@@ -100,14 +101,20 @@ def _metrics(part: AnsweredPart) -> dict[str, Any]:
         "failed": len(part.errors),
     }
     if len(out) == len(samples):
-        return record | {"scored": 0, "by_seed": [], "mean": {}}
+        return record | {"scored": 0, "by_seed": [], "mean": {}, "warnings": []}
     tallies = {s: part.benchmark.tally(part.answers(s), without=out) for s in part.rows}
     scores = {seed: tally.values() for seed, tally in tallies.items()}
+    warnings = {s: doubts(tally, part.answers(s)) for s, tally in tallies.items()}
     first = next(iter(scores.values()))
     return record | {
         "scored": len(next(iter(tallies.values())).samples),
         "by_seed": [{"seed": seed, "metrics": values} for seed, values in scores.items()],
         "mean": {n: sum(v[n] for v in scores.values()) / len(scores) for n in first},
+        "warnings": [
+            text if seed is None else f"seed {seed}: {text}"
+            for seed, texts in warnings.items()
+            for text in texts
+        ],
     }
 
 

@@ -85,7 +85,7 @@ def test_order_line_ends_and_marks_change_nothing(
 
 def test_keys_and_places(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    both = {"id": 5, "image_id": 7, "caption": "a dog", "text": "no"}
+    both = {"id": 5, "image_id": 7, "caption": "a dog", "text": "a dog"}
     path.write_text(json.dumps(both))
     assert list(read_answers(path)) == ["5"]
     found = placed_answers(path, ("image_id", "id"), ("caption", "text"))

@@ -69,6 +69,8 @@ def test_points_by_hand(tmp_path: Path) -> None:
             "color.score": 50,
             "perception (2 of 10 tasks)": 175,
             "hallucination (2 of 4 tasks)": 175,
+            "unknown": 1,
+            "truncated": 0,
         }
     )
 

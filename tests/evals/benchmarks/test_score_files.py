@@ -122,7 +122,7 @@ def test_chair(chair: tuple[Path, Path]) -> None:
     assert {name: found[name] for name in golden} == pytest.approx(golden)
     assert found["counted"] == {"captions": 3, "images": 3}
     assert found["notes"] == ["3 of the 4 images of the ground truth have a caption"]
-    assert found["readers"] == {"simple": 1}
+    assert found["readers"] == {"simple": 2}
 
 
 def test_chair_with_own_synonyms(chair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -166,6 +166,8 @@ def test_mme(mme: Path) -> None:
     found = scored("mme", "--answers", mme)
     golden = {
         "perception": 75 + 50 + 50 + 0,
+        "unknown": 1,
+        "truncated": 0,
         "cognition": 200,
         "hallucination": 175,
         "existence": 125,
