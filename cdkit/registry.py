@@ -3,14 +3,35 @@
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from cdkit.errors import CdkitError
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type[Any])  # so that a decorated class keeps its own type
+
+LOADING = threading.RLock()
+"""Held by the thread that imports plug-ins. One for all kinds: a plug-in of one kind may look
+another kind up while it is imported, and two locks taken in both orders would wait for ever."""
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """An entry point of another package that could not be used, and why."""
+
+    distribution: str
+    entry_point: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"the plug-in {self.entry_point} of the package {self.distribution} cannot be used "
+            f"({self.reason}); mend or uninstall that package"
+        )
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
@@ -26,7 +47,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         self._folder, self._group = folder, group
         self._classes: dict[str, type[T]] = {}
         self._former: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
+        self._broken: tuple[BrokenPlugin, ...] = ()
 
     def register(
         self, name: str, *, replaces: Mapping[str, Mapping[str, Any]] | None = None
@@ -71,10 +93,16 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         self.load()
         return None if name in self._classes else self._former.get(name)
 
+    @property
+    def broken(self) -> tuple[BrokenPlugin, ...]:
+        """The entry points that could not be imported; all others are there."""
+        self.load()
+        return self._broken
+
     def __getitem__(self, name: str) -> type[T]:
         self.load()
         if name not in self._classes:
-            raise UnknownNameError(unknown(self.what, name, self._classes))
+            raise UnknownNameError(unknown(self.what, name, self._classes, self._broken))
         return self._classes[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -86,20 +114,62 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         return len(self._classes)
 
     def load(self) -> None:
-        """Import the folder and the entry points, once; every look-up does it by itself."""
+        """Import the folder and the entry points, once; every look-up does it by itself.
+
+        Other threads wait until all is imported. An entry point that fails is left out and kept in
+        `broken`; a file of the folder that fails raises, now and at the next look-up.
+        """
         if self._loaded:
             return
-        self._loaded = True  # first: a file that looks a name up while it is imported must not loop
-        try:
-            for module in pkgutil.iter_modules(importlib.import_module(self._folder).__path__):
-                importlib.import_module(f"{self._folder}.{module.name}")
-            for entry in entry_points(group=self._group):
-                entry.load()
-        except BaseException:
-            self._loaded = (
-                False  # else a broken file would look like an empty registry from here on
-            )
-            raise
+        with LOADING:
+            if self._loaded or self._loading:  # a file may look names up while it is imported
+                return
+            self._loading = True
+            try:
+                for module in pkgutil.iter_modules(importlib.import_module(self._folder).__path__):
+                    importlib.import_module(f"{self._folder}.{module.name}")
+                self._broken = tuple(load_plugins(self._group)[1])
+                self._loaded = True
+            finally:
+                self._loading = False
+
+
+_FAILED: dict[tuple[str, EntryPoint], BrokenPlugin] = {}
+
+
+def load_plugins(group: str) -> tuple[list[tuple[EntryPoint, Any]], list[BrokenPlugin]]:
+    """What the entry points of a group name, and those that cannot be had.
+
+    One that failed is not tried again in this process: what it had registered before it failed
+    would be in its own way, and the reason would be another.
+    """
+    found: list[tuple[EntryPoint, Any]] = []
+    broken: list[BrokenPlugin] = []
+    with LOADING:
+        for entry in entry_points(group=group):
+            key = (distribution_of(entry), entry)
+            if key not in _FAILED:
+                try:
+                    found.append((entry, entry.load()))
+                    continue
+                except (Exception, SystemExit) as error:  # its code may raise anything
+                    _FAILED[key] = broken_plugin(entry, error)
+            broken.append(_FAILED[key])
+    return found, broken
+
+
+def broken_plugin(entry: EntryPoint, error: BaseException) -> BrokenPlugin:
+    """The record of an entry point that failed."""
+    name = distribution_of(entry)
+    words = " ".join(str(error).split())
+    reason = type(error).__name__ + (f": {words}" if words else "")
+    return BrokenPlugin(name, f"{entry.name} = {entry.value} [{entry.group}]", reason)
+
+
+def distribution_of(entry: EntryPoint) -> str:
+    """Name and version of the package that an entry point belongs to."""
+    dist = getattr(entry, "dist", None)
+    return "of unknown name" if dist is None else f"{dist.name} {dist.version}"
 
 
 class UnknownNameError(CdkitError, KeyError):
@@ -109,12 +179,16 @@ class UnknownNameError(CdkitError, KeyError):
         return str(self.args[0])
 
 
-def unknown(what: str, given: str, known: Iterable[str]) -> str:
-    """`no WHAT is called GIVEN`, with the near name and all that there are."""
+def unknown(
+    what: str, given: str, known: Iterable[str], broken: Sequence[BrokenPlugin] = ()
+) -> str:
+    """`no WHAT is called GIVEN`, with the near name, all that there are and what is broken."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"no {what} is called {given!r}.{hint} There is: {', '.join(names) or 'none'}."
+    folded = {name.casefold(): name for name in reversed(names)}
+    near = difflib.get_close_matches(given.casefold(), folded, n=1)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
+    missing = "".join(f" Also, {each}." for each in broken)
+    return f"no {what} is called {given!r}.{hint} There is: {', '.join(names) or 'none'}.{missing}"
 
 
 def _where(cls: type) -> str:

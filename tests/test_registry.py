@@ -1,8 +1,11 @@
 """Names to classes: taken names, strangers, near names, other packages, broken files."""
 
+import importlib
 import re
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 import cdkit
 from cdkit.interfaces.distortion import DistortionStrategy
-from cdkit.registry import Registry
+from cdkit.registry import Registry, unknown
 
 
 class Blur(DistortionStrategy):
@@ -99,6 +102,71 @@ def test_a_broken_file_is_not_an_empty_registry(
     for _ in range(2):
         with pytest.raises(RuntimeError, match="broken file"):
             len(registry)
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [("VCD", "vcd"), ("POPE", "pope"), ("Value_Mean", "value_mean"), ("vdc", "vcd")],
+)
+def test_near_names_whatever_the_case(given: str, near: str) -> None:
+    names = ["vcd", "pope", "value_mean"]
+    assert f"Did you mean {near!r}?" in unknown("thing", given, names)
+
+
+def test_a_broken_plugin_leaves_the_others(
+    registry: Registry[DistortionStrategy], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cdkit_raises.py").write_text("raise RuntimeError('two\\nlines')\n")
+    (tmp_path / "cdkit_exits.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "cdkit_fine.py").write_text("loaded = 1\n")
+    values = ("cdkit_raises", "cdkit_exits", "cdkit_not_there", "cdkit_fine", "cdkit_fine:gone")
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint(f"of_{value}", value, group) for value in values]
+
+    monkeypatch.setattr("cdkit.registry.entry_points", entry_points)
+    for _ in range(2):
+        assert list(registry) == ["blur"] and "cdkit_fine" in sys.modules
+        assert [b.entry_point.split()[0] for b in registry.broken] == [
+            "of_cdkit_raises",
+            "of_cdkit_exits",
+            "of_cdkit_not_there",
+            "of_cdkit_fine:gone",
+        ]
+    with pytest.raises(cdkit.CdkitError) as caught:
+        registry["mine"]
+    told = str(caught.value)
+    assert "\n" not in told and "There is: blur. Also, the plug-in of_cdkit_raises" in told
+    assert "(RuntimeError: two lines)" in told and "No module named 'cdkit_not_there'" in told
+    for name in ("cdkit_raises", "cdkit_exits", "cdkit_fine"):
+        sys.modules.pop(name, None)
+
+
+def test_the_first_look_up_from_several_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cdkit_slow_folder"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "one.py").write_text(
+        "import time\ntime.sleep(0.2)\nimport sys\n"
+        "registry = sys.modules['cdkit_slow_folder'].registry\n"
+        "assert 'x' not in registry\n"  # a look-up while it is imported
+        "registry.register('slow')(sys.modules['cdkit_slow_folder'].Blur)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = make("cdkit_slow_folder")
+    package = importlib.import_module("cdkit_slow_folder")
+    monkeypatch.setattr(package, "registry", registry, raising=False)
+    monkeypatch.setattr(package, "Blur", Blur, raising=False)
+    start = threading.Barrier(8)
+
+    def look_up(_: int) -> type:
+        start.wait()
+        return registry["slow"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(look_up, range(8))) == [Blur] * 8
 
 
 def test_entry_points_of_the_group_are_loaded(

@@ -6,7 +6,6 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from importlib.metadata import entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,7 +16,14 @@ import numpy as np
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.interfaces.part import Part
 from cdkit.methods.method import NO_CONSTRAINT, REGISTRIES, Branch, Method, kind_of
-from cdkit.registry import Registry, UnknownNameError, unknown
+from cdkit.registry import (
+    BrokenPlugin,
+    Registry,
+    UnknownNameError,
+    broken_plugin,
+    load_plugins,
+    unknown,
+)
 
 PRESET_GROUP = "cdkit.presets"
 """Entry points of other packages: each names a package whose folder holds preset files."""
@@ -38,11 +44,24 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
 
 
 def presets() -> dict[str, str]:
-    """Each preset's name and its one-line summary."""
-    return {
-        name: str(_toml(file.read_text("utf-8"), name).get("summary", ""))
-        for name, file in sorted(_preset_files().items())
-    }
+    """Each preset's name and its one-line summary; without those of `broken_presets`."""
+    return _summaries()[0]
+
+
+def broken_presets() -> tuple[str, ...]:
+    """What is wrong with each plug-in or file of presets that cannot be read."""
+    return tuple(str(each) for each in (*_preset_files()[1], *_summaries()[1]))
+
+
+def _summaries() -> tuple[dict[str, str], list[CdkitError]]:
+    found: dict[str, str] = {}
+    broken: list[CdkitError] = []
+    for name, file in sorted(_preset_files()[0].items()):
+        try:
+            found[name] = str(_preset(name, file).get("summary", ""))
+        except CdkitError as error:
+            broken.append(error)
+    return found, broken
 
 
 def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Method:
@@ -152,7 +171,8 @@ def _class_of(table: str, data: Any, where: str) -> tuple[type[Any], Mapping[str
         )
         kind = now
     if kind not in registry:
-        raise UnknownNameError(f"{where}: {unknown(registry.what, kind, registry)}")
+        missing = unknown(registry.what, kind, registry, registry.broken)
+        raise UnknownNameError(f"{where}: {missing}")
     return registry[kind], data
 
 
@@ -298,31 +318,47 @@ def _warn(message: str) -> None:
 
 def _read(name_or_path: str | Path) -> dict[str, Any]:
     name = str(name_or_path)
-    files = _preset_files()
+    files, broken = _preset_files()
     if name in files:
-        return {"name": name} | _toml(files[name].read_text("utf-8"), name)
+        return {"name": name} | _preset(name, files[name])
     path = Path(name_or_path)
     if path.suffix != ".toml" and path.parent == Path("."):
-        raise UnknownNameError(unknown("method", name, files))
+        raise UnknownNameError(unknown("method", name, files, broken))
     try:
-        return _toml(path.read_text("utf-8"), name)
+        return _toml(path.read_text("utf-8-sig"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise CdkitError(f"cannot read the method file {name}: {error}") from None
 
 
-def _preset_files() -> dict[str, Traversable]:
-    folders = [resources.files("cdkit.strategies") / "presets"]
-    folders += [resources.files(entry.load()) for entry in entry_points(group=PRESET_GROUP)]
-    files: dict[str, Traversable] = {}
-    for folder in folders:
-        for file in folder.iterdir():
-            name = file.name.removesuffix(".toml")
-            if name == file.name:
-                continue
-            if name in files:
-                raise ValueError(f"the preset {name!r} is there twice: {files[name]} and {file}")
-            files[name] = file
-    return files
+def _preset(name: str, files: Sequence[Traversable]) -> dict[str, Any]:
+    if len(files) > 1:
+        raise CdkitError(
+            f"the preset {name!r} is there twice: {' and '.join(map(str, files))}; rename or "
+            "uninstall one"
+        )
+    try:
+        return _toml(files[0].read_text("utf-8-sig"), f"the preset {files[0]}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CdkitError(f"cannot read the preset {files[0]}: {error}") from None
+
+
+def _preset_files() -> tuple[dict[str, list[Traversable]], list[BrokenPlugin]]:
+    """Each name's files, which should be one, and the plug-ins whose folder cannot be read."""
+    files: dict[str, list[Traversable]] = {}
+    packages, broken = load_plugins(PRESET_GROUP)
+    own = resources.files("cdkit.strategies") / "presets"
+    for entry, package in ((None, None), *packages):
+        try:
+            folder = own if entry is None else resources.files(package)
+            listed = [file for file in folder.iterdir() if file.name.endswith(".toml")]
+        except Exception as error:  # another package's loader may raise anything
+            if entry is None:
+                raise
+            broken.append(broken_plugin(entry, error))
+            continue
+        for file in listed:
+            files.setdefault(file.name.removesuffix(".toml"), []).append(file)
+    return files, broken
 
 
 def _toml(text: str, source: str) -> dict[str, Any]:

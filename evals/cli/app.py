@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Annotated, ParamSpec
@@ -15,9 +16,18 @@ import typer
 from rich.console import Console
 
 from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.evals.runner.stopping import ENDED_BY, Stopped, stopped_by_signals
 
 Parameters = ParamSpec("Parameters")
 
+QUIET = (
+    "huggingface_hub",
+    "lightning",
+    "lightning_fabric",
+    "pytorch_lightning",
+    "torch.multiprocessing.spawn",
+)
+"""Loggers that say nothing below an error."""
 WIDTH = 160
 """Columns of tables that go to a file or a pipe."""
 
@@ -47,19 +57,22 @@ app = typer.Typer(
 def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """Turn an error that the user can mend into one line on stderr and exit status 1.
 
-    An interrupt becomes exit status 130.
+    SIGINT becomes exit status 130, and SIGTERM 143.
     """
 
     @functools.wraps(command)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with stopped_by_signals():
+                command(*args, **kwargs)
         except (CdkitError, OSError) as error:
             _complain(f"error: {_one_line(error)}")
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            _complain("interrupted")
-            raise typer.Exit(130) from None
+        except (KeyboardInterrupt, Stopped) as stopped:
+            code = stopped.code if isinstance(stopped, Stopped) else ENDED_BY + signal.SIGINT
+            what = "interrupted" if code == ENDED_BY + signal.SIGINT else "terminated"
+            _complain(_one_line("; ".join([what, *getattr(stopped, "__notes__", ())])))
+            raise typer.Exit(code) from None
 
     return run
 
@@ -68,7 +81,8 @@ def _complain(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, style="red", markup=False)
 
 
-def _note(message: Warning | str, *_: object, **__: object) -> None:
+def note(message: Warning | str, *_: object, **__: object) -> None:
+    """One line on stderr about what a user should know."""
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     screen.print(f"note: {_one_line(message)}", style="yellow", markup=False)
 
@@ -107,11 +121,11 @@ def quiet() -> None:
     """Keep transformers' and torch's own bars and warnings out of the output; cdkit's stay."""
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", CdkitWarning)
-    warnings.showwarning = _note
+    warnings.showwarning = note
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for name in ("huggingface_hub", "lightning", "lightning_fabric", "pytorch_lightning"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)

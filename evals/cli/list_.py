@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import app, console, examples, guarded, note, quiet
 
 
 class Topic(StrEnum):
@@ -40,6 +40,8 @@ def list_(
         screen.print(listing.render(each.value, entries, cite=cite))
         if each is Topic.MODELS:
             screen.print(listing.EMBEDDED, highlight=False)
+        for problem in listing.broken(each.value):
+            note(problem)
         screen.print()
     if cite:
         for paper in listing.papers([entry for entries in listed.values() for entry in entries]):

@@ -8,8 +8,9 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ import cdkit
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
 from cdkit.interfaces.part import Part
 from cdkit.methods.method import REGISTRIES, Method, kind_of
+from cdkit.methods.presets import broken_presets
 from cdkit.registry import Registry
 
 
@@ -67,14 +69,34 @@ EMBEDDED = "The embedded model, micro, is a LLaVA checkpoint: the adapter llava.
 
 
 def entries(topic: str) -> tuple[Entry, ...]:
-    """All of one topic, by name."""
+    """All of one topic, by name; what cannot be had has the reason as its summary."""
     if topic == "methods":
-        return tuple(method_entry(cdkit.load(name)) for name in cdkit.presets())
+        return tuple(_or_reason(n, partial(_preset_entry, n)) for n in cdkit.presets())
     return tuple(
-        class_entry(name, cls, registry.what)
+        _or_reason(name, partial(class_entry, name, cls, registry.what))
         for registry in TOPICS[topic]
         for name, cls in registry.items()
     )
+
+
+def broken(topic: str) -> tuple[str, ...]:
+    """The plug-ins of one topic that have no entry, each with its package and the reason."""
+    if topic == "methods":
+        return broken_presets()
+    found = (str(each) for registry in TOPICS[topic] for each in registry.broken)
+    return tuple(dict.fromkeys(found))  # registries of one group share their plug-ins
+
+
+def _or_reason(name: str, make: Callable[[], Entry]) -> Entry:
+    try:
+        return make()
+    except Exception as error:  # another package's class or preset: the others are listed
+        words = " ".join(str(error).split())
+        return Entry(name, f"cannot be listed ({type(error).__name__}: {words})")
+
+
+def _preset_entry(name: str) -> Entry:
+    return method_entry(cdkit.load(name))
 
 
 def method_entry(method: Method) -> Entry:

@@ -74,10 +74,15 @@ class JournalWriter:
             path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
         )
         take(self._file, path)
+        self._path = path
         self._disk = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
-        self._write(json.dumps(head, ensure_ascii=False) + "\n")
-        _sync_folder(path.parent)
+        try:
+            self._write(json.dumps(head, ensure_ascii=False) + "\n")
+            _sync_folder(path.parent)
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, rows: Iterable[JournalRow]) -> None:
         self._wait()
@@ -91,9 +96,12 @@ class JournalWriter:
     def _write(self, text: str) -> None:
         assert self._file is not None
         data = text.encode()
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            raise not_written(self._path, error) from error
 
     def close(self) -> None:
         """Also a second time, which does nothing."""
@@ -119,10 +127,8 @@ class Journal:
     """Seconds of each file, from its beginning to its last row."""
     torn: tuple[str, ...] = ()
     """Files whose last line was torn."""
-
-    @property
-    def pieces(self) -> int:
-        return max((int(head["piece"]) for head in self.heads), default=0)
+    pieces: int = 0
+    """The highest number that a piece of the run has taken, also one without a head."""
 
 
 def read_journal(folder: Path, *, data: Mapping[str, str], method: str, mend: bool) -> Journal:
@@ -136,14 +142,16 @@ def read_journal(folder: Path, *, data: Mapping[str, str], method: str, mend: bo
     rows: dict[Key, JournalRow] = {}
     torn: list[str] = []
     walls: list[float] = []
-    seconds = 0.0
+    seconds, pieces = 0.0, 0
     for path in sorted(folder.glob("*.jsonl")):
+        pieces = max(pieces, _piece_of(path))
         lines, whole = _lines(path, mend=mend)
         if not whole:
             torn.append(path.name)
         if not lines:
-            continue  # killed before its head was written
+            continue  # killed before its head was written: only its name is taken
         heads.append(_head(path, lines[0]))
+        pieces = max(pieces, int(heads[-1]["piece"]))
         last = 0.0
         for number, line in enumerate(lines[1:], start=2):
             where = f"{path}:{number}"
@@ -164,7 +172,18 @@ def read_journal(folder: Path, *, data: Mapping[str, str], method: str, mend: bo
             seconds += row.seconds
             last = row.at
         walls.append(last)
-    return Journal(tuple(heads), rows, seconds, tuple(walls), tuple(torn))
+    return Journal(tuple(heads), rows, seconds, tuple(walls), tuple(torn), pieces)
+
+
+def file_name(piece: int, rank: int) -> str:
+    """Of the journal that process `rank` of a piece writes."""
+    return f"{piece:04d}-{rank:04d}.jsonl"
+
+
+def _piece_of(path: Path) -> int:
+    """The piece that a file's name says; 0 where it says none."""
+    number = path.name.partition("-")[0]
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def _lines(path: Path, *, mend: bool) -> tuple[list[bytes], bool]:
@@ -215,6 +234,14 @@ def _row(where: str, line: bytes) -> JournalRow:
             f"{where} is no row of a journal, and it is not the last line: the file is damaged; "
             "restore it, or begin anew under another --name"
         ) from None
+
+
+def not_written(path: Path, error: OSError) -> CdkitError:
+    """The error of a disk that takes no more."""
+    return CdkitError(
+        f"cannot write {path}: {error.strerror or error}; what was answered before is kept: make "
+        "room, and go on with --resume"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

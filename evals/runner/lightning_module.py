@@ -4,7 +4,9 @@ Lightning starts the processes and feeds the batches; no answer depends on how m
 """
 
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,11 +26,18 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
 from cdkit.evals.runner.fingerprints import differing
-from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, JournalWriter
+from cdkit.evals.runner.journal import (
+    VERSION,
+    Journal,
+    JournalRow,
+    JournalWriter,
+    file_name,
+)
 from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
 from cdkit.evals.runner.run_settings import Resources, RunSettings
+from cdkit.evals.runner.stopping import GRACE_OF_STARTED, stopped_by_signals
 from cdkit.interfaces.benchmark import Answer
 from cdkit.methods.method import Method
 
@@ -86,13 +95,17 @@ class AnsweringModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         warnings.filterwarnings("ignore", module="pytorch_lightning")
+        if os.getpid() != self.parent:
+            self._signals = ExitStack()  # until this process ends
+            self._signals.enter_context(stopped_by_signals(GRACE_OF_STARTED))
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
         self._began = perf_counter()
         self._engine = self._load()
         trainer = self.trainer
         made_here = self._plan() if trainer.is_global_zero else None
         plan: Any = trainer.strategy.broadcast(made_here)  # the first process's
         self._share = shard(plan.work, trainer.global_rank, trainer.world_size)
-        path = plan.journals / f"{plan.piece:04d}-{trainer.global_rank:04d}.jsonl"
+        path = plan.journals / file_name(plan.piece, trainer.global_rank)
         self._writer = JournalWriter(path, self._head(plan))
         if trainer.is_global_zero:
             for logger in trainer.loggers:  # here: a logger may live in one process alone
@@ -104,6 +117,11 @@ class AnsweringModule(pl.LightningModule):
             self._stages = self._open.enter_context(progress_bars(Console(stderr=True)))
         self._stages.start(STAGE, sum(work.answers for work in self._share))
         self._answered = 0
+
+    def on_predict_start(self) -> None:
+        """Lightning has set a handler of its own by now, which goes on and waits for the others."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def predict_dataloader(self) -> DataLoader[PreparedBatch]:
         return DataLoader(

@@ -1,24 +1,35 @@
 """Lightning's Trainer for a run: in this process, or in one for each device."""
 
+import multiprocessing
 import os
+import pickle
+import re
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
+from time import monotonic
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
+from cdkit.evals.runner.stopping import Stopped, lost, stopping_signal
+from cdkit.registry import UnknownNameError
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for others to finish their share; torch's default is half an hour."""
+PATIENCE_AT_END = 3.0
+"""Seconds that started processes have to end by themselves."""
+KNOWN = [f"{kind.__module__}.{kind.__name__}" for kind in (CdkitError, UnknownNameError)]
+"""What the user can mend, as a traceback names it."""
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -67,6 +78,7 @@ def predict(job: RunJob, loggers: Sequence[Logger]) -> None:
             f"here: {' '.join(str(error).split())}"
         ) from None
     module = AnsweringModule(job)
+    others = set(multiprocessing.active_children())
     try:
         trainer.predict(module, return_predictions=False)
     except SystemExit as stopped:
@@ -77,21 +89,64 @@ def predict(job: RunJob, loggers: Sequence[Logger]) -> None:
         raise CdkitError(_no_memory(job)) from error
     except ProcessRaisedException as error:
         raise _known(error, job) or error from None
+    except ProcessExitedException as error:
+        if by := stopping_signal(error.exit_code):
+            raise Stopped(by) from None
+        raise lost(_end_of(error)) from None
+    except (pickle.UnpicklingError, EOFError):  # of the file in which it would have told
+        raise lost(
+            "a process of the run has ended and could not say why; is a disk full?"
+        ) from None
+    except RuntimeError as error:
+        if what := _lost_process(str(error)):
+            raise lost(what) from error
+        raise
     finally:
         module.close()
+        _end({*multiprocessing.active_children()} - others)
         signal.signal(signal.SIGINT, interrupt)
         sys.stderr.flush()
 
 
+def _end(processes: Collection[BaseProcess]) -> None:
+    """End what this process has started: Python would wait for it on its way out."""
+    for process in processes:
+        process.terminate()
+    until = monotonic() + PATIENCE_AT_END
+    for process in processes:
+        process.join(max(0.0, until - monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _end_of(error: ProcessExitedException) -> str:
+    name = error.signal_name
+    how = f"was ended by {name}" if name else f"ended with exit code {error.exit_code}"
+    why = " (often the system's answer where memory runs out)" if name == "SIGKILL" else ""
+    return f"process {error.error_index} of the run {how}{why}"
+
+
+def _lost_process(message: str) -> str | None:
+    """What an error says of another process that is gone; None for any other error."""
+    if "DataLoader worker" in message:
+        return f"a process that loads images (--workers) is gone: {' '.join(message.split())}"
+    if re.search(r"gloo|nccl|connection (closed|reset|refused)|TCPStore", message, re.IGNORECASE):
+        return "another process of the run is gone, or cannot be reached"
+    return None
+
+
 def _known(error: ProcessRaisedException, job: RunJob) -> CdkitError | None:
     """What the user can mend, out of the traceback of another process."""
-    last = str(error).strip().splitlines()[-1]
-    kind, _, message = last.partition(": ")
-    if kind == f"{CdkitError.__module__}.{CdkitError.__name__}":
-        return CdkitError(message)
-    if kind.endswith("OutOfMemoryError"):
-        return CdkitError(_no_memory(job))
-    return None
+    lines = str(error).strip().splitlines()
+    for line in reversed(lines):  # notes may stand below the error
+        kind, _, message = line.partition(": ")
+        if kind in KNOWN:
+            return CdkitError(message)
+        if kind.endswith("OutOfMemoryError"):
+            return CdkitError(_no_memory(job))
+    what = _lost_process(lines[-1])
+    return lost(what) if what else None
 
 
 def _no_memory(job: RunJob) -> str:

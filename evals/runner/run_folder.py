@@ -1,5 +1,6 @@
 """A run's folder: begun whole or not at all, held by one run at a time, gone on with as it was."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.fingerprints import differing
+from cdkit.evals.runner.journal import not_written
 from cdkit.evals.runner.journal_scores import write_json
 from cdkit.evals.runner.locking import locked
 from cdkit.evals.runner.run_settings import RunSettings
 
 SETTINGS, LOCK, JOURNAL = "settings.json", ".lock", "journal"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What a disk says that takes no more."""
 PREDICTIONS, METRICS, MANIFEST = "predictions.jsonl", "metrics.json", "manifest.json"
 
 
@@ -75,16 +79,24 @@ def opened(
         _check_same(folder, read_settings(folder), json.loads(json.dumps(wanted)))
         try:
             yield
-        except BaseException:
-            if new and not _has_answers(folder):
+        except BaseException as error:
+            if _has_answers(folder):
+                if isinstance(error, KeyboardInterrupt | SystemExit):
+                    error.add_note(
+                        f"what was answered is kept in {folder}: go on with --resume --name "
+                        f"{folder.name}"
+                    )
+            elif new:
                 shutil.rmtree(folder)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise not_written(folder, error) from error
             raise
 
 
 def _begin(folder: Path, content: Mapping[str, Any]) -> None:
     """A folder that is there has its settings: it is made under another name, and renamed."""
+    _sweep(folder.parent)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
     (draft / JOURNAL).mkdir(parents=True)
     write_json(draft / SETTINGS, content)
     try:
@@ -92,6 +104,30 @@ def _begin(folder: Path, content: Mapping[str, Any]) -> None:
     except OSError:
         shutil.rmtree(draft)
         raise CdkitError(f"another run has begun {folder} at this moment: try again") from None
+
+
+def _sweep(output: Path) -> None:
+    """Remove what is left of runs that were killed before they had a folder."""
+    for draft in output.glob(".*.*"):
+        name = draft.suffix.removeprefix(".")
+        if not (name.isascii() and name.isdigit() and draft.is_dir()):
+            continue
+        empty = {p.name for p in draft.rglob("*")} <= {JOURNAL, SETTINGS, f".{SETTINGS}.draft"}
+        if empty and not _at_work(int(name)):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _at_work(process: int) -> bool:
+    """Whether a process of this number lives and is another than this one."""
+    if os.name == "nt":  # where asking with signal 0 would end it
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
 
 
 def _has_answers(folder: Path) -> bool:

@@ -97,6 +97,78 @@ def test_the_command_line_lists_it(site: Path) -> None:
     )
 
 
+BROKEN = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import cdkit
+
+with ThreadPoolExecutor(8) as pool:  # the first look-up of this process
+    names = ["cmac", "vcd", "icd", "cmac"] * 2
+    assert [m.name for m in pool.map(cdkit.load, names)] == names
+assert "torn" not in cdkit.presets() and "icd" in cdkit.presets()
+for name in ("lost", "torn"):
+    try:
+        cdkit.load(name)
+    except cdkit.CdkitError as error:
+        print(error)
+from cdkit.evals.cli import main
+try:
+    cdkit.load("cmac", selector="halv")
+except cdkit.CdkitError as error:
+    print(error)
+sys.argv[1:] = ["list", "methods"]
+try:
+    main()
+except SystemExit:
+    sys.argv[2:] = ["strategies"]
+    main()
+finally:
+    assert "cdkit_other" not in sys.modules  # a plug-in of another kind than what is listed
+"""
+
+
+HALF = """
+import dataclasses
+import cdkit
+
+@cdkit.DISTORTIONS.register("half")
+@dataclasses.dataclass(frozen=True)
+class Half(cdkit.PixelDistortion):
+    def distort(self, pixels, *, generator):
+        return pixels
+
+raise RuntimeError("half way")
+"""
+
+
+def test_a_broken_plugin_is_named_and_the_others_work(tmp_path: Path) -> None:
+    package = tmp_path / "cdkit_lost"
+    (package / "presets").mkdir(parents=True)
+    (package / "__init__.py").write_text("import no_such_library\n")
+    (tmp_path / "cdkit_torn").mkdir()
+    (tmp_path / "cdkit_torn" / "__init__.py").touch()
+    (tmp_path / "cdkit_torn" / "torn.toml").write_text("this is no TOML")
+    (tmp_path / "cdkit_other.py").touch()
+    (tmp_path / "cdkit_half.py").write_text(HALF)
+    info = tmp_path / "cdkit_lost-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cdkit-lost\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text(
+        "[cdkit.presets]\nlost = cdkit_lost.presets\ntorn = cdkit_torn\n"
+        "[cdkit.strategies]\nhalf = cdkit_half\n[cdkit.benchmarks]\nother = cdkit_other\n"
+    )
+    ran = python(BROKEN, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    asked = " ".join(ran.stdout.split())
+    for told in (asked, ran.stderr):  # where it is asked for, and in the list
+        assert "lost = cdkit_lost.presets [cdkit.presets]" in told
+        assert "cdkit-lost 2.5" in told and "No module named 'no_such_library'" in told
+        assert "torn.toml is not valid TOML" in told
+        assert told.count("half = cdkit_half [cdkit.strategies]") == 1
+        assert "(RuntimeError: half way)" in told
+    assert "cmac" in ran.stdout and "Traceback" not in ran.stderr
+
+
 def test_a_preset_name_that_is_taken(site: Path, tmp_path: Path) -> None:
     """Two packages with one preset name: said, never resolved by chance."""
     import shutil

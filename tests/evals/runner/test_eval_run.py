@@ -59,6 +59,18 @@ def public(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in PRIVATE} for row in predictions(folder)]
 
 
+@pytest.mark.parametrize("head", ["", '{"journal": 1, "piece": 1'])
+def test_a_run_killed_before_its_first_head_goes_on(
+    done: EvalOutcome, copied: Path, parts: list[Part], head: str
+) -> None:
+    (path,) = (copied / "journal").glob("*.jsonl")
+    cut(copied, 0)
+    path.write_text(head)
+    outcome = answer(parts, copied, resume=True)
+    assert public(outcome.folder) == public(done.folder)
+    assert path.read_text() == "" and len([*path.parent.glob("*.jsonl")]) == 2
+
+
 def bytes_of(folder: Path) -> bytes:
     return (folder / "predictions.jsonl").read_bytes()
 

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, JournalWriter, read_journal
+from cdkit.evals.runner.journal import (
+    VERSION,
+    Journal,
+    JournalRow,
+    JournalWriter,
+    file_name,
+    read_journal,
+)
 from cdkit.evals.runner.locking import locked
 
 HEAD = {"journal": VERSION, "piece": 1, "rank": 0}
@@ -67,6 +74,21 @@ def test_a_torn_end_is_cut_off_wherever_it_is(
     assert [key[1] for key in found.rows] == ["a", "b", "c"][: max(0, lines - 1)]
     assert path.read_bytes() == whole[: whole[:cut].rfind(b"\n") + 1]
     assert found.torn == ()  # it was told, and is mended
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_file_without_its_head_takes_its_number(tmp_path: Path, rank: int) -> None:
+    """Killed at any byte of the head, in any process: the next piece has a file of its own."""
+    written(tmp_path, row("a"))
+    path = written(tmp_path, name=file_name(2, rank))
+    head = path.read_bytes()
+    for cut in range(len(head)):
+        path.write_bytes(head[:cut])
+        for mend in (False, True):
+            found = read(tmp_path, mend=mend)
+            assert found.pieces == 2 and len(found.heads) == len(found.walls) == 1
+    written(tmp_path, row("b"), name=file_name(found.pieces + 1, rank))
+    assert [key[1] for key in read(tmp_path).rows] == ["a", "b"]
 
 
 def test_a_torn_end_is_told(tmp_path: Path) -> None:
@@ -152,9 +174,12 @@ def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "write", full)
     writer.add([row("a")])
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CdkitError, match=r"0001-0000.jsonl: No space left.* kept: .* --resume"):
         writer.add([row("b")])
     writer.close()
+    with pytest.raises(CdkitError, match="No space left"):
+        JournalWriter(tmp_path / "0002-0000.jsonl", HEAD)
+    assert read(tmp_path).pieces == 2
 
 
 def test_a_file_that_is_still_written_is_not_cut(tmp_path: Path) -> None:
