@@ -15,7 +15,7 @@ import cdkit
 from cdkit.interfaces.part import Part
 from cdkit.models.layouts.standard import StandardAdapter
 from cdkit.testing import check_calibrator, check_combiner, check_strategy
-from cdkit.testing.segment_contract import example_segment
+from cdkit.testing.example_segments import example_segment
 
 OLD: dict[str, str] = {
     "cdkit.adapter": "ADAPTERS GENERIC_ADAPTERS HOW_TO_ADD SeesAhead ModelAdapter adapter_for "

@@ -55,7 +55,7 @@ class PixelDistortion(DistortionStrategy):
         Args:
             pixels: Pixels as the processor normalised them, on the CPU: (frames, channels, height,
                 width). They are all images of the sample where these have one size, else one
-                image.
+                image: so an image's result must not depend on the pixels of another one.
             generator: The source of all randomness, on the CPU; it belongs to (seed, sample).
 
         Returns:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def require(kept: bool, part: Any, promise: str, given: object = None) -> None:
+def require(kept: bool, part: Any, promise: str, given: object = None, *, todo: str = "") -> None:
     """Raise where a promise is broken.
 
     Args:
@@ -16,13 +16,19 @@ def require(kept: bool, part: Any, promise: str, given: object = None) -> None:
         part: Whose promise it is; the message begins with its name.
         promise: What should hold, in words.
         given: What was found instead, for the message.
+        todo: What its author should do; the message ends with it.
 
     Raises:
         AssertionError: Where `kept` is False.
     """
     if not kept:
         detail = "" if given is None else f" Got: {given}"
-        raise AssertionError(f"{name_of(part)}: {promise}.{detail}")
+        raise AssertionError(f"{name_of(part)}: {promise}.{detail}{_last(todo, detail)}")
+
+
+def _last(todo: str, detail: str) -> str:
+    """The end of a message; on a line of its own behind numbers that fill several."""
+    return f"{chr(10) if chr(10) in detail else ' '}What to do: {todo}" if todo else ""
 
 
 def name_of(part: object) -> str:
@@ -30,12 +36,12 @@ def name_of(part: object) -> str:
     return repr(part) if dataclasses.is_dataclass(part) else type(part).__name__
 
 
-def require_same(given: Tensor, wanted: Tensor, part: Any, promise: str) -> None:
+def require_same(given: Tensor, wanted: Tensor, part: Any, promise: str, *, todo: str = "") -> None:
     """Require equal shapes, and values equal within 1e-9 (absolute and relative)."""
     close = given.shape == wanted.shape and torch.allclose(
         given, wanted, rtol=1e-9, atol=1e-9, equal_nan=True
     )
-    require(close, part, promise, (given, wanted))
+    require(close, part, promise, (given, wanted), todo=todo)
 
 
 def require_close(

@@ -11,13 +11,38 @@ from torch import Tensor
 from cdkit.errors import CdkitError
 from cdkit.interfaces.depth import Depth, check_depth, layers_within
 from cdkit.interfaces.distortion import AttentionDistortion, Modified
-from cdkit.interfaces.segment import CrossModalSegment, ImageColumns
+from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.interfaces.selector import CellSelector
 from cdkit.probing.promises import name_of, require, require_same
-from cdkit.testing.values import check_value, normal, pure
+from cdkit.testing.example_segments import (
+    DEPTH,
+    beside_a_mate,
+    cut,
+    example_segment,
+    example_segments,
+    fresh,
+    without_the_mate,
+)
+from cdkit.testing.values import STATELESS, check_value, normal, pure, takes
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
-DEPTH = 4
+INDEPENDENT = "rows of the batch are independent"
+PADDING = "padding beside a mate with more tokens and other images changes nothing"
+BATCHES = "batches of prompts with other numbers and sizes of images"
+OWN_AXES = "reduce over the axes of one row (heads, text, image) with keepdim, never over dim 0"
+OWN_CELLS = (
+    "count `segment.cells` or `segment.image.valid` of each row, never shapes such as "
+    "`logits.shape[-1]` or `image.images`, and leave padding out of every mean, maximum and rank"
+)
+OWN_TEXT = (
+    "compute each text row by itself (those of the prompt that belong together: `segment.prompt`, "
+    "with needs_whole_prompt = True)"
+)
+OWN_IMAGE = (
+    "reduce over the columns of one image (`segment.image.image_index`, `shares()`, "
+    "`mean_values()`); images may have different numbers of tokens"
+)
+FLAGS = "use `full` and `generated` only to skip work whose result is known"
 
 
 def check_segment(
@@ -79,12 +104,16 @@ def check_segment(
         pure(part, run, example_segments(*kinds))
     segments = example_segments()
     new = run(segments)
-    _same(run(segments), new, part, "a second call with the same segment gives the same")
+    promise = "a second call with the same segment gives the same"
+    _same(run(segments), new, part, promise, todo=STATELESS)
     count = segments[0].logits.shape[0]
     for rows in (*torch.arange(count)[:, None], torch.tensor([2, 0, 1])):
-        mixed = run([_cut(_fresh(segment), rows=rows) for segment in segments])
-        wanted = [_cut(segment, rows=rows) for segment in new]
-        _same(mixed, wanted, part, "rows of the batch are independent")
+        mixed = run([cut(fresh(segment), rows=rows) for segment in segments])
+        wanted = [cut(segment, rows=rows) for segment in new]
+        _same(mixed, wanted, part, INDEPENDENT, todo=OWN_AXES)
+    with takes(part, BATCHES, todo=OWN_CELLS):
+        beside = run([beside_a_mate(segment) for segment in segments])
+    _same([without_the_mate(segment) for segment in beside], new, part, PADDING, todo=OWN_CELLS)
     generated = int(segments[0].prompt.any(0).sum())  # the first text row after the prompt's
     cuts = [slice(0, generated), slice(generated, None), slice(generated + 1, None)]
     if not needs_whole_prompt:
@@ -93,13 +122,57 @@ def check_segment(
         promise = "a generated row depends on no other row, and changes none"
         if text in cuts[3:]:
             promise = "with needs_whole_prompt = False no text row depends on another"
-        parts = run([_cut(_fresh(segment), text=text) for segment in segments])
-        whole = [_cut(segment, text=text) for segment in new]
+        parts = run([cut(fresh(segment), text=text) for segment in segments])
+        whole = [cut(segment, text=text) for segment in new]
         if text.start:  # the rows of the prompt decide what is pruned from the rows of the image
             whole = [
                 dataclasses.replace(s, pruned=p.pruned) for s, p in zip(whole, parts, strict=True)
             ]
-        _same(parts, whole, part, promise)
+        _same(parts, whole, part, promise, todo=OWN_TEXT)
+    later = [cut(fresh(s), rows=slice(0, 2), text=slice(generated, None)) for s in segments]
+    told = [dataclasses.replace(fresh(s), full=True, generated=True) for s in later]
+    promise = "what `full` and `generated` say changes nothing"
+    _same(run(told), run(later), part, promise, todo=FLAGS)
+    _check_unequal_images(part, run, segments, new, needs_whole_prompt=needs_whole_prompt)
+
+
+def _check_unequal_images(
+    part: Any,
+    run: Callable[[Sequence[CrossModalSegment]], list[CrossModalSegment]],
+    segments: Sequence[CrossModalSegment],
+    new: Sequence[CrossModalSegment],
+    *,
+    needs_whole_prompt: bool,
+) -> None:
+    """Check a sample with two images of unequal sizes: the second one must not reach the first."""
+    first = int((segments[0].image.image_index[0] == 0).sum())
+    here = {"rows": slice(0, 1), "text": slice(0, 1)}  # this row stands between the two images
+    if not needs_whole_prompt:
+        with takes(part, "one text row with one of two images", todo=OWN_IMAGE):
+            alone = run([cut(fresh(segment), **here, image=slice(first)) for segment in segments])
+        wanted = [cut(segment, **here, image=slice(first)) for segment in new]
+        promise = "text between two images depends on the first one alone"
+        _same(alone, wanted, part, promise, todo=OWN_IMAGE)
+    other = [
+        dataclasses.replace(
+            segment,
+            image=dataclasses.replace(
+                segment.image,
+                answer_cache={},
+                values=torch.cat(
+                    (segment.image.values[:, :, :first], 3 - segment.image.values[:, :, first:]), 2
+                ),
+            ),
+        )
+        for segment in (cut(segment, rows=slice(0, 1)) for segment in segments)
+    ]
+    for old, changed in zip(new, run(other), strict=True):
+        before, after = old.replacement, changed.replacement
+        if before is None or after is None:
+            continue
+        promise = "what replaces an image's values depends on no later image"
+        now, then = after[:, :, :first], before[:1, :, :first]
+        require_same(now, then, part, promise, todo=OWN_IMAGE)
 
 
 def _check_fields(
@@ -196,9 +269,11 @@ def check_selector(selector: Any) -> None:
     for segment in example_segments():
         mask = selector.select(segment)
         for rows in (*torch.arange(mask.shape[0])[:, None], torch.tensor([2, 0, 1])):
-            mixed = selector.select(_cut(_fresh(segment), rows=rows))
-            promise = "rows of the batch are independent"
-            require(mixed.equal(mask[rows]), selector, promise, (mixed, mask[rows]))
+            mixed = selector.select(cut(fresh(segment), rows=rows))
+            require(
+                mixed.equal(mask[rows]), selector, INDEPENDENT, (mixed, mask[rows]), todo=OWN_AXES
+            )
+        _check_beside_a_mate(selector, segment, mask)
         prompt = int(segment.prompt.any(0).sum())
         cuts = [slice(0, prompt), slice(prompt, None), slice(prompt + 1, None)]
         promise = "the prompt and each generated row get the same cells alone"
@@ -206,12 +281,14 @@ def check_selector(selector: Any) -> None:
             cuts += [slice(row, row + 1) for row in range(prompt)]
             promise = "with needs_whole_prompt = False each text row gets the same cells alone"
         for text in cuts:
-            part = selector.select(_cut(_fresh(segment), text=text))
-            require(part.equal(mask[:, :, text]), selector, promise, (text, part))
-        later = _cut(_fresh(segment), rows=slice(0, 2), text=slice(prompt, None))  # all are cells
+            part = selector.select(cut(fresh(segment), text=text))
+            equal = part.equal(mask[:, :, text])
+            require(equal, selector, promise, (text, part), todo=OWN_TEXT)
+        later = cut(fresh(segment), rows=slice(0, 2), text=slice(prompt, None))  # all are cells
         told = dataclasses.replace(later, full=True, generated=True)
         promise = "what `full` and `generated` say changes nothing"
-        require(selector.select(told).equal(selector.select(later)), selector, promise)
+        equal = selector.select(told).equal(selector.select(later))
+        require(equal, selector, promise, todo=FLAGS)
         added = torch.full((1, 1, mask.shape[2], 1), 2.5, dtype=torch.float64)
         promise = "the cells stay when a constant is added to the logits"
         _check_constant(selector, segment, mask, added, promise)
@@ -221,11 +298,27 @@ def check_selector(selector: Any) -> None:
             _check_constant(selector, segment, mask, added, f"{promise} get a constant of its own")
 
 
+def _check_beside_a_mate(selector: CellSelector, segment: CrossModalSegment, mask: Tensor) -> None:
+    larger = beside_a_mate(segment)
+    with takes(selector, BATCHES, todo=OWN_CELLS):
+        given = dataclasses.replace(larger, replaced=selector.select(larger))
+    beside = without_the_mate(given).replaced
+    assert beside is not None
+    require(beside.equal(mask), selector, PADDING, (beside, mask), todo=OWN_CELLS)
+    first = int((segment.image.image_index[0] == 0).sum())
+    here = {"rows": slice(0, 1), "text": slice(0, 1), "image": slice(first)}
+    if not selector.needs_whole_prompt:
+        alone = selector.select(cut(fresh(segment), **here))
+        promise = "text between two images depends on the first one alone"
+        wanted = mask[:1, :, :1, :first]
+        require(alone.equal(wanted), selector, promise, (alone, wanted), todo=OWN_IMAGE)
+
+
 def _check_constant(
     selector: CellSelector, segment: CrossModalSegment, mask: Tensor, added: Tensor, promise: str
 ) -> None:
     moved = dataclasses.replace(
-        _fresh(segment), logits=segment.logits + added, text_logits=segment.text_logits + added
+        fresh(segment), logits=segment.logits + added, text_logits=segment.text_logits + added
     )
     new = selector.select(moved)
     require(new.equal(mask), selector, promise, (new, mask))
@@ -244,109 +337,23 @@ def _mask(old: CrossModalSegment, new: CrossModalSegment) -> Tensor:
     return cut if new.replaced is None else cut | new.replaced
 
 
-def example_segments(
-    dtype: torch.dtype = torch.float64, values: torch.dtype = torch.float64
-) -> list[CrossModalSegment]:
-    """An example segment for each layer of a decoder of `DEPTH` layers."""
-    return [example_segment(dtype, values, layer=layer) for layer in range(DEPTH)]
-
-
-def example_segment(
-    dtype: torch.dtype = torch.float64, values: torch.dtype = torch.float64, *, layer: int = 1
-) -> CrossModalSegment:
-    """A random segment of three samples: two images, one image, and one beside padding.
-
-    Args:
-        dtype: Of queries and logits.
-        values: The dtype of keys and values.
-        layer: The layer that it is of.
-
-    Returns:
-        A segment of 3 rows with 4 heads (two share a key), 6 image columns and 6 text rows: four
-        of the prompt, then two that were generated.
-    """
-    image_index = torch.tensor([[0, 0, 0, 1, 1, 1], [0] * 6, [0] * 6])
-    valid = torch.ones(3, 6, dtype=torch.bool)
-    valid[2, 4:] = False
-    cells = valid[:, None].repeat(1, 6, 1)
-    cells[0, 0] &= image_index[0] == 0  # this row stands between the two images
-    cells[2, 0] = False  # and this one is padding
-    prompt = torch.tensor([True] * 4 + [False] * 2).repeat(3, 1)
-    prompt[2, 0] = False
-    seed = 10 * layer
-    keys, queries = normal(seed + 1, 3, 2, 6, 4), normal(seed + 2, 3, 4, 6, 4)
-    logits = queries @ keys.repeat_interleave(2, dim=1).mT / 2
-    image = ImageColumns(
-        keys=keys.to(values),
-        values=normal(seed + 3, 3, 2, 6, 4).to(values),
-        valid=valid,
-        image_index=image_index,
-        token_index=torch.arange(2, 8).repeat(3, 1),
-        rng_keys=torch.tensor([11, 22, 33]),
-        layer=layer,
-        depth=DEPTH,
-    )
-    text_logits = normal(seed + 4, 3, 4, 6, 14)
-    text_logits[..., 2:8] = -math.inf  # the image columns
-    ahead = torch.arange(14) > torch.arange(8, 14)[:, None]
-    return CrossModalSegment(
-        image=image,
-        queries=queries.to(dtype),
-        logits=logits.to(dtype).masked_fill(~cells[:, None], -math.inf),
-        cells=cells,
-        prompt=prompt,
-        predicts_next=torch.tensor([False] * 3 + [True] * 3).repeat(3, 1),
-        token_index=torch.arange(8, 14).repeat(3, 1),
-        text_logits=text_logits.to(dtype).masked_fill(ahead, -math.inf),
-        before_image=(torch.arange(14) < 2).repeat(3, 1),
-    )
-
-
-def _cut(
-    segment: CrossModalSegment, *, rows: slice | Tensor = slice(None), text: slice = slice(None)
-) -> CrossModalSegment:
-    """The segment of some rows of the batch, or of some text rows."""
-    image = {
-        field.name: getattr(segment.image, field.name)[rows]
-        for field in dataclasses.fields(ImageColumns)
-        if field.name not in ("layer", "depth", "answer_cache", "images")
-    }
-    return CrossModalSegment(
-        image=ImageColumns(**image, layer=segment.image.layer, depth=segment.image.depth),
-        queries=segment.queries[rows][:, :, text],
-        logits=segment.logits[rows][:, :, text],
-        cells=segment.cells[rows][:, text],
-        prompt=segment.prompt[rows][:, text],
-        predicts_next=segment.predicts_next[rows][:, text],
-        token_index=segment.token_index[rows][:, text],
-        text_logits=segment.text_logits[rows][:, :, text],
-        before_image=segment.before_image[rows],
-        replaced=None if segment.replaced is None else segment.replaced[rows][:, :, text],
-        replacement=None if segment.replacement is None else segment.replacement[rows],
-        pruned=None if segment.pruned is None else segment.pruned[rows],
-    )
-
-
-def _fresh(segment: CrossModalSegment) -> CrossModalSegment:
-    """The segment with an empty answer cache."""
-    return dataclasses.replace(segment, image=dataclasses.replace(segment.image, answer_cache={}))
-
-
 def _same(
     given: Sequence[CrossModalSegment],
     wanted: Sequence[CrossModalSegment],
     part: Any,
     promise: str,
+    *,
+    todo: str,
 ) -> None:
     """Equal logits, equal masks, and equal values wherever a mask takes them, in each layer."""
     for one, other in zip(given, wanted, strict=True):
-        require_same(one.logits, other.logits, part, promise)
-        require_same(one.text_logits, other.text_logits, part, promise)
+        require_same(one.logits, other.logits, part, promise, todo=todo)
+        require_same(one.text_logits, other.text_logits, part, promise, todo=todo)
         for mask, other_mask in ((one.replaced, other.replaced), (one.pruned, other.pruned)):
             if mask is None or other_mask is None:
-                require(mask is other_mask, part, promise)
+                require(mask is other_mask, part, promise, todo=todo)
             else:
-                require(mask.equal(other_mask), part, promise)
+                require(mask.equal(other_mask), part, promise, todo=todo)
         if one.replacement is not None and other.replacement is not None:
             used = other.image.valid[:, None, :, None]
-            require_same(one.replacement * used, other.replacement * used, part, promise)
+            require_same(one.replacement * used, other.replacement * used, part, promise, todo=todo)

@@ -2,13 +2,30 @@
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cdkit.probing.promises import name_of, require
+
+STATELESS = (
+    "keep no state between calls (a counter, a cache, self.x = ...): compute from the arguments "
+    "alone"
+)
+NEW_TENSORS = (
+    "make new tensors: x + y instead of x.add_(y), torch.where instead of x[mask] = y, "
+    "dataclasses.replace instead of assigning"
+)
+PASSED_RANDOMNESS = (
+    "draw from the generator that is passed, or from cdkit.functional.cell_uniform and "
+    "cell_normal with the rows' rng_keys"
+)
+
+ROWS_FIRST = "state tensors begin with the rows"
+ROWS_FIRST_TODO = "the engine reorders state with the beams, so give it one entry a row"
 
 
 def pure(part: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -34,17 +51,43 @@ def pure(part: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         pickle.dumps([*tensors_in(args), *tensors_in(kwargs)]) == before,
         part,
         "nothing is written into what it is passed",
+        todo=NEW_TENSORS,
     )
     require(
-        generator.equal(torch.get_rng_state()), part, "no random number comes from torch's global"
+        generator.equal(torch.get_rng_state()),
+        part,
+        "no random number comes from torch's global generator",
+        todo=PASSED_RANDOMNESS,
     )
     torch.rand(1)  # a call that depends on the global generator would now differ
     second = function(*args, **kwargs)
     torch.set_rng_state(generator)
     for a, b in zip(tensors_in(first), tensors_in(second), strict=True):
         same = a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-        require(same, part, "equal arguments give equal results, to the bit")
+        promise = "equal arguments give equal results, to the bit"
+        require(same, part, promise, todo=STATELESS)
     return first
+
+
+@contextmanager
+def takes(part: Any, what: str, *, todo: str) -> Iterator[None]:
+    """State what must run, and raise an AssertionError that names it where it fails.
+
+    Args:
+        part: The part that runs; the message begins with its name.
+        what: What it is given, in words.
+        todo: What its author should do; the message ends with it.
+
+    Raises:
+        AssertionError: Where an error of torch or Python is raised inside.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise AssertionError(
+            f"{name_of(part)}: it takes {what}. Got: {type(error).__name__}: {error} "
+            f"What to do: {todo}"
+        ) from error
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -74,16 +117,23 @@ def check_value(part: Any) -> None:
     """Require a value: frozen, documented, hashable, picklable, equal where its parameters are."""
     cls = type(part)
     frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    require(bool(frozen), part, "it is a frozen dataclass")
-    require(bool((cls.__doc__ or "").strip()), part, "its class has a docstring")
+    todo = "write @dataclass(frozen=True) before the class, its parameters as fields"
+    require(bool(frozen), part, "it is a frozen dataclass", todo=todo)
+    todo = "say in it what the part does, its formula and its parameters"
+    require(bool((cls.__doc__ or "").strip()), part, "its class has a docstring", todo=todo)
     # dataclass() writes the signature where a class has no docstring
-    require(not (cls.__doc__ or "").startswith(f"{cls.__name__}("), part, "it has a docstring")
+    written = not (cls.__doc__ or "").startswith(f"{cls.__name__}(")
+    require(written, part, "it has a docstring", todo=todo)
     twin = dataclasses.replace(part)
-    require(twin == part, part, "equal parameters make equal parts")
+    todo = "leave __eq__ to the dataclass: no eq=False, no fields with compare=False"
+    require(twin == part, part, "equal parameters make equal parts", todo=todo)
     try:
         equal_hash = hash(twin) == hash(part)
     except TypeError as error:
-        raise AssertionError(f"{name_of(part)}: it can be hashed. Got: {error}") from error
+        raise AssertionError(
+            f"{name_of(part)}: it can be hashed. Got: {error}. What to do: use tuples and "
+            "frozensets for the values of its fields, no lists, dicts or tensors"
+        ) from error
     require(equal_hash, part, "equal parts have equal hashes")
     try:
         copy = pickle.loads(pickle.dumps(part))

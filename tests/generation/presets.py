@@ -7,7 +7,7 @@ import torch
 
 import cdkit
 from cdkit.methods.method import describe
-from cdkit.testing.segment_contract import example_segment
+from cdkit.testing.example_segments import example_segment
 
 
 def shape(name: str) -> object:

@@ -20,7 +20,7 @@ from cdkit.functional.noise import (
     stream,
 )
 from cdkit.interfaces.segment import CrossModalSegment
-from cdkit.testing.segment_contract import example_segment
+from cdkit.testing.example_segments import example_segment
 
 Scaled: Any = cdkit.CALIBRATORS["scaled_positions"]
 SCOPES: st.SearchStrategy[Literal["call", "head", "row"]] = st.sampled_from(["call", "head", "row"])
