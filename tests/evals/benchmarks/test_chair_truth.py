@@ -108,7 +108,7 @@ def test_the_cache_gives_the_same_and_spares_the_reading(
     for each in (first, second):
         assert each.samples() == plain.samples() and each.sources() == plain.sources()
         assert each.wrong_objects("5", "dog, man, cat, bus") == ("bus",)
-    assert file.read_bytes() == before and json.loads(before)["key"]["scorer"] == "simple 1"
+    assert file.read_bytes() == before and json.loads(before)["key"]["scorer"] == "simple 2"
 
 
 def test_the_cache_is_never_stale(
@@ -125,7 +125,7 @@ def test_the_cache_is_never_stale(
     own.write_text("dog\nbus, thing\nperson, man\n")
     other = CHAIR(own, instances=coco[0], captions=coco[1], cache=cache)
     assert other.wrong_objects("6", "a thing") == () and len(kept(cache)) == 3
-    newer = {"simple": replace(object_words.SCORERS["simple"], version=2)}
+    newer = {"simple": replace(object_words.SCORERS["simple"], version=3)}
     monkeypatch.setattr(chair_truth, "SCORERS", newer)
     chair(coco, cache)
     assert len(kept(cache)) == 4
@@ -137,7 +137,7 @@ def test_the_cache_is_never_stale(
         lambda text: text[:-20],
         lambda text: "",
         lambda text: "[]",
-        lambda text: text.replace('"simple 1"', '"simple 2"'),
+        lambda text: text.replace('"simple 2"', '"simple 3"'),
         lambda text: text.replace('["bus"]', '"bus"'),
         lambda text: text.replace('["bus"]', "[1]"),
         lambda text: text.replace('"objects"', '"objekte"'),
