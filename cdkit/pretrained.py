@@ -50,10 +50,17 @@ def load_model(
         first_line = (
             str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         )
-        raise CdkitError(f"cannot load the model {str(name_or_path)!r}: {first_line}") from None
+        raise CdkitError(
+            f"cannot load the model {str(name_or_path)!r}{_no_folder(name_or_path)}: {first_line}"
+        ) from None
     if getattr(processor, "tokenizer", None) is not None:
         processor.tokenizer.padding_side = "left"  # generation continues at the right end
     return model.eval(), processor
+
+
+def _no_folder(name_or_path: str | Path) -> str:
+    """A folder that is not there is looked up on the hub, whose error says nothing of it."""
+    return "" if Path(name_or_path).exists() else " (there is no such folder, so it is a hub name)"
 
 
 class NoVideos:

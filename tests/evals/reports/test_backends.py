@@ -22,13 +22,11 @@ import pytorch_lightning
 """
 
 
+ABSENT = "module://no_such_package.backend"
+
+
 @pytest.mark.parametrize(
-    ("backend", "kept"),
-    [
-        ("module://no_such_package.backend", "module://no_such_package.backend"),
-        ("nonsense", "None"),
-        ("svg", "svg"),
-    ],
+    ("backend", "kept"), [(ABSENT, ABSENT), ("nonsense", "None"), ("svg", "svg")]
 )
 def test_figures_whatever_the_backend(backend: str, kept: str) -> None:
     ran = subprocess.run(
