@@ -87,3 +87,10 @@ def test_the_chat_prompt(model: Any, processor: Any) -> None:
         assert adapter.prompt("is there a cat ?", **asked) == "<image><image>is there a cat ?>"
     finally:
         processor.chat_template = None
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "gone"), "models/micor"):
+        with pytest.raises(cdkit.CdkitError, match="there is no such folder") as error:
+            cdkit.load_model(name)
+        assert repr(name) in str(error.value)

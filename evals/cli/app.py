@@ -22,6 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.evals.reports.backend import usable_backend
 from cdkit.evals.runner.stopping import ENDED_BY, Stopped, stopped_by_signals
 
 Parameters = ParamSpec("Parameters")
@@ -235,6 +236,7 @@ def quiet() -> None:
     warnings.simplefilter("default", CdkitWarning)
     warnings.showwarning = note
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    usable_backend()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -1,5 +1,7 @@
 """What all plots share: a figure without a display, and SVG as a data URI.
 
+Nothing else here imports matplotlib: its backend is looked at first.
+
 Names come from users' files, so no text is read as mathematics: `$` is a dollar sign.
 """
 
@@ -9,11 +11,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import matplotlib
+from cdkit.evals.reports.backend import usable_backend
 
-matplotlib.use("Agg")
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+usable_backend()
+import matplotlib  # noqa: E402
+from matplotlib.axes import Axes as Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure as Figure  # noqa: E402
 
 COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#7b4fa3", "#b08900")
 INK, LINE, SOFT = "#111827", "#e5e7eb", "#6b7280"
@@ -32,9 +36,16 @@ def drawing() -> Iterator[None]:
         yield
 
 
+def canvas(height: float, width: float) -> Figure:
+    """A figure that no backend is asked for: a notebook's may not be installed here."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     """A figure of one panel, its grid behind what is drawn."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = canvas(height, width)
     axes = figure.subplots()
     axes.grid(color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)

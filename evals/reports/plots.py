@@ -2,10 +2,16 @@
 
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-
-from cdkit.evals.reports.figures import COLOURS, WIDTH, drawing, label, new_figure, svg
+from cdkit.evals.reports.figures import (
+    COLOURS,
+    WIDTH,
+    Axes,
+    canvas,
+    drawing,
+    label,
+    new_figure,
+    svg,
+)
 from cdkit.evals.reports.formatting import heading
 from cdkit.evals.reports.results import Figure, Table, scale
 from cdkit.evals.statistics.bootstrap import Estimate
@@ -58,7 +64,7 @@ def forest(tables: Sequence[Table], metric: str) -> str:
     """
     order = dict.fromkeys(name for names in tables[0].sections.values() for name in names)
     names = [name for name in order if name != tables[0].base]
-    drawn = Canvas(figsize=(WIDTH * 1.25, 0.9 + 0.27 * len(names)), layout="constrained")
+    drawn = canvas(0.9 + 0.27 * len(names), WIDTH * 1.25)
     panels = drawn.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, table in zip(panels, tables, strict=True):
         axes.axvline(0, color="#111827", linewidth=0.8)

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from matplotlib.axes import Axes
-
-from cdkit.evals.reports.figures import INK, SOFT, drawing, new_figure, svg
+from cdkit.evals.reports.figures import INK, SOFT, Axes, drawing, new_figure, svg
 from cdkit.evals.reports.formatting import heading
 from cdkit.evals.reports.plots import VERDICTS
 from cdkit.evals.reports.results import Cell, Costs, MethodRow, Table, scale

@@ -9,13 +9,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.checked import FLAG, NUMBER, TABLE, TEXT, WHOLE, checked
-from cdkit.evals.runner.locking import take
+from cdkit.evals.runner.locking import lock_of, take
 from cdkit.interfaces.benchmark import Answer
 
 ANSWER = ("text", "yes_score", "margin", "truncated", "tokens")
@@ -93,7 +94,7 @@ class JournalWriter:
         self._file: int | None = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
         )
-        take(self._file, path)
+        self._lock = take(lock_of(path))
         self._path = path
         self._disk = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
@@ -132,6 +133,7 @@ class JournalWriter:
         finally:
             self._disk.shutdown()
             os.close(self._file)
+            self._lock.release()
             self._file = None
 
 
@@ -208,10 +210,9 @@ def _piece_of(path: Path) -> int:
 
 def _lines(path: Path, *, mend: bool) -> tuple[list[bytes], bool]:
     """The whole lines, and whether that is all; `mend` cuts off what is not."""
-    file = os.open(path, os.O_RDWR if mend else os.O_RDONLY)
-    try:
-        if mend:
-            take(file, path)  # a process that outlived its parent may still write
+    with ExitStack() as open_files:
+        if mend:  # a process that outlived its parent may still write
+            open_files.callback(take(lock_of(path)).release)
         data = Path(path).read_bytes()
         end = data.rfind(b"\n") + 1
         lines = data[:end].split(b"\n")[:-1]
@@ -220,11 +221,10 @@ def _lines(path: Path, *, mend: bool) -> tuple[list[bytes], bool]:
             end -= len(lines.pop()) + 1
         whole = end == len(data)
         if mend and not whole:
-            os.ftruncate(file, end)
-            os.fsync(file)
+            with path.open("r+b") as file:
+                file.truncate(end)
+                os.fsync(file.fileno())
         return lines, whole
-    finally:
-        os.close(file)
 
 
 def _is_json(line: bytes) -> bool:
@@ -270,6 +270,8 @@ def not_written(path: Path, error: OSError) -> CdkitError:
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder is no file that can be opened
+        return
     file = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(file)

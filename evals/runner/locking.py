@@ -1,11 +1,12 @@
 """One run a folder at a time, held by the operating system: a killed process holds nothing."""
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from cdkit.errors import CdkitError
 
@@ -13,25 +14,41 @@ from cdkit.errors import CdkitError
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file while the block runs; a CdkitError names who holds it already."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = take(path)
+    holder = _holder(path)
     try:
-        take(file, path)
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
-        os.ftruncate(file, 0)
+        holder.unlink(missing_ok=True)
     finally:
-        os.close(file)
+        lock.release()
 
 
-def take(file: int, path: Path) -> None:
-    """The lock of an open file, until it is closed."""
+def lock_of(path: Path) -> Path:
+    """The lock file of a file: beside it, because a lock keeps other systems from reading it."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def take(path: Path) -> BaseFileLock:
+    """The lock of a lock file, until it is released or this process ends."""
+    lock = FileLock(path, thread_local=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        content = os.pread(file, 200, 0).split(b"\n")[0].decode("utf-8", "replace")
-        holder = content if content.startswith("process ") else "another process"
+        lock.acquire(timeout=0)
+    except Timeout:
         raise CdkitError(
-            f"{path.parent} is being written by {holder}: wait until it has ended, or give "
+            f"{path.parent} is being written by {_named(path)}: wait until it has ended, or give "
             "another --name"
         ) from None
+    return lock
+
+
+def _holder(path: Path) -> Path:
+    return path.with_name(f"{path.name}.holder")
+
+
+def _named(path: Path) -> str:
+    try:
+        line = _holder(path).read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return "another process"
+    return line if line.startswith("process ") else "another process"

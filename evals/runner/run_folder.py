@@ -148,7 +148,7 @@ def _at_work(process: int) -> bool:
 
 def _has_answers(folder: Path) -> bool:
     """Whether a journal has more than its head."""
-    return any(path.read_bytes().count(b"\n") > 1 for path in (folder / JOURNAL).glob("*"))
+    return any(path.read_bytes().count(b"\n") > 1 for path in (folder / JOURNAL).glob("*.jsonl"))
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from cdkit.evals.reports.figures import COLOURS, INK, LINE, SOFT, drawing
+from cdkit.evals.reports.figures import COLOURS, INK, LINE, SOFT, Axes, canvas, drawing
 from cdkit.evals.speed.bench_results import MEASURES, BenchSection
 from cdkit.evals.speed.bench_run import Bench
 from cdkit.evals.speed.bench_tables import HEADINGS, headline
@@ -24,9 +21,7 @@ GAP = 0.6
 def draw(bench: Bench, paths: Sequence[Path]) -> None:
     """One row of panels a section; a path's ending is its format."""
     heights = [_height(section) for section in bench.sections]
-    figure = Figure(
-        figsize=(PANEL * (len(HEADINGS) + 0.9), sum(heights) + 0.5), layout="constrained"
-    )
+    figure = canvas(sum(heights) + 0.5, PANEL * (len(HEADINGS) + 0.9))
     figure.suptitle(headline(bench), fontsize=8, color=SOFT)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, section in zip(parts, bench.sections, strict=True):
