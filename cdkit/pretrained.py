@@ -106,7 +106,11 @@ def load_model(
     except torch.OutOfMemoryError:
         raise
     except BROKEN as error:
-        raise CdkitError(f"cannot load the model {str(name_or_path)!r}: {_reason(error)}") from None
+        absent = isinstance(error, OSError) and not Path(path).exists()
+        folder = " (and there is no folder of that name here)" if absent else ""
+        raise CdkitError(
+            f"cannot load the model {str(name_or_path)!r}{folder}: {_reason(error)}"
+        ) from None
     return model.eval(), processor
 
 

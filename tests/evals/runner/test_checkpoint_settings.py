@@ -129,6 +129,10 @@ def test_the_engine_knows(folder: Path) -> None:
 
 def test_a_grid_follows_it_as_an_evaluation_does(folder: Path, tmp_path: Path) -> None:
     """No answer is decided by logits that `generate` would have changed."""
+    yes = list(AnswerEngine(*cdkit.load_model("micro")).yes_ids)
+    path = folder / "generation_config.json"
+    content = json.loads(path.read_text("utf-8")) | {"suppress_tokens": yes}
+    path.write_text(json.dumps(content), "utf-8")
     assert run("data", "micro-world", tmp_path / "data", "--images", "3").exit_code == 0
     questions = next((tmp_path / "data").rglob("*random*.json*"))
     images = next((tmp_path / "data").rglob("*.png")).parent
@@ -142,14 +146,16 @@ def test_a_grid_follows_it_as_an_evaluation_does(folder: Path, tmp_path: Path) -
     runs = tmp_path / "runs"
     made = run("ablate", tmp_path / "grid.toml", "--output", runs, "--name", "grid")
     assert made.exit_code == 0, made.output
-    assert "sets repetition_penalty 50.0" in made.stderr
+    assert "sets repetition_penalty 50.0, suppress_tokens" in made.stderr
     asked = run(
         "eval", "--model", folder, "--method", "plain", "--bench", "pope", "--name", "one",
         "--data", tmp_path / "data", "--only", "pope_micro_random", "--output", runs,
     )  # fmt: skip
     assert asked.exit_code == 0, asked.output
-    assert "sets repetition_penalty 50.0; every answer follows it; settings.json" in asked.stderr
-    assert plain_answers(runs / "grid") == plain_answers(runs / "one")
+    assert "; every answer follows it; settings.json and manifest.json hold it" in asked.stderr
+    answers = plain_answers(runs / "grid")
+    assert answers == plain_answers(runs / "one")
+    assert all("yes" not in answer for answer in answers.values())
 
 
 def plain_answers(run: Path) -> dict[str, str]:
