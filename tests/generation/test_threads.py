@@ -29,7 +29,9 @@ class Gate:
 class Worker(threading.Thread):
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
-        self.work, self.result, self.error = work, None, None
+        self.work = work
+        self.result: Any = None
+        self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
