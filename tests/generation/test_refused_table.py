@@ -40,7 +40,7 @@ def test_what_is_tested_is_on_the_page() -> None:
     from .test_refusals import GENERATE
 
     page = PAGE.read_text()
-    for _, asked, why in GENERATE:
+    for _, asked, _why in GENERATE:
         name = next(iter(asked))
         assert f"`{name}`" in page, name
 
