@@ -4,6 +4,7 @@ import copy
 import functools
 import threading
 import warnings
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -65,6 +66,7 @@ def attach(
     Calling `model(...)` directly also applies the method, and treats the tokens of each row as one
     prompt. When the block ends, even by an exception, the model is exactly as before. A second
     attach replaces the first.
+    Without `with` the method does not act, and the first `generate` warns of it.
 
     Args:
         model: A Hugging Face model in eval mode; a PEFT wrapper around it will do.
@@ -87,7 +89,7 @@ def attach(
     Raises:
         CdkitError: If the method cannot run on this model. Then nothing is changed.
     """
-    return Attachment(
+    attachment = Attachment(
         model,
         method,
         processor=processor,
@@ -96,6 +98,48 @@ def attach(
         trace=make_trace(trace),
         optimize=optimize,
     )
+    attachment.await_block()
+    return attachment
+
+
+class NotEntered(BoundToModel):
+    """Stands as a model's `generate` between `cdkit.attach` and the block that it begins.
+
+    The first call takes it away, warns that no method acts, and is plain. It goes silently where a
+    block begins, or where none of the attachments is left that could begin one.
+    """
+
+    def __init__(self, model: nn.Module, hooks: Hooks) -> None:
+        self._hooks, self._inner = hooks, model.generate
+        self._waiting = 0
+        functools.update_wrapper(self, self._inner)  # type: ignore[arg-type]
+
+    def wait_for(self, attachment: "Attachment") -> None:
+        """Take one more attachment that was not entered."""
+        self._waiting += 1
+        weakref.finalize(attachment, self._forget).atexit = False
+
+    def _forget(self) -> None:
+        with _WIRING:
+            self._waiting -= 1
+            if not self._waiting:
+                self._hooks.undo()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _WIRING:
+            self._hooks.undo()
+        warnings.warn(
+            "cdkit.attach acts in its block alone, and no block was entered: this is the model's "
+            "plain answer. Write: with cdkit.attach(model, method): model.generate(...)",
+            CdkitWarning,
+            stacklevel=2,
+        )
+        inner: Any = self._inner
+        return inner(*args, **kwargs)
+
+    def end(self) -> None:
+        """Put the model's own `generate` back."""
+        self._hooks.undo()
 
 
 class Attachment(BoundToModel):
@@ -155,6 +199,19 @@ class Attachment(BoundToModel):
             self._forward_step = functools.partial(forward_step, engine)
             self._decode = functools.partial(decode, engine)
 
+    def await_block(self) -> None:
+        """Let the first `generate` warn, if it comes before the block of an attachment."""
+        with _WIRING:
+            standing = self._model.__dict__
+            if not self._active or ATTACHED in standing:
+                return
+            waiting = standing.get("generate")
+            if not isinstance(waiting, NotEntered):
+                hooks = Hooks()
+                waiting = NotEntered(self._model, hooks)
+                hooks.set(self._model, "generate", waiting)
+            waiting.wait_for(self)
+
     def __enter__(self) -> "Attachment":
         entered = False
         while not entered:
@@ -167,6 +224,8 @@ class Attachment(BoundToModel):
             standing: Attachment | None = self._model.__dict__.get(ATTACHED)
             if standing is None:
                 self._thread = threading.current_thread()
+                if isinstance(waiting := self._model.__dict__.get("generate"), NotEntered):
+                    waiting.end()
                 if self._active:
                     check_eval(self._model, self.method)
                     try:

@@ -149,8 +149,8 @@ def test_one_attachment_can_be_entered_again(
 ) -> None:
     inputs = make_inputs(*QUESTIONS)
     logits_of(own, inputs)  # the first call may fill caches of the model's own
-    attached = cdkit.attach(own, cdkit.load("cmac"))
     before = state_of(own)
+    attached = cdkit.attach(own, cdkit.load("cmac"))
     runs = []
     for _ in range(2):
         with attached:
@@ -230,3 +230,34 @@ def test_the_signatures_stay(own: Any) -> None:
     before = [inspect.signature(own.generate), inspect.signature(own.forward)]
     with cdkit.attach(own, cdkit.load("cmac")):
         assert [inspect.signature(own.generate), inspect.signature(own.forward)] == before
+
+
+@pytest.mark.usefixtures("as_for_a_user")
+def test_without_a_block_the_first_generate_warns(own: Any, make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(QUESTIONS[0])
+    stock = own.generate(**inputs, max_new_tokens=3)
+    before = state_of(own)
+    kept = [cdkit.attach(own, cdkit.load(name)) for name in ("cmac", "vcd")]
+    with pytest.warns(cdkit.CdkitWarning, match="acts in its block alone, and no block was ent"):
+        assert own.generate(**inputs, max_new_tokens=3).equal(stock)
+    own.generate(**inputs, max_new_tokens=3)  # told once
+    assert_restored(own, before)
+    with kept[0]:
+        own.generate(**inputs, max_new_tokens=3)
+
+
+def test_an_attachment_that_is_dropped_leaves_nothing(own: Any, make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(QUESTIONS[0])
+    own.generate(**inputs, max_new_tokens=3)
+    before = state_of(own)
+    cdkit.attach(own, cdkit.load("cmac"))
+    assert_restored(own, before)
+    runs = [cdkit.attach(own, cdkit.load(name)) for name in ("cmac", "vcd")]
+    for run in runs:
+        with run:
+            own.generate(**inputs, max_new_tokens=3)
+    own.generate(**inputs, max_new_tokens=3)
+    before = state_of(own)
+    idle = cdkit.attach(own, cdkit.load("plain"))  # it has nothing to do
+    assert_restored(own, before)
+    del runs, idle

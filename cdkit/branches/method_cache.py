@@ -1,6 +1,7 @@
 """The cache that `generate` holds while a method is on."""
 
 import abc
+from typing import Any, NoReturn
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -44,6 +45,17 @@ class MethodCache(Cache, abc.ABC):
         self, x: Float[Tensor, "rows heads new all_columns"]
     ) -> Float[Tensor, "rows heads new columns"]:
         """`x` at the columns of the original branch alone."""
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise: a layer that writes into this very cache is that of a model without the method."""
+        raise CdkitError(
+            "this cache was made under cdkit.attach and holds the rows of all branches: use it "
+            "within that block, or pass cache.original(), the cache of the original branch alone"
+        )
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise: a decoder that makes masks for this very cache is one without the method."""
+        self.update()
 
     def crop(self, tokens_to_remove: int) -> None:
         raise CdkitError("a cache with distorted branches cannot be cropped; start a new one")

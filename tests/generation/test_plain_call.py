@@ -186,3 +186,26 @@ def test_return_dict_false_is_refused(model: Any, make_inputs: MakeInputs) -> No
     with cdkit.attach(model, cdkit.load("cmac")):
         with pytest.raises(cdkit.CdkitError, match="return_dict=False is not supported"):
             call(model, **make_inputs(QUESTIONS[0]), return_dict=False)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("name", ["vcd", "cmac_imd"])
+def test_its_cache_after_the_block(
+    name: str, optimize: bool, model: Any, make_inputs: MakeInputs
+) -> None:
+    """One clear error; the original branch's cache goes on as the stock model's does."""
+    inputs = make_inputs(QUESTIONS[0])
+    method = cdkit.load(name)
+    stock = call(model, **inputs, use_cache=True)[CACHE]
+    with cdkit.attach(model, method, optimize=optimize):
+        cache = call(model, **inputs, use_cache=True, logits_to_keep=1)[CACHE]
+    length = inputs["input_ids"].shape[1]
+    new: dict[str, Any] = {"input_ids": torch.tensor([[5]])}
+    new["position_ids"] = torch.tensor([[length]])
+    with pytest.raises(cdkit.CdkitError, match=r"made under cdkit\.attach .*cache\.original\(\)"):
+        call(model, **new, **{CACHE: cache})
+    with pytest.raises(cdkit.CdkitError, match=r"made under cdkit\.attach .*cache\.original\(\)"):
+        model.generate(**inputs, max_new_tokens=2, **{CACHE: cache})
+    wanted = call(model, **new, **{CACHE: stock}).logits
+    given = call(model, **new, **{CACHE: cache.original()}).logits
+    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-9)
