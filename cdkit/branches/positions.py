@@ -32,7 +32,7 @@ def position_offset(
     calibrator: PositionCalibrator,
     positions: Int[Tensor, "rows tokens *axes"],
     image_index: Int[Tensor, "rows prompt"],
-) -> Float[Tensor, "rows tokens *axes"]:
+) -> Float[Tensor, "rows tokens *rotated"]:
     """Calibrated minus ordinary position of each token; what follows the prompt is text."""
     missing = positions.shape[1] - image_index.shape[1]
     index = torch.nn.functional.pad(image_index, (0, missing), value=-1)

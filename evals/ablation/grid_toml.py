@@ -49,7 +49,7 @@ def read_grid(grid: str | Path = DEFAULT, *, quick: bool = False) -> Grid:
     """A packaged grid by its name, or a file's; `quick` lays its [quick] keys over it."""
     path = find(grid)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CdkitError(f"cannot read the grid {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from cdkit.errors import CdkitError
@@ -14,6 +15,30 @@ from cdkit.evals.runner.run_folder import MANIFEST, PREDICTIONS, SETTINGS
 from cdkit.evals.runner.run_settings import settings_of
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, sha256
 from cdkit.methods.presets import build
+
+RESTORE = "restore the file, or run again with --resume"
+MANIFEST_KEYS: Mapping[str, type | UnionType] = {
+    "settings": dict,
+    "parts": dict,
+    "tokens": int,
+    "model_seconds": int | float,
+}
+ERROR_ROW: Mapping[str, type | UnionType] = {
+    "part": str,
+    "id": str,
+    "seed": int | None,
+    "error": str,
+}
+ANSWER_ROW: Mapping[str, type | UnionType] = {
+    "part": str,
+    "id": str,
+    "seed": int | None,
+    "text": str,
+    "yes_score": int | float | None,
+    "truncated": bool,
+    "tokens": int,
+}
+"""What each key of a row holds; there are others, which scoring does not need."""
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -34,18 +59,15 @@ def read_run(folder: Path) -> FinishedRun:
     rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in recorded["parts"]}
     errors: dict[str, dict[str, str]] = {name: {} for name in recorded["parts"]}
     for where, found in json_rows(read_text(folder / PREDICTIONS)):
-        row: dict[str, Any] = dict(found)
         with located(where):
-            try:
-                part, name, seed = row["part"], row["id"], row["seed"]
-                by_seed = rows[part].setdefault(seed, {})
-                if "error" in row:
-                    errors[part][name] = row["error"]
-                else:
-                    values = {f.name: row[f.name] for f in fields(Answer)}
-                    by_seed[name] = Answer(**values)
-            except (KeyError, TypeError) as error:
-                raise CdkitError(f"this is no row of {PREDICTIONS} ({error!r})") from None
+            part, name, seed, answer = _row(found, recorded["parts"])
+            by_seed = rows[part].setdefault(seed, {})
+            if name in by_seed:
+                raise CdkitError(f"{name} of {part} is there a second time: {RESTORE}")
+            if isinstance(answer, Answer):
+                by_seed[name] = answer
+            else:
+                errors[part][name] = answer
     benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in recorded["parts"].items()}
     for name, benchmark in benchmarks.items():
         asked = {sample.id for sample in asked_samples(benchmark, settings.limit)}
@@ -71,6 +93,27 @@ def read_run(folder: Path) -> FinishedRun:
     )
 
 
+def _row(
+    row: Mapping[str, object], parts: Mapping[str, object]
+) -> tuple[str, str, int | None, Answer | str]:
+    """(part, sample id, seed, answer or error) of a row of the predictions."""
+    kinds = ERROR_ROW if "error" in row else ANSWER_ROW
+    for key, kind in kinds.items():
+        value = row.get(key, ...)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            shown = "lacks" if value is ... else f"has {value!r} as"
+            raise CdkitError(f"this row of {PREDICTIONS} {shown} {key!r}: {RESTORE}")
+    given: Mapping[str, Any] = row
+    if given["part"] not in parts:
+        raise CdkitError(f"{given['part']!r} is no part of the run ({', '.join(parts)}): {RESTORE}")
+    answer = given.get("error")
+    if answer is None:
+        values = {field.name: given[field.name] for field in fields(Answer)}
+        score = values["yes_score"]
+        answer = Answer(**values | {"yes_score": None if score is None else float(score)})
+    return given["part"], given["id"], given["seed"], answer
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
@@ -81,9 +124,34 @@ def _manifest(folder: Path) -> dict[str, Any]:
             else f"{folder} holds no run of cdkit eval (no {MANIFEST})"
         )
     content = read_text(path).json()
-    if not isinstance(content, dict) or not {"settings", "parts", "tokens"} <= content.keys():
-        raise CdkitError(f"{path} is not what cdkit eval writes: run it again with --resume")
+    damaged = _fault(content)
+    if damaged or not isinstance(content, dict):
+        raise CdkitError(
+            f"{path} is not what cdkit eval writes ({damaged}): run it again with --resume"
+        )
     return content
+
+
+def _fault(content: object) -> str:
+    """What is wrong with a manifest, or nothing."""
+    if not isinstance(content, dict):
+        return "it holds no JSON object"
+    for key, kind in MANIFEST_KEYS.items():
+        value = content.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{key!r} is {value!r}" if key in content else f"{key!r} is not there"
+    for name, part in content["parts"].items():
+        benchmark = part.get("benchmark") if isinstance(part, dict) else None
+        whole = (
+            isinstance(benchmark, dict)
+            and isinstance(part.get("images"), str)
+            and isinstance(benchmark.get("benchmark"), str)
+            and isinstance(benchmark.get("sources"), dict)
+            and all(isinstance(digest, str) for digest in benchmark["sources"].values())
+        )
+        if not whole:
+            return f"its part {name!r} lacks its benchmark, the files of it, or the images"
+    return "" if content["parts"] else "it has no part"
 
 
 def _benchmark(part: str, recorded: Mapping[str, Any], folder: Path) -> Benchmark:

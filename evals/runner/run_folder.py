@@ -48,12 +48,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """What a run was begun with, as plain data: `settings` and `identity`."""
     path = folder / SETTINGS
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data: object = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CdkitError(f"{folder} holds no run of cdkit eval (no {SETTINGS})") from None
-    except ValueError as error:
+    except OSError as error:
+        raise CdkitError(f"{path} cannot be read ({error}): restore it") from None
+    except (ValueError, RecursionError) as error:
         raise CdkitError(f"{path} is not valid JSON ({error}): restore it") from None
-    if not isinstance(data, dict) or not {"settings", "identity"} <= data.keys():
+    keys = ("settings", "identity")
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in keys):
         raise CdkitError(f"{path} is not what cdkit eval writes: it needs settings and identity")
     return data
 
