@@ -10,7 +10,7 @@ import cdkit
 from cdkit.evals.pages import methods_page, models_readme, strategies_readme
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = pytest.mark.parametrize("module", [strategies_readme, models_readme])
 
 
