@@ -51,7 +51,13 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
     """
     if not isinstance(name_or_path, str | Path):
         raise CdkitError(f"a method is a preset's name or a path, got {name_or_path!r}")
-    method = parse_method(_read(name_or_path), source=str(name_or_path))
+    source = str(name_or_path)
+    try:
+        method = parse_method(_read(name_or_path), source=source)
+    except CdkitError as error:
+        if source in str(error):
+            raise
+        raise CdkitError(f"{source}: {error}") from None
     return override(method, overrides) if overrides else method
 
 
@@ -96,6 +102,9 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
     _check_keys(data, [field.name for field in dataclasses.fields(Method)], source)
     if "combiner" not in data:
         raise CdkitError(f"{source} has no [combiner]; give it one, such as kind = 'contrast'")
+    for key in ("name", "summary", "source"):
+        if not isinstance(data.get(key, ""), str):
+            raise CdkitError(f"{source}: {key} must be a text, got {data[key]!r}")
     branches = []
     for index, table in enumerate(_tables(data, "branches", source)):
         where = f"{source}, branch {index + 1}"

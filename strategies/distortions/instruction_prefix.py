@@ -1,6 +1,6 @@
 """Instruction contrastive decoding (ICD): the distorted branch gets a disturbing role prefix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from cdkit import DISTORTIONS, CdkitError, Prompt, PromptDistortion, check_choice
@@ -17,6 +17,8 @@ class InstructionPrefix(PromptDistortion):
         instruction: The text of the prefix.
         place: "system" puts it before all other text; "question" after the image, before the
             question: then both branches share the states up to the image.
+        replaces: The text of the prompt's system message: the prefix takes its place, as in the
+            authors' code. Empty: nothing goes, and the prefix is put in.
     """
 
     formula: ClassVar[str] = "prompt~ = prompt with instruction put in at place"
@@ -38,12 +40,31 @@ class InstructionPrefix(PromptDistortion):
         "of the image."
     )
     place: Place = "system"
+    replaces: str = ""
 
     def __post_init__(self) -> None:
         if not self.instruction.strip():
             raise CdkitError("instruction must not be empty")
         check_choice("place", self.place, Place)
+        if self.replaces and self.place != "system":
+            raise CdkitError(
+                "replaces names a system message, and place is 'question': leave replaces out, or "
+                "set place = 'system'"
+            )
 
     def distort(self, prompt: Prompt) -> Prompt:
         slot = prompt.system_slot if self.place == "system" else prompt.question_slot
-        return prompt.insert(self.instruction, at=slot)
+        old = prompt.encode(self.replaces) if self.replaces else ()
+        if prompt.ids[slot : slot + len(old)] != old:
+            raise CdkitError(
+                f"the prompt does not begin with the system message {self.replaces!r} that "
+                "instruction_prefix should replace: give its exact text, or leave replaces out, "
+                "which puts the prefix before everything else"
+            )
+        without = replace(
+            prompt,
+            ids=prompt.ids[:slot] + prompt.ids[slot + len(old) :],
+            is_image=prompt.is_image[:slot] + prompt.is_image[slot + len(old) :],
+            question_slot=prompt.question_slot - len(old) * (prompt.question_slot > slot),
+        )
+        return without.insert(self.instruction, at=slot)

@@ -28,8 +28,9 @@ class ValueNoise(AttentionDistortion):
 
     VCD's schedule with `step` 999 and `beta_max` 0.01 keeps `a` = 0.0066 of the variance; the
     noise has the mean and the standard deviation of the image's values in that layer, and is drawn
-    once for each (seed, sample, layer, image token): the public code draws anew at every call. The
-    cells are those of IMD by default.
+    once for each (seed, sample, layer, image token). The public code takes the mean and deviation
+    of all values, text included, and draws anew at every call. The cells are those of IMD by
+    default.
     """
 
     formula: ClassVar[str] = (
