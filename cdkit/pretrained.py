@@ -107,7 +107,7 @@ def load_model(
         raise
     except BROKEN as error:
         absent = isinstance(error, OSError) and not Path(path).exists()
-        folder = " (and there is no folder of that name here)" if absent else ""
+        folder = " (there is no such folder here, so it is a hub name)" if absent else ""
         raise CdkitError(
             f"cannot load the model {str(name_or_path)!r}{folder}: {_reason(error)}"
         ) from None

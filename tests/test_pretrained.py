@@ -58,7 +58,7 @@ def test_no_model(name: str, tmp_path: Path) -> None:
     with pytest.raises(cdkit.CdkitError, match="cannot load the model") as error:
         cdkit.load_model(tmp_path / name)
     assert "\n" not in str(error.value)
-    assert ("there is no folder of that name here" in str(error.value)) == (name != "empty")
+    assert ("there is no such folder here" in str(error.value)) == (name != "empty")
 
 
 def test_a_truncated_checkpoint(

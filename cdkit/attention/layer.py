@@ -29,6 +29,9 @@ class CurrentCall:
     """The decoder call under way, as all layers of a model find it; None outside of one."""
 
     context: DecoderContext | None = None
+    handed_down: frozenset[str] = frozenset()
+    """Arguments that the decoder was called with: it hands them to its layers as they are, and no
+    attention of a stock model reads them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,10 +189,11 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What Hugging Face's attention modules call while a method is attached to their model."""
-    for name, argument in kwargs.items():
-        if argument is not None and name not in ATTENTION_ARGUMENTS:
-            raise unknown_attention_argument(module, name)
     layer: LayerAttention = getattr(module, HANDLE)
+    known = layer.current.handed_down
+    for name, argument in kwargs.items():
+        if argument is not None and name not in ATTENTION_ARGUMENTS and name not in known:
+            raise unknown_attention_argument(module, name)
     return layer(module, query, key, value, attention_mask, **kwargs), None
 
 

@@ -53,10 +53,6 @@ class MethodCache(Cache, abc.ABC):
             "within that block, or pass cache.original(), the cache of the original branch alone"
         )
 
-    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise: a decoder that makes masks for this very cache is one without the method."""
-        self.update()
-
     def crop(self, tokens_to_remove: int) -> None:
         raise CdkitError("a cache with distorted branches cannot be cropped; start a new one")
 

@@ -333,6 +333,7 @@ def _call_decoder(
     if step is not None:
         forward, context, own = step
     engine.current.context = context
+    engine.current.handed_down = frozenset(kwargs)
     try:
         output = forward(**kwargs | own)
     finally:

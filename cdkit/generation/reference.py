@@ -67,6 +67,8 @@ class BranchCall:
     """Whether schedules, or feature distortions, read the branch's attention to the image."""
     notes_last_layer: bool
     """Whether a loop reads the last layer's weights."""
+    handed_down: frozenset[str] = frozenset()
+    """Arguments that the decoder was called with: it hands them to its layers as they are."""
     layers_run: int = 0
     image_logits: list[Float[Tensor, " rows"]] = field(default_factory=list)
     """A layer each: of the row that predicts the next token, see `signals_of`."""
@@ -250,6 +252,7 @@ class ReferenceEngine(AttachedEngine):
                 added = on_image, here
             own |= self.attached.adapter.deepstack_kwargs(added)
         self.running = running
+        running.handed_down = frozenset(kwargs)
         try:
             output = forward(**kwargs | own)
         finally:
@@ -469,10 +472,11 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """What Hugging Face's attention modules call."""
     handle: LayerHandle = getattr(module, HANDLE)
-    for name, argument in kwargs.items():
-        if argument is not None and name not in ATTENTION_ARGUMENTS:
-            raise unknown_attention_argument(module, name)
     running = handle.engine.running
+    known = frozenset() if running is None else running.handed_down
+    for name, argument in kwargs.items():
+        if argument is not None and name not in ATTENTION_ARGUMENTS and name not in known:
+            raise unknown_attention_argument(module, name)
     if running is None:  # not under a forward that is read
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs["scaling"]

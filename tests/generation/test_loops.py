@@ -399,7 +399,7 @@ class Streamer:
         ({"output_logits": True}, r"output_logits: .*; use trace=\('logits',\)"),
         ({"streamer": Streamer()}, "streamer: .*; its tokens may be taken back"),
         ({"synced_gpus": True}, "synced_gpus: .*; each process decodes as long as it needs"),
-        ({"num_beam_groups": 3, "diversity_penalty": 0.5}, "loop in place of beam_search, but"),
+        ({"num_beam_groups": 3, "diversity_penalty": 0.5}, "a custom loop may not keep"),
         ({"custom_generate": lambda model, **kwargs: None}, "a custom loop may not keep"),
     ],
     ids=lambda case: "" if case is None or isinstance(case, str) else next(iter(case)),

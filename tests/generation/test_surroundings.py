@@ -32,11 +32,11 @@ def test_a_default_of_the_model_counts_behind_a_given_config(
     make_model: Callable[..., Any], inputs: Inputs
 ) -> None:
     model = make_model()
-    model.generation_config.prefill_chunk_size = 3
+    model.generation_config.guidance_scale = 3.0
     given = hf.GenerationConfig(max_new_tokens=2, pad_token_id=0)
     with (
         cdkit.attach(model, CMAC),
-        pytest.raises(cdkit.CdkitError, match="prefill_chunk_size=3: the threshold"),
+        pytest.raises(cdkit.CdkitError, match=r"guidance_scale=3\.0, which the checkpoint's"),
     ):
         model.generate(**inputs, generation_config=given)
 

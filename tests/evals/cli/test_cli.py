@@ -92,7 +92,7 @@ def test_a_set_parameter_names_the_column(picture: Path) -> None:
         (["--temperature", "2"], "--temperature belongs to --sample: give both, or neither"),
         (["--sample", "--beams", "4"], "--beams searches and --sample draws: give one of them"),
         (
-            ["--compare", f"plain,{SEARCH}"],
+            ["--method", SEARCH],
             f"{SEARCH} is not defined for greedy, but for beam search, for which give --beams 5",
         ),
         (

@@ -85,4 +85,6 @@ def test_a_refused_method_leaves_the_others(picture: Path, monkeypatch: pytest.M
     assert words.count("refused:") == 2 and "Traceback" not in words
     assert "vcd" in words and "[model]" in words and "opera" in words
     unable = ["vcd", "icd"]
-    assert "vcd cannot run" in refused("generate", *options, "--compare", "vcd,icd")
+    none_left = run("generate", *options, "--compare", "vcd,icd")
+    assert none_left.exit_code == 1 and "Traceback" not in none_left.output
+    assert none_left.stderr.splitlines()[-1].startswith("error: vcd cannot run")

@@ -138,7 +138,7 @@ def test_a_grid_follows_it_as_an_evaluation_does(folder: Path, tmp_path: Path) -
     images = next((tmp_path / "data").rglob("*.png")).parent
     (tmp_path / "grid.toml").write_text(
         f"model = {json.dumps(str(folder))}\ndecode = ['greedy']\ncheck = 8\nresamples = 100\n"
-        "[gallery]\nsamples = 0\n[methods.plain]\n[methods.vcd]\n[benchmarks.pope]\n"
+        "[gallery]\nsamples = 0\n[methods.plain]\n[methods.vcd]\nbeta = 0.0\n[benchmarks.pope]\n"
         f"type = 'pope'\nimage_folder = {json.dumps(str(images))}\n"
         f"path = {json.dumps(str(questions))}\n",
         "utf-8",

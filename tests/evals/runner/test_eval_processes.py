@@ -50,7 +50,7 @@ def in_two(world: Path, folder: Path, model: str = "micro") -> subprocess.Comple
 
 def shares(folder: Path) -> list[int]:
     """How many rows each process wrote."""
-    files = sorted((folder / "journal").glob("*"))
+    files = sorted((folder / "journal").glob("[!.]*"))  # the others are locks
     return [len(file.read_text("utf-8").splitlines()) - 1 for file in files]
 
 

@@ -387,5 +387,5 @@ def test_near_ties_are_counted(parts: list[Part], tmp_path: Path) -> None:
 def test_rows_of_the_journal_have_the_agreed_key(done: EvalOutcome) -> None:
     row = journal_rows(done.folder)[0]
     assert {"data", "id", "method", "seed", "text", "yes_score", "tokens", "seconds"} <= row.keys()
-    head = rows(next((done.folder / "journal").glob("*")))[0]
+    head = rows(next((done.folder / "journal").glob("[!.]*")))[0]
     assert head["batch_size"] == 8 and head["model"]["type"] == "llava"
