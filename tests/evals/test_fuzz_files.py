@@ -300,7 +300,7 @@ def test_an_error_names_the_row(tmp_path: Path) -> None:
 
 # ---- TOML ----------------------------------------------------------------------------------------
 
-GRID = Path(cdkit.__file__).parent.parent / "evals" / "ablation" / "configs" / "default.toml"
+GRID = Path(__file__).resolve().parents[2] / "evals" / "ablation" / "configs" / "default.toml"
 TOML_ODD = ("[]", "{}", "true", "-1", "1e308", "nan", '""', '"x"', "[[]]", "1979-05-27", "10**3")
 
 
@@ -335,7 +335,7 @@ def reads_grid(path: Path) -> float:
 @pytest.mark.filterwarnings("ignore::cdkit.CdkitWarning")
 def test_toml_files(kind: str, tmp_path: Path) -> None:
     read = reads_grid if kind == "grid" else reads_method
-    presets = Path(cdkit.__file__).parent.parent / "strategies" / "presets"
+    presets = Path(__file__).resolve().parents[2] / "strategies" / "presets"
     source = GRID if kind == "grid" else presets / f"{kind}.toml"
     data, rng, refused = source.read_bytes(), random.Random(kind), 0
     path = tmp_path / "file.toml"

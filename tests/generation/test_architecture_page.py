@@ -36,11 +36,15 @@ class Walk(NamedTuple):
 @cache
 def file_name(path: str) -> str | None:
     """The file relative to cdkit/, strategies/ and models/ as seen from there; None elsewhere."""
-    real = Path(os.path.realpath(path))
-    folder, *rest = real.relative_to(ROOT).parts if real.is_relative_to(ROOT) else ("",)
-    if folder == "cdkit":
-        return "/".join(rest)
-    return "/".join((folder, *rest)) if folder in ("strategies", "models") else None
+    real, package = Path(os.path.realpath(path)), Path(cdkit.__file__).parent
+    # in a checkout these three are links out of the package; in an installed one they lie in it
+    for folder in ("strategies", "models", "evals"):
+        home = (package / folder).resolve()
+        if real.is_relative_to(home):
+            inside = f"{folder}/{real.relative_to(home).as_posix()}"
+            return None if folder == "evals" else inside
+    package = package.resolve()
+    return real.relative_to(package).as_posix() if real.is_relative_to(package) else None
 
 
 def is_property(frame: FrameType) -> bool:
