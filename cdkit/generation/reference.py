@@ -446,7 +446,7 @@ class ReferenceEngine(AttachedEngine):
         if positions is not None and positions.ndim > 2:
             positions = positions.movedim(0, -1)
         append(batch, positions, token_mask, new)
-        inputs = dict.fromkeys(batch.branches, embeds)
+        inputs: dict[str, Tensor] = {name: embeds for name in batch.branches}
         for branch in self.attached.branches if start < layout.length else ():
             features = features_of(self.session, branch, rows)
             if features is not None:

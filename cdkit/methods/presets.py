@@ -6,6 +6,7 @@ import tomllib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from importlib.metadata import EntryPoint
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import NoneType, UnionType
@@ -423,7 +424,8 @@ def _preset_files() -> tuple[dict[str, list[Traversable]], list[BrokenPlugin]]:
     files: dict[str, list[Traversable]] = {}
     packages, broken = load_plugins(PRESET_GROUP)
     own = resources.files("cdkit.strategies") / "presets"
-    for entry, package in ((None, None), *packages):
+    every: list[tuple[EntryPoint | None, Any]] = [(None, None), *packages]
+    for entry, package in every:
         try:
             folder = own if entry is None else resources.files(package)
             listed = [file for file in folder.iterdir() if file.name.endswith(".toml")]

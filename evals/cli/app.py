@@ -111,7 +111,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             _complain(f"error: {_one_line(error)}")
             raise typer.Exit(1) from None
         except (KeyboardInterrupt, Stopped) as stopped:
-            code = stopped.code if isinstance(stopped, Stopped) else ENDED_BY + signal.SIGINT
+            code = stopped.exit_status if isinstance(stopped, Stopped) else ENDED_BY + signal.SIGINT
             what = "interrupted" if code == ENDED_BY + signal.SIGINT else "terminated"
             _complain(_one_line("; ".join([what, *getattr(stopped, "__notes__", ())])))
             raise typer.Exit(code) from None

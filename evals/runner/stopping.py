@@ -23,10 +23,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 class Stopped(SystemExit):
     """A signal asked the process to end; the exit status says which."""
 
-    code: int
-
     def __init__(self, number: int) -> None:
         super().__init__(ENDED_BY + number)
+        self.exit_status = ENDED_BY + number
 
 
 def stopping_signal(exit_code: int) -> signal.Signals | None:

@@ -457,8 +457,14 @@ class Kept(cdkit.Constraint):
 
     keep: Callable[[Tensor], Tensor]
     on_empty: cdkit.OnEmpty = "raise"
-    is_identity: ClassVar[bool] = False
-    description: ClassVar[str] = "the constraint"
+
+    @property
+    def is_identity(self) -> bool:
+        return False
+
+    @property
+    def description(self) -> str:
+        return "the constraint"
 
     def allowed(self, original: Tensor) -> Tensor:
         return self.keep(original)
@@ -481,7 +487,10 @@ class Positions(cdkit.PositionCalibrator):
     """Does what it is given."""
 
     change: Callable[[Tensor, Tensor], Tensor]
-    is_identity: ClassVar[bool] = False
+
+    @property
+    def is_identity(self) -> bool:
+        return False
 
     def calibrate(self, positions: Tensor, image_index: Tensor) -> Tensor:
         return self.change(positions, image_index)

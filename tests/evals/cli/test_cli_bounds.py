@@ -17,9 +17,8 @@ from cdkit.evals.speed.bench_settings import BenchSettings
 
 
 def asked(**changes: Any) -> RunSettings:
-    return RunSettings(
-        **{"method": "vcd", "bench": "pope", "data": "d", "mode": "sample"} | changes
-    )
+    values: dict[str, Any] = {"method": "vcd", "bench": "pope", "data": "d", "mode": "sample"}
+    return RunSettings(**values | changes)
 
 
 @pytest.mark.parametrize(

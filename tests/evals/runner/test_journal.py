@@ -81,7 +81,7 @@ def test_a_file_without_its_head_takes_its_number(tmp_path: Path, rank: int) -> 
     """Killed at any byte of the head, in any process: the next piece has a file of its own."""
     written(tmp_path, row("a"))
     path = written(tmp_path, name=file_name(2, rank))
-    head = path.read_bytes()
+    head, found = path.read_bytes(), read(tmp_path)
     for cut in range(len(head)):
         path.write_bytes(head[:cut])
         for mend in (False, True):
