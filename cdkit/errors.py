@@ -12,6 +12,10 @@ class CdkitError(ValueError):
     """
 
 
+class SampleError(CdkitError):
+    """What is wrong with one sample of a batch, and not with the method or the model."""
+
+
 class CdkitWarning(UserWarning):
     """Something that a user should know but need not correct; the command line prints one line."""
 

@@ -13,7 +13,7 @@ import cdkit
 from cdkit.evals.integrations.lmms_eval.options import read_options
 from cdkit.evals.runner.chosen_model import ChosenModel
 from cdkit.evals.runner.processes import _device
-from cdkit.evals.runner.run_settings import Resources
+from cdkit.evals.runner.resources import Resources
 from cdkit.pretrained import device_of
 
 POPE = [

@@ -1,67 +1,76 @@
-"""The galleries of an ablation: what its greedy answers differ in."""
+"""The galleries of a run: what its greedy answers differ in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
-from cdkit.evals.ablation.grid_runner import Answers, Decode
-from cdkit.evals.ablation.plan import Variant
+from cdkit.evals.ablation.answered import Answered
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.reports.results import AttentionOverlay, Gallery
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.attention_overlays import changes_attention, collect_overlays
 from cdkit.evals.runner.example_gallery import example_gallery
-from cdkit.evals.runner.modes import GREEDY, PLAIN
+from cdkit.evals.runner.modes import GREEDY, Decode
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.questions import Question
+from cdkit.evals.runner.shared_passes import Variant
 
 GALLERY = "gallery"
 
 
 def galleries(
-    grid: Grid,
-    variants: Sequence[Variant],
-    loaded: Sequence[LoadedBenchmark],
-    engine: AnswerEngine,
-    answers: Answers,
+    run: PreparedRun,
+    answered: Answered,
+    engine: Callable[[], AnswerEngine],
     stages: Stages,
 ) -> tuple[Gallery, ...]:
-    """One for each benchmark that is answered greedily; none where the grid asks for no sample."""
-    spec = grid.gallery
-    shown = [item for item in loaded if spec.samples and GREEDY in grid.modes_of(item.name)]
-    greedy = [variant for variant in variants if GREEDY in variant.modes]
+    """One for each benchmark that several methods answer greedily; none where none is asked for.
+
+    Args:
+        run: What was asked.
+        answered: The answers.
+        engine: Gives the model, where attention is drawn over a picture.
+        stages: Shows progress.
+
+    Returns:
+        The galleries.
+    """
+    spec, base = run.grid.gallery, run.grid.base
+    greedy = [variant for variant in answered.can_run(run.variants) if GREEDY in variant.modes]
+    several = len(greedy) > 1 and any(variant.name == base for variant in greedy)
+    shown = [item for item in run.loaded if spec.samples and several and GREEDY in item.modes]
     drawn = {
         variant.name: variant.method
         for variant in greedy
-        if (variant.name in spec.methods if spec.methods else _is_drawn(variant))
+        if (variant.name in spec.methods if spec.methods else _is_drawn(variant, base))
     }
 
     def overlays(asked: Sequence[Question]) -> Mapping[Question, AttentionOverlay] | str:
-        return collect_overlays(engine, drawn, asked)
+        return collect_overlays(engine(), drawn, asked)
 
     stages.start(GALLERY, len(shown))
     found = []
     for item in shown:
-        by_method = {
-            variant.name: {
-                sample: answers[question, variant.name, Decode()]
-                for sample, question in item.questions.items()
-            }
-            for variant in greedy
-        }
-        found.append(
-            example_gallery(
-                item.name,
-                item.benchmark,
-                item.questions,
-                by_method,
-                count=spec.samples,
-                seed=spec.seed,
-                overlays=overlays,
+        failed = answered.errors(item, [variant.name for variant in greedy], [Decode()])
+        questions = {name: q for name, q in item.questions.items() if name not in failed}
+        if questions:
+            by_method = {v.name: answered.answers(item, v.name, Decode()) for v in greedy}
+            found.append(
+                example_gallery(
+                    item.name,
+                    item.benchmark,
+                    questions,
+                    by_method,
+                    count=spec.samples,
+                    seed=spec.seed,
+                    base=base,
+                    tallies={
+                        v.name: answered.tally(item, v.name, Decode(), failed) for v in greedy
+                    },
+                    overlays=overlays,
+                )
             )
-        )
         stages.advance(GALLERY)
     return tuple(found)
 
 
-def _is_drawn(variant: Variant) -> bool:
-    return variant.name == PLAIN or changes_attention(variant.method)
+def _is_drawn(variant: Variant, base: str) -> bool:
+    return variant.name == base or changes_attention(variant.method)

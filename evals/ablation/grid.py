@@ -1,8 +1,9 @@
-"""What an ablation runs: frozen dataclasses, every value checked. `read_grid` builds them.
+"""What a run asks: frozen dataclasses, every value checked. `read_grid` builds them.
 
-A grid names a model, methods (presets with parameter overrides), benchmarks, decode modes, seeds,
-parameter sweeps and how the methods are grouped in the tables. Strings `world:NAME` stand for files
-of the embedded micro-world, which is drawn anew for each run. docs/ablate.md explains each key.
+A grid names models, methods (presets with parameter overrides), benchmarks, decode modes, seeds,
+parameter sweeps and how the methods are grouped in the tables. Benchmarks are named one by one, or
+found in a data folder by their layout. Strings `world:NAME` stand for files of the embedded
+micro-world, which is drawn anew for each run. docs/ablate.md explains each key.
 """
 
 from collections.abc import Mapping
@@ -15,13 +16,16 @@ from cdkit.evals.ablation.grid_checks import (
     WHY_THREADS,
     check_integer,
     check_names,
+    check_share,
     check_some,
     check_text,
+    check_twice,
 )
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, Dtype
-from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE
+from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE, Decode
 
 WORLD_PREFIX = "world:"
+LARGEST_SEED = 2**63 - 1
 
 Options = Mapping[str, Any]  # keyword arguments of classes that check them themselves
 
@@ -70,6 +74,20 @@ class BenchmarkSpec:
         check_text("type of a benchmark", self.type)
         check_text("image_folder of a benchmark", self.image_folder)
         check_names("decode of a benchmark", self.decode, DECODE, "decode mode")
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """A registered benchmark that is found in the data folder, with all its parts."""
+
+    options: Options = field(default_factory=dict)
+    """Fields of the benchmark that depart from the layout's."""
+    decode: tuple[str, ...] = ()
+    """Empty: the grid's own modes."""
+    show: tuple[str, ...] = ()
+    """The metrics in the tables; empty: all."""
+    only: tuple[str, ...] = ()
+    """Parts, by shell patterns such as `pope_*_random`; empty: all."""
 
 
 @dataclass(frozen=True)
@@ -133,16 +151,34 @@ class Grid:
 
     summary: str = ""
     """A line about what it compares."""
-    model: str = "micro"
+    models: tuple[str, ...] = ("micro",)
+    """"micro", checkpoints' folders, or names on the hub; one follows the other."""
     dtype: str = AUTO
     """Its precision; "auto": the checkpoint's."""
     revision: str | None = None
     """The branch, tag or commit of a model on the hub."""
     load_in_4bit: bool = False
     """Whether bitsandbytes keeps its weights in four bits."""
+    data: str | None = None
+    """The data folder that the benchmarks of `bench` lie in."""
+    bench: Mapping[str, BenchSpec] = field(default_factory=dict)
+    """Registered benchmarks to find in `data`."""
+    only: tuple[str, ...] = ()
+    """Names of the parts of `bench` to ask; empty: all."""
+    limit: int | None = None
+    """Ask only about the first so many images of each part."""
+    max_new_tokens: int | None = None
+    """The token limit of an answer; None: the benchmark's."""
+    first_token: bool = True
+    """Whether a first token that reads yes or no decides a yes/no question; else each answer is
+    generated to its end."""
     decode: tuple[str, ...] = (GREEDY, SAMPLE)
     seeds: tuple[int, ...] = (0, 1, 2)
     temperature: float = 1.0
+    top_k: int | None = None
+    """When sampling, keep the k most probable tokens."""
+    top_p: float | None = None
+    """When sampling, keep the smallest set of tokens whose probabilities sum to this."""
     num_beams: int = 4
     """Beams of the decode mode "beam"."""
     batch: int = 64
@@ -165,18 +201,28 @@ class Grid:
     def __post_init__(self) -> None:
         if self.summary != "":
             check_text("summary", self.summary)
-        check_text("model", self.model)
+        check_some("model", self.models, "model")
+        for model in self.models:
+            check_text("model", model)
+        check_twice("model", self.models)
         check_names("dtype", (self.dtype,), get_args(Dtype), "dtype")
-        if self.revision is not None:
-            check_text("revision", self.revision)
-        if not isinstance(self.load_in_4bit, bool):
-            raise CdkitError(f"load_in_4bit must be true or false, got {self.load_in_4bit!r}")
+        for name in ("revision", "data"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        for name in ("load_in_4bit", "first_token"):
+            if not isinstance(getattr(self, name), bool):
+                raise CdkitError(f"{name} must be true or false, got {getattr(self, name)!r}")
         check_names("decode", self.decode, DECODE, "decode mode")
         for seed in self.seeds:
-            check_integer("seeds", seed, low=0, high=2**63 - 1, why="63 bits")
+            check_integer("seeds", seed, low=0, high=LARGEST_SEED, why="63 bits")
         if len(set(self.seeds)) < max(len(self.seeds), 1):
             raise CdkitError(f"seeds must be different numbers, at least one: {list(self.seeds)}")
         check_temperature("temperature", self.temperature)
+        for name in ("top_k", "limit", "max_new_tokens"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), low=1)
+        if self.top_p is not None:
+            check_share("top_p", self.top_p)
         check_integer("num_beams", self.num_beams, low=2, high=1000, why="each is a row of a batch")
         check_integer("batch", self.batch, low=1)
         check_integer("threads", self.threads, low=0, high=MOST_THREADS, why=WHY_THREADS)
@@ -184,10 +230,15 @@ class Grid:
             "resamples", self.resamples, low=100, high=10**6, why="more change no shown digit"
         )
         check_integer("check", self.check, low=0)
-        if not self.decode or not self.benchmarks:
-            raise CdkitError("a grid needs at least one decode mode and one [benchmarks.NAME]")
-        if PLAIN not in self.methods:
-            raise CdkitError(f"a grid needs [methods.{PLAIN}]: every difference is taken to it")
+        if not self.decode:
+            raise CdkitError("decode is empty: name at least one decode mode")
+        if self.only and not self.bench:
+            raise CdkitError(f"only names {', '.join(self.only)}, and no benchmark has such parts")
+        check_twice("only", self.only)
+        for name, spec in self.methods.items():
+            check_text("a method's name", name)
+            check_text("preset of a method", spec.preset)
+        check_some("[methods]", self.methods, "method")
         self._check_references()
         if self.world is None:
             self._refuse_world_files()
@@ -197,29 +248,33 @@ class Grid:
         for title, names in self.tables.items():
             check_some(f"{title} of [tables]", names, "method")
             check_names(f"{title} of [tables]", names, self.methods, method)
-        for name, spec in self.benchmarks.items():
-            where = f"decode of [benchmarks.{name}] narrows the grid's"
-            check_names(where, spec.decode, self.decode, "decode mode of the grid")
+        narrowed = {f"benchmarks.{name}": spec.decode for name, spec in self.benchmarks.items()}
+        narrowed |= {f"bench.{name}": spec.decode for name, spec in self.bench.items()}
+        for name, modes in narrowed.items():
+            where = f"decode of [{name}] narrows the grid's"
+            check_names(where, modes, self.decode, "decode mode of the grid")
         check_names("[sweeps]", self.sweeps, self.methods, method)
         for name, sweep in self.sweeps.items():
             where = f"[sweeps.{name}]"
             check_some(f"benchmarks of {where}", sweep.benchmarks, "benchmark")
-            check_names(where, sweep.benchmarks, self.benchmarks, benchmark)
+            if not self.bench:  # whose parts are known when the data folder is
+                check_names(where, sweep.benchmarks, self.benchmarks, benchmark)
             if not sweep.values:
                 raise CdkitError(f"{where} needs a parameter with its values: alpha = [1.0, 2.0]")
             for parameter, values in sweep.values.items():
                 check_some(f"{parameter} of {where}", values, "value")
         if self.position is not None:
             where = "[position]"
-            check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
+            if not self.bench:
+                check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
             check_names(where, self.position.methods, self.methods, method)
         check_names("methods of [gallery]", self.gallery.methods, self.methods, method)
-        if self.cost.benchmark:
+        if self.cost.benchmark and not self.bench:
             check_names("benchmark of [cost]", (self.cost.benchmark,), self.benchmarks, benchmark)
-        if self.cost.rounds and not self.timed:
+        if self.cost.rounds and GREEDY not in self.decode:
             raise CdkitError(
-                "[cost] times greedy answers, but no benchmark that it could take is decoded "
-                "greedily: add 'greedy' to its decode, or set rounds = 0"
+                "[cost] times greedy answers, but nothing is decoded greedily: add 'greedy' to "
+                "decode, or set rounds = 0"
             )
         for name, reason in self.left_out.items():
             check_text(f"{name} of [left_out]", reason)
@@ -238,22 +293,34 @@ class Grid:
                 if isinstance(value, str) and value.startswith(WORLD_PREFIX):
                     raise CdkitError(f"{where} asks for {value!r}, but the grid has no [world]")
 
-    @property
-    def chosen(self) -> ChosenModel:
-        """The model and how it is loaded."""
-        return ChosenModel(self.model, self.dtype, self.revision, self.load_in_4bit)
-
-    def modes_of(self, benchmark: str) -> tuple[str, ...]:
-        """The decode modes one benchmark runs under."""
-        asked = self.benchmarks[benchmark].decode or self.decode
-        return tuple(mode for mode in self.decode if mode in asked)
+    def chosen(self, model: str) -> ChosenModel:
+        """One of the models, and how it is loaded."""
+        return ChosenModel(model, self.dtype, self.revision, self.load_in_4bit)
 
     @property
-    def timed(self) -> str:
-        """The benchmark whose questions methods are timed on; empty where none can be."""
-        greedy = [name for name in self.benchmarks if GREEDY in self.modes_of(name)]
-        wanted = self.cost.benchmark
-        return (wanted if wanted in greedy else "") if wanted else next(iter(greedy), "")
+    def base(self) -> str:
+        """The method that every difference is taken to: plain, else the first."""
+        return PLAIN if PLAIN in self.methods else next(iter(self.methods))
+
+    def decodes(self, narrowed: tuple[str, ...]) -> tuple[Decode, ...]:
+        """The grid's decode modes, or those of them that a benchmark narrows them to.
+
+        Where one samples, it comes with each seed.
+        """
+        return tuple(
+            Decode(mode, seed)
+            for mode in self.decode
+            if mode in (narrowed or self.decode)
+            for seed in (self.seeds if mode == SAMPLE else (None,))
+        )
+
+    @property
+    def decoded(self) -> frozenset[str]:
+        """The decode modes that some benchmark runs under."""
+        narrowed = [spec.decode for spec in self.benchmarks.values()]
+        narrowed += [spec.decode for spec in self.bench.values()]
+        asked = [modes or self.decode for modes in narrowed] or [self.decode]
+        return frozenset(mode for modes in asked for mode in modes)
 
     def sections(self) -> Mapping[str, tuple[str, ...]]:
         """Methods as the tables group them; what no table names comes last."""

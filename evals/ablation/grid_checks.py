@@ -43,6 +43,21 @@ def check_text(where: str, given: object) -> None:
         raise CdkitError(f"{where} must be a text, got {given!r}")
 
 
+def check_twice(where: str, given: Collection[object]) -> None:
+    """None of `given` stands twice."""
+    seen = set[object]()
+    for name in given:
+        if name in seen:
+            raise CdkitError(f"{where} holds {name!r} twice")
+        seen.add(name)
+
+
+def check_share(where: str, given: object) -> None:
+    """A number above 0, and at most 1."""
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
+        raise CdkitError(f"{where} must be in (0, 1], got {given!r}")
+
+
 MOST_THREADS = 1024
 WHY_THREADS = "torch starts them all, and dies where the system has no more"
 

@@ -10,6 +10,7 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import (
     BenchmarkSpec,
+    BenchSpec,
     CostSpec,
     GallerySpec,
     Grid,
@@ -18,7 +19,13 @@ from cdkit.evals.ablation.grid import (
     Sweep,
     WorldSpec,
 )
-from cdkit.evals.ablation.grid_checks import as_table, as_tuple, check_names, check_text
+from cdkit.evals.ablation.grid_checks import (
+    as_table,
+    as_tuple,
+    check_names,
+    check_text,
+    check_twice,
+)
 from cdkit.registry import UnknownNameError, unknown
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -47,6 +54,15 @@ def find(grid: str | Path) -> Path:
 
 def read_grid(grid: str | Path = DEFAULT, *, quick: bool = False) -> Grid:
     """A packaged grid by its name, or a file's; `quick` lays its [quick] keys over it."""
+    table = read_table(grid, quick=quick)
+    try:
+        return parse(table)
+    except CdkitError as error:
+        raise CdkitError(f"{find(grid)}: {error}") from None
+
+
+def read_table(grid: str | Path, *, quick: bool = False) -> dict[str, Any]:
+    """What a grid's file holds; `quick` lays its [quick] keys over it."""
     path = find(grid)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -58,37 +74,100 @@ def read_grid(grid: str | Path = DEFAULT, *, quick: bool = False) -> Grid:
         short = as_table("[quick]", table.pop("quick", {}))
         if quick and not short:
             raise CdkitError("no [quick] section, which --quick asks for")
-        return parse(_laid_over(table, short) if quick else table)
     except CdkitError as error:
         raise CdkitError(f"{path}: {error}") from None
+    return _laid_over(table, short) if quick else table
+
+
+SHORT: Mapping[str, str] = {"model": "models", "mode": "decode", "beams": "num_beams"}
+"""Keys that may stand for others, as the options of the command line are called."""
+LISTS = ("models", "decode", "seeds", "only")
+"""Keys that hold lists; one text may stand for a list of one."""
 
 
 def parse(table: Table) -> Grid:
-    """A grid from what a TOML file holds. `only` names the benchmarks to keep."""
-    given = dict(table)
-    only = as_tuple("only", given.pop("only", ()))
-    check_names("the grid", given, [f.name for f in fields(Grid)] + ["only", "quick"], "key")
-    for key in {"decode", "seeds"} & given.keys():
-        given[key] = as_tuple(key, given[key])
-    if isinstance(given.get("temperature"), int):
-        given["temperature"] = float(given["temperature"])
+    """A grid from what a TOML file holds. `only` names the benchmarks and parts to keep."""
+    given = _named_whole(table)
+    check_names("the grid", given, [f.name for f in fields(Grid)] + ["quick"], "key")
+    for key in LISTS:
+        if key in given:
+            one = isinstance(given[key], str)
+            given[key] = (given[key],) if one else as_tuple(key, given[key])
+    for key in ("temperature", "top_p"):
+        if isinstance(given.get(key), int) and not isinstance(given[key], bool):
+            given[key] = float(given[key])
     for key, kind in KINDS.items():
         if key in given:
             given[key] = _section(f"[{key}]", kind, given[key])
     if "left_out" in given:
         given["left_out"] = as_table("[left_out]", given["left_out"])
+    if isinstance(given.get("bench"), list | tuple | str):
+        names = (given["bench"],) if isinstance(given["bench"], str) else given["bench"]
+        check_twice("bench", names)
+        given["bench"] = {str(name): {} for name in names}
     for key, reader in READERS.items():
         items = as_table(f"[{key}]", given.get(key, {}))
         given[key] = {name: reader(name, value) for name, value in items.items()}
-    check_names("only", only, given["benchmarks"], "benchmark of the grid")
-    given["benchmarks"] = {n: b for n, b in given["benchmarks"].items() if not only or n in only}
+    _keep_only(given)
     return Grid(**given)
+
+
+def _named_whole(table: Table) -> dict[str, Any]:
+    """The table with each key under its own name, and `method` with `set` as [methods]."""
+    given = dict(table)
+    for short, whole in SHORT.items():
+        if short in given and whole in given:
+            raise CdkitError(f"{short} and {whole} are one key: give one of them")
+        if short in given:
+            given[whole] = given.pop(short)
+    if "method" in given:
+        if "methods" in given:
+            raise CdkitError("method and [methods] are both given: give one of them")
+        names = given.pop("method")
+        names = (names,) if isinstance(names, str) else as_tuple("method", names)
+        check_twice("method", names)
+        given["methods"] = {str(name): {} for name in names}
+    if changed := given.pop("set", None):
+        given["methods"] = _set(dict(given.get("methods", {})), as_table("set", changed))
+    return given
+
+
+def _set(methods: dict[str, Any], parameters: Table) -> dict[str, Any]:
+    """The one method with its parameters, under a name that says them."""
+    if len(methods) != 1:
+        names = ", ".join(methods) or "none"
+        raise CdkitError(
+            f"--set belongs to one method, and the run has {names}: write several with their "
+            "parameters into a grid (docs/ablate.md)"
+        )
+    ((name, table),) = methods.items()
+    words = ", ".join(f"{key} {value}" for key, value in parameters.items())
+    return {f"{name}, {words}": {"preset": name, **table, **parameters}}
+
+
+def _keep_only(given: dict[str, Any]) -> None:
+    """Drop the benchmarks that `only` does not name; a data folder's parts are found later."""
+    only = given.get("only", ())
+    if not only:
+        return
+    mine = [name for name in only if name in given["benchmarks"]]
+    given["benchmarks"] = {name: given["benchmarks"][name] for name in mine}
+    given["only"] = tuple(name for name in only if name not in mine)
+    if given["only"] and not given["bench"]:
+        check_names("only", given["only"], given["benchmarks"], "benchmark of the grid")
+    if mine and not given["only"]:
+        given["bench"] = {}
 
 
 def dumps(grid: Grid) -> str:
     """TOML that `read_grid` turns into an equal grid."""
-    table = {f.name: _as_toml(getattr(grid, f.name)) for f in fields(Grid)}
-    return "\n".join(_lines((), table)) + "\n"
+    return "\n".join(_lines((), as_plain(grid))) + "\n"
+
+
+def as_plain(grid: Grid) -> dict[str, Any]:
+    """The table that `parse` turns into an equal grid."""
+    values = {f.name: getattr(grid, f.name) for f in fields(Grid)}
+    return {name: _as_toml(value) for name, value in values.items() if value is not None}
 
 
 def _method(name: str, table: object) -> MethodSpec:
@@ -111,6 +190,13 @@ def _benchmark(name: str, table: object) -> BenchmarkSpec:
     )
 
 
+def _bench(name: str, table: object) -> BenchSpec:
+    where = f"[bench.{name}]"
+    given = dict(as_table(where, table))
+    lists = {key: as_tuple(f"{key} of {where}", given.pop(key, ())) for key in LISTED}
+    return BenchSpec(options=given, **lists)
+
+
 def _sweep(name: str, table: object) -> Sweep:
     where = f"[sweeps.{name}]"
     given = dict(as_table(where, table))
@@ -124,8 +210,11 @@ def _table(name: str, names: object) -> tuple[str, ...]:
     return as_tuple(f"{name} of [tables]", names)
 
 
+LISTED = ("decode", "show", "only")
+"""Keys of a [bench.NAME] that are lists of its own; the others are fields of the benchmark."""
 READERS: Mapping[str, Callable[[str, object], object]] = {
     "benchmarks": _benchmark,
+    "bench": _bench,
     "methods": _method,
     "tables": _table,
     "sweeps": _sweep,
@@ -176,6 +265,9 @@ def _as_toml(section: object) -> object:
             return {"type": kind, "image_folder": folder, **options} | {
                 k: v for k, v in lists.items() if v
             }
+        case BenchSpec(options, decode, show, only):
+            lists = {"decode": decode, "show": show, "only": only}
+            return {**options, **{k: v for k, v in lists.items() if v}}
         case Sweep(values, benchmarks):
             return {**values, "benchmarks": benchmarks}
         case WorldSpec() | Position() | GallerySpec() | CostSpec():

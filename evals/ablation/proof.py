@@ -1,7 +1,7 @@
 """The proof that stored logits and `generate` agree, made anew in every run on a sample of it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -9,11 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.evals.ablation.grid_runner import Decode, GridBatch, GridRunner, first_noise
-from cdkit.evals.ablation.plan import SharedPass, Variant, passes
-from cdkit.evals.runner.answer_engine import Logits
+from cdkit.evals.ablation.answered import Answered
+from cdkit.evals.runner.answer_engine import AnswerEngine, Logits
+from cdkit.evals.runner.answering import Answering
+from cdkit.evals.runner.batches import Group, groups_of
 from cdkit.evals.runner.margins import tolerance_of
-from cdkit.evals.runner.modes import BEAM
+from cdkit.evals.runner.modes import Decode
+from cdkit.evals.runner.progress import Stages
+from cdkit.evals.runner.questions import Question
+from cdkit.evals.runner.shared_passes import SharedPass, Variant, passes
+from cdkit.evals.runner.workload import Workload
 from cdkit.methods.method import ORIGINAL
 
 STAGE = "checks against generate"
@@ -37,54 +42,89 @@ class Proof:
     """Tokens that differ, but whose logits are within the tolerance of each other."""
 
 
-def prove(runner: GridRunner, batches: Sequence[GridBatch], count: int) -> Proof:
-    """Run `generate` with each variant's own method on `count` yes/no questions drawn at random.
+@dataclass(frozen=True)
+class Drawn:
+    """Questions of one kind, and the groups whose first step decides them."""
+
+    questions: tuple[Question, ...]
+    groups: tuple[Group, ...]
+
+
+def prove(
+    engine: AnswerEngine, workload: Workload, answered: Answered, count: int, stages: Stages
+) -> Proof | None:
+    """Run `generate` with each method by itself on `count` yes/no questions drawn at random.
 
     Compared are the logits that `generate` reads at the first step, which tokens are ruled out
     there, and the first word of the whole answer under every decode, with what the run computed
-    from the shared branches. Text after a first token that decides is not read. A method that
-    brings its own decode loop is answered by `generate` alone: there is nothing to prove.
+    from the shared branches. Text after a first token that decides is not read. What is generated
+    anyway, such as by a method that brings its own decode loop, needs no proof.
+
+    Args:
+        engine: The model.
+        workload: What was asked.
+        answered: The answers.
+        count: Questions of each kind.
+        stages: Shows progress.
+
+    Returns:
+        What was compared; None where the first step decided nothing.
+
+    Raises:
+        MismatchError: The two ways disagree.
     """
-    engine = runner.engine
+    if engine.adjusts_logits:
+        return None
+    answering = Answering(engine, workload.variants)
     tolerance = tolerance_of(engine.model.dtype)
-    drawn = _draw(batches, count)
-    proven = [runner.variants[name].stepwise for batch in drawn for name in batch.asked]
-    runner.stages.start(STAGE, sum(proven))
+    drawn = _draw(workload, answered, count)
+    stages.start(STAGE, sum(len(group.asked) for each in drawn for group in each.groups))
     compared = tokens = ties = 0
     largest = 0.0
     methods = set[str]()
-    for batch in drawn:
-        inputs = engine.inputs(batch.questions)
-        ids = batch.sample_ids
-        for work in passes(runner.variants[name] for name in batch.asked):
+    for each in drawn:
+        inputs = engine.inputs(each.questions)
+        ids = [question.sample_id for question in each.questions]
+        for group in each.groups:
+            (work,) = passes(workload.variants[name] for name in dict(group.asked))
             logits, _ = engine.first_step(work.method, inputs, ids)
             for variant in work.variants:
-                ours, _ = runner.combine(work, variant, logits)
+                shown = answered.shown(variant.name)
+                ours = answering.combine(work, variant, logits).logits
                 _, theirs = engine.first_step(variant.method, inputs, ids)
                 both = ours.isfinite() & theirs.isfinite()
-                compare_removed(runner, work, variant, logits, ours, theirs, tolerance)
+                compare_removed(answering, work, variant, shown, logits, ours, theirs, tolerance)
                 largest = max(largest, float((ours - theirs)[both].abs().max()))
                 compared += int(both.sum())
                 if largest > tolerance:
                     raise MismatchError(
-                        f"the logits of {variant.name} from shared branches differ from generate's "
+                        f"the logits of {shown} from shared branches differ from generate's "
                         f"by {largest:.3g}, more than {tolerance:g}"
                     )
-                for decode in batch.asked[variant.name]:
-                    if decode.mode == BEAM:
-                        continue  # generated whole, never stored by its first token
-                    ties += _compare_tokens(runner, variant, decode, batch, ours, tolerance)
-                    tokens += len(batch.questions)
+                for decode in (d for name, d in group.asked if name == variant.name):
+                    found = _compare_tokens(
+                        answering,
+                        answered,
+                        variant,
+                        decode,
+                        each.questions,
+                        inputs,
+                        ours,
+                        tolerance,
+                    )
+                    ties += found
+                    tokens += len(each.questions)
+                    stages.advance(STAGE)
                 methods.add(variant.name)
-                runner.stages.advance(STAGE)
-    asked = sum(len(batch.questions) for batch in drawn)
+    asked = sum(len(each.questions) for each in drawn)
     return Proof(asked, len(methods), compared, largest, tolerance, tokens, ties)
 
 
 def compare_removed(
-    runner: GridRunner,
+    answering: Answering,
     work: SharedPass,
     variant: Variant,
+    shown: str,
     logits: Logits,
     ours: Float[Tensor, "rows vocab"],
     theirs: Float[Tensor, "rows vocab"],
@@ -98,53 +138,49 @@ def compare_removed(
     if bool((ours.isnan() | theirs.isnan()).any()) or not bool(
         (ours.isfinite() & theirs.isfinite()).any(dim=-1).all()
     ):
-        raise MismatchError(
-            f"{variant.name}: there are logits that are no numbers, or none is finite"
-        )
+        raise MismatchError(f"{shown}: there are logits that are no numbers, or none is finite")
     unlike = ours.isfinite() != theirs.isfinite()
     if not bool(unlike.any()):
         return
     shift = torch.where(unlike, tolerance, -tolerance)
     kept = []
     for moved in (logits[ORIGINAL] + shift, logits[ORIGINAL] - shift):
-        combined, _ = runner.combine(work, variant, {**logits, ORIGINAL: moved})
+        combined = answering.combine(work, variant, {**logits, ORIGINAL: moved}).logits
         kept.append(combined.isfinite())
     wrong = unlike & (kept[0] == kept[1])
     if bool(wrong.any()):
         raise MismatchError(
-            f"{variant.name}: {int(wrong.sum())} tokens are removed from the logits of shared "
+            f"{shown}: {int(wrong.sum())} tokens are removed from the logits of shared "
             "branches and kept by generate, or the other way round"
         )
 
 
 def _compare_tokens(
-    runner: GridRunner,
+    answering: Answering,
+    answered: Answered,
     variant: Variant,
     decode: Decode,
-    batch: GridBatch,
+    questions: Sequence[Question],
+    inputs: Mapping[str, Tensor],
     logits: Float[Tensor, "rows vocab"],
     tolerance: float,
 ) -> int:
     """Whole answers by `generate` must start with what the run stored; returns the near ties."""
-    engine = runner.engine
-    generated = engine.answers(
-        variant.method,
-        engine.inputs(batch.questions),
-        batch.sample_ids,
-        limit=batch.questions[0].limit,
-        seed=decode.seed,
-    )
-    scores = logits / engine.temperature + first_noise(decode, batch.sample_ids, logits)
+    ids = [question.sample_id for question in questions]
+    limit = questions[0].limit
+    generated = answering.engine.answers(variant.method, inputs, ids, limit=limit, seed=decode.seed)
+    scores = answering.scores(decode, ids, logits)
     ties = 0
-    for row, question in enumerate(batch.questions):
-        stored = runner.answers[question, variant.name, decode].text
+    for row, question in enumerate(questions):
+        stored = answered.by_hash(question, variant.name, decode).text
         if begins(generated[row].text, stored):
             continue
         ranked = scores[row].topk(2).values
         if float(ranked[0] - ranked[1]) > tolerance:
             raise MismatchError(
-                f"{variant.name}, {decode}: {question.prompt!r} on {question.image.name} is "
-                f"{stored!r} from stored logits, {generated[row].text!r} from generate"
+                f"{answered.shown(variant.name)}, {decode}: {question.prompt!r} on "
+                f"{question.image.name} is {stored!r} from stored logits, "
+                f"{generated[row].text!r} from generate"
             )
         ties += 1
     return ties
@@ -155,15 +191,22 @@ def begins(text: str, stored: str) -> bool:
     return re.match(rf"{re.escape(stored)}(?!\w)", text) is not None
 
 
-def _draw(batches: Sequence[GridBatch], count: int) -> list[GridBatch]:
-    """Some yes/no questions of each kind of batch, `count` of each at most, all seen alike."""
-    kinds: dict[object, list[GridBatch]] = {}
-    for batch in batches:
-        if batch.questions[0].yes_no:
-            kinds.setdefault(frozenset(batch.asked), []).append(batch)
-    drawn = []
+def _draw(workload: Workload, answered: Answered, count: int) -> list[Drawn]:
+    """Some yes/no questions of each kind, `count` of each at most, all that are alike as likely.
+
+    A question that some method failed on is not drawn.
+    """
+    kinds: dict[object, list[Question]] = {}
+    refused = {answered.hashes[name] for name in answered.refused}
+    for question, asked in workload.demand.items():
+        if question.yes_no and not answered.failed(question, asked):
+            kinds.setdefault((question.limit, frozenset(asked.items())), []).append(question)
+    found = []
     for alike in kinds.values():
-        longest = max(alike, key=lambda batch: len(batch.questions))
-        chosen = Random(0).sample(longest.questions, min(count, len(longest.questions)))
-        drawn.append(GridBatch(tuple(chosen), longest.asked))
-    return drawn
+        asked = {n: d for n, d in workload.demand[alike[0]].items() if n not in refused}
+        groups = groups_of(asked, workload, first_step=True)
+        shared = tuple(group for group in groups if group.shared)
+        if shared:
+            chosen = Random(0).sample(alike, min(count, len(alike)))
+            found.append(Drawn(tuple(chosen), shared))
+    return found

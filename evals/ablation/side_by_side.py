@@ -10,13 +10,13 @@ from rich.table import Table
 
 import cdkit
 from cdkit.errors import CdkitError, check_temperature, check_text
-from cdkit.evals.ablation.plan import Variant
 from cdkit.evals.reports.results import MODES, mode_names
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
 from cdkit.evals.runner.checkpoint_settings import notes
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
+from cdkit.evals.runner.shared_passes import Variant
 from cdkit.methods.method import Method
 
 NARROWEST = 24

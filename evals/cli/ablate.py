@@ -1,14 +1,23 @@
 """`cdkit ablate`: a grid of methods and benchmarks, run, compared and reported."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from cdkit.errors import CdkitError
 from cdkit.evals.ablation import grid_toml  # light, and the help names the packaged grids
-from cdkit.evals.cli.app import Device, FourBit, app, console, examples, guarded, quiet, say
+from cdkit.evals.cli.app import (
+    Device,
+    FourBit,
+    Revision,
+    app,
+    examples,
+    guarded,
+    names_in,
+    quiet,
+)
 
 
 @app.command(
@@ -16,24 +25,50 @@ from cdkit.evals.cli.app import Device, FourBit, app, console, examples, guarded
         "cdkit ablate",
         "cdkit ablate --quick --name trial",
         "cdkit ablate methods",
-        "cdkit ablate my_grid.toml --output results",
+        "cdkit ablate my_grid.toml --output results --devices 4",
+        "cdkit ablate --name trial --resume",
     )
 )
 @guarded
 def ablate(
     grid: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help=f"A packaged grid ({', '.join(grid_toml.packaged())}) or a .toml file "
-            "(see docs/ablate.md)."
+            "(see docs/ablate.md).",
+            show_default=grid_toml.DEFAULT,
         ),
-    ] = grid_toml.DEFAULT,
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option(
             "--quick", help="Run the short form, which the grid's [quick] section describes."
         ),
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="micro, a checkpoint's folder, or a name on the hub; several with commas.",
+            show_default="as the grid says",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="The data folder, of a grid that finds its benchmarks in one (see docs/data.md).",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask only this benchmark or part; repeat it for more.", show_default="all"
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Ask only about the first N images of each part.", show_default="all"),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -43,10 +78,45 @@ def ablate(
     output: Annotated[
         Path, typer.Option(help="The folder in which the run's folder is made.")
     ] = Path("runs"),
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run NAME where it stopped; start it if there is none."
+        ),
+    ] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="With --resume: try the samples again that failed."),
+    ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Also print every table with all its metrics.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables.")
+    ] = False,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Questions answered together.", show_default="as the grid says"),
+    ] = None,
+    devices: Annotated[
+        int, typer.Option(help="Processes on each machine; each uses one device.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option(help="Number of machines (see docs/runs.md).")] = 1,
     device: Device = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            "--device-map",
+            help="auto spreads one model over all devices of the machine, in one process.",
+            show_default="one device a process",
+        ),
+    ] = None,
+    accelerator: Annotated[
+        str, typer.Option(help="PyTorch Lightning's name for --device.", hidden=True)
+    ] = "auto",
+    workers: Annotated[
+        int, typer.Option(help="Processes that load images in advance, for each device.")
+    ] = 0,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +124,14 @@ def ablate(
             show_default="as the grid says, else as the checkpoint",
         ),
     ] = None,
+    revision: Revision = None,
     load_in_4bit: FourBit = False,
+    loggers: Annotated[
+        str,
+        typer.Option(
+            help="Log to tensorboard, wandb, or both: tensorboard,wandb.", show_default="none"
+        ),
+    ] = "",
 ) -> None:
     """Compare methods on benchmarks, with confidence intervals, tests and controls.
 
@@ -65,33 +142,64 @@ def ablate(
     each decode mode that it supports.
 
     It prints the main metric of each benchmark and writes OUTPUT/NAME/: report.html, tables.md,
-    tables/ (LaTeX, CSV, Parquet), metrics.json, predictions.jsonl, manifest.json and config.toml,
-    with which `cdkit ablate` can repeat the run.
+    tables/ (LaTeX, CSV, Parquet), metrics.json, predictions.jsonl, manifest.json, settings.json,
+    the journal and config.toml, with which `cdkit ablate` can repeat the run. A run that was killed
+    can be resumed. Where a sample fails, or a model cannot run a method, the others run, the tables
+    say so, and the exit status is 3.
     """
-    wanted = grid_toml.read_grid(
-        grid, quick=quick
-    )  # a misspelt key is an error before slow imports
-    if dtype is not None:
-        wanted = replace(wanted, dtype=dtype)
-    if load_in_4bit:
-        wanted = replace(wanted, load_in_4bit=True)
-    quiet()
-    from cdkit.evals.ablation import ablation_run
-    from cdkit.evals.reports import exports, terminal
-    from cdkit.evals.reports.table_layout import overviews, view
-    from cdkit.evals.runner.progress import progress_bars
+    options: dict[str, Any] = {
+        "model": names_in("--model", model),
+        "data": None if data is None else str(data.absolute()),
+        "only": only,
+        "limit": limit,
+        "dtype": dtype,
+        "revision": revision,
+        "load_in_4bit": load_in_4bit or None,
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    if retry_errors and not resume:
+        raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
+    if resume and name is None:
+        raise CdkitError("--resume goes on with a run: give its --name")
+    from cdkit.evals.ablation.grid_options import grid_with_options
 
-    prepared = ablation_run.prepare(
-        wanted, ablation_run.new_folder(output, name), device=device, tell=say
+    if not (resume and grid is None and not quick):
+        # a misspelt key is an error before slow imports
+        wanted = grid_with_options(grid or grid_toml.DEFAULT, options, quick=quick)
+    quiet()
+    from cdkit.evals.ablation.grid_options import with_options
+    from cdkit.evals.ablation.grid_run import RunOptions, run_grid
+    from cdkit.evals.cli.run_output import report_run
+    from cdkit.evals.runner.loggers import check_loggers
+    from cdkit.evals.runner.progress import progress_bars
+    from cdkit.evals.runner.resources import Resources
+    from cdkit.evals.runner.run_folder import folder_of, read_settings
+
+    folder = folder_of(output, name or _now())
+    if resume and grid is None and not quick:
+        if folder.exists():
+            wanted = with_options(read_settings(folder)["settings"], options, str(folder))
+        else:
+            wanted = grid_with_options(grid_toml.DEFAULT, options)
+    resources = Resources(
+        batch_size or wanted.batch,
+        devices,
+        nodes,
+        accelerator,
+        workers,
+        device=device,
+        device_map=device_map,
     )
+    chosen = tuple(each.strip() for each in loggers.split(",") if each.strip())
+    check_loggers(chosen)
+    asked = RunOptions(resume, retry_errors, chosen, bar=True, silence=quiet)
     with progress_bars(Console(stderr=True)) as stages:
-        results = ablation_run.ablate(prepared, stages)
-    screen = console()
-    for shown_view in (*overviews(results.tables), *(map(view, results.tables) if full else ())):
-        screen.print(terminal.render(shown_view, screen.width))
-        screen.print()
-    screen.print(terminal.legend())
-    for note in exports.missing():
-        screen.print(note, highlight=False, soft_wrap=True, markup=False)
-    for what, file in (("all tables", "tables.md"), ("report", "report.html")):
-        screen.print(f"{what}: {prepared.folder / file}", highlight=False, soft_wrap=True)
+        outcome = run_grid(wanted, resources, folder, asked, stages=stages)
+    if outcome is not None:  # the leading process prints the results
+        report_run(outcome, as_json=as_json, full=full)
+
+
+def _now() -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime("ablation-%Y%m%d-%H%M%S")

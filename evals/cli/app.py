@@ -224,6 +224,16 @@ Revision = Annotated[
 ]
 
 
+def names_in(option: str, given: str | None) -> list[str] | None:
+    """The names that an option lists with commas; None where it is not given."""
+    if given is None:
+        return None
+    names = [name.strip() for name in given.split(",")]
+    if "" in names:
+        raise CdkitError(f"{option} takes names with commas between them, got {given!r}")
+    return names
+
+
 def say(message: str) -> None:
     """A line on stderr: what a user should know, beside the result."""
     screen = Console(stderr=True, highlight=False, soft_wrap=True)

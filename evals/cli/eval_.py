@@ -1,4 +1,4 @@
-"""`cdkit eval`: one method of one model over a benchmark, in a run that can be resumed."""
+"""`cdkit eval`: methods of models over benchmarks, in a run that can be resumed."""
 
 import json
 import tomllib
@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import (
-    FAILED,
     Device,
     Dtype,
     FourBit,
     Revision,
     app,
-    console,
     examples,
     guarded,
+    names_in,
     quiet,
 )
 
@@ -31,7 +28,8 @@ from cdkit.evals.cli.app import (
         "cdkit eval --name cmac --resume",
         "cdkit eval --model llava-hf/llava-1.5-7b-hf --method vcd --set alpha=0.5 --bench chair "
         "--data coco --dtype bfloat16 --batch-size 16 --devices 2",
-        "cdkit eval --method plain --bench pope --data coco --mode sample --seeds 0,1,2",
+        "cdkit eval --method plain,vcd,cmac --bench pope,chair --data coco --mode sample "
+        "--seeds 0,1,2",
     ),
 )
 @guarded
@@ -39,11 +37,17 @@ def eval_(
     method: Annotated[
         str | None,
         typer.Option(
-            help="A preset (see: cdkit list methods) or a .toml file.", show_default=False
+            help="A preset (see: cdkit list methods) or a .toml file, or several: plain,vcd,cmac. "
+            "Differences are taken to plain, else to the first.",
+            show_default=False,
         ),
     ] = None,
     bench: Annotated[
-        str | None, typer.Option(help="pope, chair, mme or amber.", show_default=False)
+        str | None,
+        typer.Option(
+            help="A benchmark (see: cdkit list benchmarks), or several: pope,chair.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -55,14 +59,16 @@ def eval_(
     model: Annotated[
         str | None,
         typer.Option(
-            help="micro (the model in the package), a checkpoint's folder, or a name on the hub.",
+            help="micro (the model in the package), a checkpoint's folder, or a name on the hub; "
+            "several with commas run one after the other.",
             show_default="micro",
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Set a parameter of --method, such as alpha=1.0; repeat it for more."
+            "--set",
+            help="Set a parameter of the one method, such as alpha=1.0; repeat it for more.",
         ),
     ] = None,
     only: Annotated[
@@ -74,7 +80,10 @@ def eval_(
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(help="How tokens are chosen: greedy, sample or beam.", show_default="greedy"),
+        typer.Option(
+            help="How tokens are chosen: greedy, sample or beam, or several: greedy,sample.",
+            show_default="greedy",
+        ),
     ] = None,
     seeds: Annotated[
         str | None,
@@ -108,6 +117,14 @@ def eval_(
         int | None,
         typer.Option(help="Most tokens of an answer.", show_default="as the benchmark says"),
     ] = None,
+    first_token: Annotated[
+        bool,
+        typer.Option(
+            "--first-token",
+            help="Decide yes/no questions by a first token that reads yes or no: much cheaper, and "
+            "the text after it is not read.",
+        ),
+    ] = False,
     dtype: Dtype = None,
     revision: Revision = None,
     load_in_4bit: FourBit = False,
@@ -125,6 +142,14 @@ def eval_(
     ] = 1,
     nodes: Annotated[int, typer.Option(help="Number of machines (see docs/runs.md).")] = 1,
     device: Device = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            "--device-map",
+            help="auto spreads one model over all devices of the machine, in one process.",
+            show_default="one device a process",
+        ),
+    ] = None,
     accelerator: Annotated[
         str, typer.Option(help="PyTorch Lightning's name for --device.", hidden=True)
     ] = "auto",
@@ -160,28 +185,31 @@ def eval_(
         bool, typer.Option("--json", help="Print one JSON object instead of the table.")
     ] = False,
 ) -> None:
-    """Answer a benchmark's questions and score the answers; a run that was killed can be resumed.
+    """Answer benchmarks' questions by one method or several, score and compare the answers.
 
-    It writes OUTPUT/NAME/: predictions.jsonl, metrics.json, manifest.json, settings.json and the
-    journal. `cdkit compare` reads such folders. If a sample fails (because its image is broken,
-    say), its error is recorded in place of an answer. The run continues, reports the failures at
-    the end and exits with status 3.
+    It writes OUTPUT/NAME/: predictions.jsonl, metrics.json, tables.md, report.html, tables/,
+    manifest.json, config.toml, settings.json and the journal; a run that was killed can be resumed.
+    `cdkit compare` reads such folders. If a sample fails (because its image is broken, say), its
+    error is recorded in place of an answer. The run continues, reports the failures at the end and
+    exits with status 3; so it does where a model cannot run one of the methods.
     """
     quiet()
+    from cdkit.evals.ablation.grid_options import SINGLE_RUN, with_options
+    from cdkit.evals.ablation.grid_run import RunOptions, run_grid
     from cdkit.evals.ablation.side_by_side import overrides
-    from cdkit.evals.runner.eval_run import run_eval
+    from cdkit.evals.cli.run_output import report_run
     from cdkit.evals.runner.loggers import check_loggers
+    from cdkit.evals.runner.resources import Resources
     from cdkit.evals.runner.run_folder import folder_of, read_settings
-    from cdkit.evals.runner.run_settings import Resources, settings_of
 
     given: dict[str, Any] = {
-        "method": method,
-        "bench": bench,
+        "method": names_in("--method", method),
+        "bench": names_in("--bench", bench),
         "data": None if data is None else str(data.absolute()),
-        "model": model,
+        "model": names_in("--model", model),
         "set": overrides(set_) if set_ else None,
         "only": only,
-        "mode": mode,
+        "mode": names_in("--mode", mode),
         "seeds": None if seeds is None else _numbers(seeds),
         "temperature": temperature,
         "top_k": top_k,
@@ -189,6 +217,7 @@ def eval_(
         "beams": beams,
         "limit": limit,
         "max_new_tokens": max_new_tokens,
+        "first_token": first_token or None,
         "dtype": dtype,
         "revision": revision,
         "load_in_4bit": load_in_4bit or None,
@@ -199,80 +228,37 @@ def eval_(
     if resume and name is None:
         raise CdkitError("--resume goes on with a run: give its --name")
     folder = folder_of(output, name or _now())
+    table: dict[str, Any] = dict(SINGLE_RUN)
     if config is not None:
-        given = _from_file(config) | given
+        table |= _from_file(config)
     elif resume and folder.exists():
-        given = read_settings(folder)["settings"] | given
-    settings = settings_of(given, "cdkit eval")
-    resources = Resources(batch_size, devices, nodes, accelerator, workers, device=device)
-    chosen = [each.strip() for each in loggers.split(",") if each.strip()]
+        table = read_settings(folder)["settings"]
+    _check_given(table, given)
+    grid = with_options(table, given, "cdkit eval")
+    resources = Resources(
+        batch_size, devices, nodes, accelerator, workers, device=device, device_map=device_map
+    )
+    chosen = tuple(each.strip() for each in loggers.split(",") if each.strip())
     check_loggers(chosen)
-    settings.load_method()  # a misspelt name is an error before the data is read
-
-    from cdkit.evals.data.layout import parts_in
-
-    parts = parts_in(
-        settings.bench,
-        Path(settings.data),
-        only=settings.only,
-        options=settings.benchmark_options(),
-    )
-    outcome = run_eval(
-        settings,
+    outcome = run_grid(
+        grid,
         resources,
-        list(parts.values()),
         folder,
-        resume=resume,
-        retry_errors=retry_errors,
-        loggers=chosen,
-        bar=True,
-        silence=quiet,
+        RunOptions(resume, retry_errors, chosen, bar=True, silence=quiet),
     )
-    if outcome is None:
-        return  # the leading process prints the results
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    for file in outcome.torn:
-        messages.print(f"the last line of journal/{file} was torn by a kill and was cut off")
-    if as_json:
-        shown = {"folder": str(outcome.folder), "parts": outcome.metrics}
-        typer.echo(json.dumps(shown))
-    else:
-        screen = console()
-        for part, numbers in outcome.metrics.items():
-            screen.print(_heading(part, numbers), highlight=False, soft_wrap=True)
-            if numbers["scored"]:
-                screen.print(_table(numbers))
-        screen.print(f"files: {outcome.folder}", highlight=False, soft_wrap=True)
-    for part, numbers in outcome.metrics.items():
-        for text in numbers["warnings"]:
-            messages.print(f"warning: {part}: {text}", style="yellow", markup=False)
-    failed = sum(map(len, outcome.errors.values()))
-    if failed:
-        reason = next(iter(next(iter(outcome.errors.values())).values()))
-        messages.print(
-            f"{failed} sample{'s' if failed > 1 else ''} failed, the first because: {reason}\n"
-            f"all are in {outcome.folder / 'manifest.json'}; mend them and run again with --resume "
-            "--retry-errors",
-            style="red",
-            markup=False,
-        )
-        raise typer.Exit(FAILED)
+    if outcome is not None:  # the leading process prints the results
+        report_run(outcome, as_json=as_json)
 
 
-def _heading(part: str, numbers: dict[str, Any]) -> str:
-    scored, samples = numbers["scored"], numbers["samples"]
-    return f"{part}, over {samples if scored == samples else f'{scored} of {samples}'} samples"
-
-
-def _table(numbers: dict[str, Any]) -> Table:
-    by_seed = numbers["by_seed"]
-    several = len(by_seed) > 1
-    heads = [f"seed {each['seed']}" for each in by_seed] if several else []
-    table = Table("metric", "mean" if several else "value", *heads)
-    for metric, mean in numbers["mean"].items():
-        values = [each["metrics"][metric] for each in by_seed] if several else []
-        table.add_row(metric, *(f"{value:.4g}" for value in (mean, *values)))
-    return table
+def _check_given(table: dict[str, Any], given: dict[str, Any]) -> None:
+    """What a run cannot do without, in the words of the options."""
+    keys = {"method": ("method", "methods"), "bench": ("bench", "benchmarks"), "data": ("data",)}
+    there = table.keys() | given.keys()
+    if "benchmarks" in there or "world" in there:
+        keys = {"method": keys["method"]}
+    lacking = [f"--{option}" for option, names in keys.items() if not there & {*names}]
+    if lacking:
+        raise typer.BadParameter(f"give {' and '.join(lacking)} (cdkit eval --help)")
 
 
 def _numbers(text: str) -> list[int]:

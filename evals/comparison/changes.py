@@ -104,19 +104,22 @@ def costs(runs: NamedRuns) -> TextTable:
     """What each run took in the model; seconds say as much about the machine as about a method."""
     rows, base = [], next(iter(runs.values()))
     for name, run in runs.items():
-        each = run.seconds / run.tokens if run.tokens else None
-        whole = base.seconds / base.tokens if base.tokens else None
+        each = run.seconds / run.tokens if run.tokens and run.seconds else None
+        whole = base.seconds / base.tokens if base.tokens and base.seconds else None
         rows.append(
             (
                 name,
-                f"{run.seconds:.1f}",
+                f"{run.seconds:.1f}" if run.seconds else DASH,
                 str(run.tokens),
                 f"{1000 * each:.2f}" if each else DASH,
                 f"{each / whole:.2f}" if each and whole else DASH,
             )
         )
     heads = ("run", "seconds in the model", "tokens", "ms a token", "times the base's")
-    note = "Times are comparable only where machine, batch size and dtype are the same."
+    note = (
+        "Times are comparable only where machine, batch size and dtype are the same. A dash: "
+        "methods shared passes of the model, so that none has seconds of its own."
+    )
     return TextTable("Cost", heads, tuple(rows), (note,))
 
 

@@ -10,10 +10,14 @@ from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.reports.results import MODES
 from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.finished import FinishedRun
+from cdkit.evals.runner.modes import BEAM, SAMPLE
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 
-DECODING = ("temperature", "top_k", "top_p", "beams")
-"""Settings of a run that belong to its decode mode: must be equal."""
+DECODING: Mapping[str, tuple[str, ...]] = {
+    SAMPLE: ("temperature", "top_k", "top_p"),
+    BEAM: ("num_beams",),
+}
+"""Decode mode -> settings of a run that belong to it: must be equal."""
 OTHERWISE = ("model.dtype", "model.padding", "seeds.noise_of_branches", "versions", "platform")
 """Keys of a manifest that may differ, and a note says so; those of `PIECES` beside them."""
 PIECES = ("batch_size", "processes", "nodes", "devices")
@@ -76,7 +80,7 @@ def _pair(runs: NamedRuns, base: str, other: str, *, across_models: bool) -> Ite
     if a.mode != b.mode:
         modes = " and ".join(MODES.get(run.mode, run.mode) for run in (a, b))
         raise refuse(f"their decode modes are {modes}", "run both in one mode")
-    for key in DECODING:
+    for key in (*DECODING.get(a.mode, ()), "first_token"):
         mine, theirs = (_table(run, "settings").get(key) for run in (a, b))
         if mine != theirs:
             raise refuse(

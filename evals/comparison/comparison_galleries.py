@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.ablation.grid_toml import parse
 from cdkit.evals.comparison import comparable
 from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.comparison.tallies import seeds
@@ -15,7 +18,6 @@ from cdkit.evals.runner.example_gallery import OverlaySource, example_gallery
 from cdkit.evals.runner.fingerprints import changed_files, method_hash, model_files
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.evals.runner.questions import Question, question_of
-from cdkit.evals.runner.run_settings import RunSettings, settings_of
 from cdkit.evals.statistics.bootstrap import Estimate
 from cdkit.interfaces.benchmark import Tally
 from cdkit.methods.method import Method
@@ -68,28 +70,22 @@ def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
     Drawn are the base, and methods that look at attention. Raises where the runs are of several
     models, or the model's weights are no longer those of the runs.
     """
-    settings = {name: _settings(run) for name, run in runs.items()}
+    grids = {name: _grid(run) for name, run in runs.items()}
     base = next(iter(runs))
-    models = {chosen.chosen for chosen in settings.values()}
+    models = {grids[name].chosen(run.model) for name, run in runs.items()}
     if len(models) > 1:
         text = ", ".join(sorted({f"{each.name} in {each.dtype}" for each in models}))
         raise CdkitError(f"--attention draws one model, and the runs are of {text}: leave it out")
-    methods = {name: chosen.load_method() for name, chosen in settings.items()}
-    for name, method in methods.items():
-        ran = runs[name].manifest.get("method")
-        if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
-            raise CdkitError(
-                f"--attention: {settings[name].method} is no longer the "
-                f"method that {name} ran; run it again, or leave --attention out"
-            )
+    methods = {name: _method(name, run, grids[name]) for name, run in runs.items()}
     drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
-    model, processor = settings[base].chosen.load(device)
+    (chosen,) = models
+    model, processor = chosen.load(device)
     ran_on = runs[base].manifest.get("model")
-    now = model_files(str(model.name_or_path), settings[base].revision)
+    now = model_files(str(model.name_or_path), chosen.revision)
     before = ran_on.get("files") if isinstance(ran_on, Mapping) else None
     if isinstance(before, Mapping) and (others := changed_files(before, now)):
         raise CdkitError(
-            f"--attention: configs or weights of {settings[base].model} are not those of the "
+            f"--attention: configs or weights of {chosen.name} are not those of the "
             f"runs ({', '.join(others)}); restore them, or leave it out"
         )
     return _Traced(AnswerEngine(model, processor), drawn)
@@ -99,7 +95,7 @@ def costs(runs: NamedRuns) -> Costs | None:
     """Seconds in the model against the base's, where all ran alike; None where they did not."""
     base = next(iter(runs.values()))
     alike = all(_machine(run) == _machine(base) for run in runs.values())
-    if not alike or base.seconds <= 0:
+    if not alike or any(run.seconds <= 0 for run in runs.values()):
         return None
     ratios = {name: run.seconds / base.seconds for name, run in runs.items()}
     return Costs(
@@ -124,11 +120,24 @@ def _questions(part: FinishedPart, kept: Tally) -> dict[str, Question]:
     return {s.id: question_of(s, part.images, limit) for s in kept.samples}
 
 
-def _settings(run: FinishedRun) -> RunSettings:
+def _grid(run: FinishedRun) -> Grid:
     given = run.manifest.get("settings")
     if not isinstance(given, Mapping):
         raise CdkitError(f"{run.folder} does not say how it was made: --attention needs that")
-    return settings_of(dict(given), str(run.folder))
+    return parse(dict(given))
+
+
+def _method(name: str, run: FinishedRun, grid: Grid) -> Method:
+    """The method that a run names, if it is still the one that it ran."""
+    spec = grid.methods[run.method]
+    method = cdkit.load(spec.preset, **spec.overrides)
+    ran = run.manifest.get("method")
+    if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
+        raise CdkitError(
+            f"--attention: {run.method} is no longer the method that {name} ran; run it again, or "
+            "leave --attention out"
+        )
+    return method
 
 
 def _machine(run: FinishedRun) -> dict[str, object]:

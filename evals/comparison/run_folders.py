@@ -7,16 +7,43 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.finished import FinishedRun
 
 
-def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Each folder of `cdkit eval`, read back; a folder of `cdkit ablate` is refused."""
+def read_runs(
+    folders: Sequence[Path], *, mode: str | None = None, methods: Sequence[str] = ()
+) -> list[FinishedRun]:
+    """Each folder of `cdkit eval` and `cdkit ablate`, read back.
+
+    Args:
+        folders: The folders; one may hold several models, methods and decode modes.
+        mode: The decode mode to compare in; None: the one that there is.
+        methods: The methods to compare; empty: all.
+
+    Returns:
+        A run for each model and method.
+
+    Raises:
+        CdkitError: A folder holds no finished run, it has several decode modes and none is named,
+            or it has not what is named.
+    """
     from cdkit.evals.runner.read_run import read_run
 
+    found: list[FinishedRun] = []
     for folder in folders:
         if not folder.is_dir():
-            raise CdkitError(f"{folder} is no folder: give the folders that `cdkit eval` wrote")
-        if (folder / "config.toml").is_file() and (folder / "metrics.json").is_file():
             raise CdkitError(
-                f"{folder} is of `cdkit ablate`, which compares its methods itself: see its "
-                "report.html; give folders that `cdkit eval` wrote"
+                f"{folder} is no folder: give the folders that `cdkit eval` or `cdkit ablate` wrote"
             )
-    return [read_run(folder) for folder in folders]
+        runs = list(read_run(folder))
+        modes = list(dict.fromkeys(run.mode for run in runs))
+        if mode is None and len(modes) > 1:
+            raise CdkitError(
+                f"{folder} has answers in the modes {', '.join(modes)}, and runs are compared in "
+                "one: say which by --mode"
+            )
+        if mode is not None and mode not in modes:
+            raise CdkitError(f"{folder} has no answers in the mode {mode}, but {', '.join(modes)}")
+        found += [run for run in runs if mode in (None, run.mode)]
+    there = list(dict.fromkeys(run.method for run in found))
+    for name in methods:
+        if name not in there:
+            raise CdkitError(f"no run has the method {name}: there are {', '.join(there)}")
+    return [run for run in found if not methods or run.method in methods]

@@ -19,15 +19,15 @@ def name_runs(
     """
     if len(runs) < 2:
         raise CdkitError(f"a comparison needs two runs or more, got {len(runs)}")
-    folders = [run.folder.resolve() for run in runs]
-    if twice := [run.folder for i, run in enumerate(runs) if folders[i] in folders[:i]]:
+    places = [(run.folder.resolve(), run.model, run.method) for run in runs]
+    if twice := [run.folder for i, run in enumerate(runs) if places[i] in places[:i]]:
         raise CdkitError(f"{twice[0]} is given twice: a run beside itself shows nothing")
     if names is not None and len(names) != len(runs):
         raise CdkitError(
             f"--names has {len(names)} names for {len(runs)} runs: give one each, with commas "
             "between them, in the order of the runs"
         )
-    called = [name.strip() for name in names] if names is not None else [r.method for r in runs]
+    called = [name.strip() for name in names] if names is not None else _methods(runs)
     if "" in called:
         raise CdkitError(f"--names has an empty name: {', '.join(map(repr, called))}")
     for place, name in enumerate(called):
@@ -42,3 +42,13 @@ def name_runs(
     found = dict(zip(called, runs, strict=True))
     first = base or called[0]
     return {first: found[first]} | found
+
+
+def _methods(runs: Sequence[FinishedRun]) -> list[str]:
+    """The methods' names, with the models' where a folder has several models."""
+    models = {
+        folder: {r.model for r in runs if r.folder == folder} for folder in {r.folder for r in runs}
+    }
+    return [
+        f"{run.method}, {run.model}" if len(models[run.folder]) > 1 else run.method for run in runs
+    ]

@@ -86,17 +86,23 @@ def parts_in(
     Raises:
         CdkitError: The benchmark, or a part in `only`, is not in the folder, or a file is broken.
     """
-    found = {part.name: part for part in located_in(bench, folder)}
-    if not found:
-        raise CdkitError(
-            f"there is no {bench} in {folder}: looked for {', '.join(layout_of(bench).expected)}; "
-            f"{HELP}, and `cdkit data check {folder}` what is there"
-        )
+    found = {part.name: part for part in located_parts(bench, folder)}
     for name in only:
         if name not in found:
             raise UnknownNameError(unknown(f"part of {bench} in {folder}", name, found))
     chosen = [part for name, part in found.items() if not only or name in only]
     return {part.name: load(part, options or {}) for part in chosen}
+
+
+def located_parts(bench: str, folder: Path) -> tuple[LocatedPart, ...]:
+    """As `located_in`, and a CdkitError where the benchmark is not in the folder at all."""
+    found = located_in(bench, folder)
+    if not found:
+        raise CdkitError(
+            f"there is no {bench} in {folder}: looked for {', '.join(layout_of(bench).expected)}; "
+            f"{HELP}, and `cdkit data check {folder}` what is there"
+        )
+    return found
 
 
 def located_in(bench: str, folder: Path) -> tuple[LocatedPart, ...]:

@@ -50,6 +50,21 @@ class BenchmarkFiles:
     placement: Path
 
 
+def benchmark_files(folder: Path) -> BenchmarkFiles:
+    """Where `write_benchmarks` writes in a folder."""
+    return BenchmarkFiles(
+        images=folder / "images",
+        pope={split: folder / f"micro_pope_{split}.json" for split in SPLITS},
+        annotations=folder / "instances.json",
+        captions=folder / "captions.json",
+        synonyms=folder / "synonyms.txt",
+        caption_images=folder / "caption_images.txt",
+        caption_prompt=text.CAPTION_PROMPT,
+        mme=folder / "mme",
+        placement=folder / "placement.json",
+    )
+
+
 def write_benchmarks(
     folder: Path | str,
     *,
@@ -67,18 +82,7 @@ def write_benchmarks(
     """
     if images < 1 or exam_images < 1:
         raise CdkitError(f"{images=} and {exam_images=}: both must be 1 or more.")
-    folder = Path(folder)
-    files = BenchmarkFiles(
-        images=folder / "images",
-        pope={split: folder / f"micro_pope_{split}.json" for split in SPLITS},
-        annotations=folder / "instances.json",
-        captions=folder / "captions.json",
-        synonyms=folder / "synonyms.txt",
-        caption_images=folder / "caption_images.txt",
-        caption_prompt=text.CAPTION_PROMPT,
-        mme=folder / "mme",
-        placement=folder / "placement.json",
-    )
+    files = benchmark_files(Path(folder))
     for path in (files.images, files.mme):
         path.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, _HELD_OUT, 0])

@@ -10,10 +10,10 @@ from cdkit.evals.reports import latex
 from cdkit.evals.reports.results import Results, Table
 
 FOLDER = "tables"
-TEXTS = ("benchmark", "mode", "method", "metric", "verdict")
+TEXTS = ("model", "benchmark", "mode", "method", "metric", "verdict")
 COUNTS = ("gained", "lost", "images", "samples", "seeds")
 COLUMNS = (
-    *("benchmark", "mode", "method", "metric", "value", "low", "high"),
+    *("model", "benchmark", "mode", "method", "metric", "value", "low", "high"),
     *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict"),
     *("gained", "lost", "mcnemar", "detectable", "detectable_holm"),
     *("images", "samples", "seeds"),
@@ -57,6 +57,7 @@ def long_form(tables: Sequence[Table]) -> Iterator[dict[str, Any]]:
             for metric, cell in row.cells.items():
                 apart = cell.difference
                 yield {
+                    "model": table.model,
                     "benchmark": table.benchmark,
                     "mode": table.mode,
                     "method": method,

@@ -24,6 +24,8 @@ def method_table(
     sections: Mapping[str, Sequence[str]],
     show: Sequence[str] = (),
     absent: Mapping[str, tuple[str, ...]] | None = None,
+    refused: Mapping[str, str] | None = None,
+    failed: int = 0,
     base: str = PLAIN,
     resamples: int = 2000,
 ) -> Table:
@@ -31,9 +33,11 @@ def method_table(
 
     A metric that is neither good nor bad (the yes ratio, a length) has an interval but no test. One
     that a method's tallies lack has no cell. `absent` maps methods that are not defined for the
-    mode to those that they are defined for. Differences are taken to the method `base`.
+    mode to those that they are defined for, and `refused` those that the model cannot run to the
+    reason; `failed` samples are left out of all tallies. Differences are taken to the method
+    `base`.
     """
-    tally = runs[base][0]
+    absent, refused, tally = absent or {}, refused or {}, runs[base][0]
     metrics = tuple(show) or tally.metrics
     of_base = resample(runs[base], resamples=resamples, only=metrics)
     compared = {
@@ -70,11 +74,15 @@ def method_table(
         samples=len(tally.samples),
         metrics=metrics,
         sections={
-            title: tuple(name for name in names if name in rows or name in (absent or {}))
+            title: tuple(
+                name for name in names if name in rows or name in absent or name in refused
+            )
             for title, names in sections.items()
         },
         rows=rows,
-        absent=absent or {},
+        absent=absent,
+        refused=refused,
+        failed=failed,
         shifted=_shifted(tally) if mode == GREEDY else (),
         base=base,
         tests=len(tested),

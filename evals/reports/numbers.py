@@ -12,6 +12,7 @@ def numbers(results: Results) -> dict[str, object]:
         "tables": [
             {
                 "benchmark": table.benchmark,
+                **({"model": table.model} if table.model else {}),
                 "mode": table.mode,
                 "base": table.base,
                 "tests": table.tests,
@@ -24,6 +25,8 @@ def numbers(results: Results) -> dict[str, object]:
                     for name, row in table.rows.items()
                 },
                 "absent": {name: list(modes) for name, modes in table.absent.items()},
+                "refused": dict(table.refused),
+                "failed": table.failed,
             }
             for table in results.tables
         ],

@@ -71,15 +71,15 @@ def render(
 def _by_benchmark(tables: tuple[Table, ...]) -> dict[str, list[View]]:
     found: dict[str, list[View]] = {}
     for table in tables:
-        found.setdefault(table.benchmark, []).append(view(table))
+        found.setdefault(table.subject, []).append(view(table))
     return found
 
 
 def _forests(tables: tuple[Table, ...]) -> dict[str, str]:
     """One forest plot a benchmark: its headline metric, a panel a mode."""
     found = {}
-    for benchmark in dict.fromkeys(table.benchmark for table in tables):
-        mine = [table for table in tables if table.benchmark == benchmark]
+    for benchmark in dict.fromkeys(table.subject for table in tables):
+        mine = [table for table in tables if table.subject == benchmark]
         if direction(mine[0].headline) and any(len(table.rows) > 1 for table in mine):
             found[benchmark] = plots.forest(mine, mine[0].headline)
     return found
@@ -90,7 +90,7 @@ def _scatters(tables: tuple[Table, ...]) -> dict[str, list[Scatter]]:
     found: dict[str, list[Scatter]] = {}
     for table in tables:
         if (drawn := scatter.yes_ratio_scatter(table)) is not None:
-            found.setdefault(table.benchmark, []).append(drawn)
+            found.setdefault(table.subject, []).append(drawn)
     return found
 
 

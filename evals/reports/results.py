@@ -79,6 +79,12 @@ class Table:
     rows: Mapping[str, MethodRow]
     absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Method -> the decode modes that it is defined for, of which this is none."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Method -> why the model cannot run it."""
+    failed: int = 0
+    """Samples that some method has no answer to: left out of every row."""
+    model: str = ""
+    """The model, where a run has several."""
     shifted: tuple[tuple[float, float], ...] = ()
     """(yes ratio, accuracy) of the base, were it to say yes more or less often: its answers by a
     threshold on its own yes scores, for every threshold. Greedy runs that have the scores."""
@@ -99,8 +105,13 @@ class Table:
         return f"{MODES[self.mode]}{seeds}"
 
     @property
+    def subject(self) -> str:
+        """The benchmark, and the model where there are several."""
+        return f"{self.benchmark}, {self.model}" if self.model else self.benchmark
+
+    @property
     def title(self) -> str:
-        return f"{self.benchmark}, {self.decoding}"
+        return f"{self.subject}, {self.decoding}"
 
     @property
     def headline(self) -> str:

@@ -40,10 +40,13 @@ def view(table: Table) -> View:
     """A table as it is: a column a metric, a row for each method that is defined for the mode."""
     columns = tuple(_column(table, metric, heading(metric)) for metric in table.metrics)
     sections = {
-        title: tuple(name for name in names if name in table.rows)
+        title: tuple(name for name in names if name in table.rows or name in table.refused)
         for title, names in table.sections.items()
     }
     notes = [f"not in this table: {note}" for note in _only([table])]
+    if table.failed:
+        what = f"{_counted(table.failed, 'sample')} without an answer"
+        notes.append(f"{what}: left out of every row (manifest.json has the reasons)")
     for column in columns:
         if lacking := [name for name in table.rows if name not in column.cells]:
             notes.append(f"a dash: {', '.join(lacking)} has no {column.heading.rstrip(' ↑↓%')}")
@@ -53,15 +56,15 @@ def view(table: Table) -> View:
 def overviews(tables: Sequence[Table]) -> tuple[View, ...]:
     """For each benchmark its headline metric, a column a decode mode."""
     return tuple(
-        _overview([table for table in tables if table.benchmark == benchmark])
-        for benchmark in dict.fromkeys(table.benchmark for table in tables)
+        _overview([table for table in tables if table.subject == subject])
+        for subject in dict.fromkeys(table.subject for table in tables)
     )
 
 
 def _overview(tables: Sequence[Table]) -> View:
     metric = tables[0].headline
     return View(
-        f"{tables[0].benchmark}: {heading(metric)}",
+        f"{tables[0].subject}: {heading(metric)}",
         f"difference to {tables[0].base}; {_size(tables[0])}",
         _filled(tables[0].sections),
         tuple(_column(table, metric, table.decoding) for table in tables),
@@ -80,6 +83,9 @@ def _only(tables: Sequence[Table]) -> Iterator[str]:
     absent = {name: modes for table in tables for name, modes in table.absent.items()}
     for name, modes in absent.items():
         yield f"{name}: {mode_names(modes)} only"
+    refused = {name: why for table in tables for name, why in table.refused.items()}
+    for name, why in refused.items():
+        yield f"{name}: refused by the model: {why}"
 
 
 def _size(table: Table) -> str:

@@ -190,18 +190,7 @@ class AnswerEngine:
             CdkitError: The method cannot run on the model or in this mode.
         """
         length = inputs["input_ids"].shape[1]
-        sampling = LogitsProcessorList()
-        if seed is not None:
-            sampling.append(
-                GumbelSampling(
-                    seed,
-                    sample_ids,
-                    prompt_length=length,
-                    temperature=self.temperature,
-                    top_k=self.top_k,
-                    top_p=self.top_p,
-                )
-            )
+        sampling = self.sampling(seed, sample_ids, length)
         num_beams = self.num_beams if beams else 1
         record_margins = record_margins and method.loop is None
         stock: list[Tensor] = []
@@ -242,6 +231,24 @@ class AnswerEngine:
             )
             for answer, score, margin in zip(made, scores, margins, strict=True)
         ]
+
+    def sampling(
+        self, seed: int | None, sample_ids: Sequence[str], prompt_length: int
+    ) -> LogitsProcessorList:
+        """What makes greedy search sample under a seed; nothing where there is none."""
+        found = LogitsProcessorList()
+        if seed is not None:
+            found.append(
+                GumbelSampling(
+                    seed,
+                    sample_ids,
+                    prompt_length=prompt_length,
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    top_p=self.top_p,
+                )
+            )
+        return found
 
     @contextmanager
     def _first_logits(self, found: list[Tensor]) -> Iterator[None]:

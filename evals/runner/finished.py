@@ -35,7 +35,8 @@ class FinishedRun:
 
     Args:
         folder: The run's folder.
-        method: The preset's name with its overrides, as in tables.
+        model: The model's name.
+        method: The method's name, as in tables.
         mode: "greedy", "sample" or "beam".
         parts: Name -> part.
         manifest: The content of manifest.json.
@@ -44,6 +45,7 @@ class FinishedRun:
     """
 
     folder: Path
+    model: str
     method: str
     mode: str
     parts: Mapping[str, FinishedPart]

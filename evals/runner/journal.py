@@ -7,7 +7,7 @@ cut off when the run goes on.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,11 +17,15 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.checked import FLAG, NUMBER, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.locking import lock_of, take
+from cdkit.evals.runner.whole_files import as_json
 from cdkit.interfaces.benchmark import Answer
 
 ANSWER = ("text", "yes_score", "margin", "truncated", "tokens")
 """The fields of a row that an error does not have."""
-KEYS: Mapping[str, str] = {"data": TEXT, "id": TEXT, "method": TEXT, "seed": f"{WHOLE}?"}
+KEYS: Mapping[str, str] = {
+    **dict.fromkeys(("model", "question", "method", "mode"), TEXT),
+    "seed": f"{WHOLE}?",
+}
 ANSWERED: Mapping[str, str] = {
     "text": TEXT,
     "yes_score": f"{NUMBER}?",
@@ -30,19 +34,9 @@ ANSWERED: Mapping[str, str] = {
     "tokens": WHOLE,
 }
 """Types of a row's values."""
-VERSION = 1
-Key = tuple[str, str, str, int | None]
-"""(data hash, sample id, method hash, seed)."""
-
-
-def as_json(value: object, indent: int | None = None) -> str:
-    """Readable where it can be: a path that is no text is escaped, and read as it was."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return text if text.isascii() or _is_text(text) else json.dumps(value, indent=indent)
-
-
-def _is_text(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+VERSION = 2
+Key = tuple[str, str, str, str, int | None]
+"""(model's name, question's hash, method's hash, decode mode, seed)."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +44,14 @@ class JournalRow:
     """An answer, or the `error` that there is in place of one.
 
     `margin` says how close another answer was (see `margins`), `batch` names the batch that the
-    answer was made in, `seconds` is the answer's share of the time that took, and `at`
-    counts the seconds since the piece began.
+    answer was made in, `seconds` is the answer's share of the time that took, `shared` says whether
+    other methods had a part in that time, and `at` counts the seconds since the piece began.
     """
 
-    data: str
-    id: str
+    model: str
+    question: str
     method: str
+    mode: str
     seed: int | None
     text: str = ""
     yes_score: float | None = None
@@ -65,12 +60,13 @@ class JournalRow:
     tokens: int = 0
     batch: str = ""
     seconds: float = 0.0
+    shared: bool = False
     at: float = 0.0
     error: str | None = None
 
     @property
     def key(self) -> Key:
-        return (self.data, self.id, self.method, self.seed)
+        return (self.model, self.question, self.method, self.mode, self.seed)
 
     @property
     def answer(self) -> Answer:
@@ -80,6 +76,8 @@ class JournalRow:
         """Without what is empty: an error has no text, an answer no error."""
         empty = ("error",) if self.error is None else ANSWER
         row = {name: value for name, value in asdict(self).items() if name not in empty}
+        if not self.shared:
+            del row["shared"]
         return as_json(row) + "\n"
 
 
@@ -153,12 +151,22 @@ class Journal:
     """The highest number that a piece of the run has taken, also one without a head."""
 
 
-def read_journal(folder: Path, *, data: Mapping[str, str], method: str, mend: bool) -> Journal:
-    """Every journal in `folder`; rows of other questions or another method raise.
+def read_journal(
+    folder: Path, *, questions: Mapping[str, str], known: Collection[Key], mend: bool
+) -> Journal:
+    """Every journal in `folder`; a row that the run does not ask for raises.
 
-    `data` maps data hashes to parts' names. An error that was tried again gives way to the answer;
-    two answers to one question raise. `mend` cuts torn lines off their files, else they are passed
-    over.
+    Args:
+        folder: The journals' folder.
+        questions: Question's hash -> what errors call it.
+        known: The keys of all answers that the run asks for.
+        mend: Whether torn lines are cut off their files; else they are passed over.
+
+    Returns:
+        The journal. An error that was tried again gives way to the answer.
+
+    Raises:
+        CdkitError: A file is damaged or of another run, or a question has two answers.
     """
     heads: list[Mapping[str, Any]] = []
     rows: dict[Key, JournalRow] = {}
@@ -178,17 +186,18 @@ def read_journal(folder: Path, *, data: Mapping[str, str], method: str, mend: bo
         for number, line in enumerate(lines[1:], start=2):
             where = f"{path}:{number}"
             row = _row(where, line)
-            if row.data not in data or row.method != method:
+            if row.key not in known:
                 raise CdkitError(
-                    f"{where} is of another run (questions {row.data}, method {row.method}; this "
-                    f"run has {', '.join(data)} and {method}): move that file out of the folder, "
-                    "or give another --name"
+                    f"{where} is of another run (model {row.model}, question {row.question}, "
+                    f"method {row.method}, {row.mode}, seed {row.seed}): move that file out of the "
+                    "folder, or give another --name"
                 )
-            known = rows.get(row.key)
-            if known is not None and known.error is None:
+            before = rows.get(row.key)
+            if before is not None and before.error is None:
                 raise CdkitError(
-                    f"{where} answers {row.id} of {data[row.data]} (seed {row.seed}) a second "
-                    "time: the journal is damaged; begin anew under another --name"
+                    f"{where} answers {questions[row.question]!r} (method {row.method}, seed "
+                    f"{row.seed}) a second time: the journal is damaged; begin anew under another "
+                    "--name"
                 )
             rows[row.key] = row
             seconds += row.seconds
@@ -236,6 +245,11 @@ def _is_json(line: bytes) -> bool:
 
 def _head(path: Path, line: bytes) -> Mapping[str, Any]:
     head = json.loads(line) if _is_json(line) else {}
+    if head.get("journal") in range(1, VERSION):
+        raise CdkitError(
+            f"{path} was written by an older cdkit (journal {head['journal']}): finish that run "
+            "with that version, or begin anew under another --name"
+        )
     if head.get("journal") != VERSION:
         raise CdkitError(
             f"{path}:1 is not the head of a journal of version {VERSION}: this file is no journal "

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,9 +22,11 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
+from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
+from cdkit.evals.runner.answering import Answering
+from cdkit.evals.runner.batches import BatchPlan, GroupPlan, plan_batches, shard
 from cdkit.evals.runner.checkpoint_settings import notes, recorded
+from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.fingerprints import differing
 from cdkit.evals.runner.journal import (
     VERSION,
@@ -36,29 +38,42 @@ from cdkit.evals.runner.journal import (
 from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
-from cdkit.evals.runner.run_settings import Resources, RunSettings
+from cdkit.evals.runner.refusals import refusals
+from cdkit.evals.runner.resources import Resources
 from cdkit.evals.runner.stopping import GRACE_OF_STARTED, stopped_by_signals
+from cdkit.evals.runner.workload import Workload
 from cdkit.interfaces.benchmark import Answer
-from cdkit.methods.method import Method
 
 STAGE = "answers"
 
 
 @dataclass(frozen=True, eq=False)
 class RunJob:
-    """What every process of a run is given; only the first has a `journal`."""
+    """What every process that answers for one model is given.
 
-    settings: RunSettings
+    Args:
+        engines: How the model is loaded, and how it decodes.
+        workload: What is asked; only the first process needs its demand.
+        resources: What decides the speed.
+        folder: The run's folder.
+        settings: Plain data for loggers.
+        journal: The answers so far; None in a process that another one leads.
+        retry_errors: Whether samples that failed are tried again.
+        threads: torch's threads while the run lasts; 0 leaves them as they are.
+        bar: Whether to show progress.
+        silence: Called first in each process: keeps libraries out of the output.
+    """
+
+    engines: Engines
+    workload: Workload
     resources: Resources
-    method: Method
-    method_hash: str
     folder: Path
-    tasks: tuple[AskedSample, ...]
+    settings: Mapping[str, Any]
     journal: Journal | None
     retry_errors: bool = False
+    threads: int = 0
     bar: bool = False
     silence: Callable[[], None] | None = None
-    """Called first in each process: keeps libraries out of the output."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)  # in a process that was started just now
@@ -69,6 +84,11 @@ class RunJob:
     def journals(self) -> Path:
         return self.folder / "journal"
 
+    @property
+    def model(self) -> str:
+        """The model's name in the journal."""
+        return self.engines.chosen.name
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -77,6 +97,10 @@ class RunPlan:
     journals: Path
     piece: int
     work: tuple[BatchPlan, ...]
+    facts: Mapping[str, Any]
+    """Of the model, for the heads of the journals."""
+    refused: Mapping[str, str]
+    """Hash of a method that the model cannot run -> why."""
 
 
 class AnsweringModule(pl.LightningModule):
@@ -100,7 +124,11 @@ class AnsweringModule(pl.LightningModule):
             self._signals.enter_context(stopped_by_signals(GRACE_OF_STARTED))
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
         self._began = perf_counter()
+        if self.job.threads:
+            self._open.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(self.job.threads)
         self._engine = self._load()
+        self._answering = Answering(self._engine, self.job.workload.variants)
         trainer = self.trainer
         made_here = self._plan() if trainer.is_global_zero else None
         plan: Any = trainer.strategy.broadcast(made_here)  # the first process's
@@ -109,7 +137,7 @@ class AnsweringModule(pl.LightningModule):
         self._writer = JournalWriter(path, self._head(plan))
         if trainer.is_global_zero:
             for logger in trainer.loggers:  # here: a logger may live in one process alone
-                facts = self.job.settings.to_dict()
+                facts = dict(self.job.settings)
                 logger.log_hyperparams(facts | {"batch_size": self.job.resources.batch_size})
         self._open.callback(self._writer.close)
         self._stages = Stages()
@@ -137,29 +165,62 @@ class AnsweringModule(pl.LightningModule):
         return batch  # the engine moves it
 
     def predict_step(self, ready: PreparedBatch, batch_idx: int) -> int:
-        """Answer a batch under each seed; what was answered before is on the disk by then."""
+        """Answer a batch group by group; what was answered before is on the disk by then."""
         self._check_parent()
-        work, engine, job = ready.work, self._engine, self.job
-        inputs = engine.moved(ready.inputs)
-        for seed in work.seeds:
+        inputs = self._engine.moved(ready.inputs)
+        for plan in ready.work.groups:
             began = perf_counter()
-            answers = self._answers(ready, inputs, seed) if ready.kept else {}
-            share = (perf_counter() - began) / max(1, len(answers))
-            at = round(perf_counter() - self._began, 3)
-            rows = []
-            for index in sorted(work.wanted):
-                task = work.tasks[index]
-                keyed: dict[str, Any] = {"data": task.data, "id": task.id, "seed": seed}
-                keyed |= {"method": job.method_hash, "batch": work.name, "at": at}
-                if index in ready.errors:
-                    rows.append(JournalRow(**keyed, error=ready.errors[index]))
-                else:
-                    rows.append(JournalRow(**keyed, **answers[index], seconds=round(share, 6)))
+            made = self._made(plan, ready, inputs)
+            share = (perf_counter() - began) / max(1, len(made))
+            rows = [self._row(plan, place, ready, made, share) for place in sorted(plan.wanted)]
             self._writer.add(rows)
             self._answered += len(rows)
             self._stages.advance(STAGE, len(rows))
         self._log()
-        return len(work.seeds)
+        return len(ready.work.groups)
+
+    def _made(
+        self, plan: GroupPlan, ready: PreparedBatch, inputs: Mapping[str, Any]
+    ) -> dict[tuple[int, int], Generated | CdkitError]:
+        if not ready.kept:
+            return {}
+        questions = [ready.work.questions[index] for index in ready.kept]
+        made = self._answering.answers(plan.group, questions, inputs)
+        return {(ready.kept[i], j): one for (i, j), one in made.items()}
+
+    def _row(
+        self,
+        plan: GroupPlan,
+        place: tuple[int, int],
+        ready: PreparedBatch,
+        made: Mapping[tuple[int, int], Generated | CdkitError],
+        seconds: float,
+    ) -> JournalRow:
+        index, entry = place
+        method, decode = plan.group.asked[entry]
+        keyed: dict[str, Any] = {
+            "model": self.job.model,
+            "question": ready.work.keys[index],
+            "method": method,
+            "mode": decode.mode,
+            "seed": decode.seed,
+            "batch": ready.work.name,
+            "at": round(perf_counter() - self._began, 3),
+        }
+        if index in ready.errors:
+            return JournalRow(**keyed, error=ready.errors[index])
+        one = made[place]
+        if isinstance(one, CdkitError):
+            return JournalRow(**keyed, error=str(one))
+        score = one.yes_score if ready.work.questions[index].yes_no else None
+        answer = Answer(one.text, score, one.truncated, one.tokens)
+        return JournalRow(
+            **keyed,
+            **vars(answer),
+            margin=one.margin,
+            seconds=round(seconds, 6),
+            shared=len({name for name, _ in plan.group.asked}) > 1,
+        )
 
     def teardown(self, stage: str) -> None:
         """Wait for the others: also of a process that had nothing to do, whose loop never began."""
@@ -171,39 +232,41 @@ class AnsweringModule(pl.LightningModule):
         self._open.close()
 
     def _load(self) -> AnswerEngine:
-        settings = self.job.settings
-        model, processor = settings.chosen.load(self.trainer.strategy.root_device)
+        engines = self.job.engines
+        engine = engines.at(self.trainer.strategy.root_device)
         if self.job.bar and self.trainer.is_global_zero:
             screen = Console(stderr=True, highlight=False, soft_wrap=True)
             kept = "; settings.json and manifest.json hold it"
+            beams = any(
+                decode.mode == BEAM
+                for asked in self.job.workload.demand.values()
+                for decodes in asked.values()
+                for decode in decodes
+            )
             for line in (
-                settings.chosen.told(model),
-                *notes(model, beams=settings.mode == BEAM, kept=kept),
+                engines.chosen.told(engine.model),
+                *notes(engine.model, beams=beams, kept=kept),
             ):
                 screen.print(line, markup=False)
-        return AnswerEngine(
-            model,
-            processor,
-            settings.temperature,
-            num_beams=settings.beams,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        )
+        return engine
 
     def _plan(self) -> RunPlan:
-        job = self.job
+        job, engine = self.job, self._engine
         assert job.journal is not None
-        check_model(job.journal, model_facts(self._engine, job.tasks))
+        facts = model_facts(engine, job.workload)
+        check_model(job.journal, job.model, facts)
+        refused = refusals(self._answering, job.workload)
         work = plan_batches(
-            job.tasks,
-            prompt_lengths(job.tasks, self._engine),
+            job.workload,
+            prompt_lengths(list(job.workload.demand), engine),
             job.resources.batch_size,
-            method=job.method_hash,
-            seeds=job.settings.draws,
+            model=job.model,
             rows=job.journal.rows,
+            first_step=job.workload.first_token and not engine.adjusts_logits,
+            without=refused,
             retry=job.retry_errors,
         )
-        return RunPlan(job.journals, job.journal.pieces + 1, tuple(work))
+        return RunPlan(job.journals, job.journal.pieces + 1, tuple(work), facts, refused)
 
     def _head(self, plan: RunPlan) -> dict[str, Any]:
         trainer = self.trainer
@@ -220,28 +283,9 @@ class AnsweringModule(pl.LightningModule):
             "pid": os.getpid(),
             "threads": torch.get_num_threads(),
             "device": device_name(trainer.strategy.root_device),
-            "model": model_facts(self._engine, self.job.tasks),
+            "model": {"name": self.job.model, **plan.facts},
+            "refused": dict(plan.refused),
         }
-
-    def _answers(
-        self, ready: PreparedBatch, inputs: Mapping[str, Any], seed: int | None
-    ) -> dict[int, dict[str, Any]]:
-        tasks = [ready.work.tasks[index] for index in ready.kept]
-        made = self._engine.answers(
-            self.job.method,
-            inputs,
-            [task.question.sample_id for task in tasks],
-            limit=tasks[0].question.limit,
-            seed=seed,
-            beams=self.job.settings.mode == BEAM,
-            record_margins=True,
-        )
-        found = {}
-        for index, task, one in zip(ready.kept, tasks, made, strict=True):
-            score = one.yes_score if task.question.yes_no else None
-            answer = Answer(one.text, score, one.truncated, one.tokens)
-            found[index] = {**vars(answer), "margin": one.margin}
-        return found
 
     def _check_parent(self) -> None:
         """A process whose starter was killed stops: another run may go on in its folder."""
@@ -262,15 +306,15 @@ def device_name(device: torch.device) -> str:
     return f"{device}{name}"
 
 
-def model_facts(engine: AnswerEngine, tasks: Sequence[AskedSample]) -> dict[str, Any]:
+def model_facts(engine: AnswerEngine, workload: Workload) -> dict[str, Any]:
     """What a manifest records of the model and of the prompt."""
-    model = engine.model
+    model, first = engine.model, next(iter(workload.demand))
     return {
         "type": model.config.model_type,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "revision": getattr(model.config, "_commit_hash", None),
-        "prompt": engine.prompt(tasks[0].question.prompt),
+        "prompt": engine.prompt(first.prompt),
         "padding": engine.processor.tokenizer.padding_side,
         "yes_tokens": list(engine.yes_ids),
         "no_tokens": list(engine.no_ids),
@@ -279,14 +323,17 @@ def model_facts(engine: AnswerEngine, tasks: Sequence[AskedSample]) -> dict[str,
     }
 
 
-def check_model(journal: Journal, facts: Mapping[str, Any]) -> None:
+def check_model(journal: Journal, name: str, facts: Mapping[str, Any]) -> None:
     """Raise where the model is not as the pieces before had it."""
     for head in journal.heads:
+        if head["model"].get("name") != name:
+            continue
         # a piece of before a fact was recorded says nothing of it
         known = {name: value for name, value in facts.items() if name in head["model"]}
-        for name, (was, now) in differing(head["model"], known).items():
+        recorded_then = {key: value for key, value in head["model"].items() if key != "name"}
+        for key, (was, now) in differing(recorded_then, known).items():
             raise CdkitError(
-                f"the run was begun with a model whose {name} was {was!r}, and now is {now!r}: "
+                f"the run was begun with a model whose {key} was {was!r}, and now is {now!r}: "
                 "load the same (as with --dtype), or begin anew under another --name"
             )
 

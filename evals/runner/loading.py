@@ -10,18 +10,19 @@ from torch.utils.data import Dataset
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.batches import AskedSample, BatchPlan
+from cdkit.evals.runner.batches import BatchPlan
 from cdkit.evals.runner.pictures import picture_size
+from cdkit.evals.runner.questions import Question
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedBatch:
-    """A batch on the CPU: `kept` are the indices of its tasks that `inputs` hold, in order."""
+    """A batch on the CPU: `kept` are the indices of its questions that `inputs` hold, in order."""
 
     work: BatchPlan
     kept: tuple[int, ...]
     inputs: Mapping[str, Tensor]
-    """Empty where no task could be made ready."""
+    """Empty where no question could be made ready."""
     errors: Mapping[int, str]
 
 
@@ -50,15 +51,15 @@ def prepare_batch(work: BatchPlan, engine: AnswerEngine, most: int | None) -> Pr
     """The batch without the samples whose image cannot be read or whose prompt is too long."""
     errors: dict[int, str] = {}
     pictures: dict[int, Image] = {}
-    for index, task in enumerate(work.tasks):
+    for index, question in enumerate(work.questions):
         try:
-            pictures[index] = task.question.picture()
+            pictures[index] = question.picture()
         except CdkitError as error:
             errors[index] = str(error)
-    inputs = _processed(work.tasks, pictures, engine, errors)
+    inputs = _processed(work.questions, pictures, engine, errors)
     if most is not None and inputs:
         lengths = inputs["attention_mask"].sum(dim=-1).tolist()
-        limit = work.tasks[0].question.limit
+        limit = work.questions[0].limit
         long = {i: n for i, n in zip(pictures, lengths, strict=True) if n + limit > most}
         for index, length in long.items():
             errors[index] = (
@@ -67,12 +68,12 @@ def prepare_batch(work: BatchPlan, engine: AnswerEngine, most: int | None) -> Pr
             )
             del pictures[index]
         if long:  # made anew: its padding counted with those that are out
-            inputs = _processed(work.tasks, pictures, engine, errors)
+            inputs = _processed(work.questions, pictures, engine, errors)
     return PreparedBatch(work, tuple(pictures), inputs, errors)
 
 
 def _processed(
-    tasks: Sequence[AskedSample],
+    questions: Sequence[Question],
     pictures: dict[int, Image],
     engine: AnswerEngine,
     errors: dict[int, str],
@@ -81,12 +82,12 @@ def _processed(
     if not pictures:
         return {}
     try:
-        return _together(tasks, pictures, engine)
+        return _together(questions, pictures, engine)
     except ValueError:
         refused: dict[int, str] = {}
         for index, picture in pictures.items():
             try:
-                _together(tasks, {index: picture}, engine)
+                _together(questions, {index: picture}, engine)
             except ValueError as error:
                 refused[index] = f"the model's processor refuses it: {' '.join(str(error).split())}"
         if not refused:
@@ -94,30 +95,30 @@ def _processed(
         errors.update(refused)
         for index in refused:
             del pictures[index]
-        return _together(tasks, pictures, engine) if pictures else {}
+        return _together(questions, pictures, engine) if pictures else {}
 
 
 def _together(
-    tasks: Sequence[AskedSample], pictures: Mapping[int, Image], engine: AnswerEngine
+    questions: Sequence[Question], pictures: Mapping[int, Image], engine: AnswerEngine
 ) -> Mapping[str, Tensor]:
-    prompts = [tasks[index].question.prompt for index in pictures]
+    prompts = [questions[index].prompt for index in pictures]
     return engine.processed([[picture] for picture in pictures.values()], prompts)
 
 
-def prompt_lengths(tasks: Sequence[AskedSample], engine: AnswerEngine) -> list[int]:
-    """Tokens of each task's prompt, with those of its image where the processor can tell.
+def prompt_lengths(questions: Sequence[Question], engine: AnswerEngine) -> list[int]:
+    """Tokens of each question's prompt, with those of its image where the processor can tell.
 
     Only a file's head is read for that; an image whose head cannot be read counts for nothing.
     """
-    texts = engine.lengths([task.question.prompt for task in tasks])
+    texts = engine.lengths([question.prompt for question in questions])
     count = getattr(engine.processor, "_get_num_multimodal_tokens", None)
     if count is None:
         return texts
-    sizes = {path: picture_size(path) for path in {task.question.image for task in tasks}}
+    sizes = {path: picture_size(path) for path in {question.image for question in questions}}
     tokens = {size: _image_tokens(count, size) for size in {*sizes.values()}}
     of_image = {path: tokens[size] for path, size in sizes.items()}
     return [
-        length + of_image[task.question.image] for length, task in zip(texts, tasks, strict=True)
+        length + of_image[question.image] for length, question in zip(texts, questions, strict=True)
     ]
 
 

@@ -41,9 +41,16 @@ def make_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
     return found
 
 
-def log_metrics(loggers: Sequence[Logger], metrics: Mapping[str, Any], step: int) -> None:
-    """The mean of each part's metrics as PART/METRIC, at the end."""
-    flat = {f"{p}/{n}": v for p, told in metrics.items() for n, v in told["mean"].items()}
+def log_metrics(loggers: Sequence[Logger], scores: Sequence[Mapping[str, Any]], step: int) -> None:
+    """The mean of each metric at the end, as PART/METRIC; where several methods or models ran, the
+    names of what there is more than one of stand before it.
+    """
+    several = [key for key in ("model", "method", "mode") if len({s[key] for s in scores}) > 1]
+    flat = {
+        "/".join([*(str(score[key]) for key in several), str(score["part"]), name]): value
+        for score in scores
+        for name, value in score["mean"].items()
+    }
     for logger in loggers:
         logger.log_metrics(flat, step)
         logger.finalize("success")

@@ -69,18 +69,10 @@ class MarginRecorder(LogitsProcessor):
             self.first = continued(free, traced.logits[ORIGINAL])
         if not self._margins:
             return scores
-        best = scores.topk(2, dim=-1)
-        margin = (best.values[:, 0] - best.values[:, 1]).float()
-        if self._constraint is not None and traced is not None:
-            slack = self._constraint.slack(traced.logits[ORIGINAL])
-            falling = slack.gather(-1, best.indices[:, :1])
-            margin = margin.minimum(falling[:, 0].abs().float())
-            if free is not None:
-                # no type: it asks for a LongTensor
-                let_in: Tensor = self._sampling(input_ids, free)  # type: ignore[arg-type]
-                behind = (best.values[:, :1] - let_in).maximum(-slack)
-                beyond = behind.masked_fill(slack >= 0, math.inf).amin(dim=-1)
-                margin = margin.minimum(beyond.float())
+        original = None if traced is None else traced.logits[ORIGINAL]
+        # no type: it asks for a LongTensor
+        let_in = None if free is None else self._sampling(input_ids, free)  # type: ignore[arg-type]
+        margin = margins_of(scores, self._constraint, original, let_in)
         if step < len(self._steps):  # asked again, for a row that had no token left
             self._steps[step] = torch.fmin(self._steps[step], margin)
         else:
@@ -105,6 +97,37 @@ class MarginRecorder(LogitsProcessor):
         original = logits[ORIGINAL]
         others = {name: value for name, value in logits.items() if name != ORIGINAL}
         return self._combiner.combine(original, others, step=step, state={})[0]
+
+
+def margins_of(
+    scores: Float[Tensor, "rows vocab"],
+    constraint: Constraint | None,
+    original: Float[Tensor, "rows vocab"] | None,
+    free: Float[Tensor, "rows vocab"] | None,
+) -> Float[Tensor, " rows"]:
+    """The margin of each row's best token, as `MarginRecorder` defines it.
+
+    Args:
+        scores: What the token is chosen by.
+        constraint: The method's constraint, where it is not the identity.
+        original: The original branch's logits.
+        free: The scores as they are without the constraint, where they are known.
+
+    Returns:
+        The smallest change of one logit that could let another token win.
+    """
+    best = scores.topk(2, dim=-1)
+    margin = (best.values[:, 0] - best.values[:, 1]).float()
+    if constraint is None or original is None:
+        return margin
+    slack = constraint.slack(original)
+    falling = slack.gather(-1, best.indices[:, :1])
+    margin = margin.minimum(falling[:, 0].abs().float())
+    if free is not None:
+        behind = (best.values[:, :1] - free).maximum(-slack)
+        beyond = behind.masked_fill(slack >= 0, math.inf).amin(dim=-1)
+        margin = margin.minimum(beyond.float())
+    return margin
 
 
 def scheduled(step: Step) -> Mapping[str, Float[Tensor, "rows vocab"]]:

@@ -11,7 +11,10 @@ from cdkit.interfaces.benchmark import Answer
 
 Seed = int | None
 ADVICE = "the file is not as `cdkit eval` wrote it; --resume on the run writes it anew"
-KEYS: Mapping[str, str] = {"part": TEXT, "id": TEXT, "seed": f"{WHOLE}?"}
+KEYS: Mapping[str, str] = {
+    **dict.fromkeys(("model", "part", "method", "mode", "id"), TEXT),
+    "seed": f"{WHOLE}?",
+}
 ERROR: Mapping[str, str] = {"error": TEXT}
 ANSWER: Mapping[str, str] = {
     "text": TEXT,
@@ -30,8 +33,18 @@ class Prediction:
     error: str | None
 
 
-Predictions = Mapping[str, Mapping[Seed, Mapping[str, Prediction]]]
+@dataclass(frozen=True)
+class Answerer:
+    """Who gave answers, and how they were decoded."""
+
+    model: str
+    method: str
+    mode: str
+
+
+Parts = Mapping[str, Mapping[Seed, Mapping[str, Prediction]]]
 """Part -> seed -> sample id -> row."""
+Predictions = Mapping[Answerer, Parts]
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -41,16 +54,17 @@ def read_predictions(path: Path) -> Predictions:
         path: The file.
 
     Returns:
-        Its rows by part, seed and sample, in the file's order.
+        Its rows by answerer, part, seed and sample, in the file's order.
 
     Raises:
         CdkitError: The file cannot be read, a value has another type than it must have, or a
             sample stands twice under a seed.
     """
-    found: dict[str, dict[Seed, dict[str, Prediction]]] = {}
+    found: dict[Answerer, dict[str, dict[Seed, dict[str, Prediction]]]] = {}
     for where, value in json_rows(read_source(path)):
         row = checked(value, KEYS, where, ADVICE)
-        by_id = found.setdefault(row["part"], {}).setdefault(row["seed"], {})
+        who = Answerer(row["model"], row["method"], row["mode"])
+        by_id = found.setdefault(who, {}).setdefault(row["part"], {}).setdefault(row["seed"], {})
         if row["id"] in by_id:
             raise CdkitError(
                 f"{where} answers {row['id']} of {row['part']} (seed {row['seed']}) a second time, "

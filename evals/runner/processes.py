@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
-from cdkit.evals.runner.run_settings import Resources
+from cdkit.evals.runner.resources import Resources
 from cdkit.evals.runner.stopping import Stopped, lost, stopping_signal
 from cdkit.pretrained import device_of
 from cdkit.registry import UnknownNameError

@@ -7,7 +7,7 @@ from PIL.Image import Image
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.pictures import load_picture
-from cdkit.interfaces.benchmark import Sample, check_inside
+from cdkit.interfaces.benchmark import Benchmark, Sample, check_inside
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,10 @@ def asked_of(sample: Sample, images: Path, limit: int) -> Question:
     """The question of a benchmark's sample, whether or not its image is there."""
     yes_no = (sample.target or "").lower() in ("yes", "no")
     return Question(images / sample.image, sample.prompt, limit, yes_no, images)
+
+
+def asked_samples(benchmark: Benchmark, limit: int | None) -> list[Sample]:
+    """All samples; with `limit` those of the first so many images."""
+    samples = benchmark.samples()
+    kept = set(list(dict.fromkeys(sample.group for sample in samples))[:limit])
+    return [sample for sample in samples if sample.group in kept]

@@ -7,19 +7,19 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import read_source as read_text
-from cdkit.evals.runner.batches import asked_samples
 from cdkit.evals.runner.checked import NUMBER, ROWS, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
-from cdkit.evals.runner.predictions import ADVICE, Prediction, Predictions, read_predictions
+from cdkit.evals.runner.predictions import ADVICE, Answerer, Parts, Prediction, read_predictions
+from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.runner.run_folder import MANIFEST, PREDICTIONS, SETTINGS
-from cdkit.evals.runner.run_settings import settings_of
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, sha256
 from cdkit.methods.presets import build
 
 MANIFEST_TYPES: Mapping[str, str] = {
     "settings": TABLE,
     "parts": TABLE,
-    "model": TABLE,
+    "methods": TABLE,
+    "models": TABLE,
     "pieces": ROWS,
     "model_seconds": NUMBER,
     "tokens": WHOLE,
@@ -28,33 +28,56 @@ BENCHMARK_TYPES: Mapping[str, str] = {"benchmark": TEXT, "sources": TABLE}
 PART_TYPES: Mapping[str, str] = {"images": TEXT, "benchmark": TABLE}
 
 
-def read_run(folder: Path) -> FinishedRun:
-    """Read a finished run of `cdkit eval`; its benchmarks are built anew from the run's files.
+def read_run(folder: Path) -> tuple[FinishedRun, ...]:
+    """Read a finished run; its benchmarks are built anew from the run's files.
 
     Args:
         folder: The run's folder.
 
     Returns:
-        The run with its questions, answers and manifest.
+        One run for each model, method and decode mode, with its questions and answers. Points of
+        sweeps are left out.
 
     Raises:
         CdkitError: The folder holds no finished run, or a benchmark's file is gone or has changed
             since, so that metrics would not be those of the answers.
     """
     recorded = read_manifest(folder)
-    settings = settings_of(recorded["settings"], str(folder / MANIFEST))
     read = read_predictions(folder / PREDICTIONS)
-    rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in recorded["parts"]}
-    errors: dict[str, dict[str, str]] = {name: {} for name in recorded["parts"]}
     benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in recorded["parts"].items()}
-    for part, seed, name, row in _rows(read):
+    found = []
+    for who, parts in read.items():
+        for where, known in (("models", who.model), ("methods", who.method)):
+            if known not in recorded[where] and where == "models":
+                row = next(_rows(parts))[3]
+                raise CdkitError(
+                    f"{row.where} is of the model {known}, which is none of the run's "
+                    f"({', '.join(recorded[where])}): {ADVICE}"
+                )
+        if who.method in recorded["methods"]:
+            found.append(_of_answerer(who, parts, recorded, benchmarks, folder))
+    return tuple(found)
+
+
+def _of_answerer(
+    who: Answerer,
+    parts: Parts,
+    recorded: Mapping[str, Any],
+    benchmarks: Mapping[str, Benchmark],
+    folder: Path,
+) -> FinishedRun:
+    draws = tuple(recorded["settings"].get("seeds", ())) if who.mode == "sample" else (None,)
+    limit = recorded["settings"].get("limit")
+    rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in benchmarks}
+    errors: dict[str, dict[str, str]] = {name: {} for name in benchmarks}
+    for part, seed, name, row in _rows(parts):
         if part not in benchmarks:
             raise CdkitError(
                 f"{row.where} is of {part}, which is no part of the run ({', '.join(benchmarks)}): "
                 f"{ADVICE}"
             )
-        if seed not in settings.draws:
-            drawn = ", ".join(map(str, settings.draws))
+        if seed not in draws:
+            drawn = ", ".join(map(str, draws))
             raise CdkitError(f"{row.where} has seed {seed}, and the run has {drawn}: {ADVICE}")
         by_id = rows[part].setdefault(seed, {})
         if row.answer is None:
@@ -63,18 +86,19 @@ def read_run(folder: Path) -> FinishedRun:
             by_id[name] = row.answer
     unasked: dict[str, frozenset[str]] = {}
     for name, benchmark in benchmarks.items():
-        asked = {sample.id for sample in asked_samples(benchmark, settings.limit)}
+        asked = {sample.id for sample in asked_samples(benchmark, limit)}
         known = frozenset(sample.id for sample in benchmark.samples())
         unasked[name] = known - asked
-        for _, _, each, row in _rows({name: read.get(name, {})}):
+        for _, _, each, row in _rows({name: parts.get(name, {})}):
             if each not in asked:
                 what = "was not asked" if each in known else "is not there"
                 raise CdkitError(f"{row.where} answers {each} of {name}, which {what}: {ADVICE}")
-        errors[name] |= dict.fromkeys(unasked[name], f"not asked (--limit {settings.limit})")
+        errors[name] |= dict.fromkeys(unasked[name], f"not asked (--limit {limit})")
     return FinishedRun(
         folder=folder,
-        method=settings.shown_method,
-        mode=settings.mode,
+        model=who.model,
+        method=who.method,
+        mode=who.mode,
         parts={
             name: FinishedPart(
                 name,
@@ -85,11 +109,31 @@ def read_run(folder: Path) -> FinishedRun:
                 unasked[name],
             )
             for name, benchmark in benchmarks.items()
+            if rows[name] or errors[name].keys() - unasked[name]
         },
-        manifest=recorded,
-        seconds=float(recorded["model_seconds"]),
-        tokens=int(recorded["tokens"]),
+        manifest=_view(recorded, who),
+        seconds=_seconds(recorded, who),
+        tokens=sum(row.answer.tokens for _, _, _, row in _rows(parts) if row.answer is not None),
     )
+
+
+def _view(recorded: Mapping[str, Any], who: Answerer) -> dict[str, Any]:
+    """The manifest as it is for one model and one method."""
+    pieces = [piece for piece in recorded["pieces"] if piece.get("model") in (None, who.model)]
+    return {
+        **recorded,
+        "model": recorded["models"][who.model],
+        "method": {"name": who.method, **recorded["methods"][who.method]},
+        "pieces": pieces,
+    }
+
+
+def _seconds(recorded: Mapping[str, Any], who: Answerer) -> float:
+    """Seconds in the model; 0 where methods shared passes, so that none has seconds of its own."""
+    for each in recorded.get("seconds", ()):
+        if (each["model"], each["method"], each["mode"]) == (who.model, who.method, who.mode):
+            return float(each["seconds"])
+    return 0.0
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -98,9 +142,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         known = (folder / SETTINGS).is_file()
         raise CdkitError(
-            f"{folder} holds a run that is not finished: go on with cdkit eval --resume"
+            f"{folder} holds a run that is not finished: go on with --resume"
             if known
-            else f"{folder} holds no run of cdkit eval (no {MANIFEST})"
+            else f"{folder} holds no run of cdkit eval or cdkit ablate (no {MANIFEST})"
         )
     advice = "run it again with --resume, which writes this file anew"
     content = checked(read_text(path).json(unique=True), MANIFEST_TYPES, str(path), advice)
@@ -113,7 +157,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(read: Predictions) -> Iterator[tuple[str, int | None, str, Prediction]]:
+def _rows(read: Parts) -> Iterator[tuple[str, int | None, str, Prediction]]:
     for part, by_seed in read.items():
         for seed, by_id in by_seed.items():
             for name, row in by_id.items():

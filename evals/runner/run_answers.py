@@ -7,8 +7,15 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import read_source, rows
-from cdkit.evals.runner.batches import asked_samples
-from cdkit.evals.runner.predictions import Prediction, Predictions, Seed, read_predictions
+from cdkit.evals.runner.predictions import (
+    Answerer,
+    Parts,
+    Prediction,
+    Predictions,
+    Seed,
+    read_predictions,
+)
+from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.runner.read_run import read_manifest
 from cdkit.evals.runner.run_folder import MANIFEST
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark
@@ -32,11 +39,16 @@ class RunAnswers:
 def is_predictions(path: Path) -> bool:
     """Whether a file holds rows of `cdkit eval`."""
     first = next(iter(rows(read_source(path))), None)
-    return first is not None and {"part", "id", "seed"} <= first[1].keys()
+    return first is not None and {"part", "id", "seed", "method"} <= first[1].keys()
 
 
 def run_answers(
-    path: Path, benchmark: Benchmark, questions: object, part: str | None, seed: int | None
+    path: Path,
+    benchmark: Benchmark,
+    questions: object,
+    part: str | None,
+    seed: int | None,
+    who: Mapping[str, str] | None = None,
 ) -> RunAnswers:
     """Pick the answers to a benchmark's questions.
 
@@ -46,15 +58,16 @@ def run_answers(
         questions: What errors call its questions: their file.
         part: The part; None: the one that was run on these questions.
         seed: The seed; None: all that there are.
+        who: Which "model", "method" and "mode", where the run has several.
 
     Returns:
         The answers by seed.
 
     Raises:
-        CdkitError: A file is damaged, there is no such part or seed, it is not clear which part is
-            meant, or the part was run on other questions.
+        CdkitError: A file is damaged, there is no such part, method or seed, it is not clear which
+            is meant, or the part was run on other questions.
     """
-    read = read_predictions(path)
+    read = _answerer(path, read_predictions(path), who or {})
     manifest = read_manifest(path.parent) if (path.parent / MANIFEST).is_file() else None
     chosen = _part(path, read, manifest, benchmark, questions, part)
     by_seed = read[chosen]
@@ -83,13 +96,28 @@ def run_answers(
     return RunAnswers(answers, unasked | failed, tuple(notes))
 
 
+def _answerer(path: Path, read: Predictions, who: Mapping[str, str]) -> Parts:
+    """The rows of the one model, method and decode mode that is meant."""
+    left: list[Answerer] = list(read)
+    for key, value in who.items():
+        known = list(dict.fromkeys(getattr(each, key) for each in left))
+        if value not in known:
+            raise CdkitError(f"{path} has no {key} {value}: it has {', '.join(known)}")
+        left = [each for each in left if getattr(each, key) == value]
+    for key in ("model", "method", "mode"):
+        known = list(dict.fromkeys(getattr(each, key) for each in left))
+        if len(known) > 1:
+            raise CdkitError(f"{path} has the {key}s {', '.join(known)}: say which by --{key}")
+    return read[left[0]]
+
+
 def _rows(seeds: Iterable[Mapping[str, Prediction]]) -> Iterable[tuple[str, Prediction]]:
     return (item for by_id in seeds for item in by_id.items())
 
 
 def _part(
     path: Path,
-    read: Predictions,
+    read: Parts,
     manifest: Mapping[str, Any] | None,
     benchmark: Benchmark,
     questions: object,

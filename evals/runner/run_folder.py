@@ -4,38 +4,56 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError, check_text
-from cdkit.evals.runner.checked import TABLE, TEXT, checked
+from cdkit.evals.runner.checked import TABLE, checked
 from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.journal import not_written
-from cdkit.evals.runner.journal_scores import write_json
 from cdkit.evals.runner.locking import locked
-from cdkit.evals.runner.run_settings import OPTIONAL, RunSettings
+from cdkit.evals.runner.whole_files import as_json, write_json
 
-SETTINGS, LOCK, JOURNAL = "settings.json", ".lock", "journal"
+SETTINGS, LOCK, JOURNAL, WORLD = "settings.json", ".lock", "journal", "world"
+Content = Mapping[str, Any]
+"""What settings.json holds: `settings`, what the `checkpoint` decides, and the `identity` of all
+that the settings name."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What a disk says that takes no more."""
+FREE = frozenset(
+    ("batch", "threads", "resamples", "check", "summary", "tables", "gallery", "cost", "left_out")
+)
+"""Settings that change no answer: a run may go on with others."""
+OPTIONS: Mapping[str, str] = {
+    "models": "--model",
+    "decode": "--mode",
+    "num_beams": "--beams",
+}
+"""Settings whose option has another name."""
 PREDICTIONS, METRICS, MANIFEST = "predictions.jsonl", "metrics.json", "manifest.json"
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What the settings name, by content: with other content the answers would be others."""
+    """What the settings name, by content: with other content the answers would be others.
 
-    method: str
+    Args:
+        methods: Method's name -> hash.
+        data: Part -> hash of its questions.
+        models: Model -> file -> SHA-256, as `model_files` gives them; of a model from the hub its
+            revision.
+    """
+
+    methods: Mapping[str, str]
     data: Mapping[str, str]
-    """Part -> hash of its questions."""
-    model: Mapping[str, str]
-    """File -> SHA-256, as `model_files` gives them; of a model from the hub its revision."""
+    models: Mapping[str, Mapping[str, str]]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"method": self.method, "data": dict(self.data), "model": dict(self.model)}
+        models = {name: dict(files) for name, files in self.models.items()}
+        return {"methods": dict(self.methods), "data": dict(self.data), "models": models}
 
 
 def folder_of(output: Path, name: str) -> Path:
@@ -47,7 +65,11 @@ def folder_of(output: Path, name: str) -> Path:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What a run was begun with, as plain data: `settings` and `identity`."""
+    """What a run was begun with, as plain data: `settings` and `identity`.
+
+    Raises:
+        CdkitError: There is no such file, it is damaged, or an older cdkit wrote it.
+    """
     path = folder / SETTINGS
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -57,42 +79,44 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise CdkitError(f"{path} is not valid JSON ({error}): restore it") from None
     advice = "it is not what cdkit eval writes: restore it, or begin anew under another --name"
     found = checked(data, {"settings": TABLE, "identity": TABLE}, str(path), advice)
-    identity = {"method": TEXT, "data": TABLE, "model": TABLE}
+    if "method" in found["identity"]:
+        raise CdkitError(
+            f"{folder} was begun by an older cdkit: finish the run with that version, or begin "
+            "anew under another --name"
+        )
+    identity = dict.fromkeys(("methods", "data", "models"), TABLE)
     checked(found["identity"], identity, f"{path}: identity", advice)
     return found
 
 
 @contextmanager
-def opened(
-    folder: Path,
-    settings: RunSettings,
-    identity: Fingerprints,
-    *,
-    resume: bool,
-    checkpoint: Mapping[str, Any],
-) -> Iterator[None]:
+def opened(folder: Path, content: Callable[[Path], Content], *, resume: bool) -> Iterator[None]:
     """The folder, new or gone on with, locked while the block runs.
 
-    `checkpoint` holds what the checkpoint's generation config decides; it is kept beside the
-    settings.
-
     Where the block fails before the first answer of a new folder, its name is free again.
+
+    Args:
+        folder: The run's folder.
+        content: Gives what settings.json is to hold. It is given the folder in which the run's own
+            files are to lie, and may write there; of a new folder it is the draft of it.
+        resume: Whether to go on with a run that is there.
+
+    Raises:
+        CdkitError: The folder is there and `resume` is false, another run writes in it, or it was
+            begun with other settings.
     """
     if folder.exists() and not resume:
         raise CdkitError(
             f"{folder} is there already: --resume goes on with the run in it, another --name "
             "begins a new one"
         )
-    wanted = {
-        "settings": settings.to_dict(),
-        "checkpoint": {"generation": dict(checkpoint)},
-        "identity": identity.to_dict(),
-    }
     new = not folder.exists()
     if new:
-        _begin(folder, wanted)
+        _begin(folder, content)
     with locked(folder / LOCK):
-        _check_same(folder, read_settings(folder), json.loads(json.dumps(wanted)))
+        if not new:
+            before = read_settings(folder)
+            _check_same(folder, before, json.loads(as_json(content(folder))))
         try:
             yield
         except BaseException as error:
@@ -109,17 +133,20 @@ def opened(
             raise
 
 
-def _begin(folder: Path, content: Mapping[str, Any]) -> None:
+def _begin(folder: Path, content: Callable[[Path], Content]) -> None:
     """A folder that is there has its settings: it is made under another name, and renamed."""
     _sweep(folder.parent)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}")
     (draft / JOURNAL).mkdir(parents=True)
-    write_json(draft / SETTINGS, content)
     try:
-        draft.rename(folder)
-    except OSError:
-        shutil.rmtree(draft)
-        raise CdkitError(f"another run has begun {folder} at this moment: try again") from None
+        write_json(draft / SETTINGS, content(draft))
+        try:
+            draft.rename(folder)
+        except OSError:
+            raise CdkitError(f"another run has begun {folder} at this moment: try again") from None
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def _sweep(output: Path) -> None:
@@ -128,8 +155,8 @@ def _sweep(output: Path) -> None:
         name = draft.suffix.removeprefix(".")
         if not (name.isascii() and name.isdigit() and draft.is_dir()):
             continue
-        empty = {p.name for p in draft.rglob("*")} <= {JOURNAL, SETTINGS, f".{SETTINGS}.draft"}
-        if empty and not _at_work(int(name)):
+        ours = {p.name for p in draft.iterdir()} <= {JOURNAL, WORLD, SETTINGS, f".{SETTINGS}.draft"}
+        if ours and not _at_work(int(name)):
             shutil.rmtree(draft, ignore_errors=True)
 
 
@@ -152,28 +179,45 @@ def _has_answers(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    # a run that was begun before an option was there had its default
-    asked = {**json.loads(json.dumps(OPTIONAL)), **before["settings"]}
+    was, now_is = flat(before["settings"]), flat(now["settings"])
     changes = [
-        f"--{key.replace('_', '-')} was {_shown(old)}, is {_shown(new)}"
-        for key, (old, new) in differing(asked, now["settings"]).items()
+        f"{_option(key)} was {_shown(old)}, is {_shown(new)}"
+        for key, (old, new) in differing(was, now_is).items()
+        if key.partition(".")[0] not in FREE
     ]
     if not changes:
-        was, now_is = before["identity"], now["identity"]
-        parts = differing(was["data"], now_is["data"])
+        one, two = before["identity"], now["identity"]
+        parts = differing(one["data"], two["data"])
         changes += [f"the questions of {name} are others" for name in parts]
-        changes += [
-            f"{name} of the model is another"
-            for name in changed_files(was["model"], now_is["model"])
-        ]
-        if was["method"] != now_is["method"]:
-            changes.append("the method's parameters are others")
+        for model, (files, others) in differing(one["models"], two["models"]).items():
+            which = "the model" if len(two["models"]) == 1 else f"the model {model}"
+            changes += [
+                f"{name} of {which} is another" for name in changed_files(files or {}, others or {})
+            ]
+        methods = differing(one["methods"], two["methods"])
+        changes += [f"the parameters of the method {name} are others" for name in methods]
     if changes:
         raise CdkitError(
             f"{folder} was begun with other settings: {'; '.join(changes)}. --resume goes on with "
             "the same alone (batch size, devices and workers may differ): give them again, or "
             "another --name"
         )
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys; an empty one has no key."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _option(key: str) -> str:
+    """The option that sets a key of the settings, where there is one."""
+    return OPTIONS.get(key, key if "." in key else f"--{key.replace('_', '-')}")
 
 
 def _shown(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cdkit.evals.runner.run_manifest import versions
+from cdkit.evals.runner.versions import versions
 
 PACKAGES = ("cdkit", "torch", "transformers")
 

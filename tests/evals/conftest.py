@@ -4,29 +4,34 @@ from pathlib import Path
 
 import pytest
 
-from cdkit.evals.ablation import ablation_run
-from cdkit.evals.ablation.ablation_run import Ablation
+import cdkit
+from cdkit.evals.ablation.grid_run import RunOutcome
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.reports.results import Results
 from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.progress import Stages
-from evals.small_run import grid_of
+from evals.small_run import grid_of, run
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
-    return ablation_run.prepare(grid_of(), tmp_path_factory.mktemp("run"))
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
+    return run(grid_of(), tmp_path_factory.mktemp("runs") / "small")
 
 
 @pytest.fixture(scope="session")
-def results(prepared: Ablation) -> Results:
-    return ablation_run.ablate(prepared, Stages())
+def prepared(outcome: RunOutcome) -> PreparedRun:
+    return outcome.run
 
 
 @pytest.fixture(scope="session")
-def folder(prepared: Ablation, results: Results) -> Path:
-    return prepared.folder
+def results(outcome: RunOutcome) -> Results:
+    return outcome.results
+
+
+@pytest.fixture(scope="session")
+def folder(outcome: RunOutcome) -> Path:
+    return outcome.folder
 
 
 @pytest.fixture
-def engine(prepared: Ablation) -> AnswerEngine:
-    return prepared.engine
+def engine(prepared: PreparedRun) -> AnswerEngine:
+    return AnswerEngine(*cdkit.load_model("micro"), num_beams=prepared.grid.num_beams)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.ablation.grid_options import SINGLE_RUN, with_options
+from cdkit.evals.ablation.grid_run import RunOptions, RunOutcome, run_grid
 from cdkit.evals.benchmarks.chair import CHAIR
 from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.microworld.world_files import BenchmarkFiles, write_benchmarks
-from cdkit.evals.runner.eval_run import EvalOutcome, run_eval
-from cdkit.evals.runner.run_settings import Resources, RunSettings, Start
+from cdkit.evals.runner.resources import Resources, Start
 from cdkit.interfaces.benchmark import Benchmark
 
 
@@ -45,9 +47,12 @@ def parts_of(files: BenchmarkFiles) -> list[Part]:
     return [Part(name, benchmark, files.images) for name, benchmark in found.items()]
 
 
-def settings(**changes: Any) -> RunSettings:
+def settings(**changes: Any) -> Grid:
+    """A run of `cdkit eval` with these options."""
     asked: dict[str, Any] = {"method": "cmac", "bench": "pope", "data": "world", **changes}
-    return RunSettings(**asked)
+    if isinstance(asked.get("seeds"), tuple):
+        asked["seeds"] = list(asked["seeds"])
+    return with_options(SINGLE_RUN, asked, "cdkit eval")
 
 
 def answer(
@@ -61,18 +66,24 @@ def answer(
     workers: int = 0,
     start: Start = "spawn",
     **changes: Any,
-) -> EvalOutcome:
+) -> RunOutcome:
     resources = Resources(batch_size, devices, accelerator="cpu", workers=workers, start=start)
-    outcome = run_eval(
+    outcome = run_grid(
         settings(**changes),
         resources,
-        parts,
         folder,
-        resume=resume,
-        retry_errors=retry_errors,
+        RunOptions(resume=resume, retry_errors=retry_errors),
+        parts=parts,
     )
     assert outcome is not None
     return outcome
+
+
+def metrics(outcome: RunOutcome) -> dict[str, Any]:
+    """Part -> its scores, of a run of one method in one mode."""
+    found = {score["part"]: score for score in outcome.scores}
+    assert len(found) == len(outcome.scores)
+    return found
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cdkit.evals.ablation import ablation_run, grid_toml
-from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.ablation import grid_toml
+from cdkit.evals.ablation.answered import Answered
+from cdkit.evals.ablation.demand import workload
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_runner import GridBatch, GridRunner, batches_of
+from cdkit.evals.ablation.grid_run import RunOptions, RunOutcome, run_grid
+from cdkit.evals.ablation.prepared import PreparedRun
+from cdkit.evals.ablation.proof import Proof, prove
 from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.answering import Answering
+from cdkit.evals.runner.batches import plan_batches
+from cdkit.evals.runner.journal import JournalRow, Key
 from cdkit.evals.runner.progress import Stages
+from cdkit.evals.runner.resources import Resources
+from cdkit.evals.runner.workload import Workload
 from cdkit.interfaces.benchmark import Answer
 
 GRID = """
@@ -88,22 +96,51 @@ def said(folder: Path, **wanted: object) -> dict[str, Answer]:
     }
 
 
-def some_batches(prepared: Ablation, engine: AnswerEngine, size: int) -> list[GridBatch]:
-    demand = dict(list(ablation_run.demand(prepared).items())[:6])
-    return batches_of(demand, size, engine.lengths)
+MODEL = "micro"
 
 
-def runner(prepared: Ablation, engine: AnswerEngine) -> GridRunner:
-    return GridRunner(
-        engine, {variant.name: variant for variant in ablation_run.all_variants(prepared)}, Stages()
-    )
+def run(grid: Grid, folder: Path, **options: Any) -> RunOutcome:
+    """The whole run, in this process."""
+    asked = RunOptions(**options)
+    outcome = run_grid(grid, Resources(grid.batch, accelerator="cpu"), folder, asked)
+    assert outcome is not None
+    return outcome
 
 
-def answered(prepared: Ablation, engine: AnswerEngine, size: int) -> GridRunner:
-    run = runner(prepared, engine)
-    run.run(some_batches(prepared, engine, size), size)
-    return run
+def some(prepared: PreparedRun, count: int = 6) -> Workload:
+    """The first few questions of a run."""
+    asked = workload(prepared)
+    return dataclasses.replace(asked, demand=dict(list(asked.demand.items())[:count]))
 
 
-def texts(run: GridRunner) -> Mapping[object, str]:
-    return {key: answer.text for key, answer in run.answers.items()}
+def answered(
+    asked: Workload, engine: AnswerEngine, size: int, hashes: Mapping[str, str]
+) -> Answered:
+    """The answers as a run makes them."""
+    answering = Answering(engine, asked.variants)
+    lengths = engine.lengths([question.prompt for question in asked.demand])
+    rows: dict[Key, JournalRow] = {}
+    for batch in plan_batches(
+        asked, lengths, size, model=MODEL, rows={}, first_step=asked.first_token
+    ):
+        inputs = engine.inputs(batch.questions)
+        for plan in batch.groups:
+            made = answering.answers(plan.group, batch.questions, inputs)
+            for (i, j), one in made.items():
+                assert not isinstance(one, Exception)
+                method, decode = plan.group.asked[j]
+                key = (MODEL, batch.keys[i], method, decode.mode, decode.seed)
+                rows[key] = JournalRow(
+                    *key, one.text, one.yes_score, one.margin, one.truncated, one.tokens
+                )
+    return Answered(MODEL, rows, asked.keys, hashes, {})
+
+
+def proof(asked: Workload, engine: AnswerEngine, found: Answered, count: int = 2) -> Proof:
+    made = prove(engine, asked, found, count, Stages())
+    assert made is not None
+    return made
+
+
+def texts(found: Answered) -> Mapping[object, str]:
+    return {key: row.text for key, row in found.rows.items()}

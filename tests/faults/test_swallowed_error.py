@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import cdkit
 from cdkit.evals import cli
 from cdkit.evals.ablation import ablation_run, grid_toml
-from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
 from cdkit.evals.runner.progress import Stages
 
@@ -69,7 +69,7 @@ def broken(after: int = 0) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Ablation:
+def prepared(tmp_path: Path) -> PreparedRun:
     return ablation_run.prepare(grid_toml.parse(tomllib.loads(GRID)), tmp_path / "run")
 
 
@@ -83,7 +83,9 @@ def surfaces(run: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_an_ablation_stops(after: int, prepared: Ablation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ablation_stops(
+    after: int, prepared: PreparedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Llava, "generate", broken(after))
     assert surfaces(lambda: ablation_run.ablate(prepared, Stages()))
     for name in ("metrics.json", "predictions.jsonl", "report.html"):
@@ -137,7 +139,9 @@ class Swallows(AnswerEngine):
             return [Generated("", 0, truncated=False)] * len(sample_ids)
 
 
-def test_a_swallowed_error_is_noticed(prepared: Ablation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swallowed_error_is_noticed(
+    prepared: PreparedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = prepared.engine
     faulty = Swallows(
         engine.model, engine.processor, engine.temperature, num_beams=engine.num_beams

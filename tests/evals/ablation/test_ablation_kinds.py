@@ -14,10 +14,10 @@ from rich.console import Console
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import ablation_run, grid_toml, plan
-from cdkit.evals.ablation.ablation_run import Ablation
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.grid_runner import Decode, GridRunner, batches_of
 from cdkit.evals.ablation.plan import Variant, passes
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.ablation.proof import MismatchError, prove
 from cdkit.evals.reports import markdown, terminal
 from cdkit.evals.reports.formatting import DASH
@@ -94,12 +94,12 @@ def grid_of(**changes: Any) -> Grid:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedRun:
     return ablation_run.prepare(grid_of(), tmp_path_factory.mktemp("kinds"))
 
 
 @pytest.fixture(scope="module")
-def results(prepared: Ablation) -> Results:
+def results(prepared: PreparedRun) -> Results:
     return ablation_run.ablate(prepared, Stages())
 
 
@@ -121,7 +121,7 @@ def test_a_method_stands_in_the_tables_of_its_modes_alone(results: Results) -> N
         assert table.rows.keys().isdisjoint(table.absent)
 
 
-def test_each_page_says_where_a_method_is_absent(prepared: Ablation, results: Results) -> None:
+def test_each_page_says_where_a_method_is_absent(prepared: PreparedRun, results: Results) -> None:
     folder = prepared.folder
     note = f"{LOOP}: beam search only"
     console = Console(width=120, record=True, file=io.StringIO())
@@ -135,7 +135,7 @@ def test_each_page_says_where_a_method_is_absent(prepared: Ablation, results: Re
         assert note in page
 
 
-def test_a_method_without_a_first_step_has_dashes(prepared: Ablation, results: Results) -> None:
+def test_a_method_without_a_first_step_has_dashes(prepared: PreparedRun, results: Results) -> None:
     rows = [row for row in predictions(prepared.folder) if row["benchmark"] == "pope"]
     assert {row["yes_score"] is None for row in rows if row["method"] == LOOP} == {True}
     assert {row["yes_score"] is None for row in rows if row["method"] != LOOP} == {False}
@@ -148,7 +148,7 @@ def test_a_method_without_a_first_step_has_dashes(prepared: Ablation, results: R
 
 
 def test_every_method_that_goes_step_by_step_is_proven(
-    prepared: Ablation, results: Results
+    prepared: PreparedRun, results: Results
 ) -> None:
     facts = json.loads((prepared.folder / "manifest.json").read_text())
     assert facts["first_token"]["proof"]["methods"] == len(prepared.variants) - 1
@@ -156,7 +156,7 @@ def test_every_method_that_goes_step_by_step_is_proven(
 
 
 def test_the_proof_notices_schedules_that_are_left_out(
-    prepared: Ablation, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = prepared.engine
     scheduled = [name for name, method in METHODS.items() if method.schedules]

@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evals.small_run import grid_of, predictions, said
+from evals.small_run import grid_of, predictions, run, said
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation import ablation_manifest, ablation_run, grid_benchmarks, grid_toml
-from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.ablation import demand, grid_benchmarks, grid_toml
+from cdkit.evals.ablation import prepared as preparing
 from cdkit.evals.ablation.grid import Grid, MethodSpec
-from cdkit.evals.ablation.grid_runner import Decode
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.microworld.checkpoint import FILES
 from cdkit.evals.reports.results import Results
+from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.gumbel import gumbel_noise, rng_keys
+from cdkit.evals.runner.modes import Decode
 
 
-def test_the_folder_holds_the_whole_run(prepared: Ablation, folder: Path) -> None:
+def test_the_folder_holds_the_whole_run(prepared: PreparedRun, folder: Path) -> None:
     found = {path.name for path in folder.iterdir()}
     assert found >= {
         "config.toml", "manifest.json", "predictions.jsonl", "metrics.json", "report.html",
@@ -31,12 +33,13 @@ def test_the_folder_holds_the_whole_run(prepared: Ablation, folder: Path) -> Non
     assert grid_toml.read_grid(folder / "config.toml") == prepared.grid
 
 
-def test_beams_are_those_of_generate(prepared: Ablation, folder: Path) -> None:
+def test_beams_are_those_of_generate(
+    prepared: PreparedRun, engine: AnswerEngine, folder: Path
+) -> None:
     """Whole answers, one question at a time, against the run's batches."""
-    engine = prepared.engine
     (pope,) = (item for item in prepared.loaded if item.name == "pope")
     (cmac,) = (variant for variant in prepared.variants if variant.name == "cmac")
-    found = said(folder, benchmark="pope", method="cmac", mode="beam", seed=None)
+    found = said(folder, part="pope", method="cmac", mode="beam", seed=None)
     assert found.keys() == pope.questions.keys()
     for name, question in list(pope.questions.items())[:4]:
         inputs = engine.inputs([question])
@@ -50,13 +53,13 @@ def test_beams_are_those_of_generate(prepared: Ablation, folder: Path) -> None:
         assert found[name].text == text.strip()
 
 
-def test_every_answer_that_was_asked_is_written(prepared: Ablation, folder: Path) -> None:
+def test_every_answer_that_was_asked_is_written(prepared: PreparedRun, folder: Path) -> None:
     rows = predictions(folder)
-    found = [(r["benchmark"], r["method"], r["mode"], r["seed"], r["id"]) for r in rows]
+    found = [(r["part"], r["method"], r["mode"], r["seed"], r["id"]) for r in rows]
     wanted = {
         (item.name, variant, decode.mode, decode.seed, name)
         for item in prepared.loaded
-        for variant, decodes in ablation_run.asked_of(prepared, item.name).items()
+        for variant, decodes in demand.asked_of(prepared, item).items()
         for decode in decodes
         for name in item.questions
     }
@@ -72,11 +75,11 @@ def test_an_interrupted_start_leaves_no_folder(
 
     monkeypatch.setattr(cdkit, "load_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ablation_run.prepare(grid_of(), ablation_run.new_folder(tmp_path, "first"))
+        run(grid_of(), tmp_path / "first")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_truncated_image_is_told_before_the_model_loads(
+def test_images_that_cannot_be_read_are_errors_in_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = grid_benchmarks.draw_world
@@ -87,24 +90,39 @@ def test_a_truncated_image_is_told_before_the_model_loads(
         image.write_bytes(image.read_bytes()[:-200])
         return files
 
-    monkeypatch.setattr(ablation_run, "draw_world", spoilt)
-    monkeypatch.setattr(cdkit, "load_model", lambda *args, **kwargs: pytest.fail("too late"))
-    small = grid_of()
+    monkeypatch.setattr(preparing, "draw_world", spoilt)
+    small = dataclasses.replace(grid_of(sweeps={}), position=None)
     tasks = dict(small.benchmarks["mme"].options) | {"tasks": ["position"]}
     mme = dataclasses.replace(small.benchmarks["mme"], options=tasks)
-    small = dataclasses.replace(small, benchmarks={**small.benchmarks, "mme": mme})
-    with pytest.raises(CdkitError, match=r"cannot read the image .*mme_position"):
-        ablation_run.prepare(small, ablation_run.new_folder(tmp_path, "first"))
+    outcome = run(dataclasses.replace(small, benchmarks={"mme": mme}), tmp_path / "first")
+    lost = outcome.errors["mme"]
+    assert lost and all("cannot read the image" in reason for reason in lost.values())
+    (table,) = outcome.results.tables
+    assert table.failed == len(lost)
+    assert table.samples + 2 * len({n for n in lost}) >= len(outcome.run.loaded[0].questions)
+    text = (outcome.folder / "tables.md").read_text(encoding="utf-8")
+    assert "without an answer: left out of every row" in text
+
+
+def test_a_folder_without_images_is_told_before_the_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdkit, "load_model", lambda *args, **kwargs: pytest.fail("too late"))
+    small = grid_of()
+    pope = dataclasses.replace(small.benchmarks["pope"], image_folder=str(tmp_path))
+    small = dataclasses.replace(small, benchmarks={**small.benchmarks, "pope": pope})
+    with pytest.raises(CdkitError, match="none of the images of pope is there"):
+        run(small, tmp_path / "first")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_files_of_methods_and_places_are_hashed(prepared: Ablation, tmp_path: Path) -> None:
+def test_the_files_of_methods_and_places_are_hashed(prepared: PreparedRun, tmp_path: Path) -> None:
     (placement,) = prepared.sources
     assert placement.endswith("placement.json")
     own = tmp_path / "own.toml"
     own.write_text("summary = 'mine'")
     methods = {"plain": MethodSpec("plain"), "own": MethodSpec(str(own))}
-    hashed = ablation_manifest.sources(
+    hashed = preparing._sources(
         Grid(benchmarks=prepared.grid.benchmarks, methods=methods, world=prepared.grid.world), None
     )
     assert hashed == {str(own): hashlib.sha256(own.read_bytes()).hexdigest()}
@@ -118,19 +136,19 @@ def test_the_manifest_says_what_a_result_depends_on(folder: Path) -> None:
     assert facts["model"]["revision"] is None
     (digest,) = facts["sources"].values()
     assert len(digest) == 64
-    assert facts["model"]["dtype"] == "float32" and facts["padding"] == "left"
-    pope = facts["benchmarks"]["pope"]
+    assert facts["model"]["dtype"] == "float32" and facts["model"]["padding"] == "left"
+    pope = facts["parts"]["pope"]["benchmark"]
     assert pope["parsers"] == ["strict", "reference"] and pope["max_new_tokens"] == 16
     assert all(len(digest) == 64 for digest in pope["sources"].values())
-    assert "<image>" in facts["prompt"]
+    assert "<image>" in facts["model"]["prompt"]
     assert facts["seeds"]["sampling"] == [0, 1]
-    assert facts["methods"]["identical"]["constraint"]["beta"] == 0.2
-    proof = facts["first_token"]["proof"]
+    assert facts["methods"]["identical"]["resolved"]["constraint"]["beta"] == 0.2
+    proof = facts["first_token"]["proof"]["micro"]
     assert proof["questions"] > 0 and proof["tokens_compared"] > 0
     assert proof["largest_difference"] <= proof["tolerance"]
 
 
-def test_every_table_has_every_method(prepared: Ablation, results: Results) -> None:
+def test_every_table_has_every_method(prepared: PreparedRun, results: Results) -> None:
     titles = [(table.benchmark, table.mode, table.seeds) for table in results.tables]
     assert titles == [
         ("pope", "greedy", 1),
@@ -143,7 +161,7 @@ def test_every_table_has_every_method(prepared: Ablation, results: Results) -> N
         assert table.rows.keys() == prepared.grid.methods.keys()
 
 
-def test_the_predictions_give_the_metrics(prepared: Ablation, folder: Path) -> None:
+def test_the_predictions_give_the_metrics(prepared: PreparedRun, folder: Path) -> None:
     tables = json.loads((folder / "metrics.json").read_text())["tables"]
     loaded = {item.name: item.benchmark for item in prepared.loaded}
     for table in tables:
@@ -151,7 +169,13 @@ def test_the_predictions_give_the_metrics(prepared: Ablation, folder: Path) -> N
         for method, cells in table["methods"].items():
             scores = [
                 loaded[table["benchmark"]].score(
-                    said(folder, benchmark=table["benchmark"], method=method, seed=seed)
+                    said(
+                        folder,
+                        part=table["benchmark"],
+                        mode=table["mode"],
+                        method=method,
+                        seed=seed,
+                    )
                 )
                 for seed in seeds
             ]
@@ -201,7 +225,9 @@ def test_decodes_are_told_apart() -> None:
     assert Decode() == Decode("greedy") != Decode("sample", 0)
 
 
-def test_an_ablation_has_a_gallery_for_each_benchmark(results: Results, prepared: Ablation) -> None:
+def test_an_ablation_has_a_gallery_for_each_benchmark(
+    results: Results, prepared: PreparedRun
+) -> None:
     shown = {found.benchmark: found for found in results.galleries}
     assert list(shown) == ["pope", "chair", "mme"]
     for found in shown.values():

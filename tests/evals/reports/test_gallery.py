@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cdkit
-from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.reports import gallery, heatmaps
 from cdkit.evals.reports.results import AttentionOverlay, LayerHeatmap
 from cdkit.evals.runner import attention_overlays
@@ -171,7 +171,7 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
 # ---- attention over the picture ------------------------------------------------------------------
 
 
-def one_overlay(prepared: Ablation, engine: AnswerEngine, *names: str) -> AttentionOverlay:
+def one_overlay(prepared: PreparedRun, engine: AnswerEngine, *names: str) -> AttentionOverlay:
     question = next(iter(prepared.loaded[0].questions.values()))
     found = attention_overlays.collect_overlays(
         engine, {n: cdkit.load(n) for n in names}, [question]
@@ -180,7 +180,7 @@ def one_overlay(prepared: Ablation, engine: AnswerEngine, *names: str) -> Attent
     return found[question]
 
 
-def test_the_strips_are_what_the_trace_says(prepared: Ablation, engine: AnswerEngine) -> None:
+def test_the_strips_are_what_the_trace_says(prepared: PreparedRun, engine: AnswerEngine) -> None:
     overlay = one_overlay(prepared, engine, "plain", "cmac", "identical")
     shown = [(heatmap.method, heatmap.title, heatmap.mask) for heatmap in overlay.heatmaps]
     assert shown == [
@@ -207,7 +207,9 @@ def test_the_strips_are_what_the_trace_says(prepared: Ablation, engine: AnswerEn
         assert np.allclose(overlay.heatmaps[3].layers[layer], mask)
 
 
-def test_the_picture_is_what_the_model_was_given(prepared: Ablation, engine: AnswerEngine) -> None:
+def test_the_picture_is_what_the_model_was_given(
+    prepared: PreparedRun, engine: AnswerEngine
+) -> None:
     overlay = one_overlay(prepared, engine, "plain")
     question = next(iter(prepared.loaded[0].questions.values()))
     file = np.asarray(Image.open(question.image).convert("RGB")).astype(int)
@@ -215,7 +217,7 @@ def test_the_picture_is_what_the_model_was_given(prepared: Ablation, engine: Ans
 
 
 def test_a_family_whose_tokens_are_no_grid_is_told(
-    prepared: Ablation, engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedRun, engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(cdkit.adapter_for(engine.model)), "square_grid", False)
     question = next(iter(prepared.loaded[0].questions.values()))
@@ -235,7 +237,7 @@ def test_methods_that_look_at_attention(name: str, looks: bool) -> None:
 
 
 def test_what_cannot_be_traced_is_told(
-    prepared: Ablation, engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedRun, engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*rest: object) -> None:
         raise cdkit.CdkitError("its heads are spread")
@@ -246,7 +248,7 @@ def test_what_cannot_be_traced_is_told(
     assert told == f"{attention_overlays.NOTHING}: its heads are spread"
 
 
-def test_a_gallery_needs_no_model(prepared: Ablation) -> None:
+def test_a_gallery_needs_no_model(prepared: PreparedRun) -> None:
     """As when finished runs are compared, with a base of another name."""
     pope = prepared.loaded[0]
     answers = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.reports import scatter
 from cdkit.evals.reports.results import Cell, Costs, MethodRow, Results, Table
 from cdkit.evals.statistics.bootstrap import Estimate
@@ -33,7 +33,7 @@ def test_the_curve_is_every_threshold(rows: list[tuple[int, bool]]) -> None:
     assert found == expected
 
 
-def test_the_curve_goes_through_the_base(results: Results, prepared: Ablation) -> None:
+def test_the_curve_goes_through_the_base(results: Results, prepared: PreparedRun) -> None:
     """Its greedy answers are its scores cut at 0."""
     tables = {(table.benchmark, table.mode): table for table in results.tables}
     greedy = tables["pope", "greedy"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evals.eval_run import Part, answer, draw, parts_of
+from evals.eval_run import Part, answer, draw, metrics, parts_of
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.run_folder import Fingerprints, opened
@@ -106,7 +106,7 @@ def test_a_signal_ends_every_process(
         assert "ended by SIGKILL" in told and "kept" in told and "--resume" in told
     if devices == 2 and at == "rank":
         again = answer(parts, tmp_path / "run", resume=True)
-        assert again.metrics["chair"]["scored"] == again.metrics["chair"]["samples"]
+        assert metrics(again)["chair"]["scored"] == metrics(again)["chair"]["samples"]
 
 
 @pytest.mark.parametrize("devices", [1, 2])

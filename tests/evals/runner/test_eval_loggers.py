@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from cdkit.errors import CdkitError
 from cdkit.evals.runner import eval_run, loggers
 from cdkit.evals.runner.loggers import check_loggers
-from cdkit.evals.runner.run_settings import Resources
+from cdkit.evals.runner.resources import Resources
 
 
 class Noted(Logger):

@@ -15,7 +15,7 @@ from cdkit.evals.runner.batches import asked_in
 from cdkit.evals.runner.journal import Journal
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
 from cdkit.evals.runner.processes import follower, started_outside
-from cdkit.evals.runner.run_settings import Resources
+from cdkit.evals.runner.resources import Resources
 
 SCRIPT = """
 import sys
@@ -24,7 +24,7 @@ sys.path.insert(0, {tests!r})
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import quiet
 from cdkit.evals.runner.eval_run import run_eval
-from cdkit.evals.runner.run_settings import Resources
+from cdkit.evals.runner.resources import Resources
 from evals.eval_run import draw, parts_of, settings
 
 if __name__ == "__main__":

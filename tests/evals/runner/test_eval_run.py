@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from evals.eval_run import Part, answer, draw, journal_rows, parts_of, predictions, rows
+from evals.eval_run import Part, answer, draw, journal_rows, metrics, parts_of, predictions, rows
 from PIL import Image
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation.grid_run import RunOutcome
 from cdkit.evals.microworld.checkpoint import FILES
 from cdkit.evals.microworld.world_files import BenchmarkFiles
 from cdkit.evals.runner import answer_engine as engines
 from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.eval_run import EvalOutcome
 from cdkit.evals.runner.questions import asked_of, question_of
 from cdkit.evals.runner.read_run import read_run
 from cdkit.interfaces.benchmark import Answer
@@ -36,12 +36,12 @@ def parts(files: BenchmarkFiles) -> list[Part]:
 
 
 @pytest.fixture(scope="module")
-def done(parts: list[Part], tmp_path_factory: pytest.TempPathFactory) -> EvalOutcome:
+def done(parts: list[Part], tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
     return answer(parts, tmp_path_factory.mktemp("runs") / "cmac")
 
 
 @pytest.fixture
-def copied(done: EvalOutcome, tmp_path: Path) -> Path:
+def copied(done: RunOutcome, tmp_path: Path) -> Path:
     """The finished run, to be damaged."""
     shutil.copytree(done.folder, tmp_path / "cmac")
     return tmp_path / "cmac"
@@ -63,7 +63,7 @@ def public(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("head", ["", '{"journal": 1, "piece": 1'])
 def test_a_run_killed_before_its_first_head_goes_on(
-    done: EvalOutcome, copied: Path, parts: list[Part], head: str
+    done: RunOutcome, copied: Path, parts: list[Part], head: str
 ) -> None:
     (path,) = (copied / "journal").glob("*.jsonl")
     cut(copied, 0)
@@ -83,12 +83,12 @@ def refused(*args: Any, **kwargs: Any) -> str:
     return str(caught.value)
 
 
-def test_predictions_stand_in_the_samples_order(parts: list[Part], done: EvalOutcome) -> None:
+def test_predictions_stand_in_the_samples_order(parts: list[Part], done: RunOutcome) -> None:
     wanted = [(part.name, sample.id) for part in parts for sample in part.benchmark.samples()]
     assert [(row["part"], row["id"]) for row in predictions(done.folder)] == wanted
 
 
-def test_metrics_are_those_of_the_predictions(parts: list[Part], done: EvalOutcome) -> None:
+def test_metrics_are_those_of_the_predictions(parts: list[Part], done: RunOutcome) -> None:
     told = json.loads((done.folder / "metrics.json").read_text())["parts"]
     for part in parts:
         said = {
@@ -100,7 +100,7 @@ def test_metrics_are_those_of_the_predictions(parts: list[Part], done: EvalOutco
         assert told[part.name]["scored"] == told[part.name]["samples"] == len(said)
 
 
-def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: EvalOutcome) -> None:
+def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: RunOutcome) -> None:
     """As the ablation takes them: from the branches' logits, before the constraint."""
     from cdkit.evals.ablation.grid_runner import GridRunner
     from cdkit.evals.ablation.plan import Variant, passes
@@ -121,7 +121,7 @@ def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: EvalOut
     assert captions and all(row["yes_score"] is None for row in captions)
 
 
-def test_the_manifest_says_what_the_numbers_depend_on(done: EvalOutcome) -> None:
+def test_the_manifest_says_what_the_numbers_depend_on(done: RunOutcome) -> None:
     told = json.loads((done.folder / "manifest.json").read_text())
     assert told["model"]["files"].keys() == FILES
     assert told["model"]["generation"] == {"eos_token_id": 2}
@@ -136,19 +136,19 @@ def test_the_manifest_says_what_the_numbers_depend_on(done: EvalOutcome) -> None
     assert told["near_ties"]["of"] + told["near_ties"]["answers"] > 0
 
 
-def test_a_finished_run_is_read_back(parts: list[Part], done: EvalOutcome) -> None:
+def test_a_finished_run_is_read_back(parts: list[Part], done: RunOutcome) -> None:
     found = read_run(done.folder)
     assert (found.method, found.mode) == ("cmac", "greedy")
     for part in parts:
         again = found.parts[part.name]
         assert again.benchmark == part.benchmark and again.images == part.images
         metrics = again.benchmark.score(again.answers[None])
-        assert metrics == done.metrics[part.name]["mean"] and again.errors == {}
+        assert metrics == metrics(done)[part.name]["mean"] and again.errors == {}
 
 
 @pytest.mark.parametrize(("keep", "torn"), [(0, False), (1, True), (11, True), (20, False)])
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
-    parts: list[Part], done: EvalOutcome, copied: Path, keep: int, torn: bool
+    parts: list[Part], done: RunOutcome, copied: Path, keep: int, torn: bool
 ) -> None:
     cut(copied, keep, torn=torn)
     outcome = answer(parts, copied, resume=True)
@@ -160,7 +160,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
 
 
 def test_another_batch_size_ends_with_the_same_answers(
-    parts: list[Part], done: EvalOutcome, copied: Path
+    parts: list[Part], done: RunOutcome, copied: Path
 ) -> None:
     cut(copied, 11)
     answer(parts, copied, resume=True, batch_size=3)
@@ -170,7 +170,7 @@ def test_another_batch_size_ends_with_the_same_answers(
 
 
 def test_a_finished_run_is_not_asked_again(
-    parts: list[Part], done: EvalOutcome, copied: Path, monkeypatch: pytest.MonkeyPatch
+    parts: list[Part], done: RunOutcome, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cdkit, "load_model", None)
     (copied / "metrics.json").unlink()
@@ -179,7 +179,7 @@ def test_a_finished_run_is_not_asked_again(
     assert (copied / "metrics.json").read_bytes() == (done.folder / "metrics.json").read_bytes()
 
 
-def test_a_folder_that_is_there_is_not_written_into(parts: list[Part], done: EvalOutcome) -> None:
+def test_a_folder_that_is_there_is_not_written_into(parts: list[Part], done: RunOutcome) -> None:
     assert "is there already: --resume goes on" in refused(parts, done.folder)
 
 
@@ -194,13 +194,13 @@ def test_a_folder_that_is_there_is_not_written_into(parts: list[Part], done: Eva
     ],
 )
 def test_other_settings_are_refused(
-    parts: list[Part], done: EvalOutcome, changes: dict[str, Any], told: str
+    parts: list[Part], done: RunOutcome, changes: dict[str, Any], told: str
 ) -> None:
     message = refused(parts, done.folder, resume=True, **changes)
     assert "was begun with other settings" in message and told in message
 
 
-def test_other_questions_are_refused(parts: list[Part], done: EvalOutcome) -> None:
+def test_other_questions_are_refused(parts: list[Part], done: RunOutcome) -> None:
     message = refused(parts[:2], done.folder, resume=True)
     assert "the questions of mme are others" in message
 
@@ -208,7 +208,7 @@ def test_other_questions_are_refused(parts: list[Part], done: EvalOutcome) -> No
 def test_seeds_limit_and_methods_of_one_token(parts: list[Part], tmp_path: Path) -> None:
     asked: dict[str, Any] = {"mode": "sample", "seeds": (0, 3), "temperature": 1.5, "top_k": 40}
     outcome = answer(parts[:1], tmp_path / "a", method="plain", limit=2, **asked)
-    told = outcome.metrics["pope_random"]
+    told = metrics(outcome)["pope_random"]
     assert (told["samples"], told["asked"], told["scored"]) == (18, 12, 12)
     assert [each["seed"] for each in told["by_seed"]] == [0, 3]
     means = [each["metrics"]["accuracy"] for each in told["by_seed"]]
@@ -246,7 +246,7 @@ def test_a_sample_that_fails_is_an_error_in_its_place(
     reasons = set(failed.values())
     assert any("cannot read the image" in reason for reason in reasons)
     assert any("no such image" in reason for reason in reasons)
-    told = outcome.metrics["pope_random"]
+    told = metrics(outcome)["pope_random"]
     assert (told["samples"], told["failed"], told["scored"]) == (18, 12, 6)
     assert read_run(outcome.folder).parts["pope_random"].errors == failed
 
@@ -255,7 +255,7 @@ def test_a_sample_that_fails_is_an_error_in_its_place(
     (parts[0].images / first).write_bytes(whole)
     again = answer(parts, outcome.folder, resume=True, retry_errors=True)
     assert len(again.errors["pope_random"]) == 6
-    assert again.metrics["pope_random"]["scored"] == 12
+    assert metrics(again)["pope_random"]["scored"] == 12
 
 
 def test_an_image_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_prompt_that_is_too_long_is_an_error(
     outcome = answer(parts[:2], tmp_path / "run")
     (reason,) = set(outcome.errors["pope_random"].values())
     assert "tokens and the answer may have 16, but the model has positions for 80" in reason
-    assert outcome.metrics["pope_random"]["scored"] == 0
+    assert metrics(outcome)["pope_random"]["scored"] == 0
 
 
 def test_a_model_that_is_loaded_otherwise_is_refused(
@@ -318,7 +318,7 @@ def test_a_model_that_is_loaded_otherwise_is_refused(
 
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_images_that_are_loaded_ahead_change_nothing(
-    parts: list[Part], done: EvalOutcome, tmp_path: Path
+    parts: list[Part], done: RunOutcome, tmp_path: Path
 ) -> None:
     assert bytes_of(answer(parts, tmp_path / "run", workers=1).folder) == bytes_of(done.folder)
 
@@ -326,7 +326,7 @@ def test_images_that_are_loaded_ahead_change_nothing(
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, TypeError])
 def test_what_is_no_samples_fault_stops_the_run(
     parts: list[Part],
-    done: EvalOutcome,
+    done: RunOutcome,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: type[Exception],
@@ -384,7 +384,7 @@ def test_near_ties_are_counted(parts: list[Part], tmp_path: Path) -> None:
     assert even.margin == 0.0 and even.yes_score == pytest.approx(0.0)
 
 
-def test_rows_of_the_journal_have_the_agreed_key(done: EvalOutcome) -> None:
+def test_rows_of_the_journal_have_the_agreed_key(done: RunOutcome) -> None:
     row = journal_rows(done.folder)[0]
     assert {"data", "id", "method", "seed", "text", "yes_score", "tokens", "seconds"} <= row.keys()
     head = rows(next((done.folder / "journal").glob("[!.]*")))[0]

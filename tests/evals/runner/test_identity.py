@@ -13,10 +13,10 @@ from evals.finished_runs import MANIFEST
 from safetensors.torch import load_file
 
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation.grid_run import RunOutcome
 from cdkit.evals.comparison.comparable import _other_files
 from cdkit.evals.reports.results import MODES
 from cdkit.evals.runner import fingerprints
-from cdkit.evals.runner.eval_run import EvalOutcome
 from cdkit.evals.runner.fingerprints import changed_files, model_files
 from cdkit.evals.runner.finished import FinishedRun
 from cdkit.pretrained import micro_path
@@ -135,7 +135,7 @@ def test_compare_names_the_files(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvalOutcome, Path, dict[str, Any]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunOutcome, Path, dict[str, Any]]:
     """A run of a checkpoint whose generation_config is not neutral."""
     folder = tmp_path_factory.mktemp("identity")
     model = checkpoint(folder)
@@ -146,7 +146,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvalOutcome, Path, d
     return outcome, model, {"parts": parts, "folder": folder / "run", **asked}
 
 
-def test_resume_names_what_differs(done: tuple[EvalOutcome, Path, dict[str, Any]]) -> None:
+def test_resume_names_what_differs(done: tuple[RunOutcome, Path, dict[str, Any]]) -> None:
     _, model, asked = done
     before = (model / "processor_config.json").read_bytes()
     CHANGES["processor_config.json"](model)
@@ -159,7 +159,7 @@ def test_resume_names_what_differs(done: tuple[EvalOutcome, Path, dict[str, Any]
 
 
 def test_what_the_checkpoint_decides_is_recorded(
-    done: tuple[EvalOutcome, Path, dict[str, Any]],
+    done: tuple[RunOutcome, Path, dict[str, Any]],
 ) -> None:
     folder = done[0].folder
     wanted = {"repetition_penalty": 2.0, "eos_token_id": 2}

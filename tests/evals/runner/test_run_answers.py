@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evals.eval_run import Part, answer, draw
+from evals.eval_run import Part, answer, draw, metrics
 
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation.grid_run import RunOutcome
 from cdkit.evals.benchmarks.chair import CHAIR
 from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.benchmarks.score_files import Picked, score_chair, score_mme, score_pope
 from cdkit.evals.data.layout import DataPart, parts_in
-from cdkit.evals.runner.eval_run import EvalOutcome
 
 PARSERS = ("strict", "reference")
 
@@ -33,7 +33,7 @@ def parts(world: Path) -> dict[str, DataPart]:
 
 
 @pytest.fixture(scope="module")
-def done(parts: dict[str, DataPart], tmp_path_factory: pytest.TempPathFactory) -> EvalOutcome:
+def done(parts: dict[str, DataPart], tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
     folder = tmp_path_factory.mktemp("runs") / "run"
     drawn: dict[str, Any] = {"mode": "sample", "seeds": (0, 3), "temperature": 2.0}
     return answer([as_part(part) for part in parts.values()], folder, method="plain", **drawn)
@@ -50,7 +50,7 @@ def path_of(part: DataPart) -> Path:
 
 @pytest.mark.parametrize("split", ["random", "popular"])
 def test_the_part_of_these_questions_is_scored(
-    parts: dict[str, DataPart], done: EvalOutcome, split: str
+    parts: dict[str, DataPart], done: RunOutcome, split: str
 ) -> None:
     name, said = f"pope_micro_{split}", done.folder / "predictions.jsonl"
     told = done.metrics[name]
@@ -68,14 +68,14 @@ def test_the_part_of_these_questions_is_scored(
         score_pope(path_of(parts[name]), said, PARSERS, Picked("pope_micro_adversarial"))
 
 
-def test_captions_and_points(parts: dict[str, DataPart], done: EvalOutcome) -> None:
+def test_captions_and_points(parts: dict[str, DataPart], done: RunOutcome) -> None:
     said = done.folder / "predictions.jsonl"
     chair, mme = parts["chair"].benchmark, parts["mme"].benchmark
     assert isinstance(chair, CHAIR) and isinstance(mme, MME)
     found = score_chair(chair, said)
-    assert found.metrics == pytest.approx(done.metrics["chair"]["mean"])
+    assert found.metrics == pytest.approx(metrics(done)["chair"]["mean"])
     points = score_mme(said, mme.folder)
-    told = done.metrics["mme"]["mean"]
+    told = metrics(done)["mme"]["mean"]
     assert {k: v for k, v in points.metrics.items() if k in told} == pytest.approx(
         {k: v for k, v in told.items() if k in points.metrics}
     )
@@ -85,14 +85,14 @@ def test_captions_and_points(parts: dict[str, DataPart], done: EvalOutcome) -> N
 
 
 def test_other_questions_and_rows_without_a_manifest(
-    parts: dict[str, DataPart], done: EvalOutcome, tmp_path: Path
+    parts: dict[str, DataPart], done: RunOutcome, tmp_path: Path
 ) -> None:
     path = path_of(parts["pope_micro_random"])
     said = Path(shutil.copy(done.folder / "predictions.jsonl", tmp_path))
     with pytest.raises(CdkitError, match=r"has the parts pope_micro_random, .*: say which by --p"):
         score_pope(path, said, PARSERS)
     found = score_pope(path, said, PARSERS, Picked("pope_micro_random", 3)).metrics
-    assert found == pytest.approx(done.metrics["pope_micro_random"]["by_seed"][1]["metrics"])
+    assert found == pytest.approx(metrics(done)["pope_micro_random"]["by_seed"][1]["metrics"])
     said.write_text(said.read_text() + said.read_text().splitlines()[0] + "\n")
     with pytest.raises(CdkitError, match=r"predictions.jsonl:\d+ answers .* a second time, after"):
         score_pope(path, said, PARSERS, Picked("pope_micro_random"))
@@ -110,5 +110,5 @@ def test_what_was_not_asked_is_left_out(parts: dict[str, DataPart], tmp_path: Pa
     part = parts["pope_micro_random"]
     outcome = answer([as_part(part)], tmp_path / "run", method="plain", limit=1)
     found = score_pope(path_of(part), outcome.folder / "predictions.jsonl", PARSERS)
-    assert found.metrics == pytest.approx(outcome.metrics[part.name]["mean"])
+    assert found.metrics == pytest.approx(metrics(outcome)[part.name]["mean"])
     assert "were not asked (--limit 1)" in found.notes[1]

@@ -8,7 +8,7 @@ from evals.small_run import GRID, grid_of
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.ablation_run import Ablation
+from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
 from cdkit.evals.runner.timing import measure
 from cdkit.evals.statistics.bootstrap import Estimate
@@ -17,7 +17,7 @@ SECONDS = {"plain": 1.0, "vcd": 2.0, "cmac": 3.0}
 
 
 def test_ratios_are_taken_within_a_round(
-    prepared: Ablation, engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedRun, engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine slows down from round to round, and the first round is slow for one method."""
     now, asked = [0.0], list[str]()

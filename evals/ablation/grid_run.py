@@ -1,0 +1,264 @@
+"""A run, from what it asks to a folder with all answers, metrics, tables and a report.
+
+`cdkit eval`, `cdkit ablate` and their grids are all run by `run_grid`.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cdkit.errors import CdkitError
+from cdkit.evals.ablation import grid_results, predictions_file, run_manifest, scores
+from cdkit.evals.ablation.answered import Answered
+from cdkit.evals.ablation.demand import workload
+from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.ablation.grid_toml import as_plain, dumps
+from cdkit.evals.ablation.prepared import PreparedRun, prepare
+from cdkit.evals.reports import exports, markdown, report
+from cdkit.evals.reports.numbers import numbers
+from cdkit.evals.reports.results import Results
+from cdkit.evals.runner import run_folder as files
+from cdkit.evals.runner.checkpoint_settings import stored
+from cdkit.evals.runner.engines import Engines
+from cdkit.evals.runner.fingerprints import RunPart, data_hash, model_files
+from cdkit.evals.runner.journal import Journal, read_journal
+from cdkit.evals.runner.lightning_module import RunJob
+from cdkit.evals.runner.loggers import log_metrics, make_loggers
+from cdkit.evals.runner.processes import follower, predict, started_outside
+from cdkit.evals.runner.progress import Stages
+from cdkit.evals.runner.resources import Resources
+from cdkit.evals.runner.run_folder import Fingerprints, opened
+from cdkit.evals.runner.whole_files import write_json
+from cdkit.evals.runner.workload import Workload
+from cdkit.pretrained import MICRO, micro_path
+
+CONFIG = "config.toml"
+
+
+@dataclass(frozen=True, eq=False)
+class RunOutcome:
+    """A finished run.
+
+    Args:
+        folder: The run's folder.
+        run: What was asked.
+        results: Its tables, figures and examples.
+        scores: Of each model, method, decode mode and part, as metrics.json holds them.
+        errors: Part -> sample id -> why a model or method has no answer to it.
+        refused: Model -> name of each method that it cannot run -> why.
+        torn: Journal files whose last line was incomplete and was removed.
+    """
+
+    folder: Path
+    run: PreparedRun
+    results: Results
+    scores: Sequence[Mapping[str, Any]]
+    errors: Mapping[str, Mapping[str, str]]
+    refused: Mapping[str, Mapping[str, str]]
+    torn: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes on, and what it shows.
+
+    Args:
+        resume: Continue the run in the folder if there is one; its settings must be the same.
+        retry_errors: Try samples again whose answer failed before.
+        loggers: "tensorboard", "wandb" or both.
+        bar: Show progress on stderr, and lines for the user.
+        silence: Called first in each process, to keep libraries' messages out of the output.
+    """
+
+    resume: bool = False
+    retry_errors: bool = False
+    loggers: tuple[str, ...] = ()
+    bar: bool = False
+    silence: Callable[[], None] | None = None
+
+
+def run_grid(
+    grid: Grid,
+    resources: Resources,
+    folder: Path,
+    options: RunOptions,
+    *,
+    parts: Sequence[RunPart] | None = None,
+    stages: Stages | None = None,
+) -> RunOutcome | None:
+    """Answer every question of a grid and compare the answers.
+
+    Args:
+        grid: What is asked.
+        resources: What decides only the speed.
+        folder: The run's folder.
+        options: How it goes on, and what it shows.
+        parts: Benchmarks that were built in Python, in place of the grid's.
+        stages: Shows progress of what follows the answers.
+
+    Returns:
+        The finished run; None in a process that does not lead (rank 1 and above).
+
+    Raises:
+        CdkitError: The folder is there and is not to be gone on with, or it was begun with other
+            settings, or a file, a method, the model or the device is not available. The answers so
+            far stay in the journal.
+    """
+    if follower():
+        _follow(grid, resources, folder, options)
+        return None
+    started, stages = datetime.now(UTC), stages or Stages()
+
+    def content(place: Path) -> Mapping[str, Any]:
+        return _content(grid, prepare(grid, place, parts))
+
+    with opened(folder, content, resume=options.resume):
+        run = prepare(grid, folder, parts)
+        asked = workload(run)
+        torn = _journal(run, asked, mend=True).torn
+        kept = make_loggers(options.loggers, folder)
+        found: list[grid_results.OfModel] = []
+        for model in grid.models:
+            engines = _engines(grid, model, resources)
+            before = _journal(run, asked, mend=False)
+            if started_outside() or _lacking(asked, model, before, options):
+                job = _job(engines, asked, resources, run.folder, grid, options, before)
+                predict(job, kept)
+            answered = _answered(run, asked, model, _journal(run, asked, mend=False))
+            found.append(grid_results.of_model(run, asked, answered, engines, resources, stages))
+            engines.forget()
+        after = _journal(run, asked, mend=False)
+        results = grid_results.join(found)
+        scored = [row for each in found for row in scores.scores(run, each.answered)]
+        predictions_file.write(folder / files.PREDICTIONS, run, [e.answered for e in found])
+        facts = run_manifest.manifest(run, found, after, started=started, stages=stages.seconds)
+        write_json(folder / files.MANIFEST, facts)
+        write_json(folder / files.METRICS, {"scores": scored, **numbers(results)})
+        _write_pages(folder, results, facts)
+        (folder / CONFIG).write_text(dumps(grid), encoding="utf-8")
+        log_metrics(kept, scored, len(after.rows))
+    return RunOutcome(
+        folder,
+        run,
+        results,
+        scored,
+        scores.errors(run, [each.answered for each in found]),
+        {each.answered.model: each.answered.refused for each in found if each.answered.refused},
+        torn,
+    )
+
+
+def _write_pages(folder: Path, results: Results, facts: Mapping[str, object]) -> None:
+    """The pages of an earlier start of the run are written anew."""
+    shutil.rmtree(folder / exports.FOLDER, ignore_errors=True)
+    if results.tables:
+        markdown.write(folder / "tables.md", results)
+        report.write(folder / "report.html", results, facts, exports.write(folder, results))
+
+
+def _follow(grid: Grid, resources: Resources, folder: Path, options: RunOptions) -> None:
+    """What a process does that another one leads: it is sent the questions."""
+    from cdkit.evals.ablation import plan
+    from cdkit.evals.runner.fingerprints import method_hash
+
+    every = [*plan.variants(grid), *(point.variant for point in plan.sweep_points(grid))]
+    methods = {method_hash(variant.method): variant.method for variant in every}
+    for model in grid.models:
+        engines = _engines(grid, model, resources)
+        asked = Workload(methods, {}, grid.first_token, folder)
+        predict(_job(engines, asked, resources, folder, grid, options, None), ())
+        engines.forget()
+
+
+def _engines(grid: Grid, model: str, resources: Resources) -> Engines:
+    decoding = {
+        "temperature": grid.temperature,
+        "top_k": grid.top_k,
+        "top_p": grid.top_p,
+        "num_beams": grid.num_beams,
+    }
+    return Engines(grid.chosen(model), decoding, resources.device_map)
+
+
+def _job(
+    engines: Engines,
+    asked: Workload,
+    resources: Resources,
+    folder: Path,
+    grid: Grid,
+    options: RunOptions,
+    journal: Journal | None,
+) -> RunJob:
+    return RunJob(
+        engines=engines,
+        workload=asked,
+        resources=resources,
+        folder=folder,
+        settings=files.flat(as_plain(grid)),
+        journal=journal,
+        retry_errors=options.retry_errors,
+        threads=grid.threads,
+        bar=options.bar,
+        silence=options.silence,
+    )
+
+
+def _content(grid: Grid, run: PreparedRun) -> Mapping[str, Any]:
+    paths = {model: _path(model) for model in grid.models}
+    identity = Fingerprints(
+        {variant.name: run.hashes[variant.name] for variant in run.all_variants},
+        {item.name: data_hash(item.benchmark) for item in run.loaded},
+        {model: model_files(path, grid.revision) for model, path in paths.items()},
+    )
+    generation = {model: stored(path, grid.revision) for model, path in paths.items()}
+    return {
+        "settings": as_plain(grid),
+        "checkpoint": {"generation": generation},
+        "identity": identity.to_dict(),
+    }
+
+
+def _path(model: str) -> str:
+    return str(micro_path()) if model == MICRO else model
+
+
+def _journal(run: PreparedRun, asked: Workload, *, mend: bool) -> Journal:
+    names = {key: f"{q.image.name}: {q.prompt}" for q, key in asked.keys.items()}
+    known = frozenset(key for model in run.grid.models for key in asked.rows(model))
+    return read_journal(run.folder / files.JOURNAL, questions=names, known=known, mend=mend)
+
+
+def _refused(journal: Journal, model: str) -> dict[str, str]:
+    """Hash of each method that the model refused when it was loaded last -> why."""
+    heads = [head for head in journal.heads if head["model"].get("name") == model]
+    return dict(heads[-1].get("refused", {})) if heads else {}
+
+
+def _lacking(asked: Workload, model: str, journal: Journal, options: RunOptions) -> bool:
+    refused = _refused(journal, model)
+    if refused and options.retry_errors:
+        return True
+
+    def done(key: tuple[Any, ...]) -> bool:
+        row = journal.rows.get(key)
+        return row is not None and not (options.retry_errors and row.error)
+
+    return not all(done(key) for key in asked.rows(model) if key[2] not in refused)
+
+
+def _answered(run: PreparedRun, asked: Workload, model: str, journal: Journal) -> Answered:
+    refused = _refused(journal, model)
+    mine = {
+        variant.name: refused[run.hashes[variant.name]]
+        for variant in run.all_variants
+        if run.hashes[variant.name] in refused
+    }
+    base = run.grid.base
+    if base in mine:
+        raise CdkitError(
+            f"{model} cannot run {base}, which every difference is taken to: {mine[base]}"
+        )
+    return Answered(model, journal.rows, asked.keys, run.hashes, mine)
