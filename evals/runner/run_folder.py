@@ -179,7 +179,13 @@ def _has_answers(folder: Path) -> bool:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, now_is = flat(before["settings"]), flat(now["settings"])
+    was, now_is = dict(before["settings"]), dict(now["settings"])
+    names = [", ".join(table["methods"]) for table in (was, now_is)]
+    if names[0] != names[1]:
+        for table, shown in zip((was, now_is), names, strict=True):
+            table["method"] = shown
+            del table["methods"]
+    was, now_is = flat(was), flat(now_is)
     changes = [
         f"{_option(key)} was {_shown(old)}, is {_shown(new)}"
         for key, (old, new) in differing(was, now_is).items()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from evals.eval_run import Part, answer, draw, journal_rows, metrics, parts_of, predictions, rows
+from evals.eval_run import Part, answer, draw, journal_rows, parts_of, predictions, rows
+from evals.eval_run import metrics as metrics_of
 from PIL import Image
 
 import cdkit
@@ -17,8 +18,11 @@ from cdkit.evals.microworld.checkpoint import FILES
 from cdkit.evals.microworld.world_files import BenchmarkFiles
 from cdkit.evals.runner import answer_engine as engines
 from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.questions import asked_of, question_of
+from cdkit.evals.runner.answering import Answering
+from cdkit.evals.runner.finished import FinishedRun
+from cdkit.evals.runner.questions import asked_of, asked_samples, question_of
 from cdkit.evals.runner.read_run import read_run
+from cdkit.evals.runner.shared_passes import Variant, passes
 from cdkit.interfaces.benchmark import Answer
 
 PRIVATE = {"yes_score", "margin"}
@@ -61,7 +65,7 @@ def public(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in PRIVATE} for row in predictions(folder)]
 
 
-@pytest.mark.parametrize("head", ["", '{"journal": 1, "piece": 1'])
+@pytest.mark.parametrize("head", ["", '{"journal": 2, "piece": 1'])
 def test_a_run_killed_before_its_first_head_goes_on(
     done: RunOutcome, copied: Path, parts: list[Part], head: str
 ) -> None:
@@ -71,6 +75,11 @@ def test_a_run_killed_before_its_first_head_goes_on(
     outcome = answer(parts, copied, resume=True)
     assert public(outcome.folder) == public(done.folder)
     assert path.read_text() == "" and len([*path.parent.glob("*.jsonl")]) == 2
+
+
+def one_run(folder: Path) -> FinishedRun:
+    (found,) = read_run(folder)
+    return found
 
 
 def bytes_of(folder: Path) -> bytes:
@@ -89,7 +98,8 @@ def test_predictions_stand_in_the_samples_order(parts: list[Part], done: RunOutc
 
 
 def test_metrics_are_those_of_the_predictions(parts: list[Part], done: RunOutcome) -> None:
-    told = json.loads((done.folder / "metrics.json").read_text())["parts"]
+    scores = json.loads((done.folder / "metrics.json").read_text())["scores"]
+    told = {score["part"]: score for score in scores}
     for part in parts:
         said = {
             row["id"]: Answer(row["text"], row["yes_score"], row["truncated"], row["tokens"])
@@ -101,22 +111,18 @@ def test_metrics_are_those_of_the_predictions(parts: list[Part], done: RunOutcom
 
 
 def test_yes_scores_are_those_of_the_first_step(parts: list[Part], done: RunOutcome) -> None:
-    """As the ablation takes them: from the branches' logits, before the constraint."""
-    from cdkit.evals.ablation.grid_runner import GridRunner
-    from cdkit.evals.ablation.plan import Variant, passes
-    from cdkit.evals.runner.batches import asked_in
-    from cdkit.evals.runner.progress import Stages
-
+    """As a shared pass gives them: from the branches' logits, before the constraint."""
     engine = AnswerEngine(*cdkit.load_model("micro"))
     variant = Variant("cmac", cdkit.load("cmac"))
     (work,) = passes([variant])
-    runner = GridRunner(engine, {"cmac": variant}, Stages())
+    answering = Answering(engine, {"cmac": variant})
     by_id = {row["id"]: row for row in predictions(done.folder) if row["part"] == "pope_random"}
-    for task in asked_in(parts[0], 1):
-        inputs = engine.inputs([task.question])
-        logits, _ = engine.first_step(work.method, inputs, [task.question.sample_id])
-        _, scores = runner.combine(work, variant, logits)
-        assert by_id[task.id]["yes_score"] == pytest.approx(float(scores[0]), abs=1e-4)
+    for sample in asked_samples(parts[0].benchmark, 1):
+        question = asked_of(sample, parts[0].images, 16)
+        inputs = engine.inputs([question])
+        logits, _ = engine.first_step(work.method, inputs, [question.sample_id])
+        scores = answering.combine(work, variant, logits).yes_scores
+        assert by_id[sample.id]["yes_score"] == pytest.approx(float(scores[0]), abs=1e-4)
     captions = [row for row in predictions(done.folder) if row["part"] == "chair"]
     assert captions and all(row["yes_score"] is None for row in captions)
 
@@ -127,7 +133,7 @@ def test_the_manifest_says_what_the_numbers_depend_on(done: RunOutcome) -> None:
     assert told["model"]["generation"] == {"eos_token_id": 2}
     assert told["model"]["dtype"] == "float32" and told["model"]["padding"] == "left"
     assert "<image>" in told["model"]["prompt"]
-    assert told["method"]["resolved"] == cdkit.load("cmac").to_dict()
+    assert told["methods"]["cmac"]["resolved"] == cdkit.load("cmac").to_dict()
     assert told["parts"]["pope_random"]["benchmark"]["versions"] == {"strict": 1, "reference": 1}
     (piece,) = told["pieces"]
     assert piece["batch_size"] == 8 and piece["processes"] == 1
@@ -137,13 +143,13 @@ def test_the_manifest_says_what_the_numbers_depend_on(done: RunOutcome) -> None:
 
 
 def test_a_finished_run_is_read_back(parts: list[Part], done: RunOutcome) -> None:
-    found = read_run(done.folder)
-    assert (found.method, found.mode) == ("cmac", "greedy")
+    found = one_run(done.folder)
+    assert (found.model, found.method, found.mode) == ("micro", "cmac", "greedy")
     for part in parts:
         again = found.parts[part.name]
         assert again.benchmark == part.benchmark and again.images == part.images
         metrics = again.benchmark.score(again.answers[None])
-        assert metrics == metrics(done)[part.name]["mean"] and again.errors == {}
+        assert metrics == metrics_of(done)[part.name]["mean"] and again.errors == {}
 
 
 @pytest.mark.parametrize(("keep", "torn"), [(0, False), (1, True), (11, True), (20, False)])
@@ -154,7 +160,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(
     outcome = answer(parts, copied, resume=True)
     assert bytes_of(copied) == bytes_of(done.folder)
     assert len(outcome.torn) == torn
-    keys = [(row["data"], row["id"], row["seed"]) for row in journal_rows(copied)]
+    keys = [(row["question"], row["method"], row["seed"]) for row in journal_rows(copied)]
     assert len(set(keys)) == len(keys) == len(predictions(copied))
     assert len(json.loads((copied / "manifest.json").read_text())["pieces"]) == 2
 
@@ -187,7 +193,7 @@ def test_a_folder_that_is_there_is_not_written_into(parts: list[Part], done: Run
     ("changes", "told"),
     [
         ({"method": "vcd"}, '--method was "cmac", is "vcd"'),
-        ({"set": {"alpha": 1.0}}, '--set was not given, is {"alpha": 1.0}'),
+        ({"set": {"alpha": 1.0}}, '--method was "cmac", is "cmac, alpha 1.0"'),
         ({"limit": 2}, "--limit was not given, is 2"),
         ({"mode": "sample", "seeds": (0, 1)}, "--mode was"),
         ({"dtype": "float64"}, '--dtype was "auto", is "float64"'),
@@ -208,7 +214,7 @@ def test_other_questions_are_refused(parts: list[Part], done: RunOutcome) -> Non
 def test_seeds_limit_and_methods_of_one_token(parts: list[Part], tmp_path: Path) -> None:
     asked: dict[str, Any] = {"mode": "sample", "seeds": (0, 3), "temperature": 1.5, "top_k": 40}
     outcome = answer(parts[:1], tmp_path / "a", method="plain", limit=2, **asked)
-    told = metrics(outcome)["pope_random"]
+    told = metrics_of(outcome)["pope_random"]
     assert (told["samples"], told["asked"], told["scored"]) == (18, 12, 12)
     assert [each["seed"] for each in told["by_seed"]] == [0, 3]
     means = [each["metrics"]["accuracy"] for each in told["by_seed"]]
@@ -217,7 +223,7 @@ def test_seeds_limit_and_methods_of_one_token(parts: list[Part], tmp_path: Path)
     alone = answer(parts[:1], tmp_path / "b", batch_size=2, **asked)
     drawn = [row for row in public(outcome.folder) if row["seed"] == 3]
     assert public(alone.folder) == drawn
-    found = read_run(outcome.folder)
+    found = one_run(outcome.folder)
     assert len(found.parts["pope_random"].errors) == 6
     assert set(found.parts["pope_random"].errors.values()) == {"not asked (--limit 2)"}
     assert found.parts["pope_random"].unasked == found.parts["pope_random"].errors.keys()
@@ -246,16 +252,16 @@ def test_a_sample_that_fails_is_an_error_in_its_place(
     reasons = set(failed.values())
     assert any("cannot read the image" in reason for reason in reasons)
     assert any("no such image" in reason for reason in reasons)
-    told = metrics(outcome)["pope_random"]
+    told = metrics_of(outcome)["pope_random"]
     assert (told["samples"], told["failed"], told["scored"]) == (18, 12, 6)
-    assert read_run(outcome.folder).parts["pope_random"].errors == failed
+    assert one_run(outcome.folder).parts["pope_random"].errors == failed
 
     again = answer(parts, outcome.folder, resume=True)  # not asked again unless told to
     assert again.errors == outcome.errors
     (parts[0].images / first).write_bytes(whole)
     again = answer(parts, outcome.folder, resume=True, retry_errors=True)
     assert len(again.errors["pope_random"]) == 6
-    assert metrics(again)["pope_random"]["scored"] == 12
+    assert metrics_of(again)["pope_random"]["scored"] == 12
 
 
 def test_an_image_that_is_a_link_out_of_its_folder_is_not_read(tmp_path: Path) -> None:
@@ -298,7 +304,7 @@ def test_a_prompt_that_is_too_long_is_an_error(
     outcome = answer(parts[:2], tmp_path / "run")
     (reason,) = set(outcome.errors["pope_random"].values())
     assert "tokens and the answer may have 16, but the model has positions for 80" in reason
-    assert metrics(outcome)["pope_random"]["scored"] == 0
+    assert metrics_of(outcome)["pope_random"]["scored"] == 0
 
 
 def test_a_model_that_is_loaded_otherwise_is_refused(
@@ -346,7 +352,7 @@ def test_what_is_no_samples_fault_stops_the_run(
         answer(parts, tmp_path / "run")
     kept = journal_rows(tmp_path / "run")
     assert len(kept) > 0 and not any("error" in row for row in kept)
-    with pytest.raises(CdkitError, match="not finished: go on with cdkit eval --resume"):
+    with pytest.raises(CdkitError, match="not finished: go on with --resume"):
         read_run(tmp_path / "run")
     monkeypatch.undo()
     answer(parts, tmp_path / "run", resume=True)
@@ -386,6 +392,7 @@ def test_near_ties_are_counted(parts: list[Part], tmp_path: Path) -> None:
 
 def test_rows_of_the_journal_have_the_agreed_key(done: RunOutcome) -> None:
     row = journal_rows(done.folder)[0]
-    assert {"data", "id", "method", "seed", "text", "yes_score", "tokens", "seconds"} <= row.keys()
+    assert {"model", "question", "method", "mode", "seed", "text", "yes_score"} <= row.keys()
+    assert {"tokens", "seconds"} <= row.keys()
     head = rows(next((done.folder / "journal").glob("[!.]*")))[0]
     assert head["batch_size"] == 8 and head["model"]["type"] == "llava"

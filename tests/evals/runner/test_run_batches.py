@@ -1,90 +1,141 @@
 """What goes through the model together: the same after any kill, on any number of processes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
+import cdkit
+from cdkit.evals.runner.batches import BatchPlan, plan_batches, shard
 from cdkit.evals.runner.journal import JournalRow, Key
+from cdkit.evals.runner.modes import Decode
 from cdkit.evals.runner.questions import Question
+from cdkit.evals.runner.workload import Workload
 
 LENGTHS = (5, 9, 5, 7, 7, 9, 5, 6, 5, 30)
-TASKS = [
-    AskedSample("d", str(i), Question(Path(f"{i}.png"), "q", 16 if i % 3 else 64, True))
-    for i in range(len(LENGTHS))
+QUESTIONS = [
+    Question(Path(f"{i}.png"), "q", 16 if i % 3 else 64, yes_no=i != 7) for i in range(len(LENGTHS))
 ]
-SEEDS = (0, 1)
+METHODS = {name: cdkit.load(name) for name in ("plain", "cmac", "cmac_cmpc", "opera")}
+ASKED = {
+    "plain": frozenset({Decode("sample", 0), Decode("sample", 1), Decode("beam")}),
+    "cmac": frozenset({Decode("sample", 0), Decode("sample", 1)}),
+    "cmac_cmpc": frozenset({Decode("sample", 0)}),
+    "opera": frozenset({Decode("beam")}),
+}
+EACH = 7
+"""Answers to a question."""
+LOAD = Workload(METHODS, dict.fromkeys(QUESTIONS, ASKED), first_token=True, root=Path("run"))
 
 
-def work(size: int, rows: dict[Key, JournalRow], *, retry: bool = False) -> list[BatchPlan]:
-    return plan_batches(TASKS, LENGTHS, size, method="m", seeds=SEEDS, rows=rows, retry=retry)
+def work(
+    size: int,
+    rows: Mapping[Key, JournalRow],
+    *,
+    retry: bool = False,
+    first: bool = True,
+    without: Mapping[str, str] | None = None,
+) -> list[BatchPlan]:
+    return plan_batches(
+        LOAD, LENGTHS, size, model="m", rows=rows, first_step=first, without=without, retry=retry
+    )
 
 
 def made(each: BatchPlan) -> dict[Key, JournalRow]:
-    """What the journal holds after the work."""
-    found = [
-        JournalRow("d", each.tasks[i].id, "m", seed, batch=each.name)
-        for seed in each.seeds
-        for i in sorted(each.wanted)
-    ]
+    """What the journal holds after the work, in its order."""
+    found = []
+    for plan in each.groups:
+        for i, j in sorted(plan.wanted):
+            method, decode = plan.group.asked[j]
+            key = ("m", each.keys[i], method, decode.mode, decode.seed)
+            found.append(JournalRow(*key, batch=each.name))
     return {row.key: row for row in found}
 
 
-sizes, subsets = st.integers(1, 12), st.sets(st.integers(0, 19))
+sizes, subsets = st.integers(1, 12), st.sets(st.integers(0, EACH * len(QUESTIONS)))
+flags = st.booleans()
 
 
-@given(size=sizes)
-def test_everything_is_asked_once(size: int) -> None:
+@given(size=sizes, first=flags)
+def test_everything_is_asked_once(size: int, first: bool) -> None:
     rows: dict[Key, JournalRow] = {}
-    for each in work(size, {}):
+    for each in work(size, {}, first=first):
         new = made(each)
         assert not new.keys() & rows.keys()
-        assert len(new) == each.answers and len(each.tasks) <= size
-        assert len({task.question.limit for task in each.tasks}) == 1
+        assert len(new) == each.answers and len(each.questions) <= size
+        assert len({question.limit for question in each.questions}) == 1
         rows |= new
-    assert len(rows) == len(TASKS) * len(SEEDS)
-    assert work(size, rows) == []
+    assert len(rows) == len(QUESTIONS) * EACH
+    assert rows.keys() == set(LOAD.rows("m"))
+    assert work(size, rows, first=first) == []
 
 
-@given(size=sizes, later=sizes, done=subsets)
-def test_what_is_left_is_asked_once_after_any_stop(size: int, later: int, done: set[int]) -> None:
-    everything = [row for each in work(size, {}) for row in made(each).values()]
+@given(size=sizes, later=sizes, done=subsets, first=flags)
+def test_what_is_left_is_asked_once_after_any_stop(
+    size: int, later: int, done: set[int], first: bool
+) -> None:
+    everything = [row for each in work(size, {}, first=first) for row in made(each).values()]
     rows = {row.key: row for i, row in enumerate(everything) if i in done}
     new: dict[Key, JournalRow] = {}
-    for each in work(later, rows):
+    for each in work(later, rows, first=first):
         assert not made(each).keys() & (rows.keys() | new.keys())
         new |= made(each)
     assert len(rows) + len(new) == len(everything)
 
 
-@given(size=sizes, stop=st.integers(0, 20))
-def test_a_batch_that_was_cut_off_runs_whole(size: int, stop: int) -> None:
+@given(size=sizes, stop=st.integers(0, 70), first=flags)
+def test_a_batch_that_was_cut_off_runs_whole(size: int, stop: int, first: bool) -> None:
     """The rows before `stop` are on the disk: what is left has the mates that it had."""
-    first = work(size, {})
-    everything = [row for each in first for row in made(each).values()]
+    before = work(size, {}, first=first)
+    everything = [row for each in before for row in made(each).values()]
     rows = {row.key: row for row in everything[:stop]}
-    names = {each.name: each.tasks for each in first}
-    for each in work(size, rows):
-        assert names[each.name] == each.tasks
+    names = {each.name: each for each in before}
+    for each in work(size, rows, first=first):
+        assert names[each.name].questions == each.questions
+        whole = {plan.group for plan in names[each.name].groups}
+        assert {plan.group for plan in each.groups} <= whole
 
 
 def test_lengths_are_neighbours_and_the_longest_come_first() -> None:
-    lengths = {task.id: length for task, length in zip(TASKS, LENGTHS, strict=True)}
-    of_limit = [each for each in work(2, {}) if each.tasks[0].question.limit == 16]
-    found = [lengths[task.id] for each in of_limit for task in each.tasks]
+    lengths = dict(zip(QUESTIONS, LENGTHS, strict=True))
+    of_limit = [each for each in work(2, {}, first=False) if each.questions[0].limit == 16]
+    found = [lengths[question] for each in of_limit for question in each.questions]
     assert found == sorted(found, reverse=True)
+
+
+def test_methods_share_a_pass_where_the_first_step_decides() -> None:
+    """A beam search, and a method with a loop of its own, are generated."""
+    (decided,) = (
+        each for each in work(99, {}) if each.questions[0].limit == 16 and each.answers > 8
+    )
+    shared = [plan.group.asked for plan in decided.groups if plan.group.shared]
+    alone = [plan.group.asked for plan in decided.groups if not plan.group.shared]
+    assert [{name for name, _ in asked} for asked in shared] == [{"plain"}, {"cmac", "cmac_cmpc"}]
+    assert alone == [(("plain", Decode("beam")),), (("opera", Decode("beam")),)]
+    for each in work(99, {}, first=False):
+        assert not any(plan.group.shared for plan in each.groups)
+
+
+def test_an_open_question_is_never_decided_by_its_first_token() -> None:
+    for each in work(99, {}):
+        if not all(question.yes_no for question in each.questions):
+            assert not any(plan.group.shared for plan in each.groups)
+            assert not any(question.yes_no for question in each.questions)
+
+
+def test_a_method_that_the_model_refuses_is_not_asked() -> None:
+    rows = {key for each in work(4, {}, without={"cmac": "why"}) for key in made(each)}
+    assert rows == {key for key in LOAD.rows("m") if key[2] != "cmac"}
 
 
 def test_errors_are_asked_again_alone_and_only_then() -> None:
     rows = {key: row for each in work(4, {}) for key, row in made(each).items()}
     broken = next(iter(rows.values()))
-    rows[broken.key] = JournalRow(
-        broken.data, broken.id, "m", broken.seed, error="x", batch=broken.batch
-    )
+    rows[broken.key] = JournalRow(*broken.key, error="x", batch=broken.batch)
     assert work(4, rows) == []
     (again,) = work(4, rows, retry=True)
-    assert [task.id for task in again.tasks] == [broken.id] and again.seeds == (broken.seed,)
+    assert list(again.keys) == [broken.question] and made(again).keys() == {broken.key}
 
 
 @given(size=sizes, world=st.integers(1, 5))
@@ -95,3 +146,15 @@ def test_shards_share_all_work(size: int, world: int) -> None:
         each.name for each in everything
     )
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_run_s_folder_may_be_moved(tmp_path: Path) -> None:
+    def key(root: Path, image: Path) -> str:
+        asked = {Question(image, "q", 4, True): ASKED}
+        (found,) = Workload(METHODS, asked, True, root).keys.values()
+        return found
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert key(one, one / "world" / "a.png") == key(two, two / "world" / "a.png")
+    assert key(one, tmp_path / "a.png") == key(two, tmp_path / "a.png")
+    assert key(one, one / "a.png") != key(one, tmp_path / "a.png")
