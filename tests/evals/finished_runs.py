@@ -16,7 +16,7 @@ EVERYTHING = " and ".join(f"a {name}" for name in WORLD.categories)
 
 MANIFEST: Mapping[str, Any] = {
     "name": "stand-in",
-    "settings": {"temperature": 1.0, "top_k": None, "top_p": None, "beams": 5},
+    "settings": {"temperature": 1.0, "top_k": None, "top_p": None, "num_beams": 5},
     "model": {
         "name": "micro",
         "files": {"model.safetensors": "ab" * 32},
@@ -51,7 +51,7 @@ def finished(
         answers = {seed: said(asked, skill, seed or 0, scored) for seed in seeds}
         lost = {s.id: "the image is truncated" for s in benchmark.samples() if s.id in failed}
         parts[name] = FinishedPart(name, benchmark, folder, answers, lost)
-    return FinishedRun(folder, method, mode, parts, {**MANIFEST, **manifest}, 12.5, 250)
+    return FinishedRun(folder, "micro", method, mode, parts, {**MANIFEST, **manifest}, 12.5, 250)
 
 
 def said(samples: Sequence[Sample], skill: float, seed: int, scored: bool) -> dict[str, Answer]:

@@ -361,7 +361,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def right_answers(folder: Path) -> float:
-    found = read_run(folder)
+    (found,) = read_run(folder)
     assert read_settings(folder)
     total = 0.0
     for part in found.parts.values():

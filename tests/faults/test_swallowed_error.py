@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 import cdkit
 from cdkit.evals import cli
-from cdkit.evals.ablation import ablation_run, grid_toml
-from cdkit.evals.ablation.prepared import PreparedRun
+from cdkit.evals.ablation import grid_toml
+from cdkit.evals.ablation.grid_run import RunOptions, RunOutcome, run_grid
+from cdkit.evals.runner import engines
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
-from cdkit.evals.runner.progress import Stages
+from cdkit.evals.runner.resources import Resources
 
 Llava: Any = transformers.LlavaForConditionalGeneration  # its methods are not typed
 GRID = """
@@ -68,9 +69,9 @@ def broken(after: int = 0) -> Callable[..., Any]:
     return fails
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> PreparedRun:
-    return ablation_run.prepare(grid_toml.parse(tomllib.loads(GRID)), tmp_path / "run")
+def whole(folder: Path) -> RunOutcome | None:
+    grid = grid_toml.parse(tomllib.loads(GRID))
+    return run_grid(grid, Resources(accelerator="cpu"), folder, RunOptions())
 
 
 def surfaces(run: Callable[[], object]) -> bool:
@@ -83,13 +84,11 @@ def surfaces(run: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_an_ablation_stops(
-    after: int, prepared: PreparedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ablation_stops(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Llava, "generate", broken(after))
-    assert surfaces(lambda: ablation_run.ablate(prepared, Stages()))
+    assert surfaces(lambda: whole(tmp_path / "run"))
     for name in ("metrics.json", "predictions.jsonl", "report.html"):
-        assert not (prepared.folder / name).exists(), f"{name} of a broken run was written"
+        assert not (tmp_path / "run" / name).exists(), f"{name} of a broken run was written"
 
 
 @pytest.mark.parametrize("how", [(), ("--sample",), ("--compare", "plain,vcd")])
@@ -139,13 +138,9 @@ class Swallows(AnswerEngine):
             return [Generated("", 0, truncated=False)] * len(sample_ids)
 
 
-def test_a_swallowed_error_is_noticed(
-    prepared: PreparedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = prepared.engine
-    faulty = Swallows(
-        engine.model, engine.processor, engine.temperature, num_beams=engine.num_beams
-    )
+def test_a_swallowed_error_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "AnswerEngine", Swallows)
     monkeypatch.setattr(Llava, "generate", broken())
-    assert not surfaces(lambda: ablation_run.ablate(replace(prepared, engine=faulty), Stages()))
-    assert (prepared.folder / "metrics.json").exists(), "the fault: a number for a broken run"
+    grid = replace(grid_toml.parse(tomllib.loads(GRID)), first_token=False)
+    resources = Resources(accelerator="cpu")
+    assert not surfaces(lambda: run_grid(grid, resources, tmp_path / "run", RunOptions()))

@@ -13,7 +13,7 @@ import cdkit.strategies
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import grid_toml, plan
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.runner.modes import DECODE
+from cdkit.evals.runner.modes import DECODE, Decode
 
 PRESETS = Path(cdkit.strategies.__path__[0]) / "presets"
 
@@ -49,7 +49,7 @@ def test_the_methods_grid_decodes_in_every_mode_of_a_grid() -> None:
     assert {
         variant.name for variant in plan.variants(grid)
     } == grid.methods.keys()  # each runs somewhere
-    assert any(set(grid.modes_of(name)) == set(DECODE) for name in grid.benchmarks)
+    assert any(not spec.decode or {*spec.decode} == {*DECODE} for spec in grid.benchmarks.values())
 
 
 @pytest.mark.parametrize("name", grid_toml.packaged())
@@ -191,4 +191,6 @@ def test_methods_that_no_table_names_come_last() -> None:
 
 def test_a_benchmark_may_narrow_the_decode_modes() -> None:
     grid: Grid = grid_toml.parse(table(benchmarks={"pope": POPE | {"decode": ["greedy"]}}))
-    assert grid.modes_of("pope") == ("greedy",)
+    assert grid.decodes(grid.benchmarks["pope"].decode) == (Decode("greedy"),)
+    assert grid.decodes(()) == (Decode("greedy"), *(Decode("sample", seed) for seed in (0, 1, 2)))
+    assert grid.decoded == {"greedy"}

@@ -4,28 +4,30 @@ import io
 import json
 import tomllib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evals.small_run import predictions
+from evals.small_run import answered, predictions, proof, run, some
 from rich.console import Console
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation import ablation_run, grid_toml, plan
+from cdkit.evals.ablation import grid_toml
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_runner import Decode, GridRunner, batches_of
+from cdkit.evals.ablation.grid_runner import Decode
 from cdkit.evals.ablation.plan import Variant, passes
 from cdkit.evals.ablation.prepared import PreparedRun
-from cdkit.evals.ablation.proof import MismatchError, prove
+from cdkit.evals.ablation.proof import MismatchError
 from cdkit.evals.reports import markdown, terminal
 from cdkit.evals.reports.formatting import DASH
 from cdkit.evals.reports.results import Results
 from cdkit.evals.reports.table_layout import overviews, view
 from cdkit.evals.runner import answer_engine as run_engine
-from cdkit.evals.runner.modes import DECODE
-from cdkit.evals.runner.progress import Stages
+from cdkit.evals.runner.answer_engine import AnswerEngine
+from cdkit.evals.runner.modes import DECODE, Decode
+from cdkit.evals.runner.shared_passes import Variant, passes
 from cdkit.methods.method import Method
 
 KINDS: Mapping[str, Callable[[Method], object]] = {
@@ -94,13 +96,18 @@ def grid_of(**changes: Any) -> Grid:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedRun:
-    return ablation_run.prepare(grid_of(), tmp_path_factory.mktemp("kinds"))
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
+    return run(grid_of(), tmp_path_factory.mktemp("kinds") / "run")
 
 
 @pytest.fixture(scope="module")
-def results(prepared: PreparedRun) -> Results:
-    return ablation_run.ablate(prepared, Stages())
+def prepared(outcome: RunOutcome) -> PreparedRun:
+    return outcome.run
+
+
+@pytest.fixture(scope="module")
+def results(outcome: RunOutcome) -> Results:
+    return outcome.results
 
 
 def test_there_is_a_method_of_nearly_each_kind() -> None:
@@ -136,7 +143,7 @@ def test_each_page_says_where_a_method_is_absent(prepared: PreparedRun, results:
 
 
 def test_a_method_without_a_first_step_has_dashes(prepared: PreparedRun, results: Results) -> None:
-    rows = [row for row in predictions(prepared.folder) if row["benchmark"] == "pope"]
+    rows = [row for row in predictions(prepared.folder) if row["part"] == "pope"]
     assert {row["yes_score"] is None for row in rows if row["method"] == LOOP} == {True}
     assert {row["yes_score"] is None for row in rows if row["method"] != LOOP} == {False}
     (beam,) = (t for t in results.tables if (t.benchmark, t.mode) == ("pope", "beam"))
@@ -151,24 +158,22 @@ def test_every_method_that_goes_step_by_step_is_proven(
     prepared: PreparedRun, results: Results
 ) -> None:
     facts = json.loads((prepared.folder / "manifest.json").read_text())
-    assert facts["first_token"]["proof"]["methods"] == len(prepared.variants) - 1
-    assert facts["decode_modes"][LOOP] == ["beam"]
+    assert facts["first_token"]["proof"]["micro"]["methods"] == len(prepared.variants) - 1
+    assert facts["methods"][LOOP]["modes"] == ["beam"]
 
 
 def test_the_proof_notices_schedules_that_are_left_out(
-    prepared: PreparedRun, monkeypatch: pytest.MonkeyPatch
+    prepared: PreparedRun, engine: AnswerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = prepared.engine
-    scheduled = [name for name, method in METHODS.items() if method.schedules]
-    run = GridRunner(engine, {name: Variant(name, METHODS[name]) for name in scheduled}, Stages())
-    first = list(ablation_run.demand(prepared))[:4]
-    demand = {question: dict.fromkeys(scheduled, frozenset({Decode()})) for question in first}
-    batches = batches_of(demand, 64, engine.lengths)
-    run.run(batches, 64)
-    assert prove(run, batches, 2).near_ties == 0
+    scheduled = {name: method for name, method in METHODS.items() if method.schedules}
+    asked = dict.fromkeys(scheduled, frozenset({Decode()}))
+    work = some(prepared, 4)
+    work = replace(work, methods=scheduled, demand=dict.fromkeys(work.demand, asked))
+    found = answered(work, engine, 64, {name: name for name in scheduled})
+    assert proof(work, engine, found).near_ties == 0
     monkeypatch.setattr(run_engine, "scheduled", lambda step: step.logits)
     with pytest.raises(MismatchError, match=f"the logits of ({'|'.join(scheduled)}) from shared"):
-        prove(run, batches, 2)
+        proof(work, engine, found)
 
 
 @pytest.mark.parametrize("kind", ["intervention", "readout", "schedule"])
@@ -211,7 +216,7 @@ def test_a_sweep_of_alpha_shares_its_method_s_branches() -> None:
                 "decode": ["greedy"],
                 "benchmarks": {"pope": POPE},
             },
-            f"[methods.{LOOP}] is defined for beam search only, and no benchmark of the grid",
+            f"{LOOP} is defined for beam search only, and nothing is decoded so",
         ),
         (
             {"methods": {"plain": {"preset": LOOP}}},
@@ -223,7 +228,7 @@ def test_a_mode_that_a_method_lacks_is_one_clear_error(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CdkitError) as told:
-        ablation_run.prepare(grid_of(**changes), ablation_run.new_folder(tmp_path, "first"))
+        run(grid_of(**changes), tmp_path / "first")
     assert message in str(told.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -231,4 +236,4 @@ def test_a_mode_that_a_method_lacks_is_one_clear_error(
 def test_a_grid_s_modes_are_the_method_s() -> None:
     for name, method in METHODS.items():
         assert Variant(name, method).modes == tuple(mode for mode in DECODE if mode in method.modes)
-    assert plan.Variant("loop", METHODS[LOOP]).modes == ("beam",)
+    assert Variant("loop", METHODS[LOOP]).modes == ("beam",)

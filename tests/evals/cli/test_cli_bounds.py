@@ -11,14 +11,15 @@ from PIL import Image
 
 import cdkit
 from cdkit.errors import CdkitError, check_finite, check_temperature
+from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.ablation.grid_options import SINGLE_RUN, with_options
 from cdkit.evals.runner import answer_engine
-from cdkit.evals.runner.run_settings import RunSettings
 from cdkit.evals.speed.bench_settings import BenchSettings
 
 
-def asked(**changes: Any) -> RunSettings:
+def asked(**changes: Any) -> Grid:
     values: dict[str, Any] = {"method": "vcd", "bench": "pope", "data": "d", "mode": "sample"}
-    return RunSettings(**values | changes)
+    return with_options(SINGLE_RUN, values | changes, "cdkit eval")
 
 
 @pytest.mark.parametrize(
@@ -30,10 +31,10 @@ def asked(**changes: Any) -> RunSettings:
         (lambda: grid_of(seeds=[2**80]), "seeds must be at most 9223372036854775807 .63 bits"),
         (lambda: grid_of(num_beams=10**9), "num_beams must be at most 1000"),
         (lambda: grid_of(resamples=10**12), "resamples must be at most 1000000"),
-        (lambda: asked(temperature=1e-300), "--temperature must be at least 0.0001.* greedy"),
-        (lambda: asked(temperature=1e300), "--temperature must be at most 1e.06, got 1e.300"),
-        (lambda: asked(seeds=(2**80,)), "--seeds go up to 9223372036854775807"),
-        (lambda: asked(mode="beam", beams=10**9), "--beams is 1000000000: .* 1000 at most"),
+        (lambda: asked(temperature=1e-300), "temperature must be at least 0.0001.* greedy"),
+        (lambda: asked(temperature=1e300), "temperature must be at most 1e.06, got 1e.300"),
+        (lambda: asked(seeds=[2**80]), "seeds must be at most 9223372036854775807"),
+        (lambda: asked(mode="beam", beams=10**9), "num_beams must be at most 1000 .each is a row"),
         (
             lambda: cdkit.load("vcd", alpha=1e308),
             "alpha must be at most 1e.06, .*float32",
@@ -52,7 +53,7 @@ def test_extreme_numbers_are_refused_with_a_reason(
 def test_the_bounds_themselves_are_allowed() -> None:
     check_temperature("t", 1e-4)
     check_finite("x", 1e6, low=0)
-    asked(seeds=(2**63 - 1,))
+    asked(seeds=[2**63 - 1])
     assert grid_of(threads=1024).threads == 1024
 
 

@@ -39,14 +39,17 @@ def test_a_run_prints_its_table_and_where_it_is(data: Path, tmp_path: Path) -> N
     again = run("eval", "--name", "a", "--resume", "--json")
     assert again.exit_code == 0, again.output
     told = json.loads(again.stdout)
-    assert told["folder"] == "runs/a" and told["parts"]["pope_micro_random"]["scored"] == 6
+    (score,) = told["scores"]
+    assert told["folder"] == "runs/a" and score["scored"] == 6 and not told["refused"]
+    assert (score["part"], score["method"]) == ("pope_micro_random", "cmac")
 
     message = refused("eval", "--name", "a", "--resume", "--set", "alpha=1.0")
-    assert '--set was not given, is {"alpha": 1.0}' in message
+    assert '--method was "cmac", is "cmac, alpha 1.0"' in message
     same = run("eval", "--config", "runs/a/settings.json", "--name", "b", "--set", "alpha=1.0")
     assert same.exit_code == 0, same.output
     written = json.loads((tmp_path / "runs" / "b" / "settings.json").read_text())["settings"]
-    assert written["set"] == {"alpha": 1.0} and written["only"] == ["pope_micro_random"]
+    assert written["methods"] == {"cmac, alpha 1.0": {"preset": "cmac", "alpha": 1.0}}
+    assert written["only"] == ["pope_micro_random"]
 
 
 def test_seeds_have_columns(data: Path) -> None:
@@ -78,7 +81,7 @@ def test_samples_that_fail_exit_with_3(data: Path, world: BenchmarkFiles) -> Non
     [
         (["--bench", "pope"], "cdkit eval: give --method and --data"),
         ([*ASK[1:], "--data", "x", "--set", "alpa=1"], "no parameter of cmac is called 'alpa'"),
-        ([*ASK[1:], "--data", "x", "--mode", "greedly"], "no --mode is called 'greedly'"),
+        ([*ASK[1:], "--data", "x", "--mode", "greedly"], "no decode mode is called 'greedly'"),
         ([*ASK[1:], "--data", "x", "--seeds", "1,2"], "--seeds belongs to --mode sample"),
         ([*ASK[1:], "--data", "x", "--beams", "3"], "--beams belongs to --mode beam"),
         (
@@ -87,14 +90,17 @@ def test_samples_that_fail_exit_with_3(data: Path, world: BenchmarkFiles) -> Non
         ),
         (
             [*ASK[1:], "--data", "x", "--mode", "sample", "--seeds", "1,1"],
-            "--seeds are whole numbers from 0 on, none twice",
+            "seeds must be different numbers",
         ),
         (
             [*ASK[1:], "--data", "x", "--mode", "sample", "--top-p", "1.5"],
-            "--top-p must be in (0, 1], got 1.5",
+            "top_p must be in (0, 1], got 1.5",
         ),
-        ([*ASK[1:], "--data", "x", "--dtype", "int8"], "no --dtype is called 'int8'"),
-        ([*ASK[1:], "--data", "x", "--limit", "0"], "--limit is 0: give 1 or more"),
+        ([*ASK[1:], "--data", "x", "--dtype", "int8"], "no dtype is called 'int8'"),
+        (
+            [*ASK[1:], "--data", "x", "--limit", "0"],
+            "limit must be a whole number from 1 on, got 0",
+        ),
         ([*ASK[1:], "--data", "x", "--batch-size", "0"], "--batch-size is 0: give 1 or more"),
         ([*ASK[1:], "--data", "x", "--accelerator", "npu"], "no --accelerator is called 'npu'"),
         ([*ASK[1:], "--data", "x", "--loggers", "mlflow"], "no logger is called 'mlflow'"),
@@ -104,7 +110,7 @@ def test_samples_that_fail_exit_with_3(data: Path, world: BenchmarkFiles) -> Non
         (["--config", "no.json"], "--config no.json cannot be read"),
         (
             ["--method", "opera", "--bench", "pope", "--data", "x"],
-            "opera is not defined for --mode greedy, but for beam",
+            "opera is defined for beam search only, and nothing is decoded so",
         ),
     ],
 )
@@ -125,4 +131,4 @@ def test_an_accelerator_that_is_not_there_is_one_clear_error(data: Path) -> None
 def test_a_misspelt_key_of_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('method = "cmac"\nbench = "pope"\ndata = "x"\nsed = [1]\n')
     message = refused("eval", "--config", "mine.toml")
-    assert "no key of cdkit eval is called 'sed'. Did you mean" in message
+    assert "no key is called 'sed'. Did you mean" in message

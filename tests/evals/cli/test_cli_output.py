@@ -15,8 +15,8 @@ from cdkit.evals.ablation.side_by_side import overrides
 from cdkit.evals.benchmarks.benchmark_files import read_source, rows
 from cdkit.evals.cli.eval_ import _from_file
 from cdkit.evals.runner.journal import JournalRow
-from cdkit.evals.runner.journal_scores import write_json
 from cdkit.evals.runner.run_folder import folder_of
+from cdkit.evals.runner.whole_files import write_json
 
 NO_TEXT = "caf\udce9"  # as Python has a file name in Latin-1
 
@@ -81,7 +81,7 @@ def test_a_path_that_is_no_text_is_kept(tmp_path: Path) -> None:
     write_json(tmp_path / "settings.json", {"data": NO_TEXT, "name": "\u00e9"})
     text = (tmp_path / "settings.json").read_text("utf-8")
     assert json.loads(text) == {"data": NO_TEXT, "name": "\u00e9"}
-    row = JournalRow("d", "i", "m", None, error=f"no such image: {NO_TEXT}")
+    row = JournalRow("d", "i", "m", "greedy", None, error=f"no such image: {NO_TEXT}")
     assert JournalRow(**json.loads(row.line().encode())) == row
     with pytest.raises(CdkitError, match="--name is no text"):
         folder_of(tmp_path, NO_TEXT)

@@ -20,8 +20,8 @@ from cdkit.evals.comparison.tallies import tallies
 from cdkit.evals.microworld import write_benchmarks
 from cdkit.evals.reports.formatting import DASH
 from cdkit.evals.reports.results import direction
-from cdkit.evals.runner.batches import asked_samples
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
+from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.statistics.run_comparison import compare
 from cdkit.evals.statistics.significance import holm, mcnemar
 from cdkit.interfaces.benchmark import Benchmark

@@ -118,4 +118,5 @@ def test_the_settings(copied: Path, change: Callable[[Row], object], told: str) 
 
 
 def test_whole_files_are_read(copied: Path) -> None:
-    assert all(part.answers and not part.errors for part in read_run(copied).parts.values())
+    (run,) = read_run(copied)
+    assert all(part.answers and not part.errors for part in run.parts.values())

@@ -15,8 +15,7 @@ import torch
 from evals.eval_run import Part, answer, draw, metrics, parts_of
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner.run_folder import Fingerprints, opened
-from cdkit.evals.runner.run_settings import RunSettings
+from cdkit.evals.runner.run_folder import Content, Fingerprints, opened
 from cdkit.evals.runner.stopping import Stopped, stopped_by_signals
 
 TOLD = 7
@@ -26,6 +25,14 @@ TOLD = 7
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Part]:
     return parts_of(draw(tmp_path_factory.mktemp("world")))
+
+
+def content(place: Path) -> Content:
+    return {
+        "settings": {"methods": {"cmac": {}}},
+        "checkpoint": {},
+        "identity": Fingerprints({}, {}, {}).to_dict(),
+    }
 
 
 def fork(target: Callable[[], None]) -> BaseProcess:
@@ -121,11 +128,8 @@ def test_a_full_disk_is_one_error(parts: list[Part], tmp_path: Path, devices: in
 
 
 def test_a_full_disk_at_the_results_is_told(tmp_path: Path) -> None:
-    asked = RunSettings(method="cmac", bench="pope", data="d")
     with pytest.raises(CdkitError, match=r"No space left.* kept: .* --resume"):
-        with opened(
-            tmp_path / "run", asked, Fingerprints("m", {}, {}), resume=False, checkpoint={}
-        ):
+        with opened(tmp_path / "run", content, resume=False):
             raise OSError(28, "No space left on device")
 
 
@@ -164,13 +168,12 @@ def test_signals_are_as_before_afterwards() -> None:
 def test_drafts_of_killed_runs_are_swept(tmp_path: Path, name: str) -> None:
     dead = fork(lambda: None)
     dead.join()
-    asked = RunSettings(method="cmac", bench="pope", data="d")
     draft, alive = tmp_path / f".{name}.{dead.pid}", tmp_path / f".{name}.{os.getppid()}"
     foreign = tmp_path / ".notes.2147483646"
     for each in (draft, alive, foreign):
         (each / "journal").mkdir(parents=True)
     (draft / ".settings.json.draft").touch()
     (foreign / "mine.txt").touch()
-    with opened(tmp_path / "run", asked, Fingerprints("m", {}, {}), resume=False, checkpoint={}):
+    with opened(tmp_path / "run", content, resume=False):
         left = {path.name for path in tmp_path.iterdir()}
     assert left == {"run", alive.name, foreign.name}

@@ -12,27 +12,30 @@ from time import process_time
 
 import pytest
 import torch
-from evals.eval_run import answer, draw, parts_of, predictions
+from evals.eval_run import answer, draw, parts_of, predictions, settings
 
 import cdkit
+from cdkit.evals.ablation.demand import workload
+from cdkit.evals.ablation.prepared import prepare
 from cdkit.evals.runner.answer_engine import AnswerEngine
-from cdkit.evals.runner.batches import AskedSample, asked_in, plan_batches
+from cdkit.evals.runner.batches import plan_batches
 from cdkit.evals.runner.lightning_module import AnsweringModule
 from cdkit.evals.runner.loading import prompt_lengths
+from cdkit.evals.runner.workload import Workload
 
 BATCH = 16
 ROUNDS = 5
 
 
-def bare(engine: AnswerEngine, tasks: list[AskedSample]) -> tuple[float, dict[str, str]]:
+def bare(engine: AnswerEngine, asked: Workload) -> tuple[float, dict[str, str]]:
     """CPU seconds and answers of a loop as one writes it by hand, over the same batches."""
-    lengths = prompt_lengths(tasks, engine)
-    work = plan_batches(tasks, lengths, BATCH, method="", seeds=(None,), rows={})
+    lengths = prompt_lengths(list(asked.demand), engine)
+    work = plan_batches(asked, lengths, BATCH, model="", rows={}, first_step=False)
     model, processor, method = engine.model, engine.processor, cdkit.load("cmac")
     found: dict[str, str] = {}
     began = process_time()
     for each in work:
-        questions = [task.question for task in each.tasks]
+        questions = each.questions
         inputs = engine.inputs(questions)
         names = [question.sample_id for question in questions]
         with (
@@ -42,7 +45,7 @@ def bare(engine: AnswerEngine, tasks: list[AskedSample]) -> tuple[float, dict[st
             ids = model.generate(**inputs, max_new_tokens=questions[0].limit, do_sample=False)
         new = ids[:, inputs["input_ids"].shape[1] :]
         texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-        found |= {t.data + t.id: x.strip() for t, x in zip(each.tasks, texts, strict=True)}
+        found |= {key: text.strip() for key, text in zip(each.keys, texts, strict=True)}
     return process_time() - began, found
 
 
@@ -73,18 +76,23 @@ def test_what_the_run_loop_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Two minutes; by hand."""
     parts = parts_of(draw(tmp_path / "world", images=60))
     engine = AnswerEngine(*cdkit.load_model("micro"))
-    by_part = {part.name: asked_in(part, None) for part in parts}
-    tasks = [task for own in by_part.values() for task in own]
-    bare(engine, tasks)  # torch's first calls are slow
+    prepared = prepare(settings(), tmp_path, parts)
+    asked = workload(prepared)
+    key = {
+        (item.name, name): asked.keys[question]
+        for item in prepared.loaded
+        for name, question in item.questions.items()
+    }
+    bare(engine, asked)  # torch's first calls are slow
     added = []
     for number in range(ROUNDS):
-        by_hand, wanted = bare(engine, tasks)
+        by_hand, wanted = bare(engine, asked)
         folder = tmp_path / str(number)
 
         def run(folder: Path = folder) -> dict[str, str]:
             answer(parts, folder, batch_size=BATCH)
             rows = predictions(folder)
-            return {by_part[row["part"]][0].data + row["id"]: row["text"] for row in rows}
+            return {key[row["part"], row["id"]]: row["text"] for row in rows}
 
         spent, found = timed(monkeypatch, run)
         assert found == wanted

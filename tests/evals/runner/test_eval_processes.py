@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from evals.eval_run import answer, draw, parts_of, settings
 
-from cdkit.evals.runner.batches import asked_in
+from cdkit.evals.ablation.demand import workload
+from cdkit.evals.ablation.prepared import prepare
+from cdkit.evals.runner.chosen_model import ChosenModel
+from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.journal import Journal
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
 from cdkit.evals.runner.processes import follower, started_outside
@@ -32,7 +35,9 @@ if __name__ == "__main__":
     parts = parts_of(draw(Path({world!r})))
     two = Resources(batch_size=4, devices=2, accelerator="cpu")
     try:
-        run_eval(settings(model={model!r}), two, parts, Path({folder!r}), silence=quiet)
+        run_grid(
+            settings(model={model!r}), two, Path({folder!r}), RunOptions(silence=quiet), parts=parts
+        )
     except CdkitError as error:
         print("told:", error)
 """
@@ -90,13 +95,13 @@ def test_two_processes_from_a_script(tmp_path: Path) -> None:
 
 def test_what_a_process_is_handed_can_be_sent(tmp_path: Path) -> None:
     parts = parts_of(draw(tmp_path / "world"))
+    asked = workload(prepare(settings(set={"alpha": 1.0}), tmp_path, parts))
     job = RunJob(
-        settings=settings(set={"alpha": 1.0}),
+        engines=Engines(ChosenModel("micro"), {"temperature": 1.0}),
+        workload=asked,
         resources=Resources(devices=2),
-        method=settings().load_method(),
-        method_hash="m",
         folder=tmp_path,
-        tasks=tuple(task for part in parts for task in asked_in(part, None)),
+        settings={},
         journal=Journal((), {}, 0.0, ()),
         silence=warnings.resetwarnings,
     )
@@ -105,7 +110,8 @@ def test_what_a_process_is_handed_can_be_sent(tmp_path: Path) -> None:
         warnings.filterwarnings("always", message="a mark")
         sent = pickle.loads(pickle.dumps(AnsweringModule(job)))
         assert warnings.filters == []  # it was silenced on arrival
-    assert sent.job.tasks == job.tasks and sent.job.method == job.method
+    assert sent.job.workload.demand == asked.demand
+    assert sent.job.workload.methods == asked.methods
     assert sent.parent == os.getpid()
 
 

@@ -126,7 +126,7 @@ def test_older_runs_hold_less() -> None:
 def test_compare_names_the_files(tmp_path: Path) -> None:
     def run(files: dict[str, str]) -> FinishedRun:
         manifest = {**MANIFEST, "model": {**MANIFEST["model"], "files": files}}
-        return FinishedRun(tmp_path, "plain", next(iter(MODES)), {}, manifest, 1.0, 1)
+        return FinishedRun(tmp_path, "micro", "plain", next(iter(MODES)), {}, manifest, 1.0, 1)
 
     one = {"model.safetensors": "a", "config.json": "b", "processor_config.json": "c"}
     assert _other_files(run(one), run(dict(one))) == ()
@@ -161,7 +161,9 @@ def test_resume_names_what_differs(done: tuple[RunOutcome, Path, dict[str, Any]]
 def test_what_the_checkpoint_decides_is_recorded(
     done: tuple[RunOutcome, Path, dict[str, Any]],
 ) -> None:
-    folder = done[0].folder
+    folder, model = done[0].folder, done[1]
     wanted = {"repetition_penalty": 2.0, "eos_token_id": 2}
-    assert json.loads((folder / "settings.json").read_text())["checkpoint"]["generation"] == wanted
+    assert json.loads((folder / "settings.json").read_text())["checkpoint"]["generation"] == {
+        str(model): wanted
+    }
     assert json.loads((folder / "manifest.json").read_text())["model"]["generation"] == wanted

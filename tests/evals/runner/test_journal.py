@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,8 @@ HEAD = {"journal": VERSION, "piece": 1, "rank": 0}
 
 
 def row(name: str, **changes: object) -> JournalRow:
-    values = {"data": "d", "id": name, "method": "m", "seed": None, "text": f"said {name}"}
+    values = {"model": "micro", "question": name, "method": "m", "mode": "greedy", "seed": None}
+    values["text"] = f"said {name}"
     return JournalRow(**values | changes)  # type: ignore[arg-type]
 
 
@@ -37,7 +39,9 @@ def written(folder: Path, *rows: JournalRow, name: str = "0001-0000.jsonl") -> P
 
 
 def read(folder: Path, *, mend: bool = True) -> Journal:
-    return read_journal(folder, data={"d": "part"}, method="m", mend=mend)
+    names = {name: f"the question {name}" for name in "abc"}
+    known = {("micro", n, "m", "greedy", seed) for n in names for seed in (None, 2)}
+    return read_journal(folder, questions=names, known=known, mend=mend)
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
@@ -119,8 +123,11 @@ def test_damage_within_is_an_error(tmp_path: Path) -> None:
     assert f"{path}:2 is no row of a journal" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"data": "other"}, {"method": "other"}])
-def test_rows_of_another_run_are_refused(tmp_path: Path, changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"question": "other"}, {"method": "other"}, {"model": "x"}, {"mode": "x"}, {"seed": 3}],
+)
+def test_rows_of_another_run_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = written(tmp_path, row("a"), row("b", **changes))
     assert f"{path}:3 is of another run" in refused(tmp_path)
 
@@ -136,7 +143,7 @@ def test_two_answers_are_refused_and_a_second_try_is_not(tmp_path: Path) -> None
     (only,) = read(tmp_path).rows.values()
     assert only.text == "said a"
     written(tmp_path, row("a"), name="0003-0000.jsonl")
-    assert "answers a of part (seed None) a second time" in refused(tmp_path)
+    assert "answers 'the question a' (method m, seed None) a second time" in refused(tmp_path)
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
@@ -202,7 +209,14 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"tokens": "3"}, {"text": 1}, {"truncated": 1}, {"yes_score": "x"}, {"seed": 1.5}, {"id": 1}],
+    [
+        {"tokens": "3"},
+        {"text": 1},
+        {"truncated": 1},
+        {"yes_score": "x"},
+        {"seed": 1.5},
+        {"mode": 1},
+    ],
 )
 def test_a_row_of_another_type_is_an_error(tmp_path: Path, changes: dict[str, object]) -> None:
     path = written(tmp_path, row("a"), row("b"))
@@ -212,3 +226,8 @@ def test_a_row_of_another_type_is_an_error(tmp_path: Path, changes: dict[str, ob
     assert f"{path}:2 is no row of a journal" in refused(tmp_path)
     path.write_text(f"{json.dumps(json.loads(head) | {'piece': 'x'})}\n", encoding="utf-8")
     assert f"{path}:1 has 'x' as 'piece'" in refused(tmp_path)
+
+
+def test_a_journal_of_an_older_cdkit_is_told(tmp_path: Path) -> None:
+    (tmp_path / "0001-0000.jsonl").write_text('{"journal": 1, "piece": 1}\n')
+    assert "was written by an older cdkit (journal 1): finish that run" in refused(tmp_path)

@@ -53,7 +53,7 @@ def test_the_part_of_these_questions_is_scored(
     parts: dict[str, DataPart], done: RunOutcome, split: str
 ) -> None:
     name, said = f"pope_micro_{split}", done.folder / "predictions.jsonl"
-    told = done.metrics[name]
+    told = metrics(done)[name]
     found = score_pope(path_of(parts[name]), said, PARSERS)
     assert found.metrics == pytest.approx(told["mean"])
     assert found.notes == (f"the answers of {name}", "the mean over the seeds 0, 3")

@@ -1,6 +1,7 @@
 """Costs by a clock of our own: each method by its own time, in turn, within its round."""
 
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from evals.small_run import GRID, grid_of
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.ablation.grid_results import _timed
 from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
 from cdkit.evals.runner.timing import measure
@@ -47,13 +49,19 @@ def test_ratios_are_taken_within_a_round(
 
 def test_a_grid_says_what_it_times() -> None:
     assert grid_of().cost.rounds == 0
-    assert grid_of(cost={"rounds": 2}).timed == "pope"
-    assert grid_of(cost={"rounds": 2, "benchmark": "chair"}).timed == "chair"
-    with pytest.raises(CdkitError, match=r"\[cost\] times greedy answers, but no benchmark"):
-        chair = {**tomllib.loads(GRID)["benchmarks"]["chair"], "decode": ["sample"]}
-        benchmarks = {**tomllib.loads(GRID)["benchmarks"], "chair": chair}
-        grid_of(cost={"rounds": 1, "benchmark": "chair"}, benchmarks=benchmarks)
+    with pytest.raises(CdkitError, match=r"\[cost\] times greedy answers, but nothing is decoded"):
+        benchmarks = {"pope": tomllib.loads(GRID)["benchmarks"]["pope"]}
+        grid_of(cost={"rounds": 1}, decode=["sample"], benchmarks=benchmarks)
     with pytest.raises(CdkitError, match=r"benchmark of \[cost\]: no benchmark of the grid is"):
         grid_of(cost={"rounds": 1, "benchmark": "popes"})
     with pytest.raises(CdkitError, match=r"rounds of \[cost\] must be a whole number from 0 on"):
         grid_of(cost={"rounds": -1})
+
+
+def test_the_first_greedy_benchmark_is_timed(prepared: PreparedRun) -> None:
+    def timed(**cost: object) -> str:
+        grid = grid_of(cost={"rounds": 2, **cost})
+        found = _timed(replace(prepared, grid=grid))
+        return found.name if found is not None else ""
+
+    assert timed() == "pope" and timed(benchmark="chair") == "chair"
