@@ -230,8 +230,10 @@ class Grid:
             "resamples", self.resamples, low=100, high=10**6, why="more change no shown digit"
         )
         check_integer("check", self.check, low=0)
-        if not self.decode:
-            raise CdkitError("decode is empty: name at least one decode mode")
+        if not self.decode or not (self.benchmarks or self.bench):
+            raise CdkitError(
+                "a grid needs at least one decode mode and one [benchmarks.NAME] or [bench.NAME]"
+            )
         if self.only and not self.bench:
             raise CdkitError(f"only names {', '.join(self.only)}, and no benchmark has such parts")
         check_twice("only", self.only)

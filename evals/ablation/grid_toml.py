@@ -151,10 +151,10 @@ def _keep_only(given: dict[str, Any]) -> None:
     if not only:
         return
     mine = [name for name in only if name in given["benchmarks"]]
-    given["benchmarks"] = {name: given["benchmarks"][name] for name in mine}
     given["only"] = tuple(name for name in only if name not in mine)
-    if given["only"] and not given["bench"]:
+    if not given["bench"]:
         check_names("only", given["only"], given["benchmarks"], "benchmark of the grid")
+    given["benchmarks"] = {name: given["benchmarks"][name] for name in mine}
     if mine and not given["only"]:
         given["bench"] = {}
 

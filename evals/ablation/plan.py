@@ -8,7 +8,7 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.reports.results import mode_names
-from cdkit.evals.runner.modes import GREEDY
+from cdkit.evals.runner.modes import GREEDY, PLAIN
 from cdkit.evals.runner.shared_passes import Variant
 
 
@@ -47,7 +47,7 @@ def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
 def _check_modes(grid: Grid, variants: Sequence[Variant]) -> None:
     """Raise where the grid asks for an answer in a mode that the method is not defined for."""
     by_name = {variant.name: variant for variant in variants}
-    if not by_name[grid.base].stepwise and len(variants) > 1:
+    if not by_name[grid.base].stepwise and (len(variants) > 1 or grid.base == PLAIN):
         raise CdkitError(
             f"[methods.{grid.base}] brings a decode loop of its own, but every difference in every "
             "decode mode is taken to it: use preset = 'plain'"

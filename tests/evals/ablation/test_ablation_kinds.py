@@ -16,8 +16,7 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import grid_toml
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_runner import Decode
-from cdkit.evals.ablation.plan import Variant, passes
+from cdkit.evals.ablation.grid_run import RunOutcome
 from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.ablation.proof import MismatchError
 from cdkit.evals.reports import markdown, terminal

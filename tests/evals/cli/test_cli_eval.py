@@ -79,7 +79,7 @@ def test_samples_that_fail_exit_with_3(data: Path, world: BenchmarkFiles) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bench", "pope"], "cdkit eval: give --method and --data"),
+        (["--bench", "pope"], "give --method and --data (cdkit eval --help)"),
         ([*ASK[1:], "--data", "x", "--set", "alpa=1"], "no parameter of cmac is called 'alpa'"),
         ([*ASK[1:], "--data", "x", "--mode", "greedly"], "no decode mode is called 'greedly'"),
         ([*ASK[1:], "--data", "x", "--seeds", "1,2"], "--seeds belongs to --mode sample"),

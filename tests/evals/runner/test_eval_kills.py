@@ -87,7 +87,7 @@ def survives(run: Run, folder: Path, kills: int) -> int:
     killed = sum(run(folder, True) == -signal.SIGKILL for _ in range(kills))
     assert run(folder, False) == 0
     rows = journal_rows(folder)
-    keys = [(row["data"], row["id"], row["seed"]) for row in rows]
+    keys = [(row["question"], row["method"], row["seed"]) for row in rows]
     assert len(set(keys)) == len(keys) == len(predictions(folder))
     return killed
 

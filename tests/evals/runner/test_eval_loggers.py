@@ -11,7 +11,8 @@ from evals.eval_run import draw, parts_of, settings
 from pytorch_lightning.loggers import Logger
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner import eval_run, loggers
+from cdkit.evals.ablation.grid_run import RunOptions, run_grid
+from cdkit.evals.runner import loggers
 from cdkit.evals.runner.loggers import check_loggers
 from cdkit.evals.runner.resources import Resources
 
@@ -47,7 +48,8 @@ class Noted(Logger):
 def answered(folder: Path, names: tuple[str, ...]) -> None:
     parts = parts_of(draw(folder / "world", images=1))[:1]
     resources = Resources(batch_size=2, accelerator="cpu")
-    eval_run.run_eval(settings(), resources, parts, folder / "run", loggers=names)
+    options = RunOptions(loggers=names)
+    run_grid(settings(), resources, folder / "run", options, parts=parts)
 
 
 def test_progress_and_metrics_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,7 @@ def test_progress_and_metrics_are_logged(tmp_path: Path, monkeypatch: pytest.Mon
     assert steps == [2, 4, 6]
     last = noted.metrics[-1][1]
     assert 0 <= last["pope_random/accuracy"] <= 1
-    assert noted.facts["method"] == "cmac" and noted.facts["batch_size"] == 2
+    assert noted.facts["methods.cmac.preset"] == "cmac" and noted.facts["batch_size"] == 2
     assert noted.ended[-1] == "success"
     assert asked["resume"] == "allow" and asked["name"] == "run" and len(asked["id"]) == 16
 
