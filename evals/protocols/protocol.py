@@ -393,8 +393,8 @@ def _check_texts(protocol: Protocol) -> None:
     for name in ("caption_prompt", "parser", "scorer"):
         if getattr(protocol, name) is not None and not getattr(protocol, name).strip():
             raise CdkitError(f"{name} is empty: give a text, or leave it out")
-    _check_one_of("unfinished_sentence", protocol.unfinished_sentence, UnfinishedSentence)
-    _check_one_of("image_preprocessing", protocol.image_preprocessing, Preprocessing)
+    check_one_of("unfinished_sentence", protocol.unfinished_sentence, UnfinishedSentence)
+    check_one_of("image_preprocessing", protocol.image_preprocessing, Preprocessing)
     if protocol.template is not None:
         check_template(protocol.template)
         if protocol.system is not None:
@@ -412,7 +412,7 @@ def check_template(template: str) -> None:
         )
 
 
-def _check_one_of(name: str, value: str | None, allowed: Any) -> None:
+def check_one_of(name: str, value: str | None, allowed: Any) -> None:
     if value is not None and value not in get_args(allowed):
         raise CdkitError(unknown(name, value, get_args(allowed)))
 
