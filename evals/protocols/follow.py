@@ -93,7 +93,9 @@ def unmatched(
     if benchmark is not None and here.image_count is not None:
         count = len({sample.group for sample in benchmark.samples()})
         if count != here.image_count:
-            found.append(f"{protocol.name} asks about {here.image_count} images, and {count} are.")
+            found.append(
+                f"{protocol.name} asks about {here.image_count} images, this run about {count}."
+            )
     return found
 
 

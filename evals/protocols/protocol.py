@@ -1,9 +1,11 @@
 """What a protocol says: all around a method that moves its numbers, and where each value stands."""
 
 import dataclasses
+import functools
 import hashlib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, final, get_args, get_type_hints
@@ -65,7 +67,7 @@ class Source:
             )
         for name, places in _table("source.fields", self.fields).items():
             for place in str(places).split(", "):
-                if not re.fullmatch(r"\S+:\d+(-\d+)?", place):
+                if not re.fullmatch(r"[^\s,]+:\d+(-\d+)?", place):
                     raise CdkitError(
                         f"source.fields.{name} is FILE:LINE or FILE:FIRST-LAST, several parted by "
                         f"', ', got {places!r}"
@@ -146,7 +148,8 @@ class Protocol:
         _check_numbers(self)
         _check_decoding(self)
         for preset, parameters in _table("methods", self.methods).items():
-            cdkit.load(preset, **_table(f"methods.{preset}", parameters))
+            table = _table(f"methods.{preset}", parameters)
+            _check_method(preset, json.dumps(table, sort_keys=True, default=str))
         for name in ("models", "benchmarks"):
             for key, section in _table(name, getattr(self, name)).items():
                 where = f"[{name}.{key}]"
@@ -155,8 +158,7 @@ class Protocol:
                 except CdkitError as error:
                     raise CdkitError(_under(where, error)) from None
         for name, sentence in _table("unmatched", self.unmatched).items():
-            if not isinstance(sentence, str) or not sentence.strip():
-                raise CdkitError(f"unmatched.{name} is a sentence, got {sentence!r}")
+            _check_sentence(name, sentence)
 
     def replace(self, **changes: Any) -> "Protocol":
         """The protocol with other settings, as options of a command give them.
@@ -256,11 +258,9 @@ class Protocol:
         for preset, parameters in _table("methods", section.get("methods", {})).items():
             table = _table(f"methods.{preset}", parameters)
             values["methods"][preset] = {**self.methods.get(preset, {}), **table}
-        if isinstance(values["image_list"], str):
-            values["image_list"] = Path(values["image_list"])
-        if isinstance(values["temperature"], int) and not isinstance(values["temperature"], bool):
-            values["temperature"] = float(values["temperature"])
-        return Protocol(**values)
+        made = build(Protocol, values, where)
+        assert isinstance(made, Protocol)
+        return made
 
 
 SETTINGS: Final[Mapping[str, str]] = {
@@ -284,8 +284,16 @@ def protocol_of(data: Mapping[str, Any], where: str) -> Protocol:
     listed = values.get("image_list")
     if isinstance(listed, Mapping):  # of a record
         values["image_list"] = listed.get("file")
+    for name in ("methods", "models", "benchmarks"):
+        for key, section in _table(name, values.get(name, {})).items():
+            _table(f"[{name}.{key}]", section)
+    for name, sentence in _table("unmatched", values.get("unmatched", {})).items():
+        _check_sentence(name, sentence)
     if "source" in values:
         table = _table(f"{where}, [source]", values["source"])
+        places = _table("source.fields", table.get("fields", {}))
+        if wrong := [name for name, place in places.items() if not isinstance(place, str)]:
+            raise CdkitError(f"source.fields.{wrong[0]} is FILE:LINE, got {places[wrong[0]]!r}")
         values["source"] = build(Source, table, f"{where}, [source]")
     made = build(Protocol, values, where)
     assert isinstance(made, Protocol)
@@ -360,6 +368,11 @@ def _table(where: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _check_sentence(name: str, sentence: Any) -> None:
+    if not isinstance(sentence, str) or not sentence.strip():
+        raise CdkitError(f"unmatched.{name} is a sentence, got {sentence!r}")
+
+
 def _under(where: str, error: CdkitError) -> str:
     return str(error) if where in str(error) else f"{where}: {error}"
 
@@ -374,16 +387,22 @@ def _check_types(protocol: Protocol) -> None:
             raise CdkitError(f"{name} must be of type {kinds[0].__name__}, got {value!r}")
     if not isinstance(protocol.summary, str):
         raise CdkitError(f"the summary of a protocol is a text, got {protocol.summary!r}")
+    if not isinstance(protocol.paper, tuple):
+        raise CdkitError(f"paper must be a list of presets, got {protocol.paper!r}")
+    for preset in protocol.paper:
+        _check_preset(preset)
+
+
+@functools.cache  # protocols are made anew for each model and benchmark
+def _check_preset(name: str) -> None:
     known = cdkit.presets()
-    for preset in _names("paper", protocol.paper):
-        if preset not in known:
-            raise UnknownNameError(unknown("preset (key paper)", preset, known))
+    if name not in known:
+        raise UnknownNameError(unknown("preset (key paper)", name, known))
 
 
-def _names(where: str, value: Any) -> Sequence[str]:
-    if not isinstance(value, tuple) or not all(isinstance(name, str) for name in value):
-        raise CdkitError(f"{where} must be a list of names, got {value!r}")
-    return value
+@functools.cache
+def _check_method(preset: str, parameters: str) -> None:
+    cdkit.load(preset, **json.loads(parameters))
 
 
 def _check_texts(protocol: Protocol) -> None:
