@@ -91,13 +91,15 @@ class Generic(StandardAdapter):
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         return joined_by_size(images, given)
 
-    def prompt(self, question: str, *, images: int, processor: Any) -> str:
+    def prompt(
+        self, question: str, *, images: int, processor: Any, system: str | None = None
+    ) -> str:
         if not getattr(processor, "chat_template", None):
             raise CdkitError(
                 f"{type(processor).__name__} has no chat template, and how this family writes a "
                 "prompt is not known; pass a processor that has one, or write the prompt yourself"
             )
-        return chat_prompt(question, images=images, processor=processor, fallback="")
+        return chat_prompt(question, images=images, processor=processor, fallback="", system=system)
 
 
 def image_token(model: Any) -> int:

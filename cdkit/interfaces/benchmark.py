@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -278,6 +278,9 @@ class Tally:
         return dataclasses.replace(self, samples=samples, columns=columns, joint=joint)
 
 
+Following = TypeVar("Following", bound="Benchmark")
+
+
 class Benchmark(abc.ABC):
     """Questions, and a pure function from answers to a `Tally`.
 
@@ -330,6 +333,52 @@ class Benchmark(abc.ABC):
             The name of each -> its version.
         """
         return {}
+
+    def fields_under(self, setting: str, value: object) -> Mapping[str, Any] | None:
+        """Say how this benchmark follows one setting of a protocol.
+
+        Args:
+            setting: The setting's name, such as "question_suffix", "caption_prompt" or "parser".
+            value: Its value.
+
+        Returns:
+            The fields that follow it, by name; by default the field of the setting's name. None
+            where the benchmark cannot follow the setting.
+        """
+        names = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return {setting: value} if setting in names else None
+
+    @final
+    def under(self: Following, settings: Mapping[str, object]) -> Following:
+        """Follow a protocol.
+
+        Args:
+            settings: Settings of a protocol that a benchmark follows, by name.
+
+        Returns:
+            The benchmark with these settings; it has read its files again.
+
+        Raises:
+            CdkitError: It cannot follow a setting, or a value is not allowed.
+        """
+        found: dict[str, Any] = {}
+        lost: list[str] = []
+        for setting, value in settings.items():
+            follows = self.fields_under(setting, value)
+            if follows is None:
+                lost.append(setting)
+            else:
+                found |= follows
+        name = BENCHMARKS.name_of(type(self))
+        if lost:
+            raise CdkitError(
+                f"the benchmark {name} cannot follow {', '.join(lost)}, which the protocol sets: "
+                "take a protocol that is made for it, or leave these settings out"
+            )
+        try:
+            return dataclasses.replace(self, **found) if found else self  # type: ignore[type-var]
+        except CdkitError as error:
+            raise CdkitError(f"the benchmark {name} under the protocol: {error}") from None
 
     @final
     def tally(self, answers: Mapping[str, Answer], *, without: Collection[str] = ()) -> Tally:

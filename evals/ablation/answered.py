@@ -23,6 +23,8 @@ class Answered:
         keys: Question -> its name in the journal.
         hashes: Variant's name -> its method's hash.
         refused: Name of each variant that the model cannot run -> why.
+        unmatched: What of the protocol cannot be matched on the model.
+        several: Whether it is one of several models.
     """
 
     model: str
@@ -30,6 +32,8 @@ class Answered:
     keys: Mapping[Question, str]
     hashes: Mapping[str, str]
     refused: Mapping[str, str]
+    unmatched: tuple[str, ...] = ()
+    several: bool = False
 
     def row(self, question: Question, variant: str, decode: Decode) -> JournalRow:
         key = (self.model, self.keys[question], self.hashes[variant], decode.mode, decode.seed)

@@ -7,7 +7,8 @@ micro-world, which is drawn anew for each run. docs/ablate.md explains each key.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, get_args
 
 from cdkit.errors import CdkitError, check_temperature
@@ -21,6 +22,8 @@ from cdkit.evals.ablation.grid_checks import (
     check_text,
     check_twice,
 )
+from cdkit.evals.protocols.protocol import Protocol
+from cdkit.evals.protocols.read import read_protocol
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, Dtype
 from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE, Decode
 
@@ -153,6 +156,10 @@ class Grid:
     """A line about what it compares."""
     models: tuple[str, ...] = ("micro",)
     """"micro", checkpoints' folders, or names on the hub; one follows the other."""
+    protocol: str | None = None
+    """A packaged protocol's name, or the path of a TOML file."""
+    protocol_changes: Options = field(default_factory=dict)
+    """Settings that depart from the protocol, or stand where there is none."""
     dtype: str = AUTO
     """Its precision; "auto": the checkpoint's."""
     revision: str | None = None
@@ -206,7 +213,7 @@ class Grid:
             check_text("model", model)
         check_twice("model", self.models)
         check_names("dtype", (self.dtype,), get_args(Dtype), "dtype")
-        for name in ("revision", "data"):
+        for name in ("revision", "data", "protocol"):
             if getattr(self, name) is not None:
                 check_text(name, getattr(self, name))
         for name in ("load_in_4bit", "first_token"):
@@ -298,6 +305,43 @@ class Grid:
     def chosen(self, model: str) -> ChosenModel:
         """One of the models, and how it is loaded."""
         return ChosenModel(model, self.dtype, self.revision, self.load_in_4bit)
+
+    @cached_property
+    def around(self) -> Protocol | None:
+        """The protocol with its changes; None where nothing is set."""
+        if self.protocol is None and not self.protocol_changes:
+            return None
+        found = Protocol("none") if self.protocol is None else read_protocol(self.protocol)
+        return found.replace(**self.protocol_changes)
+
+    def under(self, protocol: Protocol | None) -> "Grid":
+        """The grid as a protocol decodes it, and with its parameters of methods.
+
+        Args:
+            protocol: The protocol as it is for one model; None leaves all as it is.
+
+        Returns:
+            The grid. A benchmark's own decode modes give way to the protocol's.
+        """
+        if protocol is None:
+            return self
+        methods = {
+            name: MethodSpec(spec.preset, {**protocol.parameters(spec.preset), **spec.overrides})
+            for name, spec in self.methods.items()
+        }
+        changes: dict[str, Any] = {"methods": methods}
+        if protocol.mode is not None:
+            changes |= {
+                "decode": (protocol.mode,),
+                "benchmarks": {n: replace(b, decode=()) for n, b in self.benchmarks.items()},
+                "bench": {n: replace(b, decode=()) for n, b in self.bench.items()},
+                "top_k": protocol.top_k,
+                "top_p": protocol.top_p,
+            }
+        for name, value in (("temperature", protocol.temperature), ("num_beams", protocol.beams)):
+            if value is not None:
+                changes[name] = value
+        return replace(self, **changes)
 
     @property
     def base(self) -> str:

@@ -1,7 +1,7 @@
 """The grid's benchmarks, from its keys, its data folder and the files of the world it draws."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,8 @@ from cdkit.evals.runner.questions import Question, asked_of, asked_samples
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark
 from cdkit.methods.presets import build
 from cdkit.registry import UnknownNameError, unknown
+
+Follow = Callable[[Benchmark], Benchmark]
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,15 @@ def draw_world(world: WorldSpec, folder: Path) -> object:
     )
 
 
-def load_benchmarks(grid: Grid, files: object) -> tuple[LoadedBenchmark, ...]:
+def load_benchmarks(
+    grid: Grid, files: object, under: Follow = lambda benchmark: benchmark
+) -> tuple[LoadedBenchmark, ...]:
     """Every benchmark of a grid, before any model runs.
 
     Args:
         grid: The grid.
         files: The files of the world that it draws.
+        under: Makes of a benchmark what a protocol asks.
 
     Returns:
         The benchmarks, those of [benchmarks] first.
@@ -72,8 +77,8 @@ def load_benchmarks(grid: Grid, files: object) -> tuple[LoadedBenchmark, ...]:
         CdkitError: A file is missing or broken, a key or a metric is unknown, no part is left, or
             none of a benchmark's images is there.
     """
-    named = [_named(grid, name, spec, files) for name, spec in grid.benchmarks.items()]
-    found = [*named, *_found(grid)]
+    named = [_named(grid, name, spec, files, under) for name, spec in grid.benchmarks.items()]
+    found = [*named, *_found(grid, under)]
     if not found:
         raise CdkitError(
             "the run asks nothing: give benchmarks (--bench NAME --data DIR, or [benchmarks.NAME])"
@@ -81,15 +86,19 @@ def load_benchmarks(grid: Grid, files: object) -> tuple[LoadedBenchmark, ...]:
     return checked(found, grid)
 
 
-def parts_of(grid: Grid, parts: Sequence[RunPart]) -> tuple[LoadedBenchmark, ...]:
+def parts_of(
+    grid: Grid, parts: Sequence[RunPart], under: Follow = lambda benchmark: benchmark
+) -> tuple[LoadedBenchmark, ...]:
     """Benchmarks that were built in Python, as a grid asks them.
 
     Args:
         grid: The grid.
         parts: The benchmarks, each with its image folder.
+        under: Makes of a benchmark what a protocol asks.
     """
     decodes = grid.decodes(())
-    return checked([_loaded(grid, p.name, p.benchmark, p.images, decodes) for p in parts], grid)
+    found = [_loaded(grid, p.name, under(p.benchmark), p.images, decodes) for p in parts]
+    return checked(found, grid)
 
 
 def checked(found: Sequence[LoadedBenchmark], grid: Grid) -> tuple[LoadedBenchmark, ...]:
@@ -126,7 +135,9 @@ def resolve(value: object, files: object) -> Any:
     return found
 
 
-def _named(grid: Grid, name: str, spec: BenchmarkSpec, files: object) -> LoadedBenchmark:
+def _named(
+    grid: Grid, name: str, spec: BenchmarkSpec, files: object, under: Follow
+) -> LoadedBenchmark:
     where = f"[benchmarks.{name}]"
     if spec.type not in BENCHMARKS:
         raise CdkitError(f"{where}: {unknown('benchmark', spec.type, BENCHMARKS)}")
@@ -135,13 +146,13 @@ def _named(grid: Grid, name: str, spec: BenchmarkSpec, files: object) -> LoadedB
     reserved = {f.name for f in dataclasses.fields(BenchmarkSpec)} - {"options"}
     check_names(where, spec.options, {*fields, *reserved}, "key")
     values = {key: resolve(value, files) for key, value in spec.options.items()} | _limits(grid)
-    benchmark: Benchmark = build(kind, values, where)
+    benchmark: Benchmark = under(build(kind, values, where))
     images = Path(resolve(spec.image_folder, files))
     _check_shown(where, spec.show, benchmark)
     return _loaded(grid, name, benchmark, images, grid.decodes(spec.decode), spec.show)
 
 
-def _found(grid: Grid) -> Iterator[LoadedBenchmark]:
+def _found(grid: Grid, under: Follow) -> Iterator[LoadedBenchmark]:
     """The parts of the data folder."""
     from cdkit.evals.data.layout import load, located_parts
 
@@ -160,9 +171,10 @@ def _found(grid: Grid) -> Iterator[LoadedBenchmark]:
             if not of_spec or (grid.only and name not in grid.only):
                 continue
             part = load(located, {**spec.options, **_limits(grid)})
-            _check_shown(f"[bench.{bench}]", spec.show, part.benchmark)
+            benchmark = under(part.benchmark)
+            _check_shown(f"[bench.{bench}]", spec.show, benchmark)
             decodes = grid.decodes(spec.decode)
-            yield _loaded(grid, name, part.benchmark, part.images, decodes, spec.show)
+            yield _loaded(grid, name, benchmark, part.images, decodes, spec.show)
     if left:
         every = [part.name for bench in grid.bench for part in located_parts(bench, folder)]
         what = f"part of {' and '.join(grid.bench)} in {folder}"

@@ -7,12 +7,14 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.grid_toml import Table, find, parse, read_table
+from cdkit.evals.protocols.protocol import SETTINGS
 from cdkit.evals.runner.modes import BEAM, SAMPLE
 
+BEAMS = 5
 SINGLE_RUN: Table = {
     "decode": ["greedy"],
     "seeds": [0],
-    "num_beams": 5,
+    "num_beams": BEAMS,
     "batch": 8,
     "first_token": False,
 }
@@ -23,6 +25,8 @@ OF_MODE: Mapping[str, tuple[str, ...]] = {
 }
 """Decode mode -> the options that belong to it."""
 OTHER_WORDS: Mapping[str, str] = {"model": "models", "mode": "decode", "beams": "num_beams"}
+EITHER = ("mode", "temperature", "top_k", "top_p", "beams", "max_new_tokens")
+"""Settings of a protocol that a grid has, too: they change the grid where there is no protocol."""
 FROM_FILES = ("world", "benchmarks", "position", "sweeps")
 """Keys of a grid that name files, and what refers to those."""
 
@@ -56,20 +60,38 @@ def with_options(table: Table, options: Mapping[str, Any], where: str) -> Grid:
             f"{where} names its files itself ([benchmarks]), so no --data can be given: leave it "
             "out, or take a grid with [bench]"
         )
-    merged |= options
+    merged |= _of_protocol(merged, options)
     modes = merged.get("mode", merged.get("decode", ()))
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
-    if "mode" in options:
+    if "mode" in options and "mode" in merged:
         merged = _narrowed(merged, modes)
     for mode, names in OF_MODE.items():
         for name in names:
-            if name in options and mode not in modes:
+            if name in options and name in merged and mode not in modes:
                 option = f"--{name.replace('_', '-')}"
                 raise CdkitError(
                     f"{option} belongs to --mode {mode}, and the mode is {', '.join(modes)}: "
                     f"leave {option} out, or give --mode {mode}"
                 )
     return parse(merged)
+
+
+def _of_protocol(table: Table, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, those that a protocol decides as changes of it."""
+    found = dict(options)
+    changes = dict(table.get("protocol_changes", {}))
+    under = "protocol" in options or "protocol" in table
+    for option in options:
+        if option in SETTINGS and (under or option not in EITHER):
+            changes[option] = found.pop(option)
+    if under and isinstance(modes := changes.get("mode"), list | tuple):
+        if len(modes) > 1:
+            raise CdkitError(
+                f"--mode {','.join(modes)}: a protocol decodes in one mode; give one, or leave "
+                "--protocol out"
+            )
+        changes["mode"] = modes[0]
+    return found | ({"protocol_changes": changes} if changes else {})
 
 
 def grid_with_options(name: str | Path, options: Mapping[str, Any], *, quick: bool = False) -> Grid:

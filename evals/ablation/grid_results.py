@@ -10,6 +10,7 @@ from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
 from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.ablation.proof import Proof, prove
 from cdkit.evals.ablation.sweep_figures import position_figure, sweep_figures
+from cdkit.evals.protocols.follow import not_their_papers, unmatched
 from cdkit.evals.reports import method_tables
 from cdkit.evals.reports.results import Costs, Figure, Results, Table
 from cdkit.evals.runner.engines import Engines
@@ -26,8 +27,11 @@ TABLES, COST = "intervals and tests", "cost"
 class OfModel:
     """What one model's answers gave."""
 
+    run: PreparedRun
     answered: Answered
     results: Results
+    unmatched: tuple[str, ...]
+    """What of the protocol is not matched."""
     proof: Proof | None
 
 
@@ -68,9 +72,21 @@ def of_model(
         shown,
         costs=_costs(run, answered, engines, resources, stages),
     )
-    if len(grid.models) > 1:
+    if answered.several:
         results = _named(results, answered.model)
-    return OfModel(answered, results, proof)
+    return OfModel(run, answered, results, tuple(_unmatched(run, answered)), proof)
+
+
+def _unmatched(run: PreparedRun, answered: Answered) -> list[str]:
+    """What of the protocol this run does not match, in sentences."""
+    if run.protocol is None:
+        return []
+    found = list(answered.unmatched)
+    for item in run.loaded:
+        found += unmatched(run.protocol, benchmark=item.benchmark)
+    methods = {variant.name: variant.method for variant in run.variants}
+    strangers = not_their_papers(run.protocol, methods)
+    return list(dict.fromkeys([*found, *([strangers] if strangers else [])]))
 
 
 def join(found: Sequence[OfModel]) -> Results:

@@ -16,7 +16,7 @@ from cdkit.evals.ablation.answered import Answered
 from cdkit.evals.ablation.demand import workload
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.grid_toml import as_plain, dumps
-from cdkit.evals.ablation.prepared import PreparedRun, prepare
+from cdkit.evals.ablation.prepared import PreparedRun, prepare_all, without_benchmarks
 from cdkit.evals.reports import exports, markdown, report
 from cdkit.evals.reports.numbers import numbers
 from cdkit.evals.reports.results import Results
@@ -44,7 +44,7 @@ class RunOutcome:
 
     Args:
         folder: The run's folder.
-        run: What was asked.
+        run: What was asked, of the first model.
         results: Its tables, figures and examples.
         scores: Of each model, method, decode mode and part, as metrics.json holds them.
         errors: Part -> sample id -> why a model or method has no answer to it.
@@ -113,28 +113,30 @@ def run_grid(
     started, stages = datetime.now(UTC), stages or Stages()
 
     def content(place: Path) -> Mapping[str, Any]:
-        return _content(grid, prepare(grid, place, parts))
+        return _content(grid, prepare_all(grid, place, parts))
 
     with opened(folder, content, resume=options.resume):
-        run = prepare(grid, folder, parts)
-        asked = workload(run)
-        torn = _journal(run, asked, mend=True).torn
+        runs = prepare_all(grid, folder, parts)
+        first = runs[grid.models[0]]
+        asked = {model: workload(run) for model, run in runs.items()}
+        torn = _journal(asked, folder, mend=True).torn
         kept = make_loggers(options.loggers, folder)
         found: list[grid_results.OfModel] = []
-        for model in grid.models:
-            engines = _engines(grid, model, resources)
-            before = _journal(run, asked, mend=False)
-            if started_outside() or _lacking(asked, model, before, options):
-                job = _job(engines, asked, resources, run.folder, grid, options, before)
-                predict(job, kept)
-            answered = _answered(run, asked, model, _journal(run, asked, mend=False))
-            found.append(grid_results.of_model(run, asked, answered, engines, resources, stages))
+        for model, run in runs.items():
+            engines = _engines(run, resources)
+            before = _journal(asked, folder, mend=False)
+            if started_outside() or _lacking(asked[model], model, before, options):
+                predict(_job(engines, asked[model], resources, run, options, before), kept)
+            answered = _answered(run, asked[model], _journal(asked, folder, mend=False))
+            found.append(
+                grid_results.of_model(run, asked[model], answered, engines, resources, stages)
+            )
             engines.forget()
-        after = _journal(run, asked, mend=False)
+        after = _journal(asked, folder, mend=False)
         results = grid_results.join(found)
-        scored = [row for each in found for row in scores.scores(run, each.answered)]
-        predictions_file.write(folder / files.PREDICTIONS, run, [e.answered for e in found])
-        facts = run_manifest.manifest(run, found, after, started=started, stages=stages.seconds)
+        scored = [row for each in found for row in scores.scores(each.run, each.answered)]
+        predictions_file.write(folder / files.PREDICTIONS, found)
+        facts = run_manifest.manifest(grid, found, after, started=started, stages=stages.seconds)
         write_json(folder / files.MANIFEST, facts)
         write_json(folder / files.METRICS, {"scores": scored, **numbers(results)})
         _write_pages(folder, results, facts)
@@ -142,10 +144,10 @@ def run_grid(
         log_metrics(kept, scored, len(after.rows))
     return RunOutcome(
         folder,
-        run,
+        first,
         results,
         scored,
-        scores.errors(run, [each.answered for each in found]),
+        scores.errors(found),
         {each.answered.model: each.answered.refused for each in found if each.answered.refused},
         torn,
     )
@@ -161,34 +163,32 @@ def _write_pages(folder: Path, results: Results, facts: Mapping[str, object]) ->
 
 def _follow(grid: Grid, resources: Resources, folder: Path, options: RunOptions) -> None:
     """What a process does that another one leads: it is sent the questions."""
-    from cdkit.evals.ablation import plan
-    from cdkit.evals.runner.fingerprints import method_hash
-
-    every = [*plan.variants(grid), *(point.variant for point in plan.sweep_points(grid))]
-    methods = {method_hash(variant.method): variant.method for variant in every}
     for model in grid.models:
-        engines = _engines(grid, model, resources)
+        run = without_benchmarks(grid, folder, model)
+        engines = _engines(run, resources)
+        methods = {run.hashes[variant.name]: variant.method for variant in run.all_variants}
         asked = Workload(methods, {}, grid.first_token, folder)
-        predict(_job(engines, asked, resources, folder, grid, options, None), ())
+        predict(_job(engines, asked, resources, run, options, None), ())
         engines.forget()
 
 
-def _engines(grid: Grid, model: str, resources: Resources) -> Engines:
+def _engines(run: PreparedRun, resources: Resources) -> Engines:
+    grid = run.grid
     decoding = {
         "temperature": grid.temperature,
         "top_k": grid.top_k,
         "top_p": grid.top_p,
         "num_beams": grid.num_beams,
     }
-    return Engines(grid.chosen(model), decoding, resources.device_map)
+    chosen = grid.chosen(run.model)
+    return Engines(chosen, decoding, resources.device_map, run.protocol)
 
 
 def _job(
     engines: Engines,
     asked: Workload,
     resources: Resources,
-    folder: Path,
-    grid: Grid,
+    run: PreparedRun,
     options: RunOptions,
     journal: Journal | None,
 ) -> RunJob:
@@ -196,26 +196,36 @@ def _job(
         engines=engines,
         workload=asked,
         resources=resources,
-        folder=folder,
-        settings=files.flat(as_plain(grid)),
+        folder=run.folder,
+        settings=files.flat(as_plain(run.grid)),
         journal=journal,
         retry_errors=options.retry_errors,
-        threads=grid.threads,
+        threads=run.grid.threads,
         bar=options.bar,
         silence=options.silence,
     )
 
 
-def _content(grid: Grid, run: PreparedRun) -> Mapping[str, Any]:
+def _content(grid: Grid, runs: Mapping[str, PreparedRun]) -> Mapping[str, Any]:
     paths = {model: _path(model) for model in grid.models}
+    methods: dict[str, str] = {}
+    data: dict[str, str] = {}
+    base = next(iter(runs.values()))
+    for model, run in runs.items():
+        # a protocol may ask models otherwise
+        for name, digest in run.hashes.items():
+            methods[name if base.hashes[name] == digest else f"{name} of {model}"] = digest
+        for item, one in zip(run.loaded, base.loaded, strict=True):
+            digest = data_hash(item.benchmark)
+            same = digest == data_hash(one.benchmark)
+            data[item.name if same else f"{item.name} of {model}"] = digest
     identity = Fingerprints(
-        {variant.name: run.hashes[variant.name] for variant in run.all_variants},
-        {item.name: data_hash(item.benchmark) for item in run.loaded},
-        {model: model_files(path, grid.revision) for model, path in paths.items()},
+        methods, data, {model: model_files(path, grid.revision) for model, path in paths.items()}
     )
     generation = {model: stored(path, grid.revision) for model, path in paths.items()}
     return {
         "settings": as_plain(grid),
+        "protocol": grid.around.record() if grid.around is not None else {},
         "checkpoint": {"generation": generation},
         "identity": identity.to_dict(),
     }
@@ -225,10 +235,14 @@ def _path(model: str) -> str:
     return str(micro_path()) if model == MICRO else model
 
 
-def _journal(run: PreparedRun, asked: Workload, *, mend: bool) -> Journal:
-    names = {key: f"{q.image.name}: {q.prompt}" for q, key in asked.keys.items()}
-    known = frozenset(key for model in run.grid.models for key in asked.rows(model))
-    return read_journal(run.folder / files.JOURNAL, questions=names, known=known, mend=mend)
+def _journal(asked: Mapping[str, Workload], folder: Path, *, mend: bool) -> Journal:
+    names = {
+        key: f"{question.image.name}: {question.prompt}"
+        for workload in asked.values()
+        for question, key in workload.keys.items()
+    }
+    known = frozenset(key for model, workload in asked.items() for key in workload.rows(model))
+    return read_journal(folder / files.JOURNAL, questions=names, known=known, mend=mend)
 
 
 def _refused(journal: Journal, model: str) -> dict[str, str]:
@@ -249,8 +263,8 @@ def _lacking(asked: Workload, model: str, journal: Journal, options: RunOptions)
     return not all(done(key) for key in asked.rows(model) if key[2] not in refused)
 
 
-def _answered(run: PreparedRun, asked: Workload, model: str, journal: Journal) -> Answered:
-    refused = _refused(journal, model)
+def _answered(run: PreparedRun, asked: Workload, journal: Journal) -> Answered:
+    refused = _refused(journal, run.model)
     mine = {
         variant.name: refused[run.hashes[variant.name]]
         for variant in run.all_variants
@@ -259,6 +273,15 @@ def _answered(run: PreparedRun, asked: Workload, model: str, journal: Journal) -
     base = run.grid.base
     if base in mine:
         raise CdkitError(
-            f"{model} cannot run {base}, which every difference is taken to: {mine[base]}"
+            f"{run.model} cannot run {base}, which every difference is taken to: {mine[base]}"
         )
-    return Answered(model, journal.rows, asked.keys, run.hashes, mine)
+    heads = [head["model"] for head in journal.heads if head["model"].get("name") == run.model]
+    return Answered(
+        run.model,
+        journal.rows,
+        asked.keys,
+        run.hashes,
+        mine,
+        tuple(heads[-1].get("unmatched", ())) if heads else (),
+        several=len(run.grid.models) > 1,
+    )

@@ -99,8 +99,9 @@ def parse(table: Table) -> Grid:
     for key, kind in KINDS.items():
         if key in given:
             given[key] = _section(f"[{key}]", kind, given[key])
-    if "left_out" in given:
-        given["left_out"] = as_table("[left_out]", given["left_out"])
+    for key in ("left_out", "protocol_changes"):
+        if key in given:
+            given[key] = as_table(f"[{key}]", given[key])
     if isinstance(given.get("bench"), list | tuple | str):
         names = (given["bench"],) if isinstance(given["bench"], str) else given["bench"]
         check_twice("bench", names)

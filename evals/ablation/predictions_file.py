@@ -4,19 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdkit.evals.ablation.answered import Answered
 from cdkit.evals.ablation.demand import asked_of
-from cdkit.evals.ablation.prepared import PreparedRun
+from cdkit.evals.ablation.grid_results import OfModel
 from cdkit.evals.runner.whole_files import as_json, write_whole
 
 
-def write(path: Path, run: PreparedRun, answered: Sequence[Answered]) -> None:
+def write(path: Path, answered: Sequence[OfModel]) -> None:
     """One row an answer: by model, benchmark, method and decode, in the samples' order."""
-    write_whole(path, "".join(f"{as_json(row)}\n" for row in _rows(run, answered)))
+    write_whole(path, "".join(f"{as_json(row)}\n" for row in _rows(answered)))
 
 
-def _rows(run: PreparedRun, answered: Sequence[Answered]) -> Iterator[Mapping[str, Any]]:
-    for model in answered:
+def _rows(answered: Sequence[OfModel]) -> Iterator[Mapping[str, Any]]:
+    for each in answered:
+        run, model = each.run, each.answered
         for item in run.loaded:
             for variant, decodes in asked_of(run, item).items():
                 if variant in model.refused:

@@ -1,7 +1,7 @@
 """A run with everything built that its grid names, before any model is loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,10 +18,13 @@ from cdkit.evals.ablation.grid_benchmarks import (
 )
 from cdkit.evals.ablation.placement import PlacedQuestion, placed
 from cdkit.evals.ablation.plan import SweepPoint
+from cdkit.evals.protocols.follow import apply
+from cdkit.evals.protocols.model_type import model_type
+from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.fingerprints import RunPart, method_hash
 from cdkit.evals.runner.run_folder import WORLD
 from cdkit.evals.runner.shared_passes import Variant
-from cdkit.interfaces.benchmark import sha256
+from cdkit.interfaces.benchmark import Benchmark, sha256
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,9 @@ class PreparedRun:
     """What is asked: what can be wrong with it is wrong by now.
 
     Args:
-        grid: What was asked for.
+        model: The model that is asked.
+        grid: What was asked for, as the protocol decodes it.
+        protocol: The protocol, as it is for this model.
         folder: The run's folder.
         variants: The grid's methods.
         points: The points of its sweeps.
@@ -38,7 +43,9 @@ class PreparedRun:
         sources: SHA-256 of the grid's other files, by path: methods' and the placement file.
     """
 
+    model: str
     grid: Grid
+    protocol: Protocol | None
     folder: Path
     variants: tuple[Variant, ...]
     points: tuple[SweepPoint, ...]
@@ -57,11 +64,29 @@ class PreparedRun:
         return {variant.name: method_hash(variant.method) for variant in self.all_variants}
 
 
-def prepare(grid: Grid, folder: Path, parts: Sequence[RunPart] | None = None) -> PreparedRun:
+def prepare_all(
+    grid: Grid, folder: Path, parts: Sequence[RunPart] | None = None
+) -> dict[str, PreparedRun]:
+    """Build what each model of a grid is asked; see `prepare`.
+
+    Returns:
+        Model -> its run. Without a protocol all are asked the same.
+    """
+    first = prepare(grid, folder, grid.models[0], parts)
+    others = grid.models[1:]
+    if grid.around is None:
+        return {grid.models[0]: first} | {m: replace(first, model=m) for m in others}
+    return {grid.models[0]: first} | {m: prepare(grid, folder, m, parts) for m in others}
+
+
+def prepare(
+    grid: Grid, folder: Path, model: str, parts: Sequence[RunPart] | None = None
+) -> PreparedRun:
     """Build the methods and the benchmarks.
 
     Args:
         grid: What to run.
+        model: The model that is asked.
         folder: The run's folder, in which the world of the grid lies, or is drawn.
         parts: Benchmarks that were built in Python, in place of the grid's.
 
@@ -69,15 +94,37 @@ def prepare(grid: Grid, folder: Path, parts: Sequence[RunPart] | None = None) ->
         The run, ready to be answered.
 
     Raises:
-        CdkitError: A method, a parameter, a file or a metric is wrong.
+        CdkitError: A method, a parameter, a file or a metric is wrong, or a benchmark cannot follow
+            the protocol.
     """
+    around, kind = grid.around, None
+    if around is not None:
+        kind = model_type(model, grid.revision)
+    here = None if around is None else around.at(model=kind)
+    grid = grid.under(here)
+
+    def under(benchmark: Benchmark) -> Benchmark:
+        return benchmark if around is None else apply(around, benchmark, model=kind)
+
     variants, points = plan.variants(grid), plan.sweep_points(grid)
     files = world_files(grid, folder)
-    loaded = parts_of(grid, parts) if parts is not None else load_benchmarks(grid, files)
+    if parts is not None:
+        loaded = parts_of(grid, parts, under)
+    else:
+        loaded = load_benchmarks(grid, files, under)
     places = _places(grid, loaded, files)
-    return PreparedRun(
-        grid, folder, variants, points, loaded, places, _sources(grid, _placement(grid, files))
-    )
+    sources = _sources(grid, _placement(grid, files))
+    return PreparedRun(model, grid, here, folder, variants, points, loaded, places, sources)
+
+
+def without_benchmarks(grid: Grid, folder: Path, model: str) -> PreparedRun:
+    """What a process needs that is sent its questions by another."""
+    around = grid.around
+    kind = None if around is None else model_type(model, grid.revision)
+    here = None if around is None else around.at(model=kind)
+    grid = grid.under(here)
+    variants, points = plan.variants(grid), plan.sweep_points(grid)
+    return PreparedRun(model, grid, here, folder, variants, points, (), (), {})
 
 
 def world_files(grid: Grid, folder: Path) -> object:

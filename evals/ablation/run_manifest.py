@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cdkit.evals.ablation.answered import Answered
+from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
 from cdkit.evals.ablation.grid_results import OfModel
 from cdkit.evals.ablation.grid_toml import as_plain
@@ -29,7 +30,7 @@ NOISE_SEED = 0
 
 
 def manifest(
-    run: PreparedRun,
+    grid: Grid,
     found: Sequence[OfModel],
     journal: Journal,
     *,
@@ -39,7 +40,7 @@ def manifest(
     """Everything but the numbers.
 
     Args:
-        run: What was asked.
+        grid: What was asked.
         found: What each model's answers gave.
         journal: The answers, with the heads of their files.
         started: When this start of the run began.
@@ -48,9 +49,9 @@ def manifest(
     Returns:
         Plain data; `summary` is what the report shows of it.
     """
-    grid, answered = run.grid, [each.answered for each in found]
+    run, answered = found[0].run, [each.answered for each in found]
     identity = read_settings(run.folder)["identity"]
-    models = {each.model: _model(each, journal, identity["models"]) for each in answered}
+    models = {each.answered.model: _model(each, run, journal, identity["models"]) for each in found}
     starts = pieces(journal)
     wall = (datetime.now(UTC) - started).total_seconds()
     every = list(_rows(journal, answered))
@@ -59,19 +60,14 @@ def manifest(
         "about": grid.summary,
         "date": started.isoformat(timespec="seconds"),
         "settings": as_plain(grid),
+        "protocol": grid.around.record() if grid.around is not None else {},
+        "unmatched": list(dict.fromkeys(text for each in found for text in each.unmatched)),
         "models": models,
         "model": next(iter(models.values())) if len(models) == 1 else {"name": ", ".join(models)},
-        "methods": {
-            variant.name: {
-                "hash": run.hashes[variant.name],
-                "modes": list(variant.method.modes),
-                "resolved": variant.method.to_dict(),
-            }
-            for variant in run.variants
-        },
+        "methods": _methods(run),
         "refused": {each.model: dict(each.refused) for each in answered if each.refused},
         "left_out": dict(grid.left_out),
-        "parts": {item.name: _part(item) for item in run.loaded},
+        "parts": _parts(run),
         "seeds": {
             "sampling": list(grid.seeds) if SAMPLE in grid.decode else [None],
             "noise_of_branches": NOISE_SEED,
@@ -90,17 +86,17 @@ def manifest(
         "seconds_of_this_start": round(wall, 3),
         "stages": {stage: round(spent, 2) for stage, spent in stages.items()},
         "model_seconds": round(journal.seconds, 3),
-        "seconds": _seconds(run, answered, every),
+        "seconds": _seconds(found, every),
         "tokens": sum(row.tokens for row in every),
-        "errors": errors(run, answered),
-        "near_ties": near_ties(run, models, every),
-        "first_token": _first_token(run, found, every),
+        "errors": errors(found),
+        "near_ties": near_ties(run.grid, models, every),
+        "first_token": _first_token(grid, found),
         "statistics": {
             "interval": "paired percentile bootstrap, 95 %, images (and seeds) resampled",
             "resamples": grid.resamples,
             "test": "sign-flip by image, Holm over each table",
         },
-        "summary": _summary(run, found, models, starts),
+        "summary": _summary(run.grid, found, models, starts),
     }
 
 
@@ -127,7 +123,7 @@ def pieces(journal: Journal) -> list[dict[str, Any]]:
 
 
 def near_ties(
-    run: PreparedRun, models: Mapping[str, Mapping[str, Any]], rows: Iterable[JournalRow]
+    grid: Grid, models: Mapping[str, Mapping[str, Any]], rows: Iterable[JournalRow]
 ) -> dict[str, Any]:
     """How many answers had, at some step, a token so close to the best that rounding may choose.
 
@@ -141,7 +137,7 @@ def near_ties(
         if row.margin is None:
             continue
         # margins of a sampling run are taken after the temperature
-        scale = run.grid.temperature if row.mode == SAMPLE else 1.0
+        scale = grid.temperature if row.mode == SAMPLE else 1.0
         total += 1
         count += row.margin < tolerances[row.model] / scale
     return {
@@ -154,9 +150,7 @@ def near_ties(
     }
 
 
-def _seconds(
-    run: PreparedRun, answered: Sequence[Answered], rows: Iterable[JournalRow]
-) -> list[dict[str, Any]]:
+def _seconds(found: Sequence[OfModel], rows: Iterable[JournalRow]) -> list[dict[str, Any]]:
     """Seconds in the model by model, method and decode mode, where no pass was shared."""
     spent: dict[tuple[str, str, str], float] = {}
     shared = set[tuple[str, str, str]]()
@@ -166,11 +160,11 @@ def _seconds(
         if row.shared:
             shared.add(key)
     return [
-        {"model": each.model, "method": v.name, "mode": mode, "seconds": round(spent[key], 3)}
-        for each in answered
-        for v in run.variants
+        {"model": each.run.model, "method": v.name, "mode": mode, "seconds": round(spent[key], 3)}
+        for each in found
+        for v in each.run.variants
         for mode in v.modes
-        for key in ((each.model, run.hashes[v.name], mode),)
+        for key in ((each.run.model, each.run.hashes[v.name], mode),)
         if key in spent and key not in shared
     ]
 
@@ -183,10 +177,34 @@ def _rows(journal: Journal, answered: Sequence[Answered]) -> Iterable[JournalRow
 
 
 def _model(
-    answered: Answered, journal: Journal, files: Mapping[str, Mapping[str, str]]
+    each: OfModel, first: PreparedRun, journal: Journal, files: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
-    heads = [head for head in journal.heads if head["model"].get("name") == answered.model]
-    return {**heads[-1]["model"], "files": dict(files.get(answered.model, {}))}
+    """What is recorded of a model, and what it is asked otherwise than the first one."""
+    run = each.run
+    heads = [head for head in journal.heads if head["model"].get("name") == run.model]
+    found = {**heads[-1]["model"], "files": dict(files.get(run.model, {}))}
+    for key, mine, others in (
+        ("parts", _parts(run), _parts(first)),
+        ("methods", _methods(run), _methods(first)),
+    ):
+        if mine != others:
+            found[key] = mine
+    return found
+
+
+def _methods(run: PreparedRun) -> dict[str, Any]:
+    return {
+        variant.name: {
+            "hash": run.hashes[variant.name],
+            "modes": list(variant.method.modes),
+            "resolved": variant.method.to_dict(),
+        }
+        for variant in run.variants
+    }
+
+
+def _parts(run: PreparedRun) -> dict[str, Any]:
+    return {item.name: _part(item) for item in run.loaded}
 
 
 def _part(item: LoadedBenchmark) -> dict[str, Any]:
@@ -200,10 +218,8 @@ def _part(item: LoadedBenchmark) -> dict[str, Any]:
     }
 
 
-def _first_token(
-    run: PreparedRun, found: Sequence[OfModel], rows: Sequence[JournalRow]
-) -> dict[str, Any] | None:
-    if not run.grid.first_token:
+def _first_token(grid: Grid, found: Sequence[OfModel]) -> dict[str, Any] | None:
+    if not grid.first_token:
         return None
     proofs = {each.answered.model: each.proof for each in found if each.proof is not None}
     return {
@@ -214,14 +230,15 @@ def _first_token(
 
 
 def _summary(
-    run: PreparedRun,
+    grid: Grid,
     found: Sequence[OfModel],
     models: Mapping[str, Mapping[str, Any]],
     starts: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
-    grid = run.grid
     several = len(models) > 1
     summary = {}
+    if grid.around is not None:
+        summary["protocol"] = f"{grid.around.name}: {grid.around.summary}".removesuffix(": ")
     for name, facts in models.items():
         of = f" of {name}" if several else ""
         parameters = f"{facts['parameters'] / 1e6:.2f} M parameters, {facts['dtype']}"

@@ -6,6 +6,7 @@ from typing import Any
 from cdkit.evals.ablation.answered import Answered
 from cdkit.evals.ablation.demand import asked_of
 from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
+from cdkit.evals.ablation.grid_results import OfModel
 from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.runner.modes import Decode
@@ -31,10 +32,11 @@ def scores(run: PreparedRun, answered: Answered) -> Iterator[dict[str, Any]]:
                 }
 
 
-def errors(run: PreparedRun, answered: Sequence[Answered]) -> dict[str, dict[str, str]]:
+def errors(answered: Sequence[OfModel]) -> dict[str, dict[str, str]]:
     """Part -> sample id -> why it lacks an answer, of any model and method."""
     found: dict[str, dict[str, str]] = {}
-    for model in answered:
+    for each in answered:
+        run, model = each.run, each.answered
         for item in run.loaded:
             for variant, decodes in asked_of(run, item).items():
                 if variant not in model.refused:

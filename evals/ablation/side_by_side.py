@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.table import Table
 
 import cdkit
 from cdkit.errors import CdkitError, check_temperature, check_text
+from cdkit.evals.protocols.follow import prepare
+from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.reports.results import MODES, mode_names
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
 from cdkit.evals.runner.checkpoint_settings import notes
@@ -47,15 +50,26 @@ def overrides(given: Sequence[str]) -> dict[str, Any]:
 
 
 def methods(
-    name: str | None, parameters: Mapping[str, Any], more: Sequence[str]
+    name: str | None,
+    parameters: Mapping[str, Any],
+    more: Sequence[str],
+    protocol: Protocol | None = None,
 ) -> dict[str, Method]:
-    """The methods to compare by what the table calls them: --method first, with its parameters."""
+    """The methods to compare by what the table calls them: --method first, with its parameters.
+
+    A protocol's parameters hold where `parameters` names no other value.
+    """
+
+    def load(method: str, **given: Any) -> Method:
+        under = {} if protocol is None else protocol.parameters(method)
+        return cdkit.load(method, **{**under, **given})
+
     found: dict[str, Method] = {}
     if name is not None:
         words = ", ".join(f"{key} {value}" for key, value in parameters.items())
-        found[f"{name}, {words}" if words else name] = cdkit.load(name, **parameters)
+        found[f"{name}, {words}" if words else name] = load(name, **parameters)
     for other in more:
-        found.setdefault(other, cdkit.load(other))
+        found.setdefault(other, load(other))
     return found
 
 
@@ -70,13 +84,15 @@ def answer(
     beams: int,
     seed: int,
     device: str = AUTO,
+    protocol: Protocol | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Generated | CdkitError]:
     """Each method's answer: sampled with a temperature, else greedy or the best of some beams.
 
     A method that is refused has its error in place of an answer; all refused is an error. Methods
-    that sample share their random numbers. `tell` is given lines for the user, such as where the
-    model is.
+    that sample share their random numbers. Of a protocol, as it is for this model, the prompt, the
+    images and what a draw keeps hold; the rest is asked for by the other arguments. `tell` is given
+    lines for the user, such as where the model is.
     """
     if temperature is not None:
         check_temperature("--temperature", temperature)
@@ -92,6 +108,11 @@ def answer(
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
     model, processor = chosen.load(device)
     engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
+    if protocol is not None:
+        engine = replace(engine, top_k=protocol.top_k, top_p=protocol.top_p, protocol=protocol)
+        adapter = cdkit.adapter_for(model)
+        for line in prepare(protocol, adapter=adapter, processor=processor):
+            tell(line)
     inputs = engine.encode([pictures], [prompt])
     for line in (chosen.told(model), *notes(model, beams=mode == BEAM)):
         tell(line)

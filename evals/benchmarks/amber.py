@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from cdkit.evals.benchmarks.yes_no import (
     Parser,
     check_parsers,
     parsed_answer,
+    parser_first,
     strict,
 )
 from cdkit.interfaces.benchmark import (
@@ -115,6 +116,7 @@ class AMBER(Benchmark):
         parsers: How answers are read: "strict" or "official" (AMBER's script). Metrics of the first
             have plain names, those of others are called `official.f1` and so on.
         max_new_tokens: The token limit of an answer.
+        question_suffix: Text behind each question.
 
     Raises:
         CdkitError: A file cannot be read, a query has no annotation, an id stands twice, or a
@@ -131,6 +133,7 @@ class AMBER(Benchmark):
     annotations: Path | None = None
     parsers: tuple[str, ...] = ("strict", "official")
     max_new_tokens: int = 16
+    question_suffix: str = ""
 
     def __post_init__(self) -> None:
         check_limit(self.max_new_tokens)
@@ -145,6 +148,11 @@ class AMBER(Benchmark):
 
     def versions(self) -> Mapping[str, int]:
         return {name: PARSERS[name].version for name in self.parsers}
+
+    def fields_under(self, setting: str, value: object) -> Mapping[str, Any] | None:
+        if setting == "parser":
+            return {"parsers": parser_first(value, self.parsers)}
+        return super().fields_under(setting, value)
 
     def count(self, answers: Sequence[Answer]) -> Tally:
         truth = np.array([(sample.target or "").lower() for sample, _ in self._asked])
@@ -222,7 +230,7 @@ class AMBER(Benchmark):
             label = yes_or_no(text_of(annotation, "truth", where=place), place)
             image = text_of(row, "image", where=where)
             with located(where):
-                prompt = text_of(row, "query", where=where)
+                prompt = text_of(row, "query", where=where) + self.question_suffix
                 # Yes or No: how the official parser wants it
                 sample = Sample(name, image, prompt, group=image, target=label.capitalize())
             found[name] = sample, KINDS[kind]

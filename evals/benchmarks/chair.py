@@ -1,16 +1,17 @@
 """CHAIR: which objects does a caption mention that are not in the image?"""
 
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_choice
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source
 from cdkit.evals.benchmarks.chair_truth import ObjectTruth, cached_truth, coco_truth, given_truth
 from cdkit.evals.benchmarks.object_words import SCORERS, SYNONYMS, Synonyms, read_synonyms
@@ -25,6 +26,35 @@ from cdkit.interfaces.benchmark import (
     share,
 )
 from cdkit.registry import unknown
+
+UnfinishedSentence = Literal["kept", "dropped"]
+SENTENCE_END = re.compile(r"[.!?](?=[\"')\]\s]|$)")
+"""Where a sentence ends: at a mark before a blank, a quote or the end of the text."""
+
+
+def finished_sentences(caption: str) -> str:
+    """A caption without what stands behind its last finished sentence; "" where there is none."""
+    ends = [end.end() for end in SENTENCE_END.finditer(caption)]
+    return caption[: ends[-1]] if ends else ""
+
+
+def drawn(samples: Sequence[Sample], count: int | None, seed: int | None) -> tuple[Sample, ...]:
+    """Choose images: the first ones, or those that a shuffle puts first.
+
+    Args:
+        samples: One sample for each image.
+        count: How many to take at most; None for all.
+        seed: The samples are sorted by the names of their images, then shuffled by Python's
+            `random.Random(seed)`; None keeps their order.
+
+    Returns:
+        The samples chosen, in their order.
+    """
+    chosen = list(samples)
+    if seed is not None:
+        chosen.sort(key=lambda sample: sample.image)
+        random.Random(seed).shuffle(chosen)
+    return tuple(chosen[:count])
 
 
 @dataclass(frozen=True)
@@ -98,7 +128,12 @@ class CHAIR(Benchmark):
             the two before may end in .gz.
         images: A file that lists the image files to caption, one a line; by default all images
             whose objects are known.
+        image_count: Caption so many images at most; by default all that are listed.
+        image_seed: Sort the listed images by name and shuffle them under this seed before
+            `image_count` are taken; by default the first ones are taken.
         prompt: What the model is asked.
+        unfinished_sentence: What happens to the last sentence of a caption that the token limit cut
+            off: "kept", or "dropped" before the caption is scored.
         scorer: How words are brought to their base form: "wordnet" as the published scripts do
             (needs nltk and its data), or "simple", which needs no data and gives close numbers.
         max_new_tokens: The token limit of a caption.
@@ -120,7 +155,10 @@ class CHAIR(Benchmark):
     captions: Path | tuple[Path, ...] = ()
     ground_truth: Path | None = None
     images: Path | None = None
+    image_count: int | None = None
+    image_seed: int | None = None
     prompt: str = "Please describe this image in detail."
+    unfinished_sentence: str = "kept"
     scorer: str = "simple"
     max_new_tokens: int = 512
     cache: Path | None = None
@@ -135,6 +173,14 @@ class CHAIR(Benchmark):
             )
         if self.scorer not in SCORERS:
             raise CdkitError(unknown("scorer of captions", self.scorer, SCORERS))
+        check_choice("unfinished_sentence", self.unfinished_sentence, UnfinishedSentence)
+        if self.image_count is not None and self.image_count < 1:
+            raise CdkitError(f"image_count is {self.image_count}: give 1 or more")
+        if self.image_seed is not None and (self.image_count is None or self.image_seed < 0):
+            raise CdkitError(
+                f"image_seed is {self.image_seed}: give 0 or more, and how many images to draw "
+                "(image_count)"
+            )
         self._samples  # noqa: B018  (a broken file fails now, not after the model has run)
 
     def samples(self) -> tuple[Sample, ...]:
@@ -147,6 +193,10 @@ class CHAIR(Benchmark):
 
     def versions(self) -> Mapping[str, int]:
         return {self.scorer: SCORERS[self.scorer].version}
+
+    def fields_under(self, setting: str, value: object) -> Mapping[str, Any] | None:
+        names = {"caption_prompt": "prompt", "image_list": "images"}
+        return super().fields_under(names.get(setting, setting), value)
 
     def count(self, answers: Sequence[Answer]) -> Tally:
         return self._count(self._samples, answers)
@@ -199,7 +249,10 @@ class CHAIR(Benchmark):
         return Tally(samples, columns, METRICS, binary={"chair_s": "wrong_caption"})
 
     def _parse(self, answer: Answer) -> Mentions:
-        return parse("" if answer.unfinished else answer.text, self._synonyms, self.scorer)
+        text = "" if answer.unfinished else answer.text
+        if answer.truncated and self.unfinished_sentence == "dropped":
+            text = finished_sentences(text)
+        return parse(text, self._synonyms, self.scorer)
 
     @property
     def origin(self) -> str:
@@ -240,7 +293,7 @@ class CHAIR(Benchmark):
                 found[image] = Sample(image, name, self.prompt, group=image)
         if not found:
             raise CdkitError(f"{self.origin} is about no image: fetch it anew or give another file")
-        return tuple(found.values())
+        return drawn([*found.values()], self.image_count, self.image_seed)
 
     def _listed(self) -> Iterator[tuple[str, str, str]]:
         """`(FILE:LINE, image id, file name)` of each image to caption."""

@@ -1,5 +1,6 @@
 """MME: pairs of yes/no questions about an image, scored in points a task."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,6 +115,7 @@ class MME(Benchmark):
         subfolder: For text files, where the images of a task lie inside the image folder:
             "{task}" or "{task}/images".
         max_new_tokens: The token limit of an answer.
+        question_suffix: Text behind each question.
 
     Raises:
         CdkitError: A task is unknown or missing, or a file cannot be read.
@@ -129,6 +131,7 @@ class MME(Benchmark):
     tasks: tuple[str, ...] = ()
     subfolder: str = ""
     max_new_tokens: int = 16
+    question_suffix: str = ""
 
     def __post_init__(self) -> None:
         check_limit(self.max_new_tokens)
@@ -187,4 +190,10 @@ class MME(Benchmark):
 
     @cached_property
     def _questions(self) -> tuple[MMEQuestion, ...]:
-        return tuple(question for task in self._tasks.values() for question in task.questions)
+        read = (question for task in self._tasks.values() for question in task.questions)
+        return tuple(self._suffixed(question) for question in read)
+
+    def _suffixed(self, question: MMEQuestion) -> MMEQuestion:
+        prompt = question.sample.prompt + self.question_suffix
+        sample = dataclasses.replace(question.sample, prompt=prompt)
+        return dataclasses.replace(question, sample=sample)

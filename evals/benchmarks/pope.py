@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from cdkit.evals.benchmarks.yes_no import (
     Parser,
     check_parsers,
     parsed_answer,
+    parser_first,
     strict,
 )
 from cdkit.evals.statistics.ranking import image_auc, matched_right, rank_shares
@@ -74,10 +75,46 @@ def vcd(text: str, label: str) -> ParsedAnswer:
     return "no" if label == "yes" else "yes"
 
 
+def opera(text: str, label: str) -> ParsedAnswer:
+    """Read an answer as OPERA's script does, and PAI's and SID's: yes unless something denies.
+
+    All sentences count, not the first alone, and so does a word that ends in "n't".
+
+    Args:
+        text: The answer.
+        label: Not used.
+
+    Returns:
+        "no" if No, NO, not, no or a word with n't is among the words, else "yes".
+    """
+    words = text.replace(".", "").replace(",", "").split(" ")
+    denies = {"No", "not", "no", "NO"} & set(words) or any(word.endswith("n't") for word in words)
+    return "no" if denies else "yes"
+
+
+def icd(text: str, label: str) -> ParsedAnswer:
+    """Read an answer as ICD's script does: as POPE's, but a yes must be said.
+
+    Args:
+        text: The answer.
+        label: Not used.
+
+    Returns:
+        "no" if No, not or no is among the words before the first full stop, "yes" if Yes or yes is,
+        else "unknown", which the script does not count at all and which is wrong here.
+    """
+    words = set(text.split(".")[0].replace(",", "").split(" "))
+    if {"No", "not", "no"} & words:
+        return "no"
+    return "yes" if {"Yes", "yes"} & words else "unknown"
+
+
 PARSERS: Mapping[str, Parser] = {
     "strict": Parser(strict, version=1),
     "reference": Parser(reference, version=1),
     "vcd": Parser(vcd, version=1),
+    "opera": Parser(opera, version=1),
+    "icd": Parser(icd, version=1),
 }
 
 
@@ -127,10 +164,12 @@ class POPE(Benchmark):
         path: The questions: one JSON object a line, or one JSON list of objects, as the questions
             about A-OKVQA and GQA were published. Keys: `question_id`, `image` (or `imange`, as some
             published files have it), `text`, `label` (yes or no).
-        parsers: How answers are read: "strict", "reference" (POPE's script) or "vcd" (VCD's
-            script). Metrics of the first have plain names, those of others are called
-            `NAME.accuracy` and so on.
+        parsers: How answers are read: "strict", "reference" (POPE's script), "vcd" (VCD's script),
+            "opera" (OPERA's, PAI's and SID's) or "icd" (ICD's). Metrics of the first have plain
+            names, those of others are called `NAME.accuracy` and so on.
         max_new_tokens: The token limit of an answer.
+        question_suffix: Text behind each question, such as
+            " Please answer this question with one word."
 
     Raises:
         CdkitError: The file cannot be read, a row lacks a key, an id stands twice, or a parser is
@@ -146,6 +185,7 @@ class POPE(Benchmark):
     path: Path
     parsers: tuple[str, ...] = ("strict", "reference")
     max_new_tokens: int = 16
+    question_suffix: str = ""
 
     def __post_init__(self) -> None:
         check_limit(self.max_new_tokens)
@@ -160,6 +200,11 @@ class POPE(Benchmark):
 
     def versions(self) -> Mapping[str, int]:
         return {name: PARSERS[name].version for name in self.parsers}
+
+    def fields_under(self, setting: str, value: object) -> Mapping[str, Any] | None:
+        if setting == "parser":
+            return {"parsers": parser_first(value, self.parsers)}
+        return super().fields_under(setting, value)
 
     def count(self, answers: Sequence[Answer]) -> Tally:
         labels = [sample.target == "yes" for sample in self._samples]
@@ -210,7 +255,9 @@ class POPE(Benchmark):
             prompt = text_of(row, "text", where=where)
             label = yes_or_no(text_of(row, "label", where=where), where)
             with located(where):
-                found[name] = Sample(name, image, prompt, group=image, target=label)
+                found[name] = Sample(
+                    name, image, prompt + self.question_suffix, group=image, target=label
+                )
         if not found:
             raise CdkitError(f"{self.path} asks nothing: fetch it anew or give another file")
         return tuple(found.values())

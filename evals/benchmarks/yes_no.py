@@ -57,3 +57,8 @@ def check_parsers(given: Sequence[str], known: Mapping[str, Parser], benchmark: 
     for name in given:
         if name not in known:
             raise CdkitError(unknown(f"parser of {benchmark} answers", name, known))
+
+
+def parser_first(parser: object, given: Sequence[str]) -> tuple[str, ...]:
+    """The parsers with one of them in front: its metrics have the plain names."""
+    return (str(parser), *(name for name in given if name != parser))

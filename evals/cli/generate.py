@@ -19,6 +19,7 @@ from cdkit.evals.cli.app import (
     quiet,
     say,
 )
+from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 
 
 @app.command(
@@ -30,6 +31,8 @@ from cdkit.evals.cli.app import (
         "--set gamma=3.0 --image photo.png --prompt 'What is on the table?' --sample --seed 1",
         "cdkit generate --image photo.png --prompt 'is there a cat ?' --compare plain,vcd "
         "--beams 5",
+        "cdkit generate --image photo.png --prompt 'is there a cat ?' --method vcd "
+        "--protocol vcd_pope",
     )
 )
 @guarded
@@ -60,14 +63,26 @@ def generate(
             "--set", help="Set a parameter of --method, such as alpha=1.0; repeat it for more."
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask as a paper does: a protocol (see: cdkit list protocols) or a .toml file. "
+            "Options given beside it win.",
+            show_default=False,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer.", show_default="64")
+    ] = None,
     sample: Annotated[
         bool, typer.Option("--sample", help="Draw tokens at random instead of taking the best.")
     ] = False,
     beams: Annotated[
-        int,
-        typer.Option(min=1, help="Number of beams; 1 is greedy search. Not with --sample."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, help="Number of beams; 1 is greedy search. Not with --sample.", show_default="1"
+        ),
+    ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(help="Sampling: what logits are divided by.", show_default="1"),
@@ -80,33 +95,57 @@ def generate(
 ) -> None:
     """Answer a prompt about images, under one method or under several side by side.
 
+    Of a protocol the suffix of questions, the conversation, the images, the decode mode, the token
+    limit and the methods' parameters are followed; what is about whole benchmarks has no effect.
+
     If one of several methods is refused (because the model cannot run it, say), the reason stands
     in place of its answer, and the exit status is 3.
     """
     quiet()
     from cdkit.evals.ablation import side_by_side
+    from cdkit.evals.ablation.grid_options import BEAMS
+    from cdkit.evals.protocols.follow import not_their_papers
+    from cdkit.evals.protocols.model_type import model_type
+    from cdkit.evals.protocols.read import read_protocol
     from cdkit.evals.runner.chosen_model import ChosenModel
 
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if method is None and not names:
         method = "cmac"
-    if temperature is not None and not sample:
+    if temperature is not None and not sample and protocol is None:
         raise CdkitError("--temperature belongs to --sample: give both, or neither")
-    if sample and beams > 1:
+    if sample and beams is not None and beams > 1:
         raise CdkitError("--beams searches and --sample draws: give one of them")
     if method is None and set_:
         raise CdkitError("--set belongs to --method: give one")
-    methods = side_by_side.methods(method, side_by_side.overrides(set_ or []), names)
+    under = None
+    if protocol is not None:
+        asked = {
+            "mode": SAMPLE if sample else None if beams is None else BEAM if beams > 1 else GREEDY,
+            "temperature": temperature,
+            "beams": beams if beams != 1 else None,
+            "max_new_tokens": max_new_tokens,
+        }
+        under = read_protocol(protocol).at(model=model_type(model, revision)).replace(**asked)
+        prompt += under.question_suffix or ""
+        sample = under.mode == SAMPLE
+        beams = (under.beams or BEAMS) if under.mode == BEAM else 1
+        temperature = under.temperature if sample else None
+        max_new_tokens = under.max_new_tokens
+    methods = side_by_side.methods(method, side_by_side.overrides(set_ or []), names, under)
+    if under is not None and (line := not_their_papers(under, methods)):
+        say(line)
     answers = side_by_side.answer(
         ChosenModel(model, dtype or "auto", revision, load_in_4bit),
         methods,
         prompt,
         image,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens or 64,
         temperature=(1.0 if temperature is None else temperature) if sample else None,
-        beams=beams,
+        beams=beams or 1,
         seed=seed,
         device=device,
+        protocol=under,
         tell=say,
     )
     screen = console()

@@ -17,6 +17,7 @@ class Topic(StrEnum):
     CALIBRATORS = "calibrators"
     MODELS = "models"
     BENCHMARKS = "benchmarks"
+    PROTOCOLS = "protocols"
 
 
 @app.command("list", epilog=examples("cdkit list", "cdkit list methods", "cdkit list --cite"))
@@ -30,7 +31,7 @@ def list_(
         bool, typer.Option("--cite", help="Add formulas, parameters, sources and BibTeX.")
     ] = False,
 ) -> None:
-    """List all methods, strategies, calibrators, models and benchmarks, one line each."""
+    """List all methods, strategies, calibrators, models, benchmarks and protocols, a line each."""
     quiet()
     from cdkit.evals.pages import listing
 

@@ -51,7 +51,7 @@ def pope(
     parser: Annotated[
         str | None,
         typer.Option(
-            help="How an answer is read: strict, reference or vcd.",
+            help="How an answer is read: strict, reference, vcd, opera or icd.",
             show_default="strict, with reference beside it",
         ),
     ] = None,

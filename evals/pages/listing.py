@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 import cdkit
+from cdkit.evals.protocols.read import packaged, read_protocol
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
 from cdkit.interfaces.part import Part
 from cdkit.methods.method import REGISTRIES, Method, kind_of
@@ -60,6 +62,7 @@ TOPICS: Mapping[str, tuple[Registry[Any], ...]] = {
     "calibrators": (cdkit.CALIBRATORS,),
     "models": (cdkit.ADAPTERS, GENERIC_ADAPTERS),
     "benchmarks": (cdkit.BENCHMARKS,),
+    "protocols": (),
 }
 
 LABEL = 15
@@ -72,6 +75,8 @@ def entries(topic: str) -> tuple[Entry, ...]:
     """All of one topic, by name; what cannot be had has the reason as its summary."""
     if topic == "methods":
         return tuple(_or_reason(n, partial(_preset_entry, n)) for n in cdkit.presets())
+    if topic == "protocols":
+        return tuple(_or_reason(n, partial(_protocol_entry, n)) for n in packaged())
     return tuple(
         _or_reason(name, partial(class_entry, name, cls, registry.what))
         for registry in TOPICS[topic]
@@ -97,6 +102,30 @@ def _or_reason(name: str, make: Callable[[], Entry]) -> Entry:
 
 def _preset_entry(name: str) -> Entry:
     return method_entry(cdkit.load(name))
+
+
+def _protocol_entry(name: str) -> Entry:
+    """A protocol with what it sets, for all models and for each that it has a section of."""
+    protocol = read_protocol(name)
+    parts = [_protocol_facts("all models", protocol.settings(), protocol.methods)]
+    for model, section in protocol.models.items():
+        settings = {key: value for key, value in section.items() if key != "methods"}
+        parts.append(_protocol_facts(model, settings, section.get("methods", {})))
+    source = protocol.source
+    where = f"{source.repository}, commit {source.commit[:7]}" if source.repository else ""
+    return Entry(name, protocol.summary, source=where, parts=tuple(parts))
+
+
+def _protocol_facts(
+    place: str, settings: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]
+) -> PartFacts:
+    numbers = {f"{m}.{key}": v for m, table in methods.items() for key, v in table.items()}
+    shown = {
+        key: value.name if isinstance(value, Path) else value
+        for key, value in {**settings, **numbers}.items()
+    }
+    parameters = tuple((key, _plain(value)) for key, value in shown.items())
+    return PartFacts(place, "", "", parameters, "", "")
 
 
 def method_entry(method: Method) -> Entry:

@@ -15,6 +15,8 @@ from transformers import LogitsProcessorList
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.protocols.conversation import prompt_under
+from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.checkpoint_settings import moving
 from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
@@ -75,6 +77,7 @@ class AnswerEngine:
         num_beams: Beams of a beam search.
         top_k: When sampling, keep the k most probable tokens.
         top_p: When sampling, keep the smallest set of tokens whose probabilities sum to this.
+        protocol: How prompts are written, as it is for this model; None: as the adapter does.
     """
 
     # model and processor are Any: those of `transformers` have no common type
@@ -86,6 +89,7 @@ class AnswerEngine:
     num_beams: int = 4
     top_k: int | None = None
     top_p: float | None = None
+    protocol: Protocol | None = None
 
     def inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
         """Encode questions, one image each.
@@ -122,8 +126,14 @@ class AnswerEngine:
         return {name: _to(tensor, self.model) for name, tensor in batch.items()}
 
     def prompt(self, question: str, images: int = 1) -> str:
-        """The question in the model's own chat template, with a place for each image."""
-        return str(self._adapter.prompt(question, images=images, processor=self.processor))
+        """The question in a conversation, with a place for each image."""
+        return prompt_under(
+            self.protocol,
+            question,
+            adapter=self._adapter,
+            processor=self.processor,
+            images=images,
+        )
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt's own text: equal lengths make a batch without padding."""

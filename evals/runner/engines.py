@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+import cdkit
+from cdkit.evals.protocols.follow import prepare
+from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.chosen_model import ChosenModel
 from cdkit.pretrained import device_of
@@ -20,11 +23,15 @@ class Engines:
         chosen: The model.
         decoding: How it decodes: arguments of `AnswerEngine`.
         device_map: As in `from_pretrained`: how one model lies on several devices.
+        protocol: The protocol as it is for this model: prompts and images follow it.
+        unmatched: What of it cannot be matched on this model, once it is loaded.
     """
 
     chosen: ChosenModel
     decoding: dict[str, Any] = field(default_factory=dict)
     device_map: str | None = None
+    protocol: Protocol | None = None
+    unmatched: tuple[str, ...] = ()
     _loaded: AnswerEngine | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -34,7 +41,10 @@ class Engines:
         """The model on a device."""
         if self._loaded is None:
             model, processor = self.chosen.load(device, device_map=self.device_map)
-            self._loaded = AnswerEngine(model, processor, **self.decoding)
+            if self.protocol is not None:
+                adapter = cdkit.adapter_for(model)
+                self.unmatched = prepare(self.protocol, adapter=adapter, processor=processor)
+            self._loaded = AnswerEngine(model, processor, protocol=self.protocol, **self.decoding)
         return self._loaded
 
     def anywhere(self, device: str) -> AnswerEngine:

@@ -253,7 +253,7 @@ class AnsweringModule(pl.LightningModule):
     def _plan(self) -> RunPlan:
         job, engine = self.job, self._engine
         assert job.journal is not None
-        facts = model_facts(engine, job.workload)
+        facts = model_facts(engine, job.workload) | {"unmatched": list(job.engines.unmatched)}
         check_model(job.journal, job.model, facts)
         refused = refusals(self._answering, job.workload)
         work = plan_batches(

@@ -9,6 +9,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import read_source as read_text
 from cdkit.evals.runner.checked import NUMBER, ROWS, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
+from cdkit.evals.runner.modes import SAMPLE
 from cdkit.evals.runner.predictions import ADVICE, Answerer, Parts, Prediction, read_predictions
 from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.runner.run_folder import MANIFEST, PREDICTIONS, SETTINGS
@@ -21,6 +22,7 @@ MANIFEST_TYPES: Mapping[str, str] = {
     "methods": TABLE,
     "models": TABLE,
     "pieces": ROWS,
+    "seeds": TABLE,
     "model_seconds": NUMBER,
     "tokens": WHOLE,
 }
@@ -55,7 +57,11 @@ def read_run(folder: Path) -> tuple[FinishedRun, ...]:
                     f"({', '.join(recorded[where])}): {ADVICE}"
                 )
         if who.method in recorded["methods"]:
-            found.append(_of_answerer(who, parts, recorded, benchmarks, folder))
+            mine = benchmarks
+            if "parts" in recorded["models"][who.model]:  # which a protocol asks otherwise
+                own = recorded["models"][who.model]["parts"]
+                mine = {n: _benchmark(n, p["benchmark"], folder) for n, p in own.items()}
+            found.append(_of_answerer(who, parts, recorded, mine, folder))
     return tuple(found)
 
 
@@ -66,7 +72,7 @@ def _of_answerer(
     benchmarks: Mapping[str, Benchmark],
     folder: Path,
 ) -> FinishedRun:
-    draws = tuple(recorded["settings"].get("seeds", ())) if who.mode == "sample" else (None,)
+    draws = tuple(recorded["seeds"]["sampling"]) if who.mode == SAMPLE else (None,)
     limit = recorded["settings"].get("limit")
     rows: dict[str, dict[int | None, dict[str, Answer]]] = {name: {} for name in benchmarks}
     errors: dict[str, dict[str, str]] = {name: {} for name in benchmarks}
@@ -123,9 +129,15 @@ def _view(recorded: Mapping[str, Any], who: Answerer) -> dict[str, Any]:
     return {
         **recorded,
         "model": recorded["models"][who.model],
-        "method": {"name": who.method, **recorded["methods"][who.method]},
+        "method": {"name": who.method, **_method(recorded, who)},
         "pieces": pieces,
     }
+
+
+def _method(recorded: Mapping[str, Any], who: Answerer) -> Mapping[str, Any]:
+    methods = recorded["models"][who.model].get("methods", recorded["methods"])
+    found: Mapping[str, Any] = methods[who.method]
+    return found
 
 
 def _seconds(recorded: Mapping[str, Any], who: Answerer) -> float:

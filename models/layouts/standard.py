@@ -138,7 +138,9 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         bos = getattr(tokenizer, "bos_token_id", None)
         return first + (bos is not None and bos in ids[first : first + 1])
 
-    def prompt(self, question: str, *, images: int, processor: Any) -> str:
+    def prompt(
+        self, question: str, *, images: int, processor: Any, system: str | None = None
+    ) -> str:
         if self.most_images is not None and images > self.most_images:
             raise CdkitError(
                 f"a prompt of this family has {self.most_images} image at most, not {images}"
@@ -149,6 +151,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
             processor=processor,
             fallback=self.fallback,
             placeholder=self.placeholder,
+            system=system,
         )
 
 

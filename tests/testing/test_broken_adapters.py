@@ -112,14 +112,18 @@ class WholeLayer(Llava):
 class Mute(Llava):
     """A prompt without the question."""
 
-    def prompt(self, question: str, *, images: int, processor: Any) -> str:
+    def prompt(
+        self, question: str, *, images: int, processor: Any, system: str | None = None
+    ) -> str:
         return super().prompt("?", images=images, processor=processor)
 
 
 class OneImage(Llava):
     """Always one placeholder."""
 
-    def prompt(self, question: str, *, images: int, processor: Any) -> str:
+    def prompt(
+        self, question: str, *, images: int, processor: Any, system: str | None = None
+    ) -> str:
         return super().prompt(question, images=1, processor=processor)
 
 

@@ -223,6 +223,7 @@ def test_a_file_is_read_in_order_with_its_hash(tmp_path: Path) -> None:
         "path": str(tmp_path / "p.json"),
         "parsers": ["strict", "reference"],
         "max_new_tokens": 16,
+        "question_suffix": "",
         "versions": {"strict": 1, "reference": 1},
         "sources": {str(tmp_path / "p.json"): digest},
     }

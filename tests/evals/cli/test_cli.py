@@ -11,8 +11,9 @@ from PIL import Image
 
 import cdkit
 from cdkit.errors import CdkitError, CdkitWarning
-from cdkit.evals.ablation import ablation_run, side_by_side
+from cdkit.evals.ablation import side_by_side
 from cdkit.evals.runner.answer_engine import Generated
+from cdkit.evals.runner.run_folder import folder_of
 
 PROMPT = "is there a cat ?"
 SEARCH = next(name for name in cdkit.presets() if cdkit.load(name).modes == ("beam",))
@@ -205,15 +206,15 @@ def test_a_grid_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_run_is_never_written_into_another(tmp_path: Path) -> None:
-    assert ablation_run.new_folder(tmp_path, "first").is_dir()
+    (tmp_path / "first").mkdir()
     message = refused("ablate", "--quick", "--output", tmp_path, "--name", "first")
-    assert "first is there already: give another --name" in message
+    assert "first is there already: --resume goes on" in message
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".", ""])
 def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(CdkitError, match="--name must be the name of a folder"):
-        ablation_run.new_folder(tmp_path, name)
+        folder_of(tmp_path, name)
 
 
 def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, picture: Path) -> None:

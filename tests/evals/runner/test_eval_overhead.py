@@ -76,7 +76,7 @@ def test_what_the_run_loop_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Two minutes; by hand."""
     parts = parts_of(draw(tmp_path / "world", images=60))
     engine = AnswerEngine(*cdkit.load_model("micro"))
-    prepared = prepare(settings(), tmp_path, parts)
+    prepared = prepare(settings(), tmp_path, "micro", parts)
     asked = workload(prepared)
     key = {
         (item.name, name): asked.keys[question]

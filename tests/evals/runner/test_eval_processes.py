@@ -95,7 +95,7 @@ def test_two_processes_from_a_script(tmp_path: Path) -> None:
 
 def test_what_a_process_is_handed_can_be_sent(tmp_path: Path) -> None:
     parts = parts_of(draw(tmp_path / "world"))
-    asked = workload(prepare(settings(set={"alpha": 1.0}), tmp_path, parts))
+    asked = workload(prepare(settings(set={"alpha": 1.0}), tmp_path, "micro", parts))
     job = RunJob(
         engines=Engines(ChosenModel("micro"), {"temperature": 1.0}),
         workload=asked,
