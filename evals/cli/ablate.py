@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cdkit.evals.ablation import grid_toml  # light, and the help names the packaged grids
 from cdkit.evals.cli.app import Device, FourBit, app, console, examples, guarded, quiet, say
+from cdkit.evals.cli.usage import usage
 
 
 @app.command(
@@ -72,7 +73,8 @@ def ablate(
         grid, quick=quick
     )  # a misspelt key is an error before slow imports
     if dtype is not None:
-        wanted = replace(wanted, dtype=dtype)
+        with usage():
+            wanted = replace(wanted, dtype=dtype)
     if load_in_4bit:
         wanted = replace(wanted, load_in_4bit=True)
     quiet()

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.usage import usage
 
 
 @app.command(
@@ -108,21 +109,22 @@ def bench(
     from cdkit.evals.speed import bench_files, bench_run, bench_tables
     from cdkit.evals.speed.bench_settings import DEFAULT, EACH, METHODS, BenchSettings
 
-    settings = BenchSettings(
-        shape=shape,
-        methods=tuple(method or METHODS),
-        variants=(*(variant or DEFAULT), *(EACH if each else ())),
-        batches=tuple(batch or (1,)),
-        text_tokens=tuple(text_tokens or (50,)),
-        new_tokens=new_tokens,
-        image_tokens=image_tokens,
-        dtype=dtype,
-        device=device,
-        rounds=rounds,
-        threads=threads,
-        seed=seed,
-        profile=profile,
-    )
+    with usage():
+        settings = BenchSettings(
+            shape=shape,
+            methods=tuple(method or METHODS),
+            variants=(*(variant or DEFAULT), *(EACH if each else ())),
+            batches=tuple(batch or (1,)),
+            text_tokens=tuple(text_tokens or (50,)),
+            new_tokens=new_tokens,
+            image_tokens=image_tokens,
+            dtype=dtype,
+            device=device,
+            rounds=rounds,
+            threads=threads,
+            seed=seed,
+            profile=profile,
+        )
     if out is not None and out.exists() and not out.is_dir():
         raise CdkitError(f"--out {out} is a file: name a folder")
     with progress.progress_bars(Console(stderr=True)) as stages:

@@ -22,6 +22,7 @@ from cdkit.evals.cli.app import (
     guarded,
     quiet,
 )
+from cdkit.evals.cli.usage import usage
 
 
 @app.command(
@@ -174,15 +175,26 @@ def eval_(
     from cdkit.evals.runner.run_folder import folder_of, read_settings
     from cdkit.evals.runner.run_settings import Resources, settings_of
 
+    with usage():
+        if retry_errors and not resume:
+            raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
+        if resume and name is None:
+            raise CdkitError("--resume goes on with a run: give its --name")
+        parameters = overrides(set_ or [])
+        drawn = None if seeds is None else _numbers(seeds)
+        folder = folder_of(output, name or _now())
+        chosen = [each.strip() for each in loggers.split(",") if each.strip()]
+        check_loggers(chosen)
+        resources = Resources(batch_size, devices, nodes, accelerator, workers, device=device)
     given: dict[str, Any] = {
         "method": method,
         "bench": bench,
         "data": None if data is None else str(data.absolute()),
         "model": model,
-        "set": overrides(set_) if set_ else None,
+        "set": parameters or None,
         "only": only,
         "mode": mode,
-        "seeds": None if seeds is None else _numbers(seeds),
+        "seeds": drawn,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -194,19 +206,12 @@ def eval_(
         "load_in_4bit": load_in_4bit or None,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    if retry_errors and not resume:
-        raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
-    if resume and name is None:
-        raise CdkitError("--resume goes on with a run: give its --name")
-    folder = folder_of(output, name or _now())
     if config is not None:
         given = _from_file(config) | given
     elif resume and folder.exists():
         given = read_settings(folder)["settings"] | given
-    settings = settings_of(given, "cdkit eval")
-    resources = Resources(batch_size, devices, nodes, accelerator, workers, device=device)
-    chosen = [each.strip() for each in loggers.split(",") if each.strip()]
-    check_loggers(chosen)
+    with usage():
+        settings = settings_of(given, "cdkit eval")
     settings.load_method()  # a misspelt name is an error before the data is read
 
     from cdkit.evals.data.layout import parts_in

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_temperature, check_text
 from cdkit.evals.cli.app import (
     FAILED,
     Device,
@@ -19,6 +19,7 @@ from cdkit.evals.cli.app import (
     quiet,
     say,
 )
+from cdkit.evals.cli.usage import usage
 
 
 @app.command(
@@ -90,16 +91,21 @@ def generate(
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if method is None and not names:
         method = "cmac"
-    if temperature is not None and not sample:
-        raise CdkitError("--temperature belongs to --sample: give both, or neither")
-    if sample and beams > 1:
-        raise CdkitError("--beams searches and --sample draws: give one of them")
-    if method is None and set_:
-        raise CdkitError("--set belongs to --method: give one")
-    methods = side_by_side.methods(method, side_by_side.overrides(set_ or []), names)
+    with usage():
+        if temperature is not None:
+            if not sample:
+                raise CdkitError("--temperature belongs to --sample: give both, or neither")
+            check_temperature("--temperature", temperature)
+        if sample and beams > 1:
+            raise CdkitError("--beams searches and --sample draws: give one of them")
+        if method is None and set_:
+            raise CdkitError("--set belongs to --method: give one")
+        parameters = side_by_side.overrides(set_ or [])
+        check_text("--prompt", prompt)
+        chosen = ChosenModel(model, dtype or "auto", revision, load_in_4bit)
     answers = side_by_side.answer(
-        ChosenModel(model, dtype or "auto", revision, load_in_4bit),
-        methods,
+        chosen,
+        side_by_side.methods(method, parameters, names),
         prompt,
         image,
         max_new_tokens=max_new_tokens,
