@@ -299,8 +299,8 @@ def test_a_usage_error_is_one_line(arguments: list[str], says: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--device", "tpu"], "--device is 'tpu': give auto, cpu or cuda"),
-        (["--device", "cuda:77"], "--device is 'cuda:77', but torch sees"),
+        (["--device", "tpu"], "no device is called 'tpu': give auto, cpu, cuda (cuda:1"),
+        (["--device", "cuda:77"], "device 'cuda:77' is not there: torch sees"),
         (["--image-tokens", "16"], "--image-tokens is 16, but the trained model micro has 64"),
         (["--method", "vdc"], "vdc"),
         (["--method", "opera"], "opera cannot be benched: over_trust has no place"),
