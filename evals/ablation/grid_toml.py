@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.evals.ablation.grid import (
     BenchmarkSpec,
     CostSpec,
@@ -49,6 +49,7 @@ def read_grid(grid: str | Path = DEFAULT, *, quick: bool = False) -> Grid:
     """A packaged grid by its name, or a file's; `quick` lays its [quick] keys over it."""
     path = find(grid)
     try:
+        check_file(path)
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CdkitError(f"cannot read the grid {path}: {error.strerror}") from None

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.evals.cli.app import (
     FAILED,
     Device,
@@ -292,6 +292,7 @@ def _numbers(text: str) -> list[int]:
 def _from_file(path: Path) -> dict[str, Any]:
     """Settings from a run's settings.json, or from a TOML file with the same keys."""
     try:
+        check_file(path)
         text = path.read_text("utf-8-sig")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError) as error:

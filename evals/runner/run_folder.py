@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError, check_text
+from cdkit.errors import CdkitError, check_file, check_text
 from cdkit.evals.runner.checked import TABLE, TEXT, checked
 from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.journal import not_written
@@ -50,6 +50,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """What a run was begun with, as plain data: `settings` and `identity`."""
     path = folder / SETTINGS
     try:
+        check_file(path)
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CdkitError(f"{folder} holds no run of cdkit eval (no {SETTINGS})") from None
