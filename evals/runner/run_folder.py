@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 
 from cdkit.errors import CdkitError, check_file, check_text
@@ -21,6 +22,8 @@ from cdkit.evals.runner.run_settings import OPTIONAL, RunSettings
 SETTINGS, LOCK, JOURNAL = "settings.json", ".lock", "journal"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What a disk says that takes no more."""
+AGE = 3600.0
+"""Seconds after which a draft is of a killed run, where processes cannot be asked."""
 PREDICTIONS, METRICS, MANIFEST = "predictions.jsonl", "metrics.json", "manifest.json"
 
 
@@ -92,7 +95,7 @@ def opened(
     new = not folder.exists()
     if new:
         _begin(folder, wanted)
-    with locked(folder / LOCK):
+    with ExitStack() as after, locked(folder / LOCK):
         _check_same(folder, read_settings(folder), json.loads(json.dumps(wanted)))
         try:
             yield
@@ -104,10 +107,17 @@ def opened(
                         f"{folder.name}"
                     )
             elif new:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                after.callback(_remove_rest, folder)
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise not_written(folder, error) from error
             raise
+
+
+def _remove_rest(folder: Path) -> None:
+    """Remove the lock file, which Windows keeps while it is open; not a run begun since."""
+    if not (folder / SETTINGS).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _begin(folder: Path, content: Mapping[str, Any]) -> None:
@@ -130,14 +140,14 @@ def _sweep(output: Path) -> None:
         if not (name.isascii() and name.isdigit() and draft.is_dir()):
             continue
         empty = {p.name for p in draft.rglob("*")} <= {JOURNAL, SETTINGS, f".{SETTINGS}.draft"}
-        if empty and not _at_work(int(name)):
+        if empty and not _at_work(int(name), draft):
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _at_work(process: int) -> bool:
+def _at_work(process: int, draft: Path) -> bool:
     """Whether a process of this number lives and is another than this one."""
-    if os.name == "nt":  # where asking with signal 0 would end it
-        return False
+    if os.name == "nt":  # where asking with signal 0 would end it; a draft takes less than a second
+        return time() - draft.stat().st_mtime < AGE
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

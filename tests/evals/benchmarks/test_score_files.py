@@ -48,7 +48,7 @@ def refused(*arguments: str | Path, status: int = 1) -> str:
 
 
 def lines(path: Path, rows: Sequence[object]) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
 
 

@@ -93,7 +93,10 @@ def test_other_questions_and_rows_without_a_manifest(
         score_pope(path, said, PARSERS)
     found = score_pope(path, said, PARSERS, Picked("pope_micro_random", 3)).metrics
     assert found == pytest.approx(done.metrics["pope_micro_random"]["by_seed"][1]["metrics"])
-    said.write_text(said.read_text() + said.read_text().splitlines()[0] + "\n")
+    said.write_text(
+        said.read_text(encoding="utf-8") + said.read_text(encoding="utf-8").splitlines()[0] + "\n",
+        encoding="utf-8",
+    )
     with pytest.raises(CdkitError, match=r"predictions.jsonl:\d+ answers .* a second time, after"):
         score_pope(path, said, PARSERS, Picked("pope_micro_random"))
     other = tmp_path / "other.json"
