@@ -175,7 +175,7 @@ class AnsweringModule(pl.LightningModule):
         model, processor = settings.chosen.load(self.trainer.strategy.root_device)
         if self.job.bar and self.trainer.is_global_zero:
             screen = Console(stderr=True, highlight=False, soft_wrap=True)
-            kept = "; settings.json and manifest.json hold it"
+            kept = "; settings.json and manifest.json hold it, and answers have no margins"
             for line in (
                 settings.chosen.told(model),
                 *notes(model, beams=settings.mode == BEAM, kept=kept),
