@@ -1,6 +1,9 @@
 """The one exception for errors that the user can correct, checks that raise it, and the warning."""
 
+import errno
 import math
+import stat
+from pathlib import Path
 from typing import Any, get_args
 
 
@@ -27,6 +30,30 @@ def check_text(name: str, text: str) -> None:
             f"{name} is no text: {text!a} holds half of a character, or a byte that is not "
             "UTF-8; write the whole character, in UTF-8"
         )
+
+
+KINDS_OF_FILES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_file(path: Path) -> None:
+    """Check that a path is a file: a pipe would be waited for, and a device read for ever.
+
+    Args:
+        path: The path, which may be a link to a file.
+
+    Raises:
+        OSError: If there is nothing, or something else than a file.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = KINDS_OF_FILES.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file")
 
 
 def check_choice(name: str, value: object, allowed: Any) -> None:

@@ -75,6 +75,11 @@ def load_model(
         dtype = torch.float32 if dtype == "auto" else dtype
     if device is not None and device_map is not None:
         raise CdkitError(f"device={device} and device_map={device_map}: give one of them")
+    if Path(path).is_file():
+        raise CdkitError(
+            f"cannot load the model {str(name_or_path)!r}: it is a file, and a model is a folder "
+            "with a config.json: give the folder"
+        )
     if revision is not None and Path(path).is_dir():
         raise CdkitError(
             f"revision={revision!r} belongs to a model on the hub, and {str(name_or_path)!r} is a "

@@ -63,6 +63,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def ask(command: str, folder: Path) -> list[str | Path]:
     if command == "ablate":
         return ["ablate", folder / "grid.toml", "--output", folder / "runs"]
+    if command == "bench":
+        small = ("--rounds", "1", "--new-tokens", "2", "--text-tokens", "4", "--method", "vcd")
+        return ["bench", *small, "--variant", "cdkit"]
     picture = folder / "photo.png"
     return ["generate", "--prompt", "is there a cat ?", "--image", picture, "--method", "plain"]
 
@@ -74,6 +77,8 @@ def ask(command: str, folder: Path) -> list[str | Path]:
         ("generate", [], (), "cpu"),
         ("generate", ["--device", "cpu", "--dtype", "float64"], ("cuda",), "cpu"),
         ("ablate", [], ("mps",), "mps"),
+        ("bench", ["--device", "cpu", "--dtype", "float64"], ("cuda",), "cpu"),
+        ("bench", [], (), "cpu"),
         ("ablate", ["--device", "cpu", "--dtype", "float64"], ("cuda",), "cpu"),
     ],
 )
@@ -121,16 +126,40 @@ def test_a_stand_in_device() -> None:
     assert model.dtype == torch.float16
 
 
+@pytest.mark.parametrize("command", ["generate", "ablate", "bench"])
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
-def test_a_device_that_is_none(name: str, folder: Path) -> None:
-    told = refused(*ask("generate", folder), "--device", name)
+def test_a_device_that_is_none(name: str, command: str, folder: Path) -> None:
+    told = refused(*ask(command, folder), "--device", name)
     assert f"no device is called {name!r}: give auto, cpu, cuda" in told
 
 
-def test_a_device_that_is_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["generate", "ablate", "bench"])
+def test_a_device_that_is_not_there(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    told = refused(*ask("generate", folder), "--device", "cuda")
+    told = refused(*ask(command, folder), "--device", "cuda")
     assert "device 'cuda' is not there: torch sees cpu; give auto or one of them" in told
+
+
+def test_a_bench_goes_to_the_accelerator_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shape: those of random weights are made there."""
+    built: list[torch.device] = []
+
+    def stop(settings: object, dtype: object, device: torch.device) -> None:
+        built.append(device)
+        raise cdkit.CdkitError("as far as this test goes")
+
+    monkeypatch.setattr("cdkit.evals.speed.bench_run.build", stop)
+    monkeypatch.setattr("cdkit.evals.speed.bench_run.machine", lambda device, dtype: {})
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for shape in ("micro", "0.5b", "7b"):
+        assert "as far as" in refused("bench", "--shape", shape, "--threads", "1")
+    assert built == [torch.device("mps")] * 3
+
+
+def test_a_device_and_a_map_exclude_each_other() -> None:
     with pytest.raises(cdkit.CdkitError, match="device=cpu and device_map=auto: give one of them"):
         cdkit.load_model("micro", device="cpu", device_map="auto")
 

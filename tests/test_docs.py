@@ -22,7 +22,7 @@ def test_the_code_of_a_page_runs(
     monkeypatch.chdir(tmp_path)
     module = ModuleType(f"page_{page.stem}")  # a real module: its classes can be pickled
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for code in BLOCK.findall(page.read_text()):
+    for code in BLOCK.findall(page.read_text(encoding="utf-8")):
         exec(compile(code, str(page), "exec"), vars(module))
 
 

@@ -13,7 +13,7 @@ SOURCE = Path(cdkit.__file__)
 
 def imports_for_type_checkers() -> dict[str, set[str]]:
     homes: dict[str, set[str]] = {}
-    for node in ast.walk(ast.parse(SOURCE.read_text())):
+    for node in ast.walk(ast.parse(SOURCE.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cdkit."):
             home = str(node.module).removeprefix("cdkit.")
             homes.setdefault(home, set()).update(alias.asname or "" for alias in node.names)

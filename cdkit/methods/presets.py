@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.errors import CdkitError, CdkitWarning, check_file
 from cdkit.interfaces.part import Part
 from cdkit.methods.method import NO_CONSTRAINT, REGISTRIES, Branch, Method, kind_of
 from cdkit.registry import (
@@ -402,6 +402,7 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     if path.suffix != ".toml" and path.parent == Path("."):
         raise UnknownNameError(unknown("method", name, files, broken))
     try:
+        check_file(path)
         return _toml(path.read_text("utf-8-sig"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise CdkitError(f"cannot read the method file {name}: {error}") from None

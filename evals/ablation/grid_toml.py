@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.evals.ablation.grid import (
     BenchmarkSpec,
     BenchSpec,
@@ -65,6 +65,7 @@ def read_table(grid: str | Path, *, quick: bool = False) -> dict[str, Any]:
     """What a grid's file holds; `quick` lays its [quick] keys over it."""
     path = find(grid)
     try:
+        check_file(path)
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CdkitError(f"cannot read the grid {path}: {error.strerror}") from None
@@ -87,7 +88,7 @@ LISTS = ("models", "decode", "seeds", "only")
 
 def parse(table: Table) -> Grid:
     """A grid from what a TOML file holds. `only` names the benchmarks and parts to keep."""
-    given = _named_whole(table)
+    given = named_whole(table)
     check_names("the grid", given, [f.name for f in fields(Grid)] + ["quick"], "key")
     for key in LISTS:
         if key in given:
@@ -113,7 +114,7 @@ def parse(table: Table) -> Grid:
     return Grid(**given)
 
 
-def _named_whole(table: Table) -> dict[str, Any]:
+def named_whole(table: Table) -> dict[str, Any]:
     """The table with each key under its own name, and `method` with `set` as [methods]."""
     given = dict(table)
     for short, whole in SHORT.items():

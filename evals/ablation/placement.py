@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.interfaces.benchmark import Sample
 
 FORM = '{"IMAGE": {"image_tokens": 64, "objects": [{"category": "cat", "tokens": [0, 1]}]}}'
@@ -62,6 +62,7 @@ def placed(samples: Sequence[Sample], placement: Path) -> tuple[PlacedQuestion, 
 def read_placement(placement: Path) -> Mapping[str, PlacedImage]:
     """What a placement file shows, by image; a CdkitError where it has another form."""
     try:
+        check_file(placement)
         content: object = json.loads(placement.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CdkitError(f"cannot read the placement file {placement}: {error}") from None

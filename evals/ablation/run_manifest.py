@@ -146,7 +146,8 @@ def near_ties(
         "of": total,
         "rule": "at some step a change of one logit by less than the tolerance could let another "
         "token win: the next best, or one at the edge of the plausibility constraint; not known of "
-        "beams and of methods with a loop of their own",
+        "beams, of methods with a loop of their own, and under a checkpoint's settings that move "
+        "logits (see generation)",
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.interfaces.benchmark import Answer, sha256
 
 MOST = 2**30
@@ -59,6 +59,7 @@ def read_source(path: Path) -> Source:
         CdkitError: There is no such file, it is empty, too large, or no UTF-8 text.
     """
     try:
+        check_file(path)
         with path.open("rb") as file:
             data = _bounded(file, path)
         packed = path.suffix == ".gz"
@@ -86,6 +87,7 @@ def read_source(path: Path) -> Source:
 def digest(path: Path) -> str:
     """The SHA-256 of a file's bytes, as in `Source`, without holding the file in memory."""
     try:
+        check_file(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

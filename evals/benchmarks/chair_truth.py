@@ -167,7 +167,7 @@ def _write(place: Path, text: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as folder:
             fresh = Path(folder) / place.name
-            fresh.write_text(text, encoding="utf-8")
+            fresh.write_text(text, encoding="utf-8", newline="\n")
             os.replace(fresh, place)
     except OSError as error:
         raise CdkitError(

@@ -152,7 +152,7 @@ def pope_rows(polls: Sequence[Poll]) -> list[dict[str, object]]:
 def write_polls(path: Path, polls: Sequence[Poll]) -> None:
     """The file that POPE is read from: one JSON object a line."""
     rows = pope_rows(polls)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8", newline="\n")
 
 
 def polls_of_instances(

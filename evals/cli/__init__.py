@@ -6,8 +6,11 @@ from cdkit.evals.cli import eval_, ablate, compare, generate, score, data, list_
 from cdkit.evals.cli import train_micro, convert_qwen_vl
 from cdkit.evals.cli.app import app, write_in_any_encoding
 from cdkit.evals.cli.list_ import Topic
+from cdkit.evals.cli.usage import refuse_repeats
 
 __all__ = ["Topic", "app", "main"]
+
+refuse_repeats(app)
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from cdkit.evals.cli.app import (
     names_in,
     quiet,
 )
+from cdkit.evals.cli.protocol_options import ProtocolOption, protocol_name
+from cdkit.evals.cli.usage import usage
 
 
 @app.command(
@@ -117,6 +119,7 @@ def ablate(
     workers: Annotated[
         int, typer.Option(help="Processes that load images in advance, for each device.")
     ] = 0,
+    protocol: ProtocolOption = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -147,20 +150,22 @@ def ablate(
     can be resumed. Where a sample fails, or a model cannot run a method, the others run, the tables
     say so, and the exit status is 3.
     """
-    options: dict[str, Any] = {
-        "model": names_in("--model", model),
-        "data": None if data is None else str(data.absolute()),
-        "only": only,
-        "limit": limit,
-        "dtype": dtype,
-        "revision": revision,
-        "load_in_4bit": load_in_4bit or None,
-    }
-    options = {key: value for key, value in options.items() if value is not None}
-    if retry_errors and not resume:
-        raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
-    if resume and name is None:
-        raise CdkitError("--resume goes on with a run: give its --name")
+    with usage():
+        if retry_errors and not resume:
+            raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
+        if resume and name is None:
+            raise CdkitError("--resume goes on with a run: give its --name")
+        given: dict[str, Any] = {
+            "model": names_in("--model", model),
+            "data": None if data is None else str(data.absolute()),
+            "only": only,
+            "limit": limit,
+            "protocol": protocol_name(protocol),
+            "dtype": dtype,
+            "revision": revision,
+            "load_in_4bit": load_in_4bit or None,
+        }
+        options = {key: value for key, value in given.items() if value is not None}
     from cdkit.evals.ablation.grid_options import grid_with_options
 
     if not (resume and grid is None and not quick):

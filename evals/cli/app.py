@@ -22,6 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.evals.cli.usage import USAGE, UsageError
 from cdkit.evals.reports.backend import usable_backend
 from cdkit.evals.runner.stopping import ENDED_BY, Stopped, stopped_by_signals
 
@@ -98,7 +99,7 @@ def write_in_any_encoding() -> None:
 def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """Turn an error that the user can mend into one line on stderr and exit status 1.
 
-    SIGINT becomes exit status 130, and SIGTERM 143.
+    A usage error has exit status 2. SIGINT becomes exit status 130, and SIGTERM 143.
     """
 
     @functools.wraps(command)
@@ -109,7 +110,7 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
                 command(*args, **kwargs)
         except (CdkitError, OSError) as error:
             _complain(f"error: {_one_line(error)}")
-            raise typer.Exit(1) from None
+            raise typer.Exit(USAGE if isinstance(error, UsageError) else 1) from None
         except (KeyboardInterrupt, Stopped) as stopped:
             code = stopped.exit_status if isinstance(stopped, Stopped) else ENDED_BY + signal.SIGINT
             what = "interrupted" if code == ENDED_BY + signal.SIGINT else "terminated"

@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 
 from cdkit.errors import CdkitError
-from cdkit.evals.cli.app import app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import Device, Dtype, app, console, examples, guarded, quiet, say
+from cdkit.evals.cli.usage import usage
 
 
 @app.command(
@@ -26,7 +27,8 @@ def bench(
         str,
         typer.Option(
             help="micro: the model in the package. 0.5b, 7b: random weights in the shapes of LLaVA "
-            "with Qwen2-0.5B and of LLaVA-1.5-7B; nothing is downloaded."
+            "with Qwen2-0.5B and of LLaVA-1.5-7B, in bfloat16 without --dtype; nothing is "
+            "downloaded."
         ),
     ] = "micro",
     method: Annotated[
@@ -66,13 +68,8 @@ def bench(
             show_default="576",
         ),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto (float32 for micro, else bfloat16), float32, bfloat16, float16 or float64."
-        ),
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Dtype = None,
+    device: Device = "auto",
     rounds: Annotated[int, typer.Option(help="Measured rounds, after one to warm up.")] = 5,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads.", show_default="torch's choice")
@@ -108,25 +105,26 @@ def bench(
     from cdkit.evals.speed import bench_files, bench_run, bench_tables
     from cdkit.evals.speed.bench_settings import DEFAULT, EACH, METHODS, BenchSettings
 
-    settings = BenchSettings(
-        shape=shape,
-        methods=tuple(method or METHODS),
-        variants=(*(variant or DEFAULT), *(EACH if each else ())),
-        batches=tuple(batch or (1,)),
-        text_tokens=tuple(text_tokens or (50,)),
-        new_tokens=new_tokens,
-        image_tokens=image_tokens,
-        dtype=dtype,
-        device=device,
-        rounds=rounds,
-        threads=threads,
-        seed=seed,
-        profile=profile,
-    )
+    with usage():
+        settings = BenchSettings(
+            shape=shape,
+            methods=tuple(method or METHODS),
+            variants=(*(variant or DEFAULT), *(EACH if each else ())),
+            batches=tuple(batch or (1,)),
+            text_tokens=tuple(text_tokens or (50,)),
+            new_tokens=new_tokens,
+            image_tokens=image_tokens,
+            dtype=dtype or "auto",
+            device=device,
+            rounds=rounds,
+            threads=threads,
+            seed=seed,
+            profile=profile,
+        )
     if out is not None and out.exists() and not out.is_dir():
         raise CdkitError(f"--out {out} is a file: name a folder")
     with progress.progress_bars(Console(stderr=True)) as stages:
-        found = bench_run.bench(settings, stages)
+        found = bench_run.bench(settings, stages, say)
     if out is not None:
         bench_files.write_bench(found, out)
     if as_json:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdkit.evals.cli.app import Device, app, console, examples, guarded, quiet
+from cdkit.evals.cli.usage import UsageError
 from cdkit.evals.statistics.defaults import RESAMPLES
 
 
@@ -100,6 +101,8 @@ def compare(
     from cdkit.evals.reports.table_layout import overviews
     from cdkit.evals.runner.progress import progress_bars
 
+    if len(runs) < 2:
+        raise UsageError(f"a comparison needs two runs or more, got {len(runs)}")
     folder = comparison_run.new_folder(output)
     chosen = name_runs(read_runs(runs), names.split(",") if names is not None else None, base)
     drawn = comparison_galleries.overlay_source(chosen, device=device) if attention else None

@@ -106,7 +106,7 @@ def build_pope(
     for split, asked in polls.items():
         write_polls(out / f"coco_pope_{split}.json", asked)
     made = {"instances_sha256": source.sha256, "images": images, "seed": seed, "objects": objects}
-    (out / "built_from.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
+    (out / "built_from.json").write_text(json.dumps(made) + "\n", encoding="utf-8", newline="\n")
     console().print(
         f"wrote {len(polls)} files of {2 * objects * images:,} questions to {out}",
         highlight=False,

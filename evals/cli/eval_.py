@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.evals.cli.app import (
     Device,
     Dtype,
@@ -19,6 +19,22 @@ from cdkit.evals.cli.app import (
     names_in,
     quiet,
 )
+from cdkit.evals.cli.protocol_options import (
+    CaptionPrompt,
+    ImageCount,
+    ImageList,
+    ImagePreprocessing,
+    ImageSeed,
+    Parser,
+    ProtocolOption,
+    QuestionSuffix,
+    Scorer,
+    System,
+    Template,
+    UnfinishedSentence,
+    protocol_name,
+)
+from cdkit.evals.cli.usage import usage
 
 
 @app.command(
@@ -125,6 +141,18 @@ def eval_(
             "the text after it is not read.",
         ),
     ] = False,
+    protocol: ProtocolOption = None,
+    question_suffix: QuestionSuffix = None,
+    caption_prompt: CaptionPrompt = None,
+    parser: Parser = None,
+    scorer: Scorer = None,
+    unfinished_sentence: UnfinishedSentence = None,
+    image_list: ImageList = None,
+    image_count: ImageCount = None,
+    image_seed: ImageSeed = None,
+    system: System = None,
+    template: Template = None,
+    image_preprocessing: ImagePreprocessing = None,
     dtype: Dtype = None,
     revision: Revision = None,
     load_in_4bit: FourBit = False,
@@ -196,21 +224,35 @@ def eval_(
     quiet()
     from cdkit.evals.ablation.grid_options import SINGLE_RUN, with_options
     from cdkit.evals.ablation.grid_run import RunOptions, run_grid
+    from cdkit.evals.ablation.grid_toml import named_whole
     from cdkit.evals.ablation.side_by_side import overrides
     from cdkit.evals.cli.run_output import report_run
     from cdkit.evals.runner.loggers import check_loggers
     from cdkit.evals.runner.resources import Resources
     from cdkit.evals.runner.run_folder import folder_of, read_settings
 
+    with usage():
+        if retry_errors and not resume:
+            raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
+        if resume and name is None:
+            raise CdkitError("--resume goes on with a run: give its --name")
+        parameters = overrides(set_ or [])
+        drawn = None if seeds is None else _numbers(seeds)
+        folder = folder_of(output, name or _now())
+        chosen = [each.strip() for each in loggers.split(",") if each.strip()]
+        check_loggers(chosen)
+        resources = Resources(
+            batch_size, devices, nodes, accelerator, workers, device=device, device_map=device_map
+        )
     given: dict[str, Any] = {
         "method": names_in("--method", method),
         "bench": names_in("--bench", bench),
         "data": None if data is None else str(data.absolute()),
         "model": names_in("--model", model),
-        "set": overrides(set_) if set_ else None,
+        "set": parameters or None,
         "only": only,
         "mode": names_in("--mode", mode),
-        "seeds": None if seeds is None else _numbers(seeds),
+        "seeds": drawn,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -218,33 +260,37 @@ def eval_(
         "limit": limit,
         "max_new_tokens": max_new_tokens,
         "first_token": first_token or None,
+        "protocol": protocol_name(protocol),
+        "question_suffix": question_suffix,
+        "caption_prompt": caption_prompt,
+        "parser": parser,
+        "scorer": scorer,
+        "unfinished_sentence": unfinished_sentence,
+        "image_list": None if image_list is None else str(image_list.absolute()),
+        "image_count": image_count,
+        "image_seed": image_seed,
+        "system": system,
+        "template": template,
+        "image_preprocessing": image_preprocessing,
         "dtype": dtype,
         "revision": revision,
         "load_in_4bit": load_in_4bit or None,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    if retry_errors and not resume:
-        raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
-    if resume and name is None:
-        raise CdkitError("--resume goes on with a run: give its --name")
-    folder = folder_of(output, name or _now())
     table: dict[str, Any] = dict(SINGLE_RUN)
     if config is not None:
-        table |= _from_file(config)
+        with usage():
+            table |= named_whole(_from_file(config))
     elif resume and folder.exists():
         table = read_settings(folder)["settings"]
-    _check_given(table, given)
-    grid = with_options(table, given, "cdkit eval")
-    resources = Resources(
-        batch_size, devices, nodes, accelerator, workers, device=device, device_map=device_map
-    )
-    chosen = tuple(each.strip() for each in loggers.split(",") if each.strip())
-    check_loggers(chosen)
+    with usage():
+        _check_given(table, given)
+        grid = with_options(table, given, "cdkit eval")
     outcome = run_grid(
         grid,
         resources,
         folder,
-        RunOptions(resume, retry_errors, chosen, bar=True, silence=quiet),
+        RunOptions(resume, retry_errors, tuple(chosen), bar=True, silence=quiet),
     )
     if outcome is not None:  # the leading process prints the results
         report_run(outcome, as_json=as_json)
@@ -258,7 +304,7 @@ def _check_given(table: dict[str, Any], given: dict[str, Any]) -> None:
         keys = {"method": keys["method"]}
     lacking = [f"--{option}" for option, names in keys.items() if not there & {*names}]
     if lacking:
-        raise typer.BadParameter(f"give {' and '.join(lacking)} (cdkit eval --help)")
+        raise CdkitError(f"give {' and '.join(lacking)} (cdkit eval --help)")
 
 
 def _numbers(text: str) -> list[int]:
@@ -273,6 +319,7 @@ def _numbers(text: str) -> list[int]:
 def _from_file(path: Path) -> dict[str, Any]:
     """Settings from a run's settings.json, or from a TOML file with the same keys."""
     try:
+        check_file(path)
         text = path.read_text("utf-8-sig")
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError) as error:

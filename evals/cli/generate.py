@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_temperature, check_text
 from cdkit.evals.cli.app import (
     FAILED,
     Device,
@@ -19,6 +19,7 @@ from cdkit.evals.cli.app import (
     quiet,
     say,
 )
+from cdkit.evals.cli.usage import usage
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 
 
@@ -112,12 +113,18 @@ def generate(
     names = [name.strip() for name in compare.split(",") if name.strip()]
     if method is None and not names:
         method = "cmac"
-    if temperature is not None and not sample and protocol is None:
-        raise CdkitError("--temperature belongs to --sample: give both, or neither")
-    if sample and beams is not None and beams > 1:
-        raise CdkitError("--beams searches and --sample draws: give one of them")
-    if method is None and set_:
-        raise CdkitError("--set belongs to --method: give one")
+    with usage():
+        if temperature is not None:
+            if not sample and protocol is None:
+                raise CdkitError("--temperature belongs to --sample: give both, or neither")
+            check_temperature("--temperature", temperature)
+        if sample and beams is not None and beams > 1:
+            raise CdkitError("--beams searches and --sample draws: give one of them")
+        if method is None and set_:
+            raise CdkitError("--set belongs to --method: give one")
+        parameters = side_by_side.overrides(set_ or [])
+        check_text("--prompt", prompt)
+        chosen = ChosenModel(model, dtype or "auto", revision, load_in_4bit)
     under = None
     if protocol is not None:
         asked = {
@@ -132,11 +139,11 @@ def generate(
         beams = (under.beams or BEAMS) if under.mode == BEAM else 1
         temperature = under.temperature if sample else None
         max_new_tokens = under.max_new_tokens
-    methods = side_by_side.methods(method, side_by_side.overrides(set_ or []), names, under)
+    methods = side_by_side.methods(method, parameters, names, under)
     if under is not None and (line := not_their_papers(under, methods)):
         say(line)
     answers = side_by_side.answer(
-        ChosenModel(model, dtype or "auto", revision, load_in_4bit),
+        chosen,
         methods,
         prompt,
         image,

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import app, console, examples, guarded
+from cdkit.evals.cli.usage import UsageError, check_name
 
 if TYPE_CHECKING:
     from cdkit.evals.benchmarks.score_files import Scored
@@ -60,8 +60,11 @@ def pope(
     as_json: Json = False,
 ) -> None:
     """Score yes/no answers to POPE (JSON lines with `question_id` and `text`)."""
+    from cdkit.evals.benchmarks.pope import PARSERS
     from cdkit.evals.benchmarks.score_files import Picked, score_pope
 
+    if parser is not None:
+        check_name("--parser", parser, PARSERS)
     parsers = ("strict", "reference") if parser is None else (parser,)
     _show(score_pope(questions, answers, parsers, Picked(part, seed)), as_json)
 
@@ -114,10 +117,18 @@ def chair(
 ) -> None:
     """Score captions by CHAIR: how many objects they mention that are not in the image."""
     from cdkit.evals.benchmarks.chair import CHAIR
+    from cdkit.evals.benchmarks.object_words import SCORERS
     from cdkit.evals.benchmarks.score_files import Picked, score_chair
 
+    if not (instances and coco_captions) if ground_truth is None else instances or coco_captions:
+        raise UsageError(
+            "CHAIR needs to know what is in the images: give both the instances and the captions "
+            "file of COCO, or a ground truth file alone (--instances and --coco-captions, or "
+            "--ground-truth)"
+        )
+    check_name("scorer of captions", lemmas, SCORERS)
     if cache is not None and not instances:
-        raise CdkitError("--cache keeps what --instances and --coco-captions give: give them too")
+        raise UsageError("--cache keeps what --instances and --coco-captions give: give them too")
     benchmark = CHAIR(
         synonyms,
         instances=tuple(instances or ()),
@@ -149,6 +160,11 @@ def mme(
     """Score answers to MME in the text format of MME's evaluation tool."""
     from cdkit.evals.benchmarks.score_files import Picked, score_mme
 
+    if questions is None and answers.is_file():
+        raise UsageError(
+            f"--answers {answers} is a file: give the folder of MME's questions too (--questions), "
+            "or a folder of TASK.txt files with the answers in their fourth column"
+        )
     _show(score_mme(answers, questions, Picked(part, seed)), as_json)
 
 
@@ -177,8 +193,11 @@ def amber(
     as_json: Json = False,
 ) -> None:
     """Score yes/no answers to AMBER's discriminative part (the positive class is "no")."""
+    from cdkit.evals.benchmarks.amber import PARSERS
     from cdkit.evals.benchmarks.score_files import Picked, score_amber
 
+    if parser is not None:
+        check_name("--parser", parser, PARSERS)
     parsers = ("strict", "official") if parser is None else (parser,)
     _show(score_amber(questions, annotations, answers, parsers, Picked(part, seed)), as_json)
 

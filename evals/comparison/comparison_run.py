@@ -132,7 +132,7 @@ def write(compared: ComparedRuns, folder: Path) -> None:
         raise CdkitError(f"{folder} appeared meanwhile: give another --output") from None
     facts = manifest(compared, folder.name)
     text = json.dumps(data(compared), indent=1, ensure_ascii=False)
-    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    (folder / "comparison.json").write_text(text, encoding="utf-8", newline="\n")
     markdown.write(folder / "tables.md", compared.results)
     left_out = exports.write(folder, compared.results)
     report.write(folder / "report.html", compared.results, facts, left_out)

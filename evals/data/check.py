@@ -184,7 +184,8 @@ def _strays(folder: Path, parts: Sequence[PartReport]) -> Iterator[str]:
 
 
 def _called(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    inside = path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if inside else str(path)
 
 
 def _few(names: Sequence[str]) -> str:

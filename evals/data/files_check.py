@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.evals.data.catalogue import KnownFile, known_files
 from cdkit.evals.runner.pictures import BOMBS, load_picture, opened
 from cdkit.interfaces.benchmark import Sample
@@ -36,6 +36,7 @@ class FileFound:
 def examine(path: Path, name: str) -> FileFound:
     """The file read once in pieces, however large; `name` is how to call it."""
     digest, size, start, crlf, last = hashlib.sha256(), 0, b"", False, b""
+    check_file(path)
     with path.open("rb") as file:
         while piece := file.read(_CHUNK):
             start = start or piece[:3]

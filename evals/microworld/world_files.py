@@ -94,9 +94,11 @@ def write_benchmarks(
     _write_pope(world, pictures, files, seed)
     _write_coco(world, pictures, files, rng)
     names = list(pictures)[:images]
-    files.caption_images.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    files.caption_images.write_text(
+        "".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n"
+    )
     synonyms = [f"{name}, {text.plural(name)}\n" for name in world.categories]
-    files.synonyms.write_text("".join(synonyms), encoding="utf-8")
+    files.synonyms.write_text("".join(synonyms), encoding="utf-8", newline="\n")
     placed = {name: _placement(world, picture) for name, picture in pictures.items()}
     _write_json(files.placement, placed)
     for number, subset in enumerate(SUBSETS, 1):
@@ -194,7 +196,7 @@ def _write_exam(
         _write_image(world, picture, files.images / name)
         for question in pair:
             lines.append(f"{name}\t{question.text}\t{question.answer.capitalize()}\n")
-    (files.mme / f"{subset}.txt").write_text("".join(lines), encoding="utf-8")
+    (files.mme / f"{subset}.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _write_image(world: World, picture: Picture, path: Path) -> None:
@@ -207,4 +209,4 @@ def _box(world: World, thing: Thing) -> Sequence[int]:
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
+    path.write_text(json.dumps(content), encoding="utf-8", newline="\n")

@@ -36,7 +36,7 @@ def write(folder: Path, results: Results) -> tuple[str, ...]:
     """Write `folder`/tables/, which must not be there yet; returns what `missing` says."""
     place = folder / FOLDER
     place.mkdir()
-    (place / "tables.tex").write_text(latex.render(results), encoding="utf-8")
+    (place / "tables.tex").write_text(latex.render(results), encoding="utf-8", newline="\n")
     rows = list(long_form(results.tables))
     write_csv(place / "tables.csv", rows)
     left_out = missing()

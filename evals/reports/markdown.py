@@ -9,7 +9,7 @@ from cdkit.evals.reports.table_layout import Column, View, overviews, view
 
 
 def write(path: Path, results: Results) -> None:
-    path.write_text(render(results), encoding="utf-8")
+    path.write_text(render(results), encoding="utf-8", newline="\n")
 
 
 def render(results: Results) -> str:

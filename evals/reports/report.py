@@ -25,7 +25,7 @@ def write(
     manifest: Mapping[str, object],
     exports: Sequence[str] | None = None,
 ) -> None:
-    path.write_text(render(results, manifest, exports), encoding="utf-8")
+    path.write_text(render(results, manifest, exports), encoding="utf-8", newline="\n")
 
 
 def render(

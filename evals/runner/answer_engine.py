@@ -191,7 +191,8 @@ class AnswerEngine:
             seed: None: greedy; else sample by the Gumbel trick under this seed.
             beams: Search with `num_beams` beams instead.
             record_margins: Also record yes scores and margins; a method with a decode loop of its
-                own has neither, and a beam search has no margins.
+                own has neither. A beam search has no margins, nor has a checkpoint whose settings
+                move logits: a penalty stretches a margin, by another factor for each token.
 
         Returns:
             An answer for each row.
@@ -216,7 +217,7 @@ class AnswerEngine:
                 method.constraint,
                 sampling,
                 prompt_length=length,
-                margins=num_beams == 1,
+                margins=num_beams == 1 and not self.adjusts_logits,
             )
             processors = LogitsProcessorList([*sampling, *([recorder] if record_margins else [])])
             ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)

@@ -35,6 +35,8 @@ ANSWERED: Mapping[str, str] = {
 }
 """Types of a row's values."""
 VERSION = 2
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
+"""How a journal is opened; Windows would write other line ends without the last flag."""
 Key = tuple[str, str, str, str, int | None]
 """(model's name, question's hash, method's hash, decode mode, seed)."""
 
@@ -89,9 +91,7 @@ class JournalWriter:
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
-        self._file: int | None = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
-        )
+        self._file: int | None = os.open(path, NEW, 0o644)
         self._lock = take(lock_of(path))
         self._path = path
         self._disk = ThreadPoolExecutor(1)

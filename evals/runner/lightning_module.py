@@ -236,7 +236,7 @@ class AnsweringModule(pl.LightningModule):
         engine = engines.at(self.trainer.strategy.root_device)
         if self.job.bar and self.trainer.is_global_zero:
             screen = Console(stderr=True, highlight=False, soft_wrap=True)
-            kept = "; settings.json and manifest.json hold it"
+            kept = "; settings.json and manifest.json hold it, and answers have no margins"
             beams = any(
                 decode.mode == BEAM
                 for asked in self.job.workload.demand.values()

@@ -1,6 +1,5 @@
 """Images from files: whole, in RGB, or one clear error."""
 
-import stat
 import struct
 import warnings
 import zlib
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 
 ORIENTATION = Base.Orientation.value
 BROKEN = (OSError, EOFError, SyntaxError, ValueError, OverflowError, struct.error, zlib.error)
@@ -53,8 +52,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """The image's head; one of `BOMBS` where it has more pixels than a photo."""
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read for ever
-        raise OSError("it is no file")
+    check_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(path)

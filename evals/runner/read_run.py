@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, check_file
 from cdkit.evals.benchmarks.benchmark_files import read_source as read_text
 from cdkit.evals.runner.checked import NUMBER, ROWS, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
@@ -183,6 +183,7 @@ def _benchmark(part: str, recorded: Mapping[str, Any], folder: Path) -> Benchmar
     for path, digest in recorded["sources"].items():
         advice = f"restore it, or run {folder.name} again on the files there are"
         try:
+            check_file(Path(path))
             data = Path(path).read_bytes()
         except OSError as error:
             raise CdkitError(

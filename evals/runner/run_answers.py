@@ -81,11 +81,16 @@ def run_answers(
             raise CdkitError(f"{row.where} answers {row_id}, which is not in {questions}")
     failed = frozenset(name for name, row in _rows(picked.values()) if row.answer is None)
     limit = None if manifest is None else manifest["settings"].get("limit")
-    unasked = samples - {sample.id for sample in asked_samples(benchmark, limit)}
+    asked = {sample.id for sample in asked_samples(benchmark, limit)}
+    if manifest is not None and all(
+        len(by_id) == manifest["parts"][chosen].get("asked") for by_id in picked.values()
+    ):  # it may have had a list of images, of which the benchmark here knows nothing
+        asked = {name for name, _ in _rows(picked.values())}
+    unasked = samples - asked
     notes = [f"the answers of {chosen}" + ("" if seed is None else f", seed {seed}")]
     if seed is None and len(picked) > 1:
         notes.append(f"the mean over the seeds {', '.join(map(str, picked))}")
-    if unasked:
+    if unasked and limit is not None:
         notes.append(f"{len(unasked):,} of {len(samples):,} were not asked (--limit {limit})")
     if failed:
         notes.append(f"{len(failed):,} of {len(samples):,} failed and are left out")

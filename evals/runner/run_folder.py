@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 
-from cdkit.errors import CdkitError, check_text
+from cdkit.errors import CdkitError, check_file, check_text
 from cdkit.evals.runner.checked import TABLE, checked
 from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.journal import not_written
@@ -33,6 +34,8 @@ OPTIONS: Mapping[str, str] = {
     "num_beams": "--beams",
 }
 """Settings whose option has another name."""
+AGE = 3600.0
+"""Seconds after which a draft is of a killed run, where processes cannot be asked."""
 PREDICTIONS, METRICS, MANIFEST = "predictions.jsonl", "metrics.json", "manifest.json"
 
 
@@ -72,6 +75,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / SETTINGS
     try:
+        check_file(path)
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CdkitError(f"{folder} holds no run of cdkit eval (no {SETTINGS})") from None
@@ -113,7 +117,7 @@ def opened(folder: Path, content: Callable[[Path], Content], *, resume: bool) ->
     new = not folder.exists()
     if new:
         _begin(folder, content)
-    with locked(folder / LOCK):
+    with ExitStack() as after, locked(folder / LOCK):
         if not new:
             before = read_settings(folder)
             _check_same(folder, before, json.loads(as_json(content(folder))))
@@ -127,10 +131,17 @@ def opened(folder: Path, content: Callable[[Path], Content], *, resume: bool) ->
                         f"{folder.name}"
                     )
             elif new:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                after.callback(_remove_rest, folder)
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise not_written(folder, error) from error
             raise
+
+
+def _remove_rest(folder: Path) -> None:
+    """Remove the lock file, which Windows keeps while it is open; not a run begun since."""
+    if not (folder / SETTINGS).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _begin(folder: Path, content: Callable[[Path], Content]) -> None:
@@ -156,14 +167,14 @@ def _sweep(output: Path) -> None:
         if not (name.isascii() and name.isdigit() and draft.is_dir()):
             continue
         ours = {p.name for p in draft.iterdir()} <= {JOURNAL, WORLD, SETTINGS, f".{SETTINGS}.draft"}
-        if ours and not _at_work(int(name)):
+        if ours and not _at_work(int(name), draft):
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _at_work(process: int) -> bool:
+def _at_work(process: int, draft: Path) -> bool:
     """Whether a process of this number lives and is another than this one."""
-    if os.name == "nt":  # where asking with signal 0 would end it
-        return False
+    if os.name == "nt":  # where asking with signal 0 would end it; a draft takes less than a second
+        return time() - draft.stat().st_mtime < AGE
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

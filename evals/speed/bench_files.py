@@ -12,6 +12,6 @@ def write_bench(bench: Bench, folder: Path) -> None:
     """bench.json with every time that was taken, bench.md, bench.svg and bench.png."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(bench.to_dict(), indent=1) + "\n"
-    (folder / "bench.json").write_text(text, encoding="utf-8")
-    (folder / "bench.md").write_text(markdown(bench), encoding="utf-8")
+    (folder / "bench.json").write_text(text, encoding="utf-8", newline="\n")
+    (folder / "bench.md").write_text(markdown(bench), encoding="utf-8", newline="\n")
     draw(bench, [folder / "bench.svg", folder / "bench.png"])

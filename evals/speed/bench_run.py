@@ -22,6 +22,7 @@ from cdkit.evals.speed.prompts import Prompts, make_prompts
 from cdkit.evals.speed.shapes import build, weight_bytes
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName, check_benchable, runners
 from cdkit.methods.method import Method
+from cdkit.pretrained import device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,23 +44,6 @@ class Bench:
         }
 
 
-def device_of(name: str) -> torch.device:
-    """The device asked for; raises where it is not there."""
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise CdkitError(f"--device is {name!r}: give auto, cpu or cuda (cuda:1 for the second)")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CdkitError(
-            f"--device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here: give cpu"
-        )
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
 def dtype_of(settings: BenchSettings) -> torch.dtype:
     if settings.dtype == "auto":
         return torch.float32 if settings.shape == MICRO else torch.bfloat16
@@ -67,8 +51,10 @@ def dtype_of(settings: BenchSettings) -> torch.dtype:
     return found
 
 
-def bench(settings: BenchSettings, stages: Stages) -> Bench:
-    """Everything that can be refused is, before the model is built."""
+def bench(
+    settings: BenchSettings, stages: Stages, tell: Callable[[str], None] = lambda line: None
+) -> Bench:
+    """Everything that can be refused is, before the model is built; `tell` is given where it is."""
     device, dtype = device_of(settings.device), dtype_of(settings)
     methods = {name: cdkit.load(name) for name in settings.methods}
     for method in methods.values():
@@ -80,6 +66,7 @@ def bench(settings: BenchSettings, stages: Stages) -> Bench:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         facts = machine(device, dtype)
         model, processor = build(settings, dtype, device)
+        tell(settings.chosen.told(model))
         sections = [
             _section(settings, model, processor, methods, batch, length, stages)
             for batch in settings.batches

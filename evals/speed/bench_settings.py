@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid_checks import MOST_THREADS, WHY_THREADS, check_integer
-from cdkit.evals.runner.chosen_model import Dtype
+from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, check_dtype
 from cdkit.evals.runner.modes import PLAIN
 from cdkit.execution.optimizations import ALL, WHAT
 from cdkit.registry import unknown
@@ -46,8 +46,8 @@ class BenchSettings:
     """One bench: a model of one shape, answers of one length, at each batch size and text length.
 
     `image_tokens` None is 576, or what the shape is fixed to; `dtype` "auto" is float32 for "micro"
-    and bfloat16 for the others; `device` "auto" is the first GPU, or the CPU; `threads` None is
-    torch's own choice.
+    and bfloat16 for the others; `device` "auto" is the accelerator there is, else the CPU;
+    `threads` None is torch's own choice.
     """
 
     shape: str = MICRO
@@ -57,8 +57,8 @@ class BenchSettings:
     text_tokens: tuple[int, ...] = (50,)
     new_tokens: int = 64
     image_tokens: int | None = None
-    dtype: str = "auto"
-    device: str = "auto"
+    dtype: str = AUTO
+    device: str = AUTO
     rounds: int = 5
     threads: int | None = None
     seed: int = 0
@@ -71,8 +71,7 @@ class BenchSettings:
         for variant in self.variants:
             if variant not in VARIANTS:
                 raise CdkitError(unknown("--variant", variant, VARIANTS))
-        if self.dtype not in get_args(Dtype):
-            raise CdkitError(unknown("--dtype", self.dtype, get_args(Dtype)))
+        check_dtype("--dtype", self.dtype)
         for option, values in (("--batch", self.batches), ("--text-tokens", self.text_tokens)):
             if not values or len(set(values)) < len(values):
                 raise CdkitError(f"{option} is given twice with the same value: {list(values)}")
@@ -99,6 +98,11 @@ class BenchSettings:
             )
         if len(set(self.methods)) < len(self.methods):
             raise CdkitError(f"--method is given twice with the same value: {list(self.methods)}")
+
+    @property
+    def chosen(self) -> ChosenModel:
+        """The model of the shape."""
+        return ChosenModel(self.shape, self.dtype)
 
     @property
     def measured(self) -> tuple[str, ...]:

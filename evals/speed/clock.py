@@ -20,7 +20,10 @@ class Times:
 
 @dataclass(eq=False)
 class Stopwatch:
-    """Counts the tokens of one answer; on a GPU by events, so that the host is not held up."""
+    """Counts the tokens of one answer; under CUDA by events, so that the host is not held up.
+
+    On another accelerator the host waits at each mark.
+    """
 
     device: torch.device
     tokens: int = 0
@@ -48,6 +51,8 @@ class Stopwatch:
 
     def _mark(self) -> None:
         if self.device.type != "cuda":
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize(self.device)
             self.marks.append(perf_counter())
             return
         event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -136,4 +136,6 @@ def _write_weights(
         places |= dict.fromkeys(ours, name)
         size += sum(value.nbytes for value in ours.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
-    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    (out / "model.safetensors.index.json").write_text(
+        json.dumps(index, indent=2) + "\n", encoding="utf-8", newline="\n"
+    )

@@ -11,10 +11,10 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "150"})
 
 
-def refused(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that the user can mend."""
+def refused(*arguments: str | Path, status: int = 1) -> str:
+    """The one line on stderr of a command that the user can mend; a usage error has status 2."""
     result = run(*arguments)
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == status, result.output
     assert "Traceback" not in result.output
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")

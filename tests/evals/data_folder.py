@@ -21,7 +21,7 @@ def pope_rows(images: tuple[str, ...] = IMAGES) -> list[dict[str, object]]:
 
 def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

@@ -48,9 +48,9 @@ class Case:
 def write(path: Path, rows: object, *, lines: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if lines and isinstance(rows, list):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     else:
-        path.write_text(json.dumps(rows, indent=1))
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def pope(folder: Path, *, lines: bool) -> Case:

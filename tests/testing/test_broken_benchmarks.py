@@ -46,7 +46,7 @@ class Quiz(Benchmark):
 
 
 def questions(path: Path) -> tuple[Sample, ...]:
-    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     return tuple(Sample(str(i), r[0], r[1], r[0], r[2]) for i, r in enumerate(rows))
 
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cdkit
 import cdkit.strategies
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import grid_toml, plan

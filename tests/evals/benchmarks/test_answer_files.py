@@ -28,7 +28,7 @@ LABELS = ("yes", "no", "yes")
 
 
 def lines(path: Path, rows: Sequence[Row]) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
 
 

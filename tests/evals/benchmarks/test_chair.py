@@ -311,7 +311,7 @@ def test_faulty_settings(tmp_path: Path, synonyms: Path, coco: dict[str, Path]) 
     with pytest.raises(CdkitError, match="names no object: a line is OBJECT, SYNONYM"):
         (tmp_path / "none.txt").write_text("# a comment\n")
         CHAIR(tmp_path / "none.txt", ground_truth=truth)
-    synonyms.write_text("dog\n, cat\n")
+    synonyms.write_text("dog\n, cat\n", encoding="utf-8")
     with pytest.raises(CdkitError, match=r"synonyms.txt:2 names no object"):
         CHAIR(synonyms, ground_truth=truth)
 

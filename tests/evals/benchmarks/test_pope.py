@@ -22,7 +22,7 @@ METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unknown")
 
 
 def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
 
 

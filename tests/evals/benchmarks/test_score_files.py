@@ -37,10 +37,10 @@ def scored(*arguments: str | Path) -> dict[str, object]:
     return value
 
 
-def refused(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that the user can mend."""
+def refused(*arguments: str | Path, status: int = 1) -> str:
+    """The one line on stderr of a command that the user can mend; a usage error has status 2."""
     result = run(*arguments)
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == status, result.output
     assert result.stdout == "" and "Traceback" not in result.output
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
@@ -48,7 +48,7 @@ def refused(*arguments: str | Path) -> str:
 
 
 def lines(path: Path, rows: Sequence[object]) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -278,13 +278,14 @@ def test_other_refusals(
 ) -> None:
     captions, truth = chair
     assert "'strikt'. Did you mean 'strict'?" in refused(
-        "pope", "--questions", pope[0], "--answers", pope[1], "--parser", "strikt"
+        "pope", "--questions", pope[0], "--answers", pope[1], "--parser", "strikt", status=2
     )
-    told = refused("chair", "--captions", captions)
+    told = refused("chair", "--captions", captions, status=2)
     assert "give both the instances and the captions file of COCO, or a ground truth" in told
-    told = refused("chair", "--captions", captions, "--ground-truth", truth, "--lemmas", "word")
+    known = ("chair", "--captions", captions, "--ground-truth", truth)
+    told = refused(*known, "--lemmas", "word", status=2)
     assert "no scorer of captions is called 'word'" in told
-    told = refused("chair", "--captions", captions, "--ground-truth", truth, "--cache", tmp_path)
+    told = refused(*known, "--cache", tmp_path, status=2)
     assert "--cache keeps what --instances and --coco-captions give" in told
     truth.write_text('{"1": ["dog"], "2": [], "1": []}')
     told = refused("chair", "--captions", captions, "--ground-truth", truth)

@@ -86,12 +86,6 @@ def test_a_set_parameter_names_the_column(picture: Path) -> None:
         (["--compare", "plain,cmacc"], "no method is called 'cmacc'. Did you mean 'cmac'?"),
         (["--set", "alpa=1.0"], "no parameter of cmac is called 'alpa'. Did you mean 'alpha'?"),
         (["--set", "beta=2.0"], "beta must be in [0, 1]"),
-        (["--set", "alpha"], "--set takes NAME=VALUE, such as alpha=1.0, got 'alpha'"),
-        (["--set", "beta=0.1", "--set", "beta=0.2"], "--set gives 'beta' twice"),
-        (["--compare", "plain", "--set", "beta=0.1"], "--set belongs to --method"),
-        (["--sample", "--temperature", "0"], "--temperature must be a finite number > 0"),
-        (["--temperature", "2"], "--temperature belongs to --sample: give both, or neither"),
-        (["--sample", "--beams", "4"], "--beams searches and --sample draws: give one of them"),
         (
             ["--method", SEARCH],
             f"{SEARCH} is not defined for greedy, but for beam search, for which give --beams 5",
@@ -104,6 +98,22 @@ def test_a_set_parameter_names_the_column(picture: Path) -> None:
 )
 def test_a_bad_option_is_one_clear_error(picture: Path, arguments: list[str], message: str) -> None:
     assert message in refused("generate", "--prompt", PROMPT, "--image", picture, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "alpha"], "--set takes NAME=VALUE, such as alpha=1.0, got 'alpha'"),
+        (["--set", "beta=0.1", "--set", "beta=0.2"], "--set gives 'beta' twice"),
+        (["--compare", "plain", "--set", "beta=0.1"], "--set belongs to --method"),
+        (["--sample", "--temperature", "0"], "--temperature must be a finite number > 0"),
+        (["--temperature", "2"], "--temperature belongs to --sample: give both, or neither"),
+        (["--sample", "--beams", "4"], "--beams searches and --sample draws: give one of them"),
+    ],
+)
+def test_a_usage_error_is_one_line(picture: Path, arguments: list[str], message: str) -> None:
+    told = refused("generate", "--prompt", PROMPT, "--image", picture, *arguments, status=2)
+    assert message in told
 
 
 def test_a_bad_image_is_one_clear_error(tmp_path: Path, picture: Path) -> None:

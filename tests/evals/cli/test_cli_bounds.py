@@ -65,7 +65,7 @@ def picture(tmp_path: Path) -> Path:
 
 def test_a_temperature_of_generate(picture: Path) -> None:
     options = ("--image", picture, "--prompt", "p", "--sample", "--temperature", "1e-300")
-    assert "--temperature must be at least 0.0001" in refused("generate", *options)
+    assert "--temperature must be at least 0.0001" in refused("generate", *options, status=2)
 
 
 def test_a_refused_method_leaves_the_others(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,10 +55,10 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, given, env={"COLUMNS": "150"})
 
 
-def refused(*arguments: str | Path) -> str:
+def refused(*arguments: str | Path, status: int = 1) -> str:
     """The one line on stderr of a command that the user can mend."""
     result = run(*arguments)
-    assert result.exit_code == 1 and "Traceback" not in result.output, result.output
+    assert result.exit_code == status and "Traceback" not in result.output, result.output
     lines = [line for line in result.stderr.strip().splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and result.stderr.strip().endswith(lines[0])
     return lines[0]
@@ -110,7 +110,7 @@ def test_what_the_user_can_mend(folders: list[Path], tmp_path: Path) -> None:
     plain, ours, _ = folders
     (tmp_path / "there").mkdir()
     assert refused(plain, ours, "--output", "there").startswith("error: there is there already")
-    assert "needs two runs or more, got 1" in refused(plain)
+    assert "needs two runs or more, got 1" in refused(plain, status=2)
     assert "is no folder: give the folders that `cdkit eval` wrote" in refused(plain, "nowhere")
     assert "there holds no run of cdkit eval" in refused(plain, "there")
     assert "--base: no run is called 'plane'. Did you mean 'plain'" in refused(

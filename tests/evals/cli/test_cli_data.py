@@ -98,7 +98,7 @@ def instances(path: Path, images: int = 20) -> Path:
         "categories": [{"id": c, "name": name} for c, name in enumerate("abcdefghi")],
         "annotations": [{"image_id": i, "category_id": c} for i, c in boxes],
     }
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

@@ -80,7 +80,6 @@ def test_samples_that_fail_exit_with_3(data: Path, world: BenchmarkFiles) -> Non
     ("arguments", "message"),
     [
         (["--bench", "pope"], "give --method and --data (cdkit eval --help)"),
-        ([*ASK[1:], "--data", "x", "--set", "alpa=1"], "no parameter of cmac is called 'alpa'"),
         ([*ASK[1:], "--data", "x", "--mode", "greedly"], "no decode mode is called 'greedly'"),
         ([*ASK[1:], "--data", "x", "--seeds", "1,2"], "--seeds belongs to --mode sample"),
         ([*ASK[1:], "--data", "x", "--beams", "3"], "--beams belongs to --mode beam"),
@@ -104,9 +103,20 @@ def test_samples_that_fail_exit_with_3(data: Path, world: BenchmarkFiles) -> Non
         ([*ASK[1:], "--data", "x", "--batch-size", "0"], "--batch-size is 0: give 1 or more"),
         ([*ASK[1:], "--data", "x", "--accelerator", "npu"], "no --accelerator is called 'npu'"),
         ([*ASK[1:], "--data", "x", "--loggers", "mlflow"], "no logger is called 'mlflow'"),
-        ([*ASK[1:], "--data", "x", "--name", "../b"], "--name must be the name of a folder"),
+        ([*ASK[1:-2], "--data", "x", "--name", "../b"], "--name must be the name of a folder"),
         ([*ASK[1:], "--data", "x", "--retry-errors"], "--retry-errors belongs to --resume"),
         (["--resume"], "--resume goes on with a run: give its --name"),
+    ],
+)
+@pytest.mark.usefixtures("data", "as_for_a_user")
+def test_a_usage_error_is_one_line(arguments: list[str], message: str) -> None:
+    assert message in refused("eval", *arguments, status=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*ASK[1:], "--data", "x", "--set", "alpa=1"], "no parameter of cmac is called 'alpa'"),
         (["--config", "no.json"], "--config no.json cannot be read"),
         (
             ["--method", "opera", "--bench", "pope", "--data", "x"],
@@ -130,5 +140,5 @@ def test_an_accelerator_that_is_not_there_is_one_clear_error(data: Path) -> None
 @pytest.mark.usefixtures("data")
 def test_a_misspelt_key_of_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('method = "cmac"\nbench = "pope"\ndata = "x"\nsed = [1]\n')
-    message = refused("eval", "--config", "mine.toml")
+    message = refused("eval", "--config", "mine.toml", status=2)
     assert "no key is called 'sed'. Did you mean" in message

@@ -85,7 +85,8 @@ def test_a_path_that_is_no_text_is_kept(tmp_path: Path) -> None:
     assert JournalRow(**json.loads(row.line().encode())) == row
     with pytest.raises(CdkitError, match="--name is no text"):
         folder_of(tmp_path, NO_TEXT)
-    assert "--prompt is no text" in refused("generate", "--image", "x.png", "--prompt", NO_TEXT)
+    asked = ("generate", "--image", "x.png", "--prompt", NO_TEXT)
+    assert "--prompt is no text" in refused(*asked, status=2)
 
 
 @pytest.mark.parametrize("escape", [r"\ud83d", r"\uDC00 x", r"a\udce9"])

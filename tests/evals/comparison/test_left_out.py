@@ -26,7 +26,7 @@ def pope(path: Path, gone: Collection[str] = ()) -> POPE:
             rows.append(row | {"label": "yes" if number % 2 else "no"})
             number += 1
     kept = [row for row in rows if str(row["question_id"]) not in gone]
-    path.write_text("\n".join(map(json.dumps, kept)))
+    path.write_text("\n".join(map(json.dumps, kept)), encoding="utf-8")
     return POPE(path)
 
 

@@ -60,7 +60,7 @@ def test_an_unknown_version_is_a_note(folder: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    path.write_text(path.read_text()[:-20])
+    path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
 
 
 def rows(*changed: dict[str, object]) -> Callable[[Path], None]:

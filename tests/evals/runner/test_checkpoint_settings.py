@@ -156,6 +156,35 @@ def test_a_grid_follows_it_as_an_evaluation_does(folder: Path, tmp_path: Path) -
     answers = plain_answers(runs / "grid")
     assert answers == plain_answers(runs / "one")
     assert all("yes" not in answer for answer in answers.values())
+    assert "hold it, and answers have no margins" in asked.stderr
+    rows = (runs / "one" / "predictions.jsonl").read_text("utf-8").splitlines()
+    assert {json.loads(row)["margin"] for row in rows} == {None}
+    ties = json.loads((runs / "one" / "manifest.json").read_text("utf-8"))["near_ties"]
+    assert ties["of"] == ties["answers"] == 0 and "settings that move logits" in ties["rule"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "known"),
+    [
+        ({"repetition_penalty": 1.3}, False),
+        ({"no_repeat_ngram_size": 3}, False),
+        ({"exponential_decay_length_penalty": [2, 1.5]}, False),
+        ({"suppress_tokens": [3]}, False),
+        ({"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 2.0}, True),
+    ],
+)
+@pytest.mark.parametrize("method", ["plain", "cmac"])
+def test_a_margin_is_right_or_absent(setting: dict[str, Any], known: bool, method: str) -> None:
+    """Yes scores stay: they are of logits before any penalty."""
+    model, processor = cdkit.load_model("micro")
+    for name, value in setting.items():
+        setattr(model.generation_config, name, value)
+    engine = AnswerEngine(model, processor)
+    inputs = engine.encode([[Image.new("RGB", (64, 64))]], ["is there a cat ?"])
+    (answer,) = engine.answers(
+        cdkit.load(method), inputs, ["a"], limit=3, seed=None, record_margins=True
+    )
+    assert (answer.margin is not None) is known and answer.yes_score is not None
 
 
 def plain_answers(run: Path) -> dict[str, str]:

@@ -4,9 +4,10 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -58,18 +59,30 @@ def fill_up(limit: int) -> None:
     os.write = writing  # type: ignore[assignment]
 
 
-def begun(parts: list[Part], folder: Path, devices: int, limit: int | None = None) -> BaseProcess:
+def begun(
+    parts: list[Part],
+    folder: Path,
+    devices: int,
+    limit: int | None = None,
+    workers: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> BaseProcess:
     """A run as the command line has it, in a fork; an error is written beside its folder."""
 
     def run() -> None:
+        os.environ.update(environment or {})
         torch.set_num_threads(1)  # see test_eval_kills
         if limit is not None:
             fill_up(limit)
         try:
             with stopped_by_signals():
-                answer(parts, folder, resume=True, batch_size=1, devices=devices, start="fork")
+                answer(
+                    parts, folder, resume=True, batch_size=1, devices=devices, start="fork",
+                    workers=workers,
+                )  # fmt: skip
         except CdkitError as error:
-            folder.with_suffix(".txt").write_text(str(error))
+            rank = os.environ.get("RANK", "")
+            folder.with_name(f"{folder.name}{rank}.txt").write_text(str(error), "utf-8")
             os._exit(TOLD)
 
     return fork(run)
@@ -82,8 +95,13 @@ def answering(process: BaseProcess, folder: Path, wanted: int) -> list[int]:
         if len(files) == wanted and all(f.read_bytes().count(b"\n") > 2 for f in files):
             break
         time.sleep(0.01)
-    found = Path(f"/proc/{process.pid}/task").glob("*/children")
-    return [int(number) for file in found for number in file.read_text().split()]
+    assert process.pid is not None
+    return children(process.pid)
+
+
+def children(number: int) -> list[int]:
+    found = Path(f"/proc/{number}/task").glob("*/children")
+    return [int(each) for file in found for each in file.read_text("utf-8").split()]
 
 
 def gone(numbers: list[int]) -> bool:
@@ -109,7 +127,7 @@ def test_a_signal_ends_every_process(
     process.join(30)
     assert process.exitcode == status and gone(ranks)
     if status == TOLD:
-        told = (tmp_path / "run.txt").read_text()
+        told = (tmp_path / "run.txt").read_text("utf-8")
         assert "ended by SIGKILL" in told and "kept" in told and "--resume" in told
     if devices == 2 and at == "rank":
         again = answer(parts, tmp_path / "run", resume=True)
@@ -117,11 +135,56 @@ def test_a_signal_ends_every_process(
 
 
 @pytest.mark.parametrize("devices", [1, 2])
+def test_a_lost_worker_is_one_error(parts: list[Part], tmp_path: Path, devices: int) -> None:
+    """A process that loads images is killed, as the system does where memory runs out."""
+    process = begun(parts, tmp_path / "run", devices, workers=1)
+    started = answering(process, tmp_path / "run", devices)
+    workers = started if devices == 1 else [each for rank in started for each in children(rank)]
+    os.kill(workers[-1], signal.SIGKILL)
+    process.join(30)
+    assert process.exitcode == TOLD and gone([*started, *workers])
+    told = (tmp_path / "run.txt").read_text("utf-8")
+    assert "a process that loads images (--workers) is gone" in told
+    assert "kept" in told and "--resume" in told and len(told.splitlines()) == 1
+    again = answer(parts, tmp_path / "run", resume=True)
+    assert metrics(again)["chair"]["scored"] == metrics(again)["chair"]["samples"]
+
+
+def test_a_lost_peer_is_one_error(parts: list[Part], tmp_path: Path) -> None:
+    """Of two processes that a launcher started, each of which knows the other by a socket alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    ranks = [
+        begun(
+            parts,
+            tmp_path / "run",
+            2,
+            environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    answering(ranks[0], tmp_path / "run", 2)
+    ranks[1].kill()
+    ranks[0].join(60)
+    assert ranks[0].exitcode == TOLD
+    told = (tmp_path / "run0.txt").read_text("utf-8")
+    assert "another process of the run is gone" in told
+    assert "kept" in told and "--resume" in told and len(told.splitlines()) == 1
+    again = answer(parts, tmp_path / "run", resume=True)
+    assert metrics(again)["chair"]["scored"] == metrics(again)["chair"]["samples"]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
 def test_a_full_disk_is_one_error(parts: list[Part], tmp_path: Path, devices: int) -> None:
     process = begun(parts, tmp_path / "run", devices, limit=2000)
     process.join(60)
     assert process.exitcode == TOLD
-    told = (tmp_path / "run.txt").read_text()
+    told = (tmp_path / "run.txt").read_text("utf-8")
     assert "cannot write" in told and "No space left" in told
     assert "kept" in told and "--resume" in told and len(told.splitlines()) == 1
     assert answer(parts, tmp_path / "run", resume=True).torn

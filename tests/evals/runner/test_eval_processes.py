@@ -17,7 +17,7 @@ from cdkit.evals.runner.chosen_model import ChosenModel
 from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.journal import Journal
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
-from cdkit.evals.runner.processes import follower, started_outside
+from cdkit.evals.runner.processes import _lost_process, follower, started_outside
 from cdkit.evals.runner.resources import Resources
 
 SCRIPT = """
@@ -135,6 +135,22 @@ def test_an_error_in_a_process_is_one_line_here(tmp_path: Path) -> None:
 )
 def test_one_process_leads(environment: dict[str, str], follows: bool) -> None:
     assert follower(environment) is follows
+
+
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        ("DataLoader worker (pid(s) 12) exited unexpectedly", "loads images"),
+        ("DataLoader worker (pid 12) is killed by signal: Killed. ", "loads images"),
+        ("[/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:4", "another"),
+        ("NCCL error in: x.cpp:1, remote process exited or there was a network error", "another"),
+        ("The client socket has timed out after 600s while trying to reach TCPStore", "another"),
+        ("Connection reset by peer", "another"),
+    ],
+)
+def test_a_lost_process_is_known_by_what_is_left_of_it(message: str, what: str) -> None:
+    assert what in str(_lost_process(message))
+    assert _lost_process("mat1 and mat2 shapes cannot be multiplied") is None
 
 
 def test_a_launcher_is_noticed() -> None:

@@ -363,7 +363,7 @@ def test_a_file_that_changed_is_told(files: BenchmarkFiles, tmp_path: Path) -> N
     parts = parts_of(draw(tmp_path / "world", images=1))[:1]
     outcome = answer(parts, tmp_path / "run")
     path = next(iter(parts[0].benchmark.sources()))
-    Path(path).write_text(Path(path).read_text() + "\n")
+    Path(path).write_text(Path(path).read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(CdkitError, match="which has changed since: restore it, or run run again"):
         read_run(outcome.folder)
     Path(path).unlink()

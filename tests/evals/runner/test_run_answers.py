@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from amber_files import write_amber
+from evals.command_line import run
 from evals.eval_run import Part, answer, draw, metrics
+from PIL import Image
 
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid_run import RunOutcome
@@ -93,7 +97,10 @@ def test_other_questions_and_rows_without_a_manifest(
         score_pope(path, said, PARSERS)
     found = score_pope(path, said, PARSERS, Picked("pope_micro_random", 3)).metrics
     assert found == pytest.approx(metrics(done)["pope_micro_random"]["by_seed"][1]["metrics"])
-    said.write_text(said.read_text() + said.read_text().splitlines()[0] + "\n")
+    said.write_text(
+        said.read_text(encoding="utf-8") + said.read_text(encoding="utf-8").splitlines()[0] + "\n",
+        encoding="utf-8",
+    )
     with pytest.raises(CdkitError, match=r"predictions.jsonl:\d+ answers .* a second time, after"):
         score_pope(path, said, PARSERS, Picked("pope_micro_random"))
     other = tmp_path / "other.json"
@@ -112,3 +119,62 @@ def test_what_was_not_asked_is_left_out(parts: dict[str, DataPart], tmp_path: Pa
     found = score_pope(path_of(part), outcome.folder / "predictions.jsonl", PARSERS)
     assert found.metrics == pytest.approx(metrics(outcome)[part.name]["mean"])
     assert "were not asked (--limit 1)" in found.notes[1]
+
+
+@pytest.mark.parametrize("limit", [1, None])
+def test_a_list_of_images_decides_what_was_asked(
+    parts: dict[str, DataPart], tmp_path: Path, limit: int | None
+) -> None:
+    """The run's own list, which the one who scores need not give; also with --limit."""
+    part = parts["chair"]
+    assert isinstance(part.benchmark, CHAIR) and part.benchmark.images is not None
+    names = part.benchmark.images.read_text("utf-8").split()
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(names[:2:-1]), "utf-8")  # the last ones, backwards
+    asked = replace(part.benchmark, images=listed)
+    outcome = answer(
+        [Part("chair", asked, part.images)], tmp_path / "run", method="plain", limit=limit
+    )
+    said = outcome.folder / "predictions.jsonl"
+    found = score_chair(replace(asked, images=None), said)
+    assert found.metrics == pytest.approx(metrics(outcome)["chair"]["mean"])
+    assert found.counted["captions"] == (limit or len(names) - 3)
+    lines = said.read_text("utf-8").splitlines(keepends=True)
+    if limit is None:
+        said.write_text("".join(lines[1:]), "utf-8")  # a row is gone: it may have been any image's
+        again = score_chair(replace(asked, images=None), said)
+        assert again.counted["captions"] == len(lines) - 1
+        assert any("have a caption" in note for note in again.notes)
+
+
+def test_every_command_reads_a_run(world: Path, tmp_path: Path) -> None:
+    """As a user types it: each benchmark's predictions give the run's own numbers."""
+    shutil.copytree(world, tmp_path / "world")
+    data = tmp_path / "world"
+    queries = write_amber(data / "amber" / "data", ("A.jpg", "B.jpg"))
+    (data / "amber" / "image").mkdir()
+    for name in ("A.jpg", "B.jpg"):
+        Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(
+            data / "amber" / "image" / name
+        )
+    chair = ("--instances", data / "instances.json", "--coco-captions", data / "captions.json")
+    commands: dict[str, tuple[str | Path, ...]] = {
+        "chair": (*chair, "--synonyms", data / "synonyms.txt", "--captions"),
+        "amber": ("--questions", queries, "--answers"),
+        "pope_micro_random": ("--questions", data / "micro_pope_random.json", "--answers"),
+    }
+    for part, options in commands.items():
+        bench = part.partition("_")[0]
+        asked = ("eval", "--method", "plain", "--bench", bench, "--data", data, "--limit", "1")
+        made = run(
+            *asked, "--only", part, "--max-new-tokens", "4", "--output", tmp_path, "--name", bench,
+            "--json",
+        )  # fmt: skip
+        assert made.exit_code == 0, made.output
+        (told,) = json.loads(made.stdout)["scores"]
+        scored = run("score", bench, *options, tmp_path / bench / "predictions.jsonl", "--json")
+        assert scored.exit_code == 0, scored.output
+        found = json.loads(scored.stdout)
+        for metric in told["mean"].keys() & found.keys():
+            assert found[metric] == pytest.approx(told["mean"][metric]), metric
+        assert told["mean"].keys() & found.keys()

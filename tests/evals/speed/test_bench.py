@@ -31,9 +31,9 @@ def bench(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, ["bench", *map(str, arguments)], env={"COLUMNS": "170"})
 
 
-def refused(*arguments: str | Path) -> str:
+def refused(*arguments: str | Path, status: int = 1) -> str:
     result = bench(*arguments)
-    assert result.exit_code == 1 and "Traceback" not in result.output, result.output
+    assert result.exit_code == status and "Traceback" not in result.output, result.output
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("error: ")
     return line
@@ -280,8 +280,6 @@ def test_the_command_measures_nothing_where_a_variant_differs(
         (["--variant", "fast"], "'fast'"),
         (["--variant", "cdkit:only-magic"], "'cdkit:only-magic'"),
         (["--dtype", "int8"], "no --dtype is called 'int8'"),
-        (["--device", "tpu"], "--device is 'tpu': give auto, cpu or cuda"),
-        (["--device", "cuda:77"], "--device is 'cuda:77', but torch sees"),
         (["--batch", "0"], "--batch is 0: give 1 or more"),
         (["--batch", "2", "--batch", "2"], "--batch is given twice with the same value: [2, 2]"),
         (["--text-tokens", "1"], "--text-tokens is 1: give 2 or more"),
@@ -290,9 +288,20 @@ def test_the_command_measures_nothing_where_a_variant_differs(
         (["--threads", "0"], "--threads is 0: give 1 or more"),
         (["--seed", "-1"], "--seed is -1: give 0 or more"),
         (["--image-tokens", "50"], "--image-tokens is 50: an image is a square of tokens"),
-        (["--image-tokens", "16"], "--image-tokens is 16, but the trained model micro has 64"),
         (["--method", "plain"], "--method plain is what all is measured against"),
         (["--method", "vcd", "--method", "vcd"], "--method is given twice"),
+    ],
+)
+def test_a_usage_error_is_one_line(arguments: list[str], says: str) -> None:
+    assert says in refused(*arguments, status=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--device", "tpu"], "no device is called 'tpu': give auto, cpu, cuda (cuda:1"),
+        (["--device", "cuda:77"], "device 'cuda:77' is not there: torch sees"),
+        (["--image-tokens", "16"], "--image-tokens is 16, but the trained model micro has 64"),
         (["--method", "vdc"], "vdc"),
         (["--method", "opera"], "opera cannot be benched: over_trust has no place"),
         (["--new-tokens", "2000"], "are 2114, but the model has positions for 1024"),

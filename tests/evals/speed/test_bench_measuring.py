@@ -103,6 +103,21 @@ def test_the_stopwatch_of_a_gpu_reads_its_events(monkeypatch: pytest.MonkeyPatch
     assert log == ["synchronize", f"event 1 {on}", f"event 2 {on}", f"event 3 {on}", "synchronize"]
 
 
+def test_the_stopwatch_of_another_accelerator_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def finish(device: torch.device) -> None:
+        now[0] += 1.0
+
+    monkeypatch.setattr("cdkit.evals.speed.clock.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.accelerator, "synchronize", finish)
+    watch = Stopwatch(torch.device("mps"))
+    watch.start()
+    watch.token()
+    watch.token()
+    assert watch.stop() == Times(first=1.0, per_token=1.0, whole=2.0)
+
+
 # ---- the rounds ------------------------------------------------------------------------------
 
 

@@ -177,7 +177,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, 
         result = CliRunner().invoke(cli.app, asked, env={"COLUMNS": "170"})
         assert result.exit_code == 0, result.output
         told = json.loads((folder / "bench.json").read_text())
-        return told, result.stdout, Path(folder / "bench.md").read_text()
+        return told, result.stdout, Path(folder / "bench.md").read_text(encoding="utf-8")
 
     return run
 
