@@ -69,7 +69,7 @@ def manifest(
         "left_out": dict(grid.left_out),
         "parts": _parts(run),
         "seeds": {
-            "sampling": list(grid.seeds) if SAMPLE in grid.decode else [None],
+            "sampling": list(grid.seeds) if SAMPLE in run.grid.decode else [None],
             "noise_of_branches": NOISE_SEED,
             "world": grid.world.seed if grid.world else None,
         },

@@ -104,7 +104,7 @@ def build_model(world: World, seed: int) -> LlavaForConditionalGeneration:
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=1024,
+        max_position_embeddings=2048,
         tie_word_embeddings=True,
         pad_token_id=words.index(PAD),
         bos_token_id=words.index(BOS),
