@@ -14,7 +14,7 @@ from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
 from cdkit.interfaces.part import inner_parts
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import ORIGINAL, Method, kind_of
 
 ASSISTED = "assisted decoding checks tokens in chunks"
 FOREIGN_LOOP = "a custom loop may not keep to HF's contract"
@@ -43,8 +43,7 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v not in (None, "dynamic", "static", "hybrid"),
         "the branches need the dynamic cache or the static one",
     ),
-    "output_hidden_states": (bool, "they would hold the rows of every branch"),
-    "output_attentions": (bool, "use trace=('image_attention',) of cdkit.attach"),
+    "output_router_logits": (bool, "they would hold the rows of every branch"),
     "token_healing": (bool, "it rewrites the prompt"),
     "inputs_embeds": (_is_given, "image tokens are found by their ids; pass input_ids"),
     "labels": (
@@ -61,8 +60,6 @@ OVERRIDDEN: Mapping[str, tuple[Callable[[Any], bool], Any]] = {
     "cache_implementation": (REFUSED["cache_implementation"][0], None),
     "use_cache": (lambda v: v is False, True),
     "prefill_chunk_size": (_is_given, None),
-    "output_hidden_states": (bool, False),
-    "output_attentions": (bool, False),
 }
 """Setting that no token depends on -> (where it is overridden, by what), if nothing but the
 checkpoint's generation_config asks for it. A user who asks for it is told that it is refused."""
@@ -145,6 +142,45 @@ def check_arguments(
     return overridden
 
 
+IMAGE_TRACE = (
+    "use trace=('image_attention',) of cdkit.attach, which keeps the last row's on the image"
+)
+
+
+def check_attentions(
+    given: Mapping[str, Any], defaults: Sequence[object], attached: AttachedMethod, *, plain: bool
+) -> dict[str, Any]:
+    """Raise where attention weights are asked for, but the method changes the original branch's.
+
+    Args:
+        given: The arguments of a call, by name.
+        defaults: The configs behind them; the last one is the model's.
+        attached: The method on its model.
+        plain: Whether the model itself is called, not `generate`.
+
+    Returns:
+        The arguments that must be passed on as well, where the checkpoint's generation_config alone
+        asks for weights: no token depends on them.
+    """
+    name, method = "output_attentions", attached.method
+    asked = setting(name, given, defaults)
+    if not asked or not attached.hooked:
+        return {}
+    acting = [i for i in method.interventions if ORIGINAL in i.branches]
+    acting_parts = acting if method.calibrator is None else [method.calibrator, *acting]
+    if not acting_parts:
+        return {}
+    source = ""
+    if asked_by_checkpoint(name, given, defaults):
+        if not plain:
+            return {name: False}
+        source = f", which model.config.{name} asks for"
+    raise CdkitError(
+        f"{method.name} cannot run with {name}={_short(asked)}{source}: "
+        f"{kind_of(acting_parts[0])} changes the original branch's attention itself; {IMAGE_TRACE}"
+    )
+
+
 def _searches_contrastively(given: Mapping[str, Any], defaults: Sequence[object]) -> bool:
     """Whether stock `generate` would heed penalty_alpha: without beams or sampling alone."""
     top_k = setting("top_k", given, defaults)
@@ -209,6 +245,8 @@ def check_loop(given: Mapping[str, Any], defaults: Sequence[object], method: Met
         "synced_gpus": "each process decodes as long as it needs; leave it out",
         "output_scores": "use trace=('logits',) of cdkit.attach, or leave it out",
         "output_logits": "use trace=('logits',) of cdkit.attach, or leave it out",
+        "output_hidden_states": "its rows are those of no beam; leave it out",
+        "output_attentions": f"{IMAGE_TRACE}, or leave it out",
     }
     for name, why in refused.items():
         if setting(name, given, defaults):

@@ -16,6 +16,7 @@ from cdkit.errors import CdkitError
 from cdkit.functional.noise import generator, purpose_of, stream
 from cdkit.generation.compatibility import (
     check_arguments,
+    check_attentions,
     check_cache,
     check_eval,
     check_loop,
@@ -153,6 +154,7 @@ def open_session(
     method = attached.method
     check_eval(attached.model, method)
     overridden = check_arguments(given, defaults, method, plain=plain)
+    overridden |= check_attentions(given, defaults, attached, plain=plain)
     given = given | overridden
     check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:

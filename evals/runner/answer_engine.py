@@ -36,6 +36,8 @@ PINNED: Mapping[str, Any] = {
     "return_dict_in_generate": False,
     "output_scores": False,
     "output_logits": False,
+    "output_hidden_states": False,
+    "output_attentions": False,
 }
 """Arguments of `generate` that a run decides, whatever the checkpoint's generation config says."""
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
