@@ -1,6 +1,7 @@
 """The one exception for errors that the user can correct, checks that raise it, and the warning."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, get_args
 
 
@@ -10,6 +11,20 @@ class CdkitError(ValueError):
     The command line prints it without a traceback and exits with status 1. Any other exception is
     a bug.
     """
+
+
+class PromptError(CdkitError):
+    """Some prompts of a batch cannot be answered; the others can, in a batch without them.
+
+    Args:
+        message: Says what happened, as every `CdkitError`.
+        reasons: The index of each such prompt in the batch -> what happened there, with no word on
+            where in the batch that was.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
 
 
 class CdkitWarning(UserWarning):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, PromptError
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
@@ -376,15 +376,32 @@ def new_tokens(ids: Tensor, given: Mapping[str, Any], defaults: Sequence[object]
     return 20 if longest is None else max(0, int(longest) - ids.shape[1])
 
 
-def check_window(attached: AttachedMethod, longest: int) -> None:
-    """Raise where a layer would forget the image before the answer ends."""
-    if attached.window is not None and longest > attached.window:
-        raise CdkitError(
-            f"{attached.method.name} needs the image tokens all along, but the decoder's sliding "
-            f"window keeps {attached.window} tokens and prompt and answer may reach {longest}: "
-            "shorten the prompt or max_new_tokens, or use a method that changes only the "
-            "inputs, such as vcd"
-        )
+def check_window(attached: AttachedMethod, token_mask: Tensor, new: int) -> None:
+    """Raise where a layer would forget the image before the answer ends.
+
+    Args:
+        attached: The method on its model.
+        token_mask: The prompts' mask: (prompts, tokens), False on padding.
+        new: How many tokens may be added.
+
+    Raises:
+        PromptError: Where some prompts are too long for the window, and shorter ones would do.
+        CdkitError: Where the answer alone is.
+    """
+    longest, window = token_mask.shape[1] + new, attached.window
+    if window is None or longest <= window:
+        return
+    name = attached.method.name
+    message = (
+        f"{name} needs the image tokens all along, but the decoder's sliding window keeps {window} "
+        "tokens and prompt and answer may reach {}: shorten the prompt or max_new_tokens, or use a "
+        "method that changes only the inputs, such as vcd"
+    )
+    lengths = [int(count) + new for count in token_mask.sum(dim=1)]
+    reasons = {i: message.format(n) for i, n in enumerate(lengths) if n > window}
+    if new >= window or not reasons:
+        raise CdkitError(message.format(longest))
+    raise PromptError(message.format(longest), reasons)
 
 
 def check_attachable(attached: AttachedMethod) -> None:

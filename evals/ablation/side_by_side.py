@@ -18,6 +18,7 @@ from cdkit.evals.runner.chosen_model import AUTO, ChosenModel
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.methods.method import Method
+from cdkit.processors import check_positions
 
 NARROWEST = 24
 """Characters that a method's column needs; below that, each method gets a line instead."""
@@ -93,6 +94,7 @@ def answer(
     model, processor = chosen.load(device)
     engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
     inputs = engine.encode([pictures], [prompt])
+    check_positions(inputs["input_ids"].shape[1], model.config)
     for line in (chosen.told(model), *notes(model, beams=mode == BEAM)):
         tell(line)
     sample_id = f"{', '.join(path.name for path in images)}: {prompt}"

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, PromptError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import AskedSample, BatchPlan, plan_batches, shard
 from cdkit.evals.runner.checkpoint_settings import notes, recorded
@@ -33,7 +33,7 @@ from cdkit.evals.runner.journal import (
     JournalWriter,
     file_name,
 )
-from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths
+from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths, without
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
 from cdkit.evals.runner.run_settings import Resources, RunSettings
@@ -143,7 +143,7 @@ class AnsweringModule(pl.LightningModule):
         inputs = engine.moved(ready.inputs)
         for seed in work.seeds:
             began = perf_counter()
-            answers = self._answers(ready, inputs, seed) if ready.kept else {}
+            answers, errors = self._answers(ready, inputs, seed)
             share = (perf_counter() - began) / max(1, len(answers))
             at = round(perf_counter() - self._began, 3)
             rows = []
@@ -151,8 +151,8 @@ class AnsweringModule(pl.LightningModule):
                 task = work.tasks[index]
                 keyed: dict[str, Any] = {"data": task.data, "id": task.id, "seed": seed}
                 keyed |= {"method": job.method_hash, "batch": work.name, "at": at}
-                if index in ready.errors:
-                    rows.append(JournalRow(**keyed, error=ready.errors[index]))
+                if index in errors:
+                    rows.append(JournalRow(**keyed, error=errors[index]))
                 else:
                     rows.append(JournalRow(**keyed, **answers[index], seconds=round(share, 6)))
             self._writer.add(rows)
@@ -225,23 +225,31 @@ class AnsweringModule(pl.LightningModule):
 
     def _answers(
         self, ready: PreparedBatch, inputs: Mapping[str, Any], seed: int | None
-    ) -> dict[int, dict[str, Any]]:
+    ) -> tuple[dict[int, dict[str, Any]], Mapping[int, str]]:
+        """The answers by the index of their samples, and why the other samples have none."""
+        if not ready.kept:
+            return {}, ready.errors
         tasks = [ready.work.tasks[index] for index in ready.kept]
-        made = self._engine.answers(
-            self.job.method,
-            inputs,
-            [task.question.sample_id for task in tasks],
-            limit=tasks[0].question.limit,
-            seed=seed,
-            beams=self.job.settings.mode == BEAM,
-            record_margins=True,
-        )
+        try:
+            made = self._engine.answers(
+                self.job.method,
+                inputs,
+                [task.question.sample_id for task in tasks],
+                limit=tasks[0].question.limit,
+                seed=seed,
+                beams=self.job.settings.mode == BEAM,
+                record_margins=True,
+            )
+        except PromptError as error:  # the others are asked again, without these
+            errors = {ready.kept[place]: reason for place, reason in error.reasons.items()}
+            rest = without(ready, errors, self._engine)
+            return self._answers(rest, self._engine.moved(rest.inputs), seed)
         found = {}
         for index, task, one in zip(ready.kept, tasks, made, strict=True):
             score = one.yes_score if task.question.yes_no else None
             answer = Answer(one.text, score, one.truncated, one.tokens)
             found[index] = {**vars(answer), "margin": one.margin}
-        return found
+        return found, ready.errors
 
     def _check_parent(self) -> None:
         """A process whose starter was killed stops: another run may go on in its folder."""
