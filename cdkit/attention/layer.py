@@ -15,7 +15,11 @@ from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
-from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
+from cdkit.generation.compatibility import (
+    ATTENTION_ARGUMENTS,
+    compressed_keys,
+    unknown_attention_argument,
+)
 from cdkit.generation.hooks import BoundToModel
 
 KEY = "cdkit"
@@ -68,6 +72,10 @@ class LayerAttention(BoundToModel):
         if context is None:
             return stock(), None
         context.record.layers_run += 1
+        if context.cache is not None:
+            cached = context.cache.layers[self.index].keys
+            if cached is not None and cached.shape[1::2] != key.shape[1::2]:
+                raise compressed_keys(module)
         work, scaling = context.layers[self.index], kwargs["scaling"]
         if context.packing is not None:
             return self._packed(context, work, module, query, key, value, kwargs), None

@@ -90,6 +90,14 @@ def unknown_attention_argument(module: nn.Module, name: str) -> CdkitError:
     )
 
 
+def compressed_keys(module: nn.Module) -> CdkitError:
+    """The error for attention whose cache holds something else than the keys that it reads."""
+    return CdkitError(
+        f"{type(module).__name__} caches compressed keys and values (MLA), which a method that "
+        "changes attention cannot follow; use one that changes only the inputs, such as vcd"
+    )
+
+
 def setting(name: str, given: Mapping[str, Any], defaults: Sequence[object]) -> Any:
     """An argument's value: as given, else as the first of the configs behind it has it."""
     if name in given and name in OVERRIDDEN and OVERRIDDEN[name][1] is None:
@@ -417,7 +425,8 @@ def check_attachable(attached: AttachedMethod) -> None:
     if method.calibrator is not None and attached.rotary is None:
         raise CdkitError(
             f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
-            "rotary embedding of fixed frequencies; use a method without a calibrator"
+            "rotary embedding of fixed frequencies that cdkit knows; use a method without a "
+            "calibrator"
         )
     if not attached.hooked:
         return

@@ -36,6 +36,7 @@ from cdkit.generation.combine import Noted, combine_call
 from cdkit.generation.compatibility import (
     ATTENTION_ARGUMENTS,
     check_alignment,
+    compressed_keys,
     refuse_adapter,
     unknown_attention_argument,
 )
@@ -479,6 +480,10 @@ def _attention(
             raise unknown_attention_argument(module, name)
     if running is None:  # not under a forward that is read
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    cache: Any = running.branch.cache
+    cached = None if cache is None else cache.layers[handle.layer.index].keys
+    if cached is not None and cached.shape[1::2] != key.shape[1::2]:
+        raise compressed_keys(module)
     scaling = kwargs["scaling"]
     made = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, scaling)
     weights = made.weights.to(query.dtype) if handle.engine.gives_weights else None
