@@ -144,8 +144,8 @@ def check_value(part: Any) -> None:
         copy = pickle.loads(pickle.dumps(part))
     except Exception as error:  # pickle raises many kinds of errors
         raise AssertionError(
-            f"{name_of(part)}: it can be pickled. Got: {error}. What to do: define its class at the "
-            "top of a module, and hold no function and no open file in it"
+            f"{name_of(part)}: it can be pickled. Got: {error}. What to do: define its class at "
+            "the top of a module, and hold no function and no open file in it"
         ) from error
     require(
         copy == part,
