@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cdkit.attachment import attach as attach
     from cdkit.errors import CdkitError as CdkitError
     from cdkit.errors import CdkitWarning as CdkitWarning
+    from cdkit.errors import PromptError as PromptError
     from cdkit.errors import check_choice as check_choice
     from cdkit.errors import check_finite as check_finite
     from cdkit.functional.logits import contrast as contrast
@@ -101,6 +102,7 @@ _HOMES = {
     "errors": (
         "CdkitError",
         "CdkitWarning",
+        "PromptError",
         "check_choice",
         "check_finite",
     ),

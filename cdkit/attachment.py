@@ -310,6 +310,7 @@ class Attachment(BoundToModel):
                 else:
                     hooks.after(layers[passed - 1], keep)
         if attached.hooked:
+            engine.gives_weights = decoder.config._attn_implementation == "eager"
             key, attribute, handles = engine.attention()
             modules = [adapter.attention(layer) for layer in layers]
             for module, handle in zip(modules, handles, strict=True):

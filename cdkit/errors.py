@@ -3,6 +3,7 @@
 import errno
 import math
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +16,18 @@ class CdkitError(ValueError):
     """
 
 
-class SampleError(CdkitError):
-    """What is wrong with one sample of a batch, and not with the method or the model."""
+class PromptError(CdkitError):
+    """Some prompts of a batch cannot be answered; the others can, in a batch without them.
+
+    Args:
+        message: Says what happened, as every `CdkitError`.
+        reasons: The index of each such prompt in the batch -> what happened there, with no word on
+            where in the batch that was.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
 
 
 class CdkitWarning(UserWarning):

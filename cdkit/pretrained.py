@@ -1,16 +1,19 @@
 """Load a model and its processor by name: the embedded one, a folder, or a hub name."""
 
 import pickle
-from collections.abc import Collection, Mapping
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.interfaces.model_adapter import ADAPTERS
 from cdkit.processors import load_processor
 
@@ -67,7 +70,8 @@ def load_model(
 
     Raises:
         CdkitError: If there is no such model or device, a file is damaged, the files lack one of
-            the model's weights, or the checkpoint needs code of its own.
+            the model's weights or hold more layers than its config says, or the checkpoint needs
+            code of its own.
     """
     ADAPTERS.load()  # a family may define a model class, which the Auto classes must know
     path = micro_path() if str(name_or_path) == MICRO else name_or_path
@@ -105,6 +109,7 @@ def load_model(
             **source,
         )
         _check_whole(report)
+        _check_unused(sorted(report["unexpected_keys"]), model)
         if target is not None and not getattr(model, "is_quantized", False):
             model = model.to(target)
         processor = load_processor(path, model, source)
@@ -169,6 +174,47 @@ def _check_whole(report: Mapping[str, Collection[Any]]) -> None:
         )
     if report.get("error_msgs"):
         raise CdkitError(f"its weights cannot be read: {_some(list(report['error_msgs']))}")
+
+
+LAYER = re.compile(r"(.*)\.(\d+)\.([^.].*)")
+"""A weight in a list of layers: the list, the layer's number, the weight's name in it."""
+UNUSED = re.compile(r"(^|\.)(lm_head\.weight|mtp.*)$|(inv_freq|position_ids)$")
+"""Weights that published checkpoints hold beside the model's: the head of a model that ties it to
+its embeddings, heads that predict several tokens, buffers that older versions saved."""
+
+
+def _check_unused(names: Sequence[str], model: nn.Module) -> None:
+    """Raise where the files hold more layers than the model; warn of other weights left over.
+
+    A layer more is one that has no weight but those of its neighbours in the model: what predicts
+    further tokens (MTP) may stand in the same list, and has weights of its own.
+    """
+    own = [found for name in model.state_dict() if (found := LAYER.fullmatch(name))]
+    inside: dict[str, set[str]] = {}
+    for found in own:
+        inside.setdefault(found[1], set()).add(found[3])
+    more: dict[tuple[str, int], set[str]] = {}
+    for name in names:
+        if (found := LAYER.fullmatch(name)) and found[1] in inside:
+            more.setdefault((found[1], int(found[2])), set()).add(found[3])
+    there = {(found[1], int(found[2])) for found in own}
+    layers = [
+        f"{place}.{number}"
+        for (place, number), weights in sorted(more.items())
+        if (place, number) not in there and weights <= inside[place]
+    ]
+    if layers:
+        raise CdkitError(
+            f"its files hold {_some(layers)}, more layers than config.json says: without them the "
+            "answers would be another model's; restore the config.json that belongs to these files"
+        )
+    if left := [name for name in names if not UNUSED.search(name)]:
+        warnings.warn(
+            f"the model does not use {_some(left)} of its files: check that config.json belongs to "
+            "them, unless you know these weights",
+            CdkitWarning,
+            stacklevel=3,
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -1,6 +1,6 @@
 """The processor of a checkpoint: without videos, and with what its files leave to the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,86 @@ def load_processor(path: str | Path, model: nn.Module, source: Source) -> Any:
         if tokenizer.pad_token is None:  # masked wherever it stands: any token will do
             tokenizer.pad_token = tokenizer.eos_token
     return processor
+
+
+VISUAL = ("image", "img", "video", "vision")
+"""Parts of the names under which processors, tokenizers and configs keep a picture's tokens."""
+
+
+def picture_tokens(processor: Any, config: Any) -> frozenset[str]:
+    """The texts that stand for pictures in a prompt: placeholders, and the marks around them.
+
+    They are found by their names (`image_token`, `vision_start_token_id`, ...), in the processor,
+    the tokenizer and the config.
+
+    Args:
+        processor: The model's processor.
+        config: The model's config.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    found: set[str] = set()
+    for holder in (processor, tokenizer):
+        named = {**getattr(holder, "__dict__", {}), **getattr(holder, "special_tokens_map", {})}
+        for name, value in named.items():
+            # boi_token and eoi_token: begin and end of image
+            if (_is_visual(name) and name.endswith(("token", "tag"))) or name in MARKS:
+                found.add(str(value))
+    if tokenizer is not None:
+        ids = [
+            value
+            for name, value in vars(config).items()
+            if _is_visual(name) and name.endswith(("token_id", "token_index", "token"))
+            if isinstance(value, int) and 0 <= value < len(tokenizer)
+        ]
+        found |= {str(token) for token in tokenizer.convert_ids_to_tokens(ids)}
+    return frozenset(found - {"", "None"})
+
+
+MARKS = ("boi_token", "eoi_token")
+
+
+def _is_visual(name: str) -> bool:
+    return any(word in name for word in VISUAL)
+
+
+def check_prompt(prompt: str, tokens: Collection[str]) -> None:
+    """Raise where a question holds a token that stands for a picture.
+
+    Args:
+        prompt: The question, without a chat template.
+        tokens: As `picture_tokens` finds them.
+    """
+    if there := sorted(token for token in tokens if token in prompt):
+        raise CdkitError(
+            f"the prompt {shortened(prompt)} holds {', '.join(there)}, which stands for a picture "
+            "here: leave it out, as each image gets its place before the question by itself"
+        )
+
+
+def check_positions(length: int, config: Any) -> None:
+    """Raise where a prompt has more tokens than the model has positions.
+
+    Args:
+        length: Tokens of the prompt, those of its images too.
+        config: The model's config.
+    """
+    most = positions(config)
+    if most is not None and length > most:
+        raise CdkitError(
+            f"the prompt has {length} tokens, but the model has positions for {most} "
+            "(max_position_embeddings): shorten the prompt, or give fewer or smaller images"
+        )
+
+
+def positions(config: Any) -> int | None:
+    """The most tokens that the model has positions for; None where its config does not say."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if most is None else int(most)
+
+
+def shortened(prompt: str, most: int = 60) -> str:
+    """The prompt in quotes, cut off where it is long."""
+    return repr(prompt if len(prompt) <= most else f"{prompt[:most]}...")
 
 
 def _stored(processor: Any, path: str | Path, source: Source) -> Mapping[str, Any]:

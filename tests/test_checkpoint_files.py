@@ -110,6 +110,54 @@ def test_every_command_says_so(folder: Path, picture: Path, tmp_path: Path) -> N
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("part", "layer"), [("text_config", "language_model"), ("vision_config", "vision_tower")]
+)
+def test_layers_that_the_config_does_not_know(folder: Path, part: str, layer: str) -> None:
+    def fewer(config: dict[str, Any]) -> None:
+        config[part]["num_hidden_layers"] -= 1
+
+    edited(folder / "config.json", fewer)
+    told = rf"cannot load the model .*: its files hold model\.{layer}\.\S*layers\.[23], more layers"
+    with pytest.raises(cdkit.CdkitError, match=told):
+        cdkit.load_model(folder)
+
+
+HARMLESS = [
+    "language_model.model.layers.0.self_attn.rotary_emb.inv_freq",
+    "vision_tower.vision_model.embeddings.position_ids",
+    "mtp.layers.0.eh_proj.weight",
+    "model.mtp.0.weight",
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_published_checkpoints_hold_besides(folder: Path, name: str) -> None:
+    reweighted(folder, lambda weights: weights.update({name: torch.zeros(2)}))
+    cdkit.load_model(folder)
+
+
+def test_a_layer_that_predicts_further_tokens(folder: Path) -> None:
+    """It stands behind the decoder's layers, and has weights that none of them has."""
+
+    def add(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if name.startswith(LAYER)]:
+            weights[name.replace("layers.1.", "layers.4.")] = weights[name].clone()
+        weights["language_model.model.layers.4.eh_proj.weight"] = torch.zeros(2)
+
+    reweighted(folder, add)
+    with pytest.warns(cdkit.CdkitWarning, match=r"does not use \S*layers\.4\.eh_proj.* and 7 more"):
+        cdkit.load_model(folder)
+
+
+def test_other_weights_are_told(folder: Path) -> None:
+    name = "vision_tower.vision_model.post_layernorm.scale"
+    reweighted(folder, lambda weights: weights.update({name: torch.zeros(2)}))
+    with pytest.warns(cdkit.CdkitWarning, match=r"does not use \S*post_layernorm\.scale of its"):
+        cdkit.load_model(folder)
+
+
 def test_another_shape_is_named(folder: Path) -> None:
     name = f"{LAYER}input_layernorm.weight"
 

@@ -15,7 +15,11 @@ from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
-from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
+from cdkit.generation.compatibility import (
+    ATTENTION_ARGUMENTS,
+    compressed_keys,
+    unknown_attention_argument,
+)
 from cdkit.generation.hooks import BoundToModel
 
 KEY = "cdkit"
@@ -29,6 +33,8 @@ class CurrentCall:
     """The decoder call under way, as all layers of a model find it; None outside of one."""
 
     context: DecoderContext | None = None
+    gives_weights: bool = False
+    """Whether layers give their weights, too."""
     handed_down: frozenset[str] = frozenset()
     """Arguments that the decoder was called with: it hands them to its layers as they are, and no
     attention of a stock model reads them."""
@@ -49,8 +55,12 @@ class LayerAttention(BoundToModel):
         value: Float[Tensor, "rows kv_heads columns head_dim"],
         mask: Tensor | None,
         **kwargs: Any,
-    ) -> Float[Tensor, "rows tokens heads head_dim"]:
-        """The output for all rows; `key` and `value` hold every column the layer's cache has."""
+    ) -> tuple[
+        Float[Tensor, "rows tokens heads head_dim"],
+        Float[Tensor, "rows heads tokens all_columns"] | None,
+    ]:
+        """The output for all rows, and their weights where all are made; `key` and `value` hold
+        every column the layer's cache has."""
 
         def stock(rows: slice = slice(None)) -> Tensor:
             some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
@@ -60,11 +70,15 @@ class LayerAttention(BoundToModel):
 
         context = self.current.context
         if context is None:
-            return stock()
+            return stock(), None
         context.record.layers_run += 1
+        if context.cache is not None:
+            cached = context.cache.layers[self.index].keys
+            if cached is not None and cached.shape[1::2] != key.shape[1::2]:
+                raise compressed_keys(module)
         work, scaling = context.layers[self.index], kwargs["scaling"]
         if context.packing is not None:
-            return self._packed(context, work, module, query, key, value, kwargs)
+            return self._packed(context, work, module, query, key, value, kwargs), None
         keys, values = self._columns(context, key, value)
         chunk = context.chunk
         if not chunk.open and keys.total < chunk.stop:
@@ -79,7 +93,7 @@ class LayerAttention(BoundToModel):
         if not context.whole and (not touched or context.first == chunk.length):
             if context.stores_keys:
                 self._store(context, calibrated)
-            return stock()
+            return stock(), None
         given = mask is not None and not context.causal
         if given or context.masks is None or query.device != context.device:
             context = context.for_layer(mask, query.device)
@@ -91,7 +105,7 @@ class LayerAttention(BoundToModel):
             )  # fmt: skip
             if context.stores_keys:
                 self._store(context, calibrated)
-            return made.out
+            return made.out, made.weights
         early = stock() if first > 0 else None
         outs = []
         for name in context.branches:
@@ -118,7 +132,7 @@ class LayerAttention(BoundToModel):
             outs.append(torch.cat((before, made.out), dim=1))
         if context.stores_keys:
             self._store(context, calibrated)
-        return torch.cat(outs)
+        return torch.cat(outs), None
 
     def _packed(
         self,
@@ -187,14 +201,17 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """What Hugging Face's attention modules call while a method is attached to their model."""
     layer: LayerAttention = getattr(module, HANDLE)
     known = layer.current.handed_down
     for name, argument in kwargs.items():
         if argument is not None and name not in ATTENTION_ARGUMENTS and name not in known:
             raise unknown_attention_argument(module, name)
-    return layer(module, query, key, value, attention_mask, **kwargs), None
+    out, weights = layer(module, query, key, value, attention_mask, **kwargs)
+    if weights is None or not layer.current.gives_weights:
+        return out, None
+    return out, weights.to(query.dtype)
 
 
 AttentionInterface.register(KEY, _attention)

@@ -22,6 +22,8 @@ class TextRows:
     """The result for these rows."""
 
     out: Float[Tensor, "rows text heads head_dim"]
+    weights: Float[Tensor, "rows heads text columns"]
+    """As the method leaves them."""
     pruned: Bool[Tensor, "branch_rows columns"] | None
     """The columns that the method hides from rows of the image, too."""
 
@@ -103,7 +105,7 @@ def attend(
     out = values.averaged(weights)
     for own, instead in replaced:
         out[own].add_(instead)
-    return TextRows(out.transpose(1, 2), pruned)
+    return TextRows(out.transpose(1, 2), weights, pruned)
 
 
 def _logits(

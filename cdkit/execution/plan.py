@@ -81,11 +81,7 @@ class PromptPlan:
 
     def without_padding(self, x: Tensor, dim: int = -1) -> Tensor:
         """The columns that the caller of the model gave to the original branch."""
-        gap = self.padding
-        if gap.stop == gap.start:
-            return x
-        kept = (x.narrow(dim, 0, gap.start), x.narrow(dim, gap.stop, x.shape[dim] - gap.stop))
-        return torch.cat(kept, dim=dim)
+        return without_columns(x, self.padding, dim=dim)
 
     def deepstack_of(
         self, rows: slice, start: int, stop: int
@@ -116,6 +112,14 @@ class PromptPlan:
             rng_keys=rng_keys,
             deepstack=tuple(features[every] for features in self.deepstack),
         )
+
+
+def without_columns(x: Tensor, gap: slice, *, dim: int) -> Tensor:
+    """All columns but those of `gap`, which may begin before the first one."""
+    start, stop = max(0, gap.start), max(0, gap.stop)
+    if stop == start:
+        return x
+    return torch.cat((x.narrow(dim, 0, start), x.narrow(dim, stop, x.shape[dim] - stop)), dim=dim)
 
 
 def layer_works(

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cdkit.errors import CdkitError
+
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
@@ -39,11 +41,19 @@ def rotate(
 
     Returns:
         The moved queries or keys, in the data type of `x`.
+
+    Raises:
+        CdkitError: If positions have several axes and `rotary.axes` is None.
     """
     frequencies = rotary.inverse_frequencies.to(device=x.device, dtype=torch.float64)
     if by.ndim == 2:
         by = by[..., None]
-    elif rotary.axes is not None:
+    elif rotary.axes is None:
+        raise CdkitError(
+            f"positions have {by.shape[-1]} axes, but nothing says which of them each frequency of "
+            "the rotary embedding follows; use a method without a calibrator"
+        )
+    else:
         by = by[..., rotary.axes.to(by.device)]
     angle = (by.double() * frequencies)[:, None]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)

@@ -47,6 +47,9 @@ class AttachedEngine(abc.ABC):
     is_attached: bool = False
     """Whether the method is in the model's attributes. A thread may have read one of these before
     the block ended; its call is then one of the model as it is."""
+    gives_weights: bool = False
+    """Whether the method's attention gives its weights, as that of the stock model does ("eager"
+    alone)."""
     last_original: Float[Tensor, "rows vocab"] | None = None
     """The original branch's logits of the latest step."""
     last_peaks: Peaks | None = None

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, PromptError
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
 from cdkit.interfaces.part import inner_parts
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import ORIGINAL, Method, kind_of
 
 ASSISTED = "assisted decoding checks tokens in chunks"
 FOREIGN_LOOP = "a custom loop may not keep to HF's contract"
@@ -43,8 +43,7 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v not in (None, "dynamic", "static", "hybrid"),
         "the branches need the dynamic cache or the static one",
     ),
-    "output_hidden_states": (bool, "they would hold the rows of every branch"),
-    "output_attentions": (bool, "use trace=('image_attention',) of cdkit.attach"),
+    "output_router_logits": (bool, "they would hold the rows of every branch"),
     "token_healing": (bool, "it rewrites the prompt"),
     "inputs_embeds": (_is_given, "image tokens are found by their ids; pass input_ids"),
     "labels": (
@@ -61,8 +60,6 @@ OVERRIDDEN: Mapping[str, tuple[Callable[[Any], bool], Any]] = {
     "cache_implementation": (REFUSED["cache_implementation"][0], None),
     "use_cache": (lambda v: v is False, True),
     "prefill_chunk_size": (_is_given, None),
-    "output_hidden_states": (bool, False),
-    "output_attentions": (bool, False),
 }
 """Setting that no token depends on -> (where it is overridden, by what), if nothing but the
 checkpoint's generation_config asks for it. A user who asks for it is told that it is refused."""
@@ -90,6 +87,14 @@ def unknown_attention_argument(module: nn.Module, name: str) -> CdkitError:
     return CdkitError(
         f"{type(module).__name__} passes {name} to its attention, which a method that changes "
         "attention does not know and would drop; use one that changes only the inputs, such as vcd"
+    )
+
+
+def compressed_keys(module: nn.Module) -> CdkitError:
+    """The error for attention whose cache holds something else than the keys that it reads."""
+    return CdkitError(
+        f"{type(module).__name__} caches compressed keys and values (MLA), which a method that "
+        "changes attention cannot follow; use one that changes only the inputs, such as vcd"
     )
 
 
@@ -143,6 +148,45 @@ def check_arguments(
             "cdkit.attach"
         )
     return overridden
+
+
+IMAGE_TRACE = (
+    "use trace=('image_attention',) of cdkit.attach, which keeps the last row's on the image"
+)
+
+
+def check_attentions(
+    given: Mapping[str, Any], defaults: Sequence[object], attached: AttachedMethod, *, plain: bool
+) -> dict[str, Any]:
+    """Raise where attention weights are asked for, but the method changes the original branch's.
+
+    Args:
+        given: The arguments of a call, by name.
+        defaults: The configs behind them; the last one is the model's.
+        attached: The method on its model.
+        plain: Whether the model itself is called, not `generate`.
+
+    Returns:
+        The arguments that must be passed on as well, where the checkpoint's generation_config alone
+        asks for weights: no token depends on them.
+    """
+    name, method = "output_attentions", attached.method
+    asked = setting(name, given, defaults)
+    if not asked or not attached.hooked:
+        return {}
+    acting = [i for i in method.interventions if ORIGINAL in i.branches]
+    acting_parts = acting if method.calibrator is None else [method.calibrator, *acting]
+    if not acting_parts:
+        return {}
+    source = ""
+    if asked_by_checkpoint(name, given, defaults):
+        if not plain:
+            return {name: False}
+        source = f", which model.config.{name} asks for"
+    raise CdkitError(
+        f"{method.name} cannot run with {name}={_short(asked)}{source}: "
+        f"{kind_of(acting_parts[0])} changes the original branch's attention itself; {IMAGE_TRACE}"
+    )
 
 
 def _searches_contrastively(given: Mapping[str, Any], defaults: Sequence[object]) -> bool:
@@ -209,6 +253,8 @@ def check_loop(given: Mapping[str, Any], defaults: Sequence[object], method: Met
         "synced_gpus": "each process decodes as long as it needs; leave it out",
         "output_scores": "use trace=('logits',) of cdkit.attach, or leave it out",
         "output_logits": "use trace=('logits',) of cdkit.attach, or leave it out",
+        "output_hidden_states": "its rows are those of no beam; leave it out",
+        "output_attentions": f"{IMAGE_TRACE}, or leave it out",
     }
     for name, why in refused.items():
         if setting(name, given, defaults):
@@ -338,15 +384,32 @@ def new_tokens(ids: Tensor, given: Mapping[str, Any], defaults: Sequence[object]
     return 20 if longest is None else max(0, int(longest) - ids.shape[1])
 
 
-def check_window(attached: AttachedMethod, longest: int) -> None:
-    """Raise where a layer would forget the image before the answer ends."""
-    if attached.window is not None and longest > attached.window:
-        raise CdkitError(
-            f"{attached.method.name} needs the image tokens all along, but the decoder's sliding "
-            f"window keeps {attached.window} tokens and prompt and answer may reach {longest}: "
-            "shorten the prompt or max_new_tokens, or use a method that changes only the "
-            "inputs, such as vcd"
-        )
+def check_window(attached: AttachedMethod, token_mask: Tensor, new: int) -> None:
+    """Raise where a layer would forget the image before the answer ends.
+
+    Args:
+        attached: The method on its model.
+        token_mask: The prompts' mask: (prompts, tokens), False on padding.
+        new: How many tokens may be added.
+
+    Raises:
+        PromptError: Where some prompts are too long for the window, and shorter ones would do.
+        CdkitError: Where the answer alone is.
+    """
+    longest, window = token_mask.shape[1] + new, attached.window
+    if window is None or longest <= window:
+        return
+    name = attached.method.name
+    message = (
+        f"{name} needs the image tokens all along, but the decoder's sliding window keeps {window} "
+        "tokens and prompt and answer may reach {}: shorten the prompt or max_new_tokens, or use a "
+        "method that changes only the inputs, such as vcd"
+    )
+    lengths = [int(count) + new for count in token_mask.sum(dim=1)]
+    reasons = {i: message.format(n) for i, n in enumerate(lengths) if n > window}
+    if new >= window or not reasons:
+        raise CdkitError(message.format(longest))
+    raise PromptError(message.format(longest), reasons)
 
 
 def check_attachable(attached: AttachedMethod) -> None:
@@ -362,7 +425,8 @@ def check_attachable(attached: AttachedMethod) -> None:
     if method.calibrator is not None and attached.rotary is None:
         raise CdkitError(
             f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
-            "rotary embedding of fixed frequencies; use a method without a calibrator"
+            "rotary embedding of fixed frequencies that cdkit knows; use a method without a "
+            "calibrator"
         )
     if not attached.hooked:
         return

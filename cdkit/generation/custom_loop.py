@@ -13,7 +13,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 
 from cdkit.branches.method_cache import MethodCache
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, PromptError
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.guard import check_numbers
 from cdkit.interfaces.cache_names import CACHE
@@ -143,12 +143,16 @@ def run_loop(
             length_penalty=float(config.length_penalty),
             early_stopping=config.early_stopping,
         )
-        answers = loop.run(decoding)
+        try:
+            answers = loop.run(decoding)
+        except PromptError as error:  # its rows are those of this one prompt
+            raise PromptError(str(error), {sample: next(iter(error.reasons.values()))}) from None
         name = engine.attached.method.name
         if len(answers) < decoding.returned:
-            raise CdkitError(
-                f"{name} found {len(answers)} answers to prompt {sample}, but "
-                f"num_return_sequences={decoding.returned}; ask for fewer"
+            found_few = f"{name} found {len(answers)} answers"
+            wanted = f"but num_return_sequences={decoding.returned}; ask for fewer"
+            raise PromptError(
+                f"{found_few} to prompt {sample}, {wanted}", {sample: f"{found_few}, {wanted}"}
             )
         found += answers[: decoding.returned]
     return _output(found, input_ids, config)

@@ -1,6 +1,6 @@
 """The decoder's forward with a method on: the rows of all branches go through it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,16 +15,21 @@ from cdkit.branches.inputs import features_in, place_features
 from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
+from cdkit.execution.optimizations import Optimization
 from cdkit.execution.packed_prefill import Packing
-from cdkit.execution.plan import GroupPlan, make_group
+from cdkit.execution.plan import GroupPlan, make_group, without_columns
 from cdkit.execution.shared_prefix import take_prefix
 from cdkit.generation.branch_prompts import features_of, uses_cache
 from cdkit.generation.engine import Engine
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
+from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL
 
 Forward = Callable[..., Any]
+PER_LAYER = ("output_hidden_states", "output_attentions")
+"""Arguments, or flags of a config, with which the output shows what each layer gave."""
+SHARING: frozenset[Optimization] = frozenset({"shared_prefix"})
 
 
 def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -52,6 +57,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     old = kwargs.pop(OLD_CACHE, None)
     cache = old if kwargs.get(CACHE) is None else kwargs[CACHE]
     call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
+    gives_layers = any(_gives(attached, kwargs, name) for name in PER_LAYER)
+    is_new = not isinstance(cache, MethodCache)
     if isinstance(cache, MethodCache):
         if not isinstance(cache, BranchedCache) or cache.owner is not engine:
             raise CdkitError("the cache was made under another cdkit.attach; start anew")
@@ -69,14 +76,43 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
             kwargs,
             cache,
             branches=attached.branches,
-            optimizations=engine.optimizations,
+            # what each layer gives is read by columns: every row has all of its prompt's
+            optimizations=engine.optimizations - SHARING if gives_layers else engine.optimizations,
             compiled=engine.compiled is not None,
             works=engine.works,
         )
         output = _run_prompt(engine, forward, state, embeds, kwargs)
         cache = BranchedCache(state, owner=engine) if getattr(output, CACHE) is not None else None
     setattr(output, CACHE, cache)
+    if gives_layers:
+        _keep_original(output, state, is_new=is_new)
     return output
+
+
+def _gives(attached: AttachedMethod, kwargs: Mapping[str, Any], name: str) -> bool:
+    """Whether an argument, or else a flag of the decoder's config, is set."""
+    return bool(kwargs.get(name, getattr(attached.decoder.config, name, False)))
+
+
+def _keep_original(output: Any, state: BranchState, *, is_new: bool) -> None:
+    """Of what each layer gave, leave the original branch's rows, without columns of padding that
+    only longer prompts of other branches have."""
+    rows, gap = state.plan.rows, state.plan.padding
+    for name in PER_LAYER:
+        given = getattr(output, name.removeprefix("output_"), None)
+        if given is None:
+            continue
+        kept: list[Tensor | None] = []
+        for layer in given:
+            own = None if layer is None else layer[:rows]
+            if own is not None and is_new:
+                own = without_columns(own, gap, dim=-2)
+            if own is not None and own.ndim == 4:  # weights: the last columns that a layer keeps
+                left = state.seen[0] - own.shape[-1]
+                own = without_columns(own, slice(gap.start - left, gap.stop - left), dim=-1)
+            # a copy: a view would keep the rows of all branches
+            kept.append(None if own is None else own.clone())
+        setattr(output, name.removeprefix("output_"), tuple(kept))
 
 
 def _next_rows(
@@ -267,6 +303,8 @@ def _call_decoder(
     What its layers read is made here, before it, in one frozen context.
     """
     attached, plan, prefix = engine.attached, state.plan, state.prefix
+    asked = [name for name in PER_LAYER if _gives(attached, kwargs, name)]
+    gives_weights = engine.gives_weights and "output_attentions" in asked
     adapter, cache = attached.adapter, kwargs[CACHE]
     if packing is None:
         positions = state.positions[group.rows, start:stop]
@@ -275,7 +313,7 @@ def _call_decoder(
     if positions.ndim > 2:
         positions = positions.movedim(-1, 0)
     chunk, offsets = state.next_columns(group, start, stop)
-    whole = plan.materialize_all or prefix is not None
+    whole = plan.materialize_all or prefix is not None or gives_weights
     first = 0 if whole else chunk.first_text
     rows = group.layout.rows // max(1, len(group.branches))
     acts = any(layer.materialized for layer in group.layers) and first < chunk.length
@@ -328,12 +366,13 @@ def _call_decoder(
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if plan.deepstack:
         own |= adapter.deepstack_kwargs(plan.deepstack_of(group.rows, start, stop))
-    compiled = engine.compiled
+    compiled = None if asked else engine.compiled
     step = None if compiled is None else compiled.prepare(forward, context, state, own)
     if step is not None:
         forward, context, own = step
     engine.current.context = context
     engine.current.handed_down = frozenset(kwargs)
+    engine.current.gives_weights = gives_weights
     try:
         output = forward(**kwargs | own)
     finally:

@@ -83,6 +83,7 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
             finished=lambda ids: _finished(ids[:, length:], config, criteria),
             prompt_length=length,
             beams=config.num_beams or 1,
+            prompts=1 if method.loop is not None else session.ids.shape[0],
         )
 
     def processors(make: Callable[..., Any], **kwargs: Any) -> Any:

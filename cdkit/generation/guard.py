@@ -9,9 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from cdkit.errors import CdkitError
+from cdkit.errors import PromptError
 from cdkit.generation.attached_engine import Peaks
 from cdkit.methods.method import Method, kind_of
+
+SPOILT = (
+    "the logits processors make NaN of logits that are numbers; check the processors that generate "
+    "was given"
+)
 
 
 class GuardedProcessors(LogitsProcessorList):
@@ -31,11 +36,12 @@ class GuardedProcessors(LogitsProcessorList):
         finished: Callable[[Int[Tensor, "rows tokens"]], Bool[Tensor, " rows"]],
         prompt_length: int,
         beams: int,
+        prompts: int,
     ) -> None:
         super().__init__(processors)
         self._method, self._original, self._peaks = method, original, peaks
         self._finished = finished
-        self._prompt_length, self._beams = prompt_length, beams
+        self._prompt_length, self._beams, self._prompts = prompt_length, beams, prompts
 
     def __call__(
         self,
@@ -53,15 +59,14 @@ class GuardedProcessors(LogitsProcessorList):
         if not bool(troubled.any()):
             return left
         finished = self._finished(input_ids)
+        each = max(1, len(left) // self._prompts)
         if peaks is not None:
-            check_numbers(self._method, peaks, counted=~finished.to(peaks.valid.device))
+            counted = ~finished.to(peaks.valid.device)
+            check_numbers(self._method, peaks, counted, rows_per_prompt=each)
         spoilt = best.isnan() & ~finished
+        step = input_ids.shape[1] - self._prompt_length
         if bool(spoilt.any()):
-            row, step = int(spoilt.nonzero()[0]), input_ids.shape[1] - self._prompt_length
-            raise CdkitError(
-                f"{self._method.name}, step {step}, row {row}: the logits processors make NaN of "
-                "logits that are numbers; check the processors that generate was given"
-            )
+            raise self._error(spoilt, step, each, lambda row: SPOILT)
         empty = best.isneginf()
         original = self._original()
         constraint = self._method.constraint
@@ -78,13 +83,27 @@ class GuardedProcessors(LogitsProcessorList):
             groups = empty.view(-1, self._beams).all(dim=1, keepdim=True)
             lost = lost & groups.expand(-1, self._beams).reshape(-1)
         if bool(lost.any()):
-            row = int(lost.nonzero()[0])
-            removed = scores[row].isneginf()  # before the processors: by combiner or constraint
-            cut = original is not None and bool((removed & original[row].isfinite()).any())
-            raise CdkitError(self._message(row, input_ids.shape[1], cut=cut))
+
+            def reason(row: int) -> str:
+                removed = scores[row].isneginf()  # before the processors: by combiner or constraint
+                cut = original is not None and bool((removed & original[row].isfinite()).any())
+                return self._removed(cut=cut)
+
+            raise self._error(lost, step, each, reason)
         return left
 
-    def _message(self, row: int, length: int, *, cut: bool) -> str:
+    def _error(
+        self,
+        rows: Bool[Tensor, " rows"],
+        step: int,
+        rows_per_prompt: int,
+        reason: Callable[[int], str],
+    ) -> PromptError:
+        return prompt_error(
+            f"{self._method.name}, step {step}", rows, reason, rows_per_prompt=rows_per_prompt
+        )
+
+    def _removed(self, *, cut: bool) -> str:
         combiner, loop, constraint = (
             self._method.combiner,
             self._method.loop,
@@ -103,14 +122,40 @@ class GuardedProcessors(LogitsProcessorList):
             advice = [active.advice, *advice]
         if cut and loop is not None and loop.advice:
             advice = [loop.advice, *advice]
-        return (
-            f"{self._method.name}, step {length - self._prompt_length}, row {row}: the logits "
-            f"processors remove every token that {kept}; {', or '.join(advice)}"
-        )
+        return f"the logits processors remove every token that {kept}; {', or '.join(advice)}"
+
+
+def prompt_error(
+    where: str,
+    rows: Bool[Tensor, " rows"],
+    reason: Callable[[int], str],
+    *,
+    rows_per_prompt: int = 1,
+) -> PromptError:
+    """The error of the rows that are True: its message is about the first of them.
+
+    Args:
+        where: What begins the message, such as the method and the step.
+        rows: The rows that cannot go on.
+        reason: What happened in a row, by its number.
+        rows_per_prompt: How many rows, such as beams, belong to each prompt.
+    """
+    troubled = [int(row) for row in rows.nonzero()[:, 0]]
+    first = {row // rows_per_prompt: row for row in reversed(troubled)}
+    reasons = {prompt: reason(row) for prompt, row in sorted(first.items())}
+    text = reasons[troubled[0] // rows_per_prompt]
+    return PromptError(
+        f"{where}, row {troubled[0]}: {text}",
+        {prompt: f"{where}: {own}" for prompt, own in reasons.items()},
+    )
 
 
 def check_numbers(
-    method: Method, peaks: Peaks, counted: Bool[Tensor, " rows"] | None = None
+    method: Method,
+    peaks: Peaks,
+    counted: Bool[Tensor, " rows"] | None = None,
+    *,
+    rows_per_prompt: int = 1,
 ) -> None:
     """Raise where logits hold NaN, or infinities that cannot be.
 
@@ -118,23 +163,30 @@ def check_numbers(
         method: That is attached.
         peaks: Of the step.
         counted: The rows that matter; None for all.
+        rows_per_prompt: How many rows, such as beams, belong to each prompt.
+
+    Raises:
+        PromptError: It names the branch, and the prompts whose rows they are.
     """
     wrong = ~peaks.valid if counted is None else ~peaks.valid & counted
     if not bool(wrong.any()):
         return
-    row = int(wrong.nonzero()[0])
-    for branch, peak in zip(peaks.branches, peaks.logits[:, row].tolist(), strict=True):
-        if not math.isfinite(peak):
-            what = "NaN" if math.isnan(peak) else "infinite"
-            raise CdkitError(
-                f"{method.name}, row {row}: the model's logits are not numbers ({what}) in the "
-                f"{branch} branch; check its weights, its pixel_values and its dtype (float16 "
-                "overflows where bfloat16 and float32 do not)"
-            )
-    raise CdkitError(
-        f"{method.name}, row {row}: the combined logits are not numbers, though the largest logit "
-        "of every branch is; use a smaller alpha, and check the model for logits of -inf"
-    )
+
+    def reason(row: int) -> str:
+        for branch, peak in zip(peaks.branches, peaks.logits[:, row].tolist(), strict=True):
+            if not math.isfinite(peak):
+                what = "NaN" if math.isnan(peak) else "infinite"
+                return (
+                    f"the model's logits are not numbers ({what}) in the {branch} branch; check "
+                    "its weights, its pixel_values and its dtype (float16 overflows where bfloat16 "
+                    "and float32 do not)"
+                )
+        return (
+            "the combined logits are not numbers, though the largest logit of every branch is; use "
+            "a smaller alpha, and check the model for logits of -inf"
+        )
+
+    raise prompt_error(method.name, wrong, reason, rows_per_prompt=rows_per_prompt)
 
 
 class RecordingCriteria(StoppingCriteriaList):

@@ -8,7 +8,12 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine, Peaks
-from cdkit.generation.compatibility import check_arguments, refuse_running, refuse_split
+from cdkit.generation.compatibility import (
+    check_arguments,
+    check_attentions,
+    refuse_running,
+    refuse_split,
+)
 from cdkit.generation.guard import check_numbers
 from cdkit.generation.prompts import open_session
 from cdkit.interfaces.cache_names import given_cache
@@ -44,6 +49,7 @@ def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
         engine.session = open_session(engine.attached, given, defaults=[config], plain=True)
         return
     check_arguments(given, [config], method, plain=True)
+    check_attentions(given, [config], engine.attached, plain=True)
     ids = given.get("input_ids")
     if ids is not None and bool((adapter.image_index(engine.attached.model, ids) >= 0).any()):
         raise CdkitError(

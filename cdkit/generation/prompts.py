@@ -16,6 +16,7 @@ from cdkit.errors import CdkitError
 from cdkit.functional.noise import generator, purpose_of, stream
 from cdkit.generation.compatibility import (
     check_arguments,
+    check_attentions,
     check_cache,
     check_eval,
     check_loop,
@@ -153,6 +154,7 @@ def open_session(
     method = attached.method
     check_eval(attached.model, method)
     overridden = check_arguments(given, defaults, method, plain=plain)
+    overridden |= check_attentions(given, defaults, attached, plain=plain)
     given = given | overridden
     check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:
@@ -167,13 +169,12 @@ def open_session(
         raise CdkitError("input_ids of shape (prompts, tokens) are needed to find the image")
     if method.loop is not None:
         check_loop(given, defaults, method)
-    compile_config, static, longest = None, False, ids.shape[1]
+    compile_config, static, new = None, False, 0
     if not plain:
-        longest += new_tokens(ids, given, defaults)
+        new = new_tokens(ids, given, defaults)
         static = setting("cache_implementation", given, defaults) == "static"
         if not setting("disable_compile", given, defaults):
             compile_config = setting("compile_config", given, defaults)
-    check_window(attached, longest)
     mask = given.get("attention_mask")
     if mask is None:
         # a plain call has no rule for a missing mask: every token counts
@@ -181,6 +182,7 @@ def open_session(
     elif mask.ndim != 2:
         raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
     token_mask = mask.to(ids.device).bool()
+    check_window(attached, token_mask, new)
     index = attached.adapter.image_index(attached.model, ids)
     image_index = index.masked_fill(~token_mask, -1)
     if bool((hidden := (index >= 0) & ~token_mask).any()):

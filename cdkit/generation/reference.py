@@ -36,6 +36,7 @@ from cdkit.generation.combine import Noted, combine_call
 from cdkit.generation.compatibility import (
     ATTENTION_ARGUMENTS,
     check_alignment,
+    compressed_keys,
     refuse_adapter,
     unknown_attention_argument,
 )
@@ -299,7 +300,7 @@ class ReferenceEngine(AttachedEngine):
         value: Tensor,
         mask: Tensor | None,
         scaling: float,
-    ) -> Float[Tensor, "rows new heads head_dim"]:
+    ) -> Attended:
         """A layer's attention for the branch that is in the decoder."""
         running.layers_run += 1
         if key.shape[2] < running.branch.columns:
@@ -319,7 +320,7 @@ class ReferenceEngine(AttachedEngine):
             scaling,
         )
         self._note(running, layer, made)
-        return made.out
+        return made
 
     def _changes(self, branch: str, layer: int) -> list[Change]:
         """What is done to a branch's cross-modal segment: distortions, then interventions."""
@@ -439,7 +440,6 @@ class ReferenceEngine(AttachedEngine):
         """New columns of prompts that have a cache: generated tokens, or more of the prompt."""
         embeds, mask = kwargs["inputs_embeds"], plain_mask(kwargs.get("attention_mask"))
         rows, new = embeds.shape[:2]
-        assert self.session is not None
         start, layout = batch.original.columns, batch.original.layout
         token_mask = None if mask is None else mask[:, -new:].bool()
         positions = kwargs.get("position_ids")
@@ -448,6 +448,7 @@ class ReferenceEngine(AttachedEngine):
         append(batch, positions, token_mask, new)
         inputs: dict[str, Tensor] = {name: embeds for name in batch.branches}
         for branch in self.attached.branches if start < layout.length else ():
+            assert self.session is not None
             features = features_of(self.session, branch, rows)
             if features is not None:
                 index = layout.image_index
@@ -469,8 +470,8 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """What Hugging Face's attention modules call."""
+) -> tuple[Tensor, Tensor | None]:
+    """What Hugging Face's attention modules call: the output, and its weights."""
     handle: LayerHandle = getattr(module, HANDLE)
     running = handle.engine.running
     known = frozenset() if running is None else running.handed_down
@@ -479,9 +480,14 @@ def _attention(
             raise unknown_attention_argument(module, name)
     if running is None:  # not under a forward that is read
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    cache: Any = running.branch.cache
+    cached = None if cache is None else cache.layers[handle.layer.index].keys
+    if cached is not None and cached.shape[1::2] != key.shape[1::2]:
+        raise compressed_keys(module)
     scaling = kwargs["scaling"]
-    out = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, scaling)
-    return out, None
+    made = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, scaling)
+    weights = made.weights.to(query.dtype) if handle.engine.gives_weights else None
+    return made.out, weights
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -160,6 +160,10 @@ class DecodingLoop(Part, abc.ABC):
 
         Returns:
             `decoding.returned` answers, the best first.
+
+        Raises:
+            PromptError: Where no token is left for this prompt, which is number 0 here: the
+                answers to other prompts of the batch are not lost with it.
         """
 
 

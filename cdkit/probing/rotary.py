@@ -14,6 +14,9 @@ from transformers import DynamicCache
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.cache_names import CACHE
 
+UNLIKE = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+"""What a rotary embedding raises that is called in another way than most."""
+
 
 def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
     """Find how a decoder rotates queries and keys, by calling its own function.
@@ -27,16 +30,24 @@ def probe_rotary(attention: nn.Module, embedding: Any) -> Rotary | None:
         embedding: The decoder's `rotary_emb`.
 
     Returns:
-        The rotary embedding; None where neither pairing fits, or there is nothing to call.
+        The rotary embedding; None where neither pairing fits, or the function cannot be called in
+        this way.
     """
+    try:
+        return _probed(attention, embedding)
+    except UNLIKE:
+        return None
+
+
+def _probed(attention: nn.Module, embedding: Any) -> Rotary | None:
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     frequencies: Tensor | None = getattr(embedding, "inv_freq", None)
     if apply is None or frequencies is None or frequencies.is_meta:
         return None
     at = torch.zeros(1, 1, dtype=torch.long, device=frequencies.device)
-    like = torch.zeros(1, dtype=torch.float32, device=frequencies.device)
-    width = embedding(like, position_ids=at)[0].shape[-1]  # less than a head where RoPE is partial
-    x = torch.randn(1, 1, 1, width, generator=torch.Generator().manual_seed(0)).to(like)
+    width = 2 * len(frequencies)  # less than a head where RoPE is partial
+    x = torch.randn(1, 1, 1, width, generator=torch.Generator().manual_seed(0))
+    x = x.to(frequencies.device)
 
     def rotated(position: Tensor) -> Tensor:
         out: Tensor = apply(x, x, *embedding(x, position_ids=position))[0]

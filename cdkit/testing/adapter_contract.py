@@ -1,6 +1,8 @@
 """The contract suite of model adapters: what they declare, held against the model at work."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +42,25 @@ def check_adapter(model: Any, *, processor: Any = None, inputs: Any = None) -> N
     """
     if processor is None and inputs is None:
         raise CdkitError("check_adapter needs a processor, or the inputs of one prompt: pass one")
+    with _ends_in_advice():
+        _check(model, processor, inputs)
+
+
+@contextmanager
+def _ends_in_advice() -> Iterator[None]:
+    """Add what to do to checks that also try an adapter out for a user, who did not write it."""
+    try:
+        yield
+    except AssertionError as error:
+        if "What to do: " in str(error):
+            raise
+        raise AssertionError(
+            f"{error} What to do: correct what the adapter says about that; docs/own_model.md "
+            "explains each of its methods"
+        ) from error
+
+
+def _check(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> None:
     before = _public(_attributes(unwrap(model)))
     adapter, model = adapter_for(model), unwrap(model)
     if model.training:
@@ -63,18 +84,42 @@ def check_adapter(model: Any, *, processor: Any = None, inputs: Any = None) -> N
         notes = _notes_of_generate(model, one)
         both = batched(one, other, pad=pad)
         check_decode_modes(adapter, model, one, other, both=both, processor=processor)
-    require(not vars(adapter), adapter, "it keeps no state", vars(adapter))
+    require(
+        not vars(adapter),
+        adapter,
+        "it keeps no state",
+        vars(adapter),
+        todo="compute from the arguments alone: an adapter has no attributes of its own",
+    )
     after = _attributes(model)
     changed = sorted(n for n in (before | after).keys() - notes if before.get(n) != after.get(n))
-    require(not changed, adapter, "the model is left as it was", changed[:5])
+    require(
+        not changed,
+        adapter,
+        "the model is left as it was",
+        changed[:5],
+        todo="read the model and set nothing on it or its config",
+    )
 
 
 def _check_declarations(adapter: ModelAdapter) -> None:
     example = getattr(adapter, "example", None)
     named = isinstance(example, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", example)
-    require(bool(named), adapter, "example is a name on the hub, OWNER/NAME", example)
+    require(
+        bool(named),
+        adapter,
+        "example is a name on the hub, OWNER/NAME",
+        example,
+        todo="write the hub name of a checkpoint that it runs, such as llava-hf/llava-1.5-7b-hf",
+    )
     causal = getattr(adapter, "causal_prefix", None)
-    require(isinstance(causal, bool), adapter, "causal_prefix is True or False", causal)
+    require(
+        isinstance(causal, bool),
+        adapter,
+        "causal_prefix is True or False",
+        causal,
+        todo="set it in the class: True only if no state up to the image depends on later ones",
+    )
 
 
 # ---- prompts -------------------------------------------------------------------------------------
@@ -87,19 +132,42 @@ def _made(adapter: ModelAdapter, model: Any, processor: Any) -> list[Inputs]:
         try:
             text = adapter.prompt(QUESTION, images=images, processor=processor)
         except CdkitError:
-            require(images == 2, adapter, "a prompt with one image can be made")
+            require(
+                images == 2,
+                adapter,
+                "a prompt with one image can be made",
+                todo="write the placeholder of one image, or set most_images",
+            )
             return prompts
-        require(isinstance(text, str), adapter, "prompt returns text", type(text))
-        require(QUESTION in text, adapter, "the prompt holds the question", text)
+        require(
+            isinstance(text, str),
+            adapter,
+            "prompt returns text",
+            type(text),
+            todo="return the text that the processor gets",
+        )
+        require(
+            QUESTION in text,
+            adapter,
+            "the prompt holds the question",
+            text,
+            todo="put the question into the text as it is",
+        )
         try:
             prompt = encoded(model, adapter, processor, images=images)
         except ValueError as error:  # what processors raise
             raise AssertionError(
                 f"{name_of(adapter)}: the processor takes the prompt with {images} images. "
-                f"Got: {error}"
+                f"Got: {error}. What to do: write one placeholder for each image"
             ) from error
         found = int(adapter.image_index(model, prompt["input_ids"]).max()) + 1
-        require(found == images, adapter, f"a prompt with {images} images has as many", found)
+        require(
+            found == images,
+            adapter,
+            f"a prompt with {images} images has as many",
+            found,
+            todo="write the processor's image placeholder once for each image",
+        )
         prompts.append(prompt)
     return prompts
 
@@ -114,7 +182,13 @@ def _check_padding(adapter: ModelAdapter, model: Any, one: Inputs, other: Inputs
             rows = torch.where(torch.arange(len(alone))[:, None].to(ids.device) == row, filled, ids)
             index = adapter.image_index(model, rows)[row, lead:]
             same = index.equal(wanted)
-            require(same, adapter, "image_index is the same in a padded batch", (index, wanted))
+            require(
+                same,
+                adapter,
+                "image_index is the same in a padded batch",
+                (index, wanted),
+                todo="find images by the ids of each row alone; padding may stand before them",
+            )
 
 
 def _check_slot(adapter: ModelAdapter, model: Any, inputs: Inputs, processor: Any) -> None:
@@ -129,7 +203,13 @@ def _check_slot(adapter: ModelAdapter, model: Any, inputs: Inputs, processor: An
         slot = adapter.system_slot(ids, tokenizer)
         inside = isinstance(slot, int) and 0 <= slot <= first
         promise = "system_slot is in the prompt, before the first image or all text after it"
-        require(inside, adapter, promise, slot)
+        require(
+            inside,
+            adapter,
+            promise,
+            slot,
+            todo="return an index from 0 to the number of ids",
+        )
 
 
 # ---- the model itself ----------------------------------------------------------------------------

@@ -27,18 +27,28 @@ def check_calibrator(calibrator: Any) -> None:
     """
     check_value(calibrator)
     require(
-        isinstance(calibrator, PositionCalibrator), calibrator, "it subclasses PositionCalibrator"
+        isinstance(calibrator, PositionCalibrator),
+        calibrator,
+        "it subclasses PositionCalibrator",
+        todo="write class Name(cdkit.PositionCalibrator)",
     )
     index = torch.tensor([[-1, -1, 0, 0, 0, 0, -1, -1, -1], [0, 0, -1, 1, 1, -1, -1, -1, -1]])
     line = torch.arange(index.shape[1]).expand(index.shape)
     new = _check_positions(calibrator, line, index)
-    require(bool((new.diff() >= 0).all()), calibrator, "positions never decrease", new)
+    require(
+        bool((new.diff() >= 0).all()),
+        calibrator,
+        "positions never decrease",
+        new,
+        todo="let no token stand before the one to its left",
+    )
     unmoved = torch.allclose(new.diff(), line.diff().double(), rtol=0, atol=1e-12)
     require(
         unmoved == calibrator.is_identity,
         calibrator,
         "is_identity says whether every distance stays",
         new,
+        todo="return True for parameters that leave all distances as they are, and no others",
     )
     # multimodal RoPE: the first image is a grid of 2 x 2, the second a row of two
     grid = line[..., None] - torch.tensor([[0, 0, 0, 1, 2, 3, 2, 2, 2], [0] * 9])[..., None]
@@ -48,7 +58,13 @@ def check_calibrator(calibrator: Any) -> None:
     on_grid = _check_positions(calibrator, grid, index)
     text = on_grid[index < 0]
     equal = bool((text == text[:, :1]).all())
-    require(equal, calibrator, "the axes of text stay equal", text)
+    require(
+        equal,
+        calibrator,
+        "the axes of text stay equal",
+        text,
+        todo="move all axes of a text token alike",
+    )
 
 
 def _check_beside_a_mate(
@@ -80,19 +96,49 @@ def _check_positions(
     calibrator: PositionCalibrator, positions: Tensor, image_index: Tensor
 ) -> Tensor:
     new: Tensor = pure(calibrator, calibrator.calibrate, positions, image_index)
-    require(new.shape == positions.shape, calibrator, "one position a token and axis", new.shape)
-    require(new.dtype == torch.float64, calibrator, "positions are float64", new.dtype)
-    require(bool(new.isfinite().all()), calibrator, "positions are finite", new)
+    require(
+        new.shape == positions.shape,
+        calibrator,
+        "one position a token and axis",
+        new.shape,
+        todo="return a tensor of the shape of the positions",
+    )
+    require(
+        new.dtype == torch.float64,
+        calibrator,
+        "positions are float64",
+        new.dtype,
+        todo="compute in float64, and return that",
+    )
+    require(
+        bool(new.isfinite().all()),
+        calibrator,
+        "positions are finite",
+        new,
+        todo="check the parameters in __post_init__, and divide by no zero",
+    )
     for stop in range(1, image_index.shape[1]):
         part = calibrator.calibrate(positions[:, :stop], image_index[:, :stop])
-        require_same(part, new[:, :stop], calibrator, "a position depends on no later token")
+        require_same(
+            part,
+            new[:, :stop],
+            calibrator,
+            "a position depends on no later token",
+            todo="calibrate a token by those up to it alone",
+        )
     promise = "rows of the batch are independent"
     for row in range(2):
         alone = calibrator.calibrate(positions[row : row + 1], image_index[row : row + 1])
         require_same(alone, new[row : row + 1], calibrator, promise, todo=OWN_ROW)
     moved = calibrator.calibrate(positions + 5, image_index)
     promise = "a constant added to all positions only moves them"
-    require_same(moved.diff(dim=1), new.diff(dim=1), calibrator, promise)
+    require_same(
+        moved.diff(dim=1),
+        new.diff(dim=1),
+        calibrator,
+        promise,
+        todo="use differences of positions, never positions themselves",
+    )
     padded = calibrator.calibrate(
         torch.cat((positions[:, :1].repeat(1, 3, *[1] * (positions.ndim - 2)) * 0, positions), 1),
         torch.nn.functional.pad(image_index, (3, 0), value=-1),
@@ -103,5 +149,11 @@ def _check_positions(
     if calibrator.constant_after_prompt:
         shift = (new - positions)[:, 6:]  # behind the last image of both rows
         promise = "with constant_after_prompt = True text after the last image moves by one shift"
-        require_same(shift, shift[:, :1].expand_as(shift), calibrator, promise)
+        require_same(
+            shift,
+            shift[:, :1].expand_as(shift),
+            calibrator,
+            promise,
+            todo="let constant_after_prompt be False, or move later text by one shift",
+        )
     return new

@@ -27,7 +27,12 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
         AssertionError: Where a promise is broken.
     """
     check_value(combiner)
-    require(isinstance(combiner, LogitCombiner), combiner, "it subclasses LogitCombiner")
+    require(
+        isinstance(combiner, LogitCombiner),
+        combiner,
+        "it subclasses LogitCombiner",
+        todo="write class Name(cdkit.LogitCombiner)",
+    )
     steps = [
         (normal(step, 3, 11), {name: normal(9 + step + i, 3, 11) for i, name in enumerate(names)})
         for step in range(4)
@@ -39,11 +44,24 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
             combiner,
             "the result has the shape of the logits",
             combined.shape,
+            todo="return (rows, vocab), in the logits' dtype",
         )
         bad = combined.isnan() | (combined == math.inf)
-        require(not bad.any(), combiner, "combined logits are finite, or -inf", (step, combined))
+        require(
+            not bad.any(),
+            combiner,
+            "combined logits are finite, or -inf",
+            (step, combined),
+            todo="rule a token out by -inf alone; take log_softmax, not the log of softmax",
+        )
         alive = (~combined.isneginf()).any(dim=-1)
-        require(bool(alive.all()), combiner, "a token is left in every row", (step, combined))
+        require(
+            bool(alive.all()),
+            combiner,
+            "a token is left in every row",
+            (step, combined),
+            todo="keep the best token of the original logits at least",
+        )
     order = torch.tensor([2, 0, 1])
     reordered = [(x[order], {k: v[order] for k, v in others.items()}) for x, others in steps]
     for mixed, combined in zip(_decoded(combiner, reordered), whole, strict=True):
@@ -68,15 +86,29 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
                 original, others | {name: others[name] + normal(3, 3, 11)}, step=0, state={}
             )
             require_same(
-                without, whole[0], combiner, f"logits that it does not read ({name}) are unread"
+                without,
+                whole[0],
+                combiner,
+                f"logits that it does not read ({name}) are unread",
+                todo="let uses return True for each name that combine reads",
             )
     if not combiner.stateful:
         for step, (logits, rest) in enumerate(steps):
             later, state = combiner.combine(logits, rest, step=step + 7, state={})
             require_same(
-                later, whole[step], combiner, "with stateful = False no step and no state counts"
+                later,
+                whole[step],
+                combiner,
+                "with stateful = False no step and no state counts",
+                todo="set stateful = True, or read neither step nor state",
             )
-            require(not state, combiner, "with stateful = False it keeps no state", state)
+            require(
+                not state,
+                combiner,
+                "with stateful = False it keeps no state",
+                state,
+                todo="return {}, or set stateful = True",
+            )
     if combiner.contrastive:
         equal, _ = combiner.combine(original, dict.fromkeys(names, original), step=0, state={})
         require_same(
@@ -84,16 +116,34 @@ def check_combiner(combiner: Any, names: Sequence[str] = ("distorted",)) -> None
             original.masked_fill(equal.isneginf(), -math.inf),
             combiner,
             "with contrastive = True logits equal to the original ones change nothing",
+            todo="set contrastive = False, or add differences to the original logits alone",
         )
     for name in names:
         weighs, used = combiner.weight(name) != 0, combiner.uses(name)
-        require(weighs == used, combiner, "weight is 0 for the branches that it does not use", name)
+        require(
+            weighs == used,
+            combiner,
+            "weight is 0 for the branches that it does not use",
+            name,
+            todo="let weight be 0 for each name that combine does not read",
+        )
     if combiner.switch:
         fields = {field.name for field in dataclasses.fields(combiner)}
-        require(combiner.switch in fields, combiner, "switch names a parameter", combiner.switch)
+        require(
+            combiner.switch in fields,
+            combiner,
+            "switch names a parameter",
+            combiner.switch,
+            todo="set it to the name of the field that switches it off",
+        )
     if combiner.is_identity:
         untouched, _ = combiner.combine(original, {}, step=0, state={})
-        require(torch.equal(untouched, original), combiner, "an identity returns the original")
+        require(
+            torch.equal(untouched, original),
+            combiner,
+            "an identity returns the original",
+            todo="return the original logits as they are where is_identity is True",
+        )
 
 
 def _check_beams(

@@ -75,6 +75,7 @@ def check_strategy(strategy: object) -> None:
                 isinstance(strategy.branches, tuple),
                 strategy,
                 "branches is a tuple of branch names",
+                todo='write branches: tuple[str, ...] = ("original",)',
             )
             check_segment(
                 strategy,
@@ -86,7 +87,8 @@ def check_strategy(strategy: object) -> None:
         case _:
             raise AssertionError(
                 f"{name_of(strategy)} must subclass PixelDistortion, FeatureDistortion, "
-                "PromptDistortion, AttentionDistortion or Intervention"
+                "PromptDistortion, AttentionDistortion or Intervention. What to do: write one of "
+                "them after the class's name"
             )
 
 
@@ -97,6 +99,7 @@ def _check_modifies(strategy: DistortionStrategy, allowed: set[Modified]) -> Non
         strategy,
         f"modifies is a frozenset out of {sorted(allowed)}",
         modifies,
+        todo="name only what it may change",
     )
 
 
@@ -116,8 +119,19 @@ def _check_pixels(strategy: PixelDistortion) -> None:
                 f"{tuple(new.shape)} of {tuple(pixels.shape)}",
                 todo=ANY_SIZE,
             )
-            require(new.dtype == dtype, strategy, f"pixels in {dtype} stay in it", new.dtype)
-            require(bool(new.isfinite().all()), strategy, "finite pixels stay finite")
+            require(
+                new.dtype == dtype,
+                strategy,
+                f"pixels in {dtype} stay in it",
+                new.dtype,
+                todo="compute in float32 if need be, and return in the dtype that it got",
+            )
+            require(
+                bool(new.isfinite().all()),
+                strategy,
+                "finite pixels stay finite",
+                todo="divide by no zero, and keep sums within the dtype's range",
+            )
     pair = normal(1, 2, 3, 8, 8)
     loud = torch.stack((pair[0], 40 * normal(2, 3, 8, 8)))
     promise = "an image is distorted without regard to the other images of its prompt"
@@ -138,9 +152,26 @@ def _check_features(strategy: FeatureDistortion) -> None:
         attention = normal(2, 5, tokens + 4).softmax(dim=-1)[:, :tokens]  # the rest is on text
         with takes(strategy, f"images of {tokens} tokens together", todo=ANY_GRID):
             new = pure(strategy, distort, features, attention)
-        require(new.shape == features.shape, strategy, "the features keep their shape", new.shape)
-        require(new.dtype == dtype, strategy, f"features in {dtype} stay in it", new.dtype)
-        require(bool(new.isfinite().all()), strategy, "finite features stay finite")
+        require(
+            new.shape == features.shape,
+            strategy,
+            "the features keep their shape",
+            new.shape,
+            todo="change values alone, not how many there are",
+        )
+        require(
+            new.dtype == dtype,
+            strategy,
+            f"features in {dtype} stay in it",
+            new.dtype,
+            todo="compute in float32 if need be, and return in the dtype that it got",
+        )
+        require(
+            bool(new.isfinite().all()),
+            strategy,
+            "finite features stay finite",
+            todo="divide by no zero, and take no log of 0",
+        )
     features, attention = normal(1, 9, 6), normal(2, 5, 13).softmax(dim=-1)[:, :9]
     _check_noise(
         strategy, lambda random: strategy.distort(features, attention, generator=random), features
@@ -163,10 +194,21 @@ def _check_noise(part: Any, distort: Callable[[torch.Generator], Tensor], given:
 
 def _check_prompt(strategy: PromptDistortion) -> None:
     needs = getattr(strategy, "needs_text", None)
-    require(isinstance(needs, bool), strategy, "needs_text is True or False", needs)
+    require(
+        isinstance(needs, bool),
+        strategy,
+        "needs_text is True or False",
+        needs,
+        todo="set it in the class: True if distort calls encode",
+    )
 
     def encode(text: str) -> tuple[int, ...]:
-        require(bool(needs), strategy, "it calls encode only where needs_text is True")
+        require(
+            bool(needs),
+            strategy,
+            "it calls encode only where needs_text is True",
+            todo="set needs_text = True",
+        )
         return tuple(100 + ord(letter) for letter in text)
 
     for images in ((3,), (3, 3), (3, 1, 5)):  # their tokens
@@ -176,9 +218,25 @@ def _check_prompt(strategy: PromptDistortion) -> None:
         prompt = Prompt(ids, flags, system_slot=1, question_slot=slot, encode=encode)
         with takes(strategy, f"prompts with images of {images} tokens", todo=WHOLE_IMAGES):
             new = strategy.distort(prompt)
-        require(isinstance(new, Prompt), strategy, "it returns a Prompt", type(new))
-        require(strategy.distort(prompt) == new, strategy, "it is deterministic")
-        require(bool(new.ids), strategy, "a token is left in the prompt")
+        require(
+            isinstance(new, Prompt),
+            strategy,
+            "it returns a Prompt",
+            type(new),
+            todo="return dataclasses.replace(prompt, ids=...)",
+        )
+        require(
+            strategy.distort(prompt) == new,
+            strategy,
+            "it is deterministic",
+            todo="compute from the prompt alone, without random numbers",
+        )
+        require(
+            bool(new.ids),
+            strategy,
+            "a token is left in the prompt",
+            todo="keep what is not to be changed; a prompt is never empty",
+        )
         kept = tuple(i for i, image in zip(new.ids, new.is_image, strict=True) if image)
         require(
             kept in ((), (7,) * sum(images)) and (7 in new.ids) == bool(kept),

@@ -91,10 +91,21 @@ def check_loop(loop: Any) -> None:
         AssertionError: Where a promise is broken.
     """
     check_value(loop)
-    require(isinstance(loop, DecodingLoop), loop, "it subclasses DecodingLoop")
+    require(
+        isinstance(loop, DecodingLoop),
+        loop,
+        "it subclasses DecodingLoop",
+        todo="write class Name(cdkit.DecodingLoop)",
+    )
     modes = getattr(loop, "modes", None)
     known = isinstance(modes, frozenset) and bool(modes) and modes <= set(get_args(Mode))
-    require(known, loop, f"modes is a frozenset out of {get_args(Mode)}", modes)
+    require(
+        known,
+        loop,
+        f"modes is a frozenset out of {get_args(Mode)}",
+        modes,
+        todo="name the modes whose loop it replaces",
+    )
     assert modes is not None
     widths = {3 if "beam" in mode else 1 for mode in modes}
     for beams in sorted(widths):
@@ -111,26 +122,73 @@ def _check_answers(loop: DecodingLoop, decoding: Toy, *, sampled: bool) -> None:
             found = loop.run(decoding)
     else:
         found = pure(loop, loop.run, decoding)
-        require(loop.run(decoding) == found, loop, "equal prompts have equal answers")
+        require(
+            loop.run(decoding) == found,
+            loop,
+            "equal prompts have equal answers",
+            todo="compute from decoding alone, without random numbers",
+        )
     _check_found(loop, decoding, found)
 
 
 def _check_found(loop: DecodingLoop, decoding: Toy, found: Sequence[Hypothesis]) -> None:
     count = decoding.returned
     whole = len(found) >= count and all(isinstance(answer, Hypothesis) for answer in found)
-    require(whole, loop, f"it gives the {count} answers that were asked for, or more", found)
+    require(
+        whole,
+        loop,
+        f"it gives the {count} answers that were asked for, or more",
+        found,
+        todo="go on until decoding.returned answers have ended or max_new_tokens is reached",
+    )
     scores = [answer.score for answer in found]
     ordered = all(map(math.isfinite, scores)) and scores == sorted(scores, reverse=True)
-    require(ordered, loop, "scores are numbers, the best first", scores)
-    require(len({a.tokens for a in found}) == len(found), loop, "no answer comes twice", found)
+    require(
+        ordered,
+        loop,
+        "scores are numbers, the best first",
+        scores,
+        todo="sort by score, and leave out what has none",
+    )
+    require(
+        len({a.tokens for a in found}) == len(found),
+        loop,
+        "no answer comes twice",
+        found,
+        todo="leave out an answer that is there already",
+    )
     for answer in found:
         tokens = answer.tokens
         short = 0 < len(tokens) <= decoding.max_new_tokens
-        require(short, loop, "an answer has 1 to max_new_tokens tokens", tokens)
+        require(
+            short,
+            loop,
+            "an answer has 1 to max_new_tokens tokens",
+            tokens,
+            todo="stop at decoding.max_new_tokens, and choose a first token always",
+        )
         inside = all(isinstance(t, int) and 0 <= t < VOCAB for t in tokens)
-        require(inside, loop, "an answer holds token ids", tokens)
+        require(
+            inside,
+            loop,
+            "an answer holds token ids",
+            tokens,
+            todo="return whole numbers below the vocabulary's size",
+        )
         complete = END in tokens or len(tokens) == decoding.max_new_tokens
         over = complete and END not in tokens[:-1]
-        require(over, loop, "an answer stops where it ends, and not before", tokens)
+        require(
+            over,
+            loop,
+            "an answer stops where it ends, and not before",
+            tokens,
+            todo="end an answer by decoding.ended, and add nothing behind",
+        )
         promise = "what the logits processors rule out is never chosen"
-        require(RULED_OUT not in tokens, loop, promise, tokens)
+        require(
+            RULED_OUT not in tokens,
+            loop,
+            promise,
+            tokens,
+            todo="choose from decoding.processed(...), which the user's processors have changed",
+        )

@@ -18,10 +18,31 @@ def check_readout(readout: Any) -> None:
         AssertionError: Where a promise is broken.
     """
     check_value(readout)
-    require(isinstance(readout, LayerReadout), readout, "it subclasses LayerReadout")
+    require(
+        isinstance(readout, LayerReadout),
+        readout,
+        "it subclasses LayerReadout",
+        todo="write class Name(cdkit.LayerReadout)",
+    )
     for count in (8, 32):
         layers = readout.layers(count)
-        require(bool(layers), readout, "it names a layer")
-        require(ORIGINAL not in layers, readout, f"no layer is called {ORIGINAL!r}")
+        require(
+            bool(layers),
+            readout,
+            "it names a layer",
+            todo="return at least one name and layer",
+        )
+        require(
+            ORIGINAL not in layers,
+            readout,
+            f"no layer is called {ORIGINAL!r}",
+            todo="give the layer another name, such as layer_8",
+        )
         inside = all(0 <= passed <= count for passed in layers.values())
-        require(inside, readout, f"its states have passed 0 to {count} layers", layers)
+        require(
+            inside,
+            readout,
+            f"its states have passed 0 to {count} layers",
+            layers,
+            todo="count layers from 0 (the embeddings) to the depth",
+        )

@@ -24,9 +24,20 @@ def check_schedule(schedule: Any) -> None:
         AssertionError: Where a promise is broken.
     """
     check_value(schedule)
-    require(isinstance(schedule, AlphaSchedule), schedule, "it subclasses AlphaSchedule")
+    require(
+        isinstance(schedule, AlphaSchedule),
+        schedule,
+        "it subclasses AlphaSchedule",
+        todo="write class Name(cdkit.AlphaSchedule)",
+    )
     reads = getattr(schedule, "reads_attention", None)
-    require(isinstance(reads, bool), schedule, "reads_attention is True or False", reads)
+    require(
+        isinstance(reads, bool),
+        schedule,
+        "reads_attention is True or False",
+        reads,
+        todo="set it in the class: True if scale reads the image's attention",
+    )
     steps = [
         Signals(
             3 * normal(step, 3, 11),
@@ -38,9 +49,21 @@ def check_schedule(schedule: Any) -> None:
     whole = _scaled(schedule, steps)
     for number, factor in enumerate(whole):
         row = factor.shape == (3,) and factor.is_floating_point()
-        require(row, schedule, "it gives one factor for each row", factor.shape)
+        require(
+            row,
+            schedule,
+            "it gives one factor for each row",
+            factor.shape,
+            todo="return a tensor of shape (rows,)",
+        )
         good = bool((factor.isfinite() & (factor >= 0)).all())
-        require(good, schedule, "factors are finite, 0 or more", (number, factor))
+        require(
+            good,
+            schedule,
+            "factors are finite, 0 or more",
+            (number, factor),
+            todo="clamp the factor, and divide by no zero",
+        )
     for rows in (torch.tensor([2, 0, 1]), *torch.arange(3)[:, None]):
         given = _scaled(schedule, [_of_rows(signals, rows) for signals in steps[:6]])
         for mixed, factor in zip(given, whole, strict=False):

@@ -72,12 +72,22 @@ def check_segment(
         part,
         "needs_whole_prompt is True or False",
         needs_whole_prompt,
+        todo="set it in the class: True if a threshold goes over all text rows of the prompt",
     )
-    require(isinstance(keeps_prefix, bool), part, "keeps_prefix is True or False", keeps_prefix)
+    require(
+        isinstance(keeps_prefix, bool),
+        part,
+        "keeps_prefix is True or False",
+        keeps_prefix,
+        todo="set it in the class: False only if image tokens are pruned",
+    )
     try:
         check_depth("layers", layers)
     except (CdkitError, TypeError, ValueError) as error:
-        raise AssertionError(f"{name_of(part)}: layers are two shares of the depth") from error
+        raise AssertionError(
+            f"{name_of(part)}: layers are two shares of the depth. Got: {error}. What to do: write "
+            "layers = (0.0, 1.0), say, for all layers"
+        ) from error
     inside = layers_within(layers, DEPTH)
 
     def run(segments: Sequence[CrossModalSegment]) -> list[CrossModalSegment]:
@@ -90,13 +100,20 @@ def check_segment(
         new = [change(segment) for segment in given]
         for old, changed in zip(given, new, strict=True):
             same = isinstance(changed, CrossModalSegment) and changed.layer_state is layer_state
-            require(same, part, "it returns the segment, changed", type(changed))
+            require(
+                same,
+                part,
+                "it returns the segment, changed",
+                type(changed),
+                todo="return dataclasses.replace(segment, ...), or the segment itself",
+            )
             _check_fields(part, old, changed, modifies, keeps_prefix=keeps_prefix)
         require(
             set(layer_state) <= {part},
             part,
             "it writes into layer_state under itself",
             list(layer_state),
+            todo="use self as the key: layer_state[self] = ...",
         )
         return new
 
@@ -185,7 +202,12 @@ def _check_fields(
 ) -> None:
     kept = ("image", "queries", "cells", "prompt", "predicts_next", "token_index", "before_image")
     for name in kept:
-        require(getattr(new, name) is getattr(old, name), part, f"{name} stays as it is")
+        require(
+            getattr(new, name) is getattr(old, name),
+            part,
+            f"{name} stays as it is",
+            todo="change logits, replaced and replacement alone, by dataclasses.replace",
+        )
     cells = old.cells[:, None].expand_as(old.logits)
     reach = ~old.text_logits.isneginf()
     both: list[tuple[Modified, Tensor, Tensor, Tensor, str]] = [
@@ -196,36 +218,110 @@ def _check_fields(
         words = name.replace("_", " ")
         if name not in modifies:
             promise = f"without {name!r} in modifies the {words} stay"
-            require(after.shape == before.shape and after.equal(before), part, promise)
-        require(after.shape == before.shape, part, f"the {words} keep their shape")
-        require(after.dtype == before.dtype, part, f"the {words} keep their dtype")
+            require(
+                after.shape == before.shape and after.equal(before),
+                part,
+                promise,
+                todo="name in modifies what it changes, or leave that as it was",
+            )
+        require(
+            after.shape == before.shape,
+            part,
+            f"the {words} keep their shape",
+            todo="change values alone, not how many there are",
+        )
+        require(
+            after.dtype == before.dtype,
+            part,
+            f"the {words} keep their dtype",
+            todo="compute in float32 if need be, and return in the dtype that it got",
+        )
         bad = after.isnan() | (after == math.inf)
-        require(not bad.any(), part, f"{words} are finite, or -inf where a cell is cut")
+        require(
+            not bad.any(),
+            part,
+            f"{words} are finite, or -inf where a cell is cut",
+            todo="rule a cell out by -inf, never by NaN or +inf",
+        )
         off = bool(after[~where].isneginf().all())
-        require(off, part, f"{words} off {those} stay at -inf")
+        require(
+            off,
+            part,
+            f"{words} off {those} stay at -inf",
+            todo="use torch.where(segment.cells[:, None], new, old)",
+        )
     if new.pruned is not None:
-        require(not keeps_prefix, part, "only with keeps_prefix = False image tokens are pruned")
+        require(
+            not keeps_prefix,
+            part,
+            "only with keeps_prefix = False image tokens are pruned",
+            todo="set keeps_prefix = False",
+        )
         whole = new.pruned.dtype == torch.bool and new.pruned.shape == old.image.valid.shape
-        require(whole, part, "pruned is a mask of the image columns", new.pruned.shape)
+        require(
+            whole,
+            part,
+            "pruned is a mask of the image columns",
+            new.pruned.shape,
+            todo="return a bool tensor of shape (rows, image tokens)",
+        )
     if "values" not in modifies:
-        require(new.replaced is None, part, "without 'values' in modifies no cell is replaced")
+        require(
+            new.replaced is None,
+            part,
+            "without 'values' in modifies no cell is replaced",
+            todo='add "values" to modifies, or leave replaced alone',
+        )
     require(
         (new.replaced is None) == (new.replacement is None),
         part,
         "replaced and replacement come together",
+        todo="set both by dataclasses.replace(segment, replaced=..., replacement=...)",
     )
     if new.replaced is None or new.replacement is None:
         return
-    require(new.replaced.dtype == torch.bool, part, "replaced is a mask", new.replaced.dtype)
-    require(new.replaced.shape == old.logits.shape, part, "replaced has the logits' shape")
-    require(not new.replaced[~cells].any(), part, "nothing is replaced off the cells")
+    require(
+        new.replaced.dtype == torch.bool,
+        part,
+        "replaced is a mask",
+        new.replaced.dtype,
+        todo="return a bool tensor",
+    )
+    require(
+        new.replaced.shape == old.logits.shape,
+        part,
+        "replaced has the logits' shape",
+        todo="make one entry for each row, head, text token and image token",
+    )
+    require(
+        not new.replaced[~cells].any(),
+        part,
+        "nothing is replaced off the cells",
+        todo="take replaced & segment.cells[:, None]",
+    )
     values = old.image.values
     one = values[:, :, :1].shape
     fits = new.replacement.shape in (values.shape, one)
     promise = "replacement has the values' shape, or an image axis of 1"
-    require(fits, part, promise, new.replacement.shape)
-    require(new.replacement.dtype == values.dtype, part, "replacement has the values' dtype")
-    require(bool(new.replacement.isfinite().all()), part, "replacement is finite")
+    require(
+        fits,
+        part,
+        promise,
+        new.replacement.shape,
+        todo="give one value for each column, or one for all of them",
+    )
+    require(
+        new.replacement.dtype == values.dtype,
+        part,
+        "replacement has the values' dtype",
+        todo="return it in the dtype of segment.image.values",
+    )
+    require(
+        bool(new.replacement.isfinite().all()),
+        part,
+        "replacement is finite",
+        todo="divide by no zero, and take means over valid columns only",
+    )
 
 
 def check_mask_ignores_constants(strategy: AttentionDistortion) -> None:
@@ -248,7 +344,12 @@ def check_mask_ignores_constants(strategy: AttentionDistortion) -> None:
             masks.append(_mask(moved, strategy.distort(moved)))
     half = len(masks) // 2
     same = all(old.equal(new) for old, new in zip(masks[:half], masks[half:], strict=True))
-    require(same, strategy, "the cells it takes stay when a constant is added to the logits")
+    require(
+        same,
+        strategy,
+        "the cells it takes stay when a constant is added to the logits",
+        todo="compare logits with one another (their mean, their ranks), not with a number",
+    )
 
 
 def check_selector(selector: Any) -> None:
@@ -259,9 +360,20 @@ def check_selector(selector: Any) -> None:
     the whole prompt must also ignore a constant of each text row.
     """
     check_value(selector)
-    require(isinstance(selector, CellSelector), selector, "it subclasses CellSelector")
+    require(
+        isinstance(selector, CellSelector),
+        selector,
+        "it subclasses CellSelector",
+        todo="write class Name(cdkit.CellSelector)",
+    )
     whole = selector.needs_whole_prompt
-    require(isinstance(whole, bool), selector, "needs_whole_prompt is True or False", whole)
+    require(
+        isinstance(whole, bool),
+        selector,
+        "needs_whole_prompt is True or False",
+        whole,
+        todo="set it in the class: True if the choice goes over all text rows of the prompt",
+    )
     for kinds in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
         for segment in example_segments(*kinds):
             mask = pure(selector, selector.select, segment)
@@ -321,15 +433,37 @@ def _check_constant(
         fresh(segment), logits=segment.logits + added, text_logits=segment.text_logits + added
     )
     new = selector.select(moved)
-    require(new.equal(mask), selector, promise, (new, mask))
+    require(
+        new.equal(mask),
+        selector,
+        promise,
+        (new, mask),
+        todo="count columns where segment.cells is True alone: others are padding",
+    )
 
 
 def _check_mask(selector: CellSelector, segment: CrossModalSegment, mask: Tensor) -> None:
-    require(isinstance(mask, Tensor) and mask.dtype == torch.bool, selector, "it gives a mask")
+    require(
+        isinstance(mask, Tensor) and mask.dtype == torch.bool,
+        selector,
+        "it gives a mask",
+        todo="return a bool tensor, True for cells that it chooses",
+    )
     shape = segment.logits.shape
-    require(mask.shape == shape, selector, "the mask has the logits' shape", mask.shape)
+    require(
+        mask.shape == shape,
+        selector,
+        "the mask has the logits' shape",
+        mask.shape,
+        todo="make one entry for each row, head, text token and image token",
+    )
     off = ~segment.cells[:, None].expand_as(mask)
-    require(not bool(mask[off].any()), selector, "nothing is chosen off the cells")
+    require(
+        not bool(mask[off].any()),
+        selector,
+        "nothing is chosen off the cells",
+        todo="take mask & segment.cells[:, None]",
+    )
 
 
 def _mask(old: CrossModalSegment, new: CrossModalSegment) -> Tensor:

@@ -134,12 +134,22 @@ def check_value(part: Any) -> None:
             f"{name_of(part)}: it can be hashed. Got: {error}. What to do: use tuples and "
             "frozensets for the values of its fields, no lists, dicts or tensors"
         ) from error
-    require(equal_hash, part, "equal parts have equal hashes")
+    require(
+        equal_hash,
+        part,
+        "equal parts have equal hashes",
+        todo="leave __hash__ to the dataclass",
+    )
     try:
         copy = pickle.loads(pickle.dumps(part))
     except Exception as error:  # pickle raises many kinds of errors
         raise AssertionError(
-            f"{name_of(part)}: it can be pickled (define its class at the top of a module). "
-            f"Got: {error}"
+            f"{name_of(part)}: it can be pickled. Got: {error}. What to do: define its class at "
+            "the top of a module, and hold no function and no open file in it"
         ) from error
-    require(copy == part, part, "pickling returns an equal part")
+    require(
+        copy == part,
+        part,
+        "pickling returns an equal part",
+        todo="let fields hold plain values: numbers, text, tuples",
+    )

@@ -21,6 +21,7 @@ from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.shared_passes import Variant
 from cdkit.methods.method import Method
+from cdkit.processors import check_positions
 
 NARROWEST = 24
 """Characters that a method's column needs; below that, each method gets a line instead."""
@@ -114,6 +115,7 @@ def answer(
         for line in prepare(protocol, adapter=adapter, processor=processor):
             tell(line)
     inputs = engine.encode([pictures], [prompt])
+    check_positions(inputs["input_ids"].shape[1], model.config)
     for line in (chosen.told(model), *notes(model, beams=mode == BEAM)):
         tell(line)
     sample_id = f"{', '.join(path.name for path in images)}: {prompt}"

@@ -3,24 +3,24 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL.Image import Image
 from torch import Tensor
 from transformers import LogitsProcessorList
 
 import cdkit
-from cdkit.errors import CdkitError
 from cdkit.evals.protocols.conversation import prompt_under
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.checkpoint_settings import moving
 from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
 from cdkit.evals.runner.questions import Question
+from cdkit.generation.guard import prompt_error
 from cdkit.generation.trace import Step
 from cdkit.interfaces.answer_text import (
     UNFINISHED,
@@ -30,6 +30,7 @@ from cdkit.interfaces.answer_text import (
 )
 from cdkit.interfaces.model_adapter import ModelAdapter, unwrap
 from cdkit.methods.method import Method
+from cdkit.processors import check_prompt, picture_tokens
 
 PINNED: Mapping[str, Any] = {
     "num_beams": 1,
@@ -38,6 +39,8 @@ PINNED: Mapping[str, Any] = {
     "return_dict_in_generate": False,
     "output_scores": False,
     "output_logits": False,
+    "output_hidden_states": False,
+    "output_attentions": False,
 }
 """Arguments of `generate` that a run decides, whatever the checkpoint's generation config says."""
 Logits = Mapping[str, Float[Tensor, "rows vocab"]]
@@ -62,6 +65,43 @@ class Generated:
     truncated: bool
     yes_score: float | None = None
     margin: float | None = None
+
+
+NO_NUMBERS = (
+    "the model's logits are not numbers (NaN or infinite); check its weights, its pixel_values and "
+    "its dtype (float16 overflows where bfloat16 and float32 do not)"
+)
+
+
+@dataclass(eq=False)
+class StockLogits:
+    """The logits of a model with no method on, which no guard of cdkit sees."""
+
+    first: Float[Tensor, "rows vocab"] | None = None
+    finite: list[Bool[Tensor, " rows"]] = field(default_factory=list)
+    """Each step's: whether the largest logit of a row is a number, and so all are."""
+
+    def add(self, logits: Float[Tensor, "rows vocab"]) -> None:
+        if self.first is None:
+            self.first = logits.float()
+        self.finite.append(logits.amax(dim=-1).isfinite())
+
+    def check(self, name: str, steps: Sequence[int]) -> None:
+        """Raise where an answer was chosen from logits that are no numbers.
+
+        Args:
+            name: The method's name.
+            steps: How many steps each answer took; what a row says later counts nothing.
+        """
+        if not self.finite:
+            return
+        finite = torch.stack(self.finite, dim=-1)
+        counted = torch.arange(finite.shape[1], device=finite.device)
+        of_answer = counted < torch.tensor(steps, device=finite.device)[:, None]
+        each = len(finite) // len(steps)  # beams
+        wrong = (~finite & of_answer.repeat_interleave(each, dim=0)).any(dim=-1)
+        if bool(wrong.any()):
+            raise prompt_error(name, wrong, lambda row: NO_NUMBERS, rows_per_prompt=each)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +152,13 @@ class AnswerEngine:
     def processed(
         self, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]
     ) -> Mapping[str, Tensor]:
-        """The batch as the processor makes it, on the CPU."""
+        """The batch as the processor makes it, on the CPU.
+
+        Raises:
+            CdkitError: A prompt holds a token that stands for a picture.
+        """
+        for prompt in prompts:
+            check_prompt(prompt, self._picture_tokens)
         batch = self.processor(
             images=[list(images) for images in pictures],
             text=[self.prompt(p, len(i)) for p, i in zip(prompts, pictures, strict=True)],
@@ -120,6 +166,10 @@ class AnswerEngine:
             padding=True,
         )
         return dict(batch)
+
+    @cached_property
+    def _picture_tokens(self) -> frozenset[str]:
+        return picture_tokens(self.processor, unwrap(self.model).config)
 
     def moved(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The batch on the model's device, pixels in its precision."""
@@ -198,18 +248,19 @@ class AnswerEngine:
             An answer for each row.
 
         Raises:
+            PromptError: Some of the questions cannot be answered.
             CdkitError: The method cannot run on the model or in this mode.
         """
         length = inputs["input_ids"].shape[1]
         sampling = self.sampling(seed, sample_ids, length)
         num_beams = self.num_beams if beams else 1
         record_margins = record_margins and method.loop is None
-        stock: list[Tensor] = []
+        stock = StockLogits()
         with (
             self._attached(
                 method, sample_ids, trace=("last_logits",) if record_margins else ()
             ) as run,
-            self._first_logits(stock) if record_margins and method.is_identity else nullcontext(),
+            self._watched(stock) if method.is_identity else nullcontext(),
         ):
             recorder = MarginRecorder(
                 run.trace,
@@ -227,12 +278,15 @@ class AnswerEngine:
                 self._decoded(row[length:].tolist(), limit, UNFINISHED * inside)
                 for row, inside in zip(ids, opened, strict=True)
             ]
+        # an end token was chosen too, where the limit did not cut the answer off
+        steps = [answer.tokens + (not answer.truncated) for answer in made]
+        stock.check(method.name, steps)
         if not record_margins:
             return made
-        first = stock[0] if recorder.first is None else recorder.first
+        first = stock.first if recorder.first is None else recorder.first
+        assert first is not None
         scores = self.yes_scores(first[::num_beams]).tolist()
-        # an end token was chosen too, where the limit did not cut the answer off
-        margins = recorder.smallest([answer.tokens + (not answer.truncated) for answer in made])
+        margins = recorder.smallest(steps)
         return [
             replace(
                 answer,
@@ -262,12 +316,11 @@ class AnswerEngine:
         return found
 
     @contextmanager
-    def _first_logits(self, found: list[Tensor]) -> Iterator[None]:
-        """Appends the first logits that `generate` reads of a model with no method on."""
+    def _watched(self, found: "StockLogits") -> Iterator[None]:
+        """Shows `found` the logits that `generate` reads of a model with no method on."""
 
         def keep(module: object, given: object, output: Any) -> None:
-            if not found:
-                found.append(output.logits[:, -1].float())
+            found.add(output.logits[:, -1])
 
         reader = self._adapter.lm_module(unwrap(self.model))
         hook = reader.register_forward_hook(keep)
@@ -302,10 +355,8 @@ class AnswerEngine:
 
         NaN in a vocabulary that has no token for one of them.
         """
-        if bool(logits.isnan().any()):
-            raise CdkitError(
-                "the model's logits are not numbers (NaN); check its weights and its dtype"
-            )
+        if bool((spoilt := logits.isnan().any(dim=-1)).any()):
+            raise prompt_error("the first step", spoilt, lambda row: NO_NUMBERS)
         if not (self.yes_ids and self.no_ids):
             return logits.new_full(logits.shape[:1], math.nan, dtype=torch.float64)
         logits = logits.double()

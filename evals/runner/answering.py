@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, PromptError
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated, Logits
 from cdkit.evals.runner.batches import Group
 from cdkit.evals.runner.margins import margins_of
@@ -69,16 +69,32 @@ class Answering:
             Place -> the answer, or the reason why there is none. Where the batch cannot be
             answered together, each question is asked alone, so that one cannot spoil the others.
         """
+        everything = range(len(questions))
         try:
             return self._together(group, questions, inputs)
+        except PromptError as error:
+            reasons = {index: CdkitError(why) for index, why in error.reasons.items()}
         except CdkitError as error:
             if len(questions) == 1:
-                return dict.fromkeys(((0, j) for j in range(len(group.asked))), error)
+                return self._all(group, [0], error)
+            reasons = {}
         found: dict[Place, Generated | CdkitError] = {}
-        for index, question in enumerate(questions):
-            alone = self.answers(group, [question], self.engine.inputs([question]))
-            found |= {(index, j): one for (_, j), one in alone.items()}
+        for index, reason in reasons.items():
+            found |= self._all(group, [index], reason)
+        rest = [index for index in everything if index not in reasons]
+        # where no one is to blame, each is asked alone
+        for part in [rest] if reasons else [[index] for index in rest]:
+            if part:
+                asked = [questions[index] for index in part]
+                again = self.answers(group, asked, self.engine.inputs(asked))
+                found |= {(part[i], j): one for (i, j), one in again.items()}
         return found
+
+    @staticmethod
+    def _all(
+        group: Group, indices: Sequence[int], error: CdkitError
+    ) -> dict[Place, Generated | CdkitError]:
+        return {(index, entry): error for index in indices for entry in range(len(group.asked))}
 
     def combine(self, work: SharedPass, variant: Variant, logits: Logits) -> Combined:
         """A variant's logits from its branches', and its yes scores before the constraint."""
@@ -107,18 +123,29 @@ class Answering:
         (work,) = passes(self.variants[name] for name in dict(group.asked))
         sample_ids = [question.sample_id for question in questions]
         logits, _ = self.engine.first_step(work.method, inputs, sample_ids)
-        combined = {v.name: self.combine(work, v, logits) for v in work.variants}
+        combined = {v.name: self._try_combine(work, v, logits) for v in work.variants}
         found: dict[Place, Generated | CdkitError] = {}
         for entry, (name, decode) in enumerate(group.asked):
-            decided = self._decided(name, decode, sample_ids, logits[ORIGINAL], combined[name])
+            known = combined[name]
+            decided = (
+                self._decided(name, decode, sample_ids, logits[ORIGINAL], known) if known else {}
+            )
             found |= {(index, entry): answer for index, answer in decided.items()}
             left = [index for index in range(len(questions)) if index not in decided]
             if left:
                 asked = [questions[index] for index in left]
                 whole = inputs if len(left) == len(questions) else self.engine.inputs(asked)
-                made = self._generated(name, decode, asked, whole)
-                found |= {(index, entry): one for index, one in zip(left, made, strict=True)}
+                alone = Group(((name, decode),), shared=False)
+                rest = self.answers(alone, asked, whole)
+                found |= {(left[i], entry): one for (i, _), one in rest.items()}
         return found
+
+    def _try_combine(self, work: SharedPass, variant: Variant, logits: Logits) -> Combined | None:
+        """None where a row cannot be combined: `generate` says which, and why."""
+        try:
+            return self.combine(work, variant, logits)
+        except PromptError:
+            return None
 
     def _decided(
         self,

@@ -13,6 +13,7 @@ from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import BatchPlan
 from cdkit.evals.runner.pictures import picture_size
 from cdkit.evals.runner.questions import Question
+from cdkit.processors import positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,20 +32,13 @@ class BatchDataset(Dataset[PreparedBatch]):
 
     def __init__(self, work: Sequence[BatchPlan], engine: AnswerEngine) -> None:
         self._work, self._engine = work, engine
-        self._most = longest(engine.model.config)
+        self._most = positions(engine.model.config)
 
     def __len__(self) -> int:
         return len(self._work)
 
     def __getitem__(self, index: int) -> PreparedBatch:
         return prepare_batch(self._work[index], self._engine, self._most)
-
-
-def longest(config: Any) -> int | None:
-    """The most tokens that the model has positions for; None where its config does not say."""
-    text = config.get_text_config()
-    most = getattr(text, "max_position_embeddings", None)
-    return None if most is None else int(most)
 
 
 def prepare_batch(work: BatchPlan, engine: AnswerEngine, most: int | None) -> PreparedBatch:
@@ -64,7 +58,7 @@ def prepare_batch(work: BatchPlan, engine: AnswerEngine, most: int | None) -> Pr
         for index, length in long.items():
             errors[index] = (
                 f"the prompt has {length} tokens and the answer may have {limit}, but the model "
-                f"has positions for {most}"
+                f"has positions for {most}: shorten the question, or lower the token limit"
             )
             del pictures[index]
         if long:  # made anew: its padding counted with those that are out
@@ -89,7 +83,9 @@ def _processed(
             try:
                 _together(questions, {index: picture}, engine)
             except ValueError as error:
-                refused[index] = f"the model's processor refuses it: {' '.join(str(error).split())}"
+                why = " ".join(str(error).split())
+                ours = isinstance(error, CdkitError)
+                refused[index] = why if ours else f"the model's processor refuses it: {why}"
         if not refused:
             raise  # not the fault of one of them
         errors.update(refused)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cdkit.errors import CdkitError, SampleError
+from cdkit.errors import CdkitError, PromptError
 from cdkit.evals.runner.answering import Answering
 from cdkit.evals.runner.batches import Group
 from cdkit.evals.runner.modes import Decode
@@ -41,7 +41,7 @@ def refusals(answering: Answering, workload: Workload) -> dict[str, str]:
         group = Group(((name, decode),), shared=False)
         short = Question(example.image, example.prompt, 1, example.yes_no, example.folder)
         (answer,) = answering.answers(group, [short], inputs).values()
-        if isinstance(answer, CdkitError) and not isinstance(answer, SampleError):
+        if isinstance(answer, CdkitError) and not isinstance(answer, PromptError):
             found[name] = str(answer)
             errors.append(answer)
     if errors and len(errors) == len(decodes):

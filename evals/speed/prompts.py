@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.errors import CdkitError
-from cdkit.evals.runner.loading import longest
+from cdkit.processors import positions
 
 BEFORE = 35
 """Tokens of LLaVA-1.5's system message, with what stands between it and the image."""
@@ -45,7 +45,7 @@ def make_prompts(
     config, device = model.config, model.device
     text, vision = config.text_config, config.vision_config
     images = int(config.image_seq_length)
-    whole, most = text_tokens + images + new_tokens, longest(config)
+    whole, most = text_tokens + images + new_tokens, positions(config)
     if most is not None and whole > most:
         raise CdkitError(
             f"{text_tokens} text, {images} image and {new_tokens} new tokens are {whole}, but the "

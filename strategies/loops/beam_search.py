@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cdkit import CdkitError, DecodingContext, Hypothesis
+from cdkit import DecodingContext, Hypothesis, PromptError
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def grow(
         search is over.
 
     Raises:
-        CdkitError: Where a score is NaN, or no token is possible.
+        PromptError: Where a score is NaN, or no token is possible.
     """
     width = decoding.beams
     total = (beams.scores[:, None] + log_probabilities).flatten()
@@ -61,11 +61,11 @@ def grow(
     wanted = max(2, 1 + len(decoding.eos_token_ids)) * width
     scores, places = total.topk(min(wanted, int(total.isfinite().sum())))
     if bool(total.isnan().any()):
-        raise CdkitError(
-            "the logits are not numbers (NaN); check the model's weights and its dtype"
-        )
+        told = "the logits are not numbers (NaN); check the model's weights and its dtype"
+        raise PromptError(told, {0: told})
     if not len(scores):
-        raise CdkitError("no token is left to go on with; ask less of the logits processors")
+        told = "no token is left to go on with; ask less of the logits processors"
+        raise PromptError(told, {0: told})
     vocab = log_probabilities.shape[1]
     parents = places // vocab
     tokens = torch.cat((beams.tokens[parents], (places % vocab)[:, None]), dim=1)

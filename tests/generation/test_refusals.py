@@ -49,7 +49,7 @@ GENERATE: list[tuple[str, dict[str, Any], str]] = [
     ("token heads", {"use_mtp": True}, "assisted decoding checks tokens"),
     ("paged cache", {"cache_implementation": "paged"}, "need the dynamic cache or the st"),
     ("custom", {"custom_generate": lambda model, **kwargs: None}, "a custom loop may not keep"),
-    ("hidden states", {"output_hidden_states": True}, "they would hold the rows of every branch"),
+    ("router", {"output_router_logits": True}, "they would hold the rows of every branch"),
     ("attentions", {"output_attentions": True}, r"use trace=\('image_attention',\)"),
     ("guidance", {"guidance_scale": 1.5}, "it runs the model once more by itself"),
     ("healing", {"token_healing": True}, "it rewrites the prompt"),
@@ -91,7 +91,7 @@ def test_a_generation_config_that_splits_the_prompt(untouched: Any, inputs: Inpu
 
 
 @pytest.mark.parametrize(
-    "asked", [{"output_hidden_states": True}, {"labels": torch.zeros(1, 3).long()}], ids=str
+    "asked", [{"output_router_logits": True}, {"labels": torch.zeros(1, 3).long()}], ids=str
 )
 def test_arguments_of_a_plain_call(asked: dict[str, Any], untouched: Any, inputs: Inputs) -> None:
     name = next(iter(asked))
