@@ -39,7 +39,7 @@ BENCHMARK, MODEL, DECODING = ({"of": name} for name in ("benchmark", "model", "d
 
 @final
 @dataclass(frozen=True)
-class Source:
+class CodeSource:
     """Where a protocol's values stand in somebody's code.
 
     Args:
@@ -138,7 +138,7 @@ class Protocol:
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     unmatched: Mapping[str, str] = field(default_factory=dict)
-    source: Source = field(default_factory=Source)
+    source: CodeSource = field(default_factory=CodeSource)
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
@@ -294,7 +294,7 @@ def protocol_of(data: Mapping[str, Any], where: str) -> Protocol:
         places = _table("source.fields", table.get("fields", {}))
         if wrong := [name for name, place in places.items() if not isinstance(place, str)]:
             raise CdkitError(f"source.fields.{wrong[0]} is FILE:LINE, got {places[wrong[0]]!r}")
-        values["source"] = build(Source, table, f"{where}, [source]")
+        values["source"] = build(CodeSource, table, f"{where}, [source]")
     made = build(Protocol, values, where)
     assert isinstance(made, Protocol)
     return made
@@ -352,7 +352,7 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Protocol | Source):
+    if isinstance(value, Protocol | CodeSource):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Path):
         digest = hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else None

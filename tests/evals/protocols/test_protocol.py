@@ -13,8 +13,8 @@ from cdkit.errors import CdkitError
 from cdkit.evals.protocols.protocol import (
     MODE_KEYS,
     SETTINGS,
+    CodeSource,
     Protocol,
-    Source,
     differences,
     protocol_of,
 )
@@ -87,7 +87,7 @@ def test_a_section_wins_where_it_speaks(base: dict[str, Any], more: dict[str, An
 @settings(max_examples=30)
 @given(some_settings(), some_settings())
 def test_replaced_settings_hold_for_every_model(base: dict[str, Any], more: dict[str, Any]) -> None:
-    protocol = Protocol("p", models={"llava": base}, source=Source("a/b", "0" * 7, {}))
+    protocol = Protocol("p", models={"llava": base}, source=CodeSource("a/b", "0" * 7, {}))
     if "image_seed" in more or ("mode" in base and "mode" not in more and "temperature" in more):
         return
     replaced = protocol.replace(**more)
@@ -170,13 +170,15 @@ def test_what_is_not_allowed_is_one_error(values: dict[str, Any], told: str) -> 
 )
 def test_a_source_names_lines(values: tuple[Any, ...], told: str) -> None:
     with pytest.raises(CdkitError, match="source") as caught:
-        Source(*values)
+        CodeSource(*values)
     assert told in str(caught.value)
-    assert Source("a/b", "0" * 7, {"mode": "a.py:1-3, b/c.py:2"}).fields
+    assert CodeSource("a/b", "0" * 7, {"mode": "a.py:1-3, b/c.py:2"}).fields
 
 
 def test_a_replaced_value_has_no_source_any_more() -> None:
-    source = Source("a/b", "0" * 7, {"mode": "a:1", "parser": "a:2", "models.llava.parser": "a:3"})
+    source = CodeSource(
+        "a/b", "0" * 7, {"mode": "a:1", "parser": "a:2", "models.llava.parser": "a:3"}
+    )
     protocol = Protocol("p", mode="greedy", parser="vcd", source=source)
     assert [*protocol.replace(parser="icd").source.fields] == ["mode"]
 
