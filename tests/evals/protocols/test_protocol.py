@@ -18,6 +18,7 @@ from cdkit.evals.protocols.protocol import (
     differences,
     protocol_of,
 )
+from cdkit.evals.protocols.read import CONFIGS, read_protocol
 
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 COUNTS = st.integers(1, 10**6)
@@ -217,6 +218,20 @@ def test_a_list_of_images_is_recorded_by_its_content(tmp_path: Path) -> None:
     other = Protocol("p", image_list=tmp_path / "b" / "list.txt").record()
     (told,) = differences(records[0], other)
     assert told.startswith("image_list is '")
+
+
+def test_a_list_in_a_section_is_recorded_by_its_content_too(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("1.jpg\n")
+    protocol = Protocol("p", models={"llava": {"image_list": str(tmp_path / "list.txt")}})
+    record = json.loads(json.dumps(protocol.record()))
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["models"]["llava"]["image_list"]["file"] == "list.txt"
+    again = protocol_of(record, "the record")
+    assert again.at(model="llava").image_list == Path("list.txt")
+    (tmp_path / "list.txt").write_text("2.jpg\n")
+    (told,) = differences(record, protocol.record())
+    assert told.startswith("models.llava.image_list is '")
+    assert str(CONFIGS.parent) not in json.dumps(read_protocol("opera_chair").record())
 
 
 def test_every_setting_says_who_follows_it() -> None:
