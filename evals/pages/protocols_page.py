@@ -39,7 +39,7 @@ ABOUT: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class SettingRow:
     """A value of a protocol."""
 
     setting: str
@@ -51,22 +51,22 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownProtocol:
     """A protocol as the page has it."""
 
     protocol: Protocol
-    rows: tuple[Row, ...]
+    rows: tuple[SettingRow, ...]
 
 
 def page() -> str:
     """The page in Markdown."""
-    shown = [Shown(p, tuple(rows(p))) for p in map(read_protocol, packaged())]
+    shown = [ShownProtocol(p, tuple(rows(p))) for p in map(read_protocol, packaged())]
     return rendered(
         "protocols.md", filters={"source": source}, protocols=shown, settings=SETTINGS, about=ABOUT
     )
 
 
-def rows(protocol: Protocol) -> Iterator[Row]:
+def rows(protocol: Protocol) -> Iterator[SettingRow]:
     """All values of a protocol, of all models first."""
     yield from _rows(protocol, EVERY, "", protocol.settings(), protocol.methods)
     for model, section in protocol.models.items():
@@ -81,13 +81,13 @@ def _rows(
     prefix: str,
     settings: Mapping[str, Any],
     methods: Mapping[str, Mapping[str, Any]],
-) -> Iterator[Row]:
+) -> Iterator[SettingRow]:
     for name, value in settings.items():
-        yield Row(f"`{name}`", models, code(value), places(protocol, f"{prefix}{name}"))
+        yield SettingRow(f"`{name}`", models, code(value), places(protocol, f"{prefix}{name}"))
     for preset, table in methods.items():
         numbers = ", ".join(f"{key} = {_value(value)}" for key, value in table.items())
         at = places(protocol, f"{prefix}methods.{preset}")
-        yield Row(f"[{preset}](methods.md#{preset})", models, code(numbers), at)
+        yield SettingRow(f"[{preset}](methods.md#{preset})", models, code(numbers), at)
 
 
 def places(protocol: Protocol, name: str) -> tuple[tuple[str, str], ...]:

@@ -91,7 +91,12 @@ def _padding(images: Any) -> Any:
     if _pads_to_square(images):
         images.do_pad = True
         return images
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
+    made: Any
+    if type(images).__name__.endswith("Pil"):
+        from transformers.models.llava.image_processing_pil_llava import (
+            LlavaImageProcessorPil as made,
+        )
+    else:
+        from transformers.models.llava.image_processing_llava import LlavaImageProcessor as made
     settings = {k: v for k, v in images.to_dict().items() if k != "image_processor_type"}
-    return LlavaImageProcessorPil(**settings | {"do_pad": True})
+    return made(**settings | {"do_pad": True})

@@ -39,7 +39,7 @@ BENCHMARK, MODEL, DECODING = ({"of": name} for name in ("benchmark", "model", "d
 
 @final
 @dataclass(frozen=True)
-class Source:
+class CodeSource:
     """Where a protocol's values stand in somebody's code.
 
     Args:
@@ -138,7 +138,7 @@ class Protocol:
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     benchmarks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     unmatched: Mapping[str, str] = field(default_factory=dict)
-    source: Source = field(default_factory=Source)
+    source: CodeSource = field(default_factory=CodeSource)
 
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
@@ -281,12 +281,12 @@ def protocol_of(data: Mapping[str, Any], where: str) -> Protocol:
         CdkitError: A value is not allowed.
     """
     values = dict(data)
-    listed = values.get("image_list")
-    if isinstance(listed, Mapping):  # of a record
-        values["image_list"] = listed.get("file")
+    values = _with_file_names(values)
     for name in ("methods", "models", "benchmarks"):
         for key, section in _table(name, values.get(name, {})).items():
             _table(f"[{name}.{key}]", section)
+            if name != "methods":
+                values[name] = {**values[name], key: _with_file_names(section)}
     for name, sentence in _table("unmatched", values.get("unmatched", {})).items():
         _check_sentence(name, sentence)
     if "source" in values:
@@ -294,10 +294,16 @@ def protocol_of(data: Mapping[str, Any], where: str) -> Protocol:
         places = _table("source.fields", table.get("fields", {}))
         if wrong := [name for name, place in places.items() if not isinstance(place, str)]:
             raise CdkitError(f"source.fields.{wrong[0]} is FILE:LINE, got {places[wrong[0]]!r}")
-        values["source"] = build(Source, table, f"{where}, [source]")
+        values["source"] = build(CodeSource, table, f"{where}, [source]")
     made = build(Protocol, values, where)
     assert isinstance(made, Protocol)
     return made
+
+
+def _with_file_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a list of images is one of a record, its file's name."""
+    listed = table.get("image_list")
+    return {**table, "image_list": listed.get("file")} if isinstance(listed, Mapping) else {**table}
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -323,10 +329,16 @@ ABOUT = ("name", "summary", "paper", "source", "unmatched")
 
 
 def _counted(record: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in record.items() if key not in ABOUT}
-    if isinstance(kept.get("image_list"), Mapping):
-        kept["image_list"] = kept["image_list"].get("sha256") or kept["image_list"]
-    return kept
+    return {key: _by_content(key, value) for key, value in record.items() if key not in ABOUT}
+
+
+def _by_content(key: str, value: Any) -> Any:
+    """A list of images counts by its content, whatever its name."""
+    if not isinstance(value, Mapping):
+        return value
+    if key == "image_list":
+        return value.get("sha256") or value.get("file")
+    return {name: _by_content(name, item) for name, item in value.items()}
 
 
 def _differing(
@@ -352,13 +364,16 @@ def _shown(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Protocol | Source):
+    if isinstance(value, Protocol | CodeSource):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Path):
         digest = hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else None
         return {"file": value.name, "sha256": digest}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {
+            str(key): _plain(Path(item) if key == "image_list" and isinstance(item, str) else item)
+            for key, item in value.items()
+        }
     return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
@@ -423,7 +438,7 @@ def _check_texts(protocol: Protocol) -> None:
 
 
 def check_template(template: str) -> None:
-    """Raise unless a conversation has one place for the question and at most one for images."""
+    """Raise unless a conversation has one place for the question and one for the images."""
     rest = template.replace("{images}", "", 1).replace("{question}", "", 1)
     if template.count("{question}") != 1 or "{images}" not in template or "{images}" in rest:
         raise CdkitError(

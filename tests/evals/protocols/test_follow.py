@@ -13,6 +13,7 @@ from PIL import Image
 
 import cdkit
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.amber import AMBER
 from cdkit.evals.benchmarks.chair import CHAIR, finished_sentences
 from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import POPE, icd, opera
@@ -253,6 +254,17 @@ def test_mme_follows_the_suffix(tmp_path: Path) -> None:
         f"Is it {n}? Please answer this question with one word." for n in ("one", "two")
     ]
     assert asked.max_new_tokens == 64
+
+
+def test_amber_follows_suffix_and_parser(tmp_path: Path) -> None:
+    query = {"id": 1, "image": "a.jpg", "query": "Is it red?"}
+    truth = {"id": 1, "type": "discriminative-hallucination", "truth": "yes"}
+    (tmp_path / "query.json").write_text(json.dumps([query]))
+    (tmp_path / "annotations.json").write_text(json.dumps([truth]))
+    protocol = Protocol("p", question_suffix=" Now.", parser="official")
+    asked = apply(protocol, AMBER(tmp_path / "query.json"))
+    assert [s.prompt for s in asked.samples()] == ["Is it red? Now."]
+    assert asked.versions() == {"official": 1, "strict": 1}
 
 
 def test_what_a_benchmark_cannot_follow_is_one_error(pope: POPE, chair: CHAIR) -> None:

@@ -13,11 +13,12 @@ from cdkit.errors import CdkitError
 from cdkit.evals.protocols.protocol import (
     MODE_KEYS,
     SETTINGS,
+    CodeSource,
     Protocol,
-    Source,
     differences,
     protocol_of,
 )
+from cdkit.evals.protocols.read import CONFIGS, read_protocol
 
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 COUNTS = st.integers(1, 10**6)
@@ -87,7 +88,7 @@ def test_a_section_wins_where_it_speaks(base: dict[str, Any], more: dict[str, An
 @settings(max_examples=30)
 @given(some_settings(), some_settings())
 def test_replaced_settings_hold_for_every_model(base: dict[str, Any], more: dict[str, Any]) -> None:
-    protocol = Protocol("p", models={"llava": base}, source=Source("a/b", "0" * 7, {}))
+    protocol = Protocol("p", models={"llava": base}, source=CodeSource("a/b", "0" * 7, {}))
     if "image_seed" in more or ("mode" in base and "mode" not in more and "temperature" in more):
         return
     replaced = protocol.replace(**more)
@@ -170,13 +171,15 @@ def test_what_is_not_allowed_is_one_error(values: dict[str, Any], told: str) -> 
 )
 def test_a_source_names_lines(values: tuple[Any, ...], told: str) -> None:
     with pytest.raises(CdkitError, match="source") as caught:
-        Source(*values)
+        CodeSource(*values)
     assert told in str(caught.value)
-    assert Source("a/b", "0" * 7, {"mode": "a.py:1-3, b/c.py:2"}).fields
+    assert CodeSource("a/b", "0" * 7, {"mode": "a.py:1-3, b/c.py:2"}).fields
 
 
 def test_a_replaced_value_has_no_source_any_more() -> None:
-    source = Source("a/b", "0" * 7, {"mode": "a:1", "parser": "a:2", "models.llava.parser": "a:3"})
+    source = CodeSource(
+        "a/b", "0" * 7, {"mode": "a:1", "parser": "a:2", "models.llava.parser": "a:3"}
+    )
     protocol = Protocol("p", mode="greedy", parser="vcd", source=source)
     assert [*protocol.replace(parser="icd").source.fields] == ["mode"]
 
@@ -215,6 +218,20 @@ def test_a_list_of_images_is_recorded_by_its_content(tmp_path: Path) -> None:
     other = Protocol("p", image_list=tmp_path / "b" / "list.txt").record()
     (told,) = differences(records[0], other)
     assert told.startswith("image_list is '")
+
+
+def test_a_list_in_a_section_is_recorded_by_its_content_too(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("1.jpg\n")
+    protocol = Protocol("p", models={"llava": {"image_list": str(tmp_path / "list.txt")}})
+    record = json.loads(json.dumps(protocol.record()))
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["models"]["llava"]["image_list"]["file"] == "list.txt"
+    again = protocol_of(record, "the record")
+    assert again.at(model="llava").image_list == Path("list.txt")
+    (tmp_path / "list.txt").write_text("2.jpg\n")
+    (told,) = differences(record, protocol.record())
+    assert told.startswith("models.llava.image_list is '")
+    assert str(CONFIGS.parent) not in json.dumps(read_protocol("opera_chair").record())
 
 
 def test_every_setting_says_who_follows_it() -> None:
