@@ -8,6 +8,7 @@ import pytest
 import torch
 from evals.command_line import refused, run
 from PIL import Image
+from pytorch_lightning.accelerators import MPSAccelerator
 
 import cdkit
 from cdkit.evals.integrations.lmms_eval.options import read_options
@@ -93,6 +94,9 @@ def test_a_command_takes_the_accelerator_there_is(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in seen)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in seen)
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: "mps" in seen))
+    gpus = "lightning_fabric.accelerators.mps._get_all_available_mps_gpus"
+    monkeypatch.setattr(gpus, lambda: [0] if "mps" in seen else [])
     result = run(*ask(command, folder), *options)
     assert result.exit_code == 0, result.output
     dtype = "float64" if options else "float32"

@@ -22,6 +22,7 @@ from cdkit.evals.ablation.grid_checks import (
     check_text,
     check_twice,
 )
+from cdkit.evals.ablation.published import Published
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.protocols.read import read_protocol
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, Dtype
@@ -202,6 +203,8 @@ class Grid:
     position: Position | None = None
     gallery: GallerySpec = field(default_factory=GallerySpec)
     cost: CostSpec = field(default_factory=CostSpec)
+    published: tuple[Published, ...] = ()
+    """Numbers of papers, shown beside those of the run."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Presets that the grid leaves out on purpose, and why."""
 
@@ -277,6 +280,8 @@ class Grid:
             if not self.bench:
                 check_names(where, (self.position.benchmark,), self.benchmarks, benchmark)
             check_names(where, self.position.methods, self.methods, method)
+        for numbers in self.published:
+            check_names(f"[[published]] of {numbers.of}", numbers.values, self.methods, method)
         check_names("methods of [gallery]", self.gallery.methods, self.methods, method)
         if self.cost.benchmark and not self.bench:
             check_names("benchmark of [cost]", (self.cost.benchmark,), self.benchmarks, benchmark)

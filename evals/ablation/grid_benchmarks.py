@@ -117,6 +117,11 @@ def checked(found: Sequence[LoadedBenchmark], grid: Grid) -> tuple[LoadedBenchma
             )
     for name, sweep in grid.sweeps.items():
         check_names(f"[sweeps.{name}]", sweep.benchmarks, names, "benchmark of the grid")
+    for item in found:
+        metrics = [m for each in grid.published if each.is_beside(item.name) for m in each.metrics]
+        _check_shown(
+            f"[[published]] beside {item.name}", tuple(dict.fromkeys(metrics)), item.benchmark
+        )
     if grid.position is not None:
         check_names("[position]", (grid.position.benchmark,), names, "benchmark of the grid")
     return tuple(found)

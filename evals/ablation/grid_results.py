@@ -9,10 +9,11 @@ from cdkit.evals.ablation.demand import positions
 from cdkit.evals.ablation.grid_benchmarks import LoadedBenchmark
 from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.ablation.proof import Proof, prove
+from cdkit.evals.ablation.published import beside
 from cdkit.evals.ablation.sweep_figures import position_figure, sweep_figures
 from cdkit.evals.protocols.follow import not_their_papers, unmatched
 from cdkit.evals.reports import method_tables
-from cdkit.evals.reports.results import Costs, Figure, Results, Table
+from cdkit.evals.reports.results import Costs, Figure, Results, Table, TextTable
 from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.modes import GREEDY, Decode
 from cdkit.evals.runner.progress import Stages
@@ -66,15 +67,21 @@ def of_model(
         proof = prove(engine, asked, answered, grid.check, stages)
     tables = _tables(run, answered, stages)
     shown = galleries(run, answered, lambda: engines.anywhere(resources.device), stages)
+    not_matched = tuple(_unmatched(run, answered))
+    words = beside(grid.published, tables, answered.model)
+    if not_matched:
+        rows = tuple((text,) for text in not_matched)
+        words.append(TextTable("What of the protocol is not matched", ("what",), rows))
     results = Results(
         tables,
         _figures(run, answered),
         shown,
-        costs=_costs(run, answered, engines, resources, stages),
+        tuple(words),
+        _costs(run, answered, engines, resources, stages),
     )
     if answered.several:
         results = _named(results, answered.model)
-    return OfModel(run, answered, results, tuple(_unmatched(run, answered)), proof)
+    return OfModel(run, answered, results, not_matched, proof)
 
 
 def _unmatched(run: PreparedRun, answered: Answered) -> list[str]:
@@ -111,6 +118,10 @@ def _named(results: Results, model: str) -> Results:
         results,
         tables=tuple(replace(table, model=model) for table in results.tables),
         figures=tuple(replace(f, title=f"{model}: {f.title}") for f in results.figures),
+        text_tables=tuple(
+            replace(t, title=t.title if model in t.title else f"{model}: {t.title}")
+            for t in results.text_tables
+        ),
         galleries=tuple(replace(g, benchmark=f"{g.benchmark}, {model}") for g in results.galleries),
     )
 

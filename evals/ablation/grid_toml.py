@@ -26,6 +26,7 @@ from cdkit.evals.ablation.grid_checks import (
     check_text,
     check_twice,
 )
+from cdkit.evals.ablation.published import Published
 from cdkit.registry import UnknownNameError, unknown
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -100,6 +101,9 @@ def parse(table: Table) -> Grid:
     for key, kind in KINDS.items():
         if key in given:
             given[key] = _section(f"[{key}]", kind, given[key])
+    if "published" in given:
+        tables = as_tuple("[[published]]", given["published"])
+        given["published"] = tuple(_published(table) for table in tables)
     for key in ("left_out", "protocol_changes"):
         if key in given:
             given[key] = as_table(f"[{key}]", given[key])
@@ -199,6 +203,23 @@ def _bench(name: str, table: object) -> BenchSpec:
     return BenchSpec(options=given, **lists)
 
 
+def _published(table: object) -> Published:
+    where = "[[published]]"
+    given = dict(as_table(where, table))
+    check_names(where, given, (f.name for f in fields(Published)), "key")
+    for key in (f.name for f in fields(Published)):
+        if key not in given:
+            raise CdkitError(f"{where} needs the key {key!r}")
+    values = as_table(f"values of {where}", given["values"])
+    return Published(
+        given["of"],
+        given["source"],
+        as_tuple(f"parts of {where}", given["parts"]),
+        as_tuple(f"models of {where}", given["models"]),
+        {name: as_table(f"values.{name} of {where}", each) for name, each in values.items()},
+    )
+
+
 def _sweep(name: str, table: object) -> Sweep:
     where = f"[sweeps.{name}]"
     given = dict(as_table(where, table))
@@ -272,7 +293,9 @@ def _as_toml(section: object) -> object:
             return {**options, **{k: v for k, v in lists.items() if v}}
         case Sweep(values, benchmarks):
             return {**values, "benchmarks": benchmarks}
-        case WorldSpec() | Position() | GallerySpec() | CostSpec():
+        case tuple() if section and isinstance(section[0], Published):
+            return tuple(map(_as_toml, section))
+        case WorldSpec() | Position() | GallerySpec() | CostSpec() | Published():
             return {f.name: getattr(section, f.name) for f in fields(section)}
         case Mapping():
             return {key: _as_toml(value) for key, value in section.items()}
@@ -297,6 +320,8 @@ def _key(key: str) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_key(key)} = {_value(each)}' for key, each in value.items())} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
     # JSON's texts, numbers and booleans are TOML's, but for DEL, which TOML wants escaped

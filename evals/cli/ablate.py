@@ -150,11 +150,17 @@ def ablate(
     can be resumed. Where a sample fails, or a model cannot run a method, the others run, the tables
     say so, and the exit status is 3.
     """
+    from cdkit.evals.runner.chosen_model import check_dtype
+
     with usage():
         if retry_errors and not resume:
             raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
         if resume and name is None:
             raise CdkitError("--resume goes on with a run: give its --name")
+        if dtype is not None:
+            check_dtype("--dtype", dtype)
+        if limit is not None and limit < 1:
+            raise CdkitError(f"--limit is {limit}: give 1 or more")
         given: dict[str, Any] = {
             "model": names_in("--model", model),
             "data": None if data is None else str(data.absolute()),
@@ -201,7 +207,7 @@ def ablate(
     with progress_bars(Console(stderr=True)) as stages:
         outcome = run_grid(wanted, resources, folder, asked, stages=stages)
     if outcome is not None:  # the leading process prints the results
-        report_run(outcome, as_json=as_json, full=full)
+        report_run(outcome, overview=True, as_json=as_json, full=full)
 
 
 def _now() -> str:

@@ -279,8 +279,9 @@ def eval_(
     given = {key: value for key, value in given.items() if value is not None}
     table: dict[str, Any] = dict(SINGLE_RUN)
     if config is not None:
+        read = _from_file(config)
         with usage():
-            table |= named_whole(_from_file(config))
+            table |= named_whole(read)
     elif resume and folder.exists():
         table = read_settings(folder)["settings"]
     with usage():
@@ -293,7 +294,8 @@ def eval_(
         RunOptions(resume, retry_errors, tuple(chosen), bar=True, silence=quiet),
     )
     if outcome is not None:  # the leading process prints the results
-        report_run(outcome, as_json=as_json)
+        several = len(outcome.run.variants) > 1
+        report_run(outcome, overview=several, as_json=as_json)
 
 
 def _check_given(table: dict[str, Any], given: dict[str, Any]) -> None:

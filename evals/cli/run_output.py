@@ -17,11 +17,14 @@ SHOWN = 10
 """Warnings that are printed; metrics.json has all."""
 
 
-def report_run(outcome: RunOutcome, *, as_json: bool = False, full: bool = False) -> None:
+def report_run(
+    outcome: RunOutcome, *, overview: bool, as_json: bool = False, full: bool = False
+) -> None:
     """Print a run.
 
     Args:
         outcome: The run.
+        overview: A table of differences for each benchmark; else every metric of each method.
         as_json: One JSON object in place of tables.
         full: Also every table with all its metrics.
 
@@ -38,7 +41,7 @@ def report_run(outcome: RunOutcome, *, as_json: bool = False, full: bool = False
             "refused": {model: dict(names) for model, names in outcome.refused.items()},
         }
         typer.echo(json.dumps(shown))
-    elif len(outcome.run.variants) > 1:
+    elif overview:
         _print_comparison(outcome, full=full)
     else:
         _print_scores(outcome)

@@ -29,7 +29,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Combined:
+class FirstStep:
     """What a variant makes of the first step's logits.
 
     Args:
@@ -73,7 +73,7 @@ class Answering:
         try:
             return self._together(group, questions, inputs)
         except PromptError as error:
-            reasons = {index: CdkitError(why) for index, why in error.reasons.items()}
+            reasons = {index: PromptError(why, {0: why}) for index, why in error.reasons.items()}
         except CdkitError as error:
             if len(questions) == 1:
                 return self._all(group, [0], error)
@@ -96,13 +96,13 @@ class Answering:
     ) -> dict[Place, Generated | CdkitError]:
         return {(index, entry): error for index in indices for entry in range(len(group.asked))}
 
-    def combine(self, work: SharedPass, variant: Variant, logits: Logits) -> Combined:
+    def combine(self, work: SharedPass, variant: Variant, logits: Logits) -> FirstStep:
         """A variant's logits from its branches', and its yes scores before the constraint."""
         others = work.branches_of(variant, logits)
         original, method = logits[ORIGINAL], variant.method
         combined, _ = method.combine(original, others, step=0, state={})
         free, _ = method.combiner.combine(original, others, step=0, state={})
-        return Combined(combined, free, self.engine.yes_scores(continued(free, original)))
+        return FirstStep(combined, free, self.engine.yes_scores(continued(free, original)))
 
     def scores(
         self, decode: Decode, sample_ids: Sequence[str], logits: Float[Tensor, "rows vocab"]
@@ -140,7 +140,7 @@ class Answering:
                 found |= {(left[i], entry): one for (i, _), one in rest.items()}
         return found
 
-    def _try_combine(self, work: SharedPass, variant: Variant, logits: Logits) -> Combined | None:
+    def _try_combine(self, work: SharedPass, variant: Variant, logits: Logits) -> FirstStep | None:
         """None where a row cannot be combined: `generate` says which, and why."""
         try:
             return self.combine(work, variant, logits)
@@ -153,7 +153,7 @@ class Answering:
         decode: Decode,
         sample_ids: Sequence[str],
         original: Float[Tensor, "rows vocab"],
-        combined: Combined,
+        combined: FirstStep,
     ) -> dict[int, Generated]:
         """The answers whose first token reads yes or no, by the question's index."""
         constraint = self.variants[name].method.constraint

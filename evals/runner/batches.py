@@ -31,7 +31,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class GroupPlan:
+class GroupWork:
     """A group's work on a batch.
 
     Args:
@@ -52,7 +52,7 @@ class BatchPlan:
     questions: tuple[Question, ...]
     keys: tuple[str, ...]
     """The questions' names in the journal."""
-    groups: tuple[GroupPlan, ...]
+    groups: tuple[GroupWork, ...]
 
     @property
     def answers(self) -> int:
@@ -157,7 +157,7 @@ def _plans(
     are made in the same batch as before.
     """
     name = batch_name(keys)
-    by_need: dict[tuple[int, ...], list[GroupPlan]] = {}
+    by_need: dict[tuple[int, ...], list[GroupWork]] = {}
     for group in groups:
         done = {
             (i, j): rows.get((model, key, method, decode.mode, decode.seed))
@@ -171,7 +171,7 @@ def _plans(
             continue
         torn = bool(absent) and any(row is not None and row.batch == name for row in done.values())
         needed = {i for i, _ in wanted} if not torn else set(range(len(keys)))
-        by_need.setdefault(tuple(sorted(needed)), []).append(GroupPlan(group, wanted))
+        by_need.setdefault(tuple(sorted(needed)), []).append(GroupWork(group, wanted))
     return [_cut(questions, keys, needed, plans) for needed, plans in by_need.items()]
 
 
@@ -179,12 +179,12 @@ def _cut(
     questions: tuple[Question, ...],
     keys: tuple[str, ...],
     needed: tuple[int, ...],
-    plans: Sequence[GroupPlan],
+    plans: Sequence[GroupWork],
 ) -> BatchPlan:
     place = {index: new for new, index in enumerate(needed)}
     kept = tuple(keys[index] for index in needed)
     moved = tuple(
-        GroupPlan(plan.group, frozenset((place[i], j) for i, j in plan.wanted)) for plan in plans
+        GroupWork(plan.group, frozenset((place[i], j) for i, j in plan.wanted)) for plan in plans
     )
     return BatchPlan(batch_name(kept), tuple(questions[i] for i in needed), kept, moved)
 

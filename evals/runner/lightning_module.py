@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
 from cdkit.evals.runner.answering import Answering
-from cdkit.evals.runner.batches import BatchPlan, GroupPlan, plan_batches, shard
+from cdkit.evals.runner.batches import BatchPlan, GroupWork, plan_batches, shard
 from cdkit.evals.runner.checkpoint_settings import notes, recorded
 from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.fingerprints import differing
@@ -180,7 +180,7 @@ class AnsweringModule(pl.LightningModule):
         return len(ready.work.groups)
 
     def _made(
-        self, plan: GroupPlan, ready: PreparedBatch, inputs: Mapping[str, Any]
+        self, plan: GroupWork, ready: PreparedBatch, inputs: Mapping[str, Any]
     ) -> dict[tuple[int, int], Generated | CdkitError]:
         if not ready.kept:
             return {}
@@ -190,7 +190,7 @@ class AnsweringModule(pl.LightningModule):
 
     def _row(
         self,
-        plan: GroupPlan,
+        plan: GroupWork,
         place: tuple[int, int],
         ready: PreparedBatch,
         made: Mapping[tuple[int, int], Generated | CdkitError],

@@ -79,7 +79,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         data = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CdkitError(f"{folder} holds no run of cdkit eval (no {SETTINGS})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CdkitError(f"{path} is not valid JSON ({error}): restore it") from None
     advice = "it is not what cdkit eval writes: restore it, or begin anew under another --name"
     found = checked(data, {"settings": TABLE, "identity": TABLE}, str(path), advice)

@@ -14,7 +14,7 @@ from cdkit.evals.ablation.answered import Answered
 from cdkit.evals.ablation.prepared import PreparedRun
 from cdkit.evals.ablation.proof import MismatchError, begins, compare_removed
 from cdkit.evals.runner.answer_engine import AnswerEngine, Logits
-from cdkit.evals.runner.answering import Answering, Combined
+from cdkit.evals.runner.answering import Answering, FirstStep
 from cdkit.evals.runner.shared_passes import SharedPass, Variant, passes
 from cdkit.evals.runner.unconstrained import continued
 from cdkit.methods.method import ORIGINAL
@@ -90,7 +90,7 @@ def test_the_check_notices_a_missing_constraint(
     run, asked = found(prepared, engine), some(prepared)
     combine = Answering.combine
 
-    def free(self: Answering, work: SharedPass, variant: Variant, logits: Logits) -> Combined:
+    def free(self: Answering, work: SharedPass, variant: Variant, logits: Logits) -> FirstStep:
         loose = dataclasses.replace(variant.method, constraint=None)
         # the pass's own method stays: it tells which branches are whose
         places = {

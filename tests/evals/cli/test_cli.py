@@ -171,7 +171,7 @@ plain = {{}}
             "no key is called 'parser'. Did you mean 'parsers'",
         ),
         ("pope", "q.json", 'show = ["acuracy"]', "no metric is called 'acuracy'. Did you mean"),
-        ("pope", "lost.json", "", "needs the image"),
+        ("pope", "lost.json", "", "none of the images of pope is there"),
     ],
 )
 def test_a_bad_grid_is_one_clear_error(

@@ -42,7 +42,7 @@ def test_generate(picture: Path) -> None:
     told = refused(*asked, "what is <image> ?")
     assert "the prompt 'what is <image> ?' holds <image>, which stands for a picture" in told
     told = refused(*asked, "a cat " * 2000)
-    assert "tokens, but the model has positions for 1024 (max_position_embeddings): short" in told
+    assert "tokens, but the model has positions for 2048 (max_position_embeddings): short" in told
 
 
 @pytest.mark.usefixtures("never")

@@ -103,8 +103,8 @@ def test_attention_is_that_of_the_runs_methods(two: list[FinishedRun]) -> None:
         ("method", {"hash": "0"}, "cmac is no longer the method that cmac ran"),
         (
             "settings",
-            {"method": "cmac", "bench": "b", "data": "d", "model": "x"},
-            "auto, x in",
+            {"method": "cmac", "bench": "b", "data": "d", "dtype": "float64"},
+            "micro in auto, micro in float64",
         ),
         ("settings", None, "does not say how it was made"),
     ],
