@@ -1,0 +1,71 @@
+"""How much a caption repeats itself: distinct words and pairs of words, and repeated 4-grams."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from cdkit.evals.benchmarks.yes_no import WORD
+from cdkit.interfaces.benchmark import OfSums, share
+
+COLUMNS = ("distinct_1", "grams_1", "distinct_2", "grams_2", "repeated_4", "grams_4")
+SPAN = 4
+"""Words of the n-grams whose repetition is counted, as in Welleck et al. (2020)."""
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation marks."""
+    return WORD.findall(text.lower())
+
+
+def grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Every sequence of `n` words that follow one another."""
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def repetition(text: str) -> dict[str, float]:
+    """Count the n-grams of one text.
+
+    Args:
+        text: The caption.
+
+    Returns:
+        For each of `COLUMNS` its number: different words and all words, different and all pairs,
+        4-grams that stood in the text before and all 4-grams.
+    """
+    words = words_of(text)
+    pairs, spans = grams(words, 2), grams(words, SPAN)
+    counts = (len(set(words)), len(words), len(set(pairs)), len(pairs))
+    values = (*counts, len(spans) - len(set(spans)), len(spans))
+    return dict(zip(COLUMNS, map(float, values), strict=True))
+
+
+def distinct_over_all(texts: Sequence[str], n: int) -> float:
+    """Distinct-n of all texts together, as Li et al. (2016) count it.
+
+    It falls with the number of texts, and resampling texts makes it smaller, so it has no interval.
+
+    Args:
+        texts: The captions.
+        n: The length of the n-grams in words.
+
+    Returns:
+        Different n-grams in all n-grams; 0 if there are none. No n-gram reaches over two texts.
+    """
+    found = [gram for text in texts for gram in grams(words_of(text), n)]
+    return len(set(found)) / len(found) if found else 0.0
+
+
+def _ratio(part: str, whole: str) -> OfSums:
+    def of(s: Mapping[str, Float[np.ndarray, " resamples"]]) -> Float[np.ndarray, " resamples"]:
+        return share(s[part], s[whole])
+
+    return of
+
+
+METRICS: Mapping[str, OfSums] = {
+    "distinct_1": _ratio("distinct_1", "grams_1"),
+    "distinct_2": _ratio("distinct_2", "grams_2"),
+    "repetition_4": _ratio("repeated_4", "grams_4"),
+}
+"""Summed over captions: n-grams that are new in their caption, in all; repeated 4-grams in all."""
