@@ -190,7 +190,9 @@ class AMBERGenerative(Benchmark):
         source = self._sources[2]
         value = source.json(unique=True)
         if not isinstance(value, dict) or not value:
-            raise CdkitError(f"{source.path} holds no {{object: [words]}}: give AMBER's relation.json")
+            raise CdkitError(
+                f"{source.path} holds no {{object: [words]}}: give AMBER's relation.json"
+            )
         return {
             name: _names(words, f"{source.path}: {name!r}", "its words")
             for name, words in value.items()
@@ -239,8 +241,8 @@ class AMBERGenerative(Benchmark):
         for name in names:
             if name not in self._associations:
                 raise CdkitError(
-                    f"{place} has the object {name!r}, which is not in {self._sources[2].path}: use "
-                    "the files of one release"
+                    f"{place} has the object {name!r}, which is not in {self._sources[2].path}: "
+                    "use the files of one release"
                 )
         return names
 

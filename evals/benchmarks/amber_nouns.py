@@ -1,7 +1,7 @@
 """From a description to its nouns, and which of them AMBER counts as wrong, by named scorers.
 
-The rules are those of AMBER's script (junyangwang0410/AMBER 5e1fd52, inference.py:26-38 and
-86-172).
+The rules are those of AMBER's script (junyangwang0410/AMBER 5e1fd52, inference.py:25-37 and
+90-172).
 """
 
 import functools
@@ -138,7 +138,7 @@ def _vector(word: str) -> Any:
 
 @functools.lru_cache(maxsize=2**18)
 def similar(one: str, two: str) -> bool:
-    """Whether the cosine of two words' vectors is above `SIMILAR`; a word without one is like none."""
+    """Whether the cosine of two words' vectors is above `SIMILAR`; without a vector it is 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # spaCy's, for words without a vector
         return bool(_vector(one).similarity(_vector(two)) > SIMILAR)

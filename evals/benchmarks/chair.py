@@ -90,10 +90,10 @@ class CHAIR(Benchmark):
     mentions (repeats count); `recall`, distinct right objects in all objects; `f1` of 1 - chair_i
     and recall; `mean_length` in words; `distinct_1` and `distinct_2`, words and pairs of words that
     are new in their caption, in all; `repetition_4`, 4-grams that stood in the caption before, in
-    all; `truncated` and `unknown`, counts: captions that the token limit ended, and thoughts without
-    a caption after them, which mention nothing wrong. A ratio over nothing is 0; without a mention,
-    f1 is 0 too. The list of images, the prompt and the token limit move the numbers more than most
-    methods do.
+    all; `truncated` and `unknown`, counts: captions that the token limit ended, and thoughts
+    without a caption after them, which mention nothing wrong. A ratio over nothing is 0; without a
+    mention, f1 is 0 too. The list of images, the prompt and the token limit move the numbers more
+    than most methods do.
 
     Args:
         synonyms: A file with a line for each object, `OBJECT, SYNONYM, ...`; by default the list

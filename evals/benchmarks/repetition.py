@@ -1,4 +1,9 @@
-"""How much a caption repeats itself: distinct words and pairs of words, and repeated 4-grams."""
+"""How much a caption repeats itself: distinct words and pairs of words, and repeated 4-grams.
+
+Distinct-n is counted within each caption. Li et al. (2016) count it over all texts together: that
+number falls with the number of texts, and falls again where texts are resampled, so it would have
+no valid interval.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -38,22 +43,6 @@ def repetition(text: str) -> dict[str, float]:
     counts = (len(set(words)), len(words), len(set(pairs)), len(pairs))
     values = (*counts, len(spans) - len(set(spans)), len(spans))
     return dict(zip(COLUMNS, map(float, values), strict=True))
-
-
-def distinct_over_all(texts: Sequence[str], n: int) -> float:
-    """Distinct-n of all texts together, as Li et al. (2016) count it.
-
-    It falls with the number of texts, and resampling texts makes it smaller, so it has no interval.
-
-    Args:
-        texts: The captions.
-        n: The length of the n-grams in words.
-
-    Returns:
-        Different n-grams in all n-grams; 0 if there are none. No n-gram reaches over two texts.
-    """
-    found = [gram for text in texts for gram in grams(words_of(text), n)]
-    return len(set(found)) / len(found) if found else 0.0
 
 
 def _ratio(part: str, whole: str) -> OfSums:

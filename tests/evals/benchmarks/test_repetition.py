@@ -1,10 +1,9 @@
 """Repetition of captions: counted by hand, and by plain counting on random words."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdkit.evals.benchmarks.repetition import METRICS, distinct_over_all, repetition
+from cdkit.evals.benchmarks.repetition import METRICS, repetition
 
 
 def test_counts_by_hand() -> None:
@@ -34,10 +33,3 @@ def test_by_plain_counting(letters: list[str]) -> None:
     again = sum(span in spans[:i] for i, span in enumerate(spans))
     assert (found["repeated_4"], found["grams_4"]) == (again, len(spans))
     assert set(METRICS) == {"distinct_1", "distinct_2", "repetition_4"}
-
-
-def test_over_all_captions_together() -> None:
-    texts = ["a dog", "a dog", "a cat"]
-    assert distinct_over_all(texts, 1) == pytest.approx(3 / 6)
-    assert distinct_over_all(texts, 2) == pytest.approx(2 / 3)  # none reaches over two captions
-    assert distinct_over_all([], 1) == 0
