@@ -184,9 +184,13 @@ def _caption_part(path: Path, parts: Sequence[str]) -> str:
             for name in parts
             if name in manifest and manifest[name]["benchmark"]["benchmark"] in CAPTIONED
         ]
-    if len(chosen) != 1:
+    if not chosen:
         raise CdkitError(
-            f"{path} has {'no part' if not chosen else 'several parts'} with captions "
-            f"({', '.join(parts)}): say which by --part"
+            f"{path} has no part with captions ({', '.join(parts)}): give the predictions of a run "
+            f"of {' or '.join(CAPTIONED)}"
+        )
+    if len(chosen) > 1:
+        raise CdkitError(
+            f"{path} has several parts with captions ({', '.join(chosen)}): say which by --part"
         )
     return chosen[0]

@@ -84,7 +84,7 @@ def score_scienceqa(
     benchmark = ScienceQA(questions, splits, split, parsers=tuple(parsers))
     bare = benchmark.without_image()
     said = answers_in(benchmark, questions, answers, SCIENCE_FORM, picked, skip=bare)
-    note = f"the {len(bare):,} problems of the split without an image are not asked"
+    note = f"problems of the split without an image, which are not asked: {len(bare):,}"
     scored = as_scored("scienceqa", benchmark, said, parsers[0], answers, note)
     return replace(scored, shared=(*SHARED, "chance"))
 

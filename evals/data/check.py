@@ -21,7 +21,9 @@ TYPO = "imange"
 """POPE's script puts "an" for every "a" of its template, and the word "image" has one."""
 
 
-CATALOGUED = ("path", "folder", "synonyms", "annotations", "associations", "safe_words")
+CATALOGUED = (
+    *("path", "folder", "synonyms", "annotations", "associations", "safe_words", "splits"),
+)
 """Fields of benchmarks that name files of which published versions are known (see known.toml)."""
 
 

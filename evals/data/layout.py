@@ -346,7 +346,9 @@ LAYOUTS: Mapping[str, FolderLayout] = {
         ("hallusionbench/HallusionBench.json",), _hallusionbench, only_part="path"
     ),
     "scienceqa": FolderLayout(
-        ("scienceqa/problems.json with pid_splits.json",), _scienceqa, only_part="path"
+        ("scienceqa/pid_splits.json with the release's file of questions",),
+        _scienceqa,
+        only_part="path",
     ),
 }
 

@@ -50,7 +50,7 @@ def close(one: str, two: str) -> bool:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The official scorer, with other nouns and vectors."""
     scorer = NounScorer(split_nouns, close, version=1)
-    monkeypatch.setitem(amber_nouns.SCORERS, "official", scorer)  # type: ignore[arg-type]
+    monkeypatch.setitem(amber_nouns.SCORERS, "official", scorer)
 
 
 def answers(*texts: str) -> dict[str, Answer]:

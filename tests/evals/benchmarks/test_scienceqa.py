@@ -96,7 +96,7 @@ def test_answers_in_a_file(tmp_path: Path) -> None:
     scored = score_scienceqa(questions, path, ["llava"])
     assert scored.metrics["accuracy"] == OFFICIAL / 100
     assert scored.counted == {"questions": 4, "images": 4}
-    assert scored.notes == ("the 1 problems of the split without an image are not asked",)
+    assert scored.notes == ("problems of the split without an image, which are not asked: 1",)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
     with pytest.raises(CdkitError, match="answers 2 of the 4 questions"):
         score_scienceqa(questions, path, ["llava"])

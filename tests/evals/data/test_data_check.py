@@ -326,8 +326,8 @@ def test_files_of_one_release_belong_to_both_of_its_parts(
 @pytest.mark.parametrize(
     ("gone", "problem"),
     [
-        ("amber/data/relation.json", "amber_generative in .* is not whole: it lacks amber/relation"),
-        ("scienceqa/pid_splits.json", "scienceqa in .* is not whole: it lacks scienceqa/pid_splits"),
+        ("amber/data/relation.json", "amber_generative in .* not whole: it lacks amber/relation"),
+        ("scienceqa/pid_splits.json", "scienceqa in .* not whole: it lacks scienceqa/pid_splits"),
         ("hallusionbench/hallusion_bench/VD/illusion/0_1.png", "1 of 5 images in .* are missing"),
     ],
 )  # fmt: skip
