@@ -5,6 +5,7 @@ The rules are those of AMBER's script (junyangwang0410/AMBER 5e1fd52, inference.
 """
 
 import functools
+import importlib
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,9 +122,7 @@ def vectors() -> Any:
         CdkitError: spaCy or its model is not installed, or the model has no vectors.
     """
     try:
-        import spacy
-
-        loaded = spacy.load(VECTORS)
+        loaded = importlib.import_module("spacy").load(VECTORS)
     except (ImportError, OSError):
         raise CdkitError(f"{NEEDS} (it is not installed here)") from None
     if not loaded("dog").vector_norm:

@@ -68,8 +68,7 @@ def test_a_run_asks_about_figures_alone(tmp_path: Path) -> None:
 def test_a_thought_without_an_end_is_not_honest(tmp_path: Path) -> None:
     """Neither yes nor no is right where there is no figure, but no answer at all is wrong."""
     benchmark = HallusionBench(write_hallusionbench(tmp_path), text_only=True)
-    said = list(SAID)
-    said[6] = "<think> I do not know"
+    said = (*SAID[:6], "<think> I do not know", *SAID[7:])
     assert benchmark.score(named(said))["VS.accuracy"] == 3 / 5
 
 
