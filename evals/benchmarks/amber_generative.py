@@ -13,6 +13,7 @@ from cdkit.evals.benchmarks.amber import AMBER
 from cdkit.evals.benchmarks.amber_files import ANNOTATIONS, near, rows_by_id
 from cdkit.evals.benchmarks.amber_nouns import SCORERS, Judged, NounScorer, judge
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, text_of
+from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
 from cdkit.interfaces.benchmark import (
     BENCHMARKS,
     Answer,
@@ -21,17 +22,16 @@ from cdkit.interfaces.benchmark import (
     Sample,
     Tally,
     check_limit,
-    share,
 )
 from cdkit.registry import unknown
 
 GENERATIVE = "generative"
 OFFICIAL = "official"
 METRICS: Mapping[str, OfSums] = {
-    "chair": lambda s: share(s["wrong"], s["nouns"]),
-    "cover": lambda s: share(s["covered"], s["truth"]),
-    "hal": lambda s: share(s["wrong_response"], s["responses"]),
-    "cog": lambda s: share(s["imagined"], s["fancies"]),
+    "chair": share_of("wrong", "nouns"),
+    "cover": share_of("covered", "truth"),
+    "hal": share_of("wrong_response", "responses"),
+    "cog": share_of("imagined", "imaginable"),
 }
 
 
@@ -133,7 +133,7 @@ class AMBERGenerative(Benchmark):
             "covered": [j.covered for j in judged],
             "truth": [len(s.truth) for s in shown],
             "imagined": [j.imagined for j in judged],
-            "fancies": [len(s.imagined) for s in shown],
+            "imaginable": [len(s.imagined) for s in shown],
             "unknown": [answer.unfinished for answer in answers],
             "empty": [not answer.text.split() for answer in answers],
             "truncated": [answer.truncated for answer in answers],
@@ -141,7 +141,7 @@ class AMBERGenerative(Benchmark):
         columns = {name: np.array(values, dtype=np.float64) for name, values in numbers.items()}
         prefix = "" if self.scorer == OFFICIAL else f"{self.scorer}."
         sums = {f"{prefix}{name}": of for name, of in METRICS.items()}
-        sums |= {"unknown": lambda s: s["unknown"], "truncated": lambda s: s["truncated"]}
+        sums |= {name: sum_of(name) for name in ("unknown", "truncated")}
         return Tally(self.samples(), columns, sums, binary={f"{prefix}hal": "wrong_response"})
 
     def judge(self, sample_id: str, text: str) -> Judged:

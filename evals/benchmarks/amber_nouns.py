@@ -82,7 +82,7 @@ def judge(
     """
     there, unreal = _words(truth, associations), _words(imagined, associations)
     covered: set[int] = set()
-    fancied: set[int] = set()
+    pictured: set[int] = set()
     wrong = 0
     for noun in nouns:
         if noun in safe:
@@ -92,12 +92,12 @@ def judge(
             continue
         same = functools.partial(_same, alike)
         hits = (_first(noun, unreal, _equal), _first(noun, unreal, same))
-        fancied.update(hit for hit in hits if hit is not None)
+        pictured.update(hit for hit in hits if hit is not None)
         if (found := _first(noun, there, same)) is not None:
             covered.add(found)
         else:
             wrong += 1
-    return Judged(len(nouns), wrong, len(covered), len(fancied))
+    return Judged(len(nouns), wrong, len(covered), len(pictured))
 
 
 def tagged_nouns(text: str, objects: Collection[str]) -> list[str]:

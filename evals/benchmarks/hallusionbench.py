@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, rows, text_of
+from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
 from cdkit.evals.benchmarks.yes_no import (
     Parser,
     anywhere,
@@ -27,7 +28,6 @@ from cdkit.interfaces.benchmark import (
     Sample,
     Tally,
     check_limit,
-    share,
 )
 
 CATEGORIES = ("VD", "VS")
@@ -64,13 +64,11 @@ class FigureQuestion:
 def metrics(prefix: str, scope: str) -> dict[str, OfSums]:
     """The accuracies from the sums of the columns `SCOPEone`, `SCOPEPREFIXright` and so on."""
 
-    def of(level: str) -> OfSums:
-        return lambda s: share(s[f"{scope}{prefix}{level}_right"], s[f"{scope}{level}"])
-
-    found: dict[str, OfSums] = {
-        "accuracy": lambda s: share(s[f"{scope}{prefix}right"], s[f"{scope}one"])
-    }
-    return found | {f"{level}_accuracy": of(level) for level in LEVELS}
+    found = {"accuracy": share_of(f"{scope}{prefix}right", f"{scope}one")}
+    for level in LEVELS:
+        of = share_of(f"{scope}{prefix}{level}_right", f"{scope}{level}")
+        found[f"{level}_accuracy"] = of
+    return found
 
 
 @final
@@ -169,10 +167,10 @@ class HallusionBench(Benchmark):
                 binary[f"{prefix}{scope}accuracy"] = f"{scope}{prefix}right"
             columns[f"{prefix}yes"] = (said == "yes").astype(np.float64)
             columns[f"{prefix}unknown"] = vague.astype(np.float64)
-            sums[f"{prefix}yes_ratio"] = _share_of(f"{prefix}yes")
-            sums[f"{prefix}unknown"] = _sum_of(f"{prefix}unknown")
+            sums[f"{prefix}yes_ratio"] = share_of(f"{prefix}yes", "one")
+            sums[f"{prefix}unknown"] = sum_of(f"{prefix}unknown")
         columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
-        sums["truncated"] = _sum_of("truncated")
+        sums["truncated"] = sum_of("truncated")
         sets = list(dict.fromkeys(question.sample.group for question in asked))
         joint = np.array([sets.index(question.sample.group) for question in asked], dtype=np.int64)
         return Tally(self.samples(), columns, sums, binary=binary, joint=joint)
@@ -260,11 +258,3 @@ def _all_right(
     for group in groups:
         whole[list(group)] = right[list(group)].min()
     return whole
-
-
-def _share_of(column: str) -> OfSums:
-    return lambda s: share(s[column], s["one"])
-
-
-def _sum_of(column: str) -> OfSums:
-    return lambda s: s[column]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import Source, read_source, rows
+from cdkit.evals.benchmarks.column_metrics import sum_of
 from cdkit.evals.benchmarks.object_words import SCORERS as WORDS
 from cdkit.evals.benchmarks.object_words import SYNONYMS, Synonyms, read_synonyms
 from cdkit.evals.benchmarks.pope import POPE, yes_no_metrics
@@ -162,7 +163,7 @@ class OPOPE(Benchmark):
             of = yes_no_metrics(prefix)
             del of[f"{prefix}unknown"]
             sums |= {**of, f"{prefix}f_beta": f_beta(prefix)}
-        sums |= {"unknown": lambda s: s["unknown"], "truncated": lambda s: s["truncated"]}
+        sums |= {name: sum_of(name) for name in ("unknown", "truncated")}
         return Tally(self.samples(), columns, sums)
 
     def asked_about(self, images: Collection[str]) -> dict[str, tuple[str, ...]]:

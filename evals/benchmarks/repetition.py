@@ -7,11 +7,9 @@ no valid interval.
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from jaxtyping import Float
-
+from cdkit.evals.benchmarks.column_metrics import share_of
 from cdkit.evals.benchmarks.yes_no import WORD
-from cdkit.interfaces.benchmark import OfSums, share
+from cdkit.interfaces.benchmark import OfSums
 
 COLUMNS = ("distinct_1", "grams_1", "distinct_2", "grams_2", "repeated_4", "grams_4")
 SPAN = 4
@@ -45,16 +43,9 @@ def repetition(text: str) -> dict[str, float]:
     return dict(zip(COLUMNS, map(float, values), strict=True))
 
 
-def _ratio(part: str, whole: str) -> OfSums:
-    def of(s: Mapping[str, Float[np.ndarray, " resamples"]]) -> Float[np.ndarray, " resamples"]:
-        return share(s[part], s[whole])
-
-    return of
-
-
 METRICS: Mapping[str, OfSums] = {
-    "distinct_1": _ratio("distinct_1", "grams_1"),
-    "distinct_2": _ratio("distinct_2", "grams_2"),
-    "repetition_4": _ratio("repeated_4", "grams_4"),
+    "distinct_1": share_of("distinct_1", "grams_1"),
+    "distinct_2": share_of("distinct_2", "grams_2"),
+    "repetition_4": share_of("repeated_4", "grams_4"),
 }
 """Summed over captions: n-grams that are new in their caption, in all; repeated 4-grams in all."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, text_of
+from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
 from cdkit.evals.benchmarks.letters import (
     LETTERS,
     PARSERS,
@@ -27,7 +28,6 @@ from cdkit.interfaces.benchmark import (
     Sample,
     Tally,
     check_limit,
-    share,
 )
 from cdkit.registry import unknown
 
@@ -157,16 +157,16 @@ class ScienceQA(Benchmark):
             right = (said == truth).astype(np.float64)
             columns[f"{prefix}right"] = right
             columns[f"{prefix}unknown"] = (said == UNKNOWN).astype(np.float64)
-            sums[f"{prefix}accuracy"] = _share_of(f"{prefix}right", "one")
-            sums[f"{prefix}unknown"] = _sum_of(f"{prefix}unknown")
+            sums[f"{prefix}accuracy"] = share_of(f"{prefix}right", "one")
+            sums[f"{prefix}unknown"] = sum_of(f"{prefix}unknown")
             binary[f"{prefix}accuracy"] = f"{prefix}right"
             for part in there:
                 columns[f"{part}.{prefix}right"] = columns[f"{part}.one"] * right
-                of = _share_of(f"{part}.{prefix}right", f"{part}.one")
+                of = share_of(f"{part}.{prefix}right", f"{part}.one")
                 sums[f"{prefix}{part}.accuracy"] = of
                 binary[f"{prefix}{part}.accuracy"] = f"{part}.{prefix}right"
-        sums["chance"] = _share_of("chance", "one")
-        sums["truncated"] = _sum_of("truncated")
+        sums["chance"] = share_of("chance", "one")
+        sums["truncated"] = sum_of("truncated")
         return Tally(self.samples(), columns, sums, binary=binary)
 
     @cached_property
@@ -244,11 +244,3 @@ def _part(problem: Mapping[str, object], key: str, known: Mapping[str, str], whe
     if value not in known:
         raise CdkitError(f"{where}: {unknown(key, value, known)}")
     return known[value]
-
-
-def _share_of(part: str, whole: str) -> OfSums:
-    return lambda s: share(s[part], s[whole])
-
-
-def _sum_of(column: str) -> OfSums:
-    return lambda s: s[column]

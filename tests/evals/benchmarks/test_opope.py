@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from evals.eval_run import answer, draw, parts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.opope import OPOPE, image_number, mentions_any_word
 from cdkit.evals.benchmarks.score_captions import score_opope
+from cdkit.evals.benchmarks.score_files import Picked
 from cdkit.interfaces.benchmark import Answer
 
 IMAGES = ("COCO_val2014_000000000007.jpg", "COCO_val2014_000000000042.jpg")
@@ -152,6 +154,18 @@ def test_captions_of_a_run(questions: Path, tmp_path: Path) -> None:
     seeds = [prediction("chair", "7", text, seed) for seed, text in enumerate(("a dog", "a cat"))]
     found = score_opope(questions, write(path, seeds)).metrics
     assert found["recall"] == pytest.approx((1 / 2 + 0) / 2)  # the mean over the seeds
+
+
+def test_captions_of_a_whole_run(tmp_path: Path) -> None:
+    """Its manifest says which part holds captions."""
+    files = draw(tmp_path / "world")
+    answer(parts_of(files)[:2], tmp_path / "run", method="plain")
+    path = tmp_path / "run" / "predictions.jsonl"
+    scored = score_opope(files.pope["random"], path, ("simple",), synonyms=files.synonyms)
+    assert scored.notes[0] == "the captions of chair"
+    assert scored.counted == {"captions": 3, "images": 3, "questions": 18}
+    by_pope = score_opope(files.pope["random"], path, ("simple",), Picked("chair"), files.synonyms)
+    assert by_pope.metrics == scored.metrics
 
 
 @pytest.mark.parametrize(
