@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.amber_files import ANNOTATIONS, near, rows_by_id
 from cdkit.evals.benchmarks.benchmark_files import (
     Source,
     located,
     read_source,
-    rows,
     text_of,
     yes_or_no,
 )
@@ -55,7 +55,6 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "action": ("action",),
     "relation": ("relation",),
 }
-NAME = "annotations.json"
 
 
 def official(text: str, label: str) -> ParsedAnswer:
@@ -191,31 +190,15 @@ class AMBER(Benchmark):
 
     @cached_property
     def _sources(self) -> tuple[Source, Source]:
-        found = self.annotations
-        if found is None:
-            places = [folder / NAME for folder in (self.path.parent, self.path.parent.parent)]
-            found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise CdkitError(
-                f"{self.path} has no {NAME} beside it or in the folder above: name AMBER's file of "
-                "annotations"
-            )
+        found = near(self.path, ANNOTATIONS, self.annotations, "annotations")
         return read_source(self.path), read_source(found)
 
     @cached_property
     def _asked(self) -> tuple[tuple[Sample, str], ...]:
         queries, annotations = self._sources
-        truth: dict[str, tuple[str, Mapping[str, object]]] = {}
-        for where, row in rows(annotations):
-            name = text_of(row, "id", where=where)
-            if name in truth:
-                raise CdkitError(f"{where} has the id {name} again: each id stands once")
-            truth[name] = where, row
+        truth = rows_by_id(annotations)
         found: dict[str, tuple[Sample, str]] = {}
-        for where, row in rows(queries):
-            name = text_of(row, "id", where=where)
-            if name in found:
-                raise CdkitError(f"{where} has the id {name} again: each id stands once")
+        for name, (where, row) in rows_by_id(queries).items():
             if name not in truth:
                 raise CdkitError(f"{where}: {annotations.path} has no annotation of the id {name}")
             place, annotation = truth[name]

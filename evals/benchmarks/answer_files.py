@@ -1,7 +1,7 @@
 """Answers in files, each matched with its question and held against what the row says of it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +27,7 @@ class AnswerFormat:
             number in a name tells two images apart.
         prompts: Keys of the question; none where programs ask in words of their own.
         about: What errors call the link from a row to its sample.
+        named_by: Keys whose values, joined by "_", are the sample's id, in a row that has all.
     """
 
     ids: tuple[str, ...]
@@ -34,10 +35,28 @@ class AnswerFormat:
     named: bool = True
     prompts: tuple[str, ...] = PROMPTS
     about: str = "answers the question"
+    named_by: tuple[str, ...] = ()
+
+    def names(self, row: Mapping[str, object]) -> bool:
+        """Whether a row says which sample it is about."""
+        whole = bool(self.named_by) and all(row.get(key) is not None for key in self.named_by)
+        return whole or _has(row, self.ids)
+
+    def name_of(self, row: Mapping[str, object], where: str) -> str:
+        """The id of the sample that a row is about."""
+        if self.named_by and not _has(row, self.ids):
+            return "_".join(text_of(row, key, where=where).strip() for key in self.named_by)
+        return text_of(row, *self.ids, where=where)
 
 
 def matched_answers(
-    benchmark: Benchmark, questions: object, path: Path, form: AnswerFormat, *, every: bool = True
+    benchmark: Benchmark,
+    questions: object,
+    path: Path,
+    form: AnswerFormat,
+    *,
+    every: bool = True,
+    skip: Collection[str] = (),
 ) -> dict[str, Answer]:
     """The answers to a benchmark's questions.
 
@@ -49,6 +68,7 @@ def matched_answers(
         path: The answers: JSON lines or one JSON list.
         form: The keys of its rows.
         every: Whether all questions need an answer.
+        skip: Ids of other questions, whose answers are passed over.
 
     Returns:
         Sample id -> answer, in the file's order.
@@ -62,12 +82,14 @@ def matched_answers(
     placed = list(rows(read_source(path)))
     if not placed:
         raise CdkitError(f"{path} holds no answer: give the file that holds them")
-    by_order = every and bool(form.prompts) and not any(_has(row, form.ids) for _, row in placed)
+    by_order = every and bool(form.prompts) and not any(form.names(row) for _, row in placed)
     order = list(samples)
     found: dict[str, Answer] = {}
     for number, (where, row) in enumerate(placed):
         if not by_order:
-            name = text_of(row, *form.ids, where=where)
+            name = form.name_of(row, where)
+            if name in skip:
+                continue
         elif not _has(row, form.prompts):
             keys = " or ".join(map(repr, form.ids))
             raise CdkitError(

@@ -170,7 +170,8 @@ def yes_or_no(label: str, where: str) -> str:
 
 IDS = ("id", "question_id", "image_id")
 TEXTS = ("text", "answer", "response", "caption")
-"""Keys that may hold an answer, in every format; all that a row has must say the same."""
+"""Keys that may hold an answer, in every format; all that a row has must say the same, unless the
+answer stands under another key that its format names, such as "prediction"."""
 
 
 def read_answers(
@@ -210,7 +211,8 @@ def placed_answers(
 
 def answer_of(row: Mapping[str, object], texts: Sequence[str], where: str) -> Answer:
     """The answer in a row, under one of `texts`; see `read_answers`."""
-    said = {key: row[key] for key in TEXTS if row.get(key) is not None}
+    said = {key: row[key] for key in texts if key not in TEXTS and row.get(key) is not None}
+    said = said or {key: row[key] for key in TEXTS if row.get(key) is not None}
     for (one, first), (two, second) in itertools.pairwise(said.items()):
         if first != second:
             raise CdkitError(

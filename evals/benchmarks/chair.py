@@ -15,6 +15,9 @@ from cdkit.errors import CdkitError, check_choice
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source
 from cdkit.evals.benchmarks.chair_truth import ObjectTruth, cached_truth, coco_truth, given_truth
 from cdkit.evals.benchmarks.object_words import SCORERS, SYNONYMS, Synonyms, read_synonyms
+from cdkit.evals.benchmarks.repetition import COLUMNS as REPETITION
+from cdkit.evals.benchmarks.repetition import METRICS as REPETITION_METRICS
+from cdkit.evals.benchmarks.repetition import repetition
 from cdkit.interfaces.benchmark import (
     BENCHMARKS,
     Answer,
@@ -97,6 +100,7 @@ METRICS: Mapping[str, OfSums] = {
     "recall": lambda s: share(s["right"], s["truth"]),
     "f1": chair_f1,
     "mean_length": lambda s: share(s["words"], s["captions"]),
+    **REPETITION_METRICS,
     "unknown": lambda s: s["unknown"],
     "truncated": lambda s: s["truncated"],
 }
@@ -114,10 +118,12 @@ class CHAIR(Benchmark):
 
     Metrics: `chair_s`, the share of captions with a wrong object; `chair_i`, the share of wrong
     mentions (repeats count); `recall`, distinct right objects in all objects; `f1` of 1 - chair_i
-    and recall; `mean_length` in words; `truncated` and `unknown`, counts: captions that the token
-    limit ended, and thoughts without a caption after them, which mention nothing wrong. A ratio
-    over nothing is 0; without a mention, f1 is 0 too. The list of images, the prompt and the token
-    limit move the numbers more than most methods do.
+    and recall; `mean_length` in words; `distinct_1` and `distinct_2`, words and pairs of words that
+    are new in their caption, in all; `repetition_4`, 4-grams that stood in the caption before, in
+    all; `truncated` and `unknown`, counts: captions that the token limit ended, and thoughts
+    without a caption after them, which mention nothing wrong. A ratio over nothing is 0; without a
+    mention, f1 is 0 too. The list of images, the prompt and the token limit move the numbers more
+    than most methods do.
 
     Args:
         synonyms: A file with a line for each object, `OBJECT, SYNONYM, ...`; by default the list
@@ -243,6 +249,8 @@ class CHAIR(Benchmark):
         objects = self._truth.objects
         rows = [row(m, objects[s.id]) for m, s in zip(mentioned, samples, strict=True)]
         columns = {name: np.array([values[name] for values in rows]) for name in COLUMNS}
+        repeated = [repetition("" if a.unfinished else a.text) for a in answers]
+        columns |= {n: np.array([values[n] for values in repeated]) for n in REPETITION}
         columns["truncated"] = np.array([float(answer.truncated) for answer in answers])
         columns["unknown"] = np.array([float(answer.unfinished) for answer in answers])
         columns["empty"] = np.array([float(not m.words) for m in mentioned]) - columns["unknown"]

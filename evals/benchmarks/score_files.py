@@ -1,6 +1,6 @@
 """Scores of answers in files, whichever program made them (`cdkit score`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -103,8 +103,8 @@ def score_pope(
         CdkitError: A file cannot be read, or a question has no answer.
     """
     pope = POPE(questions, parsers=tuple(parsers))
-    said = _read(pope, questions, answers, POPE_FORM, picked)
-    scored = _scored("pope", pope, said, parsers[0], answers)
+    said = answers_in(pope, questions, answers, POPE_FORM, picked)
+    scored = as_scored("pope", pope, said, parsers[0], answers)
     return replace(scored, shared=SHARED)
 
 
@@ -128,9 +128,9 @@ def score_amber(
         CdkitError: A file cannot be read, or a question has no answer.
     """
     amber = AMBER(questions, annotations, parsers=tuple(parsers))
-    said = _read(amber, questions, answers, AMBER_FORM, picked)
+    said = answers_in(amber, questions, answers, AMBER_FORM, picked)
     note = "positive is no, as in AMBER's tables: precision and recall are those of denying"
-    scored = _scored("amber", amber, said, parsers[0], answers, note)
+    scored = as_scored("amber", amber, said, parsers[0], answers, note)
     return replace(scored, shared=SHARED)
 
 
@@ -146,13 +146,13 @@ def score_chair(chair: CHAIR, captions: Path, picked: Picked = ALL) -> Scored:
         CdkitError: The file cannot be read, or a caption is about an unknown image.
     """
     form = replace(CAPTION_FORM, named=chair.ground_truth is None)
-    said = _read(chair, chair.origin, captions, form, picked, every=False)
+    said = answers_in(chair, chair.origin, captions, form, picked, every=False)
     known = {sample.id for sample in chair.samples()}
     some = frozenset[str]().union(*said.by_seed.values())
     note = f"{len(some)} of the {len(known)} images of the ground truth have a caption"
     notes = () if len(some) == len(known) else (note,)
     said = replace(said, without=said.without | (known - some))
-    return _scored("chair", chair, said, chair.scorer, captions, *notes, counted="captions")
+    return as_scored("chair", chair, said, chair.scorer, captions, *notes, counted="captions")
 
 
 def score_mme(answers: Path, questions: Path | None = None, picked: Picked = ALL) -> Scored:
@@ -175,15 +175,15 @@ def score_mme(answers: Path, questions: Path | None = None, picked: Picked = ALL
         )
     mme = MME(answers if questions is None else questions)
     if questions is not None:
-        said = _read(mme, questions, answers, MME_FORM, picked)
-        scored = _scored("mme", mme, said, "points", answers)
+        said = answers_in(mme, questions, answers, MME_FORM, picked)
+        scored = as_scored("mme", mme, said, "points", answers)
     elif bare := mme.unanswered():
         raise CdkitError(
             f"{bare[0]} has no answer (and {len(bare) - 1} more): a row is image, question, yes or "
             "no, and the answer, with a tab between each"
         )
     else:
-        scored = _scored("mme", mme, RunAnswers({None: mme.recorded()}), "points", None)
+        scored = as_scored("mme", mme, RunAnswers({None: mme.recorded()}), "points", None)
     score = {name.removesuffix(".score"): v for name, v in scored.metrics.items() if ".sc" in name}
     totals: dict[str, float | int | None] = {}
     notes = [*scored.notes]
@@ -197,7 +197,7 @@ def score_mme(answers: Path, questions: Path | None = None, picked: Picked = ALL
     return replace(scored, metrics={**totals, **counts, **tasks}, short=score, notes=tuple(notes))
 
 
-def _read(
+def answers_in(
     benchmark: Benchmark,
     questions: object,
     path: Path,
@@ -205,7 +205,22 @@ def _read(
     picked: Picked,
     *,
     every: bool = True,
+    skip: Collection[str] = (),
 ) -> RunAnswers:
+    """Read answers to a benchmark's questions.
+
+    Args:
+        benchmark: The benchmark.
+        questions: What errors call its questions.
+        path: A file of answers, or the predictions.jsonl of a run.
+        form: The keys of the rows of a file of answers.
+        picked: Which answers of a run.
+        every: Whether all questions need an answer.
+        skip: Ids of other questions, whose answers in a file are passed over.
+
+    Raises:
+        CdkitError: The file cannot be read, or does not hold the answers to these questions.
+    """
     if is_predictions(path):
         return run_answers(path, benchmark, questions, picked.part, picked.seed)
     if picked != ALL:
@@ -213,10 +228,12 @@ def _read(
             f"--part and --seed pick answers of a run, and {path} is no predictions.jsonl: leave "
             "them out"
         )
-    return RunAnswers({None: matched_answers(benchmark, questions, path, form, every=every)})
+    return RunAnswers(
+        {None: matched_answers(benchmark, questions, path, form, every=every, skip=skip)}
+    )
 
 
-def _scored(
+def as_scored(
     name: str,
     benchmark: Benchmark,
     said: RunAnswers,
@@ -225,6 +242,17 @@ def _scored(
     *notes: str,
     counted: str = "questions",
 ) -> Scored:
+    """Score answers under each seed, and take the mean.
+
+    Args:
+        name: The benchmark's name.
+        benchmark: The benchmark.
+        said: The answers.
+        row: What tables call the metrics without a prefix.
+        answers: The file of the answers; None where the benchmark's own files hold them.
+        notes: Remarks for the reader.
+        counted: What the samples are called.
+    """
     files = dict(benchmark.sources())
     if answers is not None:
         files[str(answers)] = digest(answers)

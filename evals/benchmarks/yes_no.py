@@ -45,6 +45,22 @@ def strict(text: str, label: str) -> ParsedAnswer:
     return "yes" if "yes" in first else "no"
 
 
+def anywhere(text: str, label: str) -> ParsedAnswer:
+    """Look for yes or no as a whole word, in any case, anywhere in the answer.
+
+    Args:
+        text: The answer.
+        label: Not used.
+
+    Returns:
+        "yes" or "no"; "unknown" if the answer has both or neither.
+    """
+    words = {word.lower() for word in WORD.findall(text)}
+    if ("yes" in words) == ("no" in words):
+        return "unknown"
+    return "yes" if "yes" in words else "no"
+
+
 def parsed_answer(parser: Parser, answer: Answer, label: str) -> ParsedAnswer:
     """How a parser reads an answer; a thought that has no end is no answer to any of them."""
     return "unknown" if answer.unfinished else parser.parse(answer.text, label)

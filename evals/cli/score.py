@@ -202,6 +202,157 @@ def amber(
     _show(score_amber(questions, annotations, answers, parsers, Picked(part, seed)), as_json)
 
 
+@score.command(
+    "amber-generative",
+    epilog=examples(
+        "cdkit score amber-generative --questions data/query/query_generative.json "
+        "--answers answers.json",
+        "cdkit score amber-generative --questions data/query/query_generative.json "
+        "--answers answers.json --scorer official --discriminative answers.json",
+    ),
+)
+@guarded
+def amber_generative(
+    questions: Annotated[Path, typer.Option(help="AMBER's query_generative.json.")],
+    answers: Annotated[Path, typer.Option(help="JSON list, or lines, with id and response.")],
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="How nouns are found and compared: official (needs nltk, spaCy and their data), "
+            "listed (needs nltk and its data), or simple."
+        ),
+    ] = "simple",
+    discriminative: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answers to the yes/no questions, for the AMBER score; they may be in the same "
+            "file.",
+            show_default=False,
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="AMBER's annotations.json.", show_default="near the questions"),
+    ] = None,
+    part: Part = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Score descriptions by AMBER: CHAIR, Cover, Hal, Cog, and the AMBER score of both parts."""
+    from cdkit.evals.benchmarks.amber_generative import AMBERGenerative
+    from cdkit.evals.benchmarks.score_captions import score_amber_generative
+    from cdkit.evals.benchmarks.score_files import Picked
+
+    benchmark = AMBERGenerative(questions, annotations, scorer=scorer)
+    picked = Picked(part, seed)
+    scored = score_amber_generative(benchmark, answers, picked, discriminative=discriminative)
+    _show(scored, as_json)
+
+
+@score.command(
+    epilog=examples(
+        "cdkit score opope --questions coco_pope_random.json --captions captions.jsonl",
+        "cdkit score opope --questions coco_pope_random.json "
+        "--captions runs/vcd/predictions.jsonl --scorer simple",
+    )
+)
+@guarded
+def opope(
+    questions: Annotated[Path, typer.Option(help="A POPE file: JSON lines with the questions.")],
+    captions: Annotated[
+        Path,
+        typer.Option(help="JSON lines with image_id and caption, or the predictions of CHAIR."),
+    ],
+    scorer: Annotated[
+        str,
+        typer.Option(help="What counts as a mention: official, or simple or wordnet as in CHAIR."),
+    ] = "official",
+    synonyms: Annotated[
+        Path | None,
+        typer.Option(
+            help="A synonym list: one object with its synonyms a line.",
+            show_default="the list of CHAIR's authors",
+        ),
+    ] = None,
+    part: Part = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Answer POPE's questions from captions: is the object mentioned?"""
+    from cdkit.evals.benchmarks.score_captions import score_opope
+    from cdkit.evals.benchmarks.score_files import Picked
+
+    _show(score_opope(questions, captions, (scorer,), Picked(part, seed), synonyms), as_json)
+
+
+@score.command(
+    epilog=examples(
+        "cdkit score hallusionbench --questions HallusionBench.json "
+        "--answers HallusionBench_result.json"
+    )
+)
+@guarded
+def hallusionbench(
+    questions: Annotated[Path, typer.Option(help="HallusionBench.json.")],
+    answers: Annotated[
+        Path,
+        typer.Option(
+            help="Its rows with model_prediction; or JSON lines with id and text, or a run's "
+            "predictions."
+        ),
+    ],
+    parser: Annotated[
+        str | None,
+        typer.Option(
+            help="How an answer is read: strict or anywhere.",
+            show_default="strict, with anywhere beside it",
+        ),
+    ] = None,
+    part: Part = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Score yes/no answers to HallusionBench by rule: questions, figures and question pairs."""
+    from cdkit.evals.benchmarks.score_choices import score_hallusionbench
+    from cdkit.evals.benchmarks.score_files import Picked
+
+    parsers = ("strict", "anywhere") if parser is None else (parser,)
+    _show(score_hallusionbench(questions, answers, parsers, Picked(part, seed)), as_json)
+
+
+@score.command(
+    epilog=examples("cdkit score scienceqa --questions problems.json --answers answers.jsonl")
+)
+@guarded
+def scienceqa(
+    questions: Annotated[Path, typer.Option(help="ScienceQA's problems.json.")],
+    answers: Answers,
+    splits: Annotated[
+        Path | None,
+        typer.Option(help="ScienceQA's pid_splits.json.", show_default="beside the questions"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split whose questions were asked.")] = "test",
+    parser: Annotated[
+        str | None,
+        typer.Option(
+            help="How an answer is read: letter or llava.",
+            show_default="letter, with llava beside it",
+        ),
+    ] = None,
+    part: Part = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Score one-letter answers to ScienceQA's questions about images."""
+    from cdkit.evals.benchmarks.score_choices import score_scienceqa
+    from cdkit.evals.benchmarks.score_files import Picked
+
+    parsers = ("letter", "llava") if parser is None else (parser,)
+    picked = Picked(part, seed)
+    scored = score_scienceqa(questions, answers, parsers, picked, splits=splits, split=split)
+    _show(scored, as_json)
+
+
 def _show(scored: "Scored", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(scored.plain(), allow_nan=False))

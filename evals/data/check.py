@@ -21,7 +21,9 @@ TYPO = "imange"
 """POPE's script puts "an" for every "a" of its template, and the word "image" has one."""
 
 
-CATALOGUED = ("path", "folder", "synonyms", "annotations")
+CATALOGUED = (
+    *("path", "folder", "synonyms", "annotations", "associations", "safe_words", "splits"),
+)
 """Fields of benchmarks that name files of which published versions are known (see known.toml)."""
 
 
@@ -132,7 +134,7 @@ def _misplaced(part: LocatedPart, path: Path, file: FileFound) -> Iterator[str]:
     """A known file under the name of another one: "popular" that is called "random"."""
     if file.known is None:
         return
-    wanted = part.bench == file.known.benchmark
+    wanted = (LAYOUTS[part.bench].release or part.bench) == file.known.benchmark
     what = file.known.what.split(";")[0]
     if part.bench == "pope":
         wanted = wanted and f"pope_{what.replace(' ', '_')}" == part.name

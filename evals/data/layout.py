@@ -57,12 +57,14 @@ class FolderLayout:
     """How a benchmark lies in a data folder: what is expected, and the search for it.
 
     `find` raises a CdkitError where a benchmark is there in part; `only_part` is the field that
-    says which part it is, so that no option may replace it.
+    says which part it is, so that no option may replace it; `release` is the benchmark whose
+    published files it reads (see known.toml), where it is another one.
     """
 
     expected: tuple[str, ...]
     find: Callable[[Path], Iterator[LocatedPart]]
     only_part: str = ""
+    release: str = ""
 
 
 def parts_in(
@@ -75,7 +77,7 @@ def parts_in(
     """Read the parts of a benchmark in a data folder.
 
     Args:
-        bench: "pope" (parts pope_coco_random, ...), "chair", "mme" or "amber".
+        bench: A benchmark with a layout, such as "pope" (parts pope_coco_random, ...) or "chair".
         folder: The data folder.
         only: Names of the parts to read; by default all.
         options: Fields of the benchmark's class, such as `parsers` or `max_new_tokens`.
@@ -251,18 +253,68 @@ def _mme(folder: Path) -> Iterator[LocatedPart]:
 def _amber(folder: Path) -> Iterator[LocatedPart]:
     if not (folder / "amber").is_dir():
         return
-    questions = _first(
-        folder,
-        "amber/data/query/query_discriminative.json",
-        "amber/query_discriminative.json",
-    )
-    truth = _first(folder, "amber/data/annotations.json", "amber/annotations.json")
+    questions = _released(folder, "query/query_discriminative.json")
+    truth = _released(folder, "annotations.json")
+    if questions is None and _released(folder, "query/query_generative.json") is not None:
+        return  # the generative part alone
     if questions is None or truth is None:
         lacking = "query_discriminative.json" if questions is None else "annotations.json"
         raise CdkitError(f"amber in {folder} is not whole: it lacks amber/{lacking}; {HELP}")
-    images = "amber/images" if (folder / "amber/images").is_dir() else "amber/image"
     files = {"path": questions, "annotations": truth}
-    yield LocatedPart("amber", "amber", files, folder / images)
+    yield LocatedPart("amber", "amber", files, _amber_images(folder))
+
+
+def _amber_generative(folder: Path) -> Iterator[LocatedPart]:
+    questions = _released(folder, "query/query_generative.json")
+    if questions is None:
+        return
+    files = {"path": questions}
+    for key, name in (
+        ("annotations", "annotations.json"),
+        ("associations", "relation.json"),
+        ("safe_words", "safe_words.txt"),
+    ):
+        path = _released(folder, name)
+        if path is None:
+            raise CdkitError(
+                f"amber_generative in {folder} is not whole: it lacks amber/{name}; {HELP}"
+            )
+        files[key] = path
+    yield LocatedPart("amber_generative", "amber_generative", files, _amber_images(folder))
+
+
+def _released(folder: Path, name: str) -> Path | None:
+    """A file of AMBER's release: in its folder `data`, or all of them in one folder."""
+    return _first(folder, f"amber/data/{name}", f"amber/{name.rsplit('/', 1)[-1]}")
+
+
+def _amber_images(folder: Path) -> Path:
+    return folder / ("amber/images" if (folder / "amber/images").is_dir() else "amber/image")
+
+
+def _hallusionbench(folder: Path) -> Iterator[LocatedPart]:
+    path = _first(folder, "hallusionbench/HallusionBench.json")
+    if path is not None:
+        images = path.parent / "hallusion_bench"
+        if not images.is_dir():  # unpacked without its own folder
+            images = path.parent
+        yield LocatedPart("hallusionbench", "hallusionbench", {"path": path}, images)
+
+
+def _scienceqa(folder: Path) -> Iterator[LocatedPart]:
+    for place in ("scienceqa", "scienceqa/data/scienceqa"):  # the second: a clone of the repository
+        path, splits = folder / place / "problems.json", folder / place / "pid_splits.json"
+        if not path.is_file():
+            continue
+        if not splits.is_file():
+            raise CdkitError(
+                f"scienceqa in {folder} is not whole: it lacks {place}/pid_splits.json; {HELP}"
+            )
+        images = folder / place / "images"
+        if not images.is_dir():  # the splits' folders beside the problems
+            images = folder / place
+        yield LocatedPart("scienceqa", "scienceqa", {"path": path, "splits": splits}, images)
+        return
 
 
 LAYOUTS: Mapping[str, FolderLayout] = {
@@ -285,6 +337,23 @@ LAYOUTS: Mapping[str, FolderLayout] = {
     "amber": FolderLayout(
         ("amber/data/query/query_discriminative.json with amber/data/annotations.json",),
         _amber,
+        only_part="path",
+    ),
+    "amber_generative": FolderLayout(
+        (
+            "amber/data/query/query_generative.json with annotations.json, relation.json and "
+            "safe_words.txt in amber/data",
+        ),
+        _amber_generative,
+        only_part="path",
+        release="amber",
+    ),
+    "hallusionbench": FolderLayout(
+        ("hallusionbench/HallusionBench.json",), _hallusionbench, only_part="path"
+    ),
+    "scienceqa": FolderLayout(
+        ("scienceqa/pid_splits.json with the release's file of questions",),
+        _scienceqa,
         only_part="path",
     ),
 }

@@ -15,6 +15,15 @@ HEADINGS = {
     "recall": "recall %",
     "mean_length": "length, words",
     "truncated": "truncated",
+    "distinct_1": "Distinct-1 %",
+    "distinct_2": "Distinct-2 %",
+    "repetition_4": "repeated 4-grams %",
+    "f_beta": "F_0.2 %",
+    "chair": "CHAIR %",
+    "cover": "Cover %",
+    "hal": "Hal %",
+    "cog": "Cog %",
+    "chance": "random guess %",
 }
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 MINUS = "\N{MINUS SIGN}"

@@ -10,8 +10,13 @@ from cdkit.evals.runner.modes import PLAIN
 from cdkit.evals.statistics.bootstrap import Estimate
 
 SIGNIFICANT = 0.05
-LOWER_IS_BETTER = frozenset({"chair_s", "chair_i"})
-NEITHER_IS_BETTER = frozenset({"yes_ratio", "unknown", "mean_length", "truncated"})
+LOWER_IS_BETTER = frozenset({"chair_s", "chair_i", "chair", "hal", "cog"})
+NEITHER_IS_BETTER = frozenset(
+    {
+        *("yes_ratio", "unknown", "mean_length", "truncated", "chance"),
+        *("distinct_1", "distinct_2", "repetition_4"),
+    }
+)
 """Shown with their intervals, never marked: more or less of it is neither good nor bad."""
 COUNTS = frozenset({"unknown", "truncated", "mean_length"})
 POINTS = ("hallucination", "perception", "cognition")

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amber_files import QUESTIONS, write_amber
+from amber_files import QUESTIONS, write_amber, write_amber_generative
+from choice_files import hallusion_rows, write_hallusionbench, write_scienceqa
 
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid_toml import read_grid
+from cdkit.evals.benchmarks.amber_generative import AMBERGenerative
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.scienceqa import ScienceQA
+from cdkit.evals.benchmarks.score_captions import score_amber_generative, score_opope
+from cdkit.evals.benchmarks.score_choices import score_hallusionbench, score_scienceqa
 from cdkit.evals.benchmarks.score_files import score_amber, score_chair, score_mme, score_pope
 from cdkit.evals.runner.read_run import read_run
 from cdkit.evals.runner.run_folder import read_settings
@@ -136,6 +141,74 @@ def truth(folder: Path) -> Case:
     return Case(("truth.json", "said.json"), read, 1)
 
 
+def opope(folder: Path) -> Case:
+    asked = [
+        {
+            "question_id": 2 * i + there,
+            "image": f"COCO_val2014_{i + 1:012}.jpg",
+            "text": f"Is there a {NAMES[(i + 1 - there) % len(NAMES)]} in the image?",
+            "label": ("no", "yes")[there],
+        }
+        for i in range(6)
+        for there in (0, 1)
+    ]
+    said = [{"image_id": i + 1, "caption": f"a {NAMES[i % len(NAMES)]}"} for i in range(6)]
+    write(folder / "q.json", asked, lines=True)
+    write(folder / "said.json", said, lines=True)
+
+    def read(here: Path) -> float:
+        scored = score_opope(here / "q.json", here / "said.json")
+        assert scored.counted["captions"] > 0
+        return float(scored.metrics["accuracy"] or 0)
+
+    return Case(("q.json", "said.json"), read, 1)
+
+
+def amber_generative(folder: Path) -> Case:
+    write_amber_generative(folder)
+    texts = ("a sky, a person, a forest, leaves", "ships on a sea", "a table")
+    said = [{"id": i, "response": text} for i, text in enumerate(texts, start=1)]
+    write(folder / "a.json", said, lines=False)
+
+    def read(here: Path) -> float:
+        benchmark = AMBERGenerative(here / "query" / "query_generative.json")
+        scored = score_amber_generative(benchmark, here / "a.json")
+        return 1 - float(scored.metrics["simple.chair"] or 0)
+
+    names = ("query/query_generative.json", "annotations.json", "a.json")
+    return Case((*names, "relation.json", "safe_words.txt"), read, 1)
+
+
+def hallusionbench(folder: Path) -> Case:
+    write_hallusionbench(folder)
+    said = [
+        {**row, "model_prediction": ("No", "Yes")[row["gt_answer"] == "1"]}
+        for row in hallusion_rows()
+    ]
+    write(folder / "a.json", said, lines=False)
+
+    def read(here: Path) -> float:
+        scored = score_hallusionbench(here / "HallusionBench.json", here / "a.json", ["strict"])
+        return float(scored.metrics["accuracy"] or 0)
+
+    return Case(("HallusionBench.json", "a.json"), read, len(said))
+
+
+def scienceqa(folder: Path) -> Case:
+    samples = ScienceQA(write_scienceqa(folder)).samples()
+    write(
+        folder / "a.json",
+        [{"question_id": s.id, "text": str(s.target)} for s in samples],
+        lines=True,
+    )
+
+    def read(here: Path) -> float:
+        scored = score_scienceqa(here / "problems.json", here / "a.json", ["letter", "llava"])
+        return float(scored.metrics["accuracy"] or 0)
+
+    return Case(("problems.json", "pid_splits.json", "a.json"), read, len(samples))
+
+
 MAKERS: Mapping[str, Callable[[Path], Case]] = {
     "pope lines": lambda folder: pope(folder, lines=True),
     "pope list": lambda folder: pope(folder, lines=False),
@@ -144,6 +217,10 @@ MAKERS: Mapping[str, Callable[[Path], Case]] = {
     "chair lines": lambda folder: chair(folder, lines=True),
     "chair list": lambda folder: chair(folder, lines=False),
     "chair truth": truth,
+    "opope": opope,
+    "amber generative": amber_generative,
+    "hallusionbench": hallusionbench,
+    "scienceqa": scienceqa,
 }
 
 
@@ -280,10 +357,11 @@ def test_benchmark_files(kind: str, tmp_path: Path) -> None:
 
 def test_an_error_names_the_row(tmp_path: Path) -> None:
     """Where one row is damaged, and the file is else whole, the error has its place."""
-    for kind in ("pope lines", "pope list", "chair lines", "amber"):
+    listed = ("pope lines", "pope list", "chair lines", "amber")
+    for kind in (*listed, "opope", "amber generative", "hallusionbench"):
         whole = tmp_path / kind
         case = MAKERS[kind](whole)
-        for name in case.files:
+        for name in (name for name in case.files if name.endswith(".json")):
             text = (whole / name).read_text()
             lines = not text.startswith(("[", "{\n"))
             value = [json.loads(x) for x in text.splitlines()] if lines else json.loads(text)
@@ -294,7 +372,8 @@ def test_an_error_names_the_row(tmp_path: Path) -> None:
                 value_now = [*value[:4], odd, *value[5:]]
                 here = copied(whole, tmp_path / "damaged", case, name, b"")
                 write(here / name, value_now, lines=lines)
-                with pytest.raises(CdkitError, match=r":5|\[4\]"):
+                place = min(4, len(value))
+                with pytest.raises(CdkitError, match=rf":{place + 1}|\[{place}\]"):
                     case.read(here)
 
 

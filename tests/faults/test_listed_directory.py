@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amber_files import write_amber
+from amber_files import write_amber, write_amber_generative
+from choice_files import write_hallusionbench, write_scienceqa
 
 import cdkit
 from cdkit.evals.benchmarks.amber import AMBER
+from cdkit.evals.benchmarks.amber_generative import AMBERGenerative
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.hallusionbench import HallusionBench
 from cdkit.evals.benchmarks.mme import MME
+from cdkit.evals.benchmarks.opope import OPOPE
 from cdkit.evals.benchmarks.pope import POPE
+from cdkit.evals.benchmarks.scienceqa import ScienceQA
 from cdkit.evals.microworld import BenchmarkFiles, write_benchmarks
 from cdkit.interfaces.benchmark import Benchmark
 
@@ -73,6 +78,14 @@ BUILD: dict[str, Callable[[BenchmarkFiles], Benchmark]] = {
     "pope": lambda files: POPE(files.pope["popular"]),
     "mme": lambda files: MME(files.mme),
     "amber": lambda files: AMBER(write_amber(files.images.parent / "amber")),
+    "amber_generative": lambda files: AMBERGenerative(
+        write_amber_generative(files.images.parent / "generative")
+    ),
+    "opope": lambda files: OPOPE(files.pope["popular"]),
+    "hallusionbench": lambda files: HallusionBench(
+        write_hallusionbench(files.images.parent / "hallusionbench")
+    ),
+    "scienceqa": lambda files: ScienceQA(write_scienceqa(files.images.parent / "scienceqa")),
     "chair": lambda files: CHAIR(
         files.synonyms, instances=files.annotations, captions=files.captions
     ),

@@ -1,19 +1,25 @@
 """The contract suite over the registered model adapters and benchmarks, on what tests have."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from amber_files import write_amber
+from amber_files import write_amber, write_amber_generative
+from choice_files import write_hallusionbench, write_scienceqa
 from torch import Tensor
 
 import cdkit
 from cdkit.evals.benchmarks.amber import AMBER
+from cdkit.evals.benchmarks.amber_generative import AMBERGenerative
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.hallusionbench import HallusionBench
 from cdkit.evals.benchmarks.mme import MME
+from cdkit.evals.benchmarks.opope import OPOPE
 from cdkit.evals.benchmarks.pope import POPE
+from cdkit.evals.benchmarks.scienceqa import ScienceQA
 from cdkit.evals.microworld import BenchmarkFiles, write_benchmarks
 from cdkit.interfaces.benchmark import Benchmark
 from cdkit.testing import check_adapter, check_benchmark
@@ -55,6 +61,14 @@ def built(name: str, files: BenchmarkFiles) -> Benchmark:
         "pope": lambda: POPE(files.pope["popular"], parsers=("strict", "reference", "vcd")),
         "mme": lambda: MME(files.mme),
         "amber": lambda: AMBER(write_amber(files.images.parent, images=shown)),
+        "amber_generative": lambda: AMBERGenerative(
+            write_amber_generative(files.images.parent / "generative", images=shown)
+        ),
+        "opope": lambda: OPOPE(files.pope["popular"]),
+        "hallusionbench": lambda: HallusionBench(
+            write_hallusionbench(files.images.parent, images=shown)
+        ),
+        "scienceqa": lambda: ScienceQA(science_of(files)),
         "chair": lambda: CHAIR(
             files.synonyms,
             instances=files.annotations,
@@ -64,6 +78,17 @@ def built(name: str, files: BenchmarkFiles) -> Benchmark:
     }
     assert name in made, f"{name} needs files here to be checked"
     return made[name]()
+
+
+def science_of(files: BenchmarkFiles) -> Path:
+    """ScienceQA's problems, with a picture of the world for each in the release's folders."""
+    path = write_scienceqa(files.images.parent / "scienceqa")
+    shown = next(files.images.glob("*.png"))
+    for sample in ScienceQA(path).samples():
+        place = files.images / sample.image
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shown, place)
+    return path
 
 
 @pytest.mark.parametrize("name", cdkit.BENCHMARKS)

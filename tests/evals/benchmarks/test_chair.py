@@ -114,6 +114,9 @@ def test_scores_by_hand(tmp_path: Path, synonyms: Path) -> None:
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall),
         "mean_length": (7 + 2 + 5) / 3,
+        "distinct_1": (4 + 2 + 3) / (7 + 2 + 5),  # a dog and bench; a man; a stool on
+        "distinct_2": (5 + 1 + 3) / (6 + 1 + 4),  # "a dog" and "a stool" stand there twice
+        "repetition_4": 0,
         "unknown": 0,
         "truncated": 3,
     }

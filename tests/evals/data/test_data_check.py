@@ -1,6 +1,7 @@
 """`check` of a data folder: what is whole is called whole, and each fault by its name."""
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -8,7 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from evals.data_folder import IMAGES, pope_rows, question, write_folder, write_lines
+from amber_files import write_amber_generative
+from choice_files import write_hallusionbench, write_scienceqa
+from evals.data_folder import (
+    IMAGES,
+    pope_rows,
+    question,
+    write_folder,
+    write_images,
+    write_lines,
+)
 from PIL import Image
 
 from cdkit.errors import CdkitError
@@ -49,7 +59,8 @@ def test_a_whole_folder(folder: Path) -> None:
         "chair",
         "mme",
     ]
-    assert list(report.absent) == ["amber"]
+    absent = ["amber", "amber_generative", "hallusionbench", "scienceqa"]
+    assert list(report.absent) == absent
 
 
 def test_an_unknown_version_is_a_note(folder: Path) -> None:
@@ -270,12 +281,69 @@ def test_a_file_that_may_not_be_read_is_a_problem(
     assert ["existence.txt" in problem for problem in problems(report)] == [True]
 
 
+def write_release(folder: Path) -> None:
+    """AMBER's generative part, HallusionBench and ScienceQA, each with its images."""
+    write_amber_generative(folder / "amber" / "data")
+    write_images(folder / "amber" / "image", tuple(f"AMBER_{i}.jpg" for i in (1, 2, 3)))
+    write_hallusionbench(folder / "hallusionbench")
+    for part, numbers in (("VD/illusion", (0, 1, 2)), ("VS/chart", (1, 2))):
+        names = tuple(f"0_{number}.png" for number in numbers)
+        write_images(folder / "hallusionbench" / "hallusion_bench" / part, names)
+    write_scienceqa(folder / "scienceqa")
+    for name in ("5", "7", "9", "12"):
+        write_images(folder / "scienceqa" / "images" / "test" / name, ("image.png",))
+
+
+def test_benchmarks_of_todays_papers(tmp_path: Path) -> None:
+    write_release(tmp_path)
+    report = check(tmp_path, decode=True)
+    assert report.whole, problems(report)
+    found = {part.name: (part.questions, dict(part.labels)) for part in report.parts}
+    assert found == {
+        "amber_generative": (3, {}),
+        "hallusionbench": (8, {"yes": 3, "no": 5}),
+        "scienceqa": (4, {"D": 1, "C": 1, "B": 1, "A": 1}),
+    }
+    assert list(report.absent) == ["pope", "chair", "mme", "amber"]
+    unknown = [note for note in notes(report) if "is of no known version" in note]
+    assert len(unknown) == 7  # four of AMBER, one of HallusionBench, two of ScienceQA
+
+
+def test_files_of_one_release_belong_to_both_of_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_release(tmp_path)
+    path = tmp_path / "amber/data/annotations.json"
+    known = KnownFile("amber", "annotations", 3, examine(path, "").sha256, "a b c")
+    files = {known.sha256: known}
+    monkeypatch.setattr("cdkit.evals.data.files_check.known_files", lambda: files)
+    report = check(tmp_path)
+    assert report.whole, problems(report)
+    found = {f.path: f.known for part in report.parts for f in part.files}
+    assert found["amber/data/annotations.json"] == known
+
+
+@pytest.mark.parametrize(
+    ("gone", "problem"),
+    [
+        ("amber/data/relation.json", "amber_generative in .* not whole: it lacks amber/relation"),
+        ("scienceqa/pid_splits.json", "scienceqa in .* not whole: it lacks scienceqa/pid_splits"),
+        ("hallusionbench/hallusion_bench/VD/illusion/0_1.png", "1 of 5 images in .* are missing"),
+    ],
+)  # fmt: skip
+def test_what_is_lacking_is_a_problem(tmp_path: Path, gone: str, problem: str) -> None:
+    write_release(tmp_path)
+    (tmp_path / gone).unlink()
+    report = check(tmp_path)
+    assert [bool(re.search(problem, text)) for text in problems(report)] == [True]
+
+
 def test_the_catalogue_is_in_order() -> None:
     files = known_files()
     for sha256, known in files.items():
         assert len(sha256) == 64 and set(sha256) <= set("0123456789abcdef")
         assert known.rows > 0 and len(known.source.split()) >= 3
-        assert known.benchmark in ("pope", "chair", "mme", "amber")
+        assert known.benchmark in ("pope", "chair", "mme", "amber", "hallusionbench", "scienceqa")
     named = [known.what.split(";")[0] for known in files.values()]
     assert set(TASKS) <= set(named)
     photos, splits = ("coco", "aokvqa", "gqa"), ("random", "popular", "adversarial")
