@@ -20,7 +20,7 @@ from cdkit.evals.benchmarks.score_files import (
 )
 from cdkit.evals.runner.predictions import Seed, read_predictions
 from cdkit.evals.runner.read_run import read_manifest
-from cdkit.evals.runner.run_answers import RunAnswers, is_predictions
+from cdkit.evals.runner.run_answers import RunAnswers, is_predictions, of_answerer
 from cdkit.evals.runner.run_folder import MANIFEST
 from cdkit.interfaces.benchmark import Answer
 
@@ -144,12 +144,13 @@ def _captions(path: Path, picked: Picked) -> RunAnswers:
     if not is_predictions(path):
         if picked != ALL:
             raise CdkitError(
-                f"--part and --seed pick captions of a run, and {path} is no predictions.jsonl: "
+                f"--part, --seed and the like pick captions of a run, and {path} "
+                "is no predictions.jsonl: "
                 "leave them out"
             )
         placed = placed_answers(path, CAPTION_FORM.ids, CAPTION_FORM.texts)
         return RunAnswers({None: _numbered({n: (w, a) for n, (w, a) in placed.items()})})
-    read = read_predictions(path)
+    read = of_answerer(path, read_predictions(path), picked.who)
     part = picked.part or _caption_part(path, tuple(read))
     if part not in read:
         raise CdkitError(f"{path} has no part {part}: it has {', '.join(read)}")

@@ -79,10 +79,22 @@ class Picked:
     Args:
         part: The part; None: the one that was run on the questions.
         seed: The seed; None: the mean over all.
+        method: The method; it, the model and the mode are needed where the run has several.
+        model: The model.
+        mode: The decode mode.
     """
 
     part: str | None = None
     seed: int | None = None
+    method: str | None = None
+    model: str | None = None
+    mode: str | None = None
+
+    @property
+    def who(self) -> dict[str, str]:
+        """What is said of who answered, and how."""
+        said = {"model": self.model, "method": self.method, "mode": self.mode}
+        return {key: value for key, value in said.items() if value is not None}
 
 
 ALL = Picked()
@@ -222,10 +234,11 @@ def answers_in(
         CdkitError: The file cannot be read, or does not hold the answers to these questions.
     """
     if is_predictions(path):
-        return run_answers(path, benchmark, questions, picked.part, picked.seed)
+        return run_answers(path, benchmark, questions, picked.part, picked.seed, picked.who)
     if picked != ALL:
         raise CdkitError(
-            f"--part and --seed pick answers of a run, and {path} is no predictions.jsonl: leave "
+            f"--part, --seed and the like pick answers of a run, and {path} "
+            "is no predictions.jsonl: leave "
             "them out"
         )
     return RunAnswers(

@@ -30,6 +30,20 @@ Part = Annotated[
         show_default="the one that was run on these questions",
     ),
 ]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Of a run's predictions.jsonl: the method.", show_default="the only one"),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Of a run's predictions.jsonl: the model.", show_default="the only one"),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a run's predictions.jsonl: greedy, sample or beam.", show_default="the only one"
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(help="Of a run's predictions.jsonl: the seed.", show_default="the mean over all"),
@@ -56,6 +70,9 @@ def pope(
         ),
     ] = None,
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +83,7 @@ def pope(
     if parser is not None:
         check_name("--parser", parser, PARSERS)
     parsers = ("strict", "reference") if parser is None else (parser,)
-    _show(score_pope(questions, answers, parsers, Picked(part, seed)), as_json)
+    _show(score_pope(questions, answers, parsers, Picked(part, seed, method, model, mode)), as_json)
 
 
 @score.command(
@@ -112,6 +129,9 @@ def chair(
         ),
     ] = "simple",
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -137,7 +157,7 @@ def chair(
         scorer=lemmas,
         cache=cache,
     )
-    _show(score_chair(benchmark, captions, Picked(part, seed)), as_json)
+    _show(score_chair(benchmark, captions, Picked(part, seed, method, model, mode)), as_json)
 
 
 @score.command(epilog=examples("cdkit score mme --answers eval_tool/Your_Results"))
@@ -154,6 +174,9 @@ def mme(
         Path | None, typer.Option(help="The folder of MME's questions.", show_default=False)
     ] = None,
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -165,7 +188,7 @@ def mme(
             f"--answers {answers} is a file: give the folder of MME's questions too (--questions), "
             "or a folder of TASK.txt files with the answers in their fourth column"
         )
-    _show(score_mme(answers, questions, Picked(part, seed)), as_json)
+    _show(score_mme(answers, questions, Picked(part, seed, method, model, mode)), as_json)
 
 
 @score.command(
@@ -189,6 +212,9 @@ def amber(
         ),
     ] = None,
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -199,7 +225,8 @@ def amber(
     if parser is not None:
         check_name("--parser", parser, PARSERS)
     parsers = ("strict", "official") if parser is None else (parser,)
-    _show(score_amber(questions, annotations, answers, parsers, Picked(part, seed)), as_json)
+    picked = Picked(part, seed, method, model, mode)
+    _show(score_amber(questions, annotations, answers, parsers, picked), as_json)
 
 
 @score.command(
@@ -235,6 +262,9 @@ def amber_generative(
         typer.Option(help="AMBER's annotations.json.", show_default="near the questions"),
     ] = None,
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -244,7 +274,7 @@ def amber_generative(
     from cdkit.evals.benchmarks.score_files import Picked
 
     benchmark = AMBERGenerative(questions, annotations, scorer=scorer)
-    picked = Picked(part, seed)
+    picked = Picked(part, seed, method, model, mode)
     scored = score_amber_generative(benchmark, answers, picked, discriminative=discriminative)
     _show(scored, as_json)
 
@@ -275,6 +305,9 @@ def opope(
         ),
     ] = None,
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -282,7 +315,8 @@ def opope(
     from cdkit.evals.benchmarks.score_captions import score_opope
     from cdkit.evals.benchmarks.score_files import Picked
 
-    _show(score_opope(questions, captions, (scorer,), Picked(part, seed), synonyms), as_json)
+    picked = Picked(part, seed, method, model, mode)
+    _show(score_opope(questions, captions, (scorer,), picked, synonyms), as_json)
 
 
 @score.command(
@@ -309,6 +343,9 @@ def hallusionbench(
         ),
     ] = None,
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -317,7 +354,8 @@ def hallusionbench(
     from cdkit.evals.benchmarks.score_files import Picked
 
     parsers = ("strict", "anywhere") if parser is None else (parser,)
-    _show(score_hallusionbench(questions, answers, parsers, Picked(part, seed)), as_json)
+    picked = Picked(part, seed, method, model, mode)
+    _show(score_hallusionbench(questions, answers, parsers, picked), as_json)
 
 
 @score.command(
@@ -340,6 +378,9 @@ def scienceqa(
         ),
     ] = None,
     part: Part = None,
+    method: Method = None,
+    model: Model = None,
+    mode: Mode = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
@@ -348,7 +389,7 @@ def scienceqa(
     from cdkit.evals.benchmarks.score_files import Picked
 
     parsers = ("letter", "llava") if parser is None else (parser,)
-    picked = Picked(part, seed)
+    picked = Picked(part, seed, method, model, mode)
     scored = score_scienceqa(questions, answers, parsers, picked, splits=splits, split=split)
     _show(scored, as_json)
 

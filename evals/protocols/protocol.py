@@ -165,7 +165,8 @@ class Protocol:
 
         Where the decode mode becomes another, settings of the former mode are dropped. A value that
         was replaced has no source any more. Settings that stand in a section are replaced there
-        too.
+        too; one that stands in sections of benchmarks alone is replaced there alone, since others
+        may be unable to follow it.
 
         Args:
             **changes: Setting -> value, in plain data; None sets nothing.
@@ -178,6 +179,7 @@ class Protocol:
         if not changes:
             return self
         replaced = {*changes, *(key for name in changes for key in EXCLUDED.get(name, ()))}
+        within = {key: changes.pop(key) for key in list(changes) if self._of_benchmarks(key)}
 
         def kept(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             return {
@@ -191,12 +193,23 @@ class Protocol:
             for name, places in self.source.fields.items()
             if name.rsplit(".", 1)[-1] not in replaced
         }
+        benchmarks = kept(self.benchmarks)
+        for name, section in self.benchmarks.items():
+            benchmarks[name] |= {key: value for key, value in within.items() if key in section}
         return dataclasses.replace(
             made,
             models=kept(self.models),
-            benchmarks=kept(self.benchmarks),
+            benchmarks=benchmarks,
             source=dataclasses.replace(self.source, fields=left),
         )
+
+    def _of_benchmarks(self, name: str) -> bool:
+        """Whether a setting that not every benchmark follows stands in their sections alone."""
+        if SETTINGS.get(name) != "benchmark" or name == "max_new_tokens":
+            return False
+        elsewhere = [getattr(self, name), *(section.get(name) for section in self.models.values())]
+        inside = any(name in section for section in self.benchmarks.values())
+        return inside and all(value is None for value in elsewhere)
 
     def at(self, *, model: str | None = None, benchmark: str | None = None) -> "Protocol":
         """The protocol as it is for one model and one benchmark: without sections.

@@ -67,7 +67,7 @@ def run_answers(
         CdkitError: A file is damaged, there is no such part, method or seed, it is not clear which
             is meant, or the part was run on other questions.
     """
-    read = _answerer(path, read_predictions(path), who or {})
+    read = of_answerer(path, read_predictions(path), who or {})
     manifest = read_manifest(path.parent) if (path.parent / MANIFEST).is_file() else None
     chosen = _part(path, read, manifest, benchmark, questions, part)
     by_seed = read[chosen]
@@ -101,7 +101,7 @@ def run_answers(
     return RunAnswers(answers, unasked | failed, tuple(notes))
 
 
-def _answerer(path: Path, read: Predictions, who: Mapping[str, str]) -> Parts:
+def of_answerer(path: Path, read: Predictions, who: Mapping[str, str]) -> Parts:
     """The rows of the one model, method and decode mode that is meant."""
     left: list[Answerer] = list(read)
     for key, value in who.items():
