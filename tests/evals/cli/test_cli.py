@@ -189,7 +189,9 @@ def test_a_bad_grid_is_one_clear_error(
 
 def test_a_packaged_grid_is_named_and_its_near_name_told() -> None:
     told = refused("ablate", "metods")
-    assert "no packaged grid is called 'metods'. Did you mean 'methods'? There is: default" in told
+    assert (
+        "no packaged grid is called 'metods'. Did you mean 'methods'? There is: cmac_chair" in told
+    )
     assert "A packaged grid (default, methods) or a .toml file" in run("ablate", "--help").stdout
 
 
