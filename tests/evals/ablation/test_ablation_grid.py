@@ -176,7 +176,8 @@ def test_a_packaged_grid_by_its_name() -> None:
         grid_toml.read_grid("method")
     assert str(told.value) == (
         "no packaged grid is called 'method'. Did you mean 'methods'? There is: cmac_chair, "
-        "cmac_distortions, cmac_mme, cmac_modules, cmac_pope, default, methods. A grid of your own is a path to a .toml file"
+        "cmac_distortions, cmac_mme, cmac_modules, cmac_pope, default, methods. A grid of your own "
+        "is a path to a .toml file"
     )
 
 
