@@ -1,1 +1,1 @@
-"""The ablation: a grid of methods and benchmarks, run, compared and reported."""
+"""What a run asks (a grid), and what its answers give: `grid_run` runs `cdkit eval` and `cdkit ablate`."""
