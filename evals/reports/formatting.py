@@ -1,6 +1,6 @@
 """Numbers and headings as all tables and plots write them."""
 
-from cdkit.evals.reports.results import Cell, direction, scale
+from cdkit.evals.reports.results import KINDS, Cell, direction, scale
 from cdkit.evals.statistics.bootstrap import Estimate
 
 HEADINGS = {
@@ -45,7 +45,8 @@ def how_to_read(base: str) -> str:
 def heading(metric: str) -> str:
     """The column's title with its unit, and an arrow to the better side."""
     unit = " %" if scale(metric) == 100 else ""
-    plain = metric.removesuffix(".score") if metric.endswith(".score") else metric
+    name, _, kind = metric.rpartition(".")
+    plain = name if name and kind in KINDS else metric
     return HEADINGS.get(metric, plain.replace("_", " ") + unit) + ARROWS[direction(metric)]
 
 

@@ -509,13 +509,13 @@ def under(run: FinishedRun, record: Mapping[str, Any]) -> FinishedRun:
     return changed(run, protocol=record, model={**MANIFEST["model"], "type": "llava"})
 
 
-SUFFIX = {"question_suffix": " Answer briefly."}
+SUFFIX: dict[str, Any] = {"question_suffix": " Answer briefly."}
 
 
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [
-        (SUFFIX, {"question_suffix": " Yes or no."}, "question_suffix is ' Answer briefly.' in one"),
+        (SUFFIX, {"question_suffix": " Yes or no."}, "question_suffix is ' Answer briefly.' in"),
         ({"image_preprocessing": "pad"}, {**SUFFIX, "image_preprocessing": "crop"},
          "image_preprocessing is 'pad' in one and 'crop' in the other; question_suffix is not"),
         ({"models": {"llava": {"system": "Be brief."}}}, SUFFIX, "system is 'Be brief.' in one"),
@@ -531,7 +531,7 @@ def test_protocols_that_differ_are_refused_field_by_field(
 
 
 def test_the_same_protocol_under_another_name_is_the_same(two: list[FinishedRun]) -> None:
-    laid_out = {
+    laid_out: dict[str, Any] = {
         "summary": "other words",
         "question_suffix": None,
         "models": {"llava": SUFFIX, "blip": {"system": "Only there."}},
