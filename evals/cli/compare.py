@@ -27,8 +27,8 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders that cdkit eval or cdkit ablate wrote. One is enough if it holds several "
-            "methods or models."
+            help="Folders that cdkit eval or cdkit ablate wrote, or lmms-eval with --log_samples. "
+            "One is enough if it holds several methods or models."
         ),
     ],
     mode: Annotated[

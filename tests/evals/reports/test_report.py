@@ -210,7 +210,9 @@ def test_an_overview_of_thirty_methods_fits_120_columns(tables: tuple[Table, ...
     rows = [line for line in lines if "a_method_of_the_field_28" in line]
     for column in shown.columns:
         cell = column.cells["a_method_of_the_field_28"]
-        assert formatting.summed_up(cell, "accuracy") in rows[0]  # all three on one line
+        assert cell.difference is not None
+        told = formatting.difference(cell.difference, "accuracy") + cell.mark
+        assert told in rows[0]  # all three on one line
     (row,) = (line for line in lines if line.split() and line.split()[0] == "search")
     assert row.split()[1:3] == [formatting.DASH, formatting.DASH]
     ends = {line.index("]") for line in lines if line.count("]") == 3}
@@ -240,7 +242,8 @@ def test_markdown_has_every_cell_and_escapes_names(tables: tuple[Table, ...]) ->
     rows = [line for line in told.splitlines() if line.startswith("| a\\_method")]
     assert len(rows) == 29 * 4 and {row.count(" |") for row in rows} == {4}
     cell = tables[0].rows["a_method_of_the_field_28"].cells["accuracy"]
-    assert formatting.summed_up(cell, "accuracy") in told
+    assert cell.difference is not None
+    assert f"({formatting.difference(cell.difference, 'accuracy')}{cell.mark})" in told
 
 
 @in_a_browser
