@@ -8,7 +8,6 @@ import pytest
 import torch
 from evals.command_line import refused, run
 from PIL import Image
-from pytorch_lightning.accelerators import MPSAccelerator
 
 import cdkit
 from cdkit.evals.integrations.lmms_eval.options import read_options
@@ -77,7 +76,6 @@ def ask(command: str, folder: Path) -> list[str | Path]:
         ("generate", [], ("cuda",), "cuda"),
         ("generate", [], (), "cpu"),
         ("generate", ["--device", "cpu", "--dtype", "float64"], ("cuda",), "cpu"),
-        ("ablate", [], ("mps",), "mps"),
         ("bench", ["--device", "cpu", "--dtype", "float64"], ("cuda",), "cpu"),
         ("bench", [], (), "cpu"),
         ("ablate", ["--device", "cpu", "--dtype", "float64"], ("cuda",), "cpu"),
@@ -94,9 +92,6 @@ def test_a_command_takes_the_accelerator_there_is(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in seen)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in seen)
-    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: "mps" in seen))
-    gpus = "lightning_fabric.accelerators.mps._get_all_available_mps_gpus"
-    monkeypatch.setattr(gpus, lambda: [0] if "mps" in seen else [])
     result = run(*ask(command, folder), *options)
     assert result.exit_code == 0, result.output
     dtype = "float64" if options else "float32"
@@ -114,6 +109,11 @@ def test_an_evaluation_takes_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _device(Resources(device="cuda:1"))[:2] == ("cuda", [1])
     assert _device(Resources(device="cpu", devices=3))[:2] == ("cpu", 3)
     assert _device(Resources(accelerator="cpu"))[:2] == ("cpu", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert _device(Resources()) == ("mps", 1, "--device auto")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(cdkit.CdkitError, match="cuda:1 is one device, and 2 processes need one"):
         Resources(device="cuda:1", devices=2)
     with pytest.raises(cdkit.CdkitError, match="give --device alone"):

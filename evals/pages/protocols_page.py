@@ -73,6 +73,9 @@ def rows(protocol: Protocol) -> Iterator[SettingRow]:
         settings = {key: value for key, value in section.items() if key != "methods"}
         prefix = f"models.{model}."
         yield from _rows(protocol, f"`{model}`", prefix, settings, section.get("methods", {}))
+    for benchmark, section in protocol.benchmarks.items():
+        of = f"the benchmark `{benchmark}`"
+        yield from _rows(protocol, of, f"benchmarks.{benchmark}.", section, {})
 
 
 def _rows(
@@ -82,7 +85,8 @@ def _rows(
     settings: Mapping[str, Any],
     methods: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[SettingRow]:
-    for name, value in settings.items():
+    for name, given in settings.items():
+        value = Path(given).name if name == "image_list" else given
         yield SettingRow(f"`{name}`", models, code(value), places(protocol, f"{prefix}{name}"))
     for preset, table in methods.items():
         numbers = ", ".join(f"{key} = {_value(value)}" for key, value in table.items())

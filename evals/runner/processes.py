@@ -163,7 +163,9 @@ def _known(error: ProcessRaisedException, job: RunJob) -> CdkitError | None:
             return CdkitError(message)
         if kind.endswith("OutOfMemoryError"):
             return CdkitError(_no_memory(job))
-    what = _lost_process(lines[-1])
+    # a worker is lost in the middle of anything, and other errors may come of it
+    ends = [lines[-1], *(line for line in lines if line.startswith("RuntimeError: DataLoader"))]
+    what = next((what for line in ends if (what := _lost_process(line))), None)
     return lost(what) if what else None
 
 

@@ -138,7 +138,8 @@ def test_captions_in_a_file(questions: Path, tmp_path: Path) -> None:
 
 
 def prediction(part: str, name: str, text: str, seed: int | None = None) -> dict[str, object]:
-    row = {"part": part, "id": name, "seed": seed, "text": text, "yes_score": None}
+    who = {"model": "m", "method": "plain", "mode": "sample"}
+    row = {**who, "part": part, "id": name, "seed": seed, "text": text, "yes_score": None}
     return {**row, "truncated": False, "tokens": 3}
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import cdkit
 from cdkit.errors import CdkitError, CdkitWarning
-from cdkit.evals.ablation import side_by_side
+from cdkit.evals.ablation import grid_toml, side_by_side
 from cdkit.evals.runner.answer_engine import Generated
 from cdkit.evals.runner.run_folder import folder_of
 
@@ -189,8 +189,9 @@ def test_a_bad_grid_is_one_clear_error(
 
 def test_a_packaged_grid_is_named_and_its_near_name_told() -> None:
     told = refused("ablate", "metods")
-    assert "no packaged grid is called 'metods'. Did you mean 'methods'? There is: default" in told
-    assert "A packaged grid (default, methods) or a .toml file" in run("ablate", "--help").stdout
+    assert "no packaged grid is called 'metods'. Did you mean 'methods'? There is: cmac_" in told
+    words = " ".join(run("ablate", "--help").stdout.replace("│", " ").split())
+    assert f"A packaged grid ({', '.join(grid_toml.packaged())}) or a .toml file" in words
 
 
 def test_the_terminal_shows_the_overviews_and_all_of_it_when_asked(

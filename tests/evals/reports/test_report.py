@@ -122,6 +122,16 @@ def test_the_base_may_have_any_name(pope: POPE) -> None:
 LISTING = TextTable("What <changed>", ("run", "count"), (("a|b <script>", "3"),), ("a *note*",))
 
 
+def test_the_protocol_stands_at_the_head() -> None:
+    head = "protocol vcd_pope: as &lt;VCD&gt; asked"
+    facts = {**MANIFEST, "summary": {"protocol": "vcd_pope: as <VCD> asked"}}
+    assert head in (page := report.render(Results(()), facts))
+    assert "what of it is not matched" not in page
+    page = report.render(Results(()), {**facts, "unmatched": ["the images"]})
+    assert head in page and '<a href="#listings">what of it is not matched</a>' in page
+    assert "protocol" not in report.render(Results(()), MANIFEST).partition("<nav>")[0]
+
+
 def test_a_listing_is_laid_out_and_escaped_everywhere() -> None:
     text = "\n".join(markdown.text_table_lines(LISTING))
     assert "## What \\<changed\\>" in text and "| a\\|b \\<script\\> | 3 |" in text

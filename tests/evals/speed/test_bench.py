@@ -304,7 +304,7 @@ def test_a_usage_error_is_one_line(arguments: list[str], says: str) -> None:
         (["--image-tokens", "16"], "--image-tokens is 16, but the trained model micro has 64"),
         (["--method", "vdc"], "vdc"),
         (["--method", "opera"], "opera cannot be benched: over_trust has no place"),
-        (["--new-tokens", "2000"], "are 2114, but the model has positions for 1024"),
+        (["--new-tokens", "2000"], "are 2114, but the model has positions for 2048"),
         (["--shape", "7b", "--dtype", "float64", "--device", "cpu"], "needs 56.5 GB"),
         (["--out", __file__], "is a file: name a folder"),
     ],
