@@ -27,6 +27,7 @@ from cdkit.evals.cli.usage import usage
         "cdkit ablate",
         "cdkit ablate --quick --name trial",
         "cdkit ablate methods",
+        "cdkit ablate cmac_pope --model llava-hf/llava-1.5-7b-hf --data DIR",
         "cdkit ablate my_grid.toml --output results --devices 4",
         "cdkit ablate --name trial --resume",
     )
@@ -142,7 +143,8 @@ def ablate(
     the two ablations of the CMAC paper (its modules; its distortions) together with VCD, ICD and
     controls, on the small model and the synthetic images that come with the package: POPE, CHAIR
     and MME's hallucination subset, greedy and sampling. The grid *methods* runs every method in
-    each decode mode that it supports.
+    each decode mode that it supports. The grids *cmac_...* are the tables of the CMAC paper, with
+    the published numbers beside yours; they need --model and --data (docs/reproduce.md).
 
     It prints the main metric of each benchmark and writes OUTPUT/NAME/: report.html, tables.md,
     tables/ (LaTeX, CSV, Parquet), metrics.json, predictions.jsonl, manifest.json, settings.json,

@@ -7,8 +7,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from cdkit.evals.cli.app import Device, app, console, examples, guarded, quiet
-from cdkit.evals.cli.usage import UsageError
+from cdkit.errors import CdkitError
+from cdkit.evals.cli.app import Device, app, console, examples, guarded, names_in, quiet
+from cdkit.evals.cli.usage import UsageError, check_name, usage
+from cdkit.evals.runner.modes import DECODE
 from cdkit.evals.statistics.defaults import RESAMPLES
 
 
@@ -17,13 +19,34 @@ from cdkit.evals.statistics.defaults import RESAMPLES
         "cdkit compare runs/plain runs/vcd runs/cmac",
         "cdkit compare runs/plain runs/vcd --metrics accuracy,yes_ratio,auc --output pope_vcd",
         "cdkit compare runs/a runs/b --names 7b,13b --base 7b --across-models",
+        "cdkit compare runs/grid --mode sample --methods plain,vcd,cmac",
     )
 )
 @guarded
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders that `cdkit eval` wrote: two or more.")
+        list[Path],
+        typer.Argument(
+            help="Folders that cdkit eval or cdkit ablate wrote, or lmms-eval with --log_samples. "
+            "One is enough if it holds several methods or models."
+        ),
     ],
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="The decode mode to compare in: greedy, sample or beam. Needed if a folder has "
+            "answers in several.",
+            show_default="the one that there is",
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Compare these methods of the folders, by their names in tables.",
+            show_default="all",
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -36,7 +59,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Names of the runs in tables, in the order given; by default their methods.",
+            help="Names of the runs in tables: folders in the order given, in each the models and "
+            "methods in the order of its tables. By default the methods' names.",
             show_default=False,
         ),
     ] = None,
@@ -86,9 +110,10 @@ def compare(
 ) -> None:
     """Compare finished runs on the same questions: intervals, tests, changed answers, power.
 
-    All runs must have the same benchmark files, parsers, token limit, prompt, model and decode
-    mode; other differences are listed. It writes comparison.json, tables.md and report.html into
-    DIR. docs/compare.md says how to read them.
+    Each method of each model in the folders is a run. All runs must have the same benchmark files,
+    parsers, token limit, prompt, protocol, model and decode mode; other differences are listed. It
+    writes comparison.json, tables.md and report.html into DIR. docs/compare.md says how to read
+    them.
     """
     quiet()
     import json
@@ -101,10 +126,20 @@ def compare(
     from cdkit.evals.reports.table_layout import overviews
     from cdkit.evals.runner.progress import progress_bars
 
-    if len(runs) < 2:
-        raise UsageError(f"a comparison needs two runs or more, got {len(runs)}")
+    with usage():
+        if mode is not None:
+            check_name("decode mode", mode, DECODE)
+        wanted = names_in("--methods", methods) or ()
+        if len(runs) < 2 and not runs[0].is_dir():
+            raise CdkitError(
+                f"a comparison needs two runs or more, and {runs[0]} is no folder: give the "
+                "folders that `cdkit eval` or `cdkit ablate` wrote"
+            )
     folder = comparison_run.new_folder(output)
-    chosen = name_runs(read_runs(runs), names.split(",") if names is not None else None, base)
+    found = read_runs(runs, mode=mode, methods=wanted)
+    if len(found) < 2:
+        raise UsageError(f"a comparison needs two runs or more, got {len(found)}")
+    chosen = name_runs(found, names.split(",") if names is not None else None, base)
     drawn = comparison_galleries.overlay_source(chosen, device=device) if attention else None
     with progress_bars(Console(stderr=True)) as stages:
         compared = comparison_run.compare_runs(

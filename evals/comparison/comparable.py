@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.protocols.protocol import applied, differences
 from cdkit.evals.reports.results import MODES
 from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.finished import FinishedRun
@@ -30,7 +31,8 @@ def check(runs: NamedRuns, *, across_models: bool = False) -> tuple[str, ...]:
 
     Each run is held against the first. Equal must be: the decode mode and its settings, the model
     (by the hashes of its files, else name and revision) and the prompt, and of each benchmark its
-    files by SHA-256, its samples, settings, token limit, and the parsers and their versions. With
+    files by SHA-256, its samples, settings, token limit, and the parsers and their versions, and
+    the settings of two protocols that apply to the model and to the benchmark. With
     `across_models` the model, and the prompt that its template makes, may differ; a note says so.
     Notes are there for all else, such as dtype, batch size and versions, for parts that not all
     runs have, and for seeds that differ.
@@ -106,11 +108,45 @@ def _pair(runs: NamedRuns, base: str, other: str, *, across_models: bool) -> Ite
         mine_too, theirs_too = a.parts[part], b.parts[part]
         if found := "; ".join(_differences(mine_too.benchmark, theirs_too.benchmark)):
             raise refuse(f"of {part} {found}", "run both on the same files, settings and versions")
+        kind = BENCHMARKS.name_of(type(mine_too.benchmark))
+        refused, named = _protocols(a, b, kind, across_models=not same_model)
+        if refused:
+            raise refuse(
+                f"of {part} their protocols differ: {'; '.join(refused)}",
+                "run both under one protocol",
+            )
+        yield from (f"protocols of {base} and {other}: {text}" for text in named)
         yield from _seeds(part, (base, tuple(mine_too.answers)), (other, tuple(theirs_too.answers)))
     ours, yours = circumstances(a), circumstances(b)
     for key in dict.fromkeys([*ours, *yours]):
         if ours.get(key) != yours.get(key):
             yield f"{key}: {base} {_shown(ours.get(key))}, {other} {_shown(yours.get(key))}"
+
+
+UNSEEN = "image_preprocessing"
+"""The setting of a protocol whose effect no other record of a run shows."""
+
+
+def _protocols(
+    a: FinishedRun, b: FinishedRun, benchmark: str, *, across_models: bool
+) -> tuple[list[str], list[str]]:
+    """What differs between two runs' protocols on a benchmark: (refused, named).
+
+    Parameters of methods are what a comparison is about. Where one run has no protocol, its
+    settings are compared by their effects: prompts, decoding, and the benchmark's settings. Of
+    another model's prompt `across_models` allows what its template makes.
+    """
+    records = [
+        applied(_table(run, "protocol"), model=str(_table(run, "model").get("type")), on=benchmark)
+        for run in (a, b)
+    ]
+    apart = differences(*records)
+    if across_models:
+        return [], apart
+    named = [text for text in apart if text.startswith("methods")]
+    if not all(records):
+        named += [t for t in apart if t not in named and not t.startswith(f"{UNSEEN} ")]
+    return [text for text in apart if text not in named], named
 
 
 def _table(run: FinishedRun, key: str) -> Mapping[str, object]:

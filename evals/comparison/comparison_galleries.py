@@ -70,6 +70,10 @@ def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
     Drawn are the base, and methods that look at attention. Raises where the runs are of several
     models, or the model's weights are no longer those of the runs.
     """
+    if any(run.logged for run in runs.values()):
+        raise CdkitError(
+            "--attention needs the images, and logs of lmms-eval hold none: leave it out"
+        )
     grids = {name: _grid(run) for name, run in runs.items()}
     base = next(iter(runs))
     models = {grids[name].chosen(run.model) for name, run in runs.items()}

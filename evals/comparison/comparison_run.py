@@ -12,7 +12,13 @@ from time import perf_counter
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.doubts import doubts
-from cdkit.evals.comparison import changes, comparable, comparison_galleries
+from cdkit.evals.comparison import (
+    changes,
+    comparable,
+    comparison_galleries,
+    lmms_logs,
+    logged_tallies,
+)
 from cdkit.evals.comparison.changes import Change
 from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.comparison.tallies import seeds, tallies
@@ -20,12 +26,11 @@ from cdkit.evals.reports import exports, markdown, method_tables, report
 from cdkit.evals.reports.numbers import numbers
 from cdkit.evals.reports.results import POINTS, SIGNIFICANT, Results, Table, TextTable
 from cdkit.evals.runner.example_gallery import OverlaySource
-from cdkit.evals.runner.finished import FinishedRun
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.statistics.defaults import RESAMPLES
 from cdkit.evals.statistics.power import POWER
 from cdkit.evals.statistics.significance import checked
-from cdkit.interfaces.benchmark import Benchmark, Tally
+from cdkit.interfaces.benchmark import Tally
 from cdkit.registry import unknown
 
 TABLES = "intervals and tests"
@@ -44,6 +49,8 @@ class ComparedRuns:
     resamples: int
     started: datetime
     seconds: float
+    benchmarks: Mapping[str, Mapping[str, object]]
+    """Part -> its settings."""
 
     @property
     def base(self) -> str:
@@ -69,43 +76,35 @@ def compare_runs(
     not be compared is a CdkitError before anything is computed.
     """
     started, clock, stages = datetime.now(UTC), perf_counter(), stages or Stages()
-    notes = [*comparable.check(runs, across_models=across_models)]
-    base, parts = next(iter(runs)), comparable.shared(runs)
-    scored = {part: tallies(runs, part, allow_missing=allow_missing) for part in parts}
-    shown = _shown(runs[base], {part: scored[part][0][base] for part in parts}, metrics)
+    scored = _logged if any(run.logged for run in runs.values()) else _scored
+    notes, parts = scored(runs, allow_missing=allow_missing, across_models=across_models)
+    base = next(iter(runs))
+    shown = _shown(parts, base, metrics)
     tables, changed = list[Table](), list[Change]()
     stages.start(TABLES, len(parts))
     for part in parts:
-        of_runs, left_out = scored[part]
-        notes += left_out
-        notes += [
-            f"{part}, {name}{'' if seed is None else f', seed {seed}'}: {text}"
-            for name, by_seed in of_runs.items()
-            for seed, tally in zip(seeds(runs[name].parts[part]), by_seed, strict=True)
-            for text in doubts(tally, runs[name].parts[part].answers[seed])
-        ]
         table = method_tables.method_table(
-            part,
-            runs[base].mode,
-            of_runs,
+            part.name,
+            part.mode,
+            part.tallies,
             sections={"runs": tuple(runs)},
-            show=shown[part],
+            show=shown[part.name],
             base=base,
             resamples=resamples,
         )
         tables.append(table)
-        changed += changes.changes(table, of_runs)
+        changed += changes.changes(table, part.tallies)
         stages.advance(TABLES)
     text_tables = [
         *(changes.tests(table, changed, notes=table is tables[-1]) for table in tables),
-        changes.costs(runs),
+        *([changes.costs(runs)] if any(run.seconds for run in runs.values()) else []),
     ]
     if notes:
         rows = tuple((note,) for note in notes)
         text_tables.insert(
             0, TextTable("Beside the method", ("what differs or is left out",), rows)
         )
-    of_parts = {part: scored[part][0] for part in parts}
+    of_parts = {part.name: part.tallies for part in parts if part.name in runs[base].parts}
     results = Results(
         tuple(tables),
         galleries=comparison_galleries.galleries(runs, of_parts, count=gallery, overlays=overlays),
@@ -113,7 +112,66 @@ def compare_runs(
         costs=comparison_galleries.costs(runs),
     )
     seconds = perf_counter() - clock
-    return ComparedRuns(runs, results, tuple(changed), tuple(notes), resamples, started, seconds)
+    about = {part.name: part.about for part in parts}
+    return ComparedRuns(
+        runs, results, tuple(changed), tuple(notes), resamples, started, seconds, about
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A benchmark, or a task of lmms-eval, that all runs answered.
+
+    `about` is what the manifest says of it; metrics that start with one of `again` read the same
+    answers a second time.
+    """
+
+    name: str
+    mode: str
+    tallies: Mapping[str, Sequence[Tally]]
+    about: Mapping[str, object]
+    again: tuple[str, ...] = ()
+
+
+def _scored(
+    runs: NamedRuns, *, allow_missing: bool, across_models: bool
+) -> tuple[list[str], list[_Part]]:
+    notes = [*comparable.check(runs, across_models=across_models)]
+    found, base = list[_Part](), next(iter(runs.values()))
+    every = {
+        part: tallies(runs, part, allow_missing=allow_missing) for part in comparable.shared(runs)
+    }
+    for part, (of_runs, left_out) in every.items():
+        notes += left_out
+        notes += [
+            f"{part}, {name}{'' if seed is None else f', seed {seed}'}: {text}"
+            for name, by_seed in of_runs.items()
+            for seed, tally in zip(seeds(runs[name].parts[part]), by_seed, strict=True)
+            for text in doubts(tally, runs[name].parts[part].answers[seed])
+        ]
+        benchmark = base.parts[part].benchmark
+        again = tuple(f"{parser}." for parser in benchmark.versions())
+        found.append(_Part(part, base.mode, of_runs, benchmark.describe(), again))
+    return notes, found
+
+
+def _logged(
+    runs: NamedRuns, *, allow_missing: bool, across_models: bool
+) -> tuple[list[str], list[_Part]]:
+    """The same of logs of lmms-eval, which must hold the same documents."""
+    notes, found = [*logged_tallies.check(runs, across_models=across_models)], list[_Part]()
+    notes.append(
+        "the unit of intervals and tests is the document: a log does not say which documents are "
+        "about one image, and where several are, the differences are less certain than shown"
+    )
+    base = next(iter(runs.values()))
+    for task in logged_tallies.shared(runs):
+        of_runs, said = logged_tallies.tallies(runs, task)
+        notes += said
+        settings = base.logged[task].settings
+        each = {name: (tally,) for name, tally in of_runs.items()}
+        found.append(_Part(task, lmms_logs.mode_of(settings), each, settings))
+    return notes, found
 
 
 def new_folder(output: Path | None) -> Path:
@@ -152,7 +210,7 @@ def data(compared: ComparedRuns) -> dict[str, object]:
 
 def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
     """What the page shows of how it was made."""
-    runs, base = compared.runs, compared.runs[compared.base]
+    runs = compared.runs
     models = dict.fromkeys(comparable.model_of(run) for run in runs.values())
     others = ", ".join(list(runs)[1:])
     return {
@@ -168,7 +226,7 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
             (r.manifest["world"] for r in runs.values() if r.manifest.get("world")), None
         ),
         "common_numbers": comparable.same_seeds(runs),
-        "benchmarks": {part: base.parts[part].benchmark.describe() for part in _parts(compared)},
+        "benchmarks": dict(compared.benchmarks),
         "runs": {
             name: {**run_facts, "manifest": dict(runs[name].manifest)}
             for name, run_facts in _runs(runs).items()
@@ -184,38 +242,29 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
     }
 
 
-def _shown(
-    run: FinishedRun, base: Mapping[str, Sequence[Tally]], metrics: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
+def _shown(parts: Sequence[_Part], base: str, metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Part -> those of `metrics` that the base has there: one each at least, and none in vain."""
     known = {  # MME's totals before its tasks: the first of a table is its headline
-        part: sorted(checked(of_seeds, None)[1], key=lambda name: not name.startswith(POINTS))
-        for part, of_seeds in base.items()
+        part.name: sorted(
+            checked(part.tallies[base], None)[1], key=lambda name: not name.startswith(POINTS)
+        )
+        for part in parts
     }
     every = {metric for names in known.values() for metric in names}
     for metric in metrics:
         if metric not in every:
             raise CdkitError(f"--metrics: {unknown('metric', metric, every)}")
     shown = {
-        part: [m for m in metrics if m in names] or _once(names, run.parts[part].benchmark)
-        for part, names in known.items()
+        part.name: [m for m in metrics if m in known[part.name]]
+        or [m for m in known[part.name] if not m.startswith(part.again)]
+        for part in parts
     }
-    for part, names in shown.items():
+    for name, names in shown.items():
         if metrics and not set(names) & set(metrics):
             raise CdkitError(
-                f"--metrics names none of {part}: add one of its own, {', '.join(known[part])}"
+                f"--metrics names none of {name}: add one of its own, {', '.join(known[name])}"
             )
-    return {part: tuple(names) for part, names in shown.items()}
-
-
-def _once(names: Sequence[str], benchmark: Benchmark) -> list[str]:
-    """Without the metrics of a second parser, `NAME.accuracy`: its readings are of the same."""
-    parsers = tuple(f"{parser}." for parser in benchmark.versions())
-    return [name for name in names if not name.startswith(parsers)]
-
-
-def _parts(compared: ComparedRuns) -> tuple[str, ...]:
-    return tuple(table.benchmark for table in compared.results.tables)
+    return {name: tuple(names) for name, names in shown.items()}
 
 
 def _runs(runs: NamedRuns) -> dict[str, dict[str, object]]:

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cdkit.errors import CdkitError
+from cdkit.evals.comparison.lmms_logs import is_log, read_log
 from cdkit.evals.runner.finished import FinishedRun
 
 
 def read_runs(
     folders: Sequence[Path], *, mode: str | None = None, methods: Sequence[str] = ()
 ) -> list[FinishedRun]:
-    """Each folder of `cdkit eval` and `cdkit ablate`, read back.
+    """Each folder of `cdkit eval` and `cdkit ablate`, or each log of lmms-eval, read back.
 
     Args:
-        folders: The folders; one may hold several models, methods and decode modes.
+        folders: The folders; one may hold several models, methods and decode modes. Of lmms-eval a
+            folder or a results file, with the logs of its documents beside it.
         mode: The decode mode to compare in; None: the one that there is.
         methods: The methods to compare; empty: all.
 
@@ -22,17 +24,23 @@ def read_runs(
 
     Raises:
         CdkitError: A folder holds no finished run, it has several decode modes and none is named,
-            or it has not what is named.
+            it has not what is named, or logs and runs are mixed.
     """
     from cdkit.evals.runner.read_run import read_run
 
+    logs = [folder for folder in folders if is_log(folder)]
+    if logs and (others := [folder for folder in folders if folder not in logs]):
+        raise CdkitError(
+            f"{logs[0]} is a log of lmms-eval, and {others[0]} is none: compare logs with logs, "
+            "and runs of cdkit with runs of cdkit"
+        )
     found: list[FinishedRun] = []
     for folder in folders:
-        if not folder.is_dir():
+        if not logs and not folder.is_dir():
             raise CdkitError(
                 f"{folder} is no folder: give the folders that `cdkit eval` or `cdkit ablate` wrote"
             )
-        runs = list(read_run(folder))
+        runs = [read_log(folder)] if logs else list(read_run(folder))
         modes = list(dict.fromkeys(run.mode for run in runs))
         if mode is None and len(modes) > 1:
             raise CdkitError(

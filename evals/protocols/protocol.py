@@ -337,6 +337,31 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def applied(record: Mapping[str, Any], *, model: str, on: str) -> dict[str, Any]:
+    """A record of a protocol as it is for one model and one benchmark.
+
+    Args:
+        record: `Protocol.record()`, maybe read back from JSON; {} where a run had none.
+        model: The type of the model (`config.model_type`).
+        on: The name of the benchmark.
+
+    Returns:
+        The record with the sections of both laid over it, and without sections.
+    """
+    found = {key: value for key, value in record.items() if key not in ("models", "benchmarks")}
+    for of, name in (("models", model), ("benchmarks", on)):
+        section = dict(record.get(of, {}).get(name, {}))
+        lost = {key for setting in section for key in EXCLUDED.get(setting, ())}
+        if section.get("mode") == found.get("mode"):
+            lost -= {*EXCLUDED["mode"]}
+        methods = dict(found.get("methods", {}))
+        for preset, parameters in section.pop("methods", {}).items():
+            methods[preset] = {**methods.get(preset, {}), **parameters}
+        found = {key: value for key, value in found.items() if key not in lost} | section
+        found |= {"methods": methods} if methods else {}
+    return found
+
+
 ABOUT = ("name", "summary", "paper", "source", "unmatched")
 """Fields that change no number."""
 

@@ -1,6 +1,6 @@
 """Numbers and headings as all tables and plots write them."""
 
-from cdkit.evals.reports.results import Cell, direction, scale
+from cdkit.evals.reports.results import KINDS, direction, scale
 from cdkit.evals.statistics.bootstrap import Estimate
 
 HEADINGS = {
@@ -45,7 +45,8 @@ def how_to_read(base: str) -> str:
 def heading(metric: str) -> str:
     """The column's title with its unit, and an arrow to the better side."""
     unit = " %" if scale(metric) == 100 else ""
-    plain = metric.removesuffix(".score") if metric.endswith(".score") else metric
+    name, _, kind = metric.rpartition(".")
+    plain = name if name and kind in KINDS else metric
     return HEADINGS.get(metric, plain.replace("_", " ") + unit) + ARROWS[direction(metric)]
 
 
@@ -69,13 +70,6 @@ def signed_interval(estimate: Estimate, metric: str) -> str:
 def difference(estimate: Estimate, metric: str) -> str:
     """`+4.0 [+2.5, +5.5]`."""
     return f"{signed(estimate.value, metric)} {signed_interval(estimate, metric)}"
-
-
-def summed_up(cell: Cell, metric: str) -> str:
-    """On one line `+5.4 [+3.7, +7.3] ▲`; of the base its value, without a sign."""
-    if cell.difference is None:
-        return f"{number(cell.value.value, metric)} {interval(cell.value, metric)}"
-    return difference(cell.difference, metric) + cell.mark
 
 
 def p_value(p: float | None) -> str:

@@ -5,20 +5,16 @@ They need `\\usepackage{booktabs}` and, to shrink what is wider than the text, `
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from cdkit.evals.reports.formatting import (
-    DASH,
-    MINUS,
-    difference,
-    interval,
-    number,
-    signed,
-    signed_interval,
-)
-from cdkit.evals.reports.results import Cell, Results, TextTable
-from cdkit.evals.reports.table_layout import Column, View, overviews, view
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cdkit.evals.reports.formatting import DASH, MINUS
+from cdkit.evals.reports.results import Results, TextTable
+from cdkit.evals.reports.table_layout import ShownCell, View, overviews, view
+
+TEMPLATE = "tables.tex"
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -40,20 +36,41 @@ SPECIAL = {
 MARKS = {" ▲": r"\textsuperscript{+}", " ▼": r"\textsuperscript{$-$}", " ★": r"\textsuperscript{*}"}
 WIDE = 3
 """A table has so many columns of numbers at most; the others follow in a table of their own."""
-SHRUNK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
-END = (r"\bottomrule", r"\end{tabular}%", "}", r"\end{table}")
-HEAD = (
-    r"% \usepackage[T1]{fontenc} \usepackage{textcomp} \usepackage{booktabs} \usepackage{graphicx}"
-)
+
+
+@dataclass(frozen=True)
+class Float:
+    """A table of the page; all texts but the title are LaTeX.
+
+    `sections` maps a heading over a group of rows ("" for none) to the rows.
+    """
+
+    title: str
+    caption: str
+    heads: tuple[str, ...]
+    sections: dict[str, list[list[str]]]
+
+    @property
+    def label(self) -> str:
+        return re.sub("[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 def render(results: Results) -> str:
     """The overviews, every table and the text tables, each a float with a caption and a label."""
     views = [*overviews(results.tables), *map(view, results.tables)]
-    parts = [part for shown in views for part in _parts(shown)]
-    lines = [HEAD, *(line for part in parts for line in _table(part))]
-    lines += [line for shown in results.text_tables for line in _text_table(shown)]
-    return "\n".join(lines) + "\n"
+    floats = [_table(part) for shown in views for part in _parts(shown)]
+    floats += map(_text_table, results.text_tables)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(TEMPLATE).render(floats=floats)
 
 
 def escape(text: str) -> str:
@@ -75,39 +92,23 @@ def _parts(shown: View) -> Iterator[View]:
         )
 
 
-def _table(shown: View) -> Iterator[str]:
-    yield from _start(shown.title, _caption(shown), len(shown.columns))
-    yield _row(["method", *(escape(column.heading) for column in shown.columns)])
+def _table(shown: View) -> Float:
+    heads = ("method", *(escape(column.heading) for column in shown.columns))
+    sections = dict[str, list[list[str]]]()
     for title, methods in shown.sections.items():
-        yield r"\midrule"
-        width = len(shown.columns) + 1
-        yield rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape(title)}}}}} \\"
+        rows = sections[escape(title)] = []
         for method in methods:
-            cells = [_cell(shown, column, method) for column in shown.columns]
-            yield _row([escape(method), *(value for value, _ in cells)])
-            yield _row(["", *(rf"{{\scriptsize {below}}}" if below else "" for _, below in cells)])
-    yield from END
+            cells = [_cell(shown.shown(column, method)) for column in shown.columns]
+            rows.append([escape(method), *(value for value, _ in cells)])
+            rows.append(["", *(below for _, below in cells)])
+    return Float(shown.title, _caption(shown), heads, sections)
 
 
-def _text_table(shown: TextTable) -> Iterator[str]:
+def _text_table(shown: TextTable) -> Float:
     notes = "".join(f" {escape(note)}." for note in shown.notes)
-    yield from _start(shown.title, f"{escape(shown.title)}.{notes}", len(shown.heads) - 1)
-    yield _row([escape(head) for head in shown.heads])
-    yield r"\midrule"
-    yield from (_row([escape(cell) for cell in row]) for row in shown.rows)
-    yield from END
-
-
-def _start(title: str, caption: str, count: int) -> Iterator[str]:
-    """Up to the heading of a table with `count` columns behind the first."""
-    yield ""
-    yield r"\begin{table}"
-    yield r"\centering\small"
-    yield rf"\caption{{{caption}}}"
-    yield rf"\label{{tab:{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}}}"
-    yield SHRUNK
-    yield rf"\begin{{tabular}}{{l{'r' * count}}}"
-    yield r"\toprule"
+    rows = [[*map(escape, row)] for row in shown.rows]
+    heads = tuple(map(escape, shown.heads))
+    return Float(shown.title, f"{escape(shown.title)}.{notes}", heads, {"": rows})
 
 
 def _caption(shown: View) -> str:
@@ -129,26 +130,10 @@ def _base(shown: View) -> str:
     return next(name for name, cell in cells.items() if cell.difference is None)
 
 
-def _cell(shown: View, column: Column, method: str) -> tuple[str, str]:
+def _cell(shown: ShownCell | None) -> tuple[str, str]:
     """What stands in the method's line, and what under it."""
-    if method not in column.cells:
+    if shown is None:
         return escape(DASH), ""
-    cell, metric = column.cells[method], column.metric
-    if cell.difference is None:
-        below = interval(cell.value, metric)
-        return escape(number(cell.value.value, metric)), escape(below)
-    if shown.brief:
-        above = signed(cell.difference.value, metric)
-        return _marked(above, cell), escape(signed_interval(cell.difference, metric))
-    return _marked(number(cell.value.value, metric), cell), escape(
-        difference(cell.difference, metric)
-    )
-
-
-def _marked(text: str, cell: Cell) -> str:
-    text = escape(text) + MARKS.get(cell.mark, "")
-    return rf"\textbf{{{text}}}" if cell.best else text
-
-
-def _row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    value = escape(shown.value) + MARKS.get(shown.cell.mark, "")
+    below = rf"{{\scriptsize {escape(shown.below)}}}"
+    return rf"\textbf{{{value}}}" if shown.cell.best else value, below

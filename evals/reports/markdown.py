@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cdkit.evals.reports.formatting import DASH, how_to_read, number, summed_up
+from cdkit.evals.reports.formatting import DASH, how_to_read
 from cdkit.evals.reports.results import Results, TextTable
-from cdkit.evals.reports.table_layout import Column, View, overviews, view
+from cdkit.evals.reports.table_layout import View, overviews, view
 
 
 def write(path: Path, results: Results) -> None:
@@ -30,7 +30,8 @@ def lines(shown: View) -> Iterator[str]:
     for title, methods in shown.sections.items():
         yield _row([f"**{_plain(title)}**", *("" for _ in shown.columns)])
         for method in methods:
-            yield _row([_plain(method), *(_cell(shown, c, method) for c in shown.columns)])
+            cells = (shown.shown(column, method) for column in shown.columns)
+            yield _row([_plain(method), *(cell.line if cell else DASH for cell in cells)])
     yield ""
     for note in shown.notes:
         yield f"{_plain(note)}\n"
@@ -46,16 +47,6 @@ def text_table_lines(shown: TextTable) -> Iterator[str]:
     yield ""
     for note in shown.notes:
         yield f"{_plain(note)}\n"
-
-
-def _cell(shown: View, column: Column, method: str) -> str:
-    if method not in column.cells:
-        return DASH
-    cell = column.cells[method]
-    text = summed_up(cell, column.metric)
-    if shown.brief or cell.difference is None:
-        return text
-    return f"{number(cell.value.value, column.metric)} ({text})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -58,11 +58,6 @@ def render(
         costs=_costs(results),
         exports=exports,
         figures=[(figure, plots.curves(figure)) for figure in results.figures],
-        number=formatting.number,
-        difference=formatting.difference,
-        signed=formatting.signed,
-        signed_interval=formatting.signed_interval,
-        interval=formatting.interval,
         p_value=formatting.p_value,
         dash=formatting.DASH,
     )

@@ -19,6 +19,15 @@ NEITHER_IS_BETTER = frozenset(
 )
 """Shown with their intervals, never marked: more or less of it is neither good nor bad."""
 COUNTS = frozenset({"unknown", "truncated", "mean_length"})
+KINDS = {
+    "score": (1, 1.0),
+    "lower": (-1, 100.0),
+    "lower_score": (-1, 1.0),
+    "neither": (0, 100.0),
+    "neither_score": (0, 1.0),
+}
+"""The end of a metric's name after a dot, where the name alone does not say it: its better side
+(as in `direction`) and its scale (as in `scale`). No end: a share, more of which is better."""
 POINTS = ("hallucination", "perception", "cognition")
 """What MME's totals are called, whichever tasks they are over."""
 MODES = {
@@ -259,10 +268,14 @@ def mode_names(modes: Sequence[str]) -> str:
 def direction(metric: str) -> int:
     """1 where more of it is better, -1 where less is, 0 where it is neither."""
     name = metric.rsplit(".", 1)[-1]
+    if name in KINDS:
+        return KINDS[name][0]
     return 0 if name in NEITHER_IS_BETTER else -1 if name in LOWER_IS_BETTER else 1
 
 
 def scale(metric: str) -> float:
     """100 for shares, which are shown in percent; 1 for counts, lengths and MME's points."""
     name = metric.rsplit(".", 1)[-1]
-    return 1.0 if name in COUNTS or name == "score" or name.startswith(POINTS) else 100.0
+    if name in KINDS:
+        return KINDS[name][1]
+    return 1.0 if name in COUNTS or name.startswith(POINTS) else 100.0

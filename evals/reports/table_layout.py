@@ -1,9 +1,16 @@
-"""What is laid out as one grid of cells, in the terminal, in Markdown and in the report alike."""
+"""One table as texts: what the writers for terminal, Markdown, LaTeX and HTML all lay out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cdkit.evals.reports.formatting import heading
+from cdkit.evals.reports.formatting import (
+    difference,
+    heading,
+    interval,
+    number,
+    signed,
+    signed_interval,
+)
 from cdkit.evals.reports.results import Cell, Table, mode_names
 
 
@@ -15,6 +22,27 @@ class Column:
     metric: str
     cells: Mapping[str, Cell]
     """A method without a cell has a dash there."""
+
+
+@dataclass(frozen=True)
+class ShownCell:
+    """A cell as texts.
+
+    `value` stands in the method's line and has the mark, `below` stands under it. `whole` says
+    that the two are one estimate: a value or a difference, and its interval.
+    """
+
+    value: str
+    below: str
+    whole: bool
+    cell: Cell
+
+    @property
+    def line(self) -> str:
+        """On one line: `+5.4 [+3.7, +7.3] ▲`, or `87.1 (+5.4 [+3.7, +7.3] ▲)`."""
+        if self.whole:
+            return f"{self.value} {self.below}{self.cell.mark}"
+        return f"{self.value} ({self.below}{self.cell.mark})"
 
 
 @dataclass(frozen=True)
@@ -34,6 +62,19 @@ class View:
     def methods(self) -> tuple[str, ...]:
         """Each method once, however many sections show it."""
         return tuple(dict.fromkeys(name for names in self.sections.values() for name in names))
+
+    def shown(self, column: Column, method: str) -> ShownCell | None:
+        """The texts of a method's cell; None where it has none."""
+        if method not in column.cells:
+            return None
+        cell, metric = column.cells[method], column.metric
+        value, apart = number(cell.value.value, metric), cell.difference
+        if apart is None:
+            return ShownCell(value, interval(cell.value, metric), True, cell)
+        if self.brief:
+            texts = signed(apart.value, metric), signed_interval(apart, metric)
+            return ShownCell(*texts, True, cell)
+        return ShownCell(value, difference(apart, metric), False, cell)
 
 
 def view(table: Table) -> View:

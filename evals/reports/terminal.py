@@ -7,16 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from cdkit.evals.reports.formatting import (
-    DASH,
-    difference,
-    how_to_read,
-    interval,
-    number,
-    summed_up,
-)
-from cdkit.evals.reports.results import Cell, TextTable
-from cdkit.evals.reports.table_layout import Column, View
+from cdkit.evals.reports.formatting import DASH, how_to_read
+from cdkit.evals.reports.results import TextTable
+from cdkit.evals.reports.table_layout import Column, ShownCell, View
 from cdkit.evals.runner.modes import PLAIN
 
 STYLES = {"better": "green", "worse": "red", "": "dim"}
@@ -26,7 +19,7 @@ UNMARKED = "  "  # as wide as a mark
 
 
 def render(view: View, width: int) -> RenderableType:
-    """Rich tables: a row a method, in each cell the value above its difference to plain, or the
+    """Rich tables: a row a method, in each cell the value above its difference to the base, or the
     difference alone where the view is brief.
 
     No interval is ever cut: columns that do not fit beside one another go into a second table.
@@ -86,38 +79,35 @@ def _first_width(view: View) -> int:
 
 def _width(view: View, column: Column) -> int:
     """The width of the longest line in the column's cells or heading, and the gap."""
-    if view.brief:
-        texts = [column.heading + UNMARKED, *(_brief(column, name).plain for name in view.methods)]
-        return max(map(len, texts)) + GAP
-    lines = [_full(cell, column.metric).plain.split("\n") for cell in column.cells.values()]
-    return max(len(line) for cell in [column.heading.split(), *lines] for line in cell) + GAP
+    heading = [column.heading + UNMARKED] if view.brief else column.heading.split()
+    texts = [_text(view, column, method).plain for method in view.methods]
+    return max(len(line) for text in [*heading, *texts] for line in text.split("\n")) + GAP
 
 
 def _cell(view: View, column: Column, method: str) -> Text:
+    text = _text(view, column, method)
     if view.brief:
-        text = _brief(column, method)
         text.pad_left(_width(view, column) - GAP - len(text.plain))
-        return text
-    if method not in column.cells:
-        return Text(DASH, style="dim")
-    return _full(column.cells[method], column.metric)
+    return text
 
 
-def _brief(column: Column, method: str) -> Text:
+def _text(view: View, column: Column, method: str) -> Text:
+    shown = view.shown(column, method)
+    if shown is None:
+        return Text(DASH + UNMARKED * view.brief, style="dim")
+    return _brief(shown) if view.brief else _full(shown)
+
+
+def _brief(shown: ShownCell) -> Text:
     """One line, with room for a mark where there is none, so that intervals stand in a column."""
-    if method not in column.cells:
-        return Text(DASH + UNMARKED, style="dim")
-    cell = column.cells[method]
+    cell, room = shown.cell, "" if shown.cell.mark else UNMARKED
     if cell.difference is None:
-        return Text(summed_up(cell, column.metric) + UNMARKED, style="bold")
-    room = "" if cell.mark else UNMARKED
-    style = f"{STYLES[cell.verdict]}{' bold' if cell.best else ''}"
-    return Text(summed_up(cell, column.metric) + room, style=style)
+        return Text(shown.line + room, style="bold")
+    return Text(shown.line + room, style=f"{STYLES[cell.verdict]}{' bold' if cell.best else ''}")
 
 
-def _full(cell: Cell, metric: str) -> Text:
-    value = Text(number(cell.value.value, metric) + cell.mark, style="bold" if cell.best else "")
-    if cell.difference is None:
-        return value.append("\n" + interval(cell.value, metric), style="not bold dim")
-    style = STYLES[cell.verdict]
-    return value.append("\n" + difference(cell.difference, metric), style=f"not bold {style}")
+def _full(shown: ShownCell) -> Text:
+    cell = shown.cell
+    value = Text(shown.value + cell.mark, style="bold" if cell.best else "")
+    style = "dim" if cell.difference is None else STYLES[cell.verdict]
+    return value.append("\n" + shown.below, style=f"not bold {style}")

@@ -1,1 +1,1 @@
-"""Runs a model over questions: batches, journal, resuming, and `cdkit eval`."""
+"""Answers the questions of a run: batches, processes, journal and resuming."""

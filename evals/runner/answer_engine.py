@@ -1,7 +1,7 @@
 """A model that answers batches of questions: the first step's logits, or whole answers."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +21,7 @@ from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
 from cdkit.evals.runner.questions import Question
 from cdkit.generation.guard import prompt_error
-from cdkit.generation.trace import Step
+from cdkit.generation.trace import Step, Trace
 from cdkit.interfaces.answer_text import (
     UNFINISHED,
     has_thought,
@@ -158,14 +158,25 @@ class AnswerEngine:
             CdkitError: A prompt holds a token that stands for a picture.
         """
         for prompt in prompts:
-            check_prompt(prompt, self._picture_tokens)
+            self.check_prompt(prompt)
+        texts = [self.prompt(p, len(i)) for p, i in zip(prompts, pictures, strict=True)]
+        return self.batch(pictures, texts)
+
+    def batch(
+        self, pictures: Sequence[Sequence[Image]], texts: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """The batch of whole prompts, each with its images or all without, on the CPU."""
         batch = self.processor(
-            images=[list(images) for images in pictures],
-            text=[self.prompt(p, len(i)) for p, i in zip(prompts, pictures, strict=True)],
+            images=[list(images) for images in pictures] if any(pictures) else None,
+            text=list(texts),
             return_tensors="pt",
             padding=True,
         )
         return dict(batch)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise a CdkitError where a question holds a token that stands for a picture."""
+        check_prompt(prompt, self._picture_tokens)
 
     @cached_property
     def _picture_tokens(self) -> frozenset[str]:
@@ -254,39 +265,42 @@ class AnswerEngine:
         length = inputs["input_ids"].shape[1]
         sampling = self.sampling(seed, sample_ids, length)
         num_beams = self.num_beams if beams else 1
-        record_margins = record_margins and method.loop is None
-        stock = StockLogits()
-        with (
-            self._attached(
-                method, sample_ids, trace=("last_logits",) if record_margins else ()
-            ) as run,
-            self._watched(stock) if method.is_identity else nullcontext(),
-        ):
+        recorders: list[MarginRecorder] = []
+
+        def processors(trace: Trace) -> LogitsProcessorList:
+            if not record_margins or method.loop is not None:
+                return sampling
             recorder = MarginRecorder(
-                run.trace,
+                trace,
                 method.combiner,
                 method.constraint,
                 sampling,
                 prompt_length=length,
                 margins=num_beams == 1 and not self.adjusts_logits,
             )
-            processors = LogitsProcessorList([*sampling, *([recorder] if record_margins else [])])
-            ids = self._generate(inputs, limit, logits_processor=processors, num_beams=num_beams)
-            # with beams too, one row a question: where its prompt opens a thought, so does its text
-            opened = [self._opens_thought(row[:length]) for row in ids]
-            made = [
-                self._decoded(row[length:].tolist(), limit, UNFINISHED * inside)
-                for row, inside in zip(ids, opened, strict=True)
-            ]
-        # an end token was chosen too, where the limit did not cut the answer off
-        steps = [answer.tokens + (not answer.truncated) for answer in made]
-        stock.check(method.name, steps)
-        if not record_margins:
+            recorders.append(recorder)
+            return LogitsProcessorList([*sampling, recorder])
+
+        rows, stock = self.tokens(
+            method,
+            inputs,
+            sample_ids,
+            limit=limit,
+            processors=processors,
+            trace=("last_logits",) if record_margins and method.loop is None else (),
+            num_beams=num_beams,
+        )
+        made = [
+            self._decoded(row, limit, UNFINISHED * self._opens_thought(prompt))
+            for row, prompt in zip(rows, inputs["input_ids"], strict=True)
+        ]
+        if not recorders:
             return made
+        (recorder,) = recorders
         first = stock.first if recorder.first is None else recorder.first
         assert first is not None
         scores = self.yes_scores(first[::num_beams]).tolist()
-        margins = recorder.smallest(steps)
+        margins = recorder.smallest([self._steps(row) for row in rows])
         return [
             replace(
                 answer,
@@ -296,6 +310,52 @@ class AnswerEngine:
             )
             for answer, score, margin in zip(made, scores, margins, strict=True)
         ]
+
+    @torch.inference_mode()
+    def tokens(
+        self,
+        method: Method,
+        inputs: Mapping[str, Tensor],
+        sample_ids: Sequence[str],
+        *,
+        limit: int,
+        processors: Callable[[Trace], LogitsProcessorList],
+        trace: Sequence[str] = (),
+        **options: Any,
+    ) -> tuple[list[list[int]], StockLogits]:
+        """Generate new tokens: the one place where answers are made.
+
+        Args:
+            method: The method.
+            inputs: An encoded batch.
+            sample_ids: A name for each row, by which noise is drawn.
+            limit: Most tokens of an answer.
+            processors: Makes the logits processors; it is given what the method traces.
+            trace: What the method traces.
+            **options: Other arguments of `generate`.
+
+        Returns:
+            Each row's new tokens, with all that follows an end token, and the logits of a model
+            with no method on, which are empty for any other.
+
+        Raises:
+            PromptError: Some of the prompts cannot be answered.
+            CdkitError: The method cannot run on the model or in this mode.
+        """
+        length = inputs["input_ids"].shape[1]
+        stock = StockLogits()
+        with (
+            self._attached(method, sample_ids, trace=trace) as run,
+            self._watched(stock) if method.is_identity else nullcontext(),
+        ):
+            ids = self._generate(inputs, limit, logits_processor=processors(run.trace), **options)
+            rows: list[list[int]] = ids[:, length:].tolist()
+        stock.check(method.name, [self._steps(row) for row in rows])
+        return rows, stock
+
+    def _steps(self, row: list[int]) -> int:
+        """How many steps an answer took: its end token was chosen too, if it has one."""
+        return min(len(self.until_end(row)) + 1, len(row))
 
     def sampling(
         self, seed: int | None, sample_ids: Sequence[str], prompt_length: int

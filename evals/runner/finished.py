@@ -1,7 +1,7 @@
 """A finished run as read from its folder: its questions and every answer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdkit.interfaces.benchmark import Answer, Benchmark
@@ -29,6 +29,43 @@ class FinishedPart:
     unasked: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class LoggedDocument:
+    """What lmms-eval logged of one document.
+
+    Args:
+        question: The text that the model was asked.
+        target: The right answer, as text.
+        digest: lmms-eval's hash of the document.
+        scores: Metric -> the document's number.
+    """
+
+    question: str
+    target: str
+    digest: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LoggedTask:
+    """The log of one task of lmms-eval.
+
+    Args:
+        settings: What must be equal for two logs to be compared: the task's version, its shots and
+            its decoding.
+        documents: Number of a document -> what was logged of it, sorted.
+        higher_is_better: Metric -> whether more of it is better, as far as the task says so.
+        reported: Metric -> the task's number as lmms-eval aggregated it.
+        without_number: Metrics that have no number for a single document.
+    """
+
+    settings: Mapping[str, object]
+    documents: Mapping[int, LoggedDocument]
+    higher_is_better: Mapping[str, bool]
+    reported: Mapping[str, float]
+    without_number: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
     """One method of one model on one or more benchmarks, in one decode mode.
@@ -42,6 +79,7 @@ class FinishedRun:
         manifest: The content of manifest.json.
         seconds: Time spent in the model, summed over all processes and restarts.
         tokens: Tokens generated in that time.
+        logged: Task -> its per-document log, of a run of lmms-eval, which has no parts.
     """
 
     folder: Path
@@ -52,3 +90,4 @@ class FinishedRun:
     manifest: Mapping[str, object]
     seconds: float
     tokens: int
+    logged: Mapping[str, LoggedTask] = field(default_factory=dict)

@@ -23,11 +23,13 @@ from loguru import logger  # pyright: ignore[reportMissingImports]
 from PIL.Image import Image
 from tqdm import tqdm
 
+import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.integrations.lmms_eval.options import read_options
+from cdkit.evals.integrations.lmms_eval.options import read_options, told
 from cdkit.evals.integrations.lmms_eval.request_answers import DecodedAnswer, answers
 from cdkit.evals.integrations.lmms_eval.requests import Request, batches, naming_errors, repeats
-from cdkit.evals.integrations.lmms_eval.task_decoding import IDLE, read_decoding
+from cdkit.evals.integrations.lmms_eval.task_decoding import IDLE, check_decoding, read_decoding
+from cdkit.evals.protocols.follow import prepare
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.checkpoint_settings import notes
 
@@ -55,16 +57,23 @@ class Cdkit(lmms):  # type: ignore[misc]
         alone = options.device if self._world_size == 1 else None
         device = alone or self.accelerator.device
         self._model, self._processor = options.chosen.load(device, device_map=options.device_map)
+        if options.protocol is not None:
+            prepare(
+                options.protocol,
+                adapter=cdkit.adapter_for(self._model),
+                processor=self._processor,
+                model=options.model_type,
+            )
         if self._rank == 0:
             logger.info(options.chosen.told(self._model))
-            for note in notes(self._model, beams=True):
+            for note in (*notes(self._model, beams=True), *told(options, self._processor)):
                 logger.warning(note)
         self.device: torch.device = self._model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """One answer for each request, in their order."""
         # built here: lmms-eval frees the memory of a model by taking it from its attributes
-        engine = AnswerEngine(self._model, self._processor)
+        engine = AnswerEngine(self._model, self._processor, protocol=self.options.here)
         asked = self._read(engine, requests)
         answered: dict[int, DecodedAnswer] = {}
         with tqdm(total=len(asked), disable=self.rank != 0, desc="cdkit") as bar:
@@ -112,6 +121,8 @@ class Cdkit(lmms):  # type: ignore[misc]
                 reported.add((task, name))
             try:
                 decoding = read_decoding(given, stop_at_blank_line=options.stop_at_blank_line)
+                if options.here is not None:
+                    check_decoding(options.here, decoding)
             except CdkitError as error:
                 raise CdkitError(f"task {task}: {error}") from None
             visuals = partial(_visuals, self.task_dict, task, split, doc, doc_to_visual)

@@ -7,15 +7,24 @@ from typing import Any
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.side_by_side import overrides
+from cdkit.evals.protocols.follow import not_their_papers, unmatched
+from cdkit.evals.protocols.model_type import model_type
+from cdkit.evals.protocols.protocol import SETTINGS, Protocol
+from cdkit.evals.protocols.read import read_protocol
 from cdkit.evals.runner.chosen_model import ChosenModel, check_dtype
 from cdkit.methods.method import Method
 
+PROTOCOL = ("protocol", "system", "template", "image_preprocessing")
+"""The model arguments that say what stands around the method."""
 EXAMPLE = "pretrained=llava-hf/llava-1.5-7b-hf,method=cmac"
 
 
 @dataclass(frozen=True)
 class Options:
-    """`pretrained`: "micro", a folder or a hub name. `seed`: of sampling and of all noise."""
+    """`pretrained`: "micro", a folder or a hub name. `seed`: of sampling and of all noise.
+
+    `method` has the protocol's parameters, where none were given beside it.
+    """
 
     pretrained: str
     method: Method
@@ -30,6 +39,10 @@ class Options:
     stop_at_blank_line: bool = False
     """Whether a task's stop string of a blank line counts; lmms-eval gives it to most tasks."""
     allow_truncated_images: bool = False
+    protocol: Protocol | None = None
+    """What stands around the method, with its sections; see `around`."""
+    model_type: str | None = None
+    """`config.model_type`, by which a protocol has sections."""
 
     def __post_init__(self) -> None:
         for name, number, least in (("batch_size", self.batch_size, 1), ("seed", self.seed, 0)):
@@ -45,6 +58,11 @@ class Options:
             raise CdkitError(
                 f"device={self.device} and device_map={self.device_map}: give one of them"
             )
+
+    @property
+    def here(self) -> Protocol | None:
+        """The protocol as it is for this model."""
+        return None if self.protocol is None else self.protocol.at(model=self.model_type)
 
     @property
     def chosen(self) -> ChosenModel:
@@ -63,7 +81,8 @@ def read_options(given: Mapping[str, Any]) -> Options:
 
     What is no option of ours is a parameter of the method, by the names that `cdkit.load` takes.
     """
-    chosen = {name: value for name, value in given.items() if name in Options.__dataclass_fields__}
+    known = {*Options.__dataclass_fields__} - {*PROTOCOL, "model_type"}
+    chosen = {name: value for name, value in given.items() if name in known}
     for name in ("pretrained", "method"):
         if chosen.get(name) in (None, ""):
             raise CdkitError(f"the model argument {name} is missing: give it, such as {EXAMPLE}")
@@ -77,10 +96,63 @@ def read_options(given: Mapping[str, Any]) -> Options:
     parameters = {
         name: _value(name, value)
         for name, value in given.items()
-        if name not in chosen and name != "max_batch_size"
+        if name not in chosen and name not in (*PROTOCOL, "max_batch_size")
     }
-    chosen["method"] = cdkit.load(str(chosen["method"]), **parameters)
+    method = str(chosen["method"])
+    if (protocol := around(given)) is not None:
+        kind = model_type(chosen["pretrained"], chosen.get("revision"))
+        chosen |= {"protocol": protocol, "model_type": kind}
+        parameters = protocol.at(model=kind).parameters(method) | parameters
+    chosen["method"] = cdkit.load(method, **parameters)
     return Options(**chosen)
+
+
+def around(given: Mapping[str, Any]) -> Protocol | None:
+    """The protocol of a harness's arguments; a single setting wins over the protocol's.
+
+    Args:
+        given: The model arguments.
+
+    Returns:
+        The protocol with its sections; None where nothing is set.
+
+    Raises:
+        CdkitError: There is no such protocol, or a setting is not allowed.
+    """
+    said = {name: given[name] for name in PROTOCOL if given.get(name) is not None}
+    if not said:
+        return None
+    for name, value in said.items():
+        if not isinstance(value, str) or not (value or name == "system"):
+            raise CdkitError(f"the model argument {name} must be text, got {value!r}")
+        if len(value) > 1 and value[0] == value[-1] in ('"', "'"):  # around a text with commas
+            said[name] = value[1:-1]
+    name = said.pop("protocol", None)
+    return (Protocol("none") if name is None else read_protocol(name)).replace(**said)
+
+
+def told(options: Options, processor: Any) -> list[str]:
+    """What a user must know of a protocol: what cannot be matched, and what the task decides.
+
+    Args:
+        options: The options.
+        processor: The model's processor, after `prepare`.
+
+    Returns:
+        Sentences; empty without a protocol.
+    """
+    if options.protocol is None or options.here is None:
+        return []
+    found = unmatched(options.protocol, processor=processor, model=options.model_type)
+    stranger = not_their_papers(options.here, {options.method.name: options.method})
+    sections = [options.here.settings(), *options.protocol.benchmarks.values()]
+    left = [n for n in SETTINGS if SETTINGS[n] == "benchmark" and any(n in s for s in sections)]
+    if left:
+        found.append(
+            f"protocol {options.protocol.name}: the task decides {', '.join(left)}, so the "
+            "protocol's values are not applied: compare them with the task's file and --gen_kwargs"
+        )
+    return [*found, stranger] if stranger is not None else found
 
 
 def _value(name: str, value: Any) -> Any:

@@ -1,13 +1,11 @@
 """A batch of a harness's requests, answered by a model under a method."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from PIL.Image import Image
 from transformers import StoppingCriteriaList
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.integrations.lmms_eval.requests import MARK, Request, content
 from cdkit.evals.integrations.lmms_eval.task_decoding import StopsAt, TaskDecoding, cut
@@ -38,9 +36,17 @@ def prompt(engine: AnswerEngine, text: str, images: int) -> str:
     """The text in the model's chat template: images where it marks them, else before it."""
     parts = content(text, images)
     if parts is None:
+        engine.check_prompt(text)
         return engine.prompt(text, images)
     if images == 1 and text.lstrip().startswith(MARK):
         return engine.prompt(text.replace(MARK, "", 1).lstrip(), images)
+    if engine.protocol is not None and (conversation := engine.protocol.settings(of="model")):
+        fixed = [name for name in ("system", "template") if name in conversation]
+        if fixed:
+            raise CdkitError(
+                f"its text places {images} images ({MARK}), and {fixed[0]} is set, which has the "
+                f"images before the text: leave {fixed[0]} out, or take another task"
+            )
     if not getattr(engine.processor, "chat_template", None):
         raise CdkitError(
             f"its text places {images} images ({MARK}), for which the model's processor has no "
@@ -50,7 +56,6 @@ def prompt(engine: AnswerEngine, text: str, images: int) -> str:
     return str(engine.processor.apply_chat_template([message], add_generation_prompt=True))
 
 
-@torch.inference_mode()
 def answers(
     engine: AnswerEngine,
     method: Method,
@@ -62,31 +67,29 @@ def answers(
     (decoding,) = {request.decoding for request in requests}
     (count,) = {len(pictures) for pictures in images}
     check_mode(method, decoding)
-    batch = engine.processor(
-        text=[prompt(engine, request.text, count) for request in requests],
-        images=[list(pictures) for pictures in images] if count else None,
-        return_tensors="pt",
-        padding=True,
-    )
-    inputs = engine.moved(batch)
+    texts = [prompt(engine, request.text, count) for request in requests]
+    inputs = engine.moved(engine.batch(images, texts))
     start = inputs["input_ids"].shape[1]
-    with cdkit.attach(
-        engine.model,
+    sampled = decoding.temperature is not None
+    warm = replace(
+        engine,
+        noise_seed=seed,
+        temperature=decoding.temperature or 1.0,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+    )
+    sampling = warm.sampling(seed if sampled else None, [r.draw_id for r in requests], start)
+    rows, _ = warm.tokens(
         method,
-        processor=engine.processor,
-        seed=seed,
-        sample_ids=[request.noise_id for request in requests],
-    ):
-        ids = engine.model.generate(
-            **inputs,
-            **dict(decoding.passed),
-            max_new_tokens=decoding.limit,
-            do_sample=False,
-            num_beams=decoding.num_beams,
-            logits_processor=decoding.processors(seed, [r.draw_id for r in requests], start),
-            stopping_criteria=_stopping(engine, decoding, start),
-        )
-    return [_said(engine, row[start:].tolist(), decoding) for row in ids]
+        inputs,
+        [request.noise_id for request in requests],
+        limit=decoding.limit,
+        processors=lambda trace: sampling,
+        num_beams=decoding.num_beams,
+        stopping_criteria=_stopping(engine, decoding, start),
+        **dict(decoding.passed),
+    )
+    return [_said(engine, row, decoding) for row in rows]
 
 
 def _stopping(engine: AnswerEngine, decoding: TaskDecoding, start: int) -> StoppingCriteriaList:

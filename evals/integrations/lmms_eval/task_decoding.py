@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteria
+from transformers import StoppingCriteria
 
 from cdkit.errors import CdkitError, check_temperature
-from cdkit.evals.runner.gumbel import GumbelSampling
+from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.registry import unknown
 
@@ -67,27 +67,10 @@ class TaskDecoding:
 
     @property
     def mode(self) -> str:
+        """ "greedy", "sample" or "beam"."""
         if self.num_beams > 1:
             return BEAM
         return GREEDY if self.temperature is None else SAMPLE
-
-    def processors(
-        self, seed: int, sample_ids: Sequence[str], prompt_length: int
-    ) -> LogitsProcessorList:
-        """Makes greedy search sample, in Hugging Face's order; empty where nothing is sampled."""
-        made = LogitsProcessorList()
-        if self.temperature is not None:
-            made.append(
-                GumbelSampling(
-                    seed,
-                    sample_ids,
-                    prompt_length=prompt_length,
-                    temperature=self.temperature,
-                    top_k=self.top_k,
-                    top_p=self.top_p,
-                )
-            )
-        return made
 
 
 def read_decoding(given: Mapping[str, Any], *, stop_at_blank_line: bool = False) -> TaskDecoding:
@@ -123,6 +106,48 @@ def read_decoding(given: Mapping[str, Any], *, stop_at_blank_line: bool = False)
         ),
         passed=tuple((name, value[name]) for name in PASSED if name in value),
     )
+
+
+def check_decoding(protocol: Protocol, decoding: TaskDecoding) -> None:
+    """Raise where a task decodes in another way than a protocol says.
+
+    The harness decides how an answer is decoded, so a protocol's decoding is not applied in
+    silence, and not passed over either.
+    """
+    wanted = protocol.settings("decoding")
+    if not wanted:
+        return
+    here = {
+        "mode": decoding.mode,
+        "temperature": decoding.temperature,
+        "top_k": decoding.top_k,
+        "top_p": decoding.top_p,
+        "beams": decoding.num_beams if decoding.mode == BEAM else None,
+    }
+    if wanted["mode"] == SAMPLE:
+        wanted = {"temperature": 1.0} | wanted
+    if wanted.get("top_p") == 1:
+        del wanted["top_p"]  # keeps all tokens
+    if wanted["mode"] == BEAM:
+        wanted = {"beams": decoding.num_beams} | wanted
+    if all(here[name] == wanted.get(name) for name in here):
+        return
+    of_mode: Mapping[str, Mapping[str, Any]] = {
+        GREEDY: {"do_sample": False, "num_beams": 1},
+        SAMPLE: {"do_sample": True, "temperature": wanted.get("temperature"), "num_beams": 1},
+        BEAM: {"do_sample": False, "num_beams": max(2, wanted.get("beams", 2))},
+    }
+    options = {**of_mode[str(wanted["mode"])]}
+    options |= {name: wanted[name] for name in ("top_k", "top_p") if name in wanted}
+    asked = ",".join(f"{name}={value}" for name, value in options.items())
+    raise CdkitError(
+        f"the protocol {protocol.name} decodes by {_listed(wanted)}, and the task by "
+        f"{_listed({n: v for n, v in here.items() if v is not None})}: add --gen_kwargs {asked}"
+    )
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def cut(text: str, until: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,48 @@ def test_what_the_user_can_mend(folders: list[Path], tmp_path: Path) -> None:
         plain, ours, "--base", "plane"
     )
     assert not Path("runs").exists()  # what fails leaves nothing
+
+
+@pytest.fixture
+def grid(
+    stored: Mapping[Path, FinishedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder that holds three methods greedily, and one of them by sampling too."""
+    folder = tmp_path / "grid"
+    folder.mkdir()
+    plain, ours, _ = (replace(run, folder=folder) for run in stored.values())
+    third = replace(ours, method="third")
+    drawn = replace(plain, mode="sample")
+    monkeypatch.setattr(read_run, "read_run", lambda _: (plain, ours, third, drawn))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_methods_of_one_folder_are_compared_in_one_decode_mode(grid: Path) -> None:
+    asked = ("--mode", "greedy")
+    result = run(grid, *asked, "--output", "all")
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(Path("all/comparison.json").read_text("utf-8"))["runs"]) == [
+        "plain", "ours", "third"
+    ]  # fmt: skip
+    result = run(grid, *asked, "--methods", "plain, third", "--base", "third", "--output", "two")
+    assert result.exit_code == 0, result.output
+    assert [*json.loads(Path("two/comparison.json").read_text("utf-8"))["runs"]] == [
+        "third", "plain"
+    ]  # fmt: skip
+
+
+def test_what_a_folder_does_not_hold_is_refused(grid: Path) -> None:
+    assert "answers in the modes greedy, sample" in refused(grid)
+    assert "say which by --mode" in refused(grid)
+    assert "has no answers in the mode beam, but greedy, sample" in refused(grid, "--mode", "beam")
+    assert "no decode mode is called 'greedi'. Did you mean 'greedy'" in refused(
+        grid, "--mode", "greedi", status=2
+    )
+    asked = (grid, "--mode", "greedy", "--methods")
+    assert "no run has the method fourth: there are plain, ours" in refused(*asked, "plain,fourth")
+    assert "--methods takes names with commas" in refused(*asked, "plain,,third", status=2)
+    assert "needs two runs or more, got 1" in refused(*asked, "plain", status=2)
 
 
 def test_help_has_examples() -> None:

@@ -18,6 +18,7 @@ from cdkit.evals.comparison import comparable, comparison_run
 from cdkit.evals.comparison.run_names import name_runs
 from cdkit.evals.comparison.tallies import tallies
 from cdkit.evals.microworld import write_benchmarks
+from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.reports.formatting import DASH
 from cdkit.evals.reports.results import direction
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
@@ -498,3 +499,57 @@ def test_cost_is_told_beside(two: list[FinishedRun]) -> None:
         name_runs([two[0], dataclasses.replace(two[1], tokens=0)]), resamples=10
     )
     assert empty.results.text_tables[-1].rows[1][3:] == (DASH, DASH)
+
+
+def record(**settings: Any) -> dict[str, Any]:
+    return Protocol("some", **settings).record()
+
+
+def under(run: FinishedRun, record: Mapping[str, Any]) -> FinishedRun:
+    return changed(run, protocol=record, model={**MANIFEST["model"], "type": "llava"})
+
+
+SUFFIX: dict[str, Any] = {"question_suffix": " Answer briefly."}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "told"),
+    [
+        (SUFFIX, {"question_suffix": " Yes or no."}, "question_suffix is ' Answer briefly.' in"),
+        ({"image_preprocessing": "pad"}, {**SUFFIX, "image_preprocessing": "crop"},
+         "image_preprocessing is 'pad' in one and 'crop' in the other; question_suffix is not"),
+        ({"models": {"llava": {"system": "Be brief."}}}, SUFFIX, "system is 'Be brief.' in one"),
+        ({"benchmarks": {"pope": SUFFIX}}, {"mode": "greedy"}, "mode is not set in one and 'gr"),
+    ],
+)  # fmt: skip
+def test_protocols_that_differ_are_refused_field_by_field(
+    two: list[FinishedRun], a: dict[str, Any], b: dict[str, Any], told: str
+) -> None:
+    found = refused(under(two[0], record(**a)), under(two[1], record(**b)))
+    assert found.startswith("a and b cannot be compared: of pope_random their protocols differ: ")
+    assert told in found and found.endswith("; run both under one protocol")
+
+
+def test_the_same_protocol_under_another_name_is_the_same(two: list[FinishedRun]) -> None:
+    laid_out: dict[str, Any] = {
+        "summary": "other words",
+        "question_suffix": None,
+        "models": {"llava": SUFFIX, "blip": {"system": "Only there."}},
+        "benchmarks": {"opope": {"max_new_tokens": 3}},  # which no run has
+    }
+    mine = under(two[0], Protocol("one", **SUFFIX).record())
+    theirs = under(two[1], Protocol("other", **laid_out).record())
+    assert comparable.check(name_runs([mine, theirs])) == ()
+
+
+def test_parameters_of_methods_and_a_run_without_protocol_are_named(
+    two: list[FinishedRun],
+) -> None:
+    runs = [under(two[0], record(methods={"vcd": {"beta": 0.2}})), under(two[1], record())]
+    (note,) = comparable.check(name_runs(runs, ["a", "b"]))
+    assert note == "protocols of a and b: methods.vcd.beta is 0.2 in one and not set in the other"
+    runs = [under(two[0], {}), under(two[1], record(mode="greedy"))]
+    (note,) = comparable.check(name_runs(runs, ["a", "b"]))
+    assert note == "protocols of a and b: mode is not set in one and 'greedy' in the other"
+    padded = under(two[1], record(image_preprocessing="pad"))
+    assert "image_preprocessing is not set in one and 'pad' in" in refused(runs[0], padded)

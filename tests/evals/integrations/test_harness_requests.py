@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 import cdkit
 from cdkit import CdkitError
-from cdkit.evals.integrations.lmms_eval.options import read_options
+from cdkit.evals.integrations.lmms_eval.options import read_options, told
 from cdkit.evals.integrations.lmms_eval.request_answers import answers, check_mode, prompt
 from cdkit.evals.integrations.lmms_eval.requests import (
     Request,
@@ -28,9 +28,11 @@ from cdkit.evals.integrations.lmms_eval.requests import (
 from cdkit.evals.integrations.lmms_eval.task_decoding import (
     StopsAt,
     TaskDecoding,
+    check_decoding,
     cut,
     read_decoding,
 )
+from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.answer_engine import AnswerEngine
 
 GREEDY = TaskDecoding()
@@ -303,3 +305,73 @@ def test_prompts(engine: AnswerEngine) -> None:
     bare = AnswerEngine(engine.model, type("Bare", (), {"chat_template": None})())
     with pytest.raises(CdkitError, match="no chat template: only tasks with the images before"):
         prompt(bare, "is <image> like <image> ?", 2)
+
+
+def test_a_protocol_gives_the_prompt_and_the_parameters_of_methods(engine: AnswerEngine) -> None:
+    given = {"pretrained": "micro", "method": "vcd", "protocol": "vcd_pope"}
+    options = read_options(given)
+    assert options.method == cdkit.load("vcd", alpha=1.0, beta=0.2, step=500)
+    stronger = cdkit.load("vcd", alpha=3.0, beta=0.2, step=500)
+    assert read_options({**given, "alpha": 3.0}).method == stronger
+    assert options.model_type == engine.model.config.model_type
+    system = read_options({**given, "system": "'be brief, please'"})
+    assert system.here is not None and system.here.system == "be brief, please"
+    under = replace(engine, protocol=Protocol("p", template="{images} ask: {question} say:"))
+    assert prompt(under, "what?", 1) == "<image> ask: what? say:"
+    assert prompt(under, "<image>\nwhat?", 1) == prompt(under, "what?", 1)
+    with pytest.raises(CdkitError, match="and template is set, which has the images before"):
+        prompt(under, "is <image> like <image> ?", 2)
+    with pytest.raises(CdkitError, match="<image>"):
+        prompt(engine, "is <image> there ?", 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "vcd_pop"}, "Did you mean 'vcd_pope'"),
+        ({"protocol": 3}, "the model argument protocol must be text, got 3"),
+        ({"template": "no place"}, "template must hold"),
+        ({"system": "a", "template": "{images}{question}"}, "system and template exclude"),
+        ({"image_preprocessing": "cropp"}, "Did you mean 'crop'"),
+        ({"question_suffix": " Briefly."}, "question_suffix"),
+    ],
+)
+def test_protocols_that_cannot_be(
+    changes: dict[str, Any], message: str, as_for_a_user: None
+) -> None:
+    with pytest.raises(CdkitError, match=message):
+        read_options({"pretrained": "micro", "method": "cmac"} | changes)
+
+
+def test_what_a_protocol_leaves_to_the_task_is_said(engine: AnswerEngine) -> None:
+    given = {"pretrained": "micro", "method": "cmac", "protocol": "vcd_pope"}
+    notes = told(read_options(given), engine.processor)
+    assert any("the task decides question_suffix, max_new_tokens, parser" in note for note in notes)
+    assert any(note.startswith("cmac is run under vcd_pope, the protocol of vcd") for note in notes)
+    assert told(read_options({"pretrained": "micro", "method": "cmac"}), engine.processor) == []
+
+
+DRAWN = Protocol("drawn", mode="sample", temperature=1.0, top_p=1.0)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "decoding", "options"),
+    [
+        (DRAWN, TaskDecoding(temperature=1.0), ""),
+        (Protocol("p", mode="greedy"), GREEDY, ""),
+        (Protocol("p", mode="beam"), TaskDecoding(num_beams=3), ""),
+        (Protocol("p"), TaskDecoding(num_beams=3), ""),
+        (DRAWN, GREEDY, "do_sample=True,temperature=1.0,num_beams=1"),
+        (DRAWN, TaskDecoding(temperature=1.0, top_p=0.9), "do_sample=True,temperature=1.0"),
+        (Protocol("p", mode="greedy"), TaskDecoding(temperature=0.2), "do_sample=False,num"),
+        (Protocol("p", mode="beam", beams=5), GREEDY, "do_sample=False,num_beams=5"),
+    ],
+)
+def test_a_protocol_decodes_as_the_task_or_says_how(
+    protocol: Protocol, decoding: TaskDecoding, options: str, as_for_a_user: None
+) -> None:
+    if not options:
+        check_decoding(protocol, decoding)
+        return
+    with pytest.raises(CdkitError, match=f"and the task by .*: add --gen_kwargs {options}"):
+        check_decoding(protocol, decoding)

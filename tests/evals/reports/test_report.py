@@ -122,6 +122,16 @@ def test_the_base_may_have_any_name(pope: POPE) -> None:
 LISTING = TextTable("What <changed>", ("run", "count"), (("a|b <script>", "3"),), ("a *note*",))
 
 
+def test_the_protocol_stands_at_the_head() -> None:
+    head = "protocol vcd_pope: as &lt;VCD&gt; asked"
+    facts = {**MANIFEST, "summary": {"protocol": "vcd_pope: as <VCD> asked"}}
+    assert head in (page := report.render(Results(()), facts))
+    assert "what of it is not matched" not in page
+    page = report.render(Results(()), {**facts, "unmatched": ["the images"]})
+    assert head in page and '<a href="#listings">what of it is not matched</a>' in page
+    assert "protocol" not in report.render(Results(()), MANIFEST).partition("<nav>")[0]
+
+
 def test_a_listing_is_laid_out_and_escaped_everywhere() -> None:
     text = "\n".join(markdown.text_table_lines(LISTING))
     assert "## What \\<changed\\>" in text and "| a\\|b \\<script\\> | 3 |" in text
@@ -210,7 +220,9 @@ def test_an_overview_of_thirty_methods_fits_120_columns(tables: tuple[Table, ...
     rows = [line for line in lines if "a_method_of_the_field_28" in line]
     for column in shown.columns:
         cell = column.cells["a_method_of_the_field_28"]
-        assert formatting.summed_up(cell, "accuracy") in rows[0]  # all three on one line
+        assert cell.difference is not None
+        told = formatting.difference(cell.difference, "accuracy") + cell.mark
+        assert told in rows[0]  # all three on one line
     (row,) = (line for line in lines if line.split() and line.split()[0] == "search")
     assert row.split()[1:3] == [formatting.DASH, formatting.DASH]
     ends = {line.index("]") for line in lines if line.count("]") == 3}
@@ -240,7 +252,8 @@ def test_markdown_has_every_cell_and_escapes_names(tables: tuple[Table, ...]) ->
     rows = [line for line in told.splitlines() if line.startswith("| a\\_method")]
     assert len(rows) == 29 * 4 and {row.count(" |") for row in rows} == {4}
     cell = tables[0].rows["a_method_of_the_field_28"].cells["accuracy"]
-    assert formatting.summed_up(cell, "accuracy") in told
+    assert cell.difference is not None
+    assert f"({formatting.difference(cell.difference, 'accuracy')}{cell.mark})" in told
 
 
 @in_a_browser
