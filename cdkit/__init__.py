@@ -84,6 +84,8 @@ if TYPE_CHECKING:
     from cdkit.methods.presets import load as load
     from cdkit.methods.presets import presets as presets
     from cdkit.pretrained import load_model as load_model
+    from cdkit.probing.observed_layers import ObservedLayers as ObservedLayers
+    from cdkit.probing.observed_layers import observe_layers as observe_layers
     from cdkit.probing.rotary import layers_that_rotate as layers_that_rotate
     from cdkit.probing.rotary import probe_rotary as probe_rotary
     from cdkit.registry import Registry as Registry
@@ -206,6 +208,10 @@ _HOMES = {
         "presets",
     ),
     "pretrained": ("load_model",),
+    "probing.observed_layers": (
+        "ObservedLayers",
+        "observe_layers",
+    ),
     "probing.rotary": (
         "layers_that_rotate",
         "probe_rotary",

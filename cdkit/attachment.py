@@ -36,10 +36,11 @@ from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import adapter_for, unwrap
+from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method
 from cdkit.probing.adapter_trial import is_due, try_adapter
+from cdkit.probing.observed_layers import observe_layers
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -405,6 +406,7 @@ def _attached(
         branches=branches,
         rotary=None if method.calibrator is None else adapter.rotary(model),
         hooked=hooked,
+        caches_keys=hooked and _caches_keys(model, adapter),
         has_sliding_window=window is not None,
         window=window if hooked else None,
         traced=traced,
@@ -412,6 +414,11 @@ def _attached(
         lm_module=adapter.lm_module(model),
         depth=len(adapter.layers(model)),
     )
+
+
+def _caches_keys(model: nn.Module, adapter: ModelAdapter) -> bool:
+    attentions = [adapter.attention(layer) for layer in adapter.layers(model)]
+    return observe_layers(adapter.decoder(model), attentions).caches_keys
 
 
 def _check_names(method: Method, layers: Collection[str]) -> None:

@@ -127,8 +127,6 @@ def _check_decoder(decoder: Any) -> None:
         raise CdkitError(f"{name} has no rotary embedding called rotary_emb")
     if not hasattr(decoder, "norm"):
         raise CdkitError(f"{name} has no final norm called norm")
-    if getattr(decoder.config, "attn_logit_softcapping", None):
-        raise CdkitError(f"{name} caps its attention logits")
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():
         raise CdkitError(f"{name} does not take its attention from Hugging Face's interface")

@@ -82,7 +82,7 @@ class BranchedCache(MethodCache):
             values = Columns(shared[1], layer.values[rows], each)
             whole = keys.column_slice(0, keys.total)
             rotary = None if plan.rotary is None else plan.rotary[index]
-            if rotary is not None and state.key_offset is not None:
+            if rotary is not None and state.key_offset is not None and plan.caches_keys:
                 span = plan.layout.image_span
                 whole = rotate_keys(whole, -state.key_offset[rows], span, rotary)
             plain.update(

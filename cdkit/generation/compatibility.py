@@ -72,6 +72,8 @@ ATTENTION_ARGUMENTS = frozenset(
     {
         # what the fast kernel takes; text attention is causal by its mask, and drops nothing
         *("dropout", "scaling", "is_causal"),
+        # of the softmax: attention sinks, and the cap of logits
+        *("s_aux", "softcap"),
         # what masks and rotated keys already say
         *("sliding_window", "position_ids", "position_embeddings", "cache_position"),
         # what the decoder's other parts read, and hand down to its attention
@@ -366,11 +368,6 @@ def check_attachable(attached: AttachedMethod) -> None:
         )
     if not attached.hooked:
         return
-    if getattr(decoder.config, "attn_logit_softcapping", None):
-        raise CdkitError(
-            f"{type(decoder).__name__} caps its attention logits, and {method.name} changes "
-            "them; use a method that changes only the inputs, such as vcd"
-        )
     shards = getattr(attached.model, "tp_size", None) or 1
     if shards > 1:
         raise CdkitError(

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cdkit.attention.softmax_form import attention_with_weights
 from cdkit.branches.inputs import features_in, place_features
 from cdkit.branches.layout import make_layout
 from cdkit.branches.method_cache import MethodCache
@@ -298,7 +299,7 @@ class ReferenceEngine(AttachedEngine):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        scaling: float,
+        kwargs: dict[str, Any],
     ) -> Float[Tensor, "rows new heads head_dim"]:
         """A layer's attention for the branch that is in the decoder."""
         running.layers_run += 1
@@ -316,7 +317,9 @@ class ReferenceEngine(AttachedEngine):
             key,
             value,
             mask,
-            scaling,
+            kwargs["scaling"],
+            kwargs.get("softcap"),
+            kwargs.get("s_aux"),
         )
         self._note(running, layer, made)
         return made.out
@@ -478,9 +481,10 @@ def _attention(
         if argument is not None and name not in ATTENTION_ARGUMENTS and name not in known:
             raise unknown_attention_argument(module, name)
     if running is None:  # not under a forward that is read
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    scaling = kwargs["scaling"]
-    out = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, scaling)
+        plain = kwargs.get("softcap") is None and kwargs.get("s_aux") is None
+        kernel = sdpa_attention_forward if plain else attention_with_weights
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+    out = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, kwargs)
     return out, None
 
 

@@ -164,12 +164,16 @@ def attend(
     value: Float[Tensor, "rows kv_heads columns value_dim"],
     mask: Tensor | None,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Attended:
     """`softmax(q k^T) v`, its cross-modal segment calibrated and then changed in turn.
 
     Args:
         query: Rotated by the ordinary positions, as the keys are.
         mask: As the decoder gives it to its layers: boolean, additive, or None for causal.
+        softcap: Logits are `softcap * tanh(logits / softcap)`; None where they are not capped.
+        sinks: The logit of each head's attention sink; None where there is none.
     """
     tokens = tokens.to(query.device)
     wide, dtype = torch.promote_types(query.dtype, torch.float32), value.dtype
@@ -184,6 +188,8 @@ def attend(
         keys = rotate(keys, tokens.shift, layer.rotary)
         calibrated = queries @ _each_head(keys, heads).mT * scaling
         logits = torch.where(segment_cells[:, None], calibrated, logits)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     logits = logits.masked_fill(~visible[:, None], -math.inf)
 
     before, after = None, None
@@ -212,6 +218,7 @@ def attend(
             text_logits=logits.masked_fill(segment_cells[:, None], -math.inf),
             before_image=tokens.before_image,
             layer_state=memory.call,
+            sinks=sinks,
         )
         after = before
         for change in changes:
@@ -220,7 +227,7 @@ def attend(
             after = _hidden(after, after.pruned, tokens, visible)
         logits = torch.where(cells, tokens.at_columns(after.logits), after.text_logits)
 
-    weights = softmax(logits)
+    weights = softmax(logits, sinks)
     if after is None or after.replaced is None or after.replacement is None:
         out = weights @ _each_head(values, heads)
     else:

@@ -27,6 +27,9 @@ class AttachedMethod:
     """Each layer's, where the method has a calibrator."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
+    caches_keys: bool
+    """Whether the decoder's cache holds the keys that attention gets. Latent attention (MLA) makes
+    them anew at each step, so rotated keys cannot be kept."""
     has_sliding_window: bool
     """Whether some of the decoder's layers keep the last tokens alone."""
     window: int | None
