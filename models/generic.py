@@ -125,8 +125,6 @@ def _check_decoder(decoder: Any) -> None:
         raise CdkitError(f"layers of {name} keep no keys and values")
     if getattr(decoder, "rotary_emb", None) is None:
         raise CdkitError(f"{name} has no rotary embedding called rotary_emb")
-    if not hasattr(decoder, "norm"):
-        raise CdkitError(f"{name} has no final norm called norm")
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():
         raise CdkitError(f"{name} does not take its attention from Hugging Face's interface")

@@ -124,6 +124,24 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     promise = "embed returns what the decoder gets for text tokens"
     require_close(text_embeds[text].to(embeds), embeds[text], adapter, promise)
 
+    return encoder
+
+
+def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
+    """Require that `logits` makes of a layer's states what the model makes of the last one's.
+
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        inputs: Prompts, padded on the left.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    depth = len(adapter.layers(model))
+    calls = recorded_generate(adapter, model, inputs, steps=1)
+    first = {call.name: call for call in reversed(calls)}
+    decoder = first["decoder"]
     wanted = first["lm_module"].output.logits[:, -1]
     promise = "logits of the last layer's output are the model's next-token logits"
     hidden = _hidden(first[_layer(depth - 1)])[:, -1]
@@ -131,7 +149,6 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     promise = "logits of the decoder's output, with norm=False, are the same"
     hidden = decoder.output.last_hidden_state[:, -1]
     require_close(adapter.logits(model, hidden, norm=False), wanted, adapter, promise)
-    return encoder
 
 
 KNOWN_TENSORS = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")

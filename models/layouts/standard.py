@@ -104,7 +104,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
     ) -> Float[Tensor, "rows vocab"]:
         decoder: Any = self.decoder(model)
         lm_module: Any = self.lm_module(model)
-        logits: Tensor = lm_module.lm_head(decoder.norm(hidden) if norm else hidden)
+        logits: Tensor = lm_module.lm_head(final_norm(decoder)(hidden) if norm else hidden)
         cap = getattr(decoder.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap and self.caps_logits else logits
 
@@ -138,6 +138,27 @@ class StandardAdapter(ModelAdapter, abc.ABC):
             fallback=self.fallback,
             placeholder=self.placeholder,
         )
+
+
+def final_norm(decoder: nn.Module) -> nn.Module:
+    """The norm after a decoder's last layer: `norm`, or the one norm beside its layers.
+
+    Raises:
+        CdkitError: Where it has none, or several.
+    """
+    found = {
+        name: module
+        for name, module in decoder.named_children()
+        if type(module).__name__.endswith("Norm") or name == "norm"
+    }
+    if "norm" in found:
+        return found["norm"]
+    if len(found) != 1:
+        raise CdkitError(
+            f"{type(decoder).__name__} has {len(found)} norms beside its layers, so how it makes "
+            "logits of a layer's states is not known"
+        )
+    return next(iter(found.values()))
 
 
 def flat(features: Tensor | Sequence[Tensor]) -> Float[Tensor, "tokens hidden"]:
