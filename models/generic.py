@@ -1,17 +1,19 @@
 """Families that have no file here: an adapter that searches the model for its parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from cdkit import GENERIC_ADAPTERS, CdkitError, UnmatchedPixelsError, chat_prompt
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
-from cdkit.models.layouts.standard import StandardAdapter, one_entry_each, runs
+from cdkit.models.layouts.patches import patch_places
+from cdkit.models.layouts.standard import StandardAdapter, one_entry_each, runs, tiles_by_tokens
 
 IMAGE_TOKEN = ("image_token_id", "image_token_index")
 """What configs call the id of the image token."""
@@ -23,8 +25,8 @@ class Generic(StandardAdapter):
 
     Each run of image tokens counts as an image, so two pictures with nothing between count as one,
     and a picture with marks inside as several. An entry of `pixel_values` is the picture of an
-    image; where there are not as many entries as images, or pixels come in another form, methods
-    that change pixels are refused.
+    image, or one of its tiles; with `image_grid_thw` it is a patch. Where pixels come in another
+    form, methods that change pixels are refused.
     """
 
     example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
@@ -77,10 +79,16 @@ class Generic(StandardAdapter):
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
-        pixels = given["pixel_values"]
+        pixels, grids = given["pixel_values"], given.get("image_grid_thw")
         more = [name for name in given if "pixel_values" in name and name != "pixel_values"]
         if more:
             raise UnmatchedPixelsError(f"pixels come in {more[0]} as well")
+        if grids is not None:
+            return _of_grids(model, given, tokens)
+        if pixels.ndim == 5 and pixels.shape[2] == 3 and len(pixels) == len(tokens):
+            return [entry[:count] for entry, count in zip(pixels, _tiles(pixels), strict=True)]
+        if pixels.ndim == 4 and pixels.shape[1] == 3 and len(pixels) > len(tokens):
+            return _of_tiles(pixels, tokens)
         if pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) != len(tokens):
             raise UnmatchedPixelsError(
                 f"pixel_values has shape {tuple(pixels.shape)}, not ({len(tokens)}, 3, height, "
@@ -89,6 +97,14 @@ class Generic(StandardAdapter):
         return pixels_by_size(given) if _padded(given) else one_entry_each(given)
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        pixels = given["pixel_values"]
+        if given.get("image_grid_thw") is not None:
+            return _joined_grids(model, images, given)
+        if pixels.ndim == 5:
+            pairs = zip(pixels, images, strict=True)
+            return torch.stack([torch.cat((image, entry[len(image) :])) for entry, image in pairs])
+        if len(pixels) > len(images):
+            return torch.cat(list(images))
         return joined_by_size(images, given)
 
     def prompt(self, question: str, *, images: int, processor: Any) -> str:
@@ -128,6 +144,78 @@ def _check_decoder(decoder: Any) -> None:
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():
         raise CdkitError(f"{name} does not take its attention from Hugging Face's interface")
+
+
+def _tiles(pixels: Float[Tensor, "images tiles 3 height width"]) -> list[int]:
+    """How many tiles each image has; those that fill it up, at its end, are all zeros."""
+    filled = (pixels != 0).flatten(2).any(dim=-1).int()
+    return [max(1, int(count)) for count in filled.flip(1).cummax(dim=1).values.sum(dim=1)]
+
+
+def _of_tiles(pixels: Float[Tensor, "tiles 3 height width"], tokens: Sequence[int]) -> list[Tensor]:
+    """The tiles of each image, where each tile has the same number of tokens."""
+    each, rest = divmod(sum(tokens), len(pixels))
+    if rest or any(count % each for count in tokens):
+        raise UnmatchedPixelsError(
+            f"pixel_values has {len(pixels)} tiles for {len(tokens)} runs of image tokens, of "
+            f"{', '.join(map(str, tokens))} tokens: not the same number of tokens for each tile"
+        )
+    return tiles_by_tokens({"pixel_values": pixels}, tokens, each)
+
+
+def _grid_places(
+    model: Any, given: Mapping[str, Any]
+) -> Iterator[tuple[Tensor, Int[Tensor, "patches values"], tuple[int, int]]]:
+    """For each image its patches, where their values stand in a frame, and the frame's size."""
+    pixels, grids = given["pixel_values"], given["image_grid_thw"].tolist()
+    vision = getattr(model.config, "vision_config", None)
+    side: Any = getattr(vision, "patch_size", None)
+    side = side[0] if isinstance(side, list | tuple) else side
+    counts = [t * h * w for t, h, w in grids]
+    values = pixels[0].numel()
+    if not isinstance(side, int) or sum(counts) != len(pixels) or values % (3 * side * side):
+        raise UnmatchedPixelsError(
+            f"pixel_values has shape {tuple(pixels.shape)}, not a row for each of {sum(counts)} "
+            f"patches with the values of 3 colours in squares of {side} pixels"
+        )
+    merged: Any = given.get("image_merge_sizes")
+    if merged is None:
+        merged = [getattr(vision, "spatial_merge_size", None) or 1] * len(grids)
+    for patches, (frames, high, wide), one in zip(pixels.split(counts), grids, merged, strict=True):
+        size = high * side, wide * side
+        places = patch_places(
+            model.config.model_type,
+            height=size[0],
+            width=size[1],
+            side=side,
+            merged=int(one),
+            frames=values // (3 * side * side),
+        )
+        yield patches.reshape(frames, -1, values), places.to(pixels.device), size
+
+
+def _of_grids(model: Any, given: Mapping[str, Any], tokens: Sequence[int]) -> list[Tensor]:
+    """The pictures of images that come as rows of patches."""
+    if len(given["image_grid_thw"]) != len(tokens):
+        raise UnmatchedPixelsError(
+            f"image_grid_thw has {len(given['image_grid_thw'])} images, the prompts have "
+            f"{len(tokens)} runs of image tokens"
+        )
+    images = []
+    for patches, places, (height, width) in _grid_places(model, given):
+        whole = patches.new_empty(len(patches), 3 * height * width)
+        index = places.flatten().expand(len(patches), -1)
+        images.append(whole.scatter(1, index, patches.flatten(1)).view(-1, 3, height, width))
+    return images
+
+
+def _joined_grids(model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+    """The inverse of `_of_grids`."""
+    parts = [
+        image.flatten(1)[:, places.flatten()]
+        for image, (_, places, _) in zip(images, _grid_places(model, given), strict=True)
+    ]
+    return torch.cat([part.flatten() for part in parts]).view_as(given["pixel_values"])
 
 
 def _padded(given: Mapping[str, Any]) -> bool:

@@ -219,7 +219,7 @@ def _run_checks(
         checked = "what its images depend on"
         if _has_other_ending(adapter, model, inputs):
             check_causal_prefix(adapter, model, inputs)
-        checked = "two branches alike"
+        checked = "two branches alike, as rows of one batch with one cache"
         attention = ""
         for optimize in (ONE_BATCH, True):
             attention = attention or _why_not(
@@ -244,7 +244,7 @@ def _run_checks(
     except (AssertionError, CdkitError) as error:
         raise _unfit(adapter, name, f"{error}") from None
     except Exception as error:  # an unknown model may fail in any way
-        what = f"{checked}: {type(error).__name__}: {error}"
+        what = f"{checked}: the check fails with {type(error).__name__}"
         raise _unfit(adapter, name, what) from error
 
 
@@ -257,7 +257,7 @@ def _why_not(check: Callable[..., None], *arguments: Any) -> str:
     except (AssertionError, CdkitError) as error:
         return f"{error}".rstrip(".")
     except Exception as error:  # an unknown model may fail in any way
-        return f"{type(error).__name__}: {error}".rstrip(".")
+        return f"the check fails with {type(error).__name__}"
     return ""
 
 

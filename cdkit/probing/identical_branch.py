@@ -17,7 +17,8 @@ from cdkit.interfaces.distortion import (
     AttentionDistortion,
     DistortionStrategy,
     Modified,
-    PixelDistortion,
+    Prompt,
+    PromptDistortion,
 )
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.segment import CrossModalSegment
@@ -72,13 +73,14 @@ class Unchanged(AttentionDistortion):
 
 
 @dataclass(frozen=True)
-class SamePixels(PixelDistortion):
-    """Distorts nothing, but makes the branch run from its own pixels."""
+class SamePrompt(PromptDistortion):
+    """Distorts nothing, but makes the branch run from its own prompt."""
 
     modifies: ClassVar[frozenset[Modified]] = frozenset()
+    needs_text: ClassVar[bool] = False
 
-    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
-        return pixels
+    def distort(self, prompt: Prompt) -> Prompt:
+        return prompt
 
 
 def contrasted(distortion: DistortionStrategy) -> Method:
@@ -114,7 +116,7 @@ def check_identical_branch(
             stock model's tokens: in half precision two tokens may lie so close that rounding
             chooses.
     """
-    same: DistortionStrategy = Unchanged() if attention else SamePixels()
+    same: DistortionStrategy = Unchanged() if attention else SamePrompt()
     with attach(model, contrasted(same), optimize=optimize):
         forced = generate_tokens(model, prompt, steps=len(stock.logits))
     # generate returns float32 logits, whatever the model computes in
