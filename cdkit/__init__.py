@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from cdkit.interfaces.intervention import Intervention as Intervention
     from cdkit.interfaces.model_adapter import ADAPTERS as ADAPTERS
     from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS as GENERIC_ADAPTERS
+    from cdkit.interfaces.model_adapter import HOW_TO_ADD as HOW_TO_ADD
     from cdkit.interfaces.model_adapter import ModelAdapter as ModelAdapter
     from cdkit.interfaces.model_adapter import SeesAhead as SeesAhead
     from cdkit.interfaces.model_adapter import UnmatchedPixelsError as UnmatchedPixelsError
@@ -168,6 +169,7 @@ _HOMES = {
     "interfaces.model_adapter": (
         "ADAPTERS",
         "GENERIC_ADAPTERS",
+        "HOW_TO_ADD",
         "ModelAdapter",
         "SeesAhead",
         "UnmatchedPixelsError",

@@ -19,6 +19,7 @@ from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.compatibility import (
     check_attachable,
     check_eval,
+    has_plain_cache,
     refuse_compiled,
     refuse_foreign_loop,
     refuse_own_generate,
@@ -411,6 +412,7 @@ def _attached(
         branches=branches,
         rotary=None if method.calibrator is None else adapter.rotary(model),
         hooked=hooked,
+        has_plain_cache=has_plain_cache(decoder),
         caches_keys=hooked and _caches_keys(model, adapter),
         has_sliding_window=window is not None,
         window=window if hooked else None,

@@ -1,5 +1,6 @@
 """Families that have no file here: an adapter that searches the model for its parts."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar
@@ -7,13 +8,19 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from cdkit import GENERIC_ADAPTERS, CdkitError, UnmatchedPixelsError, chat_prompt
+from cdkit import GENERIC_ADAPTERS, HOW_TO_ADD, CdkitError, UnmatchedPixelsError, chat_prompt
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
 from cdkit.models.layouts.patches import patch_places
-from cdkit.models.layouts.standard import StandardAdapter, one_entry_each, runs, tiles_by_tokens
+from cdkit.models.layouts.standard import (
+    StandardAdapter,
+    final_norm,
+    one_entry_each,
+    runs,
+    tiles_by_tokens,
+)
 
 IMAGE_TOKEN = ("image_token_id", "image_token_index")
 """What configs call the id of the image token."""
@@ -33,43 +40,53 @@ class Generic(StandardAdapter):
     needs_check: ClassVar[bool] = True
 
     def check(self, model: Any) -> None:
+        _check_inner_models(model)
+        _check_text(model)
+        self.check_images(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
         owner, attribute = self.encoder(model)
         if owner is decoder:
             raise CdkitError(
-                "its decoder encodes the image itself: image tokens are words of its vocabulary"
+                "its decoder encodes the image itself: image tokens are words of its vocabulary, "
+                f"so there are no features of an image to replace. {OTHERS}"
             )
         for name in signature(getattr(owner, attribute)).parameters:
             if name.endswith("input_ids"):
-                raise CdkitError(f"its image encoder reads text, too ({name})")
-        if not hasattr(model, "lm_head"):
-            raise CdkitError(f"{type(model).__name__} has no output head called lm_head")
-        super().check(model)
+                raise CdkitError(f"its image encoder reads text, too ({name}). {HOW_TO_ADD}")
 
     def check_images(self, model: Any) -> None:
         image_token(model)
 
     def decoder(self, model: Any) -> nn.Module:
         """The module with layers that owns the embeddings of the text."""
-        try:
-            embeddings = model.get_input_embeddings()
-        except (AttributeError, NotImplementedError):
-            embeddings = None
+        embeddings = _embeddings(model)
         for module in model.modules():
             if hasattr(module, "layers") and any(
                 child is embeddings for child in module.children()
             ):
                 found: nn.Module = module
                 return found
-        raise CdkitError("no module of it has both the text's embeddings and layers")
+        raise CdkitError(
+            f"no module of it has both the text's embeddings and a list of layers. {HOW_TO_ADD}"
+        )
 
     def encoder(self, model: Any) -> tuple[nn.Module, str]:
         """The innermost module with `get_image_features`."""
         owners = [m for m in model.modules() if hasattr(m, "get_image_features")]
         if not owners:
-            raise CdkitError("no module of it has get_image_features")
+            raise CdkitError(
+                "no module of it has get_image_features, so where its images are encoded is not "
+                f"known. {HOW_TO_ADD}"
+            )
         return owners[-1], "get_image_features"
+
+    def logits(
+        self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
+    ) -> Float[Tensor, "rows vocab"]:
+        states = final_norm(self.decoder(model))(hidden) if norm else hidden
+        logits: Tensor = model.get_output_embeddings()(states)
+        return logits
 
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
@@ -116,34 +133,87 @@ class Generic(StandardAdapter):
         return chat_prompt(question, images=images, processor=processor, fallback="")
 
 
+OTHERS = "No adapter can change that; `cdkit list models --all` says which types run"
+"""What to do where a family is outside of what cdkit's methods are defined for."""
+CROSS = re.compile(r"(^|_)(cross_?attn|cross_?attention|encoder_attn|encoder_decoder_attn)(_|$)")
+"""What transformers calls attention from text to what an encoder made."""
+
+
 def image_token(model: Any) -> int:
     """The id of the image token, as the config has it."""
     for name in IMAGE_TOKEN:
         token = getattr(model.config, name, None)
         if isinstance(token, int):
             return token
-    raise CdkitError(f"its config has no {' and no '.join(IMAGE_TOKEN)}")
+    raise CdkitError(
+        f"the text of a prompt has no image tokens: its config has no "
+        f"{' and no '.join(IMAGE_TOKEN)}. {OTHERS}"
+    )
+
+
+def _embeddings(model: Any) -> nn.Module | None:
+    try:
+        found: nn.Module | None = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found
+
+
+def _check_inner_models(model: Any) -> None:
+    """Refuse several models in one, of which one answers: that one is to be attached to."""
+    for name, module in model.named_children():
+        generates = isinstance(module, PreTrainedModel) and module.can_generate()
+        if generates and hasattr(module, "get_image_features"):
+            raise CdkitError(
+                f"it is several models in one, and {type(module).__name__} answers about images: "
+                f"attach to model.{name}, and call model.{name}.generate"
+            )
+
+
+def _check_text(model: Any) -> None:
+    """Refuse a model in which an image is no tokens of the text that have keys and values."""
+    text = model.config.get_text_config()
+    vision = {
+        id(module)
+        for name, part in model.named_modules()
+        if re.search(r"vision|visual|image|qformer|perceiver|resampler|aligner", name)
+        for module in part.modules()
+    }
+    for name, module in model.named_modules():
+        if id(module) not in vision and CROSS.search(name.rpartition(".")[2]):
+            raise CdkitError(
+                f"its text takes the image in by cross-attention ({name}), and cdkit's methods are "
+                f"defined for image tokens among those of the text. {OTHERS}"
+            )
+    layers: list[Any] = DynamicCache(config=text).layers
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        raise CdkitError(
+            f"layers of its decoder ({text.model_type}) keep a recurrent state, which holds no "
+            f"keys and values of single tokens. {OTHERS}"
+        )
 
 
 def _check_decoder(decoder: Any) -> None:
-    """Refuse a decoder in which a layer has no self-attention, or keeps another state beside it."""
+    """Refuse a decoder in which a layer has no self-attention, or no keys and values of its own."""
     name = f"its decoder {type(decoder).__name__}"
-    caches = DynamicCache(config=decoder.config).layers
-    if any(isinstance(cache, LinearAttentionCacheLayerMixin) for cache in caches):
-        raise CdkitError(f"layers of {name} keep a recurrent state")
     for layer in decoder.layers:
         if not hasattr(layer, "self_attn"):
-            why = "takes the image in by cross-attention"
-            if not any(hasattr(layer, cross) for cross in ("cross_attn", "crossattention")):
-                why = "has no self_attn"
-            raise CdkitError(f"layer {type(layer).__name__} of {name} {why}")
+            raise CdkitError(
+                f"layer {type(layer).__name__} of {name} has no self_attn. {HOW_TO_ADD}"
+            )
+    caches: list[Any] = DynamicCache(config=decoder.config).layers
+    if len(caches) < len(decoder.layers):
+        raise CdkitError(
+            f"{len(decoder.layers) - len(caches)} layers of {name} use the keys and values of "
+            f"layers below them. {OTHERS}"
+        )
     if not all(isinstance(cache, DynamicLayer) for cache in caches):
-        raise CdkitError(f"layers of {name} keep no keys and values")
-    if getattr(decoder, "rotary_emb", None) is None:
-        raise CdkitError(f"{name} has no rotary embedding called rotary_emb")
+        raise CdkitError(f"layers of {name} keep no keys and values. {OTHERS}")
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():
-        raise CdkitError(f"{name} does not take its attention from Hugging Face's interface")
+        raise CdkitError(
+            f"{name} computes its attention itself, not through Hugging Face's interface. {OTHERS}"
+        )
 
 
 def _tiles(pixels: Float[Tensor, "images tiles 3 height width"]) -> list[int]:

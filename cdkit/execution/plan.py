@@ -214,6 +214,7 @@ def shared_columns(
     branches = attached.branches
     if (
         "shared_prefix" not in optimizations
+        or not attached.has_plain_cache
         or not attached.adapter.causal_prefix
         or not all(d.keeps_prefix for branch in branches for d in branch.attention)
     ):

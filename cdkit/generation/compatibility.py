@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
@@ -15,6 +16,7 @@ from cdkit.interfaces.model_adapter import SeesAhead
 from cdkit.interfaces.part import inner_parts
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method, kind_of
+from cdkit.probing.observed_layers import observe_layers
 
 ASSISTED = "assisted decoding checks tokens in chunks"
 FOREIGN_LOOP = "a custom loop may not keep to HF's contract"
@@ -362,9 +364,12 @@ def check_attachable(attached: AttachedMethod) -> None:
                     "cdkit.attach"
                 )
     if method.calibrator is not None and attached.rotary is None:
+        name = type(decoder).__name__
+        why = f"{name} has no rotary embedding of fixed frequencies"
+        if observe_layers(decoder, attached.attentions).rotary is None:
+            why = f"how {name} rotates its keys was not found out"
         raise CdkitError(
-            f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
-            "rotary embedding of fixed frequencies; use a method without a calibrator"
+            f"{method.name} moves positions by RoPE, but {why}; use a method without a calibrator"
         )
     if not attached.hooked:
         return
@@ -406,6 +411,12 @@ def sliding_window(decoder: Any) -> int | None:
     """The shortest window of the decoder's layers; None where all keep all tokens."""
     layers: list[Any] = DynamicCache(config=decoder.config).layers
     return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
+
+
+def has_plain_cache(decoder: Any) -> bool:
+    """Whether the cache of each of the decoder's layers holds keys and values and nothing else."""
+    layers: list[Any] = DynamicCache(config=decoder.config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def can_be_hooked(decoder: Any) -> bool:

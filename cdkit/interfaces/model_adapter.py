@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.former_names import FormerNames
-from cdkit.registry import Registry, unknown
+from cdkit.registry import Registry
 
 SeesAhead = Literal["nowhere", "in images", "in prompts"]
 """Where attention is not causal: nowhere; among the tokens of an image (Gemma 3); in the whole
@@ -235,8 +235,8 @@ GENERIC_ADAPTERS = Registry[ModelAdapter](
 """Adapters for model types that have none in `ADAPTERS`; the first whose `check` passes is used."""
 
 HOW_TO_ADD = (
-    "To add a family, subclass cdkit.models.layouts.standard.StandardAdapter, register the class "
-    "under that name and hold it to cdkit.testing.check_adapter: docs/own_model.md"
+    "To add the family, subclass cdkit.models.layouts.standard.StandardAdapter, register the class "
+    "under its model_type and hold it to cdkit.testing.check_adapter: docs/own_model.md"
 )
 
 
@@ -267,7 +267,8 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
     if any(getattr(one, "is_encoder_decoder", False) for one in (config, text)):
         raise CdkitError(
             f"{model_type} is an encoder-decoder: its answer attends to the image by "
-            "cross-attention alone, and cdkit's methods are defined for decoder-only models"
+            "cross-attention alone, and cdkit's methods are defined for decoder-only models; "
+            "`cdkit list models --all` says which types run"
         )
     if model_type not in ADAPTERS:
         return _fallback(unwrap(model), model_type)
@@ -283,11 +284,12 @@ def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
         try:
             adapter.check(model)
         except CdkitError as error:
-            reasons.append(f" The {name} adapter cannot stand in: {error}.")
+            reasons.append(f"the {name} one cannot stand in: {error}".rstrip("."))
         else:
             return adapter
+    why = "; ".join(reasons) or HOW_TO_ADD
     raise CdkitError(
-        unknown("model adapter", model_type, ADAPTERS) + "".join(reasons) + f" {HOW_TO_ADD}"
+        f"{type(model).__name__} (model_type {model_type!r}) has no adapter of its own, and {why}"
     )
 
 

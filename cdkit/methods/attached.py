@@ -27,6 +27,9 @@ class AttachedMethod:
     """Each layer's, where the method has a calibrator."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
+    has_plain_cache: bool
+    """Whether every layer's cache holds keys and values of tokens and nothing else. Others, such as
+    an indexer's, may depend on how a prompt is cut into calls."""
     caches_keys: bool
     """Whether the decoder's cache holds the keys that attention gets. Latent attention (MLA) makes
     them anew at each step, so rotated keys cannot be kept."""
@@ -42,6 +45,11 @@ class AttachedMethod:
     """The module whose logits `generate` reads."""
     depth: int
     """How many layers the decoder has."""
+
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """The attention module of each decoder layer."""
+        return [self.adapter.attention(layer) for layer in self.adapter.layers(self.model)]
 
     @property
     def branch_names(self) -> tuple[str, ...]:

@@ -119,7 +119,8 @@ def patch_places(
         patches = patchify(None, given, **taken)[0]
         if not is_batched:
             patches = torch.from_numpy(np.ascontiguousarray(patches))
-        return patches.long().reshape((height // side) * (width // side), -1)
+        found: Tensor = patches.long().reshape((height // side) * (width // side), -1)
+        return found
 
     # apart, since numbers of all values would not be exact in float32
     pixel = torch.arange(height * width, dtype=torch.float32).view(height, width)

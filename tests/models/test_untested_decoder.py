@@ -172,9 +172,12 @@ def test_layers_are_read_out_behind_any_norm() -> None:
 def test_a_configuration_is_tried_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     checks = adapter_trial._run_checks
-    monkeypatch.setattr(
-        adapter_trial, "_run_checks", lambda *given: (ran.append("once"), checks(*given))[1]
-    )
+
+    def counted(*given: Any) -> Any:
+        ran.append("once")
+        return checks(*given)
+
+    monkeypatch.setattr(adapter_trial, "_run_checks", counted)
     monkeypatch.setattr(adapter_trial, "_of_config", {})
     model = llava.__wrapped__("qwen3")
     for _ in range(2):
@@ -192,7 +195,8 @@ def test_decoders_of_the_tests_are_known() -> None:
     for module, name in families:
         model: Any = module.tiny(name)
         if model.config.model_type in ADAPTERS:
-            kind = cdkit.adapter_for(model).decoder(model).config.model_type
+            decoder: Any = cdkit.adapter_for(model).decoder(model)
+            kind = decoder.config.model_type
             if not kind.startswith(model.config.model_type):
                 seen.add(kind)
     assert seen == TESTED_DECODERS
