@@ -51,6 +51,11 @@ class Generic(StandardAdapter):
                 "its decoder encodes the image itself: image tokens are words of its vocabulary, "
                 f"so there are no features of an image to replace. {OTHERS}"
             )
+        if "pixel_values" not in signature(model.forward).parameters:
+            raise CdkitError(
+                f"its forward takes no pixel_values, so how it is given images is not known. "
+                f"{HOW_TO_ADD}"
+            )
         for name in signature(getattr(owner, attribute)).parameters:
             if name.endswith("input_ids"):
                 raise CdkitError(f"its image encoder reads text, too ({name}). {HOW_TO_ADD}")
@@ -172,11 +177,12 @@ def _check_inner_models(model: Any) -> None:
 
 def _check_text(model: Any) -> None:
     """Refuse a model in which an image is no tokens of the text that have keys and values."""
-    text = model.config.get_text_config()
     vision = {
         id(module)
         for name, part in model.named_modules()
-        if re.search(r"vision|visual|image|qformer|perceiver|resampler|aligner", name)
+        if re.search(
+            r"vision|visual|image|qformer|perceiver|resampler|aligner|projector|connector", name
+        )
         for module in part.modules()
     }
     for name, module in model.named_modules():
@@ -185,6 +191,7 @@ def _check_text(model: Any) -> None:
                 f"its text takes the image in by cross-attention ({name}), and cdkit's methods are "
                 f"defined for image tokens among those of the text. {OTHERS}"
             )
+    text = model.config.get_text_config()
     layers: list[Any] = DynamicCache(config=text).layers
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
         raise CdkitError(

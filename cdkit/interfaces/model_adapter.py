@@ -235,7 +235,7 @@ GENERIC_ADAPTERS = Registry[ModelAdapter](
 """Adapters for model types that have none in `ADAPTERS`; the first whose `check` passes is used."""
 
 HOW_TO_ADD = (
-    "To add the family, subclass cdkit.models.layouts.standard.StandardAdapter, register the class "
+    "To add a family, subclass cdkit.models.layouts.standard.StandardAdapter, register the class "
     "under its model_type and hold it to cdkit.testing.check_adapter: docs/own_model.md"
 )
 

@@ -242,10 +242,18 @@ def _run_checks(
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, CdkitError) as error:
-        raise _unfit(adapter, name, f"{error}") from None
+        raise _unfit(adapter, name, _words(error)) from None
     except Exception as error:  # an unknown model may fail in any way
         what = f"{checked}: the check fails with {type(error).__name__}"
         raise _unfit(adapter, name, what) from error
+
+
+def _words(error: Exception) -> str:
+    """What an error says; a promise of the adapter as what does not hold."""
+    said = f"{error}".rstrip(".")
+    if isinstance(error, AssertionError):
+        return f"it does not hold that {said.partition(': ')[2]}"
+    return said
 
 
 def _why_not(check: Callable[..., None], *arguments: Any) -> str:
@@ -255,7 +263,7 @@ def _why_not(check: Callable[..., None], *arguments: Any) -> str:
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, CdkitError) as error:
-        return f"{error}".rstrip(".")
+        return _words(error)
     except Exception as error:  # an unknown model may fail in any way
         return f"the check fails with {type(error).__name__}"
     return ""

@@ -1,7 +1,6 @@
 """What the generic adapter refuses, and how a wrong one is found out; known families through it."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -32,9 +31,10 @@ from .tiny import IMAGE, made
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("lfm2_vl", r"layers of its decoder \(lfm2\) keep a recurrent state, which .*No adapter can"),
-        ("mllama", r"its text takes the image in by cross-attention \(.*cross_attn\), .*No adapter c"),
+        ("lfm2_vl", r"its decoder \(lfm2\) keep a recurrent state, which .*No adapter"),
+        ("mllama", r"its text takes the image in by cross-attention \(.*cross_attn\)"),
         ("florence2", "florence2 is an encoder-decoder: its answer attends to the image by cross"),
+        ("fuyu", "its forward takes no pixel_values, so how it is given images is not known"),
         ("chameleon", "its decoder encodes the image itself: image tokens are words of its voc"),
     ],
 )  # fmt: skip
@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_refused(name: str, words: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
-@pytest.mark.parametrize("name", ["blip-2", "fuyu", "llama4"])
+@pytest.mark.parametrize("name", ["blip-2", "llama4"])
 def test_what_only_calibration_or_readouts_need_is_not_asked_for(name: str) -> None:
     """An absolute position, a norm of another name, a head further inside: the trial decides."""
     assert isinstance(adapter_for(made(UNKNOWN[name])), Generic)
@@ -57,12 +57,12 @@ def test_nothing_without_an_encoder_an_image_token_or_text() -> None:
     model: Any = made(UNKNOWN["got_ocr2"])
     words = "its config has no image_token_id and no image_token_index"
     with (
-        mock.patch.object(model, "config", SimpleNamespace(model_type="got_ocr2")),
+        mock.patch.object(model.config, "image_token_id", None),
         pytest.raises(cdkit.CdkitError, match=words),
     ):
         adapter_for(model)
     with pytest.raises(cdkit.CdkitError, match="no module of it has get_image_features"):
-        Generic().check(model.model.language_model)
+        Generic().encoder(model.model.language_model)
 
 
 # ---- mutations: an adapter that is wrong ---------------------------------------------------------
@@ -116,7 +116,7 @@ WRONG: list[tuple[dict[str, Callable[..., Any]], str]] = [
         {"split_pixels": exchanged, "join_pixels": rejoined},
         "pixels of an image make the features of its own tokens, and of no others",
     ),
-    ({"features": nothing_found}, "a stock generate: KeyError: 'pooler_output'"),
+    ({"features": nothing_found}, "a stock generate: the check fails with KeyError"),
 ]
 
 
@@ -140,7 +140,7 @@ UNFIT: list[tuple[dict[str, Callable[..., Any]], str, str]] = [
     (
         {"attention": beside_the_attention},
         "pai",
-        "pai changes or reads attention, and .* only 0 of",
+        "pai changes or reads attention, .* only 0 of",
     ),
     ({"logits": without_its_norm}, "dola", "dola reads layers out, and .* logits of the last lay"),
 ]
@@ -149,7 +149,7 @@ UNFIT: list[tuple[dict[str, Callable[..., Any]], str, str]] = [
 @pytest.mark.filterwarnings("ignore:.*a generic one is in use")
 @pytest.mark.parametrize(("wrong", "method", "words"), UNFIT, ids=[own[1] for own in UNFIT])
 def test_a_fault_matters_to_what_uses_it(wrong: dict[str, Any], method: str, words: str) -> None:
-    """The method that needs the part is refused, at its first prompt and from then on; others run."""
+    """The method that needs the part is refused, at once where that is known; others run."""
     model, given = made(UNKNOWN["got_ocr2"]), inputs("got_ocr2", 0, 1)
     with mock.patch.multiple(Generic, **wrong):
         with (
