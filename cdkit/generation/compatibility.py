@@ -16,7 +16,6 @@ from cdkit.interfaces.model_adapter import SeesAhead
 from cdkit.interfaces.part import inner_parts
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method, kind_of
-from cdkit.probing.observed_layers import observe_layers
 
 ASSISTED = "assisted decoding checks tokens in chunks"
 FOREIGN_LOOP = "a custom loop may not keep to HF's contract"
@@ -364,12 +363,10 @@ def check_attachable(attached: AttachedMethod) -> None:
                     "cdkit.attach"
                 )
     if method.calibrator is not None and attached.rotary is None:
-        name = type(decoder).__name__
-        why = f"{name} has no rotary embedding of fixed frequencies"
-        if observe_layers(decoder, attached.attentions).rotary is None:
-            why = f"how {name} rotates its keys was not found out"
         raise CdkitError(
-            f"{method.name} moves positions by RoPE, but {why}; use a method without a calibrator"
+            f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no rotary "
+            "embedding of fixed frequencies that explains the keys of its layers; use a method "
+            "without a calibrator"
         )
     if not attached.hooked:
         return

@@ -47,11 +47,6 @@ class AttachedMethod:
     """How many layers the decoder has."""
 
     @property
-    def attentions(self) -> list[nn.Module]:
-        """The attention module of each decoder layer."""
-        return [self.adapter.attention(layer) for layer in self.adapter.layers(self.model)]
-
-    @property
     def branch_names(self) -> tuple[str, ...]:
         """The original branch, then the distorted branches that run."""
         return (ORIGINAL, *(branch.name for branch in self.branches))

@@ -253,7 +253,7 @@ def _words(error: Exception) -> str:
     said = f"{error}".rstrip(".")
     if isinstance(error, AssertionError):
         return f"it does not hold that {said.partition(': ')[2]}"
-    return said
+    return said.partition("; use ")[0]  # a method that the trial made up is no user's to change
 
 
 def _why_not(check: Callable[..., None], *arguments: Any) -> str:

@@ -172,7 +172,7 @@ def reason(error: cdkit.CdkitError) -> str:
         f"{error}",
     )
     said = re.sub(r"^\w+ moves positions by RoPE, but ", "", said)
-    said = re.sub(r"(\. No adapter can|\. To add a family|; use a|; `cdkit list).*$", "", said)
+    said = re.sub(r"(\. No adapter can|\. To add a family|; use |; `cdkit list).*$", "", said)
     return said.rstrip(".")
 
 

@@ -34,7 +34,6 @@ from .tiny import IMAGE, made
         ("lfm2_vl", r"its decoder \(lfm2\) keep a recurrent state, which .*No adapter"),
         ("mllama", r"its text takes the image in by cross-attention \(.*cross_attn\)"),
         ("florence2", "florence2 is an encoder-decoder: its answer attends to the image by cross"),
-        ("fuyu", "its forward takes no pixel_values, so how it is given images is not known"),
         ("chameleon", "its decoder encodes the image itself: image tokens are words of its voc"),
     ],
 )  # fmt: skip
@@ -47,7 +46,7 @@ def test_what_does_not_fit_is_refused(name: str, words: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
-@pytest.mark.parametrize("name", ["blip-2", "llama4"])
+@pytest.mark.parametrize("name", ["blip-2", "fuyu", "llama4"])
 def test_what_only_calibration_or_readouts_need_is_not_asked_for(name: str) -> None:
     """An absolute position, a norm of another name, a head further inside: the trial decides."""
     assert isinstance(adapter_for(made(UNKNOWN[name])), Generic)
@@ -57,7 +56,7 @@ def test_nothing_without_an_encoder_an_image_token_or_text() -> None:
     model: Any = made(UNKNOWN["got_ocr2"])
     words = "its config has no image_token_id and no image_token_index"
     with (
-        mock.patch.object(model.config, "image_token_id", None),
+        mock.patch.object(model.config, "image_token_index", None),
         pytest.raises(cdkit.CdkitError, match=words),
     ):
         adapter_for(model)
