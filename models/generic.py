@@ -41,8 +41,9 @@ class Generic(StandardAdapter):
 
     def check(self, model: Any) -> None:
         _check_inner_models(model)
-        _check_text(model)
+        _check_cross_attention(model)
         self.check_images(model)
+        _check_states(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
         owner, attribute = self.encoder(model)
@@ -175,8 +176,8 @@ def _check_inner_models(model: Any) -> None:
             )
 
 
-def _check_text(model: Any) -> None:
-    """Refuse a model in which an image is no tokens of the text that have keys and values."""
+def _check_cross_attention(model: Any) -> None:
+    """Refuse a model whose text attends to what an encoder made, not to image tokens."""
     vision = {
         id(module)
         for name, part in model.named_modules()
@@ -191,6 +192,10 @@ def _check_text(model: Any) -> None:
                 f"its text takes the image in by cross-attention ({name}), and cdkit's methods are "
                 f"defined for image tokens among those of the text. {OTHERS}"
             )
+
+
+def _check_states(model: Any) -> None:
+    """Refuse a decoder in which layers keep a recurrent state in the place of keys and values."""
     text = model.config.get_text_config()
     layers: list[Any] = DynamicCache(config=text).layers
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):

@@ -1,6 +1,7 @@
 """What the generic adapter refuses, and how a wrong one is found out; known families through it."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -56,7 +57,7 @@ def test_nothing_without_an_encoder_an_image_token_or_text() -> None:
     model: Any = made(UNKNOWN["got_ocr2"])
     words = "its config has no image_token_id and no image_token_index"
     with (
-        mock.patch.object(model.config, "image_token_index", None),
+        mock.patch.object(model, "config", SimpleNamespace(model_type="got_ocr2")),
         pytest.raises(cdkit.CdkitError, match=words),
     ):
         adapter_for(model)
