@@ -15,7 +15,6 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.models.auto import image_processing_auto
 
 from cdkit import UnmatchedPixelsError
 from cdkit.models.layouts.standard import StandardAdapter, runs
@@ -139,18 +138,21 @@ def _patchify(model_type: str) -> tuple[Any, bool]:
     Raises:
         UnmatchedPixelsError: Where that processor cannot be imported here.
     """
+    # not at the top: a broken torchvision would break every family
+    from transformers.models.auto import image_processing_auto
+
     names: Mapping[str, Mapping[str, str]] = vars(image_processing_auto)[
         "IMAGE_PROCESSOR_MAPPING_NAMES"
     ]
     of_kin = sorted((name for name in names if model_type.startswith(name)), key=len)
     own = names[of_kin[-1] if of_kin else "qwen2_vl"]
     for backend in ("pil", "torchvision"):
-        processor: Any = image_processing_auto.get_image_processor_class_from_name(
-            own.get(backend, "")
-        )
         try:
+            processor: Any = image_processing_auto.get_image_processor_class_from_name(
+                own.get(backend, "")
+            )
             return processor.patchify, backend == "torchvision"
-        except (AttributeError, ImportError):  # none, or a stand-in for what is not installed
+        except Exception:  # none, a stand-in for what is not installed, or a broken torchvision
             continue
     raise UnmatchedPixelsError(
         f"{own.get('torchvision', 'its image processor')} knows in which order pixels stand in "
