@@ -24,8 +24,8 @@ def load_processor(path: str | Path, model: nn.Module, source: Source) -> Any:
     processor_config.json, is filled from the model's config.
 
     Raises:
-        CdkitError: It has no image processor, a package that it needs is missing, or neither its files nor the config say the size of
-            a patch.
+        CdkitError: It has no image processor, a package that it needs is missing, or neither its
+            files nor the config say the size of a patch.
     """
     config: Any = model.config
     try:
