@@ -48,6 +48,7 @@ from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, 
 from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
+from cdkit.interfaces.model_adapter import types_argument
 from cdkit.methods.method import ORIGINAL, Branch
 
 KEY = "cdkit_reference"
@@ -286,7 +287,9 @@ class ReferenceEngine(AttachedEngine):
             types = types.expand(tokens.token_mask.shape)
         model: Any = self.attached.model
         return model.create_masks_for_generate(
-            config=model.config, token_type_ids=types, **own | {"attention_mask": tokens.token_mask}
+            config=model.config,
+            **{types_argument(model): types},
+            **own | {"attention_mask": tokens.token_mask},
         )
 
     # ---- one layer -------------------------------------------------------------------------------

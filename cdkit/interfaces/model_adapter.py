@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
@@ -291,6 +292,12 @@ def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
     raise CdkitError(
         f"{type(model).__name__} (model_type {model_type!r}) has no adapter of its own, and {why}"
     )
+
+
+def types_argument(model: Any) -> str:
+    """The name by which a model's `create_masks_for_generate` takes the types of tokens."""
+    taken = signature(model.create_masks_for_generate).parameters
+    return "mm_token_type_ids" if "mm_token_type_ids" in taken else "token_type_ids"
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -169,6 +169,7 @@ def test_a_fault_matters_to_what_uses_it(wrong: dict[str, Any], method: str, wor
 REFUSED = {
     "ovis2": "embed returns what the decoder gets for text tokens",
     "gemma3": "an identical branch gives the stock model's logits",
+    "gemma4": "an identical branch gives the stock model's logits",
     "paligemma": "no state up to the image depends on the text after it",
     "instructblip": "has no rotary embedding|no output head|reads text, too",
 }
