@@ -5,6 +5,7 @@ An image has an entry of `pixel_values`, (patches, values), filled up to the lar
 """
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -56,7 +57,7 @@ class PlacedPatchesAdapter(StandardAdapter, abc.ABC):
 
 def _side(patches: Float[Tensor, "patches values"]) -> int:
     """Height and width of a patch in pixels."""
-    return round((patches.shape[-1] / 3) ** 0.5)
+    return math.isqrt(patches.shape[-1] // 3)
 
 
 def _picture(
