@@ -17,7 +17,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cdkit.attention.softmax_form import attention_with_weights
 from cdkit.branches.inputs import features_in, place_features
 from cdkit.branches.layout import make_layout
 from cdkit.branches.method_cache import MethodCache
@@ -43,7 +42,15 @@ from cdkit.generation.compatibility import (
 from cdkit.generation.hooks import BoundToModel
 from cdkit.generation.plain_call import check_last_column, forward_call
 from cdkit.generation.prompts import Session
-from cdkit.generation.reference_attention import Attended, Change, Layer, Memory, Tokens, attend
+from cdkit.generation.reference_attention import (
+    Attended,
+    Change,
+    Layer,
+    Memory,
+    Tokens,
+    attend,
+    plain_attention,
+)
 from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
 from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
@@ -484,9 +491,13 @@ def _attention(
         if argument is not None and name not in ATTENTION_ARGUMENTS and name not in known:
             raise unknown_attention_argument(module, name)
     if running is None:  # not under a forward that is read
-        plain = kwargs.get("softcap") is None and kwargs.get("s_aux") is None
-        kernel = sdpa_attention_forward if plain else attention_with_weights
-        return kernel(module, query, key, value, attention_mask, **kwargs)
+        of_softmax: dict[str, Any] = {
+            name: kwargs.get(name) for name in ("scaling", "softcap", "s_aux")
+        }
+        plain = of_softmax["softcap"] is None and of_softmax["s_aux"] is None
+        if plain:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return plain_attention(query, key, value, attention_mask, **of_softmax), None
     out = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, kwargs)
     return out, None
 

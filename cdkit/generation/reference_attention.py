@@ -240,6 +240,35 @@ def attend(
     return Attended(out.transpose(1, 2).to(dtype), weights, before, after)
 
 
+def plain_attention(
+    query: Float[Tensor, "rows heads new head_dim"],
+    key: Float[Tensor, "rows kv_heads columns head_dim"],
+    value: Float[Tensor, "rows kv_heads columns value_dim"],
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None,
+    s_aux: Float[Tensor, " heads"] | None,
+) -> Float[Tensor, "rows new heads value_dim"]:
+    """The attention of a call in which no method acts; the names are Hugging Face's."""
+    wide, heads, new = (
+        torch.promote_types(query.dtype, torch.float32),
+        query.shape[1],
+        query.shape[2],
+    )
+    logits = query.to(wide) @ _each_head(key.to(wide), heads).mT * scaling
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    columns = torch.arange(key.shape[2], device=key.device)
+    if mask is None:
+        mask = columns <= columns[-new:, None]
+    elif mask.dtype != torch.bool:
+        mask = mask >= 0  # additive: 0 or a large negative number
+    weights = softmax(logits.masked_fill(~mask, -math.inf), s_aux)
+    out = weights @ _each_head(value.to(wide), heads)
+    return out.transpose(1, 2).to(value.dtype)
+
+
 def _each_head(
     x: Float[Tensor, "rows kv_heads columns dim"], heads: int
 ) -> Float[Tensor, "rows heads columns dim"]:

@@ -21,6 +21,17 @@ from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.probing.promises import precision
 
+UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What is raised by a decoder that takes other arguments, or has other parts. CdkitError is one of
+them; what a user's own hook raises goes through."""
 KEY = "cdkit_probe"
 """The name in Hugging Face's attention registries."""
 SEEN = "_cdkit_seen"
@@ -71,8 +82,8 @@ def observe_layers(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLay
                 _FOUND[decoder] = _observe(decoder, attentions)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # an unknown decoder may fail in any way
-            _FOUND[decoder] = ObservedLayers(None, caches_keys=False)
+        except UNFIT:  # not kept: what a user has hooked into the model may be taken out again
+            return ObservedLayers(None, caches_keys=False)
     return _FOUND[decoder]
 
 

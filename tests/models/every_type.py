@@ -5,6 +5,7 @@ and the arguments of `generate` for one prompt; `random` is the shape of random 
 `python tests/models/every_type.py` writes models/every_type.toml anew.
 """
 
+import importlib
 import json
 import re
 import sys
@@ -191,7 +192,5 @@ def written() -> Iterator[str]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
-    from models import every_type
-
-    lines = "\n".join(every_type.written()) + "\n"
+    lines = "\n".join(importlib.import_module("models.every_type").written()) + "\n"
     TABLE.write_text(lines)
