@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from cdkit.interfaces.intervention import Intervention as Intervention
     from cdkit.interfaces.model_adapter import ADAPTERS as ADAPTERS
     from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS as GENERIC_ADAPTERS
+    from cdkit.interfaces.model_adapter import HOW_TO_ADD as HOW_TO_ADD
     from cdkit.interfaces.model_adapter import ModelAdapter as ModelAdapter
     from cdkit.interfaces.model_adapter import SeesAhead as SeesAhead
     from cdkit.interfaces.model_adapter import UnmatchedPixelsError as UnmatchedPixelsError
@@ -85,6 +86,8 @@ if TYPE_CHECKING:
     from cdkit.methods.presets import load as load
     from cdkit.methods.presets import presets as presets
     from cdkit.pretrained import load_model as load_model
+    from cdkit.probing.observed_layers import ObservedLayers as ObservedLayers
+    from cdkit.probing.observed_layers import observe_layers as observe_layers
     from cdkit.probing.rotary import layers_that_rotate as layers_that_rotate
     from cdkit.probing.rotary import probe_rotary as probe_rotary
     from cdkit.registry import Registry as Registry
@@ -168,6 +171,7 @@ _HOMES = {
     "interfaces.model_adapter": (
         "ADAPTERS",
         "GENERIC_ADAPTERS",
+        "HOW_TO_ADD",
         "ModelAdapter",
         "SeesAhead",
         "UnmatchedPixelsError",
@@ -208,6 +212,10 @@ _HOMES = {
         "presets",
     ),
     "pretrained": ("load_model",),
+    "probing.observed_layers": (
+        "ObservedLayers",
+        "observe_layers",
+    ),
     "probing.rotary": (
         "layers_that_rotate",
         "probe_rotary",

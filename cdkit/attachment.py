@@ -19,6 +19,7 @@ from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.compatibility import (
     check_attachable,
     check_eval,
+    has_plain_cache,
     refuse_compiled,
     refuse_foreign_loop,
     refuse_own_generate,
@@ -36,10 +37,11 @@ from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import adapter_for, unwrap
+from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method
-from cdkit.probing.adapter_trial import is_due, try_adapter
+from cdkit.probing.adapter_trial import is_due, refuse_unfit, try_adapter
+from cdkit.probing.observed_layers import observe_layers
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -189,6 +191,8 @@ class Attachment(BoundToModel):
             forced=self._forced,
         )
         check_attachable(attached)
+        refuse_unfit(attached)
+        self._is_due = False
         self._active = self._forced or not method.is_identity
         self._engine: AttachedEngine
         if optimize is False:
@@ -293,8 +297,10 @@ class Attachment(BoundToModel):
                 hooks.wrap(model, name, functools.partial(refuse_foreign_loop, name))
         hooks.wrap(*adapter.encoder(model), functools.partial(encode_images, engine))
         hooks.wrap(decoder, "forward", self._decode)
-        first = adapter.needs_check and is_due(adapter, model)
-        hooks.wrap(lm_module, "forward", self._first_forward if first else self._forward_step)
+        self._is_due = is_due(adapter, model)
+        hooks.wrap(
+            lm_module, "forward", self._first_forward if self._is_due else self._forward_step
+        )
         if lm_module is not model:
             hooks.wrap(model, "forward", functools.partial(outer_forward, engine))
         layers = adapter.layers(model)
@@ -333,7 +339,7 @@ class Attachment(BoundToModel):
             )
 
     def _try_adapter_out(self, given: dict[str, Any]) -> None:
-        """Try a generic adapter out, once for each model; the method is off meanwhile."""
+        """Try an adapter out where it was not tested, with the method off; refuse what is unfit."""
         adapter = self._engine.attached.adapter
         if is_due(adapter, self._model):
             self.detach()
@@ -344,6 +350,7 @@ class Attachment(BoundToModel):
                     if (standing := self._model.__dict__.get(ATTACHED)) is not None:
                         standing.refuse_other_thread(self.method)
                     self._wire()
+            refuse_unfit(self._engine.attached)
 
     def _first_forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         """A plain call of a model whose adapter has not been tried out yet."""
@@ -363,7 +370,7 @@ class Attachment(BoundToModel):
                 configs = (given.get("generation_config"), attached.lm_module.generation_config)
                 defaults = [config for config in configs if config is not None]
                 session = open_session(attached, given, defaults=defaults, plain=False)
-                if attached.adapter.needs_check:
+                if self._is_due:
                     self._try_adapter_out(given)
                 return run_generate(engine, session, generate, given, *args, **kwargs)
         model: Any = self._model  # the block ended before this thread's turn came
@@ -406,6 +413,8 @@ def _attached(
         branches=branches,
         rotary=None if method.calibrator is None else adapter.rotary(model),
         hooked=hooked,
+        has_plain_cache=has_plain_cache(decoder),
+        caches_keys=hooked and _caches_keys(model, adapter),
         has_sliding_window=window is not None,
         window=window if hooked else None,
         traced=traced,
@@ -413,6 +422,11 @@ def _attached(
         lm_module=adapter.lm_module(model),
         depth=len(adapter.layers(model)),
     )
+
+
+def _caches_keys(model: nn.Module, adapter: ModelAdapter) -> bool:
+    attentions = [adapter.attention(layer) for layer in adapter.layers(model)]
+    return observe_layers(adapter.decoder(model), attentions).caches_keys
 
 
 def _check_names(method: Method, layers: Collection[str]) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto import image_processing_auto
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
@@ -22,11 +24,16 @@ def load_processor(path: str | Path, model: nn.Module, source: Source) -> Any:
     processor_config.json, is filled from the model's config.
 
     Raises:
-        CdkitError: It has no image processor, or neither its files nor the config say the size of
-            a patch.
+        CdkitError: It has no image processor, a package that it needs is missing, or neither its
+            files nor the config say the size of a patch.
     """
     config: Any = model.config
-    processor = _processor(path, config, source)
+    try:
+        processor = _processor(path, config, source)
+    except (ImportError, ValueError) as error:  # as transformers words it, by who asks for it
+        if lacking := _lacking(config, error):
+            raise CdkitError(lacking) from None
+        raise
     if getattr(processor, "image_processor", None) is None:
         raise CdkitError(
             f"the processor in {str(path)!r} is a {type(processor).__name__}, which reads no "
@@ -119,6 +126,23 @@ def positions(config: Any) -> int | None:
 def shortened(prompt: str, most: int = 60) -> str:
     """The prompt in quotes, cut off where it is long."""
     return repr(prompt if len(prompt) <= most else f"{prompt[:most]}...")
+
+
+def _lacking(config: Any, error: Exception) -> str:
+    """Which package the processor of this family lacks, and how to get it; empty for none."""
+    names: Any = vars(image_processing_auto)["IMAGE_PROCESSOR_MAPPING_NAMES"]
+    own = names.get(config.model_type)
+    if isinstance(own, dict) and "pil" not in own and not is_torchvision_available():
+        return (
+            f"{own.get('torchvision')}, the image processor of {config.model_type}, needs "
+            "torchvision (transformers has none of it for Pillow): install the torchvision that "
+            f"was built for torch {torch.__version__}, from where that torch came from"
+        )
+    if not isinstance(error, ImportError):
+        return ""
+    lines = [line.strip() for line in f"{error}".splitlines() if line.strip()]
+    said = lines[0] if lines else type(error).__name__
+    return f"the processor of {config.model_type} lacks a package: {said}"
 
 
 def _stored(processor: Any, path: str | Path, source: Source) -> Mapping[str, Any]:

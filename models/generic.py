@@ -1,17 +1,26 @@
 """Families that have no file here: an adapter that searches the model for its parts."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from cdkit import GENERIC_ADAPTERS, CdkitError, UnmatchedPixelsError, chat_prompt
+from cdkit import GENERIC_ADAPTERS, HOW_TO_ADD, CdkitError, UnmatchedPixelsError, chat_prompt
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
-from cdkit.models.layouts.standard import StandardAdapter, one_entry_each, runs
+from cdkit.models.layouts.patches import patch_places
+from cdkit.models.layouts.standard import (
+    StandardAdapter,
+    final_norm,
+    one_entry_each,
+    runs,
+    tiles_by_tokens,
+)
 
 IMAGE_TOKEN = ("image_token_id", "image_token_index")
 """What configs call the id of the image token."""
@@ -23,51 +32,67 @@ class Generic(StandardAdapter):
 
     Each run of image tokens counts as an image, so two pictures with nothing between count as one,
     and a picture with marks inside as several. An entry of `pixel_values` is the picture of an
-    image; where there are not as many entries as images, or pixels come in another form, methods
-    that change pixels are refused.
+    image, or one of its tiles; with `image_grid_thw` it is a patch. Where pixels come in another
+    form, methods that change pixels are refused.
     """
 
     example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
     needs_check: ClassVar[bool] = True
 
     def check(self, model: Any) -> None:
+        _check_inner_models(model)
+        _check_cross_attention(model)
+        self.check_images(model)
+        _check_states(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
         owner, attribute = self.encoder(model)
         if owner is decoder:
             raise CdkitError(
-                "its decoder encodes the image itself: image tokens are words of its vocabulary"
+                "its decoder encodes the image itself: image tokens are words of its vocabulary, "
+                f"so there are no features of an image to replace. {OTHERS}"
+            )
+        if "pixel_values" not in signature(model.forward).parameters:
+            raise CdkitError(
+                f"its forward takes no pixel_values, so how it is given images is not known. "
+                f"{HOW_TO_ADD}"
             )
         for name in signature(getattr(owner, attribute)).parameters:
             if name.endswith("input_ids"):
-                raise CdkitError(f"its image encoder reads text, too ({name})")
-        if not hasattr(model, "lm_head"):
-            raise CdkitError(f"{type(model).__name__} has no output head called lm_head")
-        super().check(model)
+                raise CdkitError(f"its image encoder reads text, too ({name}). {HOW_TO_ADD}")
 
     def check_images(self, model: Any) -> None:
         image_token(model)
 
     def decoder(self, model: Any) -> nn.Module:
         """The module with layers that owns the embeddings of the text."""
-        try:
-            embeddings = model.get_input_embeddings()
-        except (AttributeError, NotImplementedError):
-            embeddings = None
+        embeddings = _embeddings(model)
         for module in model.modules():
             if hasattr(module, "layers") and any(
                 child is embeddings for child in module.children()
             ):
                 found: nn.Module = module
                 return found
-        raise CdkitError("no module of it has both the text's embeddings and layers")
+        raise CdkitError(
+            f"no module of it has both the text's embeddings and a list of layers. {HOW_TO_ADD}"
+        )
 
     def encoder(self, model: Any) -> tuple[nn.Module, str]:
         """The innermost module with `get_image_features`."""
         owners = [m for m in model.modules() if hasattr(m, "get_image_features")]
         if not owners:
-            raise CdkitError("no module of it has get_image_features")
+            raise CdkitError(
+                "no module of it has get_image_features, so where its images are encoded is not "
+                f"known. {HOW_TO_ADD}"
+            )
         return owners[-1], "get_image_features"
+
+    def logits(
+        self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
+    ) -> Float[Tensor, "rows vocab"]:
+        states = final_norm(self.decoder(model))(hidden) if norm else hidden
+        logits: Tensor = model.get_output_embeddings()(states)
+        return logits
 
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
@@ -77,10 +102,16 @@ class Generic(StandardAdapter):
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
-        pixels = given["pixel_values"]
+        pixels, grids = given["pixel_values"], given.get("image_grid_thw")
         more = [name for name in given if "pixel_values" in name and name != "pixel_values"]
         if more:
             raise UnmatchedPixelsError(f"pixels come in {more[0]} as well")
+        if grids is not None:
+            return _of_grids(model, given, tokens)
+        if pixels.ndim == 5 and pixels.shape[2] == 3 and len(pixels) == len(tokens):
+            return [entry[:count] for entry, count in zip(pixels, _tiles(pixels), strict=True)]
+        if pixels.ndim == 4 and pixels.shape[1] == 3 and len(pixels) > len(tokens):
+            return _of_tiles(pixels, tokens)
         if pixels.ndim != 4 or pixels.shape[1] != 3 or len(pixels) != len(tokens):
             raise UnmatchedPixelsError(
                 f"pixel_values has shape {tuple(pixels.shape)}, not ({len(tokens)}, 3, height, "
@@ -89,6 +120,14 @@ class Generic(StandardAdapter):
         return pixels_by_size(given) if _padded(given) else one_entry_each(given)
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        pixels = given["pixel_values"]
+        if given.get("image_grid_thw") is not None:
+            return _joined_grids(model, images, given)
+        if pixels.ndim == 5:
+            pairs = zip(pixels, images, strict=True)
+            return torch.stack([torch.cat((image, entry[len(image) :])) for entry, image in pairs])
+        if len(pixels) > len(images):
+            return torch.cat(list(images))
         return joined_by_size(images, given)
 
     def prompt(
@@ -102,38 +141,165 @@ class Generic(StandardAdapter):
         return chat_prompt(question, images=images, processor=processor, fallback="", system=system)
 
 
+OTHERS = "No adapter can change that; `cdkit list models --all` says which types run"
+"""What to do where a family is outside of what cdkit's methods are defined for."""
+CROSS = re.compile(r"(^|_)(cross_?attn|cross_?attention|encoder_attn|encoder_decoder_attn)(_|$)")
+"""What transformers calls attention from text to what an encoder made."""
+
+
 def image_token(model: Any) -> int:
     """The id of the image token, as the config has it."""
     for name in IMAGE_TOKEN:
         token = getattr(model.config, name, None)
         if isinstance(token, int):
             return token
-    raise CdkitError(f"its config has no {' and no '.join(IMAGE_TOKEN)}")
+    raise CdkitError(
+        f"the text of a prompt has no image tokens: its config has no "
+        f"{' and no '.join(IMAGE_TOKEN)}. {OTHERS}"
+    )
+
+
+def _embeddings(model: Any) -> nn.Module | None:
+    try:
+        found: nn.Module | None = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return found
+
+
+def _check_inner_models(model: Any) -> None:
+    """Refuse several models in one, of which one answers: that one is to be attached to."""
+    for name, module in model.named_children():
+        generates = isinstance(module, PreTrainedModel) and module.can_generate()
+        if generates and hasattr(module, "get_image_features"):
+            raise CdkitError(
+                f"it is several models in one, and {type(module).__name__} answers about images: "
+                f"attach to model.{name}, and call model.{name}.generate"
+            )
+
+
+def _check_cross_attention(model: Any) -> None:
+    """Refuse a model whose text attends to what an encoder made, not to image tokens."""
+    vision = {
+        id(module)
+        for name, part in model.named_modules()
+        if re.search(
+            r"vision|visual|image|qformer|perceiver|resampler|aligner|projector|connector", name
+        )
+        for module in part.modules()
+    }
+    for name, module in model.named_modules():
+        if id(module) not in vision and CROSS.search(name.rpartition(".")[2]):
+            raise CdkitError(
+                f"its text takes the image in by cross-attention ({name}), and cdkit's methods are "
+                f"defined for image tokens among those of the text. {OTHERS}"
+            )
+
+
+def _check_states(model: Any) -> None:
+    """Refuse a decoder in which layers keep a recurrent state in the place of keys and values."""
+    text = model.config.get_text_config()
+    layers: list[Any] = DynamicCache(config=text).layers
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        raise CdkitError(
+            f"layers of its decoder ({text.model_type}) keep a recurrent state, which holds no "
+            f"keys and values of single tokens. {OTHERS}"
+        )
 
 
 def _check_decoder(decoder: Any) -> None:
-    """Refuse a decoder in which a layer has no self-attention, or keeps another state beside it."""
+    """Refuse a decoder in which a layer has no self-attention, or no keys and values of its own."""
     name = f"its decoder {type(decoder).__name__}"
-    caches = DynamicCache(config=decoder.config).layers
-    if any(isinstance(cache, LinearAttentionCacheLayerMixin) for cache in caches):
-        raise CdkitError(f"layers of {name} keep a recurrent state")
     for layer in decoder.layers:
         if not hasattr(layer, "self_attn"):
-            why = "takes the image in by cross-attention"
-            if not any(hasattr(layer, cross) for cross in ("cross_attn", "crossattention")):
-                why = "has no self_attn"
-            raise CdkitError(f"layer {type(layer).__name__} of {name} {why}")
+            raise CdkitError(
+                f"layer {type(layer).__name__} of {name} has no self_attn. {HOW_TO_ADD}"
+            )
+    caches: list[Any] = DynamicCache(config=decoder.config).layers
+    if len(caches) < len(decoder.layers):
+        raise CdkitError(
+            f"{len(decoder.layers) - len(caches)} layers of {name} use the keys and values of "
+            f"layers below them. {OTHERS}"
+        )
     if not all(isinstance(cache, DynamicLayer) for cache in caches):
-        raise CdkitError(f"layers of {name} keep no keys and values")
-    if getattr(decoder, "rotary_emb", None) is None:
-        raise CdkitError(f"{name} has no rotary embedding called rotary_emb")
-    if not hasattr(decoder, "norm"):
-        raise CdkitError(f"{name} has no final norm called norm")
-    if getattr(decoder.config, "attn_logit_softcapping", None):
-        raise CdkitError(f"{name} caps its attention logits")
+        raise CdkitError(f"layers of {name} keep no keys and values. {OTHERS}")
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():
-        raise CdkitError(f"{name} does not take its attention from Hugging Face's interface")
+        raise CdkitError(
+            f"{name} computes its attention itself, not through Hugging Face's interface. {OTHERS}"
+        )
+
+
+def _tiles(pixels: Float[Tensor, "images tiles 3 height width"]) -> list[int]:
+    """How many tiles each image has; those that fill it up, at its end, are all zeros."""
+    filled = (pixels != 0).flatten(2).any(dim=-1).int()
+    return [max(1, int(count)) for count in filled.flip(1).cummax(dim=1).values.sum(dim=1)]
+
+
+def _of_tiles(pixels: Float[Tensor, "tiles 3 height width"], tokens: Sequence[int]) -> list[Tensor]:
+    """The tiles of each image, where each tile has the same number of tokens."""
+    each, rest = divmod(sum(tokens), len(pixels))
+    if rest or any(count % each for count in tokens):
+        raise UnmatchedPixelsError(
+            f"pixel_values has {len(pixels)} tiles for {len(tokens)} runs of image tokens, of "
+            f"{', '.join(map(str, tokens))} tokens: not the same number of tokens for each tile"
+        )
+    return tiles_by_tokens({"pixel_values": pixels}, tokens, each)
+
+
+def _grid_places(
+    model: Any, given: Mapping[str, Any]
+) -> Iterator[tuple[Tensor, Int[Tensor, "patches values"], tuple[int, int]]]:
+    """For each image its patches, where their values stand in a frame, and the frame's size."""
+    pixels, grids = given["pixel_values"], given["image_grid_thw"].tolist()
+    vision = getattr(model.config, "vision_config", None)
+    side: Any = getattr(vision, "patch_size", None)
+    side = side[0] if isinstance(side, list | tuple) else side
+    counts = [t * h * w for t, h, w in grids]
+    values = pixels[0].numel()
+    if not isinstance(side, int) or sum(counts) != len(pixels) or values % (3 * side * side):
+        raise UnmatchedPixelsError(
+            f"pixel_values has shape {tuple(pixels.shape)}, not a row for each of {sum(counts)} "
+            f"patches with the values of 3 colours in squares of {side} pixels"
+        )
+    merged: Any = given.get("image_merge_sizes")
+    if merged is None:
+        merged = [getattr(vision, "spatial_merge_size", None) or 1] * len(grids)
+    for patches, (frames, high, wide), one in zip(pixels.split(counts), grids, merged, strict=True):
+        size = high * side, wide * side
+        places = patch_places(
+            model.config.model_type,
+            height=size[0],
+            width=size[1],
+            side=side,
+            merged=int(one),
+            frames=values // (3 * side * side),
+        )
+        yield patches.reshape(frames, -1, values), places.to(pixels.device), size
+
+
+def _of_grids(model: Any, given: Mapping[str, Any], tokens: Sequence[int]) -> list[Tensor]:
+    """The pictures of images that come as rows of patches."""
+    if len(given["image_grid_thw"]) != len(tokens):
+        raise UnmatchedPixelsError(
+            f"image_grid_thw has {len(given['image_grid_thw'])} images, the prompts have "
+            f"{len(tokens)} runs of image tokens"
+        )
+    images = []
+    for patches, places, (height, width) in _grid_places(model, given):
+        whole = patches.new_empty(len(patches), 3 * height * width)
+        index = places.flatten().expand(len(patches), -1)
+        images.append(whole.scatter(1, index, patches.flatten(1)).view(-1, 3, height, width))
+    return images
+
+
+def _joined_grids(model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+    """The inverse of `_of_grids`."""
+    parts = [
+        image.flatten(1)[:, places.flatten()]
+        for image, (_, places, _) in zip(images, _grid_places(model, given), strict=True)
+    ]
+    return torch.cat([part.flatten() for part in parts]).view_as(given["pixel_values"])
 
 
 def _padded(given: Mapping[str, Any]) -> bool:

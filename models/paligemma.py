@@ -15,7 +15,7 @@ class PaliGemma(StandardAdapter):
     """PaliGemmaForConditionalGeneration: the image's patches, `<bos>`, a short task, a newline.
 
     Image tokens attend to the question, so branches share nothing of a prompt. PaliGemma 2's
-    decoder caps its attention logits: methods that change those are refused there.
+    decoder caps its attention logits: methods act on the capped ones.
     """
 
     example: ClassVar[str] = "google/paligemma-3b-mix-224"

@@ -1,5 +1,6 @@
 """The attention of one decoder layer: fast kernels, but for the text rows that a method changes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +14,16 @@ from transformers.masking_utils import sdpa_mask
 from cdkit.attention.columns import Columns
 from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
+from cdkit.attention.softmax_form import SoftmaxForm, attention_with_weights
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
-from cdkit.generation.compatibility import (
-    ATTENTION_ARGUMENTS,
-    compressed_keys,
-    unknown_attention_argument,
-)
+from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.hooks import BoundToModel
 
 KEY = "cdkit"
 """The name in Hugging Face's attention registries: the one trace that cdkit leaves in a process."""
+Kernel = Callable[..., tuple[Tensor, None]]
+"""The attention of rows that no method changes."""
 HANDLE = "_cdkit_attention"
 """The attribute of an attention module under which `attach` puts its `LayerAttention`."""
 
@@ -52,11 +52,11 @@ class LayerAttention(BoundToModel):
         module: nn.Module,
         query: Float[Tensor, "rows heads tokens head_dim"],
         key: Float[Tensor, "rows kv_heads columns head_dim"],
-        value: Float[Tensor, "rows kv_heads columns head_dim"],
+        value: Float[Tensor, "rows kv_heads columns value_dim"],
         mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[
-        Float[Tensor, "rows tokens heads head_dim"],
+        Float[Tensor, "rows tokens heads value_dim"],
         Float[Tensor, "rows heads tokens all_columns"] | None,
     ]:
         """The output for all rows, and their weights where all are made; `key` and `value` hold
@@ -64,21 +64,19 @@ class LayerAttention(BoundToModel):
 
         def stock(rows: slice = slice(None)) -> Tensor:
             some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
-            return sdpa_attention_forward(
-                module, query[rows], key[rows], value[rows], some, **kwargs
-            )[0]
+            return kernel(module, query[rows], key[rows], value[rows], some, **kwargs)[0]
 
+        form = SoftmaxForm(kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"))
+        plain = form.cap is None and form.sinks is None
+        kernel = sdpa_attention_forward if plain else attention_with_weights
         context = self.current.context
         if context is None:
             return stock(), None
         context.record.layers_run += 1
-        if context.cache is not None:
-            cached = context.cache.layers[self.index].keys
-            if cached is not None and cached.shape[1::2] != key.shape[1::2]:
-                raise compressed_keys(module)
-        work, scaling = context.layers[self.index], kwargs["scaling"]
+        work = context.layers[self.index]
         if context.packing is not None:
-            return self._packed(context, work, module, query, key, value, kwargs), None
+            made = self._packed(context, work, module, query, key, value, form, kernel, kwargs)
+            return made, None
         keys, values = self._columns(context, key, value)
         chunk = context.chunk
         if not chunk.open and keys.total < chunk.stop:
@@ -101,7 +99,7 @@ class LayerAttention(BoundToModel):
         if context.whole or (first == 0 and len(touched) == len(context.branches)):
             made = attend(
                 context, work, query, keys, calibrated, values,
-                rows=slice(None), branches=context.branches, scaling=scaling,
+                rows=slice(None), branches=context.branches, form=form,
             )  # fmt: skip
             if context.stores_keys:
                 self._store(context, calibrated)
@@ -117,7 +115,7 @@ class LayerAttention(BoundToModel):
             made = attend(
                 context, work, query[rows, :, first:],
                 own, own if calibrated is keys else calibrated.of(rows), values.of(rows),
-                rows=rows, branches=(name,), scaling=scaling,
+                rows=rows, branches=(name,), form=form,
             )  # fmt: skip
             if early is None:
                 outs.append(made.out)
@@ -126,7 +124,7 @@ class LayerAttention(BoundToModel):
             if made.pruned is not None:
                 seen = row_masks(chunk, 0, key.device, mask).of(rows).seen[:, :first]
                 left = without_pruned(seen, made.pruned, chunk.start)[:, None]
-                before = sdpa_attention_forward(
+                before = kernel(
                     module, query[rows, :, :first], key[rows], value[rows], left, **kwargs
                 )[0]
             outs.append(torch.cat((before, made.out), dim=1))
@@ -142,6 +140,8 @@ class LayerAttention(BoundToModel):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        form: SoftmaxForm,
+        kernel: Kernel,
         kwargs: Any,
     ) -> Float[Tensor, "samples packed heads head_dim"]:
         """The shared columns through the fast kernel, the branches' rows behind them."""
@@ -153,9 +153,7 @@ class LayerAttention(BoundToModel):
         (first_query, queries), (first_key, own_key), (first_value, own_value) = packing.split(
             query, key, value
         )
-        out = sdpa_attention_forward(
-            module, first_query, first_key, first_value, context.masks.prefix, **kwargs
-        )[0]
+        out = kernel(module, first_query, first_key, first_value, context.masks.prefix, **kwargs)[0]
         keys, values = Columns(first_key, own_key), Columns(first_value, own_value)
         calibrated = keys
         if work.rotary is not None and context.key_offset is not None:
@@ -163,7 +161,7 @@ class LayerAttention(BoundToModel):
             calibrated = keys.rotated(context.key_offset, span, work.rotary)
         made = attend(
             context, work, queries, keys, calibrated, values,
-            rows=slice(None), branches=context.branches, scaling=kwargs["scaling"],
+            rows=slice(None), branches=context.branches, form=form,
         )  # fmt: skip
         layer = context.cache.layers[self.index]
         layer.keys, layer.values = calibrated.suffix, own_value

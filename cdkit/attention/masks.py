@@ -11,7 +11,7 @@ from torch import Tensor
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.branches.layout import Layout
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.interfaces.model_adapter import SeesAhead
+from cdkit.interfaces.model_adapter import SeesAhead, types_argument
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,7 +292,7 @@ def decoder_mask(
         attention_mask=chunk.token_mask,
         **{CACHE: cache},
         position_ids=positions,
-        token_type_ids=types,
+        **{types_argument(model): types},
     )
 
 

@@ -12,6 +12,7 @@ from cdkit.attention.columns import Columns
 from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.image_columns import CachedImageColumns
 from cdkit.attention.masks import RowMasks, SegmentMask, without_pruned
+from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.functional.rope import rotate
 from cdkit.interfaces.segment import CrossModalSegment, softmax
 from cdkit.methods.method import ORIGINAL
@@ -49,7 +50,7 @@ def attend(
     *,
     rows: slice,
     branches: Sequence[str],
-    scaling: float,
+    form: SoftmaxForm,
 ) -> TextRows:
     """The attention of these branches, whose rows are `rows` of the call's.
 
@@ -60,7 +61,7 @@ def attend(
     masks = context.masks.rows
     if rows != slice(None):
         masks = masks.of(rows)
-    logits = _logits(context, work, query, keys, calibrated_keys, masks, rows, scaling)
+    logits = _logits(context, work, query, keys, calibrated_keys, masks, rows, form)
     logits_before, pruned = logits, None
     changed: list[_Changed] = []
     for branch in branches:
@@ -79,6 +80,7 @@ def attend(
             calibrated_keys,
             values,
             own,
+            form.sinks,
         )
         for change in work.changes.get(branch, ()):
             after = change(after)
@@ -93,7 +95,10 @@ def attend(
                 logits = logits_before.clone()
             _write(logits[own], before, after, mask)
         changed.append(_Changed(mask, own, before, after))
-    weights = softmax(logits) if masks.has_dead_rows else logits.softmax(dim=-1)
+    if masks.has_dead_rows or form.sinks is not None:
+        weights = softmax(logits, form.sinks)
+    else:
+        weights = logits.softmax(dim=-1)
     replaced: list[tuple[slice, Tensor]] = []
     for one in changed:
         if work.records_image or work.records_weights or context.record.traces:
@@ -116,7 +121,7 @@ def _logits(
     calibrated_keys: Columns,
     masks: RowMasks,
     rows: slice,
-    scaling: float,
+    form: SoftmaxForm,
 ) -> Float[Tensor, "rows heads text columns"]:
     """The logits on all columns, cross-modal ones at the calibrated positions; -inf where a row may
     not attend."""
@@ -135,7 +140,9 @@ def _logits(
         assert work.rotary is not None
         moved = query if offset is None else rotate(query, offset.to(query.device), work.rotary)
         logits = torch.where(masks.segment, calibrated_keys.scores(moved), keys.scores(query))
-    logits *= scaling  # not the query, which may be in half precision
+    logits *= form.scaling  # not the query, which may be in half precision
+    if form.cap is not None:
+        logits = form.cap * torch.tanh(logits / form.cap)
     if masks.forbidden is not None:
         logits.masked_fill_(masks.forbidden, -math.inf)
     return logits
@@ -151,6 +158,7 @@ def _segment(
     keys: Columns,
     values: Columns,
     rows: slice,
+    sinks: Float[Tensor, " heads"] | None,
 ) -> CrossModalSegment:
     """A branch's segment of this layer, as strategies get it."""
     on_image = _of_image(logits, mask)
@@ -182,6 +190,7 @@ def _segment(
         layer_state=context.layer_state[branch],
         full=mask.full,
         generated=context.chunk.generated,
+        sinks=sinks,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from cdkit.attention.columns import Columns, rotate_keys
 from cdkit.branches.method_cache import MethodCache
@@ -82,7 +83,7 @@ class BranchedCache(MethodCache):
             values = Columns(shared[1], layer.values[rows], each)
             whole = keys.column_slice(0, keys.total)
             rotary = None if plan.rotary is None else plan.rotary[index]
-            if rotary is not None and state.key_offset is not None:
+            if rotary is not None and state.key_offset is not None and plan.caches_keys:
                 span = plan.layout.image_span
                 whole = rotate_keys(whole, -state.key_offset[rows], span, rotary)
             plain.update(
@@ -104,6 +105,13 @@ def copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
     return own
 
 
-def repeated(cache: Any, rows: Int[Tensor, " chosen"]) -> Cache:
+def repeated(cache: Any, rows: Int[Tensor, " chosen"]) -> Any:
     """A separate cache with these rows."""
-    return copied(cache, lambda x: x[rows.to(x.device)] if x.numel() else x)
+    own: Any = copied(cache, lambda x: x[rows.to(x.device)] if x.numel() else x)
+    for index, (layer, before) in enumerate(zip(own.layers, cache.layers, strict=True)):
+        # a layer that selects for itself keeps more than keys and values
+        select = getattr(type(layer), "batch_select_indices", None)
+        if select is not DynamicLayer.batch_select_indices and before.keys is not None:
+            own.layers[index] = copy.copy(before)
+            own.layers[index].batch_select_indices(rows.to(before.keys.device))
+    return own

@@ -125,10 +125,14 @@ class BranchState:
             offset = (every - self.reference_offset)[:, start:]
             self.queries_move = self.queries_move or any_moves(offset, has_image)
             self.generated_offset = offset[:, -1:]
+        # a cache that keeps no keys gives those of ordinary positions at each step
+        key = None if plan.caches_keys else self.key_offset
+        if key is not None:
+            key = key[group.rows]
         if not self.queries_move:
-            return chunk, CallOffsets()
+            return chunk, CallOffsets(key)
         return chunk, CallOffsets(
-            query=offset[group.rows].expand(-1, stop - start, *offset.shape[2:])
+            key, query=offset[group.rows].expand(-1, stop - start, *offset.shape[2:])
         )
 
     def reorder(self, beams: Int[Tensor, " rows"]) -> None:

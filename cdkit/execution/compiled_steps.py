@@ -50,7 +50,7 @@ class CompiledSteps:
         cache, chunk = context.cache, context.chunk
         if not (chunk.generated and chunk.length == 1 and is_fixed(cache)):
             return None
-        if context.record.traces:
+        if context.record.traces or context.key_offset is not None:
             return None
         layers: list[FixedLayer] = cache.layers
         embeds = given["inputs_embeds"]

@@ -61,6 +61,8 @@ class PromptPlan:
     materialize_all: bool
     """Whether all attention weights are made, not only those that the method changes or reads."""
     calibrator: PositionCalibrator | None
+    caches_keys: bool
+    """As `AttachedMethod.caches_keys`: whether rotated keys replace those of a cache."""
     rotary: Sequence[Rotary | None] | None
     rng_keys: Int[Tensor, " rows"] | None
     """A random key for each row; None where the attention stays the stock one."""
@@ -216,6 +218,7 @@ def shared_columns(
     branches = attached.branches
     if (
         "shared_prefix" not in optimizations
+        or not attached.has_plain_cache
         or not attached.adapter.causal_prefix
         or not all(d.keeps_prefix for branch in branches for d in branch.attention)
     ):
@@ -239,6 +242,7 @@ def _keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimi
     layer_types = getattr(attached.decoder.config, "layer_types", None) or ()
     return (
         attached.hooked
+        and attached.caches_keys
         and "shared_cache" in optimizations
         and attached.adapter.sees_ahead == "nowhere"
         and "chunked_attention" not in layer_types
@@ -301,6 +305,7 @@ def plan_prompt(
         packing=packing,
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
         calibrator=attached.method.calibrator,
+        caches_keys=attached.caches_keys,
         rotary=attached.rotary,
         rng_keys=rng_keys,
         deepstack=deepstack,

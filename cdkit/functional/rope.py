@@ -14,14 +14,17 @@ class Rotary:
     """The rotary embedding of a decoder's attention."""
 
     inverse_frequencies: Float[Tensor, " half"]
-    """The angle of one position, in radians, for each pair of dimensions. Dimensions beyond
-    2 x half are not rotated."""
+    """The angle of one position, in radians, for each pair of dimensions. The other dimensions of a
+    head are not rotated."""
     interleaved: bool
     """Which dimensions form a pair: (0, 1), (2, 3), ... if True; (0, half), (1, half + 1), ... if
     False."""
     axes: Int[Tensor, " half"] | None = None
     """For each frequency the axis of a position (0 time, 1 height, 2 width) that it follows; None
     where positions have one axis."""
+    first: int = 0
+    """The first dimension of a head that is rotated, as the first half of its first pair. Latent
+    attention (MLA) rotates the last dimensions."""
 
 
 def rotate(
@@ -57,11 +60,12 @@ def rotate(
         by = by[..., rotary.axes.to(by.device)]
     angle = (by.double() * frequencies)[:, None]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    width = 2 * frequencies.shape[0]
-    turned, still = x[..., :width], x[..., width:]
+    first, last = rotary.first, rotary.first + 2 * frequencies.shape[0]
+    turned, still = x[..., first:last], x[..., last:]
+    before = [x[..., :first]] if first else []
     if rotary.interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]
         pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
-        return torch.cat((pairs.flatten(-2), still), dim=-1)
+        return torch.cat((*before, pairs.flatten(-2), still), dim=-1)
     a, b = turned.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, still), dim=-1)
+    return torch.cat((*before, a * cos - b * sin, b * cos + a * sin, still), dim=-1)

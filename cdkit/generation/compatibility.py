@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cdkit.errors import CdkitError, PromptError
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
@@ -69,6 +70,8 @@ ATTENTION_ARGUMENTS = frozenset(
     {
         # what the fast kernel takes; text attention is causal by its mask, and drops nothing
         *("dropout", "scaling", "is_causal"),
+        # of the softmax: attention sinks, and the cap of logits
+        *("s_aux", "softcap"),
         # what masks and rotated keys already say
         *("sliding_window", "position_ids", "position_embeddings", "cache_position"),
         # what the decoder's other parts read, and hand down to its attention
@@ -87,14 +90,6 @@ def unknown_attention_argument(module: nn.Module, name: str) -> CdkitError:
     return CdkitError(
         f"{type(module).__name__} passes {name} to its attention, which a method that changes "
         "attention does not know and would drop; use one that changes only the inputs, such as vcd"
-    )
-
-
-def compressed_keys(module: nn.Module) -> CdkitError:
-    """The error for attention whose cache holds something else than the keys that it reads."""
-    return CdkitError(
-        f"{type(module).__name__} caches compressed keys and values (MLA), which a method that "
-        "changes attention cannot follow; use one that changes only the inputs, such as vcd"
     )
 
 
@@ -424,17 +419,12 @@ def check_attachable(attached: AttachedMethod) -> None:
                 )
     if method.calibrator is not None and attached.rotary is None:
         raise CdkitError(
-            f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no "
-            "rotary embedding of fixed frequencies that cdkit knows; use a method without a "
-            "calibrator"
+            f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no rotary "
+            "embedding of fixed frequencies that explains the keys of its layers; use a method "
+            "without a calibrator"
         )
     if not attached.hooked:
         return
-    if getattr(decoder.config, "attn_logit_softcapping", None):
-        raise CdkitError(
-            f"{type(decoder).__name__} caps its attention logits, and {method.name} changes "
-            "them; use a method that changes only the inputs, such as vcd"
-        )
     shards = getattr(attached.model, "tp_size", None) or 1
     if shards > 1:
         raise CdkitError(
@@ -473,6 +463,12 @@ def sliding_window(decoder: Any) -> int | None:
     """The shortest window of the decoder's layers; None where all keep all tokens."""
     layers: list[Any] = DynamicCache(config=decoder.config).layers
     return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
+
+
+def has_plain_cache(decoder: Any) -> bool:
+    """Whether the cache of each of the decoder's layers holds keys and values and nothing else."""
+    layers: list[Any] = DynamicCache(config=decoder.config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def can_be_hooked(decoder: Any) -> bool:

@@ -340,7 +340,8 @@ def _call_decoder(
     else:
         # cdkit's attention makes the masks: the model cannot, as the cache lacks the shared columns
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
-    stores = cache is not None and chunk.completes_prompt and offsets.key is not None
+    keeps_keys = cache is not None and plan.caches_keys
+    stores = keeps_keys and chunk.completes_prompt and offsets.key is not None
     context = DecoderContext(
         branches=group.branches,
         rows_per_branch=rows,

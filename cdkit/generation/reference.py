@@ -36,18 +36,26 @@ from cdkit.generation.combine import Noted, combine_call
 from cdkit.generation.compatibility import (
     ATTENTION_ARGUMENTS,
     check_alignment,
-    compressed_keys,
     refuse_adapter,
     unknown_attention_argument,
 )
 from cdkit.generation.hooks import BoundToModel
 from cdkit.generation.plain_call import check_last_column, forward_call
 from cdkit.generation.prompts import Session
-from cdkit.generation.reference_attention import Attended, Change, Layer, Memory, Tokens, attend
+from cdkit.generation.reference_attention import (
+    Attended,
+    Change,
+    Layer,
+    Memory,
+    Tokens,
+    attend,
+    plain_attention,
+)
 from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
 from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
+from cdkit.interfaces.model_adapter import types_argument
 from cdkit.methods.method import ORIGINAL, Branch
 
 KEY = "cdkit_reference"
@@ -286,7 +294,9 @@ class ReferenceEngine(AttachedEngine):
             types = types.expand(tokens.token_mask.shape)
         model: Any = self.attached.model
         return model.create_masks_for_generate(
-            config=model.config, token_type_ids=types, **own | {"attention_mask": tokens.token_mask}
+            config=model.config,
+            **{types_argument(model): types},
+            **own | {"attention_mask": tokens.token_mask},
         )
 
     # ---- one layer -------------------------------------------------------------------------------
@@ -299,7 +309,7 @@ class ReferenceEngine(AttachedEngine):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        scaling: float,
+        kwargs: dict[str, Any],
     ) -> Attended:
         """A layer's attention for the branch that is in the decoder."""
         running.layers_run += 1
@@ -317,7 +327,9 @@ class ReferenceEngine(AttachedEngine):
             key,
             value,
             mask,
-            scaling,
+            kwargs["scaling"],
+            kwargs.get("softcap"),
+            kwargs.get("s_aux"),
         )
         self._note(running, layer, made)
         return made
@@ -479,13 +491,14 @@ def _attention(
         if argument is not None and name not in ATTENTION_ARGUMENTS and name not in known:
             raise unknown_attention_argument(module, name)
     if running is None:  # not under a forward that is read
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    cache: Any = running.branch.cache
-    cached = None if cache is None else cache.layers[handle.layer.index].keys
-    if cached is not None and cached.shape[1::2] != key.shape[1::2]:
-        raise compressed_keys(module)
-    scaling = kwargs["scaling"]
-    made = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, scaling)
+        of_softmax: dict[str, Any] = {
+            name: kwargs.get(name) for name in ("scaling", "softcap", "s_aux")
+        }
+        plain = of_softmax["softcap"] is None and of_softmax["s_aux"] is None
+        if plain:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return plain_attention(query, key, value, attention_mask, **of_softmax), None
+    made = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, kwargs)
     weights = made.weights.to(query.dtype) if handle.engine.gives_weights else None
     return made.out, weights
 

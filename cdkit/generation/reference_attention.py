@@ -164,12 +164,16 @@ def attend(
     value: Float[Tensor, "rows kv_heads columns value_dim"],
     mask: Tensor | None,
     scaling: float,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Attended:
     """`softmax(q k^T) v`, its cross-modal segment calibrated and then changed in turn.
 
     Args:
         query: Rotated by the ordinary positions, as the keys are.
         mask: As the decoder gives it to its layers: boolean, additive, or None for causal.
+        softcap: Logits are `softcap * tanh(logits / softcap)`; None where they are not capped.
+        sinks: The logit of each head's attention sink; None where there is none.
     """
     tokens = tokens.to(query.device)
     wide, dtype = torch.promote_types(query.dtype, torch.float32), value.dtype
@@ -184,6 +188,8 @@ def attend(
         keys = rotate(keys, tokens.shift, layer.rotary)
         calibrated = queries @ _each_head(keys, heads).mT * scaling
         logits = torch.where(segment_cells[:, None], calibrated, logits)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     logits = logits.masked_fill(~visible[:, None], -math.inf)
 
     before, after = None, None
@@ -212,6 +218,7 @@ def attend(
             text_logits=logits.masked_fill(segment_cells[:, None], -math.inf),
             before_image=tokens.before_image,
             layer_state=memory.call,
+            sinks=sinks,
         )
         after = before
         for change in changes:
@@ -220,7 +227,7 @@ def attend(
             after = _hidden(after, after.pruned, tokens, visible)
         logits = torch.where(cells, tokens.at_columns(after.logits), after.text_logits)
 
-    weights = softmax(logits)
+    weights = softmax(logits, sinks)
     if after is None or after.replaced is None or after.replacement is None:
         out = weights @ _each_head(values, heads)
     else:
@@ -231,6 +238,35 @@ def attend(
         out = (weights * ~replaced) @ _each_head(values, heads)
         out = out + (weights * replaced) @ _each_head(instead, heads)
     return Attended(out.transpose(1, 2).to(dtype), weights, before, after)
+
+
+def plain_attention(
+    query: Float[Tensor, "rows heads new head_dim"],
+    key: Float[Tensor, "rows kv_heads columns head_dim"],
+    value: Float[Tensor, "rows kv_heads columns value_dim"],
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None,
+    s_aux: Float[Tensor, " heads"] | None,
+) -> Float[Tensor, "rows new heads value_dim"]:
+    """The attention of a call in which no method acts; the names are Hugging Face's."""
+    wide, heads, new = (
+        torch.promote_types(query.dtype, torch.float32),
+        query.shape[1],
+        query.shape[2],
+    )
+    logits = query.to(wide) @ _each_head(key.to(wide), heads).mT * scaling
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    columns = torch.arange(key.shape[2], device=key.device)
+    if mask is None:
+        mask = columns <= columns[-new:, None]
+    elif mask.dtype != torch.bool:
+        mask = mask >= 0  # additive: 0 or a large negative number
+    weights = softmax(logits.masked_fill(~mask, -math.inf), s_aux)
+    out = weights @ _each_head(value.to(wide), heads)
+    return out.transpose(1, 2).to(value.dtype)
 
 
 def _each_head(

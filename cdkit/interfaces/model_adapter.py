@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.former_names import FormerNames
-from cdkit.registry import Registry, unknown
+from cdkit.registry import Registry
 
 SeesAhead = Literal["nowhere", "in images", "in prompts"]
 """Where attention is not causal: nowhere; among the tokens of an image (Gemma 3); in the whole
@@ -241,7 +242,7 @@ GENERIC_ADAPTERS = Registry[ModelAdapter](
 
 HOW_TO_ADD = (
     "To add a family, subclass cdkit.models.layouts.standard.StandardAdapter, register the class "
-    "under that name and hold it to cdkit.testing.check_adapter: docs/own_model.md"
+    "under its model_type and hold it to cdkit.testing.check_adapter: docs/own_model.md"
 )
 
 
@@ -272,7 +273,8 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
     if any(getattr(one, "is_encoder_decoder", False) for one in (config, text)):
         raise CdkitError(
             f"{model_type} is an encoder-decoder: its answer attends to the image by "
-            "cross-attention alone, and cdkit's methods are defined for decoder-only models"
+            "cross-attention alone, and cdkit's methods are defined for decoder-only models; "
+            "`cdkit list models --all` says which types run"
         )
     if model_type not in ADAPTERS:
         return _fallback(unwrap(model), model_type)
@@ -288,12 +290,19 @@ def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
         try:
             adapter.check(model)
         except CdkitError as error:
-            reasons.append(f" The {name} adapter cannot stand in: {error}.")
+            reasons.append(f"the {name} one cannot stand in: {error}".rstrip("."))
         else:
             return adapter
+    why = "; ".join(reasons) or HOW_TO_ADD
     raise CdkitError(
-        unknown("model adapter", model_type, ADAPTERS) + "".join(reasons) + f" {HOW_TO_ADD}"
+        f"{type(model).__name__} (model_type {model_type!r}) has no adapter of its own, and {why}"
     )
+
+
+def types_argument(model: Any) -> str:
+    """The name by which a model's `create_masks_for_generate` takes the types of tokens."""
+    taken = signature(model.create_masks_for_generate).parameters
+    return "mm_token_type_ids" if "mm_token_type_ids" in taken else "token_type_ids"
 
 
 def unwrap(model: nn.Module) -> nn.Module:

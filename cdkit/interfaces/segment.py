@@ -43,7 +43,7 @@ class ImageColumns:
     keys: Float[Tensor, "rows kv_heads image head_dim"]
     """The keys of the image tokens as they are cached; rotated to the calibrated positions where
     the method has a calibrator."""
-    values: Float[Tensor, "rows kv_heads image head_dim"]
+    values: Float[Tensor, "rows kv_heads image value_dim"]
     """The values of the image tokens."""
     valid: Bool[Tensor, "rows image"]
     """True where a column holds an image token, False where it is padding."""
@@ -91,7 +91,7 @@ class ImageColumns:
         shares = same.to(torch.promote_types(self.values.dtype, torch.float32))
         return shares / shares.sum(dim=-1, keepdim=True).clamp(min=1)
 
-    def mean_values(self) -> Float[Tensor, "rows kv_heads #image head_dim"]:
+    def mean_values(self) -> Float[Tensor, "rows kv_heads #image value_dim"]:
         """Average the values over each image, for each head and dimension.
 
         Returns:
@@ -128,7 +128,8 @@ class CrossModalSegment:
     """The queries of the text rows, in float32 or better; rotated to the calibrated positions where
     the method has a calibrator."""
     logits: Float[Tensor, "rows heads text image"]
-    """Attention logits, before the softmax, in float32 or better; -inf outside `cells`."""
+    """Attention logits as the softmax gets them, in float32 or better; -inf outside `cells`. Where
+    a model caps its attention logits (Gemma 2), these are the capped ones."""
     cells: Bool[Tensor, "rows text image"]
     """True where the row is text, the column an earlier image token, and neither is padding."""
     prompt: Bool[Tensor, "rows text"]
@@ -144,7 +145,7 @@ class CrossModalSegment:
     """True for columns of the text before the first image (the system prompt), without padding."""
     replaced: Bool[Tensor, "rows heads text image"] | None = None
     """Cells whose value is replaced by `replacement`; None for none."""
-    replacement: Float[Tensor, "rows kv_heads #image head_dim"] | None = None
+    replacement: Float[Tensor, "rows kv_heads #image value_dim"] | None = None
     """The value that replaces the image token's one: one for each column, or one for all of them
     (an image axis of 1)."""
     pruned: Bool[Tensor, "rows image"] | None = None
@@ -158,6 +159,9 @@ class CrossModalSegment:
     """Whether every entry of `cells` is known to be True, so that a step need not read the mask."""
     generated: bool = False
     """Whether every row is known to be a generated one."""
+    sinks: Float[Tensor, " heads"] | None = None
+    """The logit of each head's attention sink, which takes its share of the weights and has no
+    value; None for most models."""
 
     def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
         """Find the cells above the mean of their group: `1[A > mean(A)]`.
@@ -195,7 +199,8 @@ class CrossModalSegment:
             most 1.
         """
         image = self.logits.shape[-1]
-        return softmax(torch.cat((self.logits, self.text_logits), dim=-1))[..., :image]
+        logits = torch.cat((self.logits, self.text_logits), dim=-1)
+        return softmax(logits, self.sinks)[..., :image]
 
     def without(self, mask: Bool[Tensor, "rows heads text image"]) -> Tensor:
         """Cut cells: their weight is 0, and the softmax renormalises the others.
@@ -215,14 +220,19 @@ readable_as(CrossModalSegment, carried="layer_state", predicts="predicts_next", 
 
 def softmax(
     logits: Float[Tensor, "rows heads text columns"],
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "rows heads text columns"]:
     """Softmax over the columns.
 
     Args:
         logits: Attention logits; -inf where a row may not attend.
+        sinks: The logit of each head's attention sink, which is one more term of the sum.
 
     Returns:
         Attention weights. A row that may attend to nothing, as padding does, has zeros.
     """
+    if sinks is not None:
+        sink = sinks.to(logits)[:, None, None].expand(*logits.shape[:-1], 1)
+        return torch.cat((logits, sink), dim=-1).softmax(dim=-1)[..., :-1]
     dead = torch.isneginf(logits).all(dim=-1, keepdim=True)
     return logits.masked_fill(dead, 0).softmax(dim=-1).masked_fill(dead, 0)

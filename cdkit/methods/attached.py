@@ -27,6 +27,12 @@ class AttachedMethod:
     """Each layer's, where the method has a calibrator."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
+    has_plain_cache: bool
+    """Whether every layer's cache holds keys and values of tokens and nothing else. Others, such as
+    an indexer's, may depend on how a prompt is cut into calls."""
+    caches_keys: bool
+    """Whether the decoder's cache holds the keys that attention gets. Latent attention (MLA) makes
+    them anew at each step, so rotated keys cannot be kept."""
     has_sliding_window: bool
     """Whether some of the decoder's layers keep the last tokens alone."""
     window: int | None

@@ -5,17 +5,16 @@ adapter (`cdkit.probing.adapter_trial`) on the first prompts of a user. Each che
 AssertionError that names the first promise which does not hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import DynamicCache
 
 from cdkit.functional.rope import Rotary, rotate
-from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
 from cdkit.probing.recorded_calls import RecordedCall, recording_calls
 from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
@@ -125,6 +124,24 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     promise = "embed returns what the decoder gets for text tokens"
     require_close(text_embeds[text].to(embeds), embeds[text], adapter, promise)
 
+    return encoder
+
+
+def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
+    """Require that `logits` makes of a layer's states what the model makes of the last one's.
+
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        inputs: Prompts, padded on the left.
+
+    Raises:
+        AssertionError: Where a promise is broken.
+    """
+    depth = len(adapter.layers(model))
+    calls = recorded_generate(adapter, model, inputs, steps=1)
+    first = {call.name: call for call in reversed(calls)}
+    decoder = first["decoder"]
     wanted = first["lm_module"].output.logits[:, -1]
     promise = "logits of the last layer's output are the model's next-token logits"
     hidden = _hidden(first[_layer(depth - 1)])[:, -1]
@@ -132,7 +149,6 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     promise = "logits of the decoder's output, with norm=False, are the same"
     hidden = decoder.output.last_hidden_state[:, -1]
     require_close(adapter.logits(model, hidden, norm=False), wanted, adapter, promise)
-    return encoder
 
 
 KNOWN_TENSORS = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")
@@ -226,39 +242,44 @@ def check_rotary(adapter: ModelAdapter, model: Any) -> None:
     )
     require(one_each, adapter, "rotary is None, or has a Rotary or None for each layer", rotary)
     decoder: Any = adapter.decoder(model)
-    random = torch.Generator().manual_seed(0)
-    shape = (1, 6, model.get_input_embeddings().weight.shape[-1])
-    embeds = torch.randn(shape, generator=random).to(model.device, model.dtype)
-    positions = torch.arange(6, device=model.device)[None]
+    attentions = [adapter.attention(layer) for layer in adapter.layers(model)]
+    axes = axes_of(decoder.config)
 
-    def keys(at: Tensor) -> list[Tensor]:
-        cache = DynamicCache(config=decoder.config)
-        given = {"inputs_embeds": embeds, "position_ids": at, CACHE: cache}
-        decoder(**given, use_cache=True)
-        layers: list[Any] = cache.layers
-        return [layer.keys for layer in layers]
+    def keys(by: Tensor) -> list[Tensor]:
+        return keys_at(decoder, attentions, by)[0]
 
-    def check(by: Tensor, promise: str, within: float | None, layers: slice) -> None:
-        start = positions if by.ndim == 2 else positions.expand(3, 1, -1)
-        moved = keys(start + (by if by.ndim == 2 else by.movedim(-1, 0)))
-        pairs = list(zip(rotary, keys(start), moved, strict=True))
-        for of_layer, before, after in pairs[layers]:
-            rotated = before if of_layer is None else rotate(before, by.to(embeds), of_layer)
+    def check(by: Tensor, promise: str, within: float | None) -> None:
+        """Tokens at the first positions move by `by`, (rows, axes)."""
+        start = torch.arange(len(by))[:, None].expand(-1, axes)
+        moves = by[:, None] if axes > 1 else by
+        for of_layer, before, after in zip(rotary, keys(start), keys(start + by), strict=True):
+            wide = before.to(torch.promote_types(before.dtype, torch.float32))
+            if of_layer is not None:
+                wide = rotate(wide, moves.to(wide), of_layer)
             # angles are float32, whatever the model computes in
             allowed = max(precision(after.dtype), 1e-5) if within is None else within
-            require_close(rotated, after, adapter, promise, within=allowed)
+            require_close(wide.to(after), after, adapter, promise, within=allowed)
 
     promise = "rotating keys by rotary gives the model's keys at the moved position"
-    by = torch.tensor([[0, 2, 2, 5, 9, 30]], device=model.device)
-    check(by, promise, None, slice(1))  # the layers above would see other states
-    check(torch.full_like(by, 7), promise, None, slice(None))
-    if rotary[0] is not None and rotary[0].axes is not None:
-        grid = torch.stack((by, by.flip(-1), by * 0), dim=-1)
-        check(grid, promise, None, slice(1))
+    by = torch.tensor([0, 2, 2, 5, 9, 30])[:, None].expand(-1, axes)
+    check(by, promise, None)
+    if axes > 1:
+        check(torch.stack([by[:, 0].roll(2 * axis) for axis in range(axes)], dim=1), promise, None)
+    if _takes_fractions(keys, axes):
+        check(by / 4, promise, None)
     longest = getattr(decoder.config, "max_position_embeddings", None)
     if longest is not None and longest <= 2**15:  # beyond, float32 angles say nothing
         promise = "rotary is None where the frequencies change with the length"
-        check(torch.full_like(by, 3 * longest), promise, 0.05, slice(1))
+        check(torch.full_like(by, 3 * longest), promise, 0.05)
+
+
+def _takes_fractions(keys: Callable[[Tensor], list[Tensor]], axes: int) -> bool:
+    """Whether the decoder computes angles of any position, not of whole numbers alone."""
+    try:
+        keys(torch.full((2, axes), 0.5))
+    except Exception:  # an index, for example
+        return False
+    return True
 
 
 def check_causal_prefix(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:

@@ -1,12 +1,14 @@
-"""Try a generic adapter out on a user's prompts, before a method runs on them.
+"""Try an adapter out on a user's prompts, before a method runs on them.
 
-A generic adapter searches the model for its parts and may be wrong. So the first prompts with an
-image that a model gets are run some six times to hold the adapter against the stock model. This
-happens once for each model.
+A generic adapter searches the model for its parts and may be wrong. An adapter of a family may get
+a text decoder that its tests never saw. So the first prompts with an image that such a model gets
+are run some six times to hold the adapter against the stock model. This happens once for each
+model; of a family's adapter, once for each configuration.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -18,8 +20,10 @@ from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.generation.compatibility import sliding_window
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.methods.attached import AttachedMethod
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
+    check_logits,
     check_modules,
     check_pixels,
     check_rotary,
@@ -35,26 +39,92 @@ NOT_INPUTS = frozenset(
     {CACHE, OLD_CACHE, "inputs_embeds", "labels", "logits_to_keep", "return_dict", "use_cache"}
 )
 """Arguments of a model's forward that are no part of a prompt."""
+TESTED_DECODERS = frozenset({"cohere2", "gemma", "gemma2", "llama", "mistral", "qwen2"})
+"""The text decoders, by `model_type`, with which cdkit's tests run its adapters. A family whose
+decoder's `model_type` begins with its own has no other decoder."""
 
-_passed: WeakKeyDictionary[nn.Module, type[ModelAdapter]] = WeakKeyDictionary()
-"""Model -> the adapter that has passed on it; weak, so that it lasts as long as the model."""
+
+@dataclass(frozen=True)
+class Findings:
+    """What of a method does not run on a model, and why; empty where it does."""
+
+    adapter: type[ModelAdapter]
+    pixels: str = ""
+    """Why pixels cannot be changed."""
+    attention: str = ""
+    """Why attention cannot be changed or read."""
+    rotary: str = ""
+    """Why positions cannot be calibrated."""
+    readout: str = ""
+    """Why layers cannot be read out."""
+
+
+_passed: WeakKeyDictionary[nn.Module, Findings] = WeakKeyDictionary()
+"""Model -> what was found on it; weak, so that it lasts as long as the model."""
+_of_config: dict[tuple[type[ModelAdapter], type[nn.Module], str], Findings] = {}
+"""What was found on a model of this configuration, with the adapter of its family."""
 _under_way: WeakSet[nn.Module] = WeakSet()
 """Models on trial: the trial attaches methods itself, and these must not start another one."""
 
 
 def is_due(adapter: ModelAdapter, model: nn.Module) -> bool:
     """Whether the adapter must still be tried out on this very model."""
-    known = _passed.get(model) is type(adapter) or model in _under_way
-    return adapter.needs_check and not known
+    if model in _under_way or not (adapter.needs_check or _is_untested(adapter, model)):
+        return False
+    known = _passed.get(model)
+    if known is None and not adapter.needs_check:
+        known = _of_config.get(_place(adapter, model))
+        if known is not None:
+            _passed[model] = known
+    return known is None or known.adapter is not type(adapter)
+
+
+def _is_untested(adapter: ModelAdapter, model: Any) -> bool:
+    decoder: Any = adapter.decoder(model)
+    kind = getattr(decoder.config, "model_type", "")
+    return kind not in TESTED_DECODERS and not kind.startswith(model.config.model_type)
+
+
+def _place(adapter: ModelAdapter, model: Any) -> tuple[type[ModelAdapter], type[nn.Module], str]:
+    decoder: Any = adapter.decoder(model)
+    kernel = getattr(decoder.config, "_attn_implementation", None)
+    return type(adapter), type(model), f"{kernel} {model.dtype} {model.config.to_json_string()}"
+
+
+def refuse_unfit(attached: AttachedMethod) -> None:
+    """Raise where a method uses what was found not to run on its model.
+
+    Raises:
+        CdkitError: It says what, and which methods run.
+    """
+    found, method = _passed.get(attached.model), attached.method
+    if found is None:
+        return
+    name = type(attached.model).__name__
+    if found.attention and attached.hooked:
+        raise CdkitError(
+            f"{method.name} changes or reads attention, and cdkit's attention is not that of "
+            f"{name}: {found.attention}; use a method that changes only the inputs, such as vcd"
+        )
+    if found.rotary and method.calibrator is not None:
+        raise CdkitError(
+            f"{method.name} moves positions, and how {name} rotates its keys was not found out: "
+            f"{found.rotary}; use a method without a calibrator"
+        )
+    if found.readout and method.readout is not None:
+        raise CdkitError(
+            f"{method.name} reads layers out, and how {name} makes logits of their states was not "
+            f"found out: {found.readout}; use a method without a readout"
+        )
 
 
 def try_adapter(
     adapter: ModelAdapter, model: Any, given: Mapping[str, Any], *, attach: Attach
 ) -> None:
-    """Hold the adapter against the stock model; one warning says what was checked.
+    """Hold the adapter against the stock model; of a generic one, a warning says what was checked.
 
     Args:
-        adapter: A generic adapter.
+        adapter: A generic adapter, or one on a decoder that its tests never saw.
         model: The stock model, with no method attached.
         given: The arguments of `generate`, or of a plain call, with the prompts.
         attach: `cdkit.attach`.
@@ -70,13 +140,18 @@ def try_adapter(
     index = adapter.image_index(model, ids).masked_fill(~token_mask, -1)
     counts = tokens_of_images(index)
     name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
+    window = sliding_window(adapter.decoder(model))
+    cut = window is not None and ids.shape[1] + STEPS > window
     if not counts or inputs.get("pixel_values") is None:
+        if not adapter.needs_check:
+            return  # later prompts will show it; without an image no method acts
         raise CdkitError(
             f"{name} runs with a generic adapter, which is tried out on the first prompts that a "
             "model gets: give it some with an image token and pixel_values first"
         )
-    window = sliding_window(adapter.decoder(model))
-    if window is not None and ids.shape[1] + STEPS > window:
+    if cut:
+        if not adapter.needs_check:
+            return  # methods inside the attention are refused beyond the window
         raise CdkitError(
             f"{name} runs with a generic adapter, which is tried out on the first prompts that a "
             f"model gets: give it some that fit into its sliding window of {window} tokens first, "
@@ -86,31 +161,48 @@ def try_adapter(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the user's run repeats them
-            unmatched = _run_checks(adapter, model, inputs, name, attach)
+            found = _run_checks(adapter, model, inputs, name, attach)
     finally:
         _under_way.discard(model)
-    _passed[model] = type(adapter)
-    pixels = f" Methods that change pixels are refused: {unmatched}." if unmatched else ""
-    rotation = "rotate keys as found"
-    if adapter.rotary(model) is None:
-        rotation = (
-            "rotate keys in a way that was not found out, so methods with a calibrator are refused"
-        )
+    _passed[model] = found
+    if not adapter.needs_check:
+        _of_config[_place(adapter, model)] = found
+        return
     warnings.warn(
         f"{name} has no adapter of its own, a generic one is in use. Checked once for this model, "
         f"on these prompts: each run of image tokens is an image ({_listed(counts)} tokens), the "
-        "decoder gets the image's features there; its layers run through the attention function, "
-        f"{rotation}, attend to nothing ahead; an identical branch gives the stock logits "
-        f"within {_within(model):g}.{pixels} See docs/models.md",
+        f"decoder gets the image's features there; {_said(adapter, model, found)} See "
+        "docs/models.md",
         CdkitWarning,
         stacklevel=6,  # the line that calls generate
     )
 
 
+def _said(adapter: ModelAdapter, model: Any, found: Findings) -> str:
+    """What was found, in words."""
+    rotation = "rotate keys as found"
+    if found.rotary or adapter.rotary(model) is None:
+        rotation = (
+            "rotate keys in a way that was not found out, so methods with a calibrator are refused"
+        )
+    if found.attention:
+        said = f"methods that change or read attention are refused: {found.attention}."
+    else:
+        said = (
+            f"its layers run through the attention function, {rotation}, attend to nothing ahead; "
+            f"an identical branch gives the stock logits within {_within(model):g}."
+        )
+    if found.pixels:
+        said += f" Methods that change pixels are refused: {found.pixels}."
+    if found.readout:
+        said += f" Methods that read layers out are refused: {found.readout}."
+    return said
+
+
 def _run_checks(
     adapter: ModelAdapter, model: Any, inputs: Inputs, name: str, attach: Attach
-) -> str:
-    """Run all checks; return why methods that change pixels cannot run, empty where they can."""
+) -> Findings:
+    """Run all checks; return what of a method does not run."""
     # before the handlers below: an error of the prompts themselves is not the adapter's
     stock = generate_tokens(model, inputs, steps=STEPS)
     checked, unmatched = "", ""
@@ -124,24 +216,66 @@ def _run_checks(
             check_pixels(adapter, model, inputs, encoder)
         except UnmatchedPixelsError as error:
             unmatched = str(error)
-        checked = "its rotary embedding"
-        check_rotary(adapter, model)
         checked = "what its images depend on"
         if _has_other_ending(adapter, model, inputs):
             check_causal_prefix(adapter, model, inputs)
-        checked = "two branches alike"
+        checked = "two branches alike, as rows of one batch with one cache"
+        attention = ""
         for optimize in (ONE_BATCH, True):
-            check_identical_branch(adapter, model, inputs, stock, attach=attach, optimize=optimize)
+            attention = attention or _why_not(
+                lambda how: check_identical_branch(
+                    adapter, model, inputs, stock, attach=attach, optimize=how
+                ),
+                optimize,
+            )
+        if attention:
+            check_identical_branch(
+                adapter, model, inputs, stock, attach=attach, optimize=True, attention=False
+            )
+        return Findings(
+            type(adapter),
+            pixels=unmatched,
+            attention=attention,
+            rotary=_why_not(check_rotary, adapter, model),
+            readout=_why_not(check_logits, adapter, model, inputs),
+        )
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, CdkitError) as error:
-        raise _unfit(name, f"{error}") from None
+        raise _unfit(adapter, name, _words(error)) from None
     except Exception as error:  # an unknown model may fail in any way
-        raise _unfit(name, f"{checked}: {type(error).__name__}: {error}") from error
-    return unmatched
+        what = f"{checked}: the check fails with {type(error).__name__}"
+        raise _unfit(adapter, name, what) from error
 
 
-def _unfit(name: str, what: str) -> CdkitError:
+def _words(error: Exception) -> str:
+    """What an error says; a promise of the adapter as what does not hold."""
+    said = f"{error}".rstrip(".")
+    if isinstance(error, AssertionError):
+        return f"it does not hold that {said.partition(': ')[2]}"
+    return said.partition("; use ")[0]  # a method that the trial made up is no user's to change
+
+
+def _why_not(check: Callable[..., None], *arguments: Any) -> str:
+    """Why a check does not pass; empty where it does."""
+    try:
+        check(*arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, CdkitError) as error:
+        return _words(error)
+    except Exception as error:  # an unknown model may fail in any way
+        return f"the check fails with {type(error).__name__}"
+    return ""
+
+
+def _unfit(adapter: ModelAdapter, name: str, what: str) -> CdkitError:
+    if not adapter.needs_check:
+        return CdkitError(
+            f"{name} has a decoder with which its adapter was never tested, and on these prompts "
+            f"they do not fit: {what.rstrip('.')}. Generate without cdkit.attach, or use a model "
+            "of the family with another decoder (docs/models.md)"
+        )
     return CdkitError(
         f"{name} has no adapter of its own, and the generic one does not fit: "
         f"{what.rstrip('.')}. {HOW_TO_ADD}"

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from cdkit.interfaces.combiner import LogitCombiner, State
-from cdkit.interfaces.distortion import AttentionDistortion, DistortionStrategy, Modified
+from cdkit.interfaces.distortion import (
+    AttentionDistortion,
+    DistortionStrategy,
+    Modified,
+    Prompt,
+    PromptDistortion,
+)
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.segment import CrossModalSegment
 from cdkit.methods.method import Branch, Method
@@ -66,6 +72,17 @@ class Unchanged(AttentionDistortion):
         return segment
 
 
+@dataclass(frozen=True)
+class SamePrompt(PromptDistortion):
+    """Distorts nothing, but makes the branch run from its own prompt."""
+
+    modifies: ClassVar[frozenset[Modified]] = frozenset()
+    needs_text: ClassVar[bool] = False
+
+    def distort(self, prompt: Prompt) -> Prompt:
+        return prompt
+
+
 def contrasted(distortion: DistortionStrategy) -> Method:
     """The method that contrasts the original with one branch that has this distortion."""
     name = type(distortion).__name__
@@ -80,6 +97,7 @@ def check_identical_branch(
     *,
     attach: Attach,
     optimize: bool | Collection[str],
+    attention: bool = True,
 ) -> None:
     """Require the stock model's logits from a method whose one branch distorts nothing.
 
@@ -90,13 +108,16 @@ def check_identical_branch(
         stock: The output of `generate_tokens` for them.
         attach: `cdkit.attach`.
         optimize: What `attach` takes under that name.
+        attention: Whether cdkit computes the attention; without it the branch is a row of the batch
+            and nothing more.
 
     Raises:
         AssertionError: Where logits differ. A row is compared for as long as it has chosen the
             stock model's tokens: in half precision two tokens may lie so close that rounding
             chooses.
     """
-    with attach(model, contrasted(Unchanged()), optimize=optimize):
+    same: DistortionStrategy = Unchanged() if attention else SamePrompt()
+    with attach(model, contrasted(same), optimize=optimize):
         forced = generate_tokens(model, prompt, steps=len(stock.logits))
     # generate returns float32 logits, whatever the model computes in
     within = max(precision(stock.logits[0].dtype), precision(model.dtype))

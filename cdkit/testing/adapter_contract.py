@@ -12,6 +12,7 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
+    check_logits,
     check_modules,
     check_pixels,
     check_rotary,
@@ -74,6 +75,7 @@ def _check(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> None
         pad = _pad(model)
         for prompt in (one, other):
             encoder = check_stock_run(adapter, model, prompt)
+            check_logits(adapter, model, prompt)
             check_pixels(adapter, model, prompt, encoder)
             _check_slot(adapter, model, prompt, processor)
         _check_padding(adapter, model, one, other, pad)

@@ -12,6 +12,7 @@ from cdkit.interfaces.distortion import (
     DISTORTIONS,
     AttentionDistortion,
     DistortionStrategy,
+    FeatureDistortion,
     Modified,
     PixelDistortion,
     Prompt,
@@ -80,6 +81,14 @@ class Faint(AttentionDistortion):
         return replace(segment, logits=segment.logits / 2)
 
 
+@dataclass(frozen=True)
+class Halved(FeatureDistortion):
+    """The features of the image halved, of however few tokens."""
+
+    def distort(self, features: Tensor, attention: Tensor, *, generator: torch.Generator) -> Tensor:
+        return features / 2
+
+
 def distortions(*, text: bool) -> Iterator[DistortionStrategy]:
     """One distortion of each kind.
 
@@ -88,7 +97,7 @@ def distortions(*, text: bool) -> Iterator[DistortionStrategy]:
     Args:
         text: Whether a processor is there that can encode text.
     """
-    simple: list[DistortionStrategy] = [Mirrored(), WithoutImage(), Faint()]
+    simple: list[DistortionStrategy] = [Mirrored(), WithoutImage(), Faint(), Halved()]
     yield from simple
     if text:
         yield Instructed()

@@ -5,7 +5,9 @@ Heavy modules are imported inside the commands, so that `--help` is quick.
 
 import codecs
 import functools
+import importlib
 import importlib.metadata
+import importlib.util
 import io
 import logging
 import os
@@ -241,6 +243,26 @@ def say(message: str) -> None:
     screen.print(_one_line(message), markup=False)
 
 
+def leave_out_broken_torchvision() -> None:
+    """Hide a torchvision that cannot be imported: transformers would fail on its first import.
+
+    One that was built for another torch raises at its import. cdkit needs none.
+    """
+    name = "torchvision"
+    if name in sys.modules or importlib.util.find_spec(name) is None:
+        return
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # RuntimeError, ImportError or OSError, by what does not match
+        import torch
+
+        sys.modules[name] = None  # type: ignore[assignment]  # an import of it raises ImportError
+        note(
+            f"torchvision is left out, as it cannot be imported ({_one_line(error)}): install the "
+            f"build that matches torch {torch.__version__}, or uninstall it"
+        )
+
+
 def quiet() -> None:
     """Keep transformers' and torch's own bars and warnings out of the output; cdkit's stay."""
     warnings.simplefilter("ignore")
@@ -248,6 +270,7 @@ def quiet() -> None:
     warnings.showwarning = note
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     usable_backend()
+    leave_out_broken_torchvision()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

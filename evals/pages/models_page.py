@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, M
 
 import cdkit
 from cdkit.evals.pages.generated import rendered, without_arguments, write
+from cdkit.evals.pages.type_table import KINDS, type_rows
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS, ModelAdapter, SeesAhead
 
 PAGE = Path("docs/models.md")
@@ -54,7 +55,14 @@ class GenericFamily:
 
 def page() -> str:
     """The page in Markdown: of cdkit's own adapters, whatever other packages bring."""
-    return rendered("models.md", filters={}, families=list(families()), generics=list(generics()))
+    return rendered(
+        "models.md",
+        filters={},
+        families=list(families()),
+        generics=list(generics()),
+        kinds=KINDS,
+        types=type_rows(),
+    )
 
 
 def families() -> Iterator[Family]:

@@ -7,13 +7,16 @@ of a token follow each other. `image_grid_thw` says how many patches each image 
 
 import abc
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cdkit import UnmatchedPixelsError
 from cdkit.models.layouts.standard import StandardAdapter, runs
 
 
@@ -81,3 +84,77 @@ def patches_of(
     """The inverse of `pictures`."""
     alike = repeat(image, "t c height width -> q t c height width", q=sizes["q"])
     return rearrange(alike, "q t c (h a y) (w b x) -> (t h w a b) (c q y x)", **sizes)
+
+
+# ---- families that are not known -----------------------------------------------------------------
+
+
+def patch_places(
+    model_type: str, *, height: int, width: int, side: int, merged: int, frames: int
+) -> Int[Tensor, "patches values"]:
+    """Where each value of an image's patches stands in its picture (channels, height, width).
+
+    Families write patches in different orders, and values in a patch too. The image processor of
+    the family says how: it is given a picture of numbers.
+
+    Args:
+        model_type: The family. One without an image processor of its own has that of the type
+            whose name its own begins with, else Qwen2-VL's, as most have.
+        height: The picture's height in pixels.
+        width: Its width.
+        side: Height and width of a patch.
+        merged: The patches of a token are `merged` x `merged`.
+        frames: How often a patch repeats the picture.
+
+    Returns:
+        Indices into the flattened picture.
+    """
+    sizes = {"patch_size": side, "merge_size": merged, "temporal_patch_size": frames}
+    patchify, is_batched = _patchify(model_type)
+    taken = {name: sizes[name] for name in signature(patchify).parameters if name in sizes}
+
+    def patches_of_numbers(picture: Tensor) -> Int[Tensor, "patches values"]:
+        given: Any = picture[None] if is_batched else picture.numpy()
+        patches = patchify(None, given, **taken)[0]
+        if not is_batched:
+            patches = torch.from_numpy(np.ascontiguousarray(patches))
+        found: Tensor = patches.long().reshape((height // side) * (width // side), -1)
+        return found
+
+    # apart, since numbers of all values would not be exact in float32
+    pixel = torch.arange(height * width, dtype=torch.float32).view(height, width)
+    channel = torch.arange(3, dtype=torch.float32)[:, None, None]
+    of_pixels = patches_of_numbers(pixel.expand(3, -1, -1).contiguous())
+    of_channels = patches_of_numbers(channel.expand(-1, height, width).contiguous())
+    return of_channels * height * width + of_pixels
+
+
+def _patchify(model_type: str) -> tuple[Any, bool]:
+    """The function of the family's image processor that cuts a picture into patches.
+
+    Returns:
+        The function, and whether it takes a batch of tensors, not one array.
+
+    Raises:
+        UnmatchedPixelsError: Where that processor cannot be imported here.
+    """
+    # not at the top: a broken torchvision would break every family
+    from transformers.models.auto import image_processing_auto
+
+    names: Mapping[str, Mapping[str, str]] = vars(image_processing_auto)[
+        "IMAGE_PROCESSOR_MAPPING_NAMES"
+    ]
+    of_kin = sorted((name for name in names if model_type.startswith(name)), key=len)
+    own = names[of_kin[-1] if of_kin else "qwen2_vl"]
+    for backend in ("pil", "torchvision"):
+        try:
+            processor: Any = image_processing_auto.get_image_processor_class_from_name(
+                own.get(backend, "")
+            )
+            return processor.patchify, backend == "torchvision"
+        except Exception:  # none, a stand-in for what is not installed, or a broken torchvision
+            continue
+    raise UnmatchedPixelsError(
+        f"{own.get('torchvision', 'its image processor')} knows in which order pixels stand in "
+        "patches, and it needs torchvision; install the torchvision build of your torch"
+    )

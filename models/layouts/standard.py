@@ -2,17 +2,16 @@
 
 import abc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cdkit import CdkitError, ModelAdapter, chat_prompt, layers_that_rotate, probe_rotary
+from cdkit import CdkitError, ModelAdapter, chat_prompt, observe_layers
 from cdkit.functional import Rotary
 
-FIXED_ROPE = ("default", "linear", "llama3", "yarn")
+FIXED_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 """RoPE types whose frequencies do not depend on the length of the sequence."""
 
 
@@ -105,7 +104,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
     ) -> Float[Tensor, "rows vocab"]:
         decoder: Any = self.decoder(model)
         lm_module: Any = self.lm_module(model)
-        logits: Tensor = lm_module.lm_head(decoder.norm(hidden) if norm else hidden)
+        logits: Tensor = lm_module.lm_head(final_norm(decoder)(hidden) if norm else hidden)
         cap = getattr(decoder.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap and self.caps_logits else logits
 
@@ -118,18 +117,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         kinds = types if isinstance(types, dict) else {"": types}
         if not set(kinds.values()) <= set(FIXED_ROPE):
             return None
-        attention = self.attention(layers[0])
-        found = {
-            kind: probe_rotary(attention, OfLayerType(embedding, kind) if kind else embedding)
-            for kind in kinds
-        }
-        if None in found.values():
-            return None
-        of_layers = [found.get("")] * len(layers)
-        if "" not in found:
-            of_layers = [found.get(kind) for kind in decoder.config.layer_types]
-        rotating = layers_that_rotate(decoder, embedding)
-        return [one if rotates else None for one, rotates in zip(of_layers, rotating, strict=True)]
+        return observe_layers(decoder, [self.attention(layer) for layer in layers]).rotary
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
         first = 0
@@ -155,21 +143,25 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class OfLayerType:
-    """A rotary embedding with several layer types, seen as that of one type."""
+def final_norm(decoder: nn.Module) -> nn.Module:
+    """The norm after a decoder's last layer: `norm`, or the one norm beside its layers.
 
-    embedding: Any
-    layer_type: str
-
-    @property
-    def inv_freq(self) -> Tensor | None:
-        frequencies: Tensor | None = getattr(self.embedding, f"{self.layer_type}_inv_freq", None)
-        return frequencies
-
-    def __call__(self, like: Tensor, *, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.embedding(like, position_ids=position_ids, layer_type=self.layer_type)
-        return cos, sin
+    Raises:
+        CdkitError: Where it has none, or several.
+    """
+    found = {
+        name: module
+        for name, module in decoder.named_children()
+        if type(module).__name__.endswith("Norm") or name == "norm"
+    }
+    if "norm" in found:
+        return found["norm"]
+    if len(found) != 1:
+        raise CdkitError(
+            f"{type(decoder).__name__} has {len(found)} norms beside its layers, so how it makes "
+            "logits of a layer's states is not known"
+        )
+    return next(iter(found.values()))
 
 
 def flat(features: Tensor | Sequence[Tensor]) -> Float[Tensor, "tokens hidden"]:

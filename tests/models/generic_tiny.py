@@ -258,10 +258,10 @@ UNKNOWN: Mapping[str, Family] = {
     "lfm2_vl": Family("lfm2_vl", _lfm2_vl, _never),
     "mllama": Family("mllama", _mllama, _never),
     "florence2": Family("florence2", _florence2, _never),
-    "blip-2": Family("blip-2", _blip_2, _never),
+    "blip-2": Family("blip-2", _blip_2, functools.partial(_pictures, 6, 8)),
     "fuyu": Family("fuyu", _fuyu, _never),
     "chameleon": Family("chameleon", _chameleon, _never),
-    "llama4": Family("llama4", _llama4, _never, dtype=torch.float32),
+    "llama4": Family("llama4", _llama4, functools.partial(_pictures, 4, 8), dtype=torch.float32),
 }
 FULL = ("got_ocr2", "cohere2_vision", "lighton_ocr", "qianfan_ocr", "aria")
 """Families on which every method runs."""

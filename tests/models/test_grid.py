@@ -194,6 +194,7 @@ def rope_index(name: str, given: dict[str, Tensor]) -> Tensor:
 def test_rewritten_prompts_stand_where_the_model_puts_them(name: str, preset: str) -> None:
     model, given = tiny(name), inputs(name, ONE, TWO)
     method = cdkit.load(preset)
+    cdkit.attach(model, method, processor=Words())  # runs the decoder once, to look at its keys
     with (
         turned_at(model) as seen,
         cdkit.attach(model, method, processor=Words(), optimize=ALL - {"shared_prefix"}),

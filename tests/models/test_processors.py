@@ -1,10 +1,14 @@
 """Processors that would read videos too, without torchvision: by images and text alone."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from PIL import Image
 from transformers.utils.import_utils import is_torchvision_available
@@ -13,7 +17,8 @@ from typer.testing import CliRunner
 import cdkit
 from cdkit.evals import cli
 
-from .saved import save_internvl, save_qwen2_vl
+from . import every_type
+from .saved import _tokenizer, save_internvl, save_qwen2_vl
 
 SAVED = {"qwen2_vl": save_qwen2_vl, "internvl": save_internvl}
 QUESTION = "is there a cat ?"
@@ -90,3 +95,37 @@ def test_a_missing_file_is_named(folder: Path) -> None:
     told = r"cannot load the model .*preprocessor_config\.json"
     with pytest.raises(cdkit.CdkitError, match=told):
         cdkit.load_model(folder)
+
+
+def test_a_processor_that_only_torchvision_has(tmp_path: Path) -> None:
+    """The package and the torch that it must match are named; no word of transformers'."""
+    model, _ = every_type.tiny("kimi_k25")
+    model.save_pretrained(tmp_path)
+    _tokenizer({}, "<image>").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "Kimi_K25ImageProcessor"}'
+    )
+    words = (
+        rf"Kimi_K25ImageProcessor, the image processor of kimi_k25, needs torchvision .* torch "
+        rf"{re.escape(torch.__version__)}, "
+    )
+    with pytest.raises(cdkit.CdkitError, match=words):
+        cdkit.load_model(tmp_path)
+
+
+def test_a_torchvision_of_another_torch_is_left_out(tmp_path: Path) -> None:
+    """In a process of its own: transformers itself cannot be imported beside it."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    about = tmp_path / "torchvision-0.27.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.27.0\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from cdkit.evals import cli; "
+        "cli.app(['list', 'models'])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "llava_next" in ran.stdout and "Traceback" not in ran.stderr
+    assert "torchvision is left out" in ran.stderr and torch.__version__ in ran.stderr

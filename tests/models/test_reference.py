@@ -25,7 +25,7 @@ SINGLE = [
     for name, family in all_tiny.FAMILIES.items()
     if family.model_type in ADAPTERS and family.model_type not in GRID
 ]
-KIN, MASKED = kin_tiny.KIN, (*masked_tiny.FAMILIES, "instructblip")
+KIN, MASKED = kin_tiny.KIN, (*masked_tiny.FAMILIES, "paligemma2", "instructblip")
 MODULES: dict[str, Any] = {"single": all_tiny, "kin": kin_tiny, "masked": masked_tiny}
 EVERY = [
     *(f"single:{name}" for name in SINGLE),
@@ -115,6 +115,19 @@ FORMS: dict[str, dict[str, Callable[[Form], Form]]] = {
         "norms without the 1": lambda own: replace(own, norm="rms"),
         "what is added is not normed": lambda own: replace(own, block="serial"),
         "another gate": lambda own: replace(own, gate="silu"),
+    },
+    "single:gemma4": {
+        "every layer sees ahead": lambda own: replace(own, ahead_layers=()),
+        "images are causal": lambda own: replace(own, sees_ahead="nowhere"),
+        "every frequency turns": lambda own: replace(
+            own, turns=tuple(turn and Turn(turn.theta) for turn in own.turns)
+        ),
+        "values are not normed": lambda own: replace(own, value_norms=False),
+        "scaled by the head": lambda own: replace(own, scaling=None),
+    },
+    "masked:paligemma2": {
+        "logits are not capped": lambda own: replace(own, cap=None),
+        "another cap": lambda own: replace(own, cap=25.0),
     },
     "masked:paligemma": {
         "the prompt is causal": lambda own: replace(own, sees_ahead="nowhere"),

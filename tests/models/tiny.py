@@ -338,6 +338,46 @@ def _gemma3() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _gemma4() -> dict[str, Any]:
+    """Full layers turn half of each head; the others see images both ways."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    rope: dict[str, dict[str, Any]] = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+        "full_attention": {
+            "rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": THETA,
+        },
+    }  # fmt: skip
+    of_text = text(
+        "gemma4_text", sliding_window=64, layer_types=kinds, rope_parameters=rope,
+        hidden_size_per_layer_input=0, num_kv_shared_layers=0, global_head_dim=HEAD_DIM,
+        per_layer_config={}, use_bidirectional_attention="vision", final_logit_softcapping=20.0,
+    )  # fmt: skip
+    tower = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+        "pooling_kernel_size": 2, "patch_size": 2, "position_embedding_size": 16,
+    }  # fmt: skip
+    return {
+        "text_config": of_text, "vision_config": tower, "audio_config": None,
+        "boi_token_id": START, "eoi_token_id": END, "image_token_id": IMAGE,
+        "video_token_id": VIDEO, "audio_token_id": 96, "boa_token_id": 97, "eoa_token_index": 98,
+    }  # fmt: skip
+
+
+def _placed_patches(row: int) -> tuple[list[int], Inputs]:
+    """Patches with a place each; the second picture has fewer, and is filled up."""
+    height, width = ((4, 6), (4, 4))[row]
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)
+    missing = 24 - len(places)
+    image = {
+        "pixel_values": torch.nn.functional.pad(
+            pixels(row, 1, len(places), 12), (0, 0, 0, missing)
+        ),
+        "image_position_ids": torch.nn.functional.pad(places, (0, 0, 0, missing), value=-1)[None],
+    }
+    return around(row, START, *[IMAGE] * (len(places) // 4), END), image
+
+
 def _between_newlines(row: int) -> tuple[list[int], Inputs]:
     image = [NEWLINE, START, *[IMAGE] * 16, END, NEWLINE]
     return around(row, *image), {"pixel_values": pixels(row, 1, 3, 8, 8)}
@@ -451,6 +491,7 @@ FAMILIES: Mapping[str, Family] = {
     "idefics3": Family("idefics3", lambda: _idefics3("idefics3"), _split_or_whole),
     "smolvlm": Family("smolvlm", lambda: _idefics3("smolvlm"), _split_or_whole),
     "gemma3": Family("gemma3", _gemma3, _between_newlines, types="token_type_ids"),
+    "gemma4": Family("gemma4", _gemma4, _placed_patches, types="mm_token_type_ids"),
     "paligemma": Family(
         "paligemma", _paligemma, _image_first, types="token_type_ids", prefix_types=True
     ),

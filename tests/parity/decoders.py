@@ -32,10 +32,12 @@ def numbered(ids: Sequence[int], image_token: int, counts: Sequence[int]) -> tup
 
 @dataclass(frozen=True)
 class Turn:
-    """A layer's rotary embedding: the base, and by what linear scaling divides positions."""
+    """A layer's rotary embedding: the base, what linear scaling divides positions by, its share."""
 
     theta: float
     stretch: float = 1.0
+    share: float = 1.0
+    """Of the frequencies, the first ones, those that turn; the others are 0."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,15 @@ class Form:
     """Queries and keys are normed, head by head, before they turn."""
     scaling: float | None = None
     """Of the attention logits; None: one over the root of a head's dimensions."""
+    value_norms: bool = False
+    """Values are normed, head by head, without weights."""
+    cap: float | None = None
+    """Attention logits are `cap tanh(logits / cap)`."""
+    final_cap: float | None = None
+    """The same of the next token's logits."""
     sees_ahead: Literal["nowhere", "in images", "in prompts"] = "nowhere"
+    ahead_layers: tuple[bool, ...] = ()
+    """A layer each: whether it sees ahead like that; empty: all do."""
 
 
 def form_of(config: Any) -> Form:
@@ -74,6 +84,32 @@ def form_of(config: Any) -> Form:
             return Form(biases=True)
         case "gemma":  # of PaliGemma
             return Form(norm="one_plus_rms", gate="tanh_gelu", sees_ahead="in prompts")
+        case "gemma2":  # of PaliGemma 2
+            return Form(
+                norm="one_plus_rms",
+                block="sandwich",
+                gate="tanh_gelu",
+                scaling=config.query_pre_attn_scalar**-0.5,
+                cap=config.attn_logit_softcapping,
+                final_cap=config.final_logit_softcapping,
+                sees_ahead="in prompts",
+            )
+        case "gemma4_text":
+            shares = {
+                k: Turn(own["rope_theta"], share=own.get("partial_rotary_factor", 1.0))
+                for k, own in rope.items()
+            }
+            return Form(
+                block="sandwich",
+                gate="tanh_gelu",
+                turns=tuple(shares[kind] for kind in kinds),
+                head_norms=True,
+                value_norms=True,
+                scaling=1.0,
+                final_cap=config.final_logit_softcapping,
+                sees_ahead="in images",
+                ahead_layers=tuple(kind == "sliding_attention" for kind in kinds),
+            )
         case "cohere2":
             turn = Turn(rope["rope_theta"])
             turns = tuple(turn if kind == "sliding_attention" else None for kind in kinds)
@@ -113,7 +149,8 @@ def rope(x: Tensor, positions: Tensor, turn: Turn | None, pairs: str = "halves")
     if turn is None:
         return x
     half = x.shape[-1] // 2
-    rate = turn.theta ** (-torch.arange(half, dtype=torch.float64) / half) / turn.stretch
+    places = torch.arange(half, dtype=torch.float64)
+    rate = turn.theta ** (-places / half) / turn.stretch * (places < turn.share * half)
     angle = positions[:, None, None] * rate
     first, second = torch.arange(half), torch.arange(half) + half
     if pairs == "neighbours":
@@ -125,10 +162,12 @@ def rope(x: Tensor, positions: Tensor, turn: Turn | None, pairs: str = "halves")
     return turned
 
 
-def visible(form: Form, image: Sequence[int], prompt: int) -> Tensor:
+def visible(form: Form, image: Sequence[int], prompt: int, layer: int = 0) -> Tensor:
     """(rows, columns): what each token may look at."""
     tokens, numbers = torch.arange(len(image)), torch.tensor(image)
     seen = tokens[None, :] <= tokens[:, None]
+    if form.ahead_layers and not form.ahead_layers[layer]:
+        return seen
     if form.sees_ahead == "in images":  # its tokens see all of their own image
         seen = seen | ((numbers[:, None] == numbers[None, :]) & (numbers >= 0))
     if form.sees_ahead == "in prompts":  # the image's tokens see the question, too
@@ -176,4 +215,6 @@ class Decoder:
         return self.form.turns[layer] if self.form.turns else Turn(self.theta)
 
     def logits(self, state: Tensor) -> Tensor:
-        return self.normed(state, "norm") @ self.state["lm_head.weight"].T
+        logits = self.normed(state, "norm") @ self.state["lm_head.weight"].T
+        cap = self.form.final_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import cdkit
 
-CENTRED, ONE_PLUS = ("Cohere2LayerNorm",), ("GemmaRMSNorm", "Gemma3RMSNorm")
+CENTRED, ONE_PLUS = ("Cohere2LayerNorm",), ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
 
 
 class Norm64(nn.Module):
@@ -20,11 +20,14 @@ class Norm64(nn.Module):
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
-        self.weight: nn.Parameter = stock.weight
+        # the norm of Gemma 4's values has none
+        self.weight: Tensor | None = getattr(stock, "weight", None)
         self.eps: float = getattr(stock, "variance_epsilon", None) or stock.eps
         self.kind = type(stock).__name__
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return torch.nn.functional.rms_norm(x, x.shape[-1:], eps=self.eps)
         if self.kind in CENTRED:
             return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, eps=self.eps)
         weight = self.weight + 1 if self.kind in ONE_PLUS else self.weight
@@ -44,6 +47,8 @@ class Rotary64(nn.Module):
         places = torch.arange(0, width, 2, dtype=torch.float64) / width
         for kind, own in (rope if isinstance(stock.rope_type, dict) else {"": rope}).items():
             rates = 1 / own["rope_theta"] ** places / own.get("factor", 1.0)
+            if own["rope_type"] == "proportional":
+                rates = rates * (places < own["partial_rotary_factor"])
             self.register_buffer(f"{kind}_inv_freq".lstrip("_"), rates, persistent=False)
 
     def forward(

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .decoders import TEXT, Decoder, gated, rope, visible
+from .decoders import TEXT, Decoder, gated, norm, rope, visible
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def attention_logits(
     turn, form = decoder.turn(layer), decoder.form
     q, k = (rope(x, positions, turn, form.pairs) for x in (query, key))
     scaling = 1 / math.sqrt(query.shape[-1]) if form.scaling is None else form.scaling
-    return torch.einsum("ihd,jhd->hij", q, k) * scaling
+    logits = torch.einsum("ihd,jhd->hij", q, k) * scaling
+    return logits if form.cap is None else form.cap * torch.tanh(logits / form.cap)
 
 
 def cross_modal(sequence: Sequence_) -> Tensor:
@@ -113,8 +114,8 @@ def calibrated_cells(cells: Tensor) -> Tensor:
     return cells
 
 
-def visible_cells(decoder: Decoder, sequence: Sequence_) -> Tensor:
-    return visible(decoder.form, sequence.image, sequence.prompt)
+def visible_cells(decoder: Decoder, sequence: Sequence_, layer: int) -> Tensor:
+    return visible(decoder.form, sequence.image, sequence.prompt, layer)
 
 
 def each_head(x: Tensor, copies: int) -> Tensor:
@@ -207,6 +208,8 @@ class Layer:
         if decoder.form.head_norms:
             self.query = self._normed(self.query, "self_attn.q_norm")
             self.key = self._normed(self.key, "self_attn.k_norm")
+        if decoder.form.value_norms:
+            self.value = norm(self.value, torch.ones(()), decoder.eps)
         self._set_logits()
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
@@ -289,7 +292,7 @@ class Layer:
         mask = torch.zeros_like(self.logits, dtype=torch.bool)
         if distortion != "none":
             mask = self.mask(shared)
-        allowed = visible_cells(self.decoder, self.sequence)
+        allowed = visible_cells(self.decoder, self.sequence, self.layer)
         logits, rules = self.logits, self.rules
         if rules.edit is not None:
             logits = rules.edit(self, logits, result)

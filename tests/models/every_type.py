@@ -1,0 +1,196 @@
+"""A tiny model of each of transformers' image-text types, and what cdkit runs on it.
+
+`every_type.json` has the configuration of each type that has no tiny model elsewhere in the tests,
+and the arguments of `generate` for one prompt; `random` is the shape of random numbers.
+`python tests/models/every_type.py` writes models/every_type.toml anew.
+"""
+
+import importlib
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
+
+import cdkit
+from cdkit.interfaces.model_adapter import ADAPTERS
+
+hf: Any = transformers
+HERE = Path(__file__).resolve().parent
+TABLE = HERE.parents[1] / "models" / "every_type.toml"
+DATA: dict[str, Any] = json.loads((HERE / "every_type.json").read_text())
+TYPES = tuple(sorted(vars(modeling_auto)["MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"]))
+METHODS = {
+    "inputs": "no_image",
+    "pixels": "vcd",
+    "attention": "pai",
+    "positions": "cmac",
+    "layers": "dola",
+}
+"""What a method changes or reads, and a method that does so."""
+NOT_BUILT = {
+    "fast_vlm": "its image encoder needs the package timm",
+    "gemma3n": "its image encoder needs the package timm",
+    "perception_lm": "its image encoder needs the package timm",
+    "inkling_mm_model": "its audio encoder needs the package scipy",
+    "granite4_vision": "no tiny configuration of it runs",
+    "llama4": "transformers' own generate fails on a prompt with an image",
+    "pi0": "it makes robot actions, not text: it has no generate",
+}
+"""Types of which no tiny model can be made here, and why."""
+
+
+@dataclass
+class Ran:
+    """What cdkit runs on a type."""
+
+    adapter: str
+    """`own`, `generic` or `none`."""
+    runs: list[str] = field(default_factory=list)
+    """Keys of `METHODS`."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Key of `METHODS` -> why it is refused; `all` where no method runs."""
+
+
+def tiny(name: str) -> tuple[Any, dict[str, Tensor] | None]:
+    """A model with random weights, and a prompt; None where its type is refused whatever it gets.
+
+    Of an encoder-decoder a configuration is enough.
+    """
+    from . import generic_tiny, masked_tiny, tiny  # not by the writer of the table
+
+    if name in ADAPTERS:
+        return tiny.tiny(name), tiny.inputs(name, 0)
+    if name == "shieldgemma2":  # Gemma 3 under another name
+        model = masked_tiny.tiny.__wrapped__("gemma3")
+        model.config.model_type = name
+        return model, masked_tiny.inputs("gemma3", masked_tiny.ONE)
+    if name in generic_tiny.UNKNOWN:
+        family, model = generic_tiny.UNKNOWN[name], tiny.made(generic_tiny.UNKNOWN[name])
+        with_prompt = family.prompt is not generic_tiny._never
+        return model, generic_tiny.inputs(name, 0) if with_prompt else None
+    given = DATA[name]
+    if given["config"] is None or hf.AutoConfig.for_model(name).is_encoder_decoder:
+        stand_in: Any = nn.Module()
+        stand_in.config = SimpleNamespace(model_type=name, is_encoder_decoder=True)
+        return stand_in, None
+    return made(name, given["config"]), prompt(given.get("inputs"), given["config"])
+
+
+def made(name: str, config: dict[str, Any]) -> Any:
+    """A model with random weights, in float32; its answers never end."""
+    cls = getattr(hf, vars(modeling_auto)["MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"][name])
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model: Any = cls(hf.AutoConfig.for_model(name, **config)).eval()
+        for own, weight in model.named_parameters():
+            if weight.ndim < 2 or bool((weight == weight.flatten()[0]).all()):
+                weight.add_(torch.randn_like(weight) * 0.1)
+                continue
+            sharp = own.endswith(("q_proj.weight", "k_proj.weight", "lm_head.weight"))
+            embeds = "embed_tokens" in own or "position_embedding" in own
+            fan = 1.0 if embeds else weight[0].numel() ** 0.5
+            weight.normal_(std=(2.0 if sharp else 1.0) / fan)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def prompt(given: dict[str, Any] | None, config: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The arguments of `generate`."""
+    if given is None:
+        return None
+    inputs = {}
+    for name, value in given.items():
+        if not isinstance(value, dict):
+            inputs[name] = torch.tensor(value)
+            if name == "pixel_attention_mask":
+                inputs[name] = inputs[name].bool()
+            continue
+        shape, random = value["random"], torch.Generator().manual_seed(1)
+        inputs[name] = torch.randn(shape, generator=random)
+        side = config.get("vision_config", {}).get("patch_size")
+        if "image_grid_thw" in given and len(shape) == 2 and shape[1] == 6 * side**2:
+            # a patch repeats a still picture
+            still = inputs[name][:, : 3 * side**2].view(-1, 3, 1, side**2)
+            inputs[name] = still.expand(-1, -1, 2, -1).reshape(shape)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return inputs
+
+
+def ran(name: str) -> Ran:
+    """Run a method of each kind on the type."""
+    if name in NOT_BUILT:
+        return Ran("none", refused={"all": f"not tried: {NOT_BUILT[name]}"})
+    model, inputs = tiny(name)
+    try:
+        cdkit.adapter_for(model)
+    except cdkit.CdkitError as error:
+        return Ran("none", refused={"all": reason(error)})
+    if inputs is None:
+        return Ran("none", refused={"all": "not tried: no prompt of it runs"})
+    found = Ran("own" if name in ADAPTERS else "generic")
+    stock = answer(model, inputs)
+    for kind, method in METHODS.items():
+        try:
+            with cdkit.attach(model, cdkit.load(method)):
+                logits = answer(model, inputs)
+        except cdkit.CdkitError as error:
+            found.refused[kind] = reason(error)
+            continue
+        assert not logits.equal(stock), f"{method} changes nothing on {name}"
+        found.runs.append(kind)
+    assert answer(model, inputs).equal(stock), f"{name} is not as it was"
+    return found if found.runs else Ran("none", refused={"all": found.refused["inputs"]})
+
+
+def answer(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """The logits of the second token."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = model.generate(
+            **inputs, max_new_tokens=2, do_sample=False, num_beams=1, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+    logits: Tensor = out.logits[1]
+    return logits
+
+
+def reason(error: cdkit.CdkitError) -> str:
+    """The reason in a refusal: without what is refused, before it, and the advice, after it."""
+    said = re.sub(
+        r"^.*?(cannot stand in|does not fit|is not known|not found out|that of \w+): ",
+        "",
+        f"{error}",
+    )
+    said = re.sub(r"^\w+ moves positions by RoPE, but ", "", said)
+    said = re.sub(r"(\. No adapter can|\. To add a family|; use |; `cdkit list).*$", "", said)
+    return said.rstrip(".")
+
+
+def written() -> Iterator[str]:
+    """models/every_type.toml, line by line."""
+    yield "# What cdkit runs on each image-text type of transformers, on tiny random models."
+    yield "# Written by `python tests/models/every_type.py`; a test runs each type again."
+    for name in TYPES:
+        found = ran(name)
+        yield f'\n["{name}"]'
+        yield f'adapter = "{found.adapter}"'
+        yield f"runs = {json.dumps(found.runs)}"
+        for kind, why in found.refused.items():
+            yield f"refused.{kind} = {json.dumps(why)}"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parent))
+    lines = "\n".join(importlib.import_module("models.every_type").written()) + "\n"
+    TABLE.write_text(lines)
