@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from cdkit import GENERIC_ADAPTERS, HOW_TO_ADD, CdkitError, UnmatchedPixelsError, chat_prompt
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
 from cdkit.models.layouts.patches import patch_places
 from cdkit.models.layouts.standard import (
     StandardAdapter,
+    attention_in,
     final_norm,
     one_entry_each,
     runs,
@@ -43,7 +44,6 @@ class Generic(StandardAdapter):
         _check_inner_models(model)
         _check_cross_attention(model)
         self.check_images(model)
-        _check_states(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
         owner, attribute = self.encoder(model)
@@ -194,33 +194,25 @@ def _check_cross_attention(model: Any) -> None:
             )
 
 
-def _check_states(model: Any) -> None:
-    """Refuse a decoder in which layers keep a recurrent state in the place of keys and values."""
-    text = model.config.get_text_config()
-    layers: list[Any] = DynamicCache(config=text).layers
-    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
-        raise CdkitError(
-            f"layers of its decoder ({text.model_type}) keep a recurrent state, which holds no "
-            f"keys and values of single tokens. {OTHERS}"
-        )
-
-
 def _check_decoder(decoder: Any) -> None:
-    """Refuse a decoder in which a layer has no self-attention, or no keys and values of its own."""
+    """Refuse a decoder with an attention that is not found, or without keys and values of its own.
+
+    Layers may have no attention: those that keep a recurrent state, or no state at all.
+    """
     name = f"its decoder {type(decoder).__name__}"
-    for layer in decoder.layers:
-        if not hasattr(layer, "self_attn"):
-            raise CdkitError(
-                f"layer {type(layer).__name__} of {name} has no self_attn. {HOW_TO_ADD}"
-            )
     caches: list[Any] = DynamicCache(config=decoder.config).layers
     if len(caches) < len(decoder.layers):
         raise CdkitError(
             f"{len(decoder.layers) - len(caches)} layers of {name} use the keys and values of "
             f"layers below them. {OTHERS}"
         )
-    if not all(isinstance(cache, DynamicLayer) for cache in caches):
-        raise CdkitError(f"layers of {name} keep no keys and values. {OTHERS}")
+    for layer, cache in zip(decoder.layers, caches, strict=True):
+        if isinstance(cache, CacheLayerMixin) and attention_in(layer) is None:
+            raise CdkitError(
+                f"layer {type(layer).__name__} of {name} has no self_attn. {HOW_TO_ADD}"
+            )
+        if attention_in(layer) is not None and not isinstance(cache, DynamicLayer):
+            raise CdkitError(f"layers of {name} keep no keys and values. {OTHERS}")
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():
         raise CdkitError(
