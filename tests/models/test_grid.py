@@ -248,7 +248,7 @@ class Plain:
 
     @property
     def module(self) -> Any:
-        return sys.modules[type(self.model.model.language_model.layers[0].self_attn).__module__]
+        return sys.modules[type(self.model.model.language_model.layers[-1].self_attn).__module__]
 
     def __post_init__(self) -> None:
         self.turn = self.module.apply_rotary_pos_emb
