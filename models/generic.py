@@ -14,6 +14,11 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from cdkit import GENERIC_ADAPTERS, HOW_TO_ADD, CdkitError, UnmatchedPixelsError, chat_prompt
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
 from cdkit.models.layouts.patches import patch_places
+from cdkit.models.layouts.sized_patches import (
+    joined_by_sizes,
+    sizes_of_patches,
+    split_by_sizes,
+)
 from cdkit.models.layouts.standard import (
     StandardAdapter,
     attention_in,
@@ -33,8 +38,9 @@ class Generic(StandardAdapter):
 
     Each run of image tokens counts as an image, so two pictures with nothing between count as one,
     and a picture with marks inside as several. An entry of `pixel_values` is the picture of an
-    image, or one of its tiles; with `image_grid_thw` it is a patch. Where pixels come in another
-    form, methods that change pixels are refused.
+    image, or one of its tiles; with `image_grid_thw` it is a patch, and so it is with the sizes of
+    `cdkit.models.layouts.sized_patches`. Where pixels come in another form, methods that change
+    pixels are refused.
     """
 
     example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
@@ -91,7 +97,7 @@ class Generic(StandardAdapter):
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
         states = final_norm(self.decoder(model))(hidden) if norm else hidden
-        logits: Tensor = model.get_output_embeddings()(states)
+        logits: Tensor = _head(model)(states)
         return logits
 
     def image_index(
@@ -108,6 +114,8 @@ class Generic(StandardAdapter):
             raise UnmatchedPixelsError(f"pixels come in {more[0]} as well")
         if grids is not None:
             return _of_grids(model, given, tokens)
+        if sizes_of_patches(given) is not None:
+            return split_by_sizes(given, tokens)
         if pixels.ndim == 5 and pixels.shape[2] == 3 and len(pixels) == len(tokens):
             return [entry[:count] for entry, count in zip(pixels, _tiles(pixels), strict=True)]
         if pixels.ndim == 4 and pixels.shape[1] == 3 and len(pixels) > len(tokens):
@@ -123,6 +131,8 @@ class Generic(StandardAdapter):
         pixels = given["pixel_values"]
         if given.get("image_grid_thw") is not None:
             return _joined_grids(model, images, given)
+        if sizes_of_patches(given) is not None:
+            return joined_by_sizes(images, given)
         if pixels.ndim == 5:
             pairs = zip(pixels, images, strict=True)
             return torch.stack([torch.cat((image, entry[len(image) :])) for entry, image in pairs])
@@ -162,6 +172,15 @@ def _embeddings(model: Any) -> nn.Module | None:
         found: nn.Module | None = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
+    return found
+
+
+def _head(model: Any) -> nn.Module:
+    """The output head: of the model itself, or of a language model inside."""
+    heads = [model.get_output_embeddings(), *(getattr(m, "lm_head", None) for m in model.modules())]
+    found: nn.Module | None = next((head for head in heads if head is not None), None)
+    if found is None:
+        raise CdkitError("it names no output head")
     return found
 
 
