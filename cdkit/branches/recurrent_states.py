@@ -46,8 +46,7 @@ def copied_layer(layer: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return own
 
     def separate(state: Tensor | None) -> Tensor | None:
-        changed = None if state is None else change(state)
-        return changed if changed is None or changed is not state else changed.clone()
+        return None if state is None else change(state).clone()  # it may be a view
 
     for name, kept in vars(layer).items():
         if isinstance(kept, dict):

@@ -42,7 +42,7 @@ def sizes_of_patches(given: Mapping[str, Any]) -> str | None:
 
 def split_by_sizes(
     given: Mapping[str, Any], tokens: Sequence[int]
-) -> list[Float[Tensor, "1 3 height width"]]:
+) -> list[Float[Tensor, "1 3 _ _"]]:
     """The pictures.
 
     Args:
@@ -71,9 +71,7 @@ def split_by_sizes(
     return found
 
 
-def joined_by_sizes(
-    images: Sequence[Float[Tensor, "1 3 height width"]], given: Mapping[str, Any]
-) -> Tensor:
+def joined_by_sizes(images: Sequence[Float[Tensor, "1 3 _ _"]], given: Mapping[str, Any]) -> Tensor:
     """The inverse of `split_by_sizes`; what fills an entry up stays."""
     name = sizes_of_patches(given)
     assert name is not None
@@ -100,7 +98,7 @@ def _apart(name: str, pixels: Tensor, sizes: Sequence[Sequence[int]]) -> list[Te
             f"pixel_values has shape {tuple(pixels.shape)}, which is not {sum(counts)} patches of "
             f"{len(sizes)} pictures, as {name} says"
         )
-    return list(pixels.split([each * count for count in counts], dim=order.along))
+    return list(torch.split(pixels, [each * count for count in counts], dim=order.along))
 
 
 def _side(name: str, pixels: Tensor) -> int:
@@ -110,6 +108,6 @@ def _side(name: str, pixels: Tensor) -> int:
     side = int((pixels.shape[-1] // 3) ** 0.5)
     if 3 * side**2 != pixels.shape[-1]:
         raise UnmatchedPixelsError(
-            f"pixel_values has {pixels.shape[-1]} values a patch, not those of a square in 3 colours"
+            f"a patch has {pixels.shape[-1]} values, which are not those of a square in 3 colours"
         )
     return side
