@@ -37,11 +37,12 @@ from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
+from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, attentions_of, unwrap
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method
 from cdkit.probing.adapter_trial import is_due, refuse_unfit, try_adapter
 from cdkit.probing.observed_layers import observe_layers
+from cdkit.probing.padding import ignores_padding
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -318,7 +319,7 @@ class Attachment(BoundToModel):
         if attached.hooked:
             engine.gives_weights = decoder.config._attn_implementation == "eager"
             key, attribute, handles = engine.attention()
-            modules = [adapter.attention(layer) for layer in layers]
+            modules = list(attentions_of(adapter, model).values())
             for module, handle in zip(modules, handles, strict=True):
                 hooks.set(module, attribute, handle)
             # a copy of the config: another model may have been built from the same object
@@ -417,16 +418,17 @@ def _attached(
         caches_keys=hooked and _caches_keys(model, adapter),
         has_sliding_window=window is not None,
         window=window if hooked else None,
+        ignores_padding=ignores_padding(decoder),
         traced=traced,
         decoder=decoder,
         lm_module=adapter.lm_module(model),
-        depth=len(adapter.layers(model)),
+        attention_layers=tuple(attentions_of(adapter, model)),
     )
 
 
 def _caches_keys(model: nn.Module, adapter: ModelAdapter) -> bool:
-    attentions = [adapter.attention(layer) for layer in adapter.layers(model)]
-    return observe_layers(adapter.decoder(model), attentions).caches_keys
+    attentions = attentions_of(adapter, model).values()
+    return observe_layers(adapter.decoder(model), list(attentions)).caches_keys
 
 
 def _check_names(method: Method, layers: Collection[str]) -> None:

@@ -9,13 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from cdkit import GENERIC_ADAPTERS, HOW_TO_ADD, CdkitError, UnmatchedPixelsError, chat_prompt
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
 from cdkit.models.layouts.patches import patch_places
+from cdkit.models.layouts.sized_patches import (
+    joined_by_sizes,
+    sizes_of_patches,
+    split_by_sizes,
+)
 from cdkit.models.layouts.standard import (
     StandardAdapter,
+    attention_in,
     final_norm,
     one_entry_each,
     runs,
@@ -32,8 +38,9 @@ class Generic(StandardAdapter):
 
     Each run of image tokens counts as an image, so two pictures with nothing between count as one,
     and a picture with marks inside as several. An entry of `pixel_values` is the picture of an
-    image, or one of its tiles; with `image_grid_thw` it is a patch. Where pixels come in another
-    form, methods that change pixels are refused.
+    image, or one of its tiles; with `image_grid_thw` it is a patch, and so it is with the sizes of
+    `cdkit.models.layouts.sized_patches`. Where pixels come in another form, methods that change
+    pixels are refused.
     """
 
     example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
@@ -43,7 +50,6 @@ class Generic(StandardAdapter):
         _check_inner_models(model)
         _check_cross_attention(model)
         self.check_images(model)
-        _check_states(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
         owner, attribute = self.encoder(model)
@@ -91,7 +97,7 @@ class Generic(StandardAdapter):
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
         states = final_norm(self.decoder(model))(hidden) if norm else hidden
-        logits: Tensor = model.get_output_embeddings()(states)
+        logits: Tensor = _head(model)(states)
         return logits
 
     def image_index(
@@ -108,6 +114,8 @@ class Generic(StandardAdapter):
             raise UnmatchedPixelsError(f"pixels come in {more[0]} as well")
         if grids is not None:
             return _of_grids(model, given, tokens)
+        if sizes_of_patches(given) is not None:
+            return split_by_sizes(given, tokens)
         if pixels.ndim == 5 and pixels.shape[2] == 3 and len(pixels) == len(tokens):
             return [entry[:count] for entry, count in zip(pixels, _tiles(pixels), strict=True)]
         if pixels.ndim == 4 and pixels.shape[1] == 3 and len(pixels) > len(tokens):
@@ -123,6 +131,8 @@ class Generic(StandardAdapter):
         pixels = given["pixel_values"]
         if given.get("image_grid_thw") is not None:
             return _joined_grids(model, images, given)
+        if sizes_of_patches(given) is not None:
+            return joined_by_sizes(images, given)
         if pixels.ndim == 5:
             pairs = zip(pixels, images, strict=True)
             return torch.stack([torch.cat((image, entry[len(image) :])) for entry, image in pairs])
@@ -167,6 +177,15 @@ def _embeddings(model: Any) -> nn.Module | None:
     return found
 
 
+def _head(model: Any) -> nn.Module:
+    """The output head: of the model itself, or of a language model inside."""
+    heads = [model.get_output_embeddings(), *(getattr(m, "lm_head", None) for m in model.modules())]
+    found: nn.Module | None = next((head for head in heads if head is not None), None)
+    if found is None:
+        raise CdkitError("it names no output head")
+    return found
+
+
 def _check_inner_models(model: Any) -> None:
     """Refuse several models in one, of which one answers: that one is to be attached to."""
     for name, module in model.named_children():
@@ -196,33 +215,25 @@ def _check_cross_attention(model: Any) -> None:
             )
 
 
-def _check_states(model: Any) -> None:
-    """Refuse a decoder in which layers keep a recurrent state in the place of keys and values."""
-    text = model.config.get_text_config()
-    layers: list[Any] = DynamicCache(config=text).layers
-    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
-        raise CdkitError(
-            f"layers of its decoder ({text.model_type}) keep a recurrent state, which holds no "
-            f"keys and values of single tokens. {OTHERS}"
-        )
-
-
 def _check_decoder(decoder: Any) -> None:
-    """Refuse a decoder in which a layer has no self-attention, or no keys and values of its own."""
+    """Refuse a decoder with an attention that is not found, or without keys and values of its own.
+
+    Layers may have no attention: those that keep a recurrent state, or no state at all.
+    """
     name = f"its decoder {type(decoder).__name__}"
-    for layer in decoder.layers:
-        if not hasattr(layer, "self_attn"):
-            raise CdkitError(
-                f"layer {type(layer).__name__} of {name} has no self_attn. {HOW_TO_ADD}"
-            )
     caches: list[Any] = DynamicCache(config=decoder.config).layers
     if len(caches) < len(decoder.layers):
         raise CdkitError(
             f"{len(decoder.layers) - len(caches)} layers of {name} use the keys and values of "
             f"layers below them. {OTHERS}"
         )
-    if not all(isinstance(cache, DynamicLayer) for cache in caches):
-        raise CdkitError(f"layers of {name} keep no keys and values. {OTHERS}")
+    for layer, cache in zip(decoder.layers, caches, strict=True):
+        if isinstance(cache, CacheLayerMixin) and attention_in(layer) is None:
+            raise CdkitError(
+                f"layer {type(layer).__name__} of {name} has no self_attn. {HOW_TO_ADD}"
+            )
+        if attention_in(layer) is not None and not isinstance(cache, DynamicLayer):
+            raise CdkitError(f"layers of {name} keep no keys and values. {OTHERS}")
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():
         raise CdkitError(

@@ -45,6 +45,9 @@ class LayerAttention(BoundToModel):
     """The attention of one decoder layer while a method is attached."""
 
     index: int
+    """Its place among the layers that have attention."""
+    number: int
+    """Its place among all layers of the decoder, and of a cache."""
     current: CurrentCall
 
     def __call__(
@@ -163,7 +166,7 @@ class LayerAttention(BoundToModel):
             context, work, queries, keys, calibrated, values,
             rows=slice(None), branches=context.branches, form=form,
         )  # fmt: skip
-        layer = context.cache.layers[self.index]
+        layer = context.cache.layers[self.number]
         layer.keys, layer.values = calibrated.suffix, own_value
         assert calibrated.prefix is not None
         # copies: a view would keep the packed row
@@ -186,7 +189,7 @@ class LayerAttention(BoundToModel):
 
     def _store(self, context: DecoderContext, calibrated: Columns) -> None:
         """After the prompt, replace the cached image keys by the rotated ones."""
-        context.cache.layers[self.index].keys = calibrated.suffix
+        context.cache.layers[self.number].keys = calibrated.suffix
         if calibrated.prefix is not None and context.stores_prefix:
             assert context.prefix is not None
             context.prefix.keys[self.index] = calibrated.prefix

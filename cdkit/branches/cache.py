@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from cdkit.attention.columns import Columns, rotate_keys
 from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.positions import next_positions
+from cdkit.branches.recurrent_states import copied_layer, keeps_keys, keeps_state
 from cdkit.branches.state import BranchState
 
 
@@ -72,37 +73,39 @@ class BranchedCache(MethodCache):
     def original(self) -> Cache:
         """A plain cache of the original branch alone, every key where the stock model has it."""
         plain, state, plan = DynamicCache(), self.state, self.state.plan
+        rotaries = iter(plan.rotary or ())
         prefix, rows = state.prefix, slice(plan.rows)
         each = 1 if prefix is None else prefix.rows_per_sample
         layers: Any = self.layers
         for index, layer in enumerate(layers):
-            if layer.keys is None:
+            rotary = next(rotaries, None) if keeps_keys(layer) else None
+            if keeps_state(layer):
+                plain.layers.append(copied_layer(layer, lambda x: x[rows]))
+            if getattr(layer, "keys", None) is None:
                 continue
             shared = (None, None) if prefix is None else (prefix.keys[index], prefix.values[index])
             keys = Columns(shared[0], layer.keys[rows], each)
             values = Columns(shared[1], layer.values[rows], each)
             whole = keys.column_slice(0, keys.total)
-            rotary = None if plan.rotary is None else plan.rotary[index]
             if rotary is not None and state.key_offset is not None and plan.caches_keys:
                 span = plan.layout.image_span
                 whole = rotate_keys(whole, -state.key_offset[rows], span, rotary)
-            plain.update(
-                plan.without_padding(whole, dim=2),
-                plan.without_padding(values.column_slice(0, values.total), dim=2),
-                index,
-            )
+            whole = plan.without_padding(whole, dim=2)
+            of_values = plan.without_padding(values.column_slice(0, values.total), dim=2)
+            if keeps_state(layer):
+                own: Any = plain.layers[index]
+                own.keys, own.values = whole, of_values
+            else:
+                plain.update(whole, of_values, index)
         return plain
 
 
 def copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
-    """A separate cache, whose layers hold what `change` makes of this one's keys and values."""
-    own, layers = copy.copy(cache), []
-    for layer in cast(Any, cache.layers):
-        layers.append(copy.copy(layer))
-        if layer.keys is not None:
-            layers[-1].keys, layers[-1].values = change(layer.keys), change(layer.values)
-    own.layers = layers
-    return own
+    """A separate cache: its layers hold what `change` makes of this one's keys, values, states."""
+    own: Any = copy.copy(cache)
+    own.layers = [copied_layer(layer, change) for layer in cache.layers]
+    made: Cache = own
+    return made
 
 
 def repeated(cache: Any, rows: Int[Tensor, " chosen"]) -> Any:
@@ -110,7 +113,7 @@ def repeated(cache: Any, rows: Int[Tensor, " chosen"]) -> Any:
     own: Any = copied(cache, lambda x: x[rows.to(x.device)] if x.numel() else x)
     for index, (layer, before) in enumerate(zip(own.layers, cache.layers, strict=True)):
         # a layer that selects for itself keeps more than keys and values
-        select = getattr(type(layer), "batch_select_indices", None)
+        select = getattr(type(layer), "batch_select_indices", DynamicLayer.batch_select_indices)
         if select is not DynamicLayer.batch_select_indices and before.keys is not None:
             own.layers[index] = copy.copy(before)
             own.layers[index].batch_select_indices(rows.to(before.keys.device))

@@ -423,8 +423,21 @@ def check_attachable(attached: AttachedMethod) -> None:
             "embedding of fixed frequencies that explains the keys of its layers; use a method "
             "without a calibrator"
         )
+    rewrites = [branch.name for branch in attached.branches if branch.prompt]
+    if rewrites and not attached.ignores_padding:
+        raise CdkitError(
+            f"branch {rewrites[0]!r} of {method.name} has prompts of its own, which are padded to "
+            f"the length of the original ones; but padding changes the recurrent state in layers "
+            f"of {type(decoder).__name__}. Use a method that leaves the prompt as it is, such as "
+            "vcd"
+        )
     if not attached.hooked:
         return
+    if not attached.attention_layers:
+        raise CdkitError(
+            f"no layer of {type(decoder).__name__} has attention, which {method.name} changes or "
+            "reads; use a method that changes only the inputs, such as vcd"
+        )
     shards = getattr(attached.model, "tp_size", None) or 1
     if shards > 1:
         raise CdkitError(
@@ -462,7 +475,8 @@ def _short(value: object) -> str:
 def sliding_window(decoder: Any) -> int | None:
     """The shortest window of the decoder's layers; None where all keep all tokens."""
     layers: list[Any] = DynamicCache(config=decoder.config).layers
-    return min((layer.sliding_window for layer in layers if layer.is_sliding), default=None)
+    windows = (getattr(layer, "sliding_window", None) for layer in layers)  # a state has none
+    return min((window for window in windows if window is not None), default=None)
 
 
 def has_plain_cache(decoder: Any) -> bool:

@@ -65,7 +65,8 @@ class Engine(AttachedEngine):
         return {alone: layer_works(self.attached, alone, records_image=True, traces=False)}
 
     def attention(self) -> AttentionHandles:
-        handles = [LayerAttention(index, self.current) for index in range(self.attached.depth)]
+        layers = enumerate(self.attached.attention_layers)
+        handles = [LayerAttention(index, number, self.current) for index, number in layers]
         return AttentionHandles(KEY, HANDLE, handles)
 
     def keep_readout(self, name: str, states: Any) -> None:

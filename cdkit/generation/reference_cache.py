@@ -12,6 +12,7 @@ from transformers import Cache
 
 from cdkit.branches.layout import Layout
 from cdkit.branches.method_cache import MethodCache
+from cdkit.branches.recurrent_states import copied_layer
 from cdkit.generation.combine import States
 from cdkit.methods.method import ORIGINAL
 
@@ -165,12 +166,8 @@ def _chosen_states(states: States, rows: Int[Tensor, " chosen"]) -> States:
 
 
 def _copied(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
-    """A cache whose layers hold what `change` makes of this one's keys and values."""
-    own, layers = copy.copy(cache), []
-    for layer in cache.layers:
-        made: Any = copy.copy(layer)
-        if made.keys is not None:
-            made.keys, made.values = change(made.keys), change(made.values)
-        layers.append(made)
-    own.layers = layers
-    return own
+    """A cache whose layers hold what `change` makes of this one's keys, values and states."""
+    own: Any = copy.copy(cache)
+    own.layers = [copied_layer(layer, change) for layer in cache.layers]
+    made: Cache = own
+    return made

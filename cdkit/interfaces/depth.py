@@ -6,7 +6,8 @@ from cdkit.errors import CdkitError
 
 Depth = tuple[float, float]
 """(first, last): the layers `l` of `count` with `first * count <= l < last * count`. For example
-(0.25, 0.5) is layers 8 to 15 of 32, or 10 to 19 of 40."""
+(0.25, 0.5) is layers 8 to 15 of 32, or 10 to 19 of 40. What acts inside the attention counts the
+layers that have one: all, but in hybrid decoders."""
 EVERY_LAYER: Depth = (0.0, 1.0)
 """The depth of a part that acts in every layer."""
 

@@ -68,8 +68,11 @@ class ModelAdapter(FormerNames, abc.ABC):
         """The decoder's layers, in order."""
 
     @abc.abstractmethod
-    def attention(self, layer: nn.Module) -> nn.Module:
-        """The self-attention module of a decoder layer."""
+    def attention(self, layer: nn.Module) -> nn.Module | None:
+        """The self-attention module of a decoder layer; None for a layer that has none.
+
+        Hybrid decoders have such layers: they keep a recurrent state, or no state at all.
+        """
 
     @abc.abstractmethod
     def lm_module(self, model: nn.Module) -> nn.Module:
@@ -188,9 +191,9 @@ class ModelAdapter(FormerNames, abc.ABC):
         """How each layer rotates its queries and keys.
 
         Returns:
-            For each layer its rotary embedding, None for a layer that rotates nothing; None instead
-            of a list where the decoder has no rotary embedding, or its frequencies change with the
-            length of the sequence.
+            For each layer that has attention its rotary embedding, None for one that rotates
+            nothing; None instead of a list where the decoder has no rotary embedding, or its
+            frequencies change with the length of the sequence.
         """
 
     @abc.abstractmethod
@@ -303,6 +306,12 @@ def types_argument(model: Any) -> str:
     """The name by which a model's `create_masks_for_generate` takes the types of tokens."""
     taken = signature(model.create_masks_for_generate).parameters
     return "mm_token_type_ids" if "mm_token_type_ids" in taken else "token_type_ids"
+
+
+def attentions_of(adapter: ModelAdapter, model: nn.Module) -> dict[int, nn.Module]:
+    """The self-attention modules of a decoder, by the number of their layer."""
+    found = ((number, adapter.attention(own)) for number, own in enumerate(adapter.layers(model)))
+    return {number: attention for number, attention in found if attention is not None}
 
 
 def unwrap(model: nn.Module) -> nn.Module:

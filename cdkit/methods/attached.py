@@ -24,7 +24,7 @@ class AttachedMethod:
     branches: tuple[Branch, ...]
     """The distorted branches that run."""
     rotary: Sequence[Rotary | None] | None
-    """Each layer's, where the method has a calibrator."""
+    """That of each layer with attention, where the method has a calibrator."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
     has_plain_cache: bool
@@ -38,13 +38,22 @@ class AttachedMethod:
     window: int | None
     """How many tokens the decoder's sliding layers keep; None where there are none, or the method
     does not need image tokens there."""
+    ignores_padding: bool
+    """Whether padding before a prompt changes nothing in it: a decoder's recurrent layers may let
+    it into their states."""
     traced: frozenset[str]
     """What a trace records."""
     decoder: Any
     lm_module: Any
     """The module whose logits `generate` reads."""
-    depth: int
-    """How many layers the decoder has."""
+    attention_layers: tuple[int, ...]
+    """The numbers of the decoder's layers that have attention. All of them but in a hybrid decoder,
+    whose other layers keep a recurrent state, or none."""
+
+    @property
+    def depth(self) -> int:
+        """How many layers have attention: what acts inside it counts these alone."""
+        return len(self.attention_layers)
 
     @property
     def branch_names(self) -> tuple[str, ...]:

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import DynamicCache
 
+from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
-from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of
 from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
 from cdkit.probing.recorded_calls import RecordedCall, recording_calls
@@ -39,10 +41,15 @@ def check_modules(adapter: ModelAdapter, model: Any) -> None:
     count = getattr(config, "num_hidden_layers", len(layers))
     whole = len({id(layer) for layer in layers}) == len(layers) == count
     require(whole, adapter, f"layers are all {count} of the decoder, each once", len(layers))
-    for layer in layers:
-        attention = adapter.attention(layer)
-        inside = any(attention is part for part in layer.modules() if part is not layer)
+    attentions = attentions_of(adapter, model)
+    for number, attention in attentions.items():
+        parts = layers[number].modules()
+        inside = any(attention is part for part in parts if part is not layers[number])
         require(inside, adapter, "attention is a module inside the layer", type(attention).__name__)
+    caches: list[Any] = DynamicCache(config=config).layers
+    missed = [n for n, cache in enumerate(caches) if keeps_keys(cache) and n not in attentions]
+    promise = "attention is a module in each layer whose cache has keys and values"
+    require(not missed, adapter, promise, missed)
 
 
 # ---- the stock model as it generates -------------------------------------------------------------
@@ -237,12 +244,13 @@ def check_rotary(adapter: ModelAdapter, model: Any) -> None:
     if rotary is None:
         return
     each = list(rotary) if isinstance(rotary, Sequence) else [rotary]
-    one_each = len(each) == len(adapter.layers(model)) and all(
+    attentions = list(attentions_of(adapter, model).values())
+    one_each = len(each) == len(attentions) and all(
         found is None or isinstance(found, Rotary) for found in each
     )
-    require(one_each, adapter, "rotary is None, or has a Rotary or None for each layer", rotary)
+    promise = "rotary is None, or has a Rotary or None for each layer with attention"
+    require(one_each, adapter, promise, rotary)
     decoder: Any = adapter.decoder(model)
-    attentions = [adapter.attention(layer) for layer in adapter.layers(model)]
     axes = axes_of(decoder.config)
 
     def keys(by: Tensor) -> list[Tensor]:

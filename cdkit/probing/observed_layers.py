@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
+from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.cache_names import CACHE
@@ -49,8 +50,8 @@ class ObservedLayers:
     """What the layers of a decoder do with positions, and with a cache."""
 
     rotary: tuple[Rotary | None, ...] | None
-    """How each layer rotates its keys, None for one whose keys do not depend on the position; None
-    instead where a layer rotates them in a way that was not found out."""
+    """How each layer with attention rotates its keys, None for one whose keys do not depend on the
+    position; None instead where a layer rotates them in a way that was not found out."""
     caches_keys: bool
     """Whether a cache holds the keys that attention gets. Layers with latent attention (MLA) keep
     something smaller and make keys of it at each step."""
@@ -70,7 +71,7 @@ def observe_layers(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLay
 
     Args:
         decoder: The text decoder.
-        attentions: The attention module of each of its layers.
+        attentions: The attention module of each of its layers that has one.
 
     Returns:
         What was observed. Where the decoder does not run like this, nothing is known: `rotary` is
@@ -123,11 +124,11 @@ def keys_at(
 
     Args:
         decoder: The text decoder.
-        attentions: The attention module of each of its layers.
+        attentions: The attention module of each of its layers that has one.
         positions: Where the token stands, a row each; one axis but for multimodal RoPE.
 
     Returns:
-        The keys of each layer, and what the cache of each layer keeps as keys.
+        The keys of each of these layers, and what the cache of each keeps as keys.
 
     Raises:
         CdkitError: Where a layer does not call its attention once.
@@ -150,8 +151,8 @@ def keys_at(
         raise CdkitError(
             f"a layer of {type(decoder).__name__} calls its attention {wrong[0]} times"
         )
-    layers: list[Any] = cache.layers
-    return [own[0] for own in keys], [getattr(layer, "keys", None) for layer in layers]
+    layers: list[Any] = [layer for layer in cache.layers if keeps_keys(layer)]
+    return [own[0] for own in keys], [layer.keys for layer in layers]
 
 
 def axes_of(config: Any) -> int:

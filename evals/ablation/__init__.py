@@ -1,1 +1,1 @@
-"""What a run asks (a grid), and what its answers give: `grid_run` runs `cdkit eval` and `cdkit ablate`."""
+"""What a run asks, and what its answers give: `grid_run` runs `cdkit eval` and `cdkit ablate`."""

@@ -20,8 +20,9 @@ class StandardAdapter(ModelAdapter, abc.ABC):
 
     A family says where its image tokens stand and how its pixels split. It is taken for granted
     that the decoder has `layers[i].self_attn` and `norm`, that the `lm_module` has an `lm_head`,
-    and that the encoder is the method `get_image_features` of a module. Paths are dotted names of
-    submodules, as `get_submodule` takes them.
+    and that the encoder is the method `get_image_features` of a module. A layer without a
+    `self_attn` has no attention. Paths are dotted names of submodules, as `get_submodule` takes
+    them.
     """
 
     causal_prefix: ClassVar[bool] = True
@@ -48,10 +49,9 @@ class StandardAdapter(ModelAdapter, abc.ABC):
                 f"{type(model).__name__} has no output head; load the model with "
                 "AutoModelForImageTextToText"
             )
-        layers = self.layers(model)
-        if not layers or not all(hasattr(layer, "self_attn") for layer in layers):
+        if all(self.attention(layer) is None for layer in self.layers(model)):
             raise CdkitError(
-                f"the decoder {type(self.decoder(model)).__name__} has layers without a self_attn "
+                f"the decoder {type(self.decoder(model)).__name__} has no layer with a self_attn "
                 "module; cdkit supports Llama-like decoders"
             )
         self.check_images(model)
@@ -71,9 +71,8 @@ class StandardAdapter(ModelAdapter, abc.ABC):
     def layers(self, model: Any) -> Sequence[nn.Module]:
         return list(getattr(self.decoder(model), "layers", ()))
 
-    def attention(self, layer: Any) -> nn.Module:
-        attention: nn.Module = layer.self_attn
-        return attention
+    def attention(self, layer: Any) -> nn.Module | None:
+        return attention_in(layer)
 
     def lm_module(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.lm_module_path)
@@ -110,14 +109,15 @@ class StandardAdapter(ModelAdapter, abc.ABC):
 
     def rotary(self, model: Any) -> Sequence[Rotary | None] | None:
         decoder: Any = self.decoder(model)
-        embedding, layers = getattr(decoder, "rotary_emb", None), self.layers(model)
+        embedding = getattr(decoder, "rotary_emb", None)
         types = getattr(embedding, "rope_type", None)
         if embedding is None or types is None:
             return None
         kinds = types if isinstance(types, dict) else {"": types}
         if not set(kinds.values()) <= set(FIXED_ROPE):
             return None
-        return observe_layers(decoder, [self.attention(layer) for layer in layers]).rotary
+        found = (self.attention(layer) for layer in self.layers(model))
+        return observe_layers(decoder, [own for own in found if own is not None]).rotary
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
         first = 0
@@ -141,6 +141,18 @@ class StandardAdapter(ModelAdapter, abc.ABC):
             placeholder=self.placeholder,
             system=system,
         )
+
+
+def attention_in(layer: nn.Module) -> nn.Module | None:
+    """The self-attention of a decoder layer; None for one with a recurrent state, for example.
+
+    It is `self_attn`, or where each layer has one part of any kind (`mixer`), one with queries.
+    """
+    if getattr(layer, "block_type", "") == "linear_attention":
+        return None  # some call that self_attn, too
+    mixer = getattr(layer, "mixer", None)
+    found: nn.Module | None = getattr(layer, "self_attn", None)
+    return mixer if found is None and hasattr(mixer, "q_proj") else found
 
 
 def final_norm(decoder: nn.Module) -> nn.Module:

@@ -168,6 +168,18 @@ def _lfm2_vl() -> dict[str, Any]:
     return {"text_config": of_text, "vision_config": tower, "image_token_id": IMAGE}
 
 
+def _sized(row: int) -> tuple[list[int], Inputs]:
+    """Rows of patches, filled up; the second picture has fewer of them."""
+    height, width = ((4, 6), (6, 2))[row]
+    count = height * width
+    image = {
+        "pixel_values": pixels(row, 1, count, 12),
+        "pixel_attention_mask": torch.ones(1, count).long(),
+        "spatial_shapes": torch.tensor([[height, width]]),
+    }
+    return around(row, START, *[IMAGE] * (count // 4), END), image
+
+
 def _mllama() -> dict[str, Any]:
     tower = {
         "hidden_size": 16, "attention_heads": 2, "num_hidden_layers": 2, "num_global_layers": 1,
@@ -255,7 +267,7 @@ UNKNOWN: Mapping[str, Family] = {
         "paddleocr_vl", _paddleocr_vl, lambda row: _grid(row, 3, 2, 2), types="mm_token_type_ids"
     ),
     "deepseek_vl_hybrid": Family("deepseek_vl_hybrid", _deepseek_vl_hybrid, _two_towers),
-    "lfm2_vl": Family("lfm2_vl", _lfm2_vl, _never),
+    "lfm2_vl": Family("lfm2_vl", _lfm2_vl, _sized),
     "mllama": Family("mllama", _mllama, _never),
     "florence2": Family("florence2", _florence2, _never),
     "blip-2": Family("blip-2", _blip_2, functools.partial(_pictures, 6, 8)),

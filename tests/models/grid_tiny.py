@@ -9,9 +9,17 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .tiny import SMALL_TEXT
 
-GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
+HYBRID = ("qwen3_5", "qwen3_5_moe")
+"""Two of three layers have attention, the first keeps a recurrent state."""
+GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", *HYBRID)
 PAD, BOS, IMAGE, VIDEO, START, END = 0, 1, 90, 91, 92, 93
 MERGE, PATCH, FRAMES = 2, 2, 2
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "full_attention"],
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "shared_expert_intermediate_size": 16,
+}  # fmt: skip
+"""Of a decoder with gated delta nets."""
 
 Prompt = tuple[int | tuple[int, int], ...]
 """Text tokens, and images by height and width in tokens."""
@@ -35,6 +43,9 @@ def tiny(name: str) -> Any:
     }
     if name.endswith("moe"):
         text |= {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    if name in HYBRID:
+        rope["partial_rotary_factor"] = 1.0
+        text |= LINEAR
     marks = "image" if name == "glm4v" else "vision"
     config = AutoConfig.for_model(
         name,
@@ -73,6 +84,8 @@ def _vision(name: str) -> dict[str, Any]:
         "hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32,
         "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
+    if name in HYBRID:
+        del deep["deepstack_visual_indexes"]
     settings: dict[str, Any] = shared | own.get(name, deep)
     return settings
 

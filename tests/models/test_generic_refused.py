@@ -32,7 +32,6 @@ from .tiny import IMAGE, made
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("lfm2_vl", r"its decoder \(lfm2\) keep a recurrent state, which .*No adapter"),
         ("mllama", r"its text takes the image in by cross-attention \(.*cross_attn\)"),
         ("florence2", "florence2 is an encoder-decoder: its answer attends to the image by cross"),
         ("chameleon", "its decoder encodes the image itself: image tokens are words of its voc"),

@@ -18,7 +18,7 @@ from cdkit.interfaces.model_adapter import ADAPTERS
 from . import kin_tiny, masked_tiny
 from . import tiny as all_tiny
 
-GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
+GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "qwen3_5", "qwen3_5_moe")
 """Positions of three axes: test_grid.py recomputes those."""
 SINGLE = [
     name

@@ -415,6 +415,15 @@ def _grid(model_type: str) -> dict[str, Any]:
         of_text |= {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
     if not model_type.startswith("qwen3"):
         del of_text["head_dim"]
+    if model_type.startswith("qwen3_5"):
+        rope["partial_rotary_factor"] = 1.0
+        of_text |= {
+            "layer_types": ["linear_attention", "full_attention", "full_attention"],
+            "linear_conv_kernel_dim": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "shared_expert_intermediate_size": 16,
+        }  # fmt: skip
+        del deep["deepstack_visual_indexes"]
     if model_type == "glm4v":
         rope |= {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
     mark = "image" if model_type == "glm4v" else "vision"
@@ -500,5 +509,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_vl": _grid_family("qwen3_vl"),
     "qwen3_vl_moe": _grid_family("qwen3_vl_moe", torch.float32),  # its experts refuse float64
     "glm4v": _grid_family("glm4v"),
+    "qwen3_5": _grid_family("qwen3_5"),
+    "qwen3_5_moe": _grid_family("qwen3_5_moe", torch.float32),
     "instructblip": Family("instructblip", _instructblip, _queries),
 }

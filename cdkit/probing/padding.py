@@ -1,0 +1,60 @@
+"""Find out whether padding before a prompt changes what a decoder makes of the prompt."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from cdkit.branches.recurrent_states import has_recurrent_layers
+from cdkit.probing.promises import precision
+
+TOKENS, PADDING = 6, 4
+_FOUND: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Decoder -> what was found; once, not at each attach."""
+
+
+def ignores_padding(decoder: Any) -> bool:
+    """Whether a decoder gives the states of a prompt whatever padding stands before it.
+
+    A mask hides padding from attention. A recurrent layer goes over it, and is right only if what
+    it makes of a masked token is nothing; a bias may spoil that. Such a decoder runs some random
+    embeddings, with padding before them and without.
+
+    Args:
+        decoder: The text decoder.
+    """
+    if not has_recurrent_layers(decoder.config):
+        return True
+    if decoder not in _FOUND:
+        try:
+            with torch.no_grad():
+                _FOUND[decoder] = _ignores(decoder)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # an unknown decoder may fail in any way; then nothing is known
+            _FOUND[decoder] = False
+    return _FOUND[decoder]
+
+
+def _ignores(decoder: Any) -> bool:
+    device = decoder.get_input_embeddings().weight.device
+    random = torch.Generator().manual_seed(0)
+    embeds = torch.randn(1, PADDING + TOKENS, decoder.config.hidden_size, generator=random)
+    embeds = embeds.to(device, decoder.dtype)
+    mask = (torch.arange(PADDING + TOKENS, device=device) >= PADDING).long()[None]
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    states = [
+        type(decoder)  # of the class: the instance's may be wrapped by an attachment
+        .forward(
+            decoder,
+            inputs_embeds=embeds[:, first:],
+            attention_mask=mask[:, first:],
+            position_ids=positions[:, first:],
+            use_cache=False,
+        )
+        .last_hidden_state[:, -TOKENS:]
+        for first in (0, PADDING)
+    ]
+    allowed = precision(decoder.dtype) * (1 + float(states[1].abs().max()))
+    return bool((states[0] - states[1]).abs().max() <= allowed)

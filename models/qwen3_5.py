@@ -1,0 +1,13 @@
+"""Qwen3.5: a gated delta net in three of four layers, full attention in the fourth."""
+
+from typing import ClassVar
+
+from cdkit import ADAPTERS
+from cdkit.models.layouts.patches import PatchAdapter
+
+
+@ADAPTERS.register("qwen3_5")
+class Qwen35(PatchAdapter):
+    """Qwen3_5ForConditionalGeneration: Qwen3-VL's tokens, without features at several depths."""
+
+    example: ClassVar[str] = "Qwen/Qwen3.5-9B"
