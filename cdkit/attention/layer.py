@@ -78,8 +78,8 @@ class LayerAttention(BoundToModel):
         context.record.layers_run += 1
         work = context.layers[self.index]
         if context.packing is not None:
-            made = self._packed(context, work, module, query, key, value, form, kernel, kwargs)
-            return made, None
+            packed = self._packed(context, work, module, query, key, value, form, kernel, kwargs)
+            return packed, None
         keys, values = self._columns(context, key, value)
         chunk = context.chunk
         if not chunk.open and keys.total < chunk.stop:
