@@ -19,6 +19,23 @@ from cdkit.evals.cli.app import (
     quiet,
 )
 from cdkit.evals.cli.protocol_options import ProtocolOption, protocol_name
+from cdkit.evals.cli.run_options import (
+    OUTPUT,
+    Accelerator,
+    DeviceMap,
+    Devices,
+    Limit,
+    Loggers,
+    Nodes,
+    Output,
+    Resume,
+    RetryErrors,
+    RunName,
+    Workers,
+    check_resume,
+    logger_names,
+    run_name,
+)
 from cdkit.evals.cli.usage import usage
 
 
@@ -68,29 +85,11 @@ def ablate(
             help="Ask only this benchmark or part; repeat it for more.", show_default="all"
         ),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Ask only about the first N images of each part.", show_default="all"),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the run's folder; by default the date and time.", show_default=False
-        ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option(help="The folder in which the run's folder is made.")
-    ] = Path("runs"),
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue the run NAME where it stopped; start it if there is none."
-        ),
-    ] = False,
-    retry_errors: Annotated[
-        bool,
-        typer.Option("--retry-errors", help="With --resume: try the samples again that failed."),
-    ] = False,
+    limit: Limit = None,
+    name: RunName = None,
+    output: Output = OUTPUT,
+    resume: Resume = False,
+    retry_errors: RetryErrors = False,
     full: Annotated[
         bool, typer.Option("--full", help="Also print every table with all its metrics.")
     ] = False,
@@ -101,25 +100,12 @@ def ablate(
         int | None,
         typer.Option(help="Questions answered together.", show_default="as the grid says"),
     ] = None,
-    devices: Annotated[
-        int, typer.Option(help="Processes on each machine; each uses one device.")
-    ] = 1,
-    nodes: Annotated[int, typer.Option(help="Number of machines (see docs/runs.md).")] = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     device: Device = "auto",
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            "--device-map",
-            help="auto spreads one model over all devices of the machine, in one process.",
-            show_default="one device a process",
-        ),
-    ] = None,
-    accelerator: Annotated[
-        str, typer.Option(help="PyTorch Lightning's name for --device.", hidden=True)
-    ] = "auto",
-    workers: Annotated[
-        int, typer.Option(help="Processes that load images in advance, for each device.")
-    ] = 0,
+    device_map: DeviceMap = None,
+    accelerator: Accelerator = "auto",
+    workers: Workers = 0,
     protocol: ProtocolOption = None,
     dtype: Annotated[
         str | None,
@@ -130,12 +116,7 @@ def ablate(
     ] = None,
     revision: Revision = None,
     load_in_4bit: FourBit = False,
-    loggers: Annotated[
-        str,
-        typer.Option(
-            help="Log to tensorboard, wandb, or both: tensorboard,wandb.", show_default="none"
-        ),
-    ] = "",
+    loggers: Loggers = "",
 ) -> None:
     """Compare methods on benchmarks, with confidence intervals, tests and controls.
 
@@ -155,10 +136,7 @@ def ablate(
     from cdkit.evals.runner.chosen_model import check_dtype
 
     with usage():
-        if retry_errors and not resume:
-            raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
-        if resume and name is None:
-            raise CdkitError("--resume goes on with a run: give its --name")
+        check_resume(name, resume=resume, retry_errors=retry_errors)
         if dtype is not None:
             check_dtype("--dtype", dtype)
         if limit is not None and limit < 1:
@@ -183,12 +161,11 @@ def ablate(
     from cdkit.evals.ablation.grid_options import with_options
     from cdkit.evals.ablation.grid_run import RunOptions, run_grid
     from cdkit.evals.cli.run_output import report_run
-    from cdkit.evals.runner.loggers import check_loggers
     from cdkit.evals.runner.progress import progress_bars
     from cdkit.evals.runner.resources import Resources
     from cdkit.evals.runner.run_folder import folder_of, read_settings
 
-    folder = folder_of(output, name or _now())
+    folder = folder_of(output, run_name(name, "ablation"))
     if resume and grid is None and not quick:
         if folder.exists():
             wanted = with_options(read_settings(folder)["settings"], options, str(folder))
@@ -203,16 +180,9 @@ def ablate(
         device=device,
         device_map=device_map,
     )
-    chosen = tuple(each.strip() for each in loggers.split(",") if each.strip())
-    check_loggers(chosen)
+    chosen = logger_names(loggers)
     asked = RunOptions(resume, retry_errors, chosen, bar=True, silence=quiet)
     with progress_bars(Console(stderr=True)) as stages:
         outcome = run_grid(wanted, resources, folder, asked, stages=stages)
     if outcome is not None:  # the leading process prints the results
         report_run(outcome, overview=True, as_json=as_json, full=full)
-
-
-def _now() -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime("ablation-%Y%m%d-%H%M%S")

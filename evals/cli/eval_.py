@@ -34,6 +34,23 @@ from cdkit.evals.cli.protocol_options import (
     UnfinishedSentence,
     protocol_name,
 )
+from cdkit.evals.cli.run_options import (
+    OUTPUT,
+    Accelerator,
+    DeviceMap,
+    Devices,
+    Limit,
+    Loggers,
+    Nodes,
+    Output,
+    Resume,
+    RetryErrors,
+    RunName,
+    Workers,
+    check_resume,
+    logger_names,
+    run_name,
+)
 from cdkit.evals.cli.usage import usage
 
 
@@ -125,10 +142,7 @@ def eval_(
     beams: Annotated[
         int | None, typer.Option(help="Number of beams (with --mode beam).", show_default="5")
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Ask only about the first N images of each part.", show_default="all"),
-    ] = None,
+    limit: Limit = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(help="Most tokens of an answer.", show_default="as the benchmark says"),
@@ -165,50 +179,17 @@ def eval_(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 8,
-    devices: Annotated[
-        int, typer.Option(help="Processes on each machine; each uses one device.")
-    ] = 1,
-    nodes: Annotated[int, typer.Option(help="Number of machines (see docs/runs.md).")] = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     device: Device = "auto",
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            "--device-map",
-            help="auto spreads one model over all devices of the machine, in one process.",
-            show_default="one device a process",
-        ),
-    ] = None,
-    accelerator: Annotated[
-        str, typer.Option(help="PyTorch Lightning's name for --device.", hidden=True)
-    ] = "auto",
-    workers: Annotated[
-        int, typer.Option(help="Processes that load images in advance, for each device.")
-    ] = 0,
-    output: Annotated[
-        Path, typer.Option(help="The folder in which the run's folder is made.")
-    ] = Path("runs"),
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the run's folder; by default the date and time.", show_default=False
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Continue the run NAME where it stopped; start it if there is none."
-        ),
-    ] = False,
-    retry_errors: Annotated[
-        bool,
-        typer.Option("--retry-errors", help="With --resume: try the samples again that failed."),
-    ] = False,
-    loggers: Annotated[
-        str,
-        typer.Option(
-            help="Log to tensorboard, wandb, or both: tensorboard,wandb.", show_default="none"
-        ),
-    ] = "",
+    device_map: DeviceMap = None,
+    accelerator: Accelerator = "auto",
+    workers: Workers = 0,
+    output: Output = OUTPUT,
+    name: RunName = None,
+    resume: Resume = False,
+    retry_errors: RetryErrors = False,
+    loggers: Loggers = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the table.")
     ] = False,
@@ -227,20 +208,15 @@ def eval_(
     from cdkit.evals.ablation.grid_toml import named_whole
     from cdkit.evals.ablation.side_by_side import overrides
     from cdkit.evals.cli.run_output import report_run
-    from cdkit.evals.runner.loggers import check_loggers
     from cdkit.evals.runner.resources import Resources
     from cdkit.evals.runner.run_folder import folder_of, read_settings
 
     with usage():
-        if retry_errors and not resume:
-            raise CdkitError("--retry-errors belongs to --resume: give both, or neither")
-        if resume and name is None:
-            raise CdkitError("--resume goes on with a run: give its --name")
+        check_resume(name, resume=resume, retry_errors=retry_errors)
         parameters = overrides(set_ or [])
         drawn = None if seeds is None else _numbers(seeds)
-        folder = folder_of(output, name or _now())
-        chosen = [each.strip() for each in loggers.split(",") if each.strip()]
-        check_loggers(chosen)
+        folder = folder_of(output, run_name(name, "eval"))
+        chosen = logger_names(loggers)
         resources = Resources(
             batch_size, devices, nodes, accelerator, workers, device=device, device_map=device_map
         )
@@ -291,7 +267,7 @@ def eval_(
         grid,
         resources,
         folder,
-        RunOptions(resume, retry_errors, tuple(chosen), bar=True, silence=quiet),
+        RunOptions(resume, retry_errors, chosen, bar=True, silence=quiet),
     )
     if outcome is not None:  # the leading process prints the results
         several = len(outcome.run.variants) > 1
@@ -331,9 +307,3 @@ def _from_file(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CdkitError(f"--config {path} holds no settings: give a run's settings.json, or TOML")
     return data
-
-
-def _now() -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime("eval-%Y%m%d-%H%M%S")
