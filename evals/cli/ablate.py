@@ -154,8 +154,9 @@ def ablate(
         options = {key: value for key, value in given.items() if value is not None}
     from cdkit.evals.ablation.grid_options import grid_with_options
 
-    if not (resume and grid is None and not quick):
-        # a misspelt key is an error before slow imports
+    as_begun = resume and grid is None and not quick  # the run's own grid
+    wanted = None
+    if not as_begun:  # a misspelt key is an error before slow imports
         wanted = grid_with_options(grid or grid_toml.DEFAULT, options, quick=quick)
     quiet()
     from cdkit.evals.ablation.grid_options import with_options
@@ -166,11 +167,10 @@ def ablate(
     from cdkit.evals.runner.run_folder import folder_of, read_settings
 
     folder = folder_of(output, run_name(name, "ablation"))
-    if resume and grid is None and not quick:
-        if folder.exists():
-            wanted = with_options(read_settings(folder)["settings"], options, str(folder))
-        else:
-            wanted = grid_with_options(grid_toml.DEFAULT, options)
+    if as_begun and folder.exists():
+        wanted = with_options(read_settings(folder)["settings"], options, str(folder))
+    if wanted is None:
+        wanted = grid_with_options(grid_toml.DEFAULT, options)
     resources = Resources(
         batch_size or wanted.batch,
         devices,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cdkit.errors import CdkitError
-from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.comparison.run_names import NamedRuns, in_all, not_compared
 from cdkit.evals.protocols.protocol import applied, differences
 from cdkit.evals.reports.results import MODES
 from cdkit.evals.runner.fingerprints import changed_files, differing
@@ -41,20 +41,13 @@ def check(runs: NamedRuns, *, across_models: bool = False) -> tuple[str, ...]:
     notes: list[str] = []
     for other in others:
         notes += _pair(runs, base, other, across_models=across_models)
-    parts = shared(runs)
-    if not parts:
-        text = "; ".join(f"{name}: {', '.join(run.parts)}" for name, run in runs.items())
-        raise CdkitError(f"the runs share no benchmark ({text}): run them on the same ones")
-    for name, run in runs.items():
-        if alone := [part for part in run.parts if part not in parts]:
-            notes.append(f"not compared, since not all runs have it: {', '.join(alone)} of {name}")
+    notes += not_compared({name: run.parts for name, run in runs.items()}, "benchmark")
     return tuple(dict.fromkeys(notes))
 
 
 def shared(runs: NamedRuns) -> tuple[str, ...]:
     """The names of the parts that every run has, in the base's order."""
-    first, *others = runs.values()
-    return tuple(part for part in first.parts if all(part in run.parts for run in others))
+    return in_all({name: run.parts for name, run in runs.items()})
 
 
 def same_seeds(runs: NamedRuns) -> bool:

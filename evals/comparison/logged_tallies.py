@@ -6,7 +6,7 @@ import numpy as np
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.column_metrics import share_of
-from cdkit.evals.comparison.run_names import NamedRuns
+from cdkit.evals.comparison.run_names import NamedRuns, in_all, not_compared
 from cdkit.evals.protocols.protocol import differences
 from cdkit.evals.runner.finished import FinishedRun, LoggedTask
 from cdkit.interfaces.benchmark import Sample, Tally
@@ -35,20 +35,13 @@ def check(runs: NamedRuns, *, across_models: bool = False) -> tuple[str, ...]:
     notes: list[str] = []
     for other in others:
         notes += _pair(runs, base, other, across_models=across_models)
-    tasks = shared(runs)
-    if not tasks:
-        text = "; ".join(f"{name}: {', '.join(run.logged)}" for name, run in runs.items())
-        raise CdkitError(f"the logs share no task ({text}): run lmms-eval on the same tasks")
-    for name, run in runs.items():
-        if alone := [task for task in run.logged if task not in tasks]:
-            notes.append(f"not compared, since not all logs have it: {', '.join(alone)} of {name}")
+    notes += not_compared({name: run.logged for name, run in runs.items()}, "task")
     return tuple(dict.fromkeys(notes))
 
 
 def shared(runs: NamedRuns) -> tuple[str, ...]:
     """The tasks that every log has, in the base's order."""
-    first, *others = runs.values()
-    return tuple(task for task in first.logged if all(task in run.logged for run in others))
+    return in_all({name: run.logged for name, run in runs.items()})
 
 
 def tallies(runs: NamedRuns, task: str) -> tuple[Mapping[str, Tally], tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Which runs are compared, under which names, and with which of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.finished import FinishedRun
@@ -51,4 +51,33 @@ def _methods(runs: Sequence[FinishedRun]) -> list[str]:
     }
     return [
         f"{run.method}, {run.model}" if len(models[run.folder]) > 1 else run.method for run in runs
+    ]
+
+
+def in_all(names: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """What every run has, in the base's order.
+
+    Args:
+        names: Run -> the names of its parts; the base first.
+    """
+    first, *others = names.values()
+    return tuple(name for name in first if all(name in other for other in others))
+
+
+def not_compared(names: Mapping[str, Collection[str]], what: str) -> list[str]:
+    """A note for each run that has more than all have; a CdkitError where all share nothing.
+
+    Args:
+        names: Run -> the names of its parts; the base first.
+        what: What messages call a part.
+    """
+    both = in_all(names)
+    if not both:
+        text = "; ".join(f"{run}: {', '.join(of_run)}" for run, of_run in names.items())
+        raise CdkitError(f"the runs share no {what} ({text}): run them on the same ones")
+    alone = {run: [name for name in of_run if name not in both] for run, of_run in names.items()}
+    return [
+        f"not compared, since not all runs have it: {', '.join(more)} of {run}"
+        for run, more in alone.items()
+        if more
     ]

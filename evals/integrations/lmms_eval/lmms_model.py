@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.integrations.lmms_eval.options import read_options, told
+from cdkit.evals.integrations.lmms_eval.options import protocol_notes, read_options
 from cdkit.evals.integrations.lmms_eval.request_answers import DecodedAnswer, answers
 from cdkit.evals.integrations.lmms_eval.requests import Request, batches, naming_errors, repeats
 from cdkit.evals.integrations.lmms_eval.task_decoding import IDLE, check_decoding, read_decoding
@@ -66,14 +66,17 @@ class Cdkit(lmms):  # type: ignore[misc]
             )
         if self._rank == 0:
             logger.info(options.chosen.told(self._model))
-            for note in (*notes(self._model, beams=True), *told(options, self._processor)):
+            for note in (
+                *notes(self._model, beams=True),
+                *protocol_notes(options, self._processor),
+            ):
                 logger.warning(note)
         self.device: torch.device = self._model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """One answer for each request, in their order."""
         # built here: lmms-eval frees the memory of a model by taking it from its attributes
-        engine = AnswerEngine(self._model, self._processor, protocol=self.options.here)
+        engine = AnswerEngine(self._model, self._processor, protocol=self.options.model_protocol)
         asked = self._read(engine, requests)
         answered: dict[int, DecodedAnswer] = {}
         with tqdm(total=len(asked), disable=self.rank != 0, desc="cdkit") as bar:
@@ -121,8 +124,8 @@ class Cdkit(lmms):  # type: ignore[misc]
                 reported.add((task, name))
             try:
                 decoding = read_decoding(given, stop_at_blank_line=options.stop_at_blank_line)
-                if options.here is not None:
-                    check_decoding(options.here, decoding)
+                if options.model_protocol is not None:
+                    check_decoding(options.model_protocol, decoding)
             except CdkitError as error:
                 raise CdkitError(f"task {task}: {error}") from None
             visuals = partial(_visuals, self.task_dict, task, split, doc, doc_to_visual)

@@ -60,7 +60,7 @@ class Options:
             )
 
     @property
-    def here(self) -> Protocol | None:
+    def model_protocol(self) -> Protocol | None:
         """The protocol as it is for this model."""
         return None if self.protocol is None else self.protocol.at(model=self.model_type)
 
@@ -131,7 +131,7 @@ def around(given: Mapping[str, Any]) -> Protocol | None:
     return (Protocol("none") if name is None else read_protocol(name)).replace(**said)
 
 
-def told(options: Options, processor: Any) -> list[str]:
+def protocol_notes(options: Options, processor: Any) -> list[str]:
     """What a user must know of a protocol: what cannot be matched, and what the task decides.
 
     Args:
@@ -141,11 +141,11 @@ def told(options: Options, processor: Any) -> list[str]:
     Returns:
         Sentences; empty without a protocol.
     """
-    if options.protocol is None or options.here is None:
+    if options.protocol is None or options.model_protocol is None:
         return []
     found = unmatched(options.protocol, processor=processor, model=options.model_type)
-    stranger = not_their_papers(options.here, {options.method.name: options.method})
-    sections = [options.here.settings(), *options.protocol.benchmarks.values()]
+    stranger = not_their_papers(options.model_protocol, {options.method.name: options.method})
+    sections = [options.model_protocol.settings(), *options.protocol.benchmarks.values()]
     left = [n for n in SETTINGS if SETTINGS[n] == "benchmark" and any(n in s for s in sections)]
     if left:
         found.append(

@@ -162,7 +162,7 @@ def with_row(number: int, **changes: Any) -> list[dict[str, Any]]:
         (lambda p: write_log(p, {"pope": pope(6)}, decoding={**GREEDY, "max_new_tokens": 4}),
          "of pope generation_kwargs is {'max_new_tokens': 16,"),
         (lambda p: write_log(p, {"pope_adv": pope(6)}),
-         "the logs share no task (a: pope; b: pope_adv): run lmms-eval on the same tasks"),
+         "the runs share no task (a: pope; b: pope_adv): run them on the same ones"),
         (lambda p: write_log(p, {"pope": with_row(4, pope_accuracy="none")}),
          "of pope document 4 has no number for pope_accuracy in one of the logs"),
         (lambda p: write_log(p, {"pope": [*pope(6), pope_row(3, True)]}),
@@ -224,4 +224,4 @@ def test_models_may_differ_on_purpose_and_parts_are_named(tmp_path: Path) -> Non
     assert list(runs) == ["plain", "llava_hf"]
     found = comparison_run.compare_runs(runs, across_models=True, resamples=10)
     assert found.notes[0] == "models differ: plain is of micro, llava_hf of other/model"
-    assert "not compared, since not all logs have it: pope_adv of plain" in found.notes
+    assert "not compared, since not all runs have it: pope_adv of plain" in found.notes

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 import cdkit
 from cdkit import CdkitError
-from cdkit.evals.integrations.lmms_eval.options import read_options, told
+from cdkit.evals.integrations.lmms_eval.options import protocol_notes, read_options
 from cdkit.evals.integrations.lmms_eval.request_answers import answers, check_mode, prompt
 from cdkit.evals.integrations.lmms_eval.requests import (
     Request,
@@ -315,7 +315,7 @@ def test_a_protocol_gives_the_prompt_and_the_parameters_of_methods(engine: Answe
     assert read_options({**given, "alpha": 3.0}).method == stronger
     assert options.model_type == engine.model.config.model_type
     system = read_options({**given, "system": "'be brief, please'"})
-    assert system.here is not None and system.here.system == "be brief, please"
+    assert system.model_protocol is not None and system.model_protocol.system == "be brief, please"
     under = replace(engine, protocol=Protocol("p", template="{images} ask: {question} say:"))
     assert prompt(under, "what?", 1) == "<image> ask: what? say:"
     assert prompt(under, "<image>\nwhat?", 1) == prompt(under, "what?", 1)
@@ -345,10 +345,13 @@ def test_protocols_that_cannot_be(
 
 def test_what_a_protocol_leaves_to_the_task_is_said(engine: AnswerEngine) -> None:
     given = {"pretrained": "micro", "method": "cmac", "protocol": "vcd_pope"}
-    notes = told(read_options(given), engine.processor)
+    notes = protocol_notes(read_options(given), engine.processor)
     assert any("the task decides question_suffix, max_new_tokens, parser" in note for note in notes)
     assert any(note.startswith("cmac is run under vcd_pope, the protocol of vcd") for note in notes)
-    assert told(read_options({"pretrained": "micro", "method": "cmac"}), engine.processor) == []
+    assert (
+        protocol_notes(read_options({"pretrained": "micro", "method": "cmac"}), engine.processor)
+        == []
+    )
 
 
 DRAWN = Protocol("drawn", mode="sample", temperature=1.0, top_p=1.0)
