@@ -25,7 +25,10 @@ that the settings name."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What a disk says that takes no more."""
 FREE = frozenset(
-    ("batch", "threads", "resamples", "check", "summary", "tables", "gallery", "cost", "left_out")
+    (
+        *("batch", "threads", "resamples", "check", "summary", "tables", "gallery", "cost"),
+        *("left_out", "published"),
+    )
 )
 """Settings that change no answer: a run may go on with others."""
 OPTIONS: Mapping[str, str] = {
