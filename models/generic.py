@@ -300,7 +300,10 @@ def _of_grids(model: Any, given: Mapping[str, Any], tokens: Sequence[int]) -> li
     for patches, places, (height, width) in _grid_places(model, given):
         whole = patches.new_empty(len(patches), 3 * height * width)
         index = places.flatten().expand(len(patches), -1)
-        images.append(whole.scatter(1, index, patches.flatten(1)).view(-1, 3, height, width))
+        whole = whole.scatter(1, index, patches.flatten(1))
+        if not whole.gather(1, index).equal(patches.flatten(1)):
+            raise UnmatchedPixelsError("the frames of a patch differ, as those of a video do")
+        images.append(whole.view(-1, 3, height, width))
     return images
 
 

@@ -11,6 +11,7 @@ from cdkit.interfaces.model_adapter import ADAPTERS
 
 from . import every_type
 from .every_type import METHODS, TYPES
+from .generic_tiny import ours_alone  # noqa: F401
 
 TABLE: dict[str, Any] = tomllib.loads(every_type.TABLE.read_text())
 QUICK = ("glm46v", "kimi_k25", "qwen3_5", "qwen2_5_omni_thinker", "blip", "git", "pix2struct")

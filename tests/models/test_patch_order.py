@@ -47,6 +47,14 @@ def test_the_picture_comes_back(name: str) -> None:
     assert Generic().join_pixels(model, [image], given).equal(given["pixel_values"])
 
 
+def test_frames_that_differ_are_no_picture() -> None:
+    model, _ = every_type.tiny("glm46v")
+    moving = torch.randn(24, 24, generator=torch.Generator().manual_seed(0))
+    given = {"pixel_values": moving, "image_grid_thw": torch.tensor([[1, 4, 6]])}
+    with pytest.raises(cdkit.UnmatchedPixelsError, match="the frames of a patch differ"):
+        Generic().split_pixels(model, given, [6])
+
+
 def test_orders_differ() -> None:
     """Else one order would do, and the test above could not tell a wrong one."""
     sizes: Any = {"height": HEIGHT, "width": WIDTH, "side": SIDE, "merged": 2, "frames": 1}
