@@ -91,24 +91,28 @@ def _pair(runs: NamedRuns, base: str, other: str, *, across_models: bool) -> Ite
         )
     if not same_model:
         yield f"models differ: {base} is of {_model(a)}, {other} of {_model(b)}"
-    prompts = [_template(run) for run in (a, b)]
-    if prompts[0] != prompts[1]:
-        if same_model:
-            text = " and ".join(map(_shown, prompts))
-            raise refuse(f"their prompts are {text}", "run both with one prompt")
-        yield f"prompts differ, as the models' templates do: {base}, {other}"
+    around: list[str] = []
     for part in shared({base: a, other: b}):
-        mine_too, theirs_too = a.parts[part], b.parts[part]
-        if found := "; ".join(_differences(mine_too.benchmark, theirs_too.benchmark)):
-            raise refuse(f"of {part} {found}", "run both on the same files, settings and versions")
-        kind = BENCHMARKS.name_of(type(mine_too.benchmark))
+        kind = BENCHMARKS.name_of(type(a.parts[part].benchmark))
         refused, named = _protocols(a, b, kind, across_models=not same_model)
         if refused:
             raise refuse(
                 f"of {part} their protocols differ: {'; '.join(refused)}",
                 "run both under one protocol",
             )
-        yield from (f"protocols of {base} and {other}: {text}" for text in named)
+        around += named
+    yield from (f"protocols of {base} and {other}: {text}" for text in dict.fromkeys(around))
+    prompts = [_template(run) for run in (a, b)]
+    if prompts[0] != prompts[1]:
+        if same_model:
+            text = " and ".join(map(_shown, prompts))
+            why = f" (protocols: {'; '.join(dict.fromkeys(around))})" if around else ""
+            raise refuse(f"their prompts are {text}{why}", "run both with one prompt")
+        yield f"prompts differ, as the models' templates do: {base}, {other}"
+    for part in shared({base: a, other: b}):
+        mine_too, theirs_too = a.parts[part], b.parts[part]
+        if found := "; ".join(_differences(mine_too.benchmark, theirs_too.benchmark)):
+            raise refuse(f"of {part} {found}", "run both on the same files, settings and versions")
         yield from _seeds(part, (base, tuple(mine_too.answers)), (other, tuple(theirs_too.answers)))
     ours, yours = circumstances(a), circumstances(b)
     for key in dict.fromkeys([*ours, *yours]):
@@ -136,10 +140,11 @@ def _protocols(
     apart = differences(*records)
     if across_models:
         return [], apart
-    named = [text for text in apart if text.startswith("methods")]
-    if not all(records):
-        named += [t for t in apart if t not in named and not t.startswith(f"{UNSEEN} ")]
-    return [text for text in apart if text not in named], named
+    of_methods = [text for text in apart if text.startswith("methods")]
+    others = [text for text in apart if text not in of_methods]
+    if all(records) or any(text.startswith(f"{UNSEEN} ") for text in others):
+        return others, of_methods
+    return [], apart
 
 
 def _table(run: FinishedRun, key: str) -> Mapping[str, object]:

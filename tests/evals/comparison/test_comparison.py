@@ -553,3 +553,11 @@ def test_parameters_of_methods_and_a_run_without_protocol_are_named(
     assert note == "protocols of a and b: mode is not set in one and 'greedy' in the other"
     padded = under(two[1], record(image_preprocessing="pad"))
     assert "image_preprocessing is not set in one and 'pad' in" in refused(runs[0], padded)
+
+
+def test_a_prompt_that_a_protocol_changed_is_named_with_its_setting(two: list[FinishedRun]) -> None:
+    other = under(two[1], record(system="Be brief."))
+    other = changed(other, model={**MANIFEST["model"], "type": "llava", "prompt": "Be brief. Q"})
+    told = refused(under(two[0], {}), other)
+    assert "their prompts are 'USER: <image>" in told
+    assert "(protocols: system is not set in one and 'Be brief.' in the other); run both" in told
