@@ -26,7 +26,7 @@ def load_processor(path: str | Path, model: nn.Module, source: Source) -> Any:
             a patch.
     """
     config: Any = model.config
-    processor = _processor(path, config, source)
+    processor = read_processor(path, config, source)
     if getattr(processor, "image_processor", None) is None:
         raise CdkitError(
             f"the processor in {str(path)!r} is a {type(processor).__name__}, which reads no "
@@ -184,7 +184,8 @@ class NoVideos:
         raise CdkitError("videos are not supported: cdkit's methods are about images; pass images")
 
 
-def _processor(path: str | Path, config: PreTrainedConfig, source: Source) -> Any:
+def read_processor(path: str | Path, config: PreTrainedConfig, source: Source) -> Any:
+    """The processor in `path` as its files say; `load_processor` completes it for a model."""
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     if not is_torchvision_available() and kind is not None:
         places = kind.get_attributes()

@@ -1,5 +1,6 @@
 """Published numbers beside those of a run."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -40,8 +41,10 @@ class Published:
         for pattern in (*self.parts, *self.models):
             check_text(f"a pattern of {where}", pattern)
         for method, metrics in self.values.items():
+            check_some(f"values.{method} of {where}", metrics, "metric")
             for metric, value in metrics.items():
-                if isinstance(value, bool) or not isinstance(value, int | float):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not number or not math.isfinite(value):
                     raise CdkitError(f"{metric} of {method} in {where} is no number: {value!r}")
 
     @property
