@@ -1,12 +1,10 @@
 """Published numbers beside those of a run."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from cdkit.errors import CdkitError
-from cdkit.evals.ablation.grid_checks import check_some, check_text
+from cdkit.evals.ablation.grid_checks import as_number, check_some, check_text
 from cdkit.evals.reports.formatting import heading, interval, number, signed
 from cdkit.evals.reports.results import Cell, Table, TextTable, scale
 
@@ -43,9 +41,7 @@ class Published:
         for method, metrics in self.values.items():
             check_some(f"values.{method} of {where}", metrics, "metric")
             for metric, value in metrics.items():
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                if not number or not math.isfinite(value):
-                    raise CdkitError(f"{metric} of {method} in {where} is no number: {value!r}")
+                as_number(f"{metric} of {method} in {where}", value)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -24,11 +24,9 @@ def model_type(name: str, revision: str | None = None) -> str | None:
         `config.model_type`; None where the config cannot be read: loading the model says why.
     """
     try:
-        config = _config(name, revision)
+        return _type(_config(name, revision))
     except BROKEN:
         return None
-    found = getattr(config, "model_type", None)
-    return found if isinstance(found, str) else None
 
 
 def check_model(name: str, revision: str | None, protocol: Protocol | None) -> None:
@@ -46,9 +44,9 @@ def check_model(name: str, revision: str | None, protocol: Protocol | None) -> N
         config = _config(name, revision)
     except BROKEN as error:
         raise not_loaded(name, error) from None
-    kind = getattr(config, "model_type", None)
+    kind = _type(config)
     here = None if protocol is None else protocol.at(model=kind)
-    if here is None or here.system is None or kind not in ADAPTERS:
+    if here is None or here.system is None or kind is None or kind not in ADAPTERS:
         return
     try:
         source = {"trust_remote_code": False, "revision": revision or "main"}
@@ -61,6 +59,11 @@ def check_model(name: str, revision: str | None, protocol: Protocol | None) -> N
 def _config(name: str, revision: str | None) -> Any:
     ADAPTERS.load()  # a family may define a config class, which the Auto classes must know
     return AutoConfig.from_pretrained(_path(name), revision=revision, trust_remote_code=False)
+
+
+def _type(config: Any) -> str | None:
+    found = getattr(config, "model_type", None)
+    return found if isinstance(found, str) else None
 
 
 def _path(name: str) -> str:

@@ -55,7 +55,15 @@ def check_pages(folder: Path, source: str, value: str) -> None:
 
 
 def test_a_grid_of_the_paper_from_the_command_line(data: Path, tmp_path: Path) -> None:
-    arguments = ["--model", "micro", "--data", data, "--quick", "--output", tmp_path]
+    arguments: list[str | Path] = [
+        "--model",
+        "micro",
+        "--data",
+        data,
+        "--quick",
+        "--output",
+        tmp_path,
+    ]
     result = run("ablate", ON_THE_COMMAND_LINE, *arguments, "--name", "run")
     assert result.exit_code == 0, result.output
     check_pages(tmp_path / "run", "CMAC (CVPR 2026), MME's hallucination subset", "612.5 |")
