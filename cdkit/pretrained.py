@@ -116,12 +116,16 @@ def load_model(
     except torch.OutOfMemoryError:
         raise
     except BROKEN as error:
-        absent = isinstance(error, OSError) and not Path(path).exists()
-        folder = " (there is no such folder here, so it is a hub name)" if absent else ""
-        raise CdkitError(
-            f"cannot load the model {str(name_or_path)!r}{folder}: {_reason(error)}"
-        ) from None
+        raise not_loaded(name_or_path, error) from None
     return model.eval(), processor
+
+
+def not_loaded(name_or_path: str | Path, error: Exception) -> CdkitError:
+    """The error of a model that cannot be loaded, because of another error."""
+    there = str(name_or_path) == MICRO or Path(name_or_path).exists()
+    absent = isinstance(error, OSError) and not there
+    folder = " (there is no such folder here, so it is a hub name)" if absent else ""
+    return CdkitError(f"cannot load the model {str(name_or_path)!r}{folder}: {_reason(error)}")
 
 
 def device_of(device: str | torch.device) -> torch.device:

@@ -29,7 +29,7 @@ def load_processor(path: str | Path, model: nn.Module, source: Source) -> Any:
     """
     config: Any = model.config
     try:
-        processor = _processor(path, config, source)
+        processor = read_processor(path, config, source)
     except (ImportError, ValueError) as error:  # as transformers words it, by who asks for it
         if lacking := _lacking(config, error):
             raise CdkitError(lacking) from None
@@ -208,7 +208,8 @@ class NoVideos:
         raise CdkitError("videos are not supported: cdkit's methods are about images; pass images")
 
 
-def _processor(path: str | Path, config: PreTrainedConfig, source: Source) -> Any:
+def read_processor(path: str | Path, config: PreTrainedConfig, source: Source) -> Any:
+    """The processor in `path` as its files say; `load_processor` completes it for a model."""
     kind: Any = PROCESSOR_MAPPING.get(type(config), None)
     if not is_torchvision_available() and kind is not None:
         places = kind.get_attributes()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.grid import WORLD_PREFIX, BenchmarkSpec, Grid, WorldSpec
+from cdkit.evals.ablation.grid import WORLD_PREFIX, BenchmarkSpec, BenchSpec, Grid, WorldSpec
 from cdkit.evals.ablation.grid_checks import check_names
 from cdkit.evals.runner.fingerprints import RunPart
 from cdkit.evals.runner.modes import Decode
@@ -120,7 +120,9 @@ def checked(found: Sequence[LoadedBenchmark], grid: Grid) -> tuple[LoadedBenchma
     for item in found:
         metrics = [m for each in grid.published if each.is_beside(item.name) for m in each.metrics]
         _check_shown(
-            f"[[published]] beside {item.name}", tuple(dict.fromkeys(metrics)), item.benchmark
+            f"values of [[published]] beside {item.name}",
+            tuple(dict.fromkeys(metrics)),
+            item.benchmark,
         )
     if grid.position is not None:
         check_names("[position]", (grid.position.benchmark,), names, "benchmark of the grid")
@@ -153,7 +155,7 @@ def _named(
     values = {key: resolve(value, files) for key, value in spec.options.items()} | _limits(grid)
     benchmark: Benchmark = under(build(kind, values, where))
     images = Path(resolve(spec.image_folder, files))
-    _check_shown(where, spec.show, benchmark)
+    _check_shown(f"show of {where}", spec.show, benchmark)
     return _loaded(grid, name, benchmark, images, grid.decodes(spec.decode), spec.show)
 
 
@@ -171,19 +173,32 @@ def _found(grid: Grid, under: Follow) -> Iterator[LoadedBenchmark]:
     for bench, spec in grid.bench.items():
         parts = {part.name: part for part in located_parts(bench, folder)}
         left -= parts.keys()
-        for name, located in parts.items():
-            of_spec = not spec.only or any(fnmatchcase(name, pattern) for pattern in spec.only)
-            if not of_spec or (grid.only and name not in grid.only):
+        mine = [name for name in parts if _is_asked(name, spec)]
+        barred = [name for name in grid.only if name in parts and name not in mine]
+        if barred or not mine:
+            raise CdkitError(
+                f"only of [bench.{bench}] is {', '.join(spec.only)}, which leaves "
+                f"{', '.join(mine) or 'nothing'} of the parts in {folder} ({', '.join(parts)})"
+                + (f", and not {barred[0]}" if barred else "")
+                + ": name others"
+            )
+        for name in mine:
+            if grid.only and name not in grid.only:
                 continue
+            located = parts[name]
             part = load(located, {**spec.options, **_limits(grid)})
             benchmark = under(part.benchmark)
-            _check_shown(f"[bench.{bench}]", spec.show, benchmark)
+            _check_shown(f"show of [bench.{bench}]", spec.show, benchmark)
             decodes = grid.decodes(spec.decode)
             yield _loaded(grid, name, benchmark, part.images, decodes, spec.show)
     if left:
         every = [part.name for bench in grid.bench for part in located_parts(bench, folder)]
         what = f"part of {' and '.join(grid.bench)} in {folder}"
         raise UnknownNameError(unknown(what, sorted(left)[0], every))
+
+
+def _is_asked(part: str, spec: BenchSpec) -> bool:
+    return not spec.only or any(fnmatchcase(part, pattern) for pattern in spec.only)
 
 
 def _limits(grid: Grid) -> dict[str, Any]:
@@ -193,7 +208,7 @@ def _limits(grid: Grid) -> dict[str, Any]:
 def _check_shown(where: str, show: tuple[str, ...], benchmark: Benchmark) -> None:
     if show:
         known = benchmark.tally({s.id: Answer("yes", 0.0) for s in benchmark.samples()}).metrics
-        check_names(f"show of {where}", show, known, "metric")
+        check_names(where, show, known, "metric")
 
 
 def _loaded(

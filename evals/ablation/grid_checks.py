@@ -1,5 +1,6 @@
 """Checks of what a grid file holds; each error names the place, what was given and what may be."""
 
+import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -30,6 +31,12 @@ def as_tuple(where: str, given: object) -> tuple[Any, ...]:
     if not isinstance(given, list | tuple):
         raise CdkitError(f"{where} must be a list, got {given!r}")
     return tuple(given)
+
+
+def as_number(where: str, given: object) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        raise CdkitError(f"{where} is no number: {given!r}")
+    return given
 
 
 def check_some(where: str, given: Collection[object], what: str) -> None:

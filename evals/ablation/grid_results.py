@@ -69,6 +69,11 @@ def of_model(
     shown = galleries(run, answered, lambda: engines.anywhere(resources.device), stages)
     not_matched = tuple(_unmatched(run, answered))
     words = beside(grid.published, tables, answered.model)
+    base = run.grid.base
+    if base in answered.refused:
+        why = ((answered.refused[base],),)
+        title = f"{answered.model} cannot run {base}, which every difference is taken to"
+        words.append(TextTable(title, ("why",), why))
     if not_matched:
         rows = tuple((text,) for text in not_matched)
         words.append(TextTable("What of the protocol is not matched", ("what",), rows))
@@ -167,6 +172,8 @@ def _table(run: PreparedRun, answered: Answered, item: LoadedBenchmark, mode: st
 def _figures(run: PreparedRun, answered: Answered) -> tuple[Figure, ...]:
     figures: list[Figure] = []
     grid, base, resamples = run.grid, run.grid.base, run.grid.resamples
+    if base in answered.refused:
+        return ()
     greedy = Decode()
     for item in run.loaded:
         points = [
@@ -201,7 +208,7 @@ def _costs(
     """The costs of the methods that decode greedily, if the grid asks for them."""
     spec = run.grid.cost
     item = _timed(run)
-    if not spec.rounds or item is None:
+    if not spec.rounds or item is None or run.grid.base in answered.refused:
         return None
     methods = {v.name: v.method for v in answered.can_run(run.variants) if GREEDY in v.modes}
     asked = list(item.questions.values())[: spec.questions]

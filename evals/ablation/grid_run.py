@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cdkit.errors import CdkitError
 from cdkit.evals.ablation import grid_results, predictions_file, run_manifest, scores
 from cdkit.evals.ablation.answered import Answered
 from cdkit.evals.ablation.demand import workload
@@ -25,7 +24,7 @@ from cdkit.evals.runner.checkpoint_settings import stored
 from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.fingerprints import RunPart, data_hash, model_files
 from cdkit.evals.runner.journal import Journal, read_journal
-from cdkit.evals.runner.lightning_module import RunJob
+from cdkit.evals.runner.lightning_module import RunJob, cannot_run
 from cdkit.evals.runner.loggers import log_metrics, make_loggers
 from cdkit.evals.runner.processes import follower, predict, started_outside
 from cdkit.evals.runner.progress import Stages
@@ -199,6 +198,7 @@ def _job(
         folder=run.folder,
         settings=files.flat(as_plain(run.grid)),
         journal=journal,
+        base="" if len(run.grid.models) > 1 else run.hashes[run.grid.base],
         retry_errors=options.retry_errors,
         threads=run.grid.threads,
         bar=options.bar,
@@ -270,11 +270,9 @@ def _answered(run: PreparedRun, asked: Workload, journal: Journal) -> Answered:
         for variant in run.all_variants
         if run.hashes[variant.name] in refused
     }
-    base = run.grid.base
-    if base in mine:
-        raise CdkitError(
-            f"{run.model} cannot run {base}, which every difference is taken to: {mine[base]}"
-        )
+    base, several = run.grid.base, len(run.grid.models) > 1
+    if base in mine and not several:
+        raise cannot_run(run.model, base, mine[base])
     heads = [head["model"] for head in journal.heads if head["model"].get("name") == run.model]
     return Answered(
         run.model,
@@ -283,5 +281,5 @@ def _answered(run: PreparedRun, asked: Workload, journal: Journal) -> Answered:
         run.hashes,
         mine,
         tuple(heads[-1].get("unmatched", ())) if heads else (),
-        several=len(run.grid.models) > 1,
+        several=several,
     )

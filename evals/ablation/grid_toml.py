@@ -20,6 +20,7 @@ from cdkit.evals.ablation.grid import (
     WorldSpec,
 )
 from cdkit.evals.ablation.grid_checks import (
+    as_number,
     as_table,
     as_tuple,
     check_names,
@@ -210,13 +211,20 @@ def _published(table: object) -> Published:
     for key in (f.name for f in fields(Published)):
         if key not in given:
             raise CdkitError(f"{where} needs the key {key!r}")
-    values = as_table(f"values of {where}", given["values"])
+    where = f"{where} of {given['of']}"
+    values = {
+        name: {
+            metric: as_number(f"{metric} of {name} in {where}", number)
+            for metric, number in as_table(f"values.{name} of {where}", each).items()
+        }
+        for name, each in as_table(f"values of {where}", given["values"]).items()
+    }
     return Published(
         given["of"],
         given["source"],
         as_tuple(f"parts of {where}", given["parts"]),
         as_tuple(f"models of {where}", given["models"]),
-        {name: as_table(f"values.{name} of {where}", each) for name, each in values.items()},
+        values,
     )
 
 

@@ -19,7 +19,7 @@ from cdkit.evals.ablation.grid_benchmarks import (
 from cdkit.evals.ablation.placement import PlacedQuestion, placed
 from cdkit.evals.ablation.plan import SweepPoint
 from cdkit.evals.protocols.follow import apply
-from cdkit.evals.protocols.model_type import model_type
+from cdkit.evals.protocols.model_type import check_model, model_type
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.fingerprints import RunPart, method_hash
 from cdkit.evals.runner.run_folder import WORLD
@@ -71,7 +71,13 @@ def prepare_all(
 
     Returns:
         Model -> its run. Without a protocol all are asked the same.
+
+    Raises:
+        CdkitError: As `prepare`, or there is no such model, or one cannot be asked as the protocol
+            says.
     """
+    for model in grid.models:
+        check_model(model, grid.revision, grid.around)
     first = prepare(grid, folder, grid.models[0], parts)
     others = grid.models[1:]
     if grid.around is None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cdkit.errors import CdkitError, PromptError
 from cdkit.evals.ablation.answered import Answered
 from cdkit.evals.runner.answer_engine import AnswerEngine, Logits
 from cdkit.evals.runner.answering import Answering
@@ -87,7 +88,12 @@ def prove(
         ids = [question.sample_id for question in each.questions]
         for group in each.groups:
             (work,) = passes(workload.variants[name] for name in dict(group.asked))
-            logits, _ = engine.first_step(work.method, inputs, ids)
+            try:
+                logits, _ = engine.first_step(work.method, inputs, ids)
+            except PromptError:
+                raise
+            except CdkitError:  # as in the run, whose answers were all generated then
+                continue
             for variant in work.variants:
                 shown = answered.shown(variant.name)
                 ours = answering.combine(work, variant, logits).logits

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from cdkit.errors import CdkitError
-from cdkit.evals.ablation.grid_checks import check_some, check_text
+from cdkit.evals.ablation.grid_checks import as_number, check_some, check_text
 from cdkit.evals.reports.formatting import heading, interval, number, signed
 from cdkit.evals.reports.results import Cell, Table, TextTable, scale
 
@@ -40,9 +39,9 @@ class Published:
         for pattern in (*self.parts, *self.models):
             check_text(f"a pattern of {where}", pattern)
         for method, metrics in self.values.items():
+            check_some(f"values.{method} of {where}", metrics, "metric")
             for metric, value in metrics.items():
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise CdkitError(f"{metric} of {method} in {where} is no number: {value!r}")
+                as_number(f"{metric} of {method} in {where}", value)
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def model_files(path: str, revision: str | None = None) -> dict[str, str]:
         commit = _commit(path, revision)
         return {} if commit is None else {"revision": commit}
     found = {file.relative_to(folder).as_posix(): _sha256(file) for file in _deciding(folder)}
-    base = _base(folder)
+    base = base_model(folder)
     more = {} if base is None else model_files(base)
     return found | {f"base model: {name}": value for name, value in more.items()}
 
@@ -112,7 +112,7 @@ def _deciding(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.suffix in read)
 
 
-def _base(folder: Path) -> str | None:
+def base_model(folder: Path) -> str | None:
     """The model that an adapter's folder was tuned from."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text("utf-8"))

@@ -58,6 +58,8 @@ class RunJob:
         folder: The run's folder.
         settings: Plain data for loggers.
         journal: The answers so far; None in a process that another one leads.
+        base: Hash of the method without which the run has no results: where the model cannot run
+            it, the run ends before its first answer. Empty where other models have results then.
         retry_errors: Whether samples that failed are tried again.
         threads: torch's threads while the run lasts; 0 leaves them as they are.
         bar: Whether to show progress.
@@ -70,6 +72,7 @@ class RunJob:
     folder: Path
     settings: Mapping[str, Any]
     journal: Journal | None
+    base: str = ""
     retry_errors: bool = False
     threads: int = 0
     bar: bool = False
@@ -256,6 +259,8 @@ class AnsweringModule(pl.LightningModule):
         facts = model_facts(engine, job.workload) | {"unmatched": list(job.engines.unmatched)}
         check_model(job.journal, job.model, facts)
         refused = refusals(self._answering, job.workload)
+        if job.base in refused:
+            raise cannot_run(job.model, job.workload.methods[job.base].name, refused[job.base])
         work = plan_batches(
             job.workload,
             prompt_lengths(list(job.workload.demand), engine),
@@ -298,6 +303,11 @@ class AnsweringModule(pl.LightningModule):
             facts = {"answers": self._answered, "answers_per_second": self._answered / spent}
             for logger in self.trainer.loggers:
                 logger.log_metrics({f"progress/{k}": v for k, v in facts.items()}, self._answered)
+
+
+def cannot_run(model: str, base: str, why: str) -> CdkitError:
+    """The error of a run that could show nothing."""
+    return CdkitError(f"{model} cannot run {base}, which every difference is taken to: {why}")
 
 
 def device_name(device: torch.device) -> str:

@@ -23,9 +23,6 @@ def refusals(answering: Answering, workload: Workload) -> dict[str, str]:
     Returns:
         Hash of each method that the model refuses -> why. Nothing where no question can be asked:
         their own errors say why then.
-
-    Raises:
-        CdkitError: The model refuses every method.
     """
     example = _example(answering, list(workload.demand)[:TRIED])
     if example is None:
@@ -35,17 +32,17 @@ def refusals(answering: Answering, workload: Workload) -> dict[str, str]:
         for name, some in asked.items():
             decodes.setdefault(name, min(some, key=str))
     found: dict[str, str] = {}
-    errors = []
     inputs = answering.engine.inputs([example])
     for name, decode in decodes.items():
         group = Group(((name, decode),), shared=False)
         short = Question(example.image, example.prompt, 1, example.yes_no, example.folder)
-        (answer,) = answering.answers(group, [short], inputs).values()
+        try:
+            (answer,) = answering.answers(group, [short], inputs).values()
+        except ValueError as error:  # what transformers refuses, also of the model with no method
+            found[name] = " ".join(str(error).split())
+            continue
         if isinstance(answer, CdkitError) and not isinstance(answer, PromptError):
             found[name] = str(answer)
-            errors.append(answer)
-    if errors and len(errors) == len(decodes):
-        raise errors[0]
     return found
 
 

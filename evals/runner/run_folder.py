@@ -26,11 +26,21 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """What a disk says that takes no more."""
 FREE = frozenset(
     (
-        *("batch", "threads", "resamples", "check", "summary", "tables", "gallery", "cost"),
-        *("left_out", "published"),
+        "batch",
+        "threads",
+        "resamples",
+        "check",
+        "summary",
+        "tables",
+        "gallery",
+        "cost",
+        "left_out",
+        "published",
     )
 )
 """Settings that change no answer: a run may go on with others."""
+OF_PAPER = frozenset(("name", "summary", "source", "paper", "unmatched"))
+"""What a protocol's file says beside settings."""
 OPTIONS: Mapping[str, str] = {
     "models": "--model",
     "decode": "--mode",
@@ -214,6 +224,12 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
             changes += [
                 f"{name} of {which} is another" for name in changed_files(files or {}, others or {})
             ]
+        decided = [flat(content.get("protocol", {})) for content in (before, now)]
+        changes += [
+            f"{key} of the protocol was {_shown(old)}, is {_shown(new)}"
+            for key, (old, new) in differing(*decided).items()
+            if key.partition(".")[0] not in OF_PAPER
+        ]
         methods = differing(one["methods"], two["methods"])
         changes += [f"the parameters of the method {name} are others" for name in methods]
     if changes:

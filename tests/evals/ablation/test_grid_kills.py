@@ -2,12 +2,14 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
+import socket
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,11 @@ def lines(folder: Path) -> int:
 
 def started(grid: Grid, folder: Path, devices: int) -> BaseProcess:
     """The run in a fork of this process."""
-    process = multiprocessing.get_context("fork").Process(target=run, args=(grid, folder, devices))
+    return forked(run, grid, folder, devices)
+
+
+def forked(target: Callable[..., None], *given: object) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=target, args=given)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forks in general
         process.start()
@@ -146,6 +152,41 @@ def test_three_kills(models: tuple[str, str], whole: dict[str, bytes], tmp_path:
     folder = tmp_path / "run"
     assert survives(models, folder, kills=3, seed=3) == 3
     assert results(folder) == whole
+
+
+def ranked(grid: Grid, folder: Path, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    resources = Resources(4, devices=2, accelerator="cpu")
+    outcome = run_grid(grid, resources, folder, RunOptions(resume=True))
+    assert (outcome is None) == (environment["RANK"] == "1")
+
+
+def by_a_launcher(grid: Grid, folder: Path) -> list[int]:
+    """The exit statuses of two processes as torchrun starts them: one draws the world."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    ranks = [
+        forked(ranked, grid, folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    return [ended(rank) for rank in ranks]
+
+
+def test_ranks_that_a_launcher_started(
+    models: tuple[str, str], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Two models, one after the other; a finished run ends in every process, too."""
+    folder = tmp_path / "run"
+    for _ in range(2):
+        assert by_a_launcher(grid_of(models), folder) == [0, 0]
+        assert results(folder) == whole
+        check_whole(folder)
 
 
 @pytest.mark.slow
