@@ -150,8 +150,10 @@ def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
     first = {call.name: call for call in reversed(calls)}
     decoder = first["decoder"]
     wanted = first["lm_module"].output.logits[:, -1]
-    promise = "logits of the last layer's output are the model's next-token logits"
+    promise = "a layer gives one state for each token"
     hidden = _hidden(first[_layer(depth - 1)])[:, -1]
+    require(hidden.ndim == 2, adapter, promise, hidden.shape)
+    promise = "logits of the last layer's output are the model's next-token logits"
     require_close(adapter.logits(model, hidden), wanted, adapter, promise)
     promise = "logits of the decoder's output, with norm=False, are the same"
     hidden = decoder.output.last_hidden_state[:, -1]
