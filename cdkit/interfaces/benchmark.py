@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.answer_text import UNFINISHED, proper_answer
+from cdkit.interfaces.data_folder import FolderLayout
 from cdkit.registry import Registry
 
 OfSums = Callable[[Mapping[str, Float[np.ndarray, " resamples"]]], Float[np.ndarray, " resamples"]]
@@ -325,6 +326,28 @@ class Benchmark(abc.ABC):
         Returns:
             The path of each file -> the SHA-256 of its content, in hexadecimal digits.
         """
+
+    @classmethod
+    def layout(cls) -> FolderLayout | None:
+        """Say where the benchmark's files lie in a data folder, for `--bench NAME --data DIR`.
+
+        Returns:
+            What is expected there, and the search for it; None where the benchmark has no place in
+            a data folder: then a grid names its files.
+        """
+        return None
+
+    def notes(self, sample_id: str, text: str) -> str:
+        """Say in a few words what a reader should see beside an answer, such as what it makes up.
+
+        Args:
+            sample_id: The question.
+            text: The answer.
+
+        Returns:
+            The words; empty where there are none.
+        """
+        return ""
 
     def versions(self) -> Mapping[str, int]:
         """Name the parsers and scorers on which the numbers depend.

@@ -1,6 +1,6 @@
 """AMBER, its discriminative part: yes/no questions about existence, attributes and relations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from cdkit.evals.benchmarks.benchmark_files import (
     text_of,
     yes_or_no,
 )
+from cdkit.evals.benchmarks.data_folders import HELP, first_file
 from cdkit.evals.benchmarks.yes_no import (
     ParsedAnswer,
     Parser,
@@ -36,6 +37,7 @@ from cdkit.interfaces.benchmark import (
     check_limit,
     share,
 )
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 from cdkit.registry import unknown
 
 KINDS: Mapping[str, str] = {
@@ -139,6 +141,14 @@ class AMBER(Benchmark):
         check_parsers(self.parsers, PARSERS, "AMBER")
         self._asked  # noqa: B018  (a broken file fails now, not after the model has run)
 
+    @classmethod
+    def layout(cls) -> FolderLayout:
+        return FolderLayout(
+            ("amber/data/query/query_discriminative.json with amber/data/annotations.json",),
+            _in_folder,
+            only_part="path",
+        )
+
     def samples(self) -> tuple[Sample, ...]:
         return tuple(sample for sample, _ in self._asked)
 
@@ -220,3 +230,26 @@ class AMBER(Benchmark):
         if not found:
             raise CdkitError(f"{self.path} asks nothing: fetch it anew or give another file")
         return tuple(found.values())
+
+
+def _in_folder(folder: Path) -> Iterator[LocatedPart]:
+    if not (folder / "amber").is_dir():
+        return
+    questions = released(folder, "query/query_discriminative.json")
+    truth = released(folder, "annotations.json")
+    if questions is None and released(folder, "query/query_generative.json") is not None:
+        return  # the generative part alone
+    if questions is None or truth is None:
+        lacking = "query_discriminative.json" if questions is None else "annotations.json"
+        raise CdkitError(f"amber in {folder} is not whole: it lacks amber/{lacking}; {HELP}")
+    files = {"path": questions, "annotations": truth}
+    yield LocatedPart("amber", "amber", files, images_of_release(folder))
+
+
+def released(folder: Path, name: str) -> Path | None:
+    """A file of AMBER's release: in its folder `data`, or all of them in one folder."""
+    return first_file(folder, f"amber/data/{name}", f"amber/{name.rsplit('/', 1)[-1]}")
+
+
+def images_of_release(folder: Path) -> Path:
+    return folder / ("amber/images" if (folder / "amber/images").is_dir() else "amber/image")

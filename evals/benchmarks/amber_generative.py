@@ -1,6 +1,6 @@
 """AMBER, its generative part: which objects does a description name, and are they there?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +9,12 @@ from typing import ClassVar, final
 import numpy as np
 
 from cdkit.errors import CdkitError
-from cdkit.evals.benchmarks.amber import AMBER
+from cdkit.evals.benchmarks.amber import AMBER, images_of_release, released
 from cdkit.evals.benchmarks.amber_files import ANNOTATIONS, near, rows_by_id
 from cdkit.evals.benchmarks.amber_nouns import SCORERS, Judged, NounScorer, judge
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, text_of
 from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
+from cdkit.evals.benchmarks.data_folders import HELP
 from cdkit.interfaces.benchmark import (
     BENCHMARKS,
     Answer,
@@ -23,6 +24,7 @@ from cdkit.interfaces.benchmark import (
     Tally,
     check_limit,
 )
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 from cdkit.registry import unknown
 
 GENERATIVE = "generative"
@@ -104,6 +106,18 @@ class AMBERGenerative(Benchmark):
             raise CdkitError(unknown("scorer of AMBER's descriptions", self.scorer, SCORERS))
         self._scorer.check()
         self._asked  # noqa: B018  (a broken file fails now, not after the model has run)
+
+    @classmethod
+    def layout(cls) -> FolderLayout:
+        return FolderLayout(
+            (
+                "amber/data/query/query_generative.json with annotations.json, relation.json and "
+                "safe_words.txt in amber/data",
+            ),
+            _in_folder,
+            only_part="path",
+            release="amber",
+        )
 
     def samples(self) -> tuple[Sample, ...]:
         return tuple(sample for sample, _ in self._asked)
@@ -251,3 +265,22 @@ def _names(value: object, where: str, what: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise CdkitError(f"{where} has {value!r} as {what}: it needs a list of names")
     return tuple(value)
+
+
+def _in_folder(folder: Path) -> Iterator[LocatedPart]:
+    questions = released(folder, "query/query_generative.json")
+    if questions is None:
+        return
+    files = {"path": questions}
+    for key, name in (
+        ("annotations", "annotations.json"),
+        ("associations", "relation.json"),
+        ("safe_words", "safe_words.txt"),
+    ):
+        path = released(folder, name)
+        if path is None:
+            raise CdkitError(
+                f"amber_generative in {folder} is not whole: it lacks amber/{name}; {HELP}"
+            )
+        files[key] = path
+    yield LocatedPart("amber_generative", "amber_generative", files, images_of_release(folder))

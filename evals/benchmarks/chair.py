@@ -14,6 +14,7 @@ from jaxtyping import Float
 from cdkit.errors import CdkitError, check_choice
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source
 from cdkit.evals.benchmarks.chair_truth import ObjectTruth, cached_truth, coco_truth, given_truth
+from cdkit.evals.benchmarks.data_folders import PHOTOS, all_files, first_file, is_micro, packed
 from cdkit.evals.benchmarks.object_words import SCORERS, SYNONYMS, Synonyms, read_synonyms
 from cdkit.evals.benchmarks.repetition import COLUMNS as REPETITION
 from cdkit.evals.benchmarks.repetition import METRICS as REPETITION_METRICS
@@ -28,6 +29,7 @@ from cdkit.interfaces.benchmark import (
     check_limit,
     share,
 )
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 from cdkit.registry import unknown
 
 UnfinishedSentence = Literal["kept", "dropped"]
@@ -189,6 +191,20 @@ class CHAIR(Benchmark):
             )
         self._samples  # noqa: B018  (a broken file fails now, not after the model has run)
 
+    def notes(self, sample_id: str, text: str) -> str:
+        wrong = self.wrong_objects(sample_id, text)
+        return f"not in the image: {', '.join(dict.fromkeys(wrong))}" if wrong else ""
+
+    @classmethod
+    def layout(cls) -> FolderLayout:
+        return FolderLayout(
+            (
+                "coco/annotations/instances_val2014.json with captions_val2014.json (or "
+                "chair/ground_truth.json)",
+            ),
+            _in_folder,
+        )
+
     def samples(self) -> tuple[Sample, ...]:
         return self._samples
 
@@ -331,3 +347,37 @@ def image_id(name: str, where: str) -> str:
 def coco_name(image: str) -> str:
     """The file name of an image of COCO val2014, if no file names it."""
     return f"COCO_val2014_{image.zfill(12)}.jpg"
+
+
+def _in_folder(folder: Path) -> Iterator[LocatedPart]:
+    if is_micro(folder):
+        from cdkit.evals.microworld.text import CAPTION_PROMPT
+
+        names = {
+            "synonyms": "synonyms.txt",
+            "instances": "instances.json",
+            "captions": "captions.json",
+            "images": "caption_images.txt",
+        }
+        files = all_files("chair", folder, names)
+        # A caption of this world fits into 48 tokens: the limit of the default grid, too.
+        settings = {"prompt": CAPTION_PROMPT, "max_new_tokens": 48}
+        yield LocatedPart("chair", "chair", files, folder / "images", settings, published=False)
+        return
+    truth = first_file(folder, *packed("chair/ground_truth.json"))
+    annotated = {
+        "instances": "coco/annotations/instances_val2014.json",
+        "captions": "coco/annotations/captions_val2014.json",
+    }
+    if truth is not None:
+        files = {"ground_truth": truth}
+    elif (folder / "chair").is_dir() or first_file(
+        folder, *packed(annotated["captions"])
+    ) is not None:
+        files = all_files("chair", folder, annotated)
+    else:
+        return  # the instances alone are there for other things, such as to build POPE
+    for key, name in (("synonyms", "chair/synonyms.txt"), ("images", "chair/images.txt")):
+        if (folder / name).is_file():
+            files[key] = folder / name
+    yield LocatedPart("chair", "chair", files, folder / PHOTOS["coco"])

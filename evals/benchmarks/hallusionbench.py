@@ -1,7 +1,7 @@
 """HallusionBench by rule: yes/no questions about figures, in pairs and around one figure."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, rows, text_of
 from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
+from cdkit.evals.benchmarks.data_folders import first_file
 from cdkit.evals.benchmarks.yes_no import (
     Parser,
     anywhere,
@@ -29,6 +30,7 @@ from cdkit.interfaces.benchmark import (
     Tally,
     check_limit,
 )
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 
 CATEGORIES = ("VD", "VS")
 """Visual dependent, and visual supplement: the latter can be answered without the figure."""
@@ -121,6 +123,10 @@ class HallusionBench(Benchmark):
         check_parsers(self.parsers, PARSERS, "HallusionBench")
         if not self._asked:
             raise CdkitError(f"{self.path} asks nothing: fetch it anew or give another file")
+
+    @classmethod
+    def layout(cls) -> FolderLayout:
+        return FolderLayout(("hallusionbench/HallusionBench.json",), _in_folder, only_part="path")
 
     def samples(self) -> tuple[Sample, ...]:
         return tuple(question.sample for question in self._asked)
@@ -258,3 +264,12 @@ def _all_right(
     for group in groups:
         whole[list(group)] = right[list(group)].min()
     return whole
+
+
+def _in_folder(folder: Path) -> Iterator[LocatedPart]:
+    path = first_file(folder, "hallusionbench/HallusionBench.json")
+    if path is not None:
+        images = path.parent / "hallusion_bench"
+        if not images.is_dir():  # unpacked without its own folder
+            images = path.parent
+        yield LocatedPart("hallusionbench", "hallusionbench", {"path": path}, images)

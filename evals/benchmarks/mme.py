@@ -1,7 +1,7 @@
 """MME: pairs of yes/no questions about an image, scored in points a task."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.data_folders import is_micro
 from cdkit.evals.benchmarks.mme_files import MMEQuestion, MMETask, read_tasks
 from cdkit.interfaces.benchmark import (
     BENCHMARKS,
@@ -22,6 +23,7 @@ from cdkit.interfaces.benchmark import (
     check_limit,
     share,
 )
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 from cdkit.registry import unknown
 
 PERCEPTION = (
@@ -140,6 +142,14 @@ class MME(Benchmark):
                 raise CdkitError(unknown("MME task", task, TASKS))
         self._questions  # noqa: B018  (a broken file fails now, not after the model has run)
 
+    @classmethod
+    def layout(cls) -> FolderLayout:
+        return FolderLayout(
+            ("mme/TASK/ or mme/TASK.txt (existence, count, ...)",),
+            _in_folder,
+            only_part="folder",
+        )
+
     def samples(self) -> tuple[Sample, ...]:
         return tuple(question.sample for question in self._questions)
 
@@ -197,3 +207,19 @@ class MME(Benchmark):
         prompt = question.sample.prompt + self.question_suffix
         sample = dataclasses.replace(question.sample, prompt=prompt)
         return dataclasses.replace(question, sample=sample)
+
+
+def _in_folder(folder: Path) -> Iterator[LocatedPart]:
+    for place in ("mme", "mme/MME_Benchmark", "mme/MME_Benchmark_release_version/MME_Benchmark"):
+        there = folder / place
+        if any((there / f"{task}.txt").is_file() or (there / task).is_dir() for task in TASKS):
+            images, settings = there, dict[str, object]()  # the release: all in one place
+            if is_micro(folder):
+                images = folder / "images"
+            elif (there / "images").is_dir():  # beside text files
+                images = there / "images"
+                if any((images / task).is_dir() for task in TASKS):
+                    settings = {"subfolder": "{task}"}
+            published = not is_micro(folder)
+            yield LocatedPart("mme", "mme", {"folder": there}, images, settings, published)
+            return

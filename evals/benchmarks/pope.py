@@ -1,6 +1,6 @@
 """POPE: is there a THING in the image? Half of the questions are about things that are not."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,8 @@ from cdkit.evals.benchmarks.benchmark_files import (
     text_of,
     yes_or_no,
 )
+from cdkit.evals.benchmarks.data_folders import PHOTOS, is_micro
+from cdkit.evals.benchmarks.pope_building import PUBLISHED
 from cdkit.evals.benchmarks.yes_no import (
     ParsedAnswer,
     Parser,
@@ -39,6 +41,7 @@ from cdkit.interfaces.benchmark import (
     image_index,
     share,
 )
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 
 Columns = Mapping[str, Float[np.ndarray, " samples"]]
 
@@ -192,6 +195,17 @@ class POPE(Benchmark):
         check_parsers(self.parsers, PARSERS, "POPE")
         self._samples  # noqa: B018  (a broken file fails now, not after the model has run)
 
+    @classmethod
+    def layout(cls) -> FolderLayout:
+        return FolderLayout(
+            (
+                "pope/{coco,aokvqa,gqa}/{coco,aokvqa,gqa}_pope_{random,popular,adversarial}.json",
+                "the same names in pope/ or in the folder itself",
+            ),
+            _in_folder,
+            only_part="path",
+        )
+
     def samples(self) -> tuple[Sample, ...]:
         return self._samples
 
@@ -261,3 +275,24 @@ class POPE(Benchmark):
         if not found:
             raise CdkitError(f"{self.path} asks nothing: fetch it anew or give another file")
         return tuple(found.values())
+
+
+def _in_folder(folder: Path) -> Iterator[LocatedPart]:
+    if is_micro(folder):
+        for split in PUBLISHED:
+            path = folder / f"micro_pope_{split}.json"
+            if path.is_file():
+                name, images = f"pope_micro_{split}", folder / "images"
+                yield LocatedPart(name, "pope", {"path": path}, images, published=False)
+        return
+    for photos, pictures in PHOTOS.items():
+        # The last two are the folders of POPE's repository, so that a clone of it will do.
+        places = ("", "pope", f"pope/{photos}", f"pope/output/{photos}")
+        for split in PUBLISHED:
+            for place in (*places, f"pope/output/seem/{photos}"):
+                for stem in (f"{photos}_pope_{split}", f"{photos}_pope_seem_{split}"):
+                    for suffix in (".json", ".jsonl"):
+                        path = folder / place / f"{stem}{suffix}"
+                        if path.is_file():
+                            name = f"pope_{photos}_{split}"
+                            yield LocatedPart(name, "pope", {"path": path}, folder / pictures)

@@ -1,7 +1,7 @@
 """ScienceQA's questions about images: multiple choice, answered by one letter."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, text_of
 from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
+from cdkit.evals.benchmarks.data_folders import HELP
 from cdkit.evals.benchmarks.letters import (
     LETTERS,
     PARSERS,
@@ -29,6 +30,7 @@ from cdkit.interfaces.benchmark import (
     Tally,
     check_limit,
 )
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 from cdkit.registry import unknown
 
 SUBJECTS: Mapping[str, str] = {
@@ -122,6 +124,14 @@ class ScienceQA(Benchmark):
                 f"no problem of {self.path} in the split {self.split!r} of {self._sources[1].path} "
                 "has an image: give the files as they were published"
             )
+
+    @classmethod
+    def layout(cls) -> FolderLayout:
+        return FolderLayout(
+            ("scienceqa/pid_splits.json with the release's file of questions",),
+            _in_folder,
+            only_part="path",
+        )
 
     def samples(self) -> tuple[Sample, ...]:
         return tuple(choice.sample for choice in self._asked)
@@ -244,3 +254,19 @@ def _part(problem: Mapping[str, object], key: str, known: Mapping[str, str], whe
     if value not in known:
         raise CdkitError(f"{where}: {unknown(key, value, known)}")
     return known[value]
+
+
+def _in_folder(folder: Path) -> Iterator[LocatedPart]:
+    for place in ("scienceqa", "scienceqa/data/scienceqa"):  # the second: a clone of the repository
+        path, splits = folder / place / "problems.json", folder / place / "pid_splits.json"
+        if not path.is_file():
+            continue
+        if not splits.is_file():
+            raise CdkitError(
+                f"scienceqa in {folder} is not whole: it lacks {place}/pid_splits.json; {HELP}"
+            )
+        images = folder / place / "images"
+        if not images.is_dir():  # the splits' folders beside the problems
+            images = folder / place
+        yield LocatedPart("scienceqa", "scienceqa", {"path": path, "splits": splits}, images)
+        return

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cdkit.errors import CdkitError
+from cdkit.evals.benchmarks.data_folders import HELP
 from cdkit.evals.benchmarks.mme import TASKS
 from cdkit.evals.data.files_check import (
     FEW,
@@ -14,8 +15,9 @@ from cdkit.evals.data.files_check import (
     examine,
     examine_images,
 )
-from cdkit.evals.data.layout import HELP, LAYOUTS, LocatedPart, load, located_in
-from cdkit.interfaces.benchmark import BENCHMARKS, Sample
+from cdkit.evals.data.layout import layout_of, layouts, load, located_in
+from cdkit.interfaces.benchmark import Sample
+from cdkit.interfaces.data_folder import LocatedPart
 
 TYPO = "imange"
 """POPE's script puts "an" for every "a" of its template, and the word "image" has one."""
@@ -64,10 +66,7 @@ def check(folder: Path, *, decode: bool = False) -> FolderReport:
     parts: list[PartReport] = []
     absent: dict[str, tuple[str, ...]] = {}
     seen: dict[Path, str] = {}
-    for bench, layout in LAYOUTS.items():
-        if bench not in BENCHMARKS:
-            absent[bench] = ("not available in this installation",)
-            continue
+    for bench, layout in layouts().items():
         try:
             found = located_in(bench, folder)
         except CdkitError as error:
@@ -134,7 +133,7 @@ def _misplaced(part: LocatedPart, path: Path, file: FileFound) -> Iterator[str]:
     """A known file under the name of another one: "popular" that is called "random"."""
     if file.known is None:
         return
-    wanted = (LAYOUTS[part.bench].release or part.bench) == file.known.benchmark
+    wanted = (layout_of(part.bench).release or part.bench) == file.known.benchmark
     what = file.known.what.split(";")[0]
     if part.bench == "pope":
         wanted = wanted and f"pope_{what.replace(' ', '_')}" == part.name

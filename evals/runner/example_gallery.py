@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cdkit.evals.benchmarks.chair import CHAIR
 from cdkit.evals.reports import gallery
 from cdkit.evals.reports.gallery import Answers
 from cdkit.evals.reports.results import AttentionOverlay, Gallery
@@ -72,11 +71,7 @@ def example_gallery(
 
 
 def _notes(benchmark: Benchmark, sample_id: str, answers: Answers) -> dict[str, str]:
-    """Answer -> what stands beside it: of a caption, its objects that are not in the image."""
-    if not isinstance(benchmark, CHAIR):
-        return {}
-    found = {}
-    for text in {by_id[sample_id].text for by_id in answers.values()}:
-        if wrong := benchmark.wrong_objects(sample_id, text):
-            found[text] = f"not in the image: {', '.join(dict.fromkeys(wrong))}"
-    return found
+    """Answer -> what stands beside it."""
+    texts = {by_id[sample_id].text for by_id in answers.values()}
+    found = {text: benchmark.notes(sample_id, text) for text in texts}
+    return {text: words for text, words in found.items() if words}

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from evals.data_folder import IMAGES, pope_rows, write_folder, write_images, wri
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.chair import CHAIR
+from cdkit.evals.benchmarks.data_folders import PHOTOS
+from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.data import layout
+from cdkit.evals.data.check import check
 from cdkit.evals.data.layout import parts_in
 from cdkit.evals.microworld import write_benchmarks
 from cdkit.interfaces.benchmark import BENCHMARKS, Sample
+from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 
 
 @pytest.fixture
@@ -230,13 +235,35 @@ def test_an_unknown_benchmark_is_told() -> None:
 
 
 def test_a_benchmark_without_a_layout_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(layout.LAYOUTS, "mme")
-    assert "mme has no layout in a data folder (these have: pope, chair" in refused(Path(), "mme")
+    monkeypatch.setattr(MME, "layout", classmethod(lambda cls: None))
+    told = refused(Path(), "mme")
+    assert "mme has no layout in a data folder (these have: amber, amber_generative, chair" in told
+    assert "opope has no layout in a data folder" in refused(Path(), "opope")
 
 
-def test_a_layout_without_its_benchmark_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layout.LAYOUTS, "later", layout.LAYOUTS["mme"])
-    assert refused(Path(), "later") == "the benchmark later is not available in this installation"
+def test_a_benchmark_of_one_s_own_lies_where_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layout is a method of its class; no list here knows it."""
+
+    def find(folder: Path) -> Iterator[LocatedPart]:
+        for path in folder.glob("mine/*.json"):
+            yield LocatedPart(f"mine_{path.stem}", "mine", {"path": path}, folder / "photos")
+
+    class Mine(POPE):
+        @classmethod
+        def layout(cls) -> FolderLayout:
+            return FolderLayout(("mine/*.json",), find, only_part="path")
+
+    BENCHMARKS.load()
+    monkeypatch.setitem(BENCHMARKS._classes, "mine", Mine)
+    assert "there is no mine in" in refused(tmp_path, "mine")
+    (tmp_path / "mine").mkdir()
+    row = {"question_id": 1, "image": "a.jpg", "text": "is there a cat ?", "label": "yes"}
+    (tmp_path / "mine" / "first.json").write_text(json.dumps(row), encoding="utf-8")
+    (part,) = parts_in("mine", tmp_path).values()
+    assert part.name == "mine_first" and isinstance(part.benchmark, Mine)
+    assert "mine" in layout.layouts() and "mine" not in check(tmp_path).absent
 
 
 def test_the_folder_of_the_micro_world(tmp_path: Path) -> None:
@@ -264,6 +291,6 @@ def test_a_sample_finds_its_image_in_its_folder_alone(tmp_path: Path) -> None:
 
 def test_every_layout_is_in_the_docs() -> None:
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
-    assert set(layout.LAYOUTS) <= set(BENCHMARKS)
-    for place in (*layout.PHOTOS.values(), "synonyms.txt", "existence.txt", "built_from.json"):
+    assert set(layout.layouts()) <= set(BENCHMARKS)
+    for place in (*PHOTOS.values(), "synonyms.txt", "existence.txt", "built_from.json"):
         assert all(part in page for part in place.split("/")), place
