@@ -79,7 +79,7 @@ class BranchedCache(MethodCache):
         layers: Any = self.layers
         for index, layer in enumerate(layers):
             rotary = next(rotaries, None) if keeps_keys(layer) else None
-            if keeps_state(layer):
+            if keeps_state(layer) or not keeps_keys(layer):  # others keep nothing, but have a place
                 plain.layers.append(copied_layer(layer, lambda x: x[rows]))
             if getattr(layer, "keys", None) is None:
                 continue

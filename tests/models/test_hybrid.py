@@ -14,7 +14,7 @@ from cdkit.branches.recurrent_states import copied_layer, keeps_keys, keeps_stat
 from cdkit.interfaces.model_adapter import adapter_for
 from cdkit.probing.padding import ignores_padding
 
-from . import generic_tiny, grid_tiny
+from . import every_type, generic_tiny, grid_tiny
 from .generic_tiny import UNKNOWN, told
 from .generic_tiny import ours_alone as ours_alone
 from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, covering, generated
@@ -171,6 +171,19 @@ def test_the_cache_that_is_returned_is_stocks(name: str, optimize: bool) -> None
                 torch.testing.assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.parametrize("optimize", [True, False])
+def test_layers_that_keep_nothing_have_their_place_in_it(optimize: bool) -> None:
+    """Nemotron has layers of experts alone, without attention or a state."""
+    model, given = every_type.tiny("nemotron_h_omni")
+    assert given is not None
+    told(model, given, "no_image")
+    stock = generated(model, given).cache
+    with cdkit.attach(model, cdkit.load("no_image", alpha=0.1, beta=0.0), optimize=optimize):
+        found = generated(model, given).cache
+    assert [type(x) for x in found.layers] == [type(x) for x in stock.layers]
+    assert found.get_seq_length() == stock.get_seq_length() > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loop_that_copies_caches_and_a_static_one(name: str) -> None:
     """OPERA takes steps back, so that a state must be that of the text it goes on with."""
@@ -185,8 +198,8 @@ def test_a_loop_that_copies_caches_and_a_static_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_of_a_layer_do_not_share_what_the_model_writes_into(name: str) -> None:
-    cache = generated(tiny(name), inputs(name, 0, 1)).cache
-    for layer in filter(keeps_state, cache.layers):
+    layers: list[Any] = generated(tiny(name), inputs(name, 0, 1)).cache.layers
+    for layer in [own for own in layers if keeps_state(own)]:
         same, first = copied_layer(layer, lambda x: x), copied_layer(layer, lambda x: x[:1])
         for states in ("conv_states", "recurrent_states"):
             for number, state in getattr(layer, states).items():
@@ -195,7 +208,8 @@ def test_copies_of_a_layer_do_not_share_what_the_model_writes_into(name: str) ->
                 copy, row = getattr(same, states)[number], getattr(first, states)[number]
                 assert copy.equal(state) and row.equal(state[:1])
                 before = state.clone()
-                copy.zero_(), row.zero_()
+                copy.zero_()
+                row.zero_()
                 assert state.equal(before)
         same.has_previous_state[0] = False
         assert layer.has_previous_state[0]
