@@ -4,7 +4,8 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cdkit.evals.data import layout
 from cdkit.evals.data.check import check
 from cdkit.evals.data.layout import parts_in
 from cdkit.evals.microworld import write_benchmarks
-from cdkit.interfaces.benchmark import BENCHMARKS, Sample
+from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
 
 
@@ -250,7 +251,20 @@ def test_a_benchmark_of_one_s_own_lies_where_it_says(
         for path in folder.glob("mine/*.json"):
             yield LocatedPart(f"mine_{path.stem}", "mine", {"path": path}, folder / "photos")
 
-    class Mine(POPE):
+    @dataclass(frozen=True)
+    class Mine(Benchmark):
+        path: Path
+        max_new_tokens: int = 4
+
+        def samples(self) -> tuple[Sample, ...]:
+            return POPE(self.path).samples()
+
+        def count(self, answers: Sequence[Answer]) -> Tally:
+            return POPE(self.path).count(answers)
+
+        def sources(self) -> Mapping[str, str]:
+            return POPE(self.path).sources()
+
         @classmethod
         def layout(cls) -> FolderLayout:
             return FolderLayout(("mine/*.json",), find, only_part="path")
