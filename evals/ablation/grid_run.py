@@ -202,8 +202,16 @@ def _job(
         retry_errors=options.retry_errors,
         threads=run.grid.threads,
         bar=options.bar,
+        title=_title(run),
         silence=options.silence,
     )
+
+
+def _title(run: PreparedRun) -> str:
+    """What the progress of a model's answers is called: which of how many models it is."""
+    models = run.grid.models
+    number = models.index(run.model) + 1
+    return "answers" if len(models) == 1 else f"answers, model {number} of {len(models)}"
 
 
 def _content(grid: Grid, runs: Mapping[str, PreparedRun]) -> Mapping[str, Any]:

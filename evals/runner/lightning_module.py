@@ -63,6 +63,7 @@ class RunJob:
         retry_errors: Whether samples that failed are tried again.
         threads: torch's threads while the run lasts; 0 leaves them as they are.
         bar: Whether to show progress.
+        title: What the progress is called.
         silence: Called first in each process: keeps libraries out of the output.
     """
 
@@ -76,6 +77,7 @@ class RunJob:
     retry_errors: bool = False
     threads: int = 0
     bar: bool = False
+    title: str = STAGE
     silence: Callable[[], None] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -146,7 +148,7 @@ class AnsweringModule(pl.LightningModule):
         self._stages = Stages()
         if self.job.bar and trainer.is_global_zero:
             self._stages = self._open.enter_context(progress_bars(Console(stderr=True)))
-        self._stages.start(STAGE, sum(work.answers for work in self._share))
+        self._stages.start(self.job.title, sum(work.answers for work in self._share))
         self._answered = 0
 
     def on_predict_start(self) -> None:
@@ -178,7 +180,7 @@ class AnsweringModule(pl.LightningModule):
             rows = [self._row(plan, place, ready, made, share) for place in sorted(plan.wanted)]
             self._writer.add(rows)
             self._answered += len(rows)
-            self._stages.advance(STAGE, len(rows))
+            self._stages.advance(self.job.title, len(rows))
         self._log()
         return len(ready.work.groups)
 
