@@ -33,10 +33,12 @@ class FolderLayout:
 
     `find` raises a CdkitError where a benchmark is there in part; `only_part` is the field that
     says which part it is, so that no option may replace it; `release` is the benchmark whose
-    published files it reads (see known.toml), where it is another one.
+    published files it reads (see known.toml), where it is another one; `rank` is its place in
+    lists, the lowest first.
     """
 
     expected: tuple[str, ...]
     find: Callable[[Path], Iterator[LocatedPart]]
     only_part: str = ""
+    rank: int = 100
     release: str = ""

@@ -147,6 +147,7 @@ class AMBER(Benchmark):
             ("amber/data/query/query_discriminative.json with amber/data/annotations.json",),
             _in_folder,
             only_part="path",
+            rank=3,
         )
 
     def samples(self) -> tuple[Sample, ...]:

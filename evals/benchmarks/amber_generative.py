@@ -117,6 +117,7 @@ class AMBERGenerative(Benchmark):
             _in_folder,
             only_part="path",
             release="amber",
+            rank=4,
         )
 
     def samples(self) -> tuple[Sample, ...]:

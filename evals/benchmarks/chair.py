@@ -203,6 +203,7 @@ class CHAIR(Benchmark):
                 "chair/ground_truth.json)",
             ),
             _in_folder,
+            rank=1,
         )
 
     def samples(self) -> tuple[Sample, ...]:

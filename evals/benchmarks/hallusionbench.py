@@ -126,7 +126,9 @@ class HallusionBench(Benchmark):
 
     @classmethod
     def layout(cls) -> FolderLayout:
-        return FolderLayout(("hallusionbench/HallusionBench.json",), _in_folder, only_part="path")
+        return FolderLayout(
+            ("hallusionbench/HallusionBench.json",), _in_folder, only_part="path", rank=5
+        )
 
     def samples(self) -> tuple[Sample, ...]:
         return tuple(question.sample for question in self._asked)

@@ -148,6 +148,7 @@ class MME(Benchmark):
             ("mme/TASK/ or mme/TASK.txt (existence, count, ...)",),
             _in_folder,
             only_part="folder",
+            rank=2,
         )
 
     def samples(self) -> tuple[Sample, ...]:

@@ -204,6 +204,7 @@ class POPE(Benchmark):
             ),
             _in_folder,
             only_part="path",
+            rank=0,
         )
 
     def samples(self) -> tuple[Sample, ...]:

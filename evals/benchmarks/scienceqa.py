@@ -131,6 +131,7 @@ class ScienceQA(Benchmark):
             ("scienceqa/pid_splits.json with the release's file of questions",),
             _in_folder,
             only_part="path",
+            rank=6,
         )
 
     def samples(self) -> tuple[Sample, ...]:

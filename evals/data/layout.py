@@ -108,8 +108,9 @@ def layout_of(bench: str) -> FolderLayout:
 
 def layouts() -> dict[str, FolderLayout]:
     """The layout of each registered benchmark that has one, by the benchmark's name."""
-    found = {name: kind.layout() for name, kind in BENCHMARKS.items()}
-    return {name: layout for name, layout in found.items() if layout is not None}
+    all_ = {name: kind.layout() for name, kind in BENCHMARKS.items()}
+    found = {name: layout for name, layout in all_.items() if layout is not None}
+    return dict(sorted(found.items(), key=lambda item: item[1].rank))
 
 
 def load(part: LocatedPart, options: Mapping[str, object]) -> DataPart:

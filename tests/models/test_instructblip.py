@@ -139,7 +139,9 @@ def test_a_plain_call_is_scored() -> None:
 def test_other_decoders() -> None:
     with pytest.raises(cdkit.CdkitError, match=r"instructblip is an encoder-decoder: .*cross-att"):
         adapter_for(tiny(NAME, "t5"))
-    with pytest.raises(cdkit.CdkitError, match="the decoder OPTModel has layers without"):
+    with pytest.raises(
+        cdkit.CdkitError, match="the decoder OPTModel has no layer with a self_attn module"
+    ):
         adapter_for(tiny(NAME, "opt"))
 
 

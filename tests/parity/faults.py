@@ -56,7 +56,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "scalar_mean": ("mean_value", lambda own, distortion: MEAN_VALUE(own, "mean_scalar")),
     "not_causal": (
         "visible_cells",
-        lambda decoder, sequence: torch.ones(2 * (len(sequence.image),), dtype=torch.bool),
+        lambda decoder, sequence, *_: torch.ones(2 * (len(sequence.image),), dtype=torch.bool),
     ),
     "shared_threshold": ("prompt_threshold", shared_threshold),
     "one_group": (

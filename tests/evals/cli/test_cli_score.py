@@ -79,8 +79,8 @@ def test_tables_and_json(command: str, files: dict[str, list[str | Path]]) -> No
         ("opope", ("--scorer", "vectors"), "no scorer of OPOPE is called 'vectors'"),
         ("hallusionbench", ("--parser", "gpt"), "no parser of HallusionBench answers is called"),
         ("scienceqa", ("--parser", "gpt"), "no parser of ScienceQA answers is called 'gpt'"),
-        ("scienceqa", ("--part", "x"), "--part and --seed pick answers of a run"),
-        ("opope", ("--seed", "1"), "--part and --seed pick captions of a run"),
+        ("scienceqa", ("--part", "x"), "--part, --seed and the like pick answers of a run"),
+        ("opope", ("--seed", "1"), "--part, --seed and the like pick captions of a run"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(

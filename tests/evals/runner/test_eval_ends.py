@@ -104,8 +104,14 @@ def children(number: int) -> list[int]:
     return [int(each) for file in found for each in file.read_text("utf-8").split()]
 
 
-def gone(numbers: list[int]) -> bool:
-    return not any(Path(f"/proc/{number}").exists() for number in numbers)
+def gone(numbers: list[int], within: float = 10.0) -> bool:
+    """Soon: an orphan is there until the system has taken note of its end."""
+    until = time.monotonic() + within
+    while any(Path(f"/proc/{number}").exists() for number in numbers):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @pytest.mark.parametrize(
