@@ -62,7 +62,7 @@ class BranchState:
 
     def extend(
         self,
-        positions: Int[Tensor, "..."] | None,
+        positions: Shaped[Tensor, "..."] | None,
         token_mask: Shaped[Tensor, "_ columns"] | None,
         new: int,
     ) -> None:
@@ -91,7 +91,7 @@ class BranchState:
         # branches whose prompt is longer or shorter keep their distance to the original branch
         last = self.positions[:, -1:]
         distance = last - torch.cat([last[: plan.rows]] * branches)
-        positions = positions.expand(plan.rows, new, *axes)
+        positions = positions.expand(plan.rows, new, *axes).to(last.dtype)
         positions = torch.cat([positions] * branches) + distance
         self.positions = torch.cat((self.positions, positions), dim=1)
         late = token_mask[:, -new:].bool().repeat(branches, 1)

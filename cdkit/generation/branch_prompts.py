@@ -108,6 +108,8 @@ def first_columns(session: Session, kwargs: Mapping[str, Any]) -> FirstColumns:
         positions = torch.arange(given, device=embeds.device)[None]
     elif positions.ndim > 2:
         positions = positions.movedim(0, -1)
+    if positions.is_floating_point() and positions.equal(positions.round()):
+        positions = positions.long()  # Qwen3-Omni counts in float32
     return FirstColumns(
         embeds=embeds,
         mask=mask,

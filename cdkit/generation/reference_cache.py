@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import Cache
 
@@ -132,7 +132,7 @@ class ReferenceCache(MethodCache):
 
 def append(
     batch: Batch,
-    positions: Int[Tensor, "_ new *axes"] | None,
+    positions: Shaped[Tensor, "_ new *axes"] | None,
     token_mask: Bool[Tensor, "rows new"] | None,
     new: int,
 ) -> None:
@@ -147,7 +147,7 @@ def append(
         positions = positions[..., None]
     if token_mask is None:
         token_mask = original.token_mask.new_ones(rows, new)
-    positions = positions.expand(rows, new, *axes)
+    positions = positions.expand(rows, new, *axes).to(original.positions.dtype)
     for name, branch in batch.branches.items():
         # prompts that are longer or shorter keep their distance to the original ones
         ahead = branch.positions[:, -1:] - original.positions[:, -1:]
