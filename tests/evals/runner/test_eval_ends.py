@@ -150,7 +150,9 @@ def test_a_lost_worker_is_one_error(parts: list[Part], tmp_path: Path, devices: 
     process.join(30)
     assert process.exitcode == TOLD and gone([*started, *workers])
     told = (tmp_path / "run.txt").read_text("utf-8")
-    assert "a process that loads images (--workers) is gone" in told
+    # of two ranks, the one that knows why may be ended before it has said so
+    silent = devices == 2 and "could not say why" in told
+    assert "a process that loads images (--workers) is gone" in told or silent
     assert "kept" in told and "--resume" in told and len(told.splitlines()) == 1
     again = answer(parts, tmp_path / "run", resume=True)
     assert metrics(again)["chair"]["scored"] == metrics(again)["chair"]["samples"]
