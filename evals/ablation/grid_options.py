@@ -84,8 +84,10 @@ def _of_protocol(table: Table, options: Mapping[str, Any]) -> dict[str, Any]:
     for option in options:
         if option in SETTINGS and (under or option not in EITHER):
             changes[option] = found.pop(option)
-    if under and isinstance(modes := changes.get("mode"), list | tuple):
-        if len(modes) > 1:
+    given = changes.get("mode")
+    if under and isinstance(given, list | tuple):
+        modes = [str(mode) for mode in given]
+        if len(modes) != 1:
             raise CdkitError(
                 f"--mode {','.join(modes)}: a protocol decodes in one mode; give one, or leave "
                 "--protocol out"

@@ -101,7 +101,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder} was begun by an older cdkit: finish the run with that version, or begin "
             "anew under another --name"
         )
-    identity = dict.fromkeys(("methods", "data", "models"), TABLE)
+    identity: Mapping[str, str] = {"methods": TABLE, "data": TABLE, "models": TABLE}
     checked(found["identity"], identity, f"{path}: identity", advice)
     return found
 
