@@ -36,16 +36,16 @@ class Answered:
     several: bool = False
 
     def row(self, question: Question, variant: str, decode: Decode) -> JournalRow:
-        key = (self.model, self.keys[question], self.hashes[variant], decode.mode, decode.seed)
+        return self.by_hash(question, self.hashes[variant], decode)
+
+    def by_hash(self, question: Question, method: str, decode: Decode) -> JournalRow:
+        """The row of a method under its hash."""
+        key = (self.model, self.keys[question], method, decode.mode, decode.seed)
         if key not in self.rows:
             raise CdkitError(
                 "some answers are not there yet: go on with --resume, which makes them"
             )
         return self.rows[key]
-
-    def by_hash(self, question: Question, method: str, decode: Decode) -> JournalRow:
-        """The row of a method under its hash."""
-        return self.rows[self.model, self.keys[question], method, decode.mode, decode.seed]
 
     def shown(self, method: str) -> str:
         """What tables call the method of a hash: the first name that it has."""

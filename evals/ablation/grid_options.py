@@ -6,7 +6,7 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_toml import Table, find, parse, read_table
+from cdkit.evals.ablation.grid_toml import SHORT, Table, find, parse, read_table
 from cdkit.evals.protocols.protocol import SETTINGS
 from cdkit.evals.runner.modes import BEAM, SAMPLE
 
@@ -24,7 +24,6 @@ OF_MODE: Mapping[str, tuple[str, ...]] = {
     BEAM: ("beams",),
 }
 """Decode mode -> the options that belong to it."""
-OTHER_WORDS: Mapping[str, str] = {"model": "models", "mode": "decode", "beams": "num_beams"}
 EITHER = ("mode", "temperature", "top_k", "top_p", "beams", "max_new_tokens")
 """Settings of a protocol that a grid has, too: they change the grid where there is no protocol."""
 FROM_FILES = ("world", "benchmarks", "position", "sweeps")
@@ -46,7 +45,7 @@ def with_options(table: Table, options: Mapping[str, Any], where: str) -> Grid:
         CdkitError: A value is not allowed, or does not belong to the decode mode.
     """
     merged = {key: value for key, value in table.items() if key not in options}
-    for short, whole in OTHER_WORDS.items():
+    for short, whole in SHORT.items():
         if short in options:
             merged.pop(whole, None)
     if "method" in options or "set" in options:

@@ -5,7 +5,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -111,36 +111,41 @@ def run_grid(
         return None
     started, stages = datetime.now(UTC), stages or Stages()
 
+    runs: dict[str, PreparedRun] = {}
+
     def content(place: Path) -> Mapping[str, Any]:
-        return _content(grid, prepare_all(grid, place, parts))
+        runs.update(prepare_all(grid, place, parts))
+        return _content(grid, runs)
 
     with opened(folder, content, resume=options.resume):
-        runs = prepare_all(grid, folder, parts)
+        if grid.world is not None:  # its files have moved with the draft of the folder
+            runs.update(prepare_all(grid, folder, parts))
+        runs = {model: replace(run, folder=folder) for model, run in runs.items()}
         first = runs[grid.models[0]]
         asked = {model: workload(run) for model, run in runs.items()}
-        torn = _journal(asked, folder, mend=True).torn
+        journal = _journal(asked, folder, mend=True)
+        torn = journal.torn
         kept = make_loggers(options.loggers, folder)
         found: list[grid_results.OfModel] = []
         for model, run in runs.items():
             engines = _engines(run, resources)
-            before = _journal(asked, folder, mend=False)
-            if started_outside() or _lacking(asked[model], model, before, options):
-                predict(_job(engines, asked[model], resources, run, options, before), kept)
-            answered = _answered(run, asked[model], _journal(asked, folder, mend=False))
+            if started_outside() or _lacking(asked[model], model, journal, options):
+                predict(_job(engines, asked[model], resources, run, options, journal), kept)
+                journal = _journal(asked, folder, mend=False)
+            answered = _answered(run, asked[model], journal)
             found.append(
                 grid_results.of_model(run, asked[model], answered, engines, resources, stages)
             )
             engines.forget()
-        after = _journal(asked, folder, mend=False)
         results = grid_results.join(found)
         scored = [row for each in found for row in scores.scores(each.run, each.answered)]
         predictions_file.write(folder / files.PREDICTIONS, found)
-        facts = run_manifest.manifest(grid, found, after, started=started, stages=stages.seconds)
+        facts = run_manifest.manifest(grid, found, journal, started=started, stages=stages.seconds)
         write_json(folder / files.MANIFEST, facts)
         write_json(folder / files.METRICS, {"scores": scored, **numbers(results)})
         _write_pages(folder, results, facts)
         (folder / CONFIG).write_text(dumps(grid), encoding="utf-8")
-        log_metrics(kept, scored, len(after.rows))
+        log_metrics(kept, scored, len(journal.rows))
     return RunOutcome(
         folder,
         first,

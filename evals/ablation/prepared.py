@@ -103,11 +103,8 @@ def prepare(
         CdkitError: A method, a parameter, a file or a metric is wrong, or a benchmark cannot follow
             the protocol.
     """
-    around, kind = grid.around, None
-    if around is not None:
-        kind = model_type(model, grid.revision)
-    here = None if around is None else around.at(model=kind)
-    grid = grid.under(here)
+    around = grid.around
+    grid, here, kind = _as_asked(grid, model)
 
     def under(benchmark: Benchmark) -> Benchmark:
         return benchmark if around is None else apply(around, benchmark, model=kind)
@@ -125,12 +122,18 @@ def prepare(
 
 def without_benchmarks(grid: Grid, folder: Path, model: str) -> PreparedRun:
     """What a process needs that is sent its questions by another."""
-    around = grid.around
-    kind = None if around is None else model_type(model, grid.revision)
-    here = None if around is None else around.at(model=kind)
-    grid = grid.under(here)
+    grid, here, _ = _as_asked(grid, model)
     variants, points = plan.variants(grid), plan.sweep_points(grid)
     return PreparedRun(model, grid, here, folder, variants, points, (), (), {})
+
+
+def _as_asked(grid: Grid, model: str) -> tuple[Grid, Protocol | None, str | None]:
+    """The grid as its protocol is for a model, that protocol, and the model's type."""
+    if grid.around is None:
+        return grid, None, None
+    kind = model_type(model, grid.revision)
+    here = grid.around.at(model=kind)
+    return grid.under(here), here, kind
 
 
 def world_files(grid: Grid, folder: Path) -> object:
