@@ -125,6 +125,47 @@ class ModelAdapter(FormerNames, abc.ABC):
             What replaces `given["pixel_values"]`, in its shape.
         """
 
+    def split_values(
+        self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Float[Tensor, " values"]]:
+        """Take the numbers that the encoder gets of each image apart, in any order.
+
+        Asked for where `split_pixels` raises an UnmatchedPixelsError and all distortions of pixels
+        are `elementwise`. Such a distortion needs no more than which numbers are an image's.
+
+        Args:
+            model: The model.
+            given: The arguments of the encoder.
+            tokens: How many image tokens each image has, in the order of the prompts.
+
+        Returns:
+            For each image all numbers that stand for it, out of one tensor or several, each number
+            once.
+
+        Raises:
+            UnmatchedPixelsError: Where nothing says which numbers are which image's, or a number
+                stands there twice, as a still picture does in each frame of a patch.
+        """
+        return self.split_pixels(model, given, tokens)
+
+    def join_values(
+        self,
+        model: nn.Module,
+        images: Sequence[Float[Tensor, " values"]],
+        given: Mapping[str, Any],
+    ) -> Mapping[str, Tensor]:
+        """Put the numbers of images together again: the inverse of `split_values`.
+
+        Args:
+            model: The model.
+            images: What `split_values` returned, with other values.
+            given: The arguments of the encoder.
+
+        Returns:
+            The arguments of the encoder that they replace, by name, each in its shape.
+        """
+        return {"pixel_values": self.join_pixels(model, images, given)}
+
     @abc.abstractmethod
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
         """The features of the image tokens in an output of the encoder, in the tokens' order."""

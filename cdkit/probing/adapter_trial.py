@@ -51,6 +51,8 @@ class Findings:
     adapter: type[ModelAdapter]
     pixels: str = ""
     """Why pixels cannot be changed."""
+    order: str = ""
+    """Why pixels cannot be moved, only changed each by itself."""
     attention: str = ""
     """Why attention cannot be changed or read."""
     rotary: str = ""
@@ -194,6 +196,8 @@ def _said(adapter: ModelAdapter, model: Any, found: Findings) -> str:
         )
     if found.pixels:
         said += f" Methods that change pixels are refused: {found.pixels}."
+    if found.order:
+        said += f" Methods that move pixels are refused: {found.order}."
     if found.readout:
         said += f" Methods that read layers out are refused: {found.readout}."
     return said
@@ -205,7 +209,7 @@ def _run_checks(
     """Run all checks; return what of a method does not run."""
     # before the handlers below: an error of the prompts themselves is not the adapter's
     stock = generate_tokens(model, inputs, steps=STEPS)
-    checked, unmatched = "", ""
+    checked, unmatched, unordered = "", "", ""
     try:
         checked = "its parts"
         check_modules(adapter, model)
@@ -213,7 +217,7 @@ def _run_checks(
         encoder = check_stock_run(adapter, model, inputs)
         checked = "its pixels"
         try:
-            check_pixels(adapter, model, inputs, encoder)
+            unordered = check_pixels(adapter, model, inputs, encoder)
         except UnmatchedPixelsError as error:
             unmatched = str(error)
         checked = "what its images depend on"
@@ -235,6 +239,7 @@ def _run_checks(
         return Findings(
             type(adapter),
             pixels=unmatched,
+            order=unordered,
             attention=attention,
             rotary=_why_not(check_rotary, adapter, model),
             readout=_why_not(check_logits, adapter, model, inputs),

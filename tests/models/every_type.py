@@ -1,7 +1,8 @@
 """A tiny model of each of transformers' image-text types, and what cdkit runs on it.
 
 `every_type.json` has the configuration of each type that has no tiny model elsewhere in the tests,
-and the arguments of `generate` for one prompt; `random` is the shape of random numbers.
+and the arguments of `generate` for one prompt; `random` is the shape of random numbers, and with
+`frames` "first" a patch has its frames one after the other, not each colour in all frames.
 `python tests/models/every_type.py` writes models/every_type.toml anew.
 """
 
@@ -121,8 +122,9 @@ def prompt(given: dict[str, Any] | None, config: dict[str, Any]) -> dict[str, Te
         side = config.get("vision_config", {}).get("patch_size")
         if "image_grid_thw" in given and len(shape) == 2 and shape[1] == 6 * side**2:
             # a patch repeats a still picture
-            still = inputs[name][:, : 3 * side**2].view(-1, 3, 1, side**2)
-            inputs[name] = still.expand(-1, -1, 2, -1).reshape(shape)
+            whole = (1, 3) if value.get("frames") == "first" else (3, 1)
+            still = inputs[name][:, : 3 * side**2].view(-1, *whole, side**2)
+            inputs[name] = still.expand(-1, *(max(2, n) for n in whole), -1).reshape(shape)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs
 

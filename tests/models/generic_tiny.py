@@ -107,9 +107,6 @@ def _masked(row: int) -> tuple[list[int], Inputs]:
     return ids, image | {"pixel_mask": torch.ones(1, 8, 8, dtype=torch.bool)}
 
 
-# ---- admitted, but for methods that change pixels ------------------------------------------------
-
-
 def _video_llama_3() -> dict[str, Any]:
     tower = {
         "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -275,10 +272,11 @@ UNKNOWN: Mapping[str, Family] = {
     "chameleon": Family("chameleon", _chameleon, _never),
     "llama4": Family("llama4", _llama4, functools.partial(_pictures, 4, 8), dtype=torch.float32),
 }
-FULL = ("got_ocr2", "cohere2_vision", "lighton_ocr", "qianfan_ocr", "aria")
-"""Families on which every method runs."""
-UNMATCHED = ("tiles", "video_llama_3", "paddleocr_vl", "deepseek_vl_hybrid")
-"""Where nothing says which pixels are an image's; "tiles" is GOT-OCR 2 with an image of two."""
+FULL = (
+    "got_ocr2", "cohere2_vision", "lighton_ocr", "qianfan_ocr", "aria", "tiles", "video_llama_3",
+    "paddleocr_vl", "deepseek_vl_hybrid",
+)  # fmt: skip
+"""Families on which the methods of `modes` run; "tiles" is GOT-OCR 2 with an image of two."""
 
 
 # ---- at work -------------------------------------------------------------------------------------
