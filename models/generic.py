@@ -101,6 +101,13 @@ class Generic(StandardAdapter):
         logits: Tensor = _head(model)(states)
         return logits
 
+    def token_arguments(self, model: Any) -> Sequence[str]:
+        """What both the model and its decoder take as the types of tokens."""
+        decoder, whole = (
+            signature(type(module).forward).parameters for module in (self.decoder(model), model)
+        )
+        return [name for name in decoder if name.endswith("token_type_ids") and name in whole]
+
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
 
 from cdkit.branches.layout import Layout, make_layout
 from cdkit.errors import CdkitError
@@ -28,7 +28,7 @@ from cdkit.generation.compatibility import (
 )
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
+from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method, kind_of
 
@@ -57,6 +57,8 @@ class Session:
     """Whether `generate` was called with a static cache."""
     overridden: Mapping[str, Any] = field(default_factory=dict)
     """What `generate` must be passed so that it does not take what the checkpoint says."""
+    token_values: Mapping[str, Shaped[Tensor, "samples tokens"]] = field(default_factory=dict)
+    """Arguments that the decoder gets as well: a value for each token of the prompts."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where they differ from the original ones."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -208,6 +210,7 @@ def open_session(
         compile_config=compile_config,
         static_cache=static,
         overridden=overridden,
+        token_values=token_values(attached.adapter, attached.model, given),
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:
@@ -219,6 +222,19 @@ def open_session(
                 )
     _check_last_row(attached, session)
     return session
+
+
+def token_values(
+    adapter: ModelAdapter, model: nn.Module, given: Mapping[str, Any]
+) -> dict[str, Shaped[Tensor, "samples tokens"]]:
+    """The arguments of a call that the decoder gets as well, with a value for each token."""
+    found = {name: given.get(name) for name in adapter.token_arguments(model)}
+    shape = given["input_ids"].shape
+    return {
+        name: values
+        for name, values in found.items()
+        if isinstance(values, Tensor) and values.shape == shape
+    }
 
 
 def _pixels(

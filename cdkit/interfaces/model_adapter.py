@@ -195,6 +195,21 @@ class ModelAdapter(FormerNames, abc.ABC):
             Arguments of the decoder's forward, by name.
         """
 
+    def token_arguments(self, model: nn.Module) -> Sequence[str]:
+        """The arguments that a decoder gets of a prompt as `generate` does: a value for each token.
+
+        ERNIE 4.5 VL's decoder, for example, gets `moe_mm_token_type_ids`, which says which experts
+        a token goes to. A branch with a prompt of its own has the same value at the same token, and
+        that of the prompt's last token at tokens that the prompt does not have.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Their names; none for most families.
+        """
+        return ()
+
     @abc.abstractmethod
     def image_index(
         self, model: nn.Module, ids: Int[Tensor, "rows tokens"]

@@ -111,6 +111,12 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
     known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    for name in adapter.token_arguments(model):
+        found, given = decoder.arguments.get(name), inputs.get(name)
+        if found is not None and given is not None and found.shape == given.shape:
+            promise = f"the decoder gets {name} of the prompts as they are"
+            require_same(found, given.to(found), adapter, promise)
+            known.add(name)
     unknown = sorted(_tensors_in(decoder.arguments) - known)
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
     require(not unknown, adapter, promise, ", ".join(unknown))

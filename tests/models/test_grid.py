@@ -358,6 +358,9 @@ def plain_logits(
             "visual_pos_masks": where,
             "deepstack_visual_embeds": asked["deepstack_visual_embeds"],
         }
+    for types in (name for name in asked if name.endswith("token_type_ids")):
+        if asked[types] is not None:  # the answer is text
+            levels[types] = torch.nn.functional.pad(asked[types], (0, more))
     with _as_attention(model, own):
         states = decoder(
             inputs_embeds=torch.cat((embeds, new), dim=1),
