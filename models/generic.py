@@ -50,6 +50,7 @@ class Generic(StandardAdapter):
     def check(self, model: Any) -> None:
         _check_inner_models(model)
         _check_cross_attention(model)
+        _check_images_come_encoded(model)
         self.check_images(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
@@ -231,6 +232,21 @@ def _check_cross_attention(model: Any) -> None:
                 f"its text takes the image in by cross-attention ({name}), and cdkit's methods are "
                 f"defined for image tokens among those of the text. {OTHERS}"
             )
+
+
+def _check_images_come_encoded(model: Any) -> None:
+    """Refuse a decoder that is given pixels: it encodes the image in its own forward."""
+    embeddings = _embeddings(model)
+    for module in model.modules():
+        has_text = any(child is embeddings for child in module.children())
+        if not (has_text and hasattr(module, "layers")):
+            continue
+        for name in signature(type(module).forward).parameters:
+            if "pixel_values" in name:
+                raise CdkitError(
+                    f"its decoder takes {name} and encodes the image in its own forward, so there "
+                    f"are no features of an image to replace. {OTHERS}"
+                )
 
 
 def _check_decoder(decoder: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
 from cdkit.errors import CdkitError
@@ -28,7 +28,7 @@ from cdkit.generation.compatibility import (
 )
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method, kind_of
 
@@ -210,7 +210,7 @@ def open_session(
         compile_config=compile_config,
         static_cache=static,
         overridden=overridden,
-        token_values=token_values(attached.adapter, attached.model, given),
+        token_values=_token_values(attached, given),
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:
@@ -224,11 +224,11 @@ def open_session(
     return session
 
 
-def token_values(
-    adapter: ModelAdapter, model: nn.Module, given: Mapping[str, Any]
+def _token_values(
+    attached: AttachedMethod, given: Mapping[str, Any]
 ) -> dict[str, Shaped[Tensor, "samples tokens"]]:
     """The arguments of a call that the decoder gets as well, with a value for each token."""
-    found = {name: given.get(name) for name in adapter.token_arguments(model)}
+    found = {name: given.get(name) for name in attached.token_arguments}
     shape = given["input_ids"].shape
     return {
         name: values
