@@ -366,7 +366,8 @@ def _call_decoder(
     )
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if plan.deepstack:
-        own |= adapter.deepstack_kwargs(plan.deepstack_of(group.rows, start, stop))
+        added = plan.deepstack_of(group.rows, start, stop)
+        own |= adapter.deepstack_kwargs(attached.model, added)
     for name, values in plan.token_values.items():
         if kwargs.get(name) is not None:
             own[name] = columns_of_values(values[group.rows], kwargs[name], start, stop)

@@ -259,7 +259,7 @@ class ReferenceEngine(AttachedEngine):
                 on_image = running.tokens.is_image[:, start:]
                 here = [x[:, start:stop][on_image[:, : prompt - start]] for x in branch.deepstack]
                 added = on_image, here
-            own |= self.attached.adapter.deepstack_kwargs(added)
+            own |= self.attached.adapter.deepstack_kwargs(self.attached.model, added)
         for name, values in branch.token_values.items():
             if kwargs.get(name) is not None:
                 own[name] = columns_of_values(values, kwargs[name], start, stop)

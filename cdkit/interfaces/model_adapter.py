@@ -46,6 +46,10 @@ class ModelAdapter(FormerNames, abc.ABC):
     needs_check: ClassVar[bool] = False
     """Whether the adapter searches a model that it does not know for its parts. Then cdkit tries it
     out on the first prompt with an image that a model gets (`cdkit.probing.adapter_trial`)."""
+    features_in_layers: ClassVar[bool] = False
+    """Whether image tokens enter the decoder as zeros, and its layers add all of their features
+    (`deepstack_features`). Then methods that distort what the decoder is given of an image are
+    refused."""
     encoder_text: ClassVar[str | None] = None
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
@@ -172,7 +176,7 @@ class ModelAdapter(FormerNames, abc.ABC):
 
     @abc.abstractmethod
     def deepstack_features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
-        """The features that the first decoder layers add to the image tokens (DeepStack).
+        """The features that decoder layers add to the image tokens (DeepStack).
 
         Args:
             output: What the encoder returned.
@@ -183,13 +187,16 @@ class ModelAdapter(FormerNames, abc.ABC):
 
     @abc.abstractmethod
     def deepstack_kwargs(
-        self, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+        self,
+        model: nn.Module,
+        features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None,
     ) -> Mapping[str, Any]:
         """The arguments with which the decoder gets DeepStack features.
 
         Args:
-            features: Which tokens are image tokens, and for each layer the features to add there
-                (image tokens of all rows, hidden); None where a call has no image token.
+            model: The model.
+            features: Which tokens are image tokens, and for each of these layers the features to
+                add there (image tokens of all rows, hidden); None where a call has no image token.
 
         Returns:
             Arguments of the decoder's forward, by name.

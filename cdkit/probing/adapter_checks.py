@@ -110,7 +110,7 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     whole = decoder.keywords_only and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(model, None)}
     for name in adapter.token_arguments(model):
         found, given = decoder.arguments.get(name), inputs.get(name)
         if found is not None and given is not None and found.shape == given.shape:
@@ -130,6 +130,9 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     counts = tokens_of_images(index)
     promise = "there are as many features as image tokens"
     require(len(features) == sum(counts), adapter, promise, (len(features), counts))
+    zeros = not bool(features.any())
+    promise = "features are zeros where features_in_layers is True, and nowhere else"
+    require(zeros == adapter.features_in_layers, adapter, promise)
     promise = "the decoder gets the features in the places of image_index"
     require_close(features.to(embeds), embeds[index >= 0], adapter, promise)
     text = (index < 0) & token_mask
