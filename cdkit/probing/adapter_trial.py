@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.generation.compatibility import sliding_window
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
+from cdkit.interfaces.distortion import DistortionStrategy
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
 from cdkit.probing.adapter_checks import (
@@ -30,7 +31,15 @@ from cdkit.probing.adapter_checks import (
     check_stock_run,
     tokens_of_images,
 )
-from cdkit.probing.identical_branch import ONE_BATCH, Attach, check_identical_branch
+from cdkit.probing.identical_branch import (
+    ONE_BATCH,
+    Attach,
+    SamePixels,
+    SamePrompt,
+    Unchanged,
+    check_identical_branch,
+)
+from cdkit.probing.padding import ignores_padding
 from cdkit.probing.promises import precision
 from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
@@ -228,13 +237,17 @@ def _run_checks(
         for optimize in (ONE_BATCH, True):
             attention = attention or _why_not(
                 lambda how: check_identical_branch(
-                    adapter, model, inputs, stock, attach=attach, optimize=how
+                    adapter, model, inputs, stock, attach=attach, optimize=how, same=Unchanged()
                 ),
                 optimize,
             )
-        if attention:
+        # where padding matters no branch has a prompt of its own: those methods are refused
+        rows: DistortionStrategy = SamePrompt()
+        if not ignores_padding(adapter.decoder(model)):
+            rows = SamePixels()
+        if attention and not (unmatched and isinstance(rows, SamePixels)):
             check_identical_branch(
-                adapter, model, inputs, stock, attach=attach, optimize=True, attention=False
+                adapter, model, inputs, stock, attach=attach, optimize=True, same=rows
             )
         return Findings(
             type(adapter),

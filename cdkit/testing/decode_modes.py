@@ -25,6 +25,7 @@ from cdkit.probing.identical_branch import (
     BRANCH,
     ONE_BATCH,
     Difference,
+    Unchanged,
     check_identical_branch,
     contrasted,
 )
@@ -152,7 +153,9 @@ def check_stock(adapter: ModelAdapter, model: Any, prompt: Inputs, processor: An
         "with nothing to do the logits are the stock model's, to the bit",
         todo="check features, split_pixels and image_index: they decide the decoder's inputs",
     )
-    check_identical_branch(adapter, model, prompt, stock, attach=attach, optimize=ONE_BATCH)
+    check_identical_branch(
+        adapter, model, prompt, stock, attach=attach, optimize=ONE_BATCH, same=Unchanged()
+    )
 
 
 def _check_mode(
