@@ -256,14 +256,14 @@ def test_padding_that_matters_and_an_attention_that_is_not_known() -> None:
     stock = generated(model, given)
     found: dict[str, str] = {}
     with mock.patch.object(Generic, "attention", lambda self, layer: layer.feed_forward):
-        for preset in ("vcd", "cmac", "icd"):
+        for preset in ("vcd", "cmac_imd", "icd"):
             try:
                 with cdkit.attach(model, cdkit.load(preset), processor=Words()):
                     assert not generated(model, given).logits[0].equal(stock.logits[0])
             except cdkit.CdkitError as error:
                 found[preset] = str(error)
-    assert set(found) == {"cmac", "icd"}
-    assert "cmac changes or reads attention" in found["cmac"]
+    assert set(found) == {"cmac_imd", "icd"}
+    assert "cmac_imd changes or reads attention" in found["cmac_imd"]
     assert "padding changes the recurrent state" in found["icd"]
     assert generated(model, given).logits[0].equal(stock.logits[0])
 
