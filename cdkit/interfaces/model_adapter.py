@@ -131,7 +131,7 @@ class ModelAdapter(FormerNames, abc.ABC):
 
     def split_values(
         self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
-    ) -> list[Float[Tensor, " values"]]:
+    ) -> list[Float[Tensor, " _"]]:
         """Take the numbers that the encoder gets of each image apart, in any order.
 
         Asked for where `split_pixels` raises an UnmatchedPixelsError and all distortions of pixels
@@ -155,7 +155,7 @@ class ModelAdapter(FormerNames, abc.ABC):
     def join_values(
         self,
         model: nn.Module,
-        images: Sequence[Float[Tensor, " values"]],
+        images: Sequence[Float[Tensor, " _"]],
         given: Mapping[str, Any],
     ) -> Mapping[str, Tensor]:
         """Put the numbers of images together again: the inverse of `split_values`.

@@ -58,7 +58,7 @@ def entries_of_images(
 
 
 def joined_values(
-    images: Sequence[Float[Tensor, " values"]], given: Mapping[str, Any]
+    images: Sequence[Float[Tensor, " _"]], given: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The arguments of the encoder, of the numbers of each image one tensor after the other.
 

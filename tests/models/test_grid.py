@@ -247,7 +247,7 @@ class Plain:
     prompt: int
     gamma: float
     index: list[int]
-    """For each token the number of its image, -1 for text."""
+    """For each token the number of its image, -1 for text, -2 for a mark inside of an image."""
     positions: Tensor
     """(3, 1, tokens)."""
     distorted: bool = False
@@ -290,13 +290,17 @@ class Plain:
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
         tokens = len(self.index)
-        text = torch.tensor(self.index) < 0
+        text, image = (torch.tensor(self.index) == -1, torch.tensor(self.index) >= 0)
         causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-        cells = causal & text[:, None] & ~text[None]
+        cells = causal & text[:, None] & image[None]
         plain_query, plain_key = self.raw.pop()
         rotary = self.model.model.language_model.rotary_emb
         places = self.calibrated() if self.axes > 1 else self.calibrated()[0]
-        there = self.turn(plain_query, plain_key, *rotary(value, position_ids=places))
+        turned = self.turn(plain_query, plain_key, *rotary(value, position_ids=places))
+        there = [  # some families split off the part of a head that does not turn
+            torch.cat((own, whole[..., own.shape[-1] :]), dim=-1)
+            for own, whole in zip(turned, (query, key), strict=True)
+        ]
         ordinary, moved = (
             kwargs["scaling"] * q[0] @ _each_head(k, q).transpose(-1, -2)
             for q, k in ((query, key), there)
@@ -333,9 +337,18 @@ def _each_head(x: Tensor, query: Tensor) -> Tensor:
 
 @torch.no_grad()
 def plain_logits(
-    model: Any, given: dict[str, Tensor], generated: list[int], *, gamma: float, distorted: bool
+    model: Any,
+    given: dict[str, Tensor],
+    generated: list[int],
+    *,
+    gamma: float,
+    distorted: bool,
+    mark: int | None = None,
 ) -> Tensor:
-    """(steps, vocab): what predicts each generated token, and the one after them."""
+    """(steps, vocab): what predicts each generated token, and the one after them.
+
+    `mark` is the token that stands between the rows of an image; then there is one image.
+    """
     decoder = model.model.language_model
     asked: dict[str, Any] = {}
     handle = decoder.register_forward_pre_hook(
@@ -356,6 +369,11 @@ def plain_logits(
     for place, token in enumerate(ids):
         number += token == IMAGE and (place == 0 or ids[place - 1] != IMAGE)
         index.append(number if token == IMAGE else -1)
+    if mark is not None:
+        last = len(index) - 1 - index[::-1].index(number)
+        index = [min(own, 0) for own in index]
+        for place in range(last):
+            index[place] = -2 if ids[place] == mark else index[place]
     positions = torch.cat((positions, ahead), dim=-1)
     own = Plain(model, prompt, gamma, index, positions, distorted, axes)
     levels: dict[str, Any] = {}
