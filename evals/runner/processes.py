@@ -23,7 +23,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
 from cdkit.evals.runner.resources import Resources
-from cdkit.evals.runner.stopping import Stopped, lost, stopping_signal
+from cdkit.evals.runner.stopping import Stopped, ended_by, lost, stopping_signal
 from cdkit.pretrained import device_of
 from cdkit.registry import UnknownNameError
 
@@ -139,10 +139,7 @@ def _end(processes: Collection[BaseProcess]) -> None:
 
 
 def _end_of(error: ProcessExitedException) -> str:
-    name = error.signal_name
-    how = f"was ended by {name}" if name else f"ended with exit code {error.exit_code}"
-    why = " (often the system's answer where memory runs out)" if name == "SIGKILL" else ""
-    return f"process {error.error_index} of the run {how}{why}"
+    return f"process {error.error_index} of the run {ended_by(error.exit_code)}"
 
 
 def _lost_process(message: str) -> str | None:
