@@ -239,7 +239,7 @@ def _check_images_come_encoded(model: Any) -> None:
     embeddings = _embeddings(model)
     for module in model.modules():
         has_text = any(child is embeddings for child in module.children())
-        if not (has_text and hasattr(module, "layers")):
+        if not (has_text and hasattr(module, "layers")) or hasattr(module, "get_image_features"):
             continue
         for name in signature(type(module).forward).parameters:
             if "pixel_values" in name:

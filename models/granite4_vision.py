@@ -54,5 +54,5 @@ class Granite4Vision(PaddedTilesOfSizesAdapter):
     def logits(
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
-        logits = super().logits(model, hidden, norm=norm)
-        return logits / model.config.text_config.logits_scaling
+        scale: float = model.config.text_config.logits_scaling
+        return super().logits(model, hidden, norm=norm) / scale
