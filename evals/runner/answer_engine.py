@@ -422,7 +422,7 @@ class AnswerEngine:
     def _kept_features(self, pixels: Tensor | None) -> AbstractContextManager[None]:
         if self.encoder_cache is None or pixels is None:
             return nullcontext()
-        return self.encoder_cache.serving(unwrap(self.model), self._adapter, pixels)
+        return self.encoder_cache.serving(*self._adapter.encoder(unwrap(self.model)), pixels)
 
     def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
         options = {**PINNED, **options}

@@ -17,7 +17,6 @@ from transformers.utils import ModelOutput
 
 from cdkit.generation.arguments import arguments
 from cdkit.generation.hooks import Hooks
-from cdkit.interfaces.model_adapter import ModelAdapter
 
 CAPACITY = 2**30
 """Bytes of a run's cache: features of about 200 images of LLaVA-1.5-7B."""
@@ -55,17 +54,19 @@ class EncoderCache:
         return sum(call.nbytes for call in self._calls)
 
     @contextmanager
-    def serving(self, model: nn.Module, adapter: ModelAdapter, pixels: Tensor) -> Iterator[None]:
+    def serving(self, owner: nn.Module, name: str, pixels: Tensor) -> Iterator[None]:
         """Within it, the encoder runs for `pixels` only where the cache has no such call.
 
+        A method is attached inside of the block, not around it.
+
         Args:
-            model: The model, without an attached method: a method is attached inside the block.
-            adapter: Its adapter.
+            owner: The module whose method is the encoder.
+            name: That method's name.
             pixels: The pixels of the original images. Those of distorted branches are drawn anew
                 for each question, so they are not kept.
         """
         hooks = Hooks()
-        hooks.wrap(*adapter.encoder(model), functools.partial(self._encode, pixels))
+        hooks.wrap(owner, name, functools.partial(self._encode, pixels))
         try:
             yield
         finally:
