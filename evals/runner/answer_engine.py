@@ -419,6 +419,11 @@ class AnswerEngine:
         ):
             yield run
 
+    @property
+    def seconds_saved(self) -> float:
+        """Seconds of the image encoder that were spared so far, since its output was kept."""
+        return 0.0 if self.encoder_cache is None else self.encoder_cache.seconds_saved
+
     def _kept_features(self, pixels: Tensor | None) -> AbstractContextManager[None]:
         if self.encoder_cache is None or pixels is None:
             return nullcontext()

@@ -8,7 +8,8 @@ features may depend on what stands beside it. So answers are the same with any c
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class EncoderCall:
     given: Mapping[str, Any]
     output: ModelOutput
     nbytes: int
+    seconds: float
 
 
 class EncoderCache:
@@ -45,6 +47,9 @@ class EncoderCache:
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
+        self.seconds_saved = 0.0
+        """What the calls that did not run took when they ran. The time of an answer counts them:
+        else it would depend on which method is the first to answer a batch."""
         self._calls: list[EncoderCall] = []
         """The latest one last."""
 
@@ -80,19 +85,36 @@ class EncoderCache:
             if _same(call.given, given):
                 self._calls.remove(call)
                 # these pixels, not the equal ones of before: they are seen to be the same at once
-                self._calls.append(EncoderCall(given, call.output, call.nbytes))
+                self._calls.append(replace(call, given=given))
+                self.seconds_saved += call.seconds
                 return _copy(call.output)
-        output = encode(*args, **kwargs)
+        output, seconds = _timed(pixels.device, encode, *args, **kwargs)
         if not isinstance(output, ModelOutput):
             return output
         kept = _copy(output)
-        call = EncoderCall(given, kept, _nbytes([given, kept]))
+        call = EncoderCall(given, kept, _nbytes([given, kept]), seconds)
         if call.nbytes > self.capacity:
             return output
         self._calls = [*self._calls[1 - ENTRIES :], call]
         while self.nbytes > self.capacity:
             self._calls.pop(0)
         return _copy(kept)
+
+
+def _timed(
+    device: torch.device, encode: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[Any, float]:
+    """What the encoder returns, and the seconds until its features are there."""
+    _wait(device)
+    began = perf_counter()
+    output = encode(*args, **kwargs)
+    _wait(device)
+    return output, perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _same(one: Any, other: Any) -> bool:

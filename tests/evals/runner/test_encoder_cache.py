@@ -1,14 +1,16 @@
 """What the image encoder returned is kept: it runs less often, and no answer changes."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
-from evals.eval_run import Part, answer, draw
+from evals.eval_run import Part, answer, draw, journal_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.tiny import FAMILIES, inputs, tiny
@@ -18,10 +20,11 @@ from transformers.models.clip.modeling_clip import CLIPVisionModel
 
 import cdkit
 from cdkit.evals.benchmarks.pope import POPE
-from cdkit.evals.runner import engines
+from cdkit.evals.runner import encoder_cache, engines
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.encoder_cache import ENTRIES, EncoderCache
 from cdkit.evals.runner.questions import asked_of
+from cdkit.evals.runner.timing import measure
 from cdkit.interfaces.model_adapter import ADAPTERS, ModelAdapter, adapter_for
 
 SIZE = 4
@@ -271,6 +274,51 @@ def test_one_number_and_the_dtype_count() -> None:
     for pixels in (batch(1), other, batch(1, dtype=torch.float64), batch(1, dtype=torch.bfloat16)):
         call(cache, tower, pixels)
     assert tower.count == 4
+
+
+def test_what_is_spared_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer's seconds are those that it would take with nothing kept."""
+    now = [0.0]
+
+    class Slow(Tower):
+        def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+            now[0] += 2.0
+            return super().get_image_features(pixel_values, **kwargs)
+
+    monkeypatch.setattr(encoder_cache, "perf_counter", lambda: now[0])
+    tower, cache = Slow(), EncoderCache()
+    for spared in (0.0, 2.0, 4.0):
+        call(cache, tower, batch(1))
+        assert cache.seconds_saved == spared
+    call(cache, tower, batch(2))
+    assert cache.seconds_saved == 4.0 and now == [4.0]
+
+
+def test_the_time_of_a_run_counts_the_encoder_for_each_method(
+    parts: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first method to answer a batch encodes its images; the others are not ahead by that."""
+    forward = CLIPVisionModel.forward
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        sleep(0.2)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(CLIPVisionModel, "forward", slow)
+    found = answer(
+        parts=parts[:1], folder=tmp_path / "run", batch_size=8, limit=2, method=["plain", "cmac"]
+    )
+    manifest = json.loads((found.folder / "manifest.json").read_text(encoding="utf-8"))
+    spent = {each["method"]: each["seconds"] for each in manifest["seconds"]}
+    batches = len({row["batch"] for row in journal_rows(found.folder)})
+    assert min(spent.values()) >= 0.2 * batches
+
+
+def test_a_timed_answer_pays_for_its_images(parts: list[Part], encoded: list[int]) -> None:
+    engine = AnswerEngine(*cdkit.load_model("micro"), encoder_cache=EncoderCache())
+    asked = [asked_of(s, parts[0].images, 2) for s in list(parts[0].benchmark.samples())[:2]]
+    measure(engine, {"plain": cdkit.load("plain")}, asked, rounds=2)
+    assert encoded == [2, 2, 2]
 
 
 def test_distorted_images_are_not_kept() -> None:
