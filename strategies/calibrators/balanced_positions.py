@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
@@ -24,9 +23,9 @@ class BalancedPositions(PositionCalibrator):
 
     The authors use these positions in the whole decoder; a calibrator of cdkit moves what the text
     after an image sees of it, and leaves the attention inside the image, and of text to text,
-    where the model has it. So with one image only the distance of text to the image counts, and this
-    is what CMPC (`scaled_positions`) comes to when gamma grows without end. No parameter switches
-    it off: leave the calibrator out.
+    where the model has it. So with one image only the distance of text to the image counts, and
+    this is what CMPC (`scaled_positions`) comes to when gamma grows without end. No parameter
+    switches it off: leave the calibrator out.
     """
 
     formula: ClassVar[str] = (

@@ -33,9 +33,9 @@ class RecentLogits(LogitCombiner):
     """
 
     formula: ClassVar[str] = (
-        "(1 - alpha) l + alpha sum of C_i l_i / sum of C_i over the steps i = s .. t - 1; C_i: mean "
-        "of -log P_i over the pool, P_i = softmax(l_i) on the pool of most probable tokens of step "
-        "t; s: least JSD(P_s, P_s+1) of the window steps before t"
+        "(1 - alpha) l + alpha sum of C_i l_i / sum of C_i over the steps i = s .. t - 1; C_i: "
+        "mean of -log P_i, P_i = softmax(l_i) on the pool of most probable tokens of step t; s: "
+        "least JSD(P_s, P_s+1) of the window steps before t"
     )
     source: ClassVar[str] = (
         "arXiv 2602.01047, which has no public code, as notes on it quote its formulas"

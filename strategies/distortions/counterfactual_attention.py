@@ -44,8 +44,8 @@ class CounterfactualAttention(AttentionDistortion):
         "(uniform) or uniform random numbers (random), on all columns that the row may attend to"
     )
     source: ClassVar[str] = (
-        "The-Martyr/CausalMM, README.md, LLM Counterfactual Attention, commit 6d1ae4e: code samples "
-        "alone; its language model runs with them in no file of the repository"
+        "The-Martyr/CausalMM, README.md, LLM Counterfactual Attention, commit 6d1ae4e: code "
+        "samples, which no file of the repository runs"
     )
     bibtex: ClassVar[str] = """@inproceedings{zhou2025causalmm,
   title     = {Mitigating Modality Prior-Induced Hallucinations in Multimodal Large Language Models

@@ -46,7 +46,7 @@ def boosted(
     return combine
 
 
-CASES: dict[str, dict[str, float]] = {
+CASES: dict[str, dict[str, Any]] = {
     "flb": {},
     "strong": {"gamma": 5.0, "rate": 0.7},
     "slow": {"gamma": 0.3, "rate": 1e-3},

@@ -26,7 +26,7 @@ COMBINER: Any = cdkit.COMBINERS["entropy_contrast"]
 
 def entropy(q: Tensor, p: Tensor) -> float:
     """In nats, term by term."""
-    return -sum(math.exp(x) * x for x in q.tolist())
+    return float(-sum(math.exp(x) * x for x in q.tolist()))
 
 
 def contrasted(

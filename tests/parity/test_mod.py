@@ -80,7 +80,7 @@ def between() -> float:
 @pytest.mark.parametrize(("pad", "optimize"), [(0, True), (3, True), (3, False)])
 @pytest.mark.parametrize("case", ["preset", "added", "contrasted", "both"])
 def test_against_the_formula(case: str, pad: int, optimize: bool) -> None:
-    given: dict[str, float] = {}
+    given: dict[str, Any] = {}
     if case != "preset":
         threshold = {"added": 1.0, "contrasted": 0.0, "both": between()}[case]
         given = {"threshold": threshold, "gain": 2.0, "alpha": 3.0}
@@ -93,7 +93,7 @@ def test_against_the_formula(case: str, pad: int, optimize: bool) -> None:
 
 def test_sampling_and_beams() -> None:
     """A row keeps what its first token decided, whichever beam it follows."""
-    given = {"threshold": between(), "gain": 2.0, "alpha": 3.0}
+    given: dict[str, Any] = {"threshold": between(), "gain": 2.0, "alpha": 3.0}
     check_modes(cdkit.load("mod", **given), expected, SAMPLES, combine=mixed(**given))
 
 

@@ -104,7 +104,7 @@ def test_against_the_formula(case: str, kv_heads: int, optimize: bool, pad: int)
 
 def test_sampling_and_beams() -> None:
     """With beams the recent logits follow their rows."""
-    how = {"alpha": 0.9, "window": 2, "pool": 10}
+    how: dict[str, Any] = {"alpha": 0.9, "window": 2, "pool": 10}
     check_modes(cdkit.load("resdec", **how), ORIGINAL, SAMPLES, combine=mixed(**how))
 
 
