@@ -8,7 +8,7 @@ coordinates, so that a cell gets the same number whichever rows are computed wit
 import functools
 import hashlib
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -47,6 +47,7 @@ def generator(seed: int, sample_id: str, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(stream(seed, sample_id, purpose))
 
 
+@runtime_checkable
 class Draws(Protocol):
     """What has a random generator of its own."""
 
