@@ -2,8 +2,9 @@
 
 import multiprocessing
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from time import monotonic, sleep
@@ -60,7 +61,13 @@ class BatchLoader(DataLoader[PreparedBatch]):
 
     def __iter__(self) -> Any:  # torch's own class of iterators is private
         others = {*multiprocessing.active_children()}
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         batches = super().__iter__()
+        main = threading.current_thread() is threading.main_thread()
+        if self.num_workers and main and before is not None:
+            # torch's handler raises in the middle of whatever runs when a worker ends, where the
+            # error may be taken for another; the next batch tells of it as well
+            signal.signal(signal.SIGCHLD, before)
         return _watched(batches, {*multiprocessing.active_children()} - others)
 
 
@@ -82,9 +89,8 @@ def _end_of_one(workers: Collection[BaseProcess]) -> int | None:
     until = monotonic() + PATIENCE
     code = None
     while not code and workers and monotonic() < until:
-        with suppress(RuntimeError):  # torch's handler of signals raises wherever it is called
-            code = next((each.exitcode for each in workers if each.exitcode), None)
-            sleep(0.01)
+        code = next((each.exitcode for each in workers if each.exitcode), None)
+        sleep(0.01)
     return code
 
 

@@ -144,8 +144,6 @@ def _end_of(error: ProcessExitedException) -> str:
 
 def _lost_process(message: str) -> str | None:
     """What an error says of another process that is gone; None for any other error."""
-    if "DataLoader worker" in message:
-        return f"a process that loads images (--workers) is gone: {' '.join(message.split())}"
     if re.search(r"gloo|nccl|connection (closed|reset|refused)|TCPStore", message, re.IGNORECASE):
         return "another process of the run is gone, or cannot be reached"
     return None
@@ -160,9 +158,7 @@ def _known(error: ProcessRaisedException, job: RunJob) -> CdkitError | None:
             return CdkitError(message)
         if kind.endswith("OutOfMemoryError"):
             return CdkitError(_no_memory(job))
-    # a worker is lost in the middle of anything, and other errors may come of it
-    ends = [lines[-1], *(line for line in lines if line.startswith("RuntimeError: DataLoader"))]
-    what = next((what for line in ends if (what := _lost_process(line))), None)
+    what = _lost_process(lines[-1])
     return lost(what) if what else None
 
 

@@ -96,3 +96,11 @@ def test_another_error_stays_what_it_is(monkeypatch: pytest.MonkeyPatch, workers
 
     with pytest.raises(OSError, match="Input/output error"):
         loaded(broken, workers)
+
+
+def test_torchs_handler_of_lost_workers_is_not_used() -> None:
+    """It raises in the middle of a model's work."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(BatchLoader(Batches(int), batch_size=None, num_workers=1))
+    assert signal.getsignal(signal.SIGCHLD) is before
+    assert next(batches) == 0
