@@ -191,16 +191,16 @@ def test_branches_of_one_name() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_at_alpha_zero_no_branch_runs(name: str) -> None:
+def test_switched_off_no_branch_runs(name: str) -> None:
     method = cdkit.load(name)
-    told = method.to_dict()["combiner"]
-    if "alpha" in told and not method.readout:
-        alphas: dict[str, Any] = {"combiner.alpha": 0.0}
+    told, switch = method.to_dict()["combiner"], method.combiner.switch
+    if switch and not method.readout:
+        off: dict[str, Any] = {f"combiner.{switch}": 0.0}
         if told.get("alphas"):
-            alphas["combiner.alphas"] = []
-        still = cdkit.load(name, **alphas)
+            off["combiner.alphas"] = []
+        still = cdkit.load(name, **off)
         assert still.live_branches == ()
-        quiet = cdkit.load(name, **alphas, beta=0.0)
+        quiet = cdkit.load(name, **off, beta=0.0)
         acts = method.calibrator or method.interventions or method.loop
         assert quiet.is_identity == (acts is None or acts == ())
 
