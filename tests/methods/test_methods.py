@@ -17,7 +17,8 @@ PRESETS = list(cdkit.presets())
 PROMISED = (
     "plain vcd icd cmac cmac_imd cmac_cmpc attention_mask value_noise imccd plausibility identical "
     "sharpening random_mask no_image pai opera sid m3id vdd avisc dola deco vaf ritual cmac_vcd "
-    "imccd_chair imccd_mme imccd_instructblip imccd_qwen_vl"
+    "imccd_chair imccd_mme imccd_instructblip imccd_qwen_vl flb resdec lcd mod middle_layers bapa "
+    "causalmm_language"
 )
 
 
