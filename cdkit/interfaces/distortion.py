@@ -35,6 +35,10 @@ class DistortionStrategy(Part, abc.ABC):
 
     modifies: ClassVar[frozenset[Modified]]
     """Everything that it changes. The contract suite checks that it changes nothing else."""
+    draw: int = 0
+    """Which random numbers its generator gives: distortions of one class with different numbers
+    draw independently. A distortion of pixels or features where this can be chosen has it as a
+    field."""
     renamed: ClassVar[Mapping[str, str]] = {"touches": "modifies"}
 
 
