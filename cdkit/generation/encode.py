@@ -8,41 +8,61 @@ import torch
 from cdkit.branches.rewritten_prompts import rewritten_text
 from cdkit.generation.arguments import arguments
 from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.prompts import Session
+from cdkit.interfaces.pixel_source import PixelSource
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
 
 
 def encode_images(
     engine: AttachedEngine,
+    source: PixelSource,
     encode: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The encoder's output for the original images, untouched.
+    """The encoder's output for the original images, or videos, untouched.
 
     The features of distorted branches are kept in the session: the encoder runs once more for each
     branch that changes pixels, or the text that the encoder reads.
     """
-    output = encode(*args, **kwargs)
-    attached, session = engine.attached, engine.session
-    given = arguments(encode, *args, **kwargs) if args else kwargs
-    if session is None or given.get("pixel_values") is None:
-        return output
+    session = engine.session
+    if session is None or engine.is_encoding:
+        return encode(*args, **kwargs)
+    engine.is_encoding = True
+    try:
+        output = encode(*args, **kwargs)
+        given = arguments(encode, *args, **kwargs) if args else kwargs
+        if given.get(source.argument) is not None:
+            _keep(engine.attached, session, source, encode, given, output)
+    finally:
+        engine.is_encoding = False
+    return output
+
+
+def _keep(
+    attached: AttachedMethod,
+    session: Session,
+    source: PixelSource,
+    encode: Callable[..., Any],
+    given: dict[str, Any],
+    output: Any,
+) -> None:
+    """Keep the features that the distorted branches need."""
     adapter = attached.adapter
-    session.deepstack[ORIGINAL] = adapter.deepstack_features(output)
+    session.keep_deepstack(ORIGINAL, adapter.deepstack_features(output), source.kind)
     for branch in attached.branches:
         changed = {}
         if branch.prompt and adapter.encoder_text is not None:
             changed = _text_of(attached, branch, given, adapter.encoder_text)
         if branch.pixel:
-            assert session.pixels is not None
-            pixels = session.distorted_pixels(branch, session.pixels)
-            changed["pixel_values"] = adapter.join_pixels(attached.model, pixels, given)
+            pixels = session.distorted_pixels(branch, source.kind)
+            changed[source.argument] = source.join(attached.model, pixels, given)
         if changed:
             distorted = encode(**given | changed)
-            session.features[branch.name] = adapter.features(distorted)
-            session.deepstack[branch.name] = adapter.deepstack_features(distorted)
-    return output
+            session.keep_features(branch.name, adapter.features(distorted), source.kind)
+            deepstack = adapter.deepstack_features(distorted)
+            session.keep_deepstack(branch.name, deepstack, source.kind)
 
 
 def _text_of(
