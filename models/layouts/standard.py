@@ -197,6 +197,8 @@ def visual_runs(
     model: Any,
     ids: Int[Tensor, "rows tokens"],
     is_image: Bool[Tensor, "rows tokens"],
+    *,
+    tokens: int | None = None,
 ) -> Int[Tensor, "rows tokens"]:
     """Number runs of image tokens and of video tokens, each of which is an image.
 
@@ -205,15 +207,21 @@ def visual_runs(
         model: The model.
         ids: Token ids.
         is_image: Which tokens are image tokens.
+        tokens: How many tokens a picture has; None where each run of them is one picture.
 
     Returns:
         For each token the number of its image in the row, from 0; -1 for text.
     """
     if adapter.videos is None:
-        return runs(is_image)
-    kind = is_image.long().masked_fill(adapter.videos.is_video(model, ids), 2)
+        return runs(is_image) if tokens is None else groups_of(is_image, tokens)
+    is_video = adapter.videos.is_video(model, ids)
+    kind = is_image.long().masked_fill(is_video, 2)
     before = torch.nn.functional.pad(kind, (1, 0))[:, :-1]
-    number = ((kind > 0) & (kind != before)).long().cumsum(dim=-1) - 1
+    begins = (kind > 0) & (kind != before)
+    if tokens is not None:
+        counted = (kind == 1).cumsum(dim=-1) - 1
+        begins = torch.where(kind == 1, counted % tokens == 0, begins)
+    number = begins.long().cumsum(dim=-1) - 1
     return number.masked_fill(kind == 0, -1)
 
 

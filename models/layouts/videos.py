@@ -20,7 +20,8 @@ class StandardVideos(VideoLayout, abc.ABC):
         return model.get_submodule("model"), "get_video_features"
 
     def is_video(self, model: Any, ids: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
-        return ids == model.config.video_token_id
+        token: int = model.config.video_token_id
+        return ids == token
 
 
 class FrameVideos(StandardVideos):
@@ -80,7 +81,7 @@ class MarkedPatchVideos(PatchVideos):
     own_token: ClassVar[bool] = False
 
     def is_video(self, model: Any, ids: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
-        config = model.config
+        config, token = model.config, int(model.config.image_token_id)
         begun = (ids == config.video_start_token_id).cumsum(dim=-1)
         ended = (ids == config.video_end_token_id).cumsum(dim=-1)
-        return (begun > ended) & (ids == config.image_token_id)
+        return (begun > ended) & (ids == token)

@@ -15,6 +15,7 @@ import cdkit
 from cdkit.execution.optimizations import ALL
 from cdkit.functional.noise import generator, purpose_of
 from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.testing import check_adapter
 
 from . import tiny as flat_tiny
 from .grid_tiny import (
@@ -22,8 +23,10 @@ from .grid_tiny import (
     FILM_ONE,
     FILM_TWO,
     GRID,
+    IMAGE,
     MIXED,
     ONE,
+    VIDEO,
     Prompt,
     Words,
     ids_of,
@@ -31,7 +34,7 @@ from .grid_tiny import (
     kinds_of,
     tiny,
 )
-from .modes import MODES, PRESETS, answered, check_batch, covering, generated
+from .modes import CLOSE, MODES, PRESETS, answered, check_batch, covering, generated
 from .test_grid import close, plain_logits, turned_at
 
 SHARED = "glm4v"
@@ -46,6 +49,13 @@ FILMS = (FILM_ONE, FILM_TWO)
 NAMES = {FILM_ONE: "one", FILM_TWO: "two", MIXED: "mixed", ONE: "image"}
 ONE_RUN = ("qwen2_vl", "qwen2_5_vl")
 """Families that write a whole video as one run of tokens; the others write the time between."""
+
+
+UNCACHED: dict[str, Any] = {"use_cache": False, "suppress_tokens": [IMAGE, VIDEO]}
+"""Without a cache the stock model would look for the picture of a generated image token."""
+
+
+CHUNKED = {"prefill_chunk_size": 5}
 
 
 def modes_of(name: str) -> list[str]:
@@ -67,7 +77,7 @@ def test_off_is_stock(name: str, prompts: tuple[Prompt, ...]) -> None:
         pytest.skip("the stock model cannot mix images and videos")
     model, given = tiny(name), inputs(name, *prompts)
     asked: list[dict[str, Any]] = [MODES[mode] for mode in modes_of(name)]
-    for how in (*asked, {"prefill_chunk_size": 5}, {"use_cache": False}):
+    for how in (*asked, CHUNKED, UNCACHED):
         stock = generated(model, given, **how)
         for method in (cdkit.load("vcd", alpha=0.0, beta=0.0), cdkit.load("plain")):
             with cdkit.attach(model, method):
@@ -110,7 +120,7 @@ def test_images_and_videos_in_one_batch(name: str, preset: str, mode: str) -> No
 @pytest.mark.parametrize("name", MIXING)
 def test_a_prompt_in_chunks_without_a_cache_or_in_a_plain_call(name: str) -> None:
     model, given = tiny(name), inputs(name, MIXED, FILM_TWO)
-    asked: list[dict[str, Any]] = [{}, {"prefill_chunk_size": 5}, {"use_cache": False}]
+    asked = [UNCACHED | how for how in ({"use_cache": True}, {"use_cache": True, **CHUNKED}, {})]
     with cdkit.attach(model, cdkit.load("vcd", beta=0.0)):
         whole, chunks, uncached = (
             torch.stack(generated(model, given, **how).logits) for how in asked
@@ -337,10 +347,78 @@ def test_the_trace_has_the_columns_of_videos(name: str) -> None:
     assert tokens == 6 + 8 + 4
     for step in attached.trace.steps:
         assert all(own.shape[-1] == tokens for own in step.image_attention["original"].values())
-        assert all(own.shape[-1] == tokens for own in step.mask.values())
+        assert all(mask.shape[-1] == tokens for own in step.mask.values() for mask in own.values())
 
 
 # ---- videos as frames ----------------------------------------------------------------------------
+
+FRAMES = {"llava_onevision": 2 * 4 + 1, "llava_next_video": 2 * 4, "video_llava": 2 * 17}
+"""Families whose video is a tensor of frames -> the tokens of two frames of 8 x 8 pixels."""
+QUESTION = (24, 25, 26, 27, 28, 29)
+
+
+def frames(name: str, *rows: int) -> dict[str, Tensor]:
+    """Prompt 0 has a video, prompt 1 two and a longer question, prompt 2 an image as well."""
+    film, image = [VIDEO] * FRAMES[name], flat_tiny.inputs(name, 0)
+    picture = [IMAGE] * int((image["input_ids"] == IMAGE).sum())
+    prompts = (
+        [BOS, 10, *film, 20, 21, 22, 23],
+        [BOS, 10, 11, *film, 12, *film, *QUESTION],
+        [BOS, *picture, *film, *QUESTION],  # nothing between the image and the video
+    )
+    length = max(len(prompts[row]) for row in rows)
+    pixels = [flat_tiny.pixels(10 + row, (1, 2, 1)[row], 2, 3, 8, 8) for row in rows]
+    given = {
+        "input_ids": torch.tensor(
+            [[0] * (length - len(p)) + p for p in map(prompts.__getitem__, rows)]
+        ),
+        "attention_mask": torch.tensor(
+            [[int(at >= length - len(prompts[row])) for at in range(length)] for row in rows]
+        ),
+        "pixel_values_videos": torch.cat(pixels),
+    }
+    if 2 in rows:
+        given |= {n: image[n] for n in ("pixel_values", "image_sizes") if n in image}
+    return given
+
+
+def framed(name: str, preset: str, rows: tuple[int, ...], *, optimize: bool, **how: Any) -> Any:
+    names, given = [f"prompt {row}" for row in rows], frames(name, *rows)
+    model = flat_tiny.tiny(name)
+    return answered(model, preset, given, words=Words(), names=names, optimize=optimize, **how)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "preset"), covering(list(FRAMES), PRESETS))
+def test_a_batch_of_frames_is_each_prompt_alone(name: str, preset: str, mode: str) -> None:
+    check_batch(functools.partial(framed, name, preset), (0, 1, 2), mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", FRAMES)
+def test_off_is_stock_with_frames(name: str, mode: str) -> None:
+    model, given = flat_tiny.tiny(name), frames(name, 0, 1, 2)
+    stock = generated(model, given, **MODES[mode])
+    for method in (cdkit.load("vcd", alpha=0.0, beta=0.0), cdkit.load("plain")):
+        with cdkit.attach(model, method):
+            off = generated(model, given, **MODES[mode])
+        assert off.sequences.equal(stock.sequences)
+        assert torch.stack(off.logits).equal(torch.stack(stock.logits))
+    with cdkit.attach(model, cdkit.load("identical", beta=0.0)):
+        same = generated(model, given, **MODES[mode])
+    torch.testing.assert_close(torch.stack(same.logits), torch.stack(stock.logits), **CLOSE)
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("name", FRAMES)
+def test_the_contract_with_frames(name: str, row: int) -> None:
+    check_adapter(flat_tiny.tiny(name), inputs=frames(name, row))
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_the_contract_with_patches(name: str) -> None:
+    for prompt in (FILM_TWO, MIXED):
+        check_adapter(tiny(name), inputs=inputs(name, prompt))
 
 
 # ---- refusals ------------------------------------------------------------------------------------

@@ -1,0 +1,21 @@
+"""Video-LLaVA: one tower for images and one for videos, aligned, before a Llama decoder."""
+
+from typing import Any, ClassVar
+
+from cdkit import ADAPTERS, VideoLayout
+from cdkit.models.layouts.fixed_tokens import FixedTokensAdapter
+from cdkit.models.layouts.videos import FrameVideos
+
+
+@ADAPTERS.register("video_llava")
+class VideoLlava(FixedTokensAdapter):
+    """VideoLlavaForConditionalGeneration: a token a patch, of frames the class token as well."""
+
+    example: ClassVar[str] = "LanguageBind/Video-LLaVA-7B-hf"
+    square_grid: ClassVar[bool] = True
+    videos: ClassVar[VideoLayout | None] = FrameVideos()
+
+    def tokens_an_image(self, model: Any) -> int:
+        config = model.config
+        side: int = config.vision_config.image_size // config.vision_config.patch_size
+        return side**2 + (config.vision_feature_select_strategy != "default")
