@@ -16,6 +16,7 @@ class VideoLlava(FixedTokensAdapter):
     videos: ClassVar[VideoLayout | None] = FrameVideos()
 
     def tokens_an_image(self, model: Any) -> int:
-        config = model.config
-        side: int = config.vision_config.image_size // config.vision_config.patch_size
-        return side**2 + (config.vision_feature_select_strategy != "default")
+        vision = model.config.vision_config
+        side: int = vision.image_size // vision.patch_size
+        with_class = model.config.vision_feature_select_strategy != "default"
+        return side**2 + int(with_class)

@@ -81,7 +81,8 @@ class MarkedPatchVideos(PatchVideos):
     own_token: ClassVar[bool] = False
 
     def is_video(self, model: Any, ids: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
-        config, token = model.config, int(model.config.image_token_id)
+        config = model.config
         begun = (ids == config.video_start_token_id).cumsum(dim=-1)
         ended = (ids == config.video_end_token_id).cumsum(dim=-1)
-        return (begun > ended) & (ids == token)
+        inside: Tensor = (begun > ended) & (ids == config.image_token_id)
+        return inside

@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from parity import families as parity
+from parity.exact import exact
+from parity.families import Prompt as Written
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -198,7 +201,7 @@ def frames_by_hand(patches: Tensor, grid: list[int]) -> Tensor:
 
 def frames_of(given: Mapping[str, Tensor]) -> list[Tensor]:
     grids = given["video_grid_thw"].tolist()
-    parts = given["pixel_values_videos"].split([t * h * w for t, h, w in grids])
+    parts = torch.split(given["pixel_values_videos"], [t * h * w for t, h, w in grids])
     return [frames_by_hand(own, grid) for own, grid in zip(parts, grids, strict=True)]
 
 
@@ -282,11 +285,11 @@ def test_a_distorted_video_is_that_video_beside_images(name: str) -> None:
 def test_a_random_transform_is_one_for_all_frames_of_a_video() -> None:
     name, model = "qwen3_vl", tiny("qwen3_vl")
     given = inputs(name, MIXED)
-    distortion: Any = cdkit.DISTORTIONS["random_transform"](transforms=("rotation",))
+    kind: Any = cdkit.DISTORTIONS["random_transform"]
     alike = given | {"pixel_values_videos": given["pixel_values_videos"][:8].repeat(4, 1)}
     noted: list[Tensor] = []
 
-    class Noting(type(distortion)):  # type: ignore[misc]
+    class Noting(kind):  # type: ignore[misc]
         def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
             noted.append(super().distort(pixels, generator=generator))
             return noted[-1]
@@ -407,6 +410,19 @@ def test_off_is_stock_with_frames(name: str, mode: str) -> None:
     with cdkit.attach(model, cdkit.load("identical", beta=0.0)):
         same = generated(model, given, **MODES[mode])
     torch.testing.assert_close(torch.stack(same.logits), torch.stack(stock.logits), **CLOSE)
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_cmac_is_the_references_with_frames(name: str) -> None:
+    count = FRAMES[name]
+    with exact(flat_tiny.tiny(name)) as model:
+        prompts = [
+            Written(frames(name, 0), (count,), VIDEO),
+            Written(frames(name, 1), (count, count), VIDEO),
+        ]
+        ran = parity.answered(model, "cmac", frames(name, 0, 1), prompts)
+    parity.check(ran)
+    parity.differs(ran, parity.wanted(ran, gamma=3.0))
 
 
 @pytest.mark.parametrize("row", [0, 1, 2])
