@@ -297,7 +297,7 @@ class Attachment(BoundToModel):
         for name in ("generate_batch", "init_continuous_batching"):
             if hasattr(model, name):
                 hooks.wrap(model, name, functools.partial(refuse_foreign_loop, name))
-        for source in sources_of(adapter):
+        for source in attached.sources:
             hooks.wrap(*source.encoder(model), functools.partial(encode_images, engine, source))
         hooks.wrap(decoder, "forward", self._decode)
         self._is_due = is_due(adapter, model)
@@ -409,6 +409,7 @@ def _attached(
     return AttachedMethod(
         model=model,
         adapter=adapter,
+        sources=sources_of(adapter),
         method=method,
         processor=processor,
         seed=seed,

@@ -1,15 +1,18 @@
 """The image encoder with a method on: the images of distorted branches beside the originals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from cdkit.branches.rewritten_prompts import rewritten_text
+from cdkit.errors import CdkitError
 from cdkit.generation.arguments import arguments
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.prompts import Session
-from cdkit.interfaces.pixel_source import PixelSource
+from cdkit.interfaces.pixel_source import Kind, PixelSource
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
 
@@ -50,7 +53,10 @@ def _keep(
 ) -> None:
     """Keep the features that the distorted branches need."""
     adapter = attached.adapter
-    session.keep_deepstack(ORIGINAL, adapter.deepstack_features(output), source.kind)
+    deepstack = adapter.deepstack_features(output)
+    if session.is_video is not None:
+        deepstack = _among_others(session, ORIGINAL, deepstack, source.kind)
+    session.deepstack[ORIGINAL] = deepstack
     for branch in attached.branches:
         changed = {}
         if branch.prompt and adapter.encoder_text is not None:
@@ -60,9 +66,44 @@ def _keep(
             changed[source.argument] = source.join(attached.model, pixels, given)
         if changed:
             distorted = encode(**given | changed)
-            session.keep_features(branch.name, adapter.features(distorted), source.kind)
+            features = adapter.features(distorted)
+            if session.is_video is not None:
+                before = session.features.get(branch.name)
+                features = _placed(session, session.is_video, before, features, source.kind)
+            session.features[branch.name] = features
             deepstack = adapter.deepstack_features(distorted)
-            session.keep_deepstack(branch.name, deepstack, source.kind)
+            if session.is_video is not None:
+                deepstack = _among_others(session, branch.name, deepstack, source.kind)
+            session.deepstack[branch.name] = deepstack
+
+
+def _among_others(
+    session: Session, branch: str, layers: Sequence[Float[Tensor, "_ hidden"]], kind: Kind
+) -> Sequence[Float[Tensor, "tokens hidden"]]:
+    """What deeper layers add in a branch, of images and of videos as far as both are encoded."""
+    assert session.is_video is not None
+    before: Sequence[Tensor | None] = session.deepstack.get(branch) or [None] * len(layers)
+    pairs = zip(before, layers, strict=True)
+    return [_placed(session, session.is_video, old, new, kind) for old, new in pairs]
+
+
+def _placed(
+    session: Session,
+    is_video: Bool[Tensor, "samples columns"],
+    before: Float[Tensor, "tokens hidden"] | None,
+    features: Float[Tensor, "_ hidden"],
+    kind: Kind,
+) -> Float[Tensor, "tokens hidden"]:
+    """Features of one kind among those of the other one, in the order of the prompts."""
+    where = is_video[session.image_index >= 0].to(features.device)
+    where = where if kind == "video" else ~where
+    if len(features) != int(where.sum()):
+        raise CdkitError(
+            f"the prompts have {int(where.sum())} {kind} tokens but the {kind} encoder gives "
+            f"{len(features)} features; prompts and {kind}s do not belong together"
+        )
+    whole = features.new_zeros(len(where), features.shape[-1]) if before is None else before
+    return whole.index_put((where,), features)
 
 
 def _text_of(

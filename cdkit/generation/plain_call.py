@@ -15,8 +15,8 @@ from cdkit.generation.compatibility import (
     refuse_split,
 )
 from cdkit.generation.guard import check_numbers
+from cdkit.generation.pixels import check_videos
 from cdkit.generation.prompts import open_session
-from cdkit.generation.videos import check_videos
 from cdkit.interfaces.cache_names import given_cache
 
 

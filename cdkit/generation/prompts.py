@@ -1,8 +1,7 @@
 """The prompts of one call: noted and checked before the first forward."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,11 +25,10 @@ from cdkit.generation.compatibility import (
     new_tokens,
     setting,
 )
-from cdkit.generation.videos import check_rows, check_videos, kinds_of, videos_in
+from cdkit.generation.pixels import check_pixels, kinds_in, pixels_of_images
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
-from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
+from cdkit.interfaces.pixel_source import Kind
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method
 
@@ -49,6 +47,8 @@ class Session:
     """Each image of the prompts, in their order; of a video the frames of each run of tokens."""
     seed: int
     given_ids: tuple[str, ...] | None
+    kinds: Sequence[Kind] = ()
+    """Of each image of the prompts, in their order, whether it is one of a video."""
     is_video: Bool[Tensor, "samples tokens"] | None = None
     """Which image tokens are those of videos; None where none is."""
     plain: bool = False
@@ -121,11 +121,6 @@ class Session:
             made.append(own)
         self.attended_features[branch.name] = made
 
-    @cached_property
-    def kinds(self) -> list[Kind]:
-        """Of each image of the prompts, in their order, whether it is one of a video."""
-        return kinds_of(self.image_index, self.is_video)
-
     def distorted_pixels(self, branch: Branch, kind: Kind) -> list[Float[Tensor, "_ channels _ _"]]:
         """The branch's images of one kind: a sample's noise comes from (seed, sample id) alone."""
         pixels, new = self.pixels, list[Tensor]()
@@ -139,39 +134,6 @@ class Session:
             new += own
         triples = zip(new, pixels, self.kinds, strict=True)
         return [image.to(pixel) for image, pixel, its in triples if its == kind]
-
-    def keep_features(
-        self, branch: str, features: Float[Tensor, "tokens hidden"], kind: Kind
-    ) -> None:
-        """Note a branch's features of all image tokens of one kind."""
-        self.features[branch] = self._placed(self.features.get(branch), features, kind)
-
-    def keep_deepstack(
-        self, branch: str, features: Sequence[Float[Tensor, "tokens hidden"]], kind: Kind
-    ) -> None:
-        """Note what deeper layers add to all image tokens of one kind, in a branch."""
-        before: Sequence[Tensor | None] = self.deepstack.get(branch) or [None] * len(features)
-        layers = zip(before, features, strict=True)
-        self.deepstack[branch] = [self._placed(old, new, kind) for old, new in layers]
-
-    def _placed(
-        self,
-        before: Float[Tensor, "all_tokens hidden"] | None,
-        features: Float[Tensor, "tokens hidden"],
-        kind: Kind,
-    ) -> Float[Tensor, "all_tokens hidden"]:
-        """Features of one kind among those of the other one, in the order of the prompts."""
-        if self.is_video is None:
-            return features
-        where = self.is_video[self.image_index >= 0].to(features.device)
-        where = where if kind == "video" else ~where
-        if len(features) != int(where.sum()):
-            raise CdkitError(
-                f"the prompts have {int(where.sum())} {kind} tokens but the {kind} encoder gives "
-                f"{len(features)} features; prompts and {kind}s do not belong together"
-            )
-        whole = features.new_zeros(len(where), features.shape[-1]) if before is None else before
-        return whole.index_put((where,), features)
 
 
 def _distorted(
@@ -215,7 +177,6 @@ def open_session(
     overridden = check_arguments(given, defaults, method, plain=plain)
     overridden |= check_attentions(given, defaults, attached, plain=plain)
     given = given | overridden
-    check_videos(attached, given)
     check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:
         check_mode(given, defaults, method)
@@ -249,12 +210,10 @@ def open_session(
         pad = setting("pad_token_id", given, defaults)
         _check_mask(method, hidden if pad is None else hidden & ids.ne(int(pad)))
     layout = make_layout(image_index, token_mask)
-    is_video = videos_in(attached, ids, image_index)
-    if is_video is not None and not (plain or method.loop is not None):
-        check_rows(attached, given, defaults)
+    kinds, is_video = kinds_in(attached, given, None if plain else defaults, ids, image_index)
     if any(row.images for row in layout.row_stats):
-        _check_pixels(attached, given, image_index, is_video)
-    pixels = _pixels(attached, given, image_index, is_video)
+        check_pixels(attached, given, image_index, is_video)
+    pixels = pixels_of_images(attached, given, image_index, kinds)
     session = Session(
         ids=ids,
         token_mask=token_mask,
@@ -263,6 +222,7 @@ def open_session(
         pixels=pixels,
         seed=attached.seed,
         given_ids=attached.sample_ids,
+        kinds=kinds,
         is_video=is_video,
         plain=plain,
         compile_config=compile_config,
@@ -281,52 +241,6 @@ def open_session(
     return session
 
 
-def _pixels(
-    attached: AttachedMethod,
-    given: dict[str, Any],
-    image_index: Int[Tensor, "samples tokens"],
-    is_video: Bool[Tensor, "samples tokens"] | None,
-) -> Sequence[Tensor] | None:
-    """The pixels of each image; None where there are none, or the adapter cannot assign them to
-    images and no branch changes pixels.
-
-    Without them the digest that replaces a sample id covers the prompt's tokens alone.
-    """
-    sources = sources_of(attached.adapter)
-    if all(given.get(source.argument) is None for source in sources):
-        return None
-    counts = list[int]()
-    for row in image_index.tolist():
-        found = Counter(row)
-        counts += [found[number] for number in range(max(row) + 1)]
-    kinds, split = kinds_of(image_index, is_video), dict[Kind, Iterator[Tensor]]()
-    for source in sources:
-        if given.get(source.argument) is None:
-            continue
-        tokens = [n for n, kind in zip(counts, kinds, strict=True) if kind == source.kind]
-        if source.kind == "video" and not tokens:
-            raise CdkitError(
-                f"{source.argument} came with prompts that have no video token; put a video "
-                "placeholder into the prompt, or leave it out"
-            )
-        try:
-            found_pixels = source.split(attached.model, given, tokens)
-        except UnmatchedPixelsError as error:
-            if any(branch.pixel for branch in attached.branches):
-                raise CdkitError(
-                    f"{attached.method.name} changes pixels, but which are an image's is not "
-                    f"known: {error}; use a method that changes none, or write an adapter. "
-                    f"{HOW_TO_ADD}"
-                ) from None
-            return None
-        if len(found_pixels) != len(tokens):
-            raise CdkitError(
-                f"the prompts have {len(tokens)} {source.kind}s but {len(found_pixels)} were passed"
-            )
-        split[source.kind] = iter(found_pixels)
-    return [next(split[kind]) for kind in kinds]
-
-
 def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:
     """Raise where the mask says padding of image tokens."""
     for row, count in enumerate(hidden.sum(dim=1).tolist()):
@@ -336,54 +250,6 @@ def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:
                 "cannot tell which tokens are an image's: set it to 1 there, or take the image out "
                 "of the prompt"
             )
-
-
-def _check_pixels(
-    attached: AttachedMethod,
-    given: dict[str, Any],
-    image_index: Int[Tensor, "samples tokens"],
-    is_video: Bool[Tensor, "samples tokens"] | None,
-) -> None:
-    """Raise where the prompts have image tokens, but nothing to put in their place."""
-    encoded = given.get("mm_encoder_outputs")
-    is_image = image_index >= 0
-    for source in sources_of(attached.adapter):
-        where = is_image
-        if is_video is not None:
-            where = is_video if source.kind == "video" else is_image & ~is_video
-        elif source.kind == "video":
-            continue
-        rows = where.any(dim=1).nonzero()[:, 0].tolist()
-        if not rows:
-            continue
-        if given.get(source.argument) is None:
-            _refuse_missing(attached, given, source, rows[0])
-        elif encoded is not None and is_video is not None:
-            raise CdkitError(
-                f"{source.argument} came with mm_encoder_outputs: pass images and videos either "
-                "both as pixels or both encoded"
-            )
-        for name in source.required:
-            if given.get(name) is None:
-                raise CdkitError(
-                    f"{type(attached.model).__name__} needs {name} beside {source.argument}, as "
-                    "its processor returns it: pass all of the processor's output on"
-                )
-
-
-def _refuse_missing(
-    attached: AttachedMethod, given: dict[str, Any], source: PixelSource, row: int
-) -> None:
-    """Raise where pixels of one kind are missing, unless what is encoded of them is there."""
-    for branch in attached.branches:
-        if branch.pixel:
-            raise CdkitError(f"branch {branch.name!r} distorts pixels: pass {source.argument}")
-    if given.get("mm_encoder_outputs") is None:
-        raise CdkitError(
-            f"prompt {row} has {source.kind} tokens, but no {source.kind} came with it, and "
-            f"{attached.method.name} would act on the placeholders: pass {source.argument}, with "
-            "every turn of a conversation"
-        )
 
 
 def _check_last_row(attached: AttachedMethod, session: Session) -> None:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
-from cdkit.generation.videos import kinds_of
+from cdkit.generation.pixels import kinds_of
 from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of
 from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
 from cdkit.probing.observed_layers import axes_of, keys_at
@@ -136,9 +136,9 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
     of_kind = tokens_of_kinds(adapter, model, ids, index)
     for kind, encoder in encoders.items():
         features, where = adapter.features(encoder.output), of_kind[kind]
+        counts = tokens_of_images(index.masked_fill(~where, -1))
         promise = f"there are as many features as {kind} tokens"
-        count = int(where.sum())
-        require(len(features) == count, adapter, promise, (len(features), count))
+        require(len(features) == sum(counts), adapter, promise, (len(features), counts))
         promise = "the decoder gets the features in the places of image_index"
         require_close(features.to(embeds), embeds[where], adapter, promise)
     text = (index < 0) & token_mask
