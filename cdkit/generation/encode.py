@@ -63,7 +63,10 @@ def _keep(
             changed = _text_of(attached, branch, given, adapter.encoder_text)
         if branch.pixel:
             pixels = session.distorted_pixels(branch, source.kind)
-            changed[source.argument] = source.join(attached.model, pixels, given)
+            if source.kind in session.unordered:
+                changed |= source.join_values(attached.model, pixels, given)
+            else:
+                changed[source.argument] = source.join(attached.model, pixels, given)
         if changed:
             distorted = encode(**given | changed)
             features = adapter.features(distorted)

@@ -13,6 +13,7 @@ from cdkit.generation.compatibility import setting
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
 from cdkit.interfaces.pixel_source import Kind, PixelSource
 from cdkit.methods.attached import AttachedMethod
+from cdkit.methods.method import kind_of
 
 
 def check_videos(attached: AttachedMethod, given: Mapping[str, Any]) -> None:
@@ -161,42 +162,61 @@ def pixels_of_images(
     given: dict[str, Any],
     image_index: Int[Tensor, "samples tokens"],
     kinds: Sequence[Kind],
-) -> Sequence[Tensor] | None:
-    """The pixels of each image; None where there are none, or the adapter cannot assign them to
-    images and no branch changes pixels.
+) -> tuple[Sequence[Tensor] | None, frozenset[Kind]]:
+    """The pixels of each image, and of which kind their order is not known.
 
-    Without them the digest that replaces a sample id covers the prompt's tokens alone.
+    None where there are none, or the adapter cannot assign them to images and no branch changes
+    pixels. Without them the digest that replaces a sample id covers the prompt's tokens alone.
     """
-    sources = attached.sources
-    if all(given.get(source.argument) is None for source in sources):
-        return None
+    came = [source for source in attached.sources if given.get(source.argument) is not None]
+    if not came:
+        return None, frozenset()
     counts = list[int]()
     for row in image_index.tolist():
         found = Counter(row)
         counts += [found[number] for number in range(max(row) + 1)]
-    split = dict[Kind, Iterator[Tensor]]()
-    for source in sources:
-        if given.get(source.argument) is None:
-            continue
+    split, unordered = dict[Kind, Iterator[Tensor]](), set[Kind]()
+    for source in came:
         tokens = [n for n, kind in zip(counts, kinds, strict=True) if kind == source.kind]
         if source.kind == "video" and not tokens:
             raise CdkitError(
                 f"{source.argument} came with prompts that have no video token; put a video "
                 "placeholder into the prompt, or leave it out"
             )
-        try:
-            found_pixels = source.split(attached.model, given, tokens)
-        except UnmatchedPixelsError as error:
-            if any(branch.pixel for branch in attached.branches):
-                raise CdkitError(
-                    f"{attached.method.name} changes pixels, but which are an image's is not "
-                    f"known: {error}; use a method that changes none, or write an adapter. "
-                    f"{HOW_TO_ADD}"
-                ) from None
-            return None
-        if len(found_pixels) != len(tokens):
+        pixels, ordered = _split(attached, source, given, tokens)
+        if pixels is None:
+            return None, frozenset()
+        if len(pixels) != len(tokens):
             raise CdkitError(
-                f"the prompts have {len(tokens)} {source.kind}s but {len(found_pixels)} were passed"
+                f"the prompts have {len(tokens)} {source.kind}s but {len(pixels)} were passed"
             )
-        split[source.kind] = iter(found_pixels)
-    return [next(split[kind]) for kind in kinds]
+        split[source.kind] = iter(pixels)
+        if not ordered:
+            unordered.add(source.kind)
+    return [next(split[kind]) for kind in kinds], frozenset(unordered)
+
+
+def _split(
+    attached: AttachedMethod, source: PixelSource, given: dict[str, Any], tokens: Sequence[int]
+) -> tuple[Sequence[Tensor] | None, bool]:
+    """The pixels of each image of one kind, and whether their order is known."""
+    model = attached.model
+    try:
+        return source.split(model, given, tokens), True
+    except UnmatchedPixelsError as error:
+        reason = error
+    moving = [d for branch in attached.branches for d in branch.pixel if not d.elementwise]
+    if not moving:
+        try:
+            return source.split_values(model, given, tokens), False
+        except UnmatchedPixelsError:
+            pass  # why their order is not known says more
+    if any(branch.pixel for branch in attached.branches):
+        why = "which are an image's is not known"
+        if moving:
+            why = f"{kind_of(moving[0])} needs them as pictures"
+        raise CdkitError(
+            f"{attached.method.name} changes pixels, but {why}: {reason}; use a method that "
+            f"changes none, or write an adapter. {HOW_TO_ADD}"
+        )
+    return None, True

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
@@ -43,8 +43,10 @@ class Session:
     image_index: Int[Tensor, "samples tokens"]
     layout: Layout
     """Where the prompts have their images, their padding and their text."""
-    pixels: Sequence[Float[Tensor, "_ channels _ _"]] | None
+    pixels: Sequence[Float[Tensor, "..."]] | None
     """Each image of the prompts, in their order; of a video the frames of each run of tokens."""
+    unordered: frozenset[Kind]
+    """Of which kind an image is its numbers in any order, not (frames, channels, height, width)."""
     seed: int
     given_ids: tuple[str, ...] | None
     kinds: Sequence[Kind] = ()
@@ -59,6 +61,8 @@ class Session:
     """Whether `generate` was called with a static cache."""
     overridden: Mapping[str, Any] = field(default_factory=dict)
     """What `generate` must be passed so that it does not take what the checkpoint says."""
+    token_values: Mapping[str, Shaped[Tensor, "samples tokens"]] = field(default_factory=dict)
+    """Arguments that the decoder gets as well: a value for each token of the prompts."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where they differ from the original ones."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -121,7 +125,7 @@ class Session:
             made.append(own)
         self.attended_features[branch.name] = made
 
-    def distorted_pixels(self, branch: Branch, kind: Kind) -> list[Float[Tensor, "_ channels _ _"]]:
+    def distorted_pixels(self, branch: Branch, kind: Kind) -> list[Float[Tensor, "..."]]:
         """The branch's images of one kind: a sample's noise comes from (seed, sample id) alone."""
         pixels, new = self.pixels, list[Tensor]()
         assert pixels is not None
@@ -213,13 +217,14 @@ def open_session(
     kinds, is_video = kinds_in(attached, given, None if plain else defaults, ids, image_index)
     if any(row.images for row in layout.row_stats):
         check_pixels(attached, given, image_index, is_video)
-    pixels = pixels_of_images(attached, given, image_index, kinds)
+    pixels, unordered = pixels_of_images(attached, given, image_index, kinds)
     session = Session(
         ids=ids,
         token_mask=token_mask,
         image_index=image_index,
         layout=layout,
         pixels=pixels,
+        unordered=unordered,
         seed=attached.seed,
         given_ids=attached.sample_ids,
         kinds=kinds,
@@ -228,6 +233,7 @@ def open_session(
         compile_config=compile_config,
         static_cache=static,
         overridden=overridden,
+        token_values=_token_values(attached, given),
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:
@@ -239,6 +245,19 @@ def open_session(
                 )
     _check_last_row(attached, session)
     return session
+
+
+def _token_values(
+    attached: AttachedMethod, given: Mapping[str, Any]
+) -> dict[str, Shaped[Tensor, "samples tokens"]]:
+    """The arguments of a call that the decoder gets as well, with a value for each token."""
+    found = {name: given.get(name) for name in attached.token_arguments}
+    shape = given["input_ids"].shape
+    return {
+        name: values
+        for name, values in found.items()
+        if isinstance(values, Tensor) and values.shape == shape
+    }
 
 
 def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:

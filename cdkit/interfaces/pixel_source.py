@@ -23,6 +23,9 @@ class PixelSource:
     encoder: Callable[[nn.Module], tuple[nn.Module, str]]
     split: Callable[[nn.Module, Mapping[str, Any], Sequence[int]], list[Tensor]]
     join: Callable[[nn.Module, Sequence[Tensor], Mapping[str, Any]], Tensor]
+    split_values: Callable[[nn.Module, Mapping[str, Any], Sequence[int]], list[Tensor]]
+    """The numbers of each image in any order, where `split` does not know their order."""
+    join_values: Callable[[nn.Module, Sequence[Tensor], Mapping[str, Any]], Mapping[str, Tensor]]
 
 
 def sources_of(adapter: ModelAdapter) -> tuple[PixelSource, ...]:
@@ -34,15 +37,20 @@ def sources_of(adapter: ModelAdapter) -> tuple[PixelSource, ...]:
         adapter.encoder,
         adapter.split_pixels,
         adapter.join_pixels,
+        adapter.split_values,
+        adapter.join_values,
     )
     videos = adapter.videos
     if videos is None:
         return (images,)
+    name = "pixel_values_videos"
     return images, PixelSource(
         "video",
-        "pixel_values_videos",
+        name,
         videos.required,
         videos.encoder,
         videos.split_pixels,
         videos.join_pixels,
+        videos.split_pixels,
+        lambda model, runs, given: {name: videos.join_pixels(model, runs, given)},
     )

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.generation.pixels import kinds_of
-from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of
+from cdkit.interfaces.model_adapter import ModelAdapter, UnmatchedPixelsError, attentions_of
 from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
 from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
@@ -123,7 +123,13 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
     whole = decoder.keywords_only and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(model, None)}
+    for name in adapter.token_arguments(model):
+        found, given = decoder.arguments.get(name), inputs.get(name)
+        if found is not None and given is not None and found.shape == given.shape:
+            promise = f"the decoder gets {name} of the prompts as they are"
+            require_same(found, given.to(found), adapter, promise)
+            known.add(name)
     unknown = sorted(_tensors_in(decoder.arguments) - known)
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
     require(not unknown, adapter, promise, ", ".join(unknown))
@@ -139,6 +145,9 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
         counts = tokens_of_images(index.masked_fill(~where, -1))
         promise = f"there are as many features as {kind} tokens"
         require(len(features) == sum(counts), adapter, promise, (len(features), counts))
+        zeros = not bool(features.any())
+        promise = "features are zeros where features_in_layers is True, and nowhere else"
+        require(zeros == adapter.features_in_layers, adapter, promise)
         promise = "the decoder gets the features in the places of image_index"
         require_close(features.to(embeds), embeds[where], adapter, promise)
     text = (index < 0) & token_mask
@@ -205,7 +214,7 @@ def tokens_of_images(index: Int[Tensor, "rows tokens"]) -> list[int]:
     return [int(count) for row in index for count in row[row >= 0].bincount()]
 
 
-def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoders: Encoders) -> None:
+def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoders: Encoders) -> str:
     """Require that pixels survive splitting and joining, and are split as the model reads them.
 
     Args:
@@ -214,38 +223,73 @@ def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoders: En
         inputs: Prompts, padded on the left.
         encoders: The calls of the encoders with their images and videos.
 
+    Returns:
+        Why the adapter does not know the order of an image's pixels, only which numbers are an
+        image's; empty where it does.
+
     Raises:
         AssertionError: Where a promise is broken.
-        UnmatchedPixelsError: Where the adapter cannot tell which pixels are which image's.
+        UnmatchedPixelsError: Where the adapter cannot tell which numbers are which image's.
     """
     ids = inputs["input_ids"]
     index = adapter.image_index(model, ids)
     index = index.masked_fill(~inputs["attention_mask"].bool(), -1)
     is_video = tokens_of_kinds(adapter, model, ids, index)["video"]
     kinds, every = kinds_of(index, is_video), tokens_of_images(index)
+    unordered = ""
     for source in sources_of(adapter):
         encoder = encoders.get(source.kind)
-        if encoder is None:
-            continue
-        given = {**encoder.arguments, **{n: own for n, own in inputs.items() if own is not None}}
-        counts = [n for n, kind in zip(every, kinds, strict=True) if kind == source.kind]
-        images, before = source.split(model, given, counts), given[source.argument]
-        require(len(images) == len(counts), adapter, "split_pixels has an entry for each image")
+        if encoder is not None:
+            counts = [n for n, kind in zip(every, kinds, strict=True) if kind == source.kind]
+            unordered = _check_source(adapter, model, inputs, source, encoder, counts) or unordered
+    return unordered
+
+
+def _check_source(
+    adapter: ModelAdapter,
+    model: Any,
+    inputs: Inputs,
+    source: PixelSource,
+    encoder: RecordedCall,
+    counts: Sequence[int],
+) -> str:
+    """As `check_pixels`, of images or of videos."""
+    given = {**encoder.arguments, **{n: value for n, value in inputs.items() if value is not None}}
+    unordered, what = "", "pixels"
+    try:
+        images = source.split(model, given, counts)
+    except UnmatchedPixelsError as error:
+        unordered, what = str(error), "values"
+        try:
+            images = source.split_values(model, given, counts)
+        except UnmatchedPixelsError:
+            raise error from None  # why their order is not known says more
+    one_each = len(images) == len(counts)
+    require(one_each, adapter, f"split_{what} has an entry for each {source.kind}", len(images))
+    if not unordered:
         shapes = [tuple(image.shape) for image in images]
-        whole = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
-        require(whole, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
-        joined = source.join(model, images, given)
-        same = joined.shape == before.shape
-        require(same, adapter, f"join_pixels gives the shape of {source.argument}", joined.shape)
-        require_same(joined, before, adapter, "join_pixels undoes split_pixels")
-        if len(images) > 1:
-            _check_other_pixels(adapter, model, images, source, encoder, counts[0])
+        pictures = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
+        require(pictures, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
+
+    def joined(images: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        if unordered:
+            return source.join_values(model, images, given)
+        return {source.argument: source.join(model, images, given)}
+
+    for name, found in joined(images).items():
+        same = found.shape == given[name].shape
+        require(same, adapter, f"join_{what} gives the shape of {name}", found.shape)
+        require_same(found, given[name], adapter, f"join_{what} undoes split_{what}")
+    if len(images) > 1:
+        changed = joined([images[0].flip(-1) + 1, *images[1:]])
+        _check_other_pixels(adapter, model, changed, source, encoder, counts[0])
+    return unordered
 
 
 def _check_other_pixels(
     adapter: ModelAdapter,
     model: Any,
-    images: Sequence[Tensor],
+    changed: Mapping[str, Tensor],
     source: PixelSource,
     encoder: RecordedCall,
     tokens: int,
@@ -253,8 +297,7 @@ def _check_other_pixels(
     """Require that other pixels of the first image change its features, and no others."""
     owner, attribute = source.encoder(model)
     before = adapter.features(encoder.output)
-    changed = source.join(model, [images[0].flip(-1) + 1, *images[1:]], encoder.arguments)
-    output = getattr(owner, attribute)(**{**encoder.arguments, source.argument: changed})
+    output = getattr(owner, attribute)(**{**encoder.arguments, **changed})
     moved = (adapter.features(output) - before).abs().amax(dim=-1) > tolerance(before)
     alone = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
     promise = "pixels of an image make the features of its own tokens, and of no others"
