@@ -181,8 +181,9 @@ def _on_axes(
 ) -> Int[Tensor, "tokens axes"]:
     """One prompt's positions where they have several axes.
 
-    What follows an image stands behind its largest position on any rotated axis; of four axes the
-    first only counts tokens.
+    What follows an image stands behind its largest position on any rotated axis, or where it stood
+    in the original prompt, if that is nearer: text may follow a video before the last frame's time.
+    Of four axes the first only counts tokens.
     """
     now, blocks, numbers = start, list[Tensor](), index.tolist()
     done = 0
@@ -195,7 +196,11 @@ def _on_axes(
             block = old[int(at[0]) : int(at[-1]) + 1]  # marks inside of the image come along
             block = block - block[0] + now
             span = block.amax(dim=0) + 1 - now
-            span = torch.cat((span[:-3], span[-3:].max().expand(3)))
+            rotated = span[-3:].max()
+            behind = old[int(at[-1]) + 1 : int(at[-1]) + 2] - old[int(at[0])]
+            if len(behind) and int(behind[0, -3:].max()) > 0:
+                rotated = torch.minimum(rotated, behind[0, -3:].max())
+            span = torch.cat((span[:-3], rotated.expand(3)))
         blocks.append(block)
         now, done = now + span, done + len(block)
     return torch.cat(blocks)

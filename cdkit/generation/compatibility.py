@@ -19,7 +19,6 @@ from cdkit.methods.method import ORIGINAL, Method, kind_of
 
 ASSISTED = "assisted decoding checks tokens in chunks"
 FOREIGN_LOOP = "a custom loop may not keep to HF's contract"
-VIDEOS = "videos are not supported, only images"
 
 
 def _is_given(value: Any) -> bool:
@@ -52,8 +51,6 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is not None and not (isinstance(v, torch.Tensor) and bool((v == -100).all())),
         "methods act at inference; compute a loss without them",
     ),
-    "pixel_values_videos": (_is_given, VIDEOS),
-    "video_grid_thw": (_is_given, VIDEOS),
 }
 """Argument of `generate` or forward -> (whether a value uses it, why it is refused)."""
 

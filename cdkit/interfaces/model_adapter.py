@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.former_names import FormerNames
+from cdkit.interfaces.video_layout import VideoLayout
 from cdkit.registry import Registry
 
 SeesAhead = Literal["nowhere", "in images", "in prompts"]
@@ -54,6 +55,8 @@ class ModelAdapter(FormerNames, abc.ABC):
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
     Q-Former, for example, reads `qformer_input_ids`."""
+    videos: ClassVar[VideoLayout | None] = None
+    """Where the family's videos are; None where cdkit reads none of it. Then videos are refused."""
 
     @abc.abstractmethod
     def check(self, model: nn.Module) -> None:
@@ -105,7 +108,7 @@ class ModelAdapter(FormerNames, abc.ABC):
             tokens: How many image tokens each image has, in the order of the prompts.
 
         Returns:
-            For each image its picture (one frame), its tiles or the frames of its video.
+            For each image its picture (one frame), or its tiles.
 
         Raises:
             UnmatchedPixelsError: Where nothing says which pixels are which image's.
@@ -228,7 +231,8 @@ class ModelAdapter(FormerNames, abc.ABC):
             ids: Token ids, padded on the left. Padding of a rewritten prompt is -1.
 
         Returns:
-            For each token the number of its image in the row, from 0; -1 for text and padding.
+            For each token the number of its image in the row, from 0; -1 for text and padding. Of a
+            video each run of tokens is an image (`VideoLayout`).
         """
 
     @abc.abstractmethod

@@ -21,6 +21,7 @@ from cdkit.generation.compatibility import sliding_window
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import DistortionStrategy
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
@@ -153,7 +154,7 @@ def try_adapter(
     name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
     window = sliding_window(adapter.decoder(model))
     cut = window is not None and ids.shape[1] + STEPS > window
-    if not counts or inputs.get("pixel_values") is None:
+    if not counts or all(inputs.get(s.argument) is None for s in sources_of(adapter)):
         if not adapter.needs_check:
             return  # later prompts will show it; without an image no method acts
         raise CdkitError(
@@ -223,10 +224,10 @@ def _run_checks(
         checked = "its parts"
         check_modules(adapter, model)
         checked = "a stock generate"
-        encoder = check_stock_run(adapter, model, inputs)
+        encoders = check_stock_run(adapter, model, inputs)
         checked = "its pixels"
         try:
-            unordered = check_pixels(adapter, model, inputs, encoder)
+            unordered = check_pixels(adapter, model, inputs, encoders)
         except UnmatchedPixelsError as error:
             unmatched = str(error)
         checked = "what its images depend on"
@@ -302,7 +303,8 @@ def _unfit(adapter: ModelAdapter, name: str, what: str) -> CdkitError:
 
 def _inputs(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> Inputs:
     """The arguments that belong to the prompts, with an attention mask."""
-    functions = (model.forward, getattr(*adapter.encoder(model)))
+    encoders = [getattr(*source.encoder(model)) for source in sources_of(adapter)]
+    functions = (model.forward, *encoders)
     names = {name for function in functions for name in signature(function).parameters}
     inputs = {
         name: value

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit import UnmatchedPixelsError
-from cdkit.models.layouts.standard import StandardAdapter, runs
+from cdkit.models.layouts.standard import StandardAdapter, visual_runs
 
 
 class PatchAdapter(StandardAdapter, abc.ABC):
@@ -39,24 +39,24 @@ class PatchAdapter(StandardAdapter, abc.ABC):
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        return runs(ids == model.config.image_token_id)
+        return visual_runs(self, model, ids, ids == model.config.image_token_id)
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
         grids: list[list[int]] = given["image_grid_thw"].tolist()
         patches = given["pixel_values"].split([t * h * w for t, h, w in grids])
-        sizes = _sizes(model)
+        sizes = sizes_of(model)
         return [
             pictures(image, sizes, frames=t, rows=h // sizes["a"])
             for image, (t, h, _) in zip(patches, grids, strict=True)
         ]
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
-        return torch.cat([patches_of(image, _sizes(model)) for image in images])
+        return torch.cat([patches_of(image, sizes_of(model)) for image in images])
 
 
-def _sizes(model: Any) -> dict[str, int]:
+def sizes_of(model: Any) -> dict[str, int]:
     """Of a token its patches (a x b); of a patch its frames (q) and its pixels (y x x)."""
     vision = model.config.vision_config
     merged, side = vision.spatial_merge_size, vision.patch_size
@@ -72,22 +72,42 @@ def pictures(
 
     Args:
         patches: The patches of one image.
-        sizes: What `_sizes` returns.
+        sizes: What `sizes_of` returns.
         frames: How many patches the image has in time.
         rows: Its height in tokens.
     """
-    whole = rearrange(
-        patches, "(t h w a b) (c q y x) -> q t c (h a y) (w b x)", t=frames, h=rows, **sizes
-    )
-    return whole[0]
+    return frames_of_patches(patches, sizes, times=frames, rows=rows)[:: sizes["q"]]
 
 
 def patches_of(
     image: Float[Tensor, "frames channels height width"], sizes: Mapping[str, int]
 ) -> Float[Tensor, "patches values"]:
     """The inverse of `pictures`."""
-    alike = repeat(image, "t c height width -> q t c height width", q=sizes["q"])
-    return rearrange(alike, "q t c (h a y) (w b x) -> (t h w a b) (c q y x)", **sizes)
+    alike = repeat(image, "t c height width -> (t q) c height width", q=sizes["q"])
+    return patches_of_frames(alike, sizes)
+
+
+def frames_of_patches(
+    patches: Float[Tensor, "patches values"], sizes: Mapping[str, int], *, times: int, rows: int
+) -> Float[Tensor, "frames channels height width"]:
+    """The frames of a video's patches, each of which holds several that follow each other.
+
+    Args:
+        patches: The patches of one video.
+        sizes: What `sizes_of` returns.
+        times: How many patches the video has in time.
+        rows: Its height in tokens.
+    """
+    return rearrange(
+        patches, "(t h w a b) (c q y x) -> (t q) c (h a y) (w b x)", t=times, h=rows, **sizes
+    )
+
+
+def patches_of_frames(
+    frames: Float[Tensor, "frames channels height width"], sizes: Mapping[str, int]
+) -> Float[Tensor, "patches values"]:
+    """The inverse of `frames_of_patches`."""
+    return rearrange(frames, "(t q) c (h a y) (w b x) -> (t h w a b) (c q y x)", **sizes)
 
 
 # ---- families that are not known -----------------------------------------------------------------

@@ -197,9 +197,11 @@ def _of_any_size(merge: int) -> Callable[[int], tuple[list[int], Inputs]]:
 
 def _tiled(model_type: str) -> dict[str, Any]:
     siglip = model_type == "llava_onevision"
-    more = {"video_token_index": VIDEO} if siglip else {}
+    more = {} if model_type == "llava_next" else {"video_token_index": VIDEO}
+    kinds = {"llava_onevision": "qwen2", "llava_next": "mistral"}
+    decoder = {"sliding_window": None} if model_type in kinds else {}
     return {
-        "text_config": text("qwen2" if siglip else "mistral", sliding_window=None),
+        "text_config": text(kinds.get(model_type, "llama"), **decoder),
         "vision_config": vision("siglip_vision_model" if siglip else "clip_vision_model"),
         "image_token_index": IMAGE, "image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]],
         "vision_feature_layer": -1,
@@ -515,6 +517,14 @@ FAMILIES: Mapping[str, Family] = {
     "llava_next": Family("llava_next", lambda: _tiled("llava_next"), _tiles_with_newlines),
     "llava_onevision": Family(
         "llava_onevision", lambda: _tiled("llava_onevision"), _tiles_with_newlines
+    ),
+    "llava_next_video": Family(
+        "llava_next_video", lambda: _tiled("llava_next_video"), _tiles_with_newlines
+    ),
+    "video_llava": Family(
+        "video_llava",
+        lambda: _llava("clip_vision_model", "default", video_token_index=VIDEO),
+        square(16),
     ),
     "granite4_vision": Family("granite4_vision", _granite4_vision, _smaller_tiles_with_newlines),
     "mistral3": Family("mistral3", lambda: _pixtral(spatial_merge_size=2), _of_any_size(2)),
