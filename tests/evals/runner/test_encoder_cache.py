@@ -184,7 +184,7 @@ class Tower(nn.Module):
     ) -> BaseModelOutputWithPooling:
         self.count += 1
         size = 0 if image_sizes is None else image_sizes.sum()
-        each = [row * 2 + size + len(kwargs) for row in pixel_values]
+        each: Any = [row * 2 + size + len(kwargs) for row in pixel_values]
         inner = pixel_values.new_zeros(1000)
         return BaseModelOutputWithPooling(
             last_hidden_state=inner, pooler_output=each, hidden_states=(inner, inner)
@@ -216,8 +216,8 @@ def test_any_calls_in_any_order(asked: list[tuple[int, int | None, int]], capaci
         pixels = batch(number, rows)
         sizes = None if size is None else torch.tensor([[size, size]])
         found = call(cache, tower, pixels, image_sizes=sizes)
-        wanted = Tower().get_image_features(pixels, sizes).pooler_output
-        assert all(map(torch.equal, found.pooler_output, wanted))
+        wanted: Any = Tower().get_image_features(pixels, sizes)
+        assert all(map(torch.equal, found.pooler_output, wanted.pooler_output))
         found.pooler_output = []  # as `generate` does for beams: the cache has its own
         assert cache.nbytes <= capacity
     assert tower.count == len(asked) or capacity
@@ -281,9 +281,9 @@ def test_what_is_spared_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     class Slow(Tower):
-        def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        def get_image_features(self, pixel_values: Tensor, *rest: Any, **kwargs: Any) -> Any:
             now[0] += 2.0
-            return super().get_image_features(pixel_values, **kwargs)
+            return super().get_image_features(pixel_values, *rest, **kwargs)
 
     monkeypatch.setattr(encoder_cache, "perf_counter", lambda: now[0])
     tower, cache = Slow(), EncoderCache()
@@ -337,7 +337,7 @@ def pixels_of(pixels: Tensor) -> Tensor:
 
 def test_what_is_no_output_of_a_model_is_handed_on() -> None:
     class Pair(Tower):
-        def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        def get_image_features(self, pixel_values: Tensor, *rest: Any, **kwargs: Any) -> Any:
             self.count += 1
             return (pixel_values,)
 
