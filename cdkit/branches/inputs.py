@@ -19,6 +19,8 @@ class PromptRows:
     token_mask: Bool[Tensor, "rows tokens"]
     image_index: Int[Tensor, "rows tokens"]
     positions: Int[Tensor, "rows tokens *axes"]
+    ids: Int[Tensor, "rows tokens"]
+    """Token ids; those of padding are any."""
     deepstack: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
     """What deeper layers add at the image tokens, 0 elsewhere."""
 
@@ -28,6 +30,7 @@ class PromptRows:
             change(self.token_mask),
             change(self.image_index),
             change(self.positions),
+            change(self.ids),
             tuple(change(features) for features in self.deepstack),
         )
 
@@ -51,6 +54,7 @@ class PromptRows:
             short.positions.masked_fill(
                 ~token_mask.view(*token_mask.shape, *[1] * (short.positions.ndim - 2)), 0
             ),
+            short.ids,
             tuple(features.masked_fill(~token_mask[..., None], 0) for features in short.deepstack),
         )
 
@@ -60,6 +64,7 @@ class PromptRows:
             left_pad(self.token_mask, length, False),
             left_pad(self.image_index, length, -1),
             left_pad(self.positions, length, 0),
+            left_pad(self.ids, length, 0),
             tuple(left_pad(features, length, 0) for features in self.deepstack),
         )
 
@@ -80,6 +85,7 @@ def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:
         torch.cat([part.token_mask for part in parts], dim),
         torch.cat([part.image_index for part in parts], dim),
         torch.cat([part.positions for part in parts], dim),
+        torch.cat([part.ids for part in parts], dim),
         tuple(
             torch.cat(features, dim)
             for features in zip(*(part.deepstack for part in parts), strict=True)

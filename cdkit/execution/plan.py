@@ -64,6 +64,7 @@ class PromptPlan:
     caches_keys: bool
     """As `AttachedMethod.caches_keys`: whether rotated keys replace those of a cache."""
     rotary: Sequence[Rotary | None] | None
+    """That of each layer with keys of its own, where the method has a calibrator."""
     rng_keys: Int[Tensor, " rows"] | None
     """A random key for each row; None where the attention stays the stock one."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
@@ -230,7 +231,7 @@ def shared_columns(
     cut = min(common, length - 1)
     if attached.hooked:
         cut = min(cut, first_text)
-    if attached.adapter.sees_ahead != "nowhere":
+    if attached.sees_ahead != "nowhere":
         cut = _whole_images(image_index, cut)
     saved, tokens = cut * len(branches), length * (1 + len(branches))
     return cut if saved >= MIN_SHARED_FRACTION * tokens else 0
@@ -244,7 +245,7 @@ def _keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimi
         attached.hooked
         and attached.caches_keys
         and "shared_cache" in optimizations
-        and attached.adapter.sees_ahead == "nowhere"
+        and attached.sees_ahead == "nowhere"
         and "chunked_attention" not in layer_types
     )
 
@@ -292,7 +293,7 @@ def plan_prompt(
         # deeper features and readouts are found by columns, which packed rows do not have
         and not deepstack
         and attached.method.readout is None
-        and takes_packed(cache, attached.depth)
+        and takes_packed(cache, attached.cached_depth)
     ):
         packing = Packing(shared, layout.length - shared, len(names))
     return PromptPlan(
@@ -306,7 +307,7 @@ def plan_prompt(
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
         calibrator=attached.method.calibrator,
         caches_keys=attached.caches_keys,
-        rotary=attached.rotary,
+        rotary=attached.rotary_of_keys,
         rng_keys=rng_keys,
         deepstack=deepstack,
     )

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from cdkit.errors import CdkitError, PromptError
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
@@ -480,9 +480,11 @@ def sliding_window(decoder: Any) -> int | None:
 
 
 def has_plain_cache(decoder: Any) -> bool:
-    """Whether the cache of each of the decoder's layers holds keys and values and nothing else."""
+    """Whether the cache of each of the decoder's layers holds keys and values and nothing else, or
+    nothing at all."""
     layers: list[Any] = DynamicCache(config=decoder.config).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    plain = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+    return all(type(layer) in plain for layer in layers)
 
 
 def can_be_hooked(decoder: Any) -> bool:

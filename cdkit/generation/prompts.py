@@ -159,7 +159,7 @@ def open_session(
     check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:
         check_mode(given, defaults, method)
-        check_whole_prompt(given, defaults, method, sees_ahead=attached.adapter.sees_ahead)
+        check_whole_prompt(given, defaults, method, sees_ahead=attached.sees_ahead)
     elif method.stateful:
         raise CdkitError(f"{method.name} depends on the step; a plain call has none: generate")
     elif method.loop is not None:

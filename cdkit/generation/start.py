@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.attention.context import LayerWork
@@ -30,6 +30,7 @@ def start(
     optimizations: frozenset[Optimization],
     compiled: bool,
     works: Mapping[tuple[str, ...], tuple[LayerWork, ...]],
+    ids: Int[Tensor, "given_rows given_tokens"] | None,
 ) -> tuple[BranchState, Float[Tensor, "rows tokens hidden"], int]:
     """The state of new prompts, their embedded rows, and how many last columns are aligned.
 
@@ -42,6 +43,7 @@ def start(
         optimizations: What may be skipped.
         compiled: Whether steps are compiled.
         works: Each group of branches, and what the layers do for it.
+        ids: The token ids of the call; None where it has none.
     """
     given = first_columns(session, kwargs)
     rows = branch_rows(attached, session, given, branches)
@@ -102,13 +104,14 @@ def start(
         stacked.token_mask,
         caches=caches,
         seen=[0] * len(plan.groups),
+        ids=stacked.ids if attached.adapter.token_arguments else None,
     )
     tail = given.embeds[:, given.here :]
     if not tail.shape[1]:
         return state, stacked.embeds, rows.aligned
     late = given.positions[:, given.here :]
     late = late if late.ndim == 2 else late.movedim(-1, 0)
-    state.extend(late, given.mask, tail.shape[1])
+    state.extend(late, given.mask, tail.shape[1], ids)
     state.step = tail.shape[1]
     embeds = torch.cat((stacked.embeds, tail.repeat(len(rows.blocks), 1, 1)), dim=1)
     return state, embeds, rows.aligned

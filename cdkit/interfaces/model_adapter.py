@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ class ModelAdapter(FormerNames, abc.ABC):
     """Whether states up to the image's last token do not depend on what follows. Then branches that
     differ only after the image share these states."""
     sees_ahead: ClassVar[SeesAhead] = "nowhere"
-    """Which tokens of a prompt attend to tokens after them."""
+    """Which tokens of a prompt attend to tokens after them; `sees_ahead_in` says it of a model."""
     square_grid: ClassVar[bool] = False
     """Whether the tokens of a square picture are a square grid of it, row by row: then a report may
     draw attention over it. False where an image is cut into tiles, or read by queries."""
@@ -46,6 +47,9 @@ class ModelAdapter(FormerNames, abc.ABC):
     needs_check: ClassVar[bool] = False
     """Whether the adapter searches a model that it does not know for its parts. Then cdkit tries it
     out on the first prompt with an image that a model gets (`cdkit.probing.adapter_trial`)."""
+    token_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments with which the decoder gets more of each token than its embedding, made from token
+    ids; `token_kwargs` makes them. None for most families."""
     encoder_text: ClassVar[str | None] = None
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
@@ -153,6 +157,52 @@ class ModelAdapter(FormerNames, abc.ABC):
         Returns:
             Arguments of the decoder's forward, by name.
         """
+
+    def token_kwargs(
+        self, model: nn.Module, ids: Int[Tensor, "rows tokens"]
+    ) -> Mapping[str, Tensor]:
+        """The arguments of the decoder's forward in `token_arguments`, for any rows of tokens.
+
+        Args:
+            model: The model.
+            ids: Token ids; those of padding are any.
+
+        Returns:
+            For each of these names a tensor of (rows, tokens, ...); without a name that this very
+            model does not use.
+        """
+        return {}
+
+    def sees_ahead_in(self, model: nn.Module) -> SeesAhead:
+        """As `sees_ahead`, of this very model: in some families not every checkpoint does."""
+        return self.sees_ahead
+
+    def create_masks(
+        self, model: Any, types: Int[Tensor, "rows columns"], given: Mapping[str, Any]
+    ) -> Any:
+        """What the model's forward makes of a prompt's token types, where it sees ahead.
+
+        Args:
+            model: The model.
+            types: All columns so far, as the family numbers them: 1 on image tokens, or, of a
+                family that sees ahead in prompts, behind the prompt.
+            given: What transformers' masking functions take else: `inputs_embeds`, a 2-D
+                `attention_mask`, `position_ids` and the cache.
+
+        Returns:
+            What the decoder gets as its `attention_mask`.
+        """
+        taken = signature(model.create_masks_for_generate).parameters
+        name = "mm_token_type_ids" if "mm_token_type_ids" in taken else "token_type_ids"
+        return model.create_masks_for_generate(config=model.config, **{name: types}, **given)
+
+    def kwargs_of_one_token(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """`token_kwargs` for some token: tensors of (1, 1, ...)."""
+        if not self.token_arguments:
+            return {}
+        decoder: Any = self.decoder(model)
+        device = decoder.get_input_embeddings().weight.device
+        return self.token_kwargs(model, torch.zeros(1, 1, dtype=torch.long, device=device))
 
     @abc.abstractmethod
     def image_index(
@@ -300,12 +350,6 @@ def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
     raise CdkitError(
         f"{type(model).__name__} (model_type {model_type!r}) has no adapter of its own, and {why}"
     )
-
-
-def types_argument(model: Any) -> str:
-    """The name by which a model's `create_masks_for_generate` takes the types of tokens."""
-    taken = signature(model.create_masks_for_generate).parameters
-    return "mm_token_type_ids" if "mm_token_type_ids" in taken else "token_type_ids"
 
 
 def attentions_of(adapter: ModelAdapter, model: nn.Module) -> dict[int, nn.Module]:

@@ -56,11 +56,11 @@ def check_modules(adapter: ModelAdapter, model: Any) -> None:
 
 
 def recorded_generate(
-    adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int
+    adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int, **options: Any
 ) -> list[RecordedCall]:
     """The calls of encoder, decoder, `lm_module` and layers in a stock `generate`.
 
-    Of all layers but the last only the names are kept.
+    Of all layers but the last only the names are kept. `options` are those of `generate`.
     """
     layers = {_layer(i): (m, "forward") for i, m in enumerate(adapter.layers(model))}
     modules = {
@@ -69,8 +69,20 @@ def recorded_generate(
         "lm_module": (adapter.lm_module(model), "forward"),
     }
     with recording_calls(layers | modules, names_only=[*layers][:-1]) as calls:
-        generate_tokens(model, inputs, steps=steps)
+        generate_tokens(model, inputs, steps=steps, **options)
     return calls
+
+
+def last_states(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Tensor:
+    """The output of the stock decoder's last layer for the prompts: (rows, tokens, hidden)."""
+    last, all_tokens = _layer(len(adapter.layers(model)) - 1), inputs["input_ids"].shape[1]
+    for options in ({}, {"output_hidden_states": True}):
+        calls = recorded_generate(adapter, model, inputs, steps=1, **options)
+        hidden = next(_hidden(call) for call in calls if call.name == last)
+        # layers without keys of their own run the last token alone, unless all states are asked for
+        if hidden.shape[1] == all_tokens:
+            break
+    return hidden
 
 
 def _layer(index: int) -> str:
@@ -110,7 +122,7 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     whole = decoder.keywords_only and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None), *adapter.token_arguments}
     unknown = sorted(_tensors_in(decoder.arguments) - known)
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
     require(not unknown, adapter, promise, ", ".join(unknown))
@@ -131,7 +143,23 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     promise = "embed returns what the decoder gets for text tokens"
     require_close(text_embeds[text].to(embeds), embeds[text], adapter, promise)
 
+    _check_token_kwargs(adapter, model, inputs, decoder)
     return encoder
+
+
+def _check_token_kwargs(
+    adapter: ModelAdapter, model: Any, inputs: Inputs, decoder: RecordedCall
+) -> None:
+    """Require that `token_kwargs` makes of the prompts' ids what the decoder gets."""
+    token_mask = inputs["attention_mask"].bool()
+    made = adapter.token_kwargs(model, inputs["input_ids"])
+    wanted = {name for name in adapter.token_arguments if decoder.arguments.get(name) is not None}
+    promise = "token_kwargs makes the arguments in token_arguments that the decoder gets"
+    require(set(made) == wanted, adapter, promise, sorted(made))
+    for name, value in made.items():
+        given = decoder.arguments[name]
+        promise = f"token_kwargs makes the {name} of the prompt's tokens"
+        require_close(value[token_mask].to(given), given[token_mask], adapter, promise)
 
 
 def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
@@ -253,10 +281,10 @@ def check_rotary(adapter: ModelAdapter, model: Any) -> None:
     promise = "rotary is None, or has a Rotary or None for each layer with attention"
     require(one_each, adapter, promise, rotary)
     decoder: Any = adapter.decoder(model)
-    axes = axes_of(decoder.config)
+    axes, more = axes_of(decoder.config), adapter.kwargs_of_one_token(model)
 
     def keys(by: Tensor) -> list[Tensor]:
-        return keys_at(decoder, attentions, by)[0]
+        return keys_at(decoder, attentions, by, more)[0]
 
     def check(by: Tensor, promise: str, within: float | None) -> None:
         """Tokens at the first positions move by `by`, (rows, axes)."""
@@ -309,11 +337,9 @@ def check_causal_prefix(adapter: ModelAdapter, model: Any, inputs: Inputs) -> No
     token_mask = inputs["attention_mask"].bool()
     is_image = (adapter.image_index(model, inputs["input_ids"]) >= 0) & token_mask
     up_to_image = is_image.flip(-1).cummax(dim=-1).values.flip(-1)
-    depth = len(adapter.layers(model))
     states = []
     for prompt in (inputs, with_other_ending(inputs, is_image)):
-        calls = recorded_generate(adapter, model, prompt, steps=1)
-        hidden = next(_hidden(call) for call in calls if call.name == _layer(depth - 1))
+        hidden = last_states(adapter, model, prompt)
         states.append(hidden[(up_to_image & token_mask).to(hidden.device)])
     moved = bool((states[0] - states[1]).abs().max() > tolerance(states[0]))
     promise = (

@@ -117,7 +117,8 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         if not set(kinds.values()) <= set(FIXED_ROPE):
             return None
         found = (self.attention(layer) for layer in self.layers(model))
-        return observe_layers(decoder, [own for own in found if own is not None]).rotary
+        attentions = [own for own in found if own is not None]
+        return observe_layers(decoder, attentions, self.kwargs_of_one_token(model)).rotary
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
         first = 0

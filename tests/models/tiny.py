@@ -364,6 +364,32 @@ def _gemma4() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _gemma4_small() -> dict[str, Any]:
+    """As E2B: inputs for each layer, and two layers that use the keys of layers below them."""
+    config = _gemma4()
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config["text_config"] |= {
+        "num_hidden_layers": 5, "layer_types": [*kinds, *kinds[:2]], "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCAB,
+        "use_double_wide_mlp": True, "use_bidirectional_attention": None,
+    }  # fmt: skip
+    return config
+
+
+def _gemma4_unified() -> dict[str, Any]:
+    config = _gemma4()
+    kinds = ["sliding_attention", "full_attention"]
+    config["text_config"] |= {
+        "model_type": "gemma4_unified_text", "num_hidden_layers": 4, "layer_types": kinds * 2,
+        "num_kv_shared_layers": 1,
+    }  # fmt: skip
+    config["vision_config"] = {
+        "patch_size": 2, "pooling_kernel_size": 1, "mm_embed_dim": 32, "mm_posemb_size": 16,
+        "output_proj_dims": 32,
+    }  # fmt: skip
+    return config
+
+
 def _placed_patches(row: int) -> tuple[list[int], Inputs]:
     """Patches with a place each; the second picture has fewer, and is filled up."""
     height, width = ((4, 6), (4, 4))[row]
@@ -376,6 +402,20 @@ def _placed_patches(row: int) -> tuple[list[int], Inputs]:
         "image_position_ids": torch.nn.functional.pad(places, (0, 0, 0, missing), value=-1)[None],
     }
     return around(row, START, *[IMAGE] * (len(places) // 4), END), image
+
+
+def _single_patches(row: int) -> tuple[list[int], Inputs]:
+    """A token for each patch."""
+    height, width = ((2, 4), (2, 3))[row]
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)
+    missing = 8 - len(places)
+    image = {
+        "pixel_values": torch.nn.functional.pad(
+            pixels(row, 1, len(places), 12), (0, 0, 0, missing)
+        ),
+        "image_position_ids": torch.nn.functional.pad(places, (0, 0, 0, missing), value=-1)[None],
+    }
+    return around(row, START, *[IMAGE] * len(places), END), image
 
 
 def _between_newlines(row: int) -> tuple[list[int], Inputs]:
@@ -501,6 +541,10 @@ FAMILIES: Mapping[str, Family] = {
     "smolvlm": Family("smolvlm", lambda: _idefics3("smolvlm"), _split_or_whole),
     "gemma3": Family("gemma3", _gemma3, _between_newlines, types="token_type_ids"),
     "gemma4": Family("gemma4", _gemma4, _placed_patches, types="mm_token_type_ids"),
+    "gemma4-small": Family("gemma4", _gemma4_small, _placed_patches, types="mm_token_type_ids"),
+    "gemma4_unified": Family(
+        "gemma4_unified", _gemma4_unified, _single_patches, types="mm_token_type_ids"
+    ),
     "paligemma": Family(
         "paligemma", _paligemma, _image_first, types="token_type_ids", prefix_types=True
     ),

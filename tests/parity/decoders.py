@@ -68,6 +68,12 @@ class Form:
     """Attention logits are `cap tanh(logits / cap)`."""
     final_cap: float | None = None
     """The same of the next token's logits."""
+    key_sources: tuple[int, ...] = ()
+    """A layer each: the one whose keys and values it uses; empty: its own."""
+    layer_inputs: int = 0
+    """How many numbers each layer gets of each token besides its state, made from its id."""
+    soft_tokens: tuple[int, ...] = ()
+    """Ids that count as the padding's there."""
     sees_ahead: Literal["nowhere", "in images", "in prompts"] = "nowhere"
     ahead_layers: tuple[bool, ...] = ()
     """A layer each: whether it sees ahead like that; empty: all do."""
@@ -94,7 +100,11 @@ def form_of(config: Any) -> Form:
                 final_cap=config.final_logit_softcapping,
                 sees_ahead="in prompts",
             )
-        case "gemma4_text":
+        case "gemma4_text" | "gemma4_unified_text":
+            ahead = config.use_bidirectional_attention == "vision"
+            sliding = tuple(kind == "sliding_attention" for kind in kinds)
+            unified = config.model_type == "gemma4_unified_text"
+            first = config.num_hidden_layers - config.num_kv_shared_layers
             shares = {
                 k: Turn(own["rope_theta"], share=own.get("partial_rotary_factor", 1.0))
                 for k, own in rope.items()
@@ -107,8 +117,14 @@ def form_of(config: Any) -> Form:
                 value_norms=True,
                 scaling=1.0,
                 final_cap=config.final_logit_softcapping,
-                sees_ahead="in images",
-                ahead_layers=tuple(kind == "sliding_attention" for kind in kinds),
+                key_sources=tuple(
+                    layer if layer < first else max(i for i in range(first) if kinds[i] == kind)
+                    for layer, kind in enumerate(kinds)
+                ),
+                layer_inputs=0 if unified else config.hidden_size_per_layer_input,
+                soft_tokens=(90, 91, 96),
+                sees_ahead="in images" if ahead else "nowhere",
+                ahead_layers=() if unified else sliding,
             )
         case "cohere2":
             turn = Turn(rope["rope_theta"])
@@ -210,6 +226,18 @@ class Decoder:
 
     def normed(self, x: Tensor, name: str) -> Tensor:
         return norm(x, self.weight(name), self.eps, self.form.norm)
+
+    def layer_inputs(self, states: Tensor, ids: Sequence[int]) -> Tensor | None:
+        """(tokens, layers, numbers): what each layer gets of each token besides its state."""
+        width = self.form.layer_inputs
+        if not width:
+            return None
+        soft = torch.tensor([0 if one in self.form.soft_tokens else one for one in ids])
+        of_ids = self.weight("embed_tokens_per_layer")[soft] * math.sqrt(width)
+        of_states = states @ self.weight("per_layer_model_projection").T
+        of_states = (of_states / math.sqrt(states.shape[-1])).view(len(ids), self.layers, width)
+        normed = self.normed(of_states, "per_layer_projection_norm")
+        return (normed + of_ids.view(len(ids), self.layers, width)) / math.sqrt(2)
 
     def turn(self, layer: int) -> Turn | None:
         return self.form.turns[layer] if self.form.turns else Turn(self.theta)

@@ -73,10 +73,11 @@ def exact(stock: Any) -> Iterator[Any]:
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("Norm"):
                 setattr(parent, name, Norm64(child))
-    embeddings = decoder.get_input_embeddings()
-    if hasattr(embeddings, "embed_scale"):
-        width = torch.tensor(decoder.config.hidden_size, dtype=torch.float64)
-        embeddings.embed_scale = width.sqrt()
+    for module in decoder.modules():
+        if hasattr(module, "embed_scale"):
+            of_layers = module is getattr(decoder, "embed_tokens_per_layer", None)
+            width = module.embedding_dim // (len(decoder.layers) if of_layers else 1)
+            module.embed_scale = torch.tensor(width, dtype=torch.float64).sqrt()
     module = sys.modules[type(decoder).__module__]
     if decoder.config.model_type == "cohere2":  # its function casts to float32
         with mock.patch.object(module, "apply_rotary_pos_emb", _turned):

@@ -88,7 +88,8 @@ def answered(model: Any, case: str, batch: Inputs, prompts: Sequence[Prompt], **
         ids = prompt.given["input_ids"][0].tolist()
         image = numbered(ids, prompt.image_token, prompt.counts)
         embeds = torch.cat((embedded(model, prompt.given), decoder.get_input_embeddings()(later)))
-        sequences.append(Sequence_(embeds, image + (-1,) * len(later), len(ids)))
+        every = (*ids, *later.tolist())
+        sequences.append(Sequence_(embeds, image + (-1,) * len(later), len(ids), ids=every))
     return Ran(found, decoder_of(model), sequences, case)
 
 

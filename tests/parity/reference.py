@@ -50,6 +50,8 @@ class Sequence_:
     """How many of the tokens are the prompt's."""
     noise: Tensor | None = None
     """Standard normal numbers for the value noise: (layers, image tokens, kv heads, head dim)."""
+    ids: tuple[int, ...] = ()
+    """The tokens, where layers read them."""
 
 
 @dataclass(eq=False)
@@ -168,13 +170,18 @@ def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[
     """A branch's logits for every token of each sequence; the sequences do not mix."""
     states = [sequence.embeds.double() for sequence in sequences]
     results = [Result(torch.empty(0)) for _ in sequences]
+    more = [
+        decoder.layer_inputs(*own) for own in zip(states, (s.ids for s in sequences), strict=True)
+    ]
     for layer in range(decoder.layers):
         parts = [
-            Layer(decoder, layer, state, sequence, rules)
-            for state, sequence in zip(states, sequences, strict=True)
+            Layer(decoder, layer, state, sequence, rules, result)
+            for state, sequence, result in zip(states, sequences, results, strict=True)
         ]
         shared = prompt_threshold(parts)
         states = [part.output(result, shared) for part, result in zip(parts, results, strict=True)]
+        zipped = zip(parts, states, more, strict=True)
+        states = [part.with_input(state, own) for part, state, own in zipped]
     for state, result in zip(states, results, strict=True):
         result.logits = decoder.logits(state)
     return results
@@ -197,20 +204,35 @@ class Layer:
     """One decoder layer on one sequence."""
 
     def __init__(
-        self, decoder: Decoder, layer: int, state: Tensor, sequence: Sequence_, rules: Rules
+        self,
+        decoder: Decoder,
+        layer: int,
+        state: Tensor,
+        sequence: Sequence_,
+        rules: Rules,
+        below: Result | None = None,
     ) -> None:
         self.decoder, self.layer, self.state = decoder, layer, state
         self.sequence, self.rules = sequence, rules
         self.normed = x = self._normed(state, "input_layernorm")
         self.query = self._split(self._linear(x, "self_attn.q_proj"), decoder.heads)
-        self.key = self._split(self._linear(x, "self_attn.k_proj"), decoder.kv_heads)
-        self.value = self._split(self._linear(x, "self_attn.v_proj"), decoder.kv_heads)
         if decoder.form.head_norms:
             self.query = self._normed(self.query, "self_attn.q_norm")
-            self.key = self._normed(self.key, "self_attn.k_norm")
-        if decoder.form.value_norms:
-            self.value = norm(self.value, torch.ones(()), decoder.eps)
+        source = decoder.form.key_sources[layer] if decoder.form.key_sources else layer
+        if source == layer:
+            self._set_keys(x)
+        else:
+            assert below is not None
+            self.key, self.value = below.keys[source], below.values[source]
         self._set_logits()
+
+    def _set_keys(self, x: Tensor) -> None:
+        self.key = self._split(self._linear(x, "self_attn.k_proj"), self.decoder.kv_heads)
+        self.value = self._split(self._linear(x, "self_attn.v_proj"), self.decoder.kv_heads)
+        if self.decoder.form.head_norms:
+            self.key = self._normed(self.key, "self_attn.k_norm")
+        if self.decoder.form.value_norms:
+            self.value = norm(self.value, torch.ones(()), self.decoder.eps)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return self.decoder.linear(x, f"layers.{self.layer}.{name}")
@@ -326,6 +348,14 @@ class Layer:
             return state + self._normed(out, "post_feedforward_layernorm")
         state = self.state + attended
         return state + self._mlp(self._normed(state, "post_attention_layernorm"))
+
+    def with_input(self, state: Tensor, more: Tensor | None) -> Tensor:
+        """The layer's output after its input of each token is added."""
+        if more is None:
+            return state
+        gate = gated(self._linear(state, "per_layer_input_gate"), self.decoder.form.gate)
+        added = self._linear(gate * more[:, self.layer], "per_layer_projection")
+        return state + self._normed(added, "post_per_layer_input_norm")
 
     def _mlp(self, x: Tensor) -> Tensor:
         gate = gated(self._linear(x, "mlp.gate_proj"), self.decoder.form.gate)
