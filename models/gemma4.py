@@ -28,7 +28,7 @@ class Gemma4(PlacedPatchesAdapter):
     example: ClassVar[str] = "google/gemma-4-31B-it"
     sees_ahead: ClassVar[SeesAhead] = "in images"
     caps_logits: ClassVar[bool] = True
-    token_arguments: ClassVar[tuple[str, ...]] = ("per_layer_inputs",)
+    reads_ids: ClassVar[bool] = True
     placeholder: ClassVar[str] = "<|image|>"
     fallback: ClassVar[str] = "<|turn>user\n{images}{question}<turn|>\n<|turn>model\n"
 

@@ -277,6 +277,7 @@ def decoder_mask(
     embeds: Float[Tensor, "rows tokens hidden"],
     positions: Int[Tensor, "*axes rows tokens"],
     cache: Any,
+    ids: Int[Tensor, "rows columns"] | None,
 ) -> Any:
     """What the decoder gets as its mask: a 2-D one, or what the stock model makes of token types.
 
@@ -286,7 +287,9 @@ def decoder_mask(
     mask = chunk.token_mask if chunk.layout.padded else None
     if sees_ahead == "nowhere" or chunk.generated:
         return mask
-    types = _token_types(sees_ahead, _image_columns(chunk), chunk.layout.length)
+    types = None if ids is None else adapter.token_types(model, ids)
+    if types is None:
+        types = _token_types(sees_ahead, _image_columns(chunk), chunk.layout.length)
     given = {"inputs_embeds": embeds, "attention_mask": chunk.token_mask, CACHE: cache}
     return adapter.create_masks(model, types, given | {"position_ids": positions})
 

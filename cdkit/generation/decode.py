@@ -342,6 +342,7 @@ def _call_decoder(
                 embeds=embeds,
                 positions=positions,
                 cache=cache,
+                ids=None if state.ids is None else state.ids[group.rows, :stop],
             )
     else:
         # cdkit's attention makes the masks: the model cannot, as the cache lacks the shared columns

@@ -40,7 +40,8 @@ def encode_images(
             changed["pixel_values"] = adapter.join_pixels(attached.model, pixels, given)
         if changed:
             distorted = encode(**given | changed)
-            session.features[branch.name] = adapter.features(distorted)
+            features = adapter.features(distorted)
+            session.features[branch.name] = adapter.placed_features(attached.model, features)
             session.deepstack[branch.name] = adapter.deepstack_features(distorted)
     return output
 

@@ -262,7 +262,7 @@ class ReferenceEngine(AttachedEngine):
                 here = [x[:, start:stop][on_image[:, : prompt - start]] for x in branch.deepstack]
                 added = on_image, here
             own |= self.attached.adapter.deepstack_kwargs(added)
-        if self.attached.adapter.token_arguments:
+        if self.attached.adapter.reads_ids:
             ids = branch.ids[:, start:stop]
             own |= self.attached.adapter.token_kwargs(self.attached.model, ids)
         if "logits_to_keep" in kwargs:
@@ -295,7 +295,9 @@ class ReferenceEngine(AttachedEngine):
         )
         if sees_ahead == "nowhere" or not typed or start >= prompt:
             return tokens.token_mask
-        types = tokens.is_image.long()
+        types = self.attached.adapter.token_types(self.attached.model, running.branch.ids)
+        if types is None:
+            types = tokens.is_image.long()
         if sees_ahead == "in prompts":
             types = (torch.arange(types.shape[1], device=types.device) >= prompt).long()
             types = types.expand(tokens.token_mask.shape)

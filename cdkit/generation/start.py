@@ -104,7 +104,7 @@ def start(
         stacked.token_mask,
         caches=caches,
         seen=[0] * len(plan.groups),
-        ids=stacked.ids if attached.adapter.token_arguments else None,
+        ids=stacked.ids if attached.adapter.reads_ids else None,
     )
     tail = given.embeds[:, given.here :]
     if not tail.shape[1]:

@@ -14,9 +14,9 @@ from cdkit.functional.rope import Rotary
 from cdkit.interfaces.former_names import FormerNames
 from cdkit.registry import Registry
 
-SeesAhead = Literal["nowhere", "in images", "in prompts"]
-"""Where attention is not causal: nowhere; among the tokens of an image (Gemma 3); in the whole
-prompt (PaliGemma)."""
+SeesAhead = Literal["nowhere", "in images", "across images", "in prompts"]
+"""Where attention is not causal: nowhere; among the tokens of an image (Gemma 3), or of all images
+of a prompt (Molmo 2); in the whole prompt (PaliGemma)."""
 
 
 class ModelAdapter(FormerNames, abc.ABC):
@@ -47,9 +47,9 @@ class ModelAdapter(FormerNames, abc.ABC):
     needs_check: ClassVar[bool] = False
     """Whether the adapter searches a model that it does not know for its parts. Then cdkit tries it
     out on the first prompt with an image that a model gets (`cdkit.probing.adapter_trial`)."""
-    token_arguments: ClassVar[tuple[str, ...]] = ()
-    """Arguments with which the decoder gets more of each token than its embedding, made from token
-    ids; `token_kwargs` makes them. None for most families."""
+    reads_ids: ClassVar[bool] = False
+    """Whether `token_kwargs` or `token_types` make something of token ids. Then the ids of every
+    branch are kept."""
     encoder_text: ClassVar[str | None] = None
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
@@ -161,17 +161,33 @@ class ModelAdapter(FormerNames, abc.ABC):
     def token_kwargs(
         self, model: nn.Module, ids: Int[Tensor, "rows tokens"]
     ) -> Mapping[str, Tensor]:
-        """The arguments of the decoder's forward in `token_arguments`, for any rows of tokens.
+        """What the decoder gets of each token besides its embedding, made from its id.
 
         Args:
             model: The model.
             ids: Token ids; those of padding are any.
 
         Returns:
-            For each of these names a tensor of (rows, tokens, ...); without a name that this very
-            model does not use.
+            Arguments of the decoder's forward by name, of (rows, tokens, ...) each; empty for most
+            families.
         """
         return {}
+
+    def token_types(
+        self, model: nn.Module, ids: Int[Tensor, "rows columns"]
+    ) -> Int[Tensor, "rows columns"] | None:
+        """The types of a prompt's tokens, as `create_masks` takes them.
+
+        Returns:
+            The types; None where they follow from where the image tokens are.
+        """
+        return None
+
+    def placed_features(
+        self, model: nn.Module, features: Float[Tensor, "tokens hidden"]
+    ) -> Float[Tensor, "tokens hidden"]:
+        """What the decoder gets at the image tokens: the features, or more than these."""
+        return features
 
     def sees_ahead_in(self, model: nn.Module) -> SeesAhead:
         """As `sees_ahead`, of this very model: in some families not every checkpoint does."""
@@ -198,7 +214,7 @@ class ModelAdapter(FormerNames, abc.ABC):
 
     def kwargs_of_one_token(self, model: nn.Module) -> Mapping[str, Tensor]:
         """`token_kwargs` for some token: tensors of (1, 1, ...)."""
-        if not self.token_arguments:
+        if not self.reads_ids:
             return {}
         decoder: Any = self.decoder(model)
         device = decoder.get_input_embeddings().weight.device

@@ -122,7 +122,8 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     whole = decoder.keywords_only and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None), *adapter.token_arguments}
+    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    known |= set(adapter.token_kwargs(model, inputs["input_ids"]))
     unknown = sorted(_tensors_in(decoder.arguments) - known)
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
     require(not unknown, adapter, promise, ", ".join(unknown))
@@ -137,7 +138,8 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     promise = "there are as many features as image tokens"
     require(len(features) == sum(counts), adapter, promise, (len(features), counts))
     promise = "the decoder gets the features in the places of image_index"
-    require_close(features.to(embeds), embeds[index >= 0], adapter, promise)
+    placed = adapter.placed_features(model, features)
+    require_close(placed.to(embeds), embeds[index >= 0], adapter, promise)
     text = (index < 0) & token_mask
     text_embeds = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
     promise = "embed returns what the decoder gets for text tokens"
@@ -152,13 +154,11 @@ def _check_token_kwargs(
 ) -> None:
     """Require that `token_kwargs` makes of the prompts' ids what the decoder gets."""
     token_mask = inputs["attention_mask"].bool()
-    made = adapter.token_kwargs(model, inputs["input_ids"])
-    wanted = {name for name in adapter.token_arguments if decoder.arguments.get(name) is not None}
-    promise = "token_kwargs makes the arguments in token_arguments that the decoder gets"
-    require(set(made) == wanted, adapter, promise, sorted(made))
-    for name, value in made.items():
-        given = decoder.arguments[name]
+    for name, value in adapter.token_kwargs(model, inputs["input_ids"]).items():
+        given = decoder.arguments.get(name)
         promise = f"token_kwargs makes the {name} of the prompt's tokens"
+        require(isinstance(given, Tensor), adapter, promise, type(given).__name__)
+        assert given is not None
         require_close(value[token_mask].to(given), given[token_mask], adapter, promise)
 
 

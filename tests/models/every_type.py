@@ -66,14 +66,10 @@ def tiny(name: str) -> tuple[Any, dict[str, Tensor] | None]:
 
     Of an encoder-decoder a configuration is enough.
     """
-    from . import generic_tiny, masked_tiny, tiny  # not by the writer of the table
+    from . import generic_tiny, tiny  # not by the writer of the table
 
     if name in ADAPTERS:
         return tiny.tiny(name), tiny.inputs(name, 0)
-    if name == "shieldgemma2":  # Gemma 3 under another name
-        model = masked_tiny.tiny.__wrapped__("gemma3")
-        model.config.model_type = name
-        return model, masked_tiny.inputs("gemma3", masked_tiny.ONE)
     if name in generic_tiny.UNKNOWN:
         family, model = generic_tiny.UNKNOWN[name], tiny.made(generic_tiny.UNKNOWN[name])
         with_prompt = family.prompt is not generic_tiny._never

@@ -137,6 +137,12 @@ FORMS: dict[str, dict[str, Callable[[Form], Form]]] = {
         ),
         "keys of the last layer": lambda own: replace(own, key_sources=(0, 1, 2, 2)),
     },
+    "single:molmo2": {
+        "images are causal": lambda own: replace(own, block_tokens=()),
+        "marks are causal": lambda own: replace(own, block_tokens=(90,)),
+        "the last mark is causal": lambda own: replace(own, block_tokens=(90, 92, 94, 95)),
+        "every layer is stretched": lambda own: replace(own, turns=own.turns[:1] * len(own.turns)),
+    },
     "masked:paligemma2": {
         "logits are not capped": lambda own: replace(own, cap=None),
         "another cap": lambda own: replace(own, cap=25.0),

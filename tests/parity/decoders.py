@@ -74,6 +74,8 @@ class Form:
     """How many numbers each layer gets of each token besides its state, made from its id."""
     soft_tokens: tuple[int, ...] = ()
     """Ids that count as the padding's there."""
+    block_tokens: tuple[int, ...] = ()
+    """Ids of what sees all of its kind in a prompt."""
     sees_ahead: Literal["nowhere", "in images", "in prompts"] = "nowhere"
     ahead_layers: tuple[bool, ...] = ()
     """A layer each: whether it sees ahead like that; empty: all do."""
@@ -125,6 +127,17 @@ def form_of(config: Any) -> Form:
                 soft_tokens=(90, 91, 96),
                 sees_ahead="in images" if ahead else "nowhere",
                 ahead_layers=() if unified else sliding,
+            )
+        case "molmo2_text":
+            scaled, plain = (
+                Turn(rope["rope_theta"], rope.get("factor", 1.0)),
+                Turn(rope["rope_theta"]),
+            )
+            layers = range(config.num_hidden_layers)
+            return Form(
+                head_norms=True,
+                turns=tuple(scaled if n in config.rope_scaling_layers else plain for n in layers),
+                block_tokens=(90, 92, 93, 94, 95),
             )
         case "cohere2":
             turn = Turn(rope["rope_theta"])
@@ -178,12 +191,17 @@ def rope(x: Tensor, positions: Tensor, turn: Turn | None, pairs: str = "halves")
     return turned
 
 
-def visible(form: Form, image: Sequence[int], prompt: int, layer: int = 0) -> Tensor:
+def visible(
+    form: Form, image: Sequence[int], prompt: int, layer: int = 0, ids: Sequence[int] = ()
+) -> Tensor:
     """(rows, columns): what each token may look at."""
     tokens, numbers = torch.arange(len(image)), torch.tensor(image)
     seen = tokens[None, :] <= tokens[:, None]
     if form.ahead_layers and not form.ahead_layers[layer]:
         return seen
+    if form.block_tokens:
+        block = torch.tensor([token in form.block_tokens for token in ids]) & (tokens < prompt)
+        return seen | (block[:, None] & block)
     if form.sees_ahead == "in images":  # its tokens see all of their own image
         seen = seen | ((numbers[:, None] == numbers[None, :]) & (numbers >= 0))
     if form.sees_ahead == "in prompts":  # the image's tokens see the question, too

@@ -37,7 +37,7 @@ class Norm64(nn.Module):
 class Rotary64(nn.Module):
     """A decoder's rotary embedding, of one kind of layer or of several."""
 
-    def __init__(self, stock: Any, config: Any) -> None:
+    def __init__(self, stock: Any, config: Any, *, scaled: bool = True) -> None:
         super().__init__()
         self.rope_type = stock.rope_type
         self.interleaved = config.model_type == "cohere2"
@@ -46,7 +46,7 @@ class Rotary64(nn.Module):
         width = width or config.hidden_size // config.num_attention_heads
         places = torch.arange(0, width, 2, dtype=torch.float64) / width
         for kind, own in (rope if isinstance(stock.rope_type, dict) else {"": rope}).items():
-            rates = 1 / own["rope_theta"] ** places / own.get("factor", 1.0)
+            rates = 1 / own["rope_theta"] ** places / (own.get("factor", 1.0) if scaled else 1)
             if own["rope_type"] == "proportional":
                 rates = rates * (places < own["partial_rotary_factor"])
             self.register_buffer(f"{kind}_inv_freq".lstrip("_"), rates, persistent=False)
@@ -69,6 +69,10 @@ def exact(stock: Any) -> Iterator[Any]:
     model = copy.deepcopy(stock)
     decoder: Any = cdkit.adapter_for(model).decoder(model)
     decoder.rotary_emb = Rotary64(decoder.rotary_emb, decoder.config)
+    if hasattr(decoder, "rotary_emb_unscaled"):  # Molmo 2: of layers without scaling
+        decoder.rotary_emb_unscaled = Rotary64(
+            decoder.rotary_emb_unscaled, decoder.config, scaled=False
+        )
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("Norm"):

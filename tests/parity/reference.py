@@ -117,7 +117,7 @@ def calibrated_cells(cells: Tensor) -> Tensor:
 
 
 def visible_cells(decoder: Decoder, sequence: Sequence_, layer: int) -> Tensor:
-    return visible(decoder.form, sequence.image, sequence.prompt, layer)
+    return visible(decoder.form, sequence.image, sequence.prompt, layer, sequence.ids)
 
 
 def each_head(x: Tensor, copies: int) -> Tensor:
