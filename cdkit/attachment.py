@@ -424,6 +424,7 @@ def _attached(
         rotary=None if method.calibrator is None else adapter.rotary(model),
         hooked=hooked,
         sees_ahead=adapter.sees_ahead_in(model),
+        counts_padding_from=adapter.counts_padding_from(model),
         has_plain_cache=has_plain_cache(decoder) and not unknown,
         caches_keys=observed.caches_keys,
         key_sources=observed.key_sources or tuple(range(len(attentions))),

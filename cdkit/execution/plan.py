@@ -246,6 +246,7 @@ def _keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimi
         and attached.caches_keys
         and "shared_cache" in optimizations
         and attached.sees_ahead == "nowhere"
+        and attached.counts_padding_from is None
         and "chunked_attention" not in layer_types
     )
 

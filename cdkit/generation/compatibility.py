@@ -407,6 +407,22 @@ def check_window(attached: AttachedMethod, token_mask: Tensor, new: int) -> None
     raise PromptError(message.format(longest), reasons)
 
 
+def check_padding(method: Method, columns: int, limit: int) -> None:
+    """Raise where padding, of prompts that are shorter than those of another branch, would count.
+
+    Args:
+        method: The method that is attached.
+        columns: How many columns prompt and answer may have.
+        limit: From how many on the model counts padding, as `counts_padding_from` says.
+    """
+    if columns >= limit:
+        raise CdkitError(
+            f"{method.name} has branches with prompts of other lengths, of which the shorter ones "
+            f"are padded, and from {limit} tokens on this model counts padding: prompt and answer "
+            f"may reach {columns}. Shorten the prompt or max_new_tokens, or pass optimize=False"
+        )
+
+
 def check_attachable(attached: AttachedMethod) -> None:
     """Raise where this very model cannot run the method."""
     method, decoder = attached.method, attached.decoder

@@ -47,6 +47,8 @@ class Session:
     """Each image of the prompts, in their order."""
     seed: int
     given_ids: tuple[str, ...] | None
+    new_tokens: int = 0
+    """How many tokens `generate` may add."""
     plain: bool = False
     """Whether the model itself was called, not `generate`."""
     compile_config: Any = None
@@ -201,6 +203,7 @@ def open_session(
         pixels=pixels,
         seed=attached.seed,
         given_ids=attached.sample_ids,
+        new_tokens=new,
         plain=plain,
         compile_config=compile_config,
         static_cache=static,

@@ -15,6 +15,7 @@ from cdkit.execution.optimizations import Optimization
 from cdkit.execution.plan import plan_prompt, shared_columns
 from cdkit.execution.static_cache import empty_like
 from cdkit.generation.branch_prompts import branch_rows, deepstack_of, first_columns
+from cdkit.generation.compatibility import check_padding
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
@@ -64,6 +65,9 @@ def start(
     if padding.stop > padding.start and attached.has_sliding_window:
         # a window would not reach as far over the padding
         cut, (stacked, layout, padding) = 0, stack(rows.blocks)
+    limit = attached.counts_padding_from
+    if limit is not None and any(branch.prompt for branch in branches):
+        check_padding(attached.method, layout.length + session.new_tokens, limit)
     deepstack = stacked.deepstack
     if given.is_chunk:
         count = len(rows.blocks)

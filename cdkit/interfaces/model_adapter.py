@@ -184,7 +184,7 @@ class ModelAdapter(FormerNames, abc.ABC):
         return None
 
     def placed_features(
-        self, model: nn.Module, features: Float[Tensor, "tokens hidden"]
+        self, model: nn.Module, features: Float[Tensor, "tokens encoded"]
     ) -> Float[Tensor, "tokens hidden"]:
         """What the decoder gets at the image tokens: the features, or more than these."""
         return features
@@ -192,6 +192,11 @@ class ModelAdapter(FormerNames, abc.ABC):
     def sees_ahead_in(self, model: nn.Module) -> SeesAhead:
         """As `sees_ahead`, of this very model: in some families not every checkpoint does."""
         return self.sees_ahead
+
+    def counts_padding_from(self, model: nn.Module) -> int | None:
+        """From how many columns on a layer's output depends on columns, padding included, and not
+        on positions alone; None where it never does. Such layers ask their cache for its length."""
+        return None
 
     def create_masks(
         self, model: Any, types: Int[Tensor, "rows columns"], given: Mapping[str, Any]

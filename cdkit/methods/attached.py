@@ -29,6 +29,8 @@ class AttachedMethod:
     """Whether the decoder's attention goes through `cdkit.attention`."""
     sees_ahead: SeesAhead
     """Which tokens of a prompt attend to tokens after them."""
+    counts_padding_from: int | None
+    """From how many columns on layers count columns, padding included; None where none does."""
     has_plain_cache: bool
     """Whether every layer's cache holds keys and values of tokens and nothing else. Others, such as
     an indexer's, may depend on how a prompt is cut into calls. False where layers use keys of

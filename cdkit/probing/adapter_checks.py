@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
+from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of
 from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
@@ -138,8 +139,11 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     promise = "there are as many features as image tokens"
     require(len(features) == sum(counts), adapter, promise, (len(features), counts))
     promise = "the decoder gets the features in the places of image_index"
-    placed = adapter.placed_features(model, features)
-    require_close(placed.to(embeds), embeds[index >= 0], adapter, promise)
+    placed = adapter.placed_features(model, features).to(embeds)
+    there, without = embeds[index >= 0], adapter.embed(model, ids[index >= 0]).to(embeds)
+    if placed.shape == there.shape and _close(placed + without, there):
+        promise += " alone, not added to the tokens' embeddings (an adapter's placed_features)"
+    require_close(placed, there, adapter, promise)
     text = (index < 0) & token_mask
     text_embeds = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
     promise = "embed returns what the decoder gets for text tokens"
@@ -147,6 +151,43 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
 
     _check_token_kwargs(adapter, model, inputs, decoder)
     return encoder
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= tolerance(other))
+
+
+def images_see_ahead(adapter: ModelAdapter, model: Any, inputs: Inputs) -> bool:
+    """Whether the state of an image token depends on a later image token.
+
+    The decoder runs twice with what `generate` gives it for the prompts, once with another
+    embedding of the last image token.
+
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        inputs: Prompts, padded on the left.
+    """
+    calls = recorded_generate(adapter, model, inputs, steps=1)
+    arguments = dict(next(call for call in calls if call.name == "decoder").arguments)
+    arguments |= {CACHE: None, "use_cache": False}
+    arguments.pop("kwargs", None)
+    if "logits_to_keep" in arguments:
+        arguments["logits_to_keep"] = 0
+    is_image = adapter.image_index(model, inputs["input_ids"]) >= 0
+    is_image = is_image & inputs["attention_mask"].bool()
+    row = int(is_image.sum(dim=-1).argmax())
+    *earlier, last = is_image[row].nonzero()[:, 0].tolist()
+    embeds: Tensor = arguments["inputs_embeds"]
+    other = embeds.clone()
+    other[row, last] += embeds.std()
+    decoder: Any = adapter.decoder(model)
+    states = [
+        type(decoder).forward(decoder, **arguments | {"inputs_embeds": own}).last_hidden_state
+        for own in (embeds, other)
+    ]
+    before, after = (own[row, earlier] for own in states)
+    return bool(earlier) and not _close(after, before)
 
 
 def _check_token_kwargs(

@@ -28,6 +28,7 @@ from cdkit.probing.adapter_checks import (
     check_pixels,
     check_rotary,
     check_stock_run,
+    images_see_ahead,
     tokens_of_images,
 )
 from cdkit.probing.identical_branch import ONE_BATCH, Attach, check_identical_branch
@@ -229,6 +230,12 @@ def _run_checks(
                 optimize,
             )
         if attention:
+            ahead = adapter.sees_ahead_in(model) == "nowhere"
+            if ahead and images_see_ahead(adapter, model, inputs):
+                raise CdkitError(
+                    "its image tokens attend to image tokens after them, which an adapter has to "
+                    "declare (sees_ahead)"
+                )
             check_identical_branch(
                 adapter, model, inputs, stock, attach=attach, optimize=True, attention=False
             )

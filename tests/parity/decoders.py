@@ -74,6 +74,11 @@ class Form:
     """How many numbers each layer gets of each token besides its state, made from its id."""
     soft_tokens: tuple[int, ...] = ()
     """Ids that count as the padding's there."""
+    l2_norms: tuple[bool, ...] = ()
+    """A layer each: whether queries and keys are normed, without weights, after they turn."""
+    experts: tuple[bool, ...] = ()
+    """A layer each: whether its MLP is a mixture: one that all tokens share, and one of several,
+    of what the router's sigmoid leaves of a token."""
     block_tokens: tuple[int, ...] = ()
     """Ids of what sees all of its kind in a prompt."""
     sees_ahead: Literal["nowhere", "in images", "in prompts"] = "nowhere"
@@ -127,6 +132,15 @@ def form_of(config: Any) -> Form:
                 soft_tokens=(90, 91, 96),
                 sees_ahead="in images" if ahead else "nowhere",
                 ahead_layers=() if unified else sliding,
+            )
+        case "llama4_text":
+            turn = Turn(rope["rope_theta"])
+            layers = range(config.num_hidden_layers)
+            return Form(
+                pairs="neighbours",
+                turns=tuple(turn if turns else None for turns in config.no_rope_layers),
+                l2_norms=tuple(bool(turns) for turns in config.no_rope_layers),
+                experts=tuple(n in config.moe_layers for n in layers),
             )
         case "molmo2_text":
             scaled, plain = (

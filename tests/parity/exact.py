@@ -1,6 +1,7 @@
 """A stock model in float64: Hugging Face's rotary embeddings and norms are float32 in any model."""
 
 import copy
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,36 @@ class Rotary64(nn.Module):
         return angle.cos(), angle.sin()
 
 
+class Polar64(nn.Module):
+    """The same angles as complex numbers, as Llama 4 takes them."""
+
+    def __init__(self, rotary: Rotary64) -> None:
+        super().__init__()
+        self.rope_type, self.rotary = rotary.rope_type, rotary
+        self.inv_freq: Tensor
+        self.register_buffer("inv_freq", rotary.inv_freq, persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        cos, sin = self.rotary(x, position_ids)
+        half = cos.shape[-1] // 2
+        return torch.complex(cos[..., :half], sin[..., :half])
+
+
+def _turned_in_plane(query: Tensor, key: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+
+    def turned(x: Tensor) -> Tensor:
+        plane = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(plane * turn[:, :, None]).flatten(-2)
+
+    return turned(query), turned(key)
+
+
+def _routed(router: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+    logits = states @ router.weight.T
+    chosen = logits >= logits.topk(router.top_k, dim=1).values[:, -1:]
+    return torch.sigmoid(logits) * chosen, logits
+
+
 @contextmanager
 def exact(stock: Any) -> Iterator[Any]:
     """A copy of the model that is float64 all through; also the function that turns its heads."""
@@ -83,7 +114,14 @@ def exact(stock: Any) -> Iterator[Any]:
             width = module.embedding_dim // (len(decoder.layers) if of_layers else 1)
             module.embed_scale = torch.tensor(width, dtype=torch.float64).sqrt()
     module = sys.modules[type(decoder).__module__]
-    if decoder.config.model_type == "cohere2":  # its function casts to float32
+    if decoder.config.model_type == "llama4_text":  # complex numbers, and two casts to float32
+        decoder.rotary_emb = Polar64(decoder.rotary_emb)
+        for part in decoder.modules():
+            if type(part).__name__ == "Llama4Router":
+                part.forward = functools.partial(_routed, part)
+        with mock.patch.object(module, "apply_rotary_emb", _turned_in_plane):
+            yield model
+    elif decoder.config.model_type == "cohere2":  # its function casts to float32
         with mock.patch.object(module, "apply_rotary_pos_emb", _turned):
             yield model
     else:

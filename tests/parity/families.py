@@ -47,7 +47,7 @@ def decoder_of(model: Any) -> Decoder:
     rope = config.rope_parameters
     return Decoder(
         state={f"model.language_model.{n}": value for n, value in decoder.state_dict().items()}
-        | {"lm_head.weight": reader.lm_head.weight},
+        | {"lm_head.weight": reader.get_output_embeddings().weight},
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,

@@ -89,6 +89,8 @@ def attention_logits(
     """`Q_p K_p^T / sqrt(d)` of (tokens, heads, d): (heads, rows, columns)."""
     turn, form = decoder.turn(layer), decoder.form
     q, k = (rope(x, positions, turn, form.pairs) for x in (query, key))
+    if form.l2_norms and form.l2_norms[layer]:
+        q, k = (norm(x, torch.ones(()), decoder.eps) for x in (q, k))
     scaling = 1 / math.sqrt(query.shape[-1]) if form.scaling is None else form.scaling
     logits = torch.einsum("ihd,jhd->hij", q, k) * scaling
     return logits if form.cap is None else form.cap * torch.tanh(logits / form.cap)
@@ -358,8 +360,28 @@ class Layer:
         return state + self._normed(added, "post_per_layer_input_norm")
 
     def _mlp(self, x: Tensor) -> Tensor:
-        gate = gated(self._linear(x, "mlp.gate_proj"), self.decoder.form.gate)
-        return self._linear(gate * self._linear(x, "mlp.up_proj"), "mlp.down_proj")
+        form = self.decoder.form
+        if not (form.experts and form.experts[self.layer]):
+            return self._gated_mlp(x, self._part)
+        shared = self._gated_mlp(x, f"{self._part}.shared_expert")
+        chances = self._linear(x, f"{self._part}.router")
+        chosen = chances.argmax(-1)
+        x = x * torch.sigmoid(chances.amax(-1, keepdim=True))
+        first = self.decoder.state[self._expert("gate_up_proj")][chosen]
+        gate, up = torch.einsum("td,tdf->tf", x, first).chunk(2, dim=-1)
+        last = self.decoder.state[self._expert("down_proj")][chosen]
+        return shared + torch.einsum("tf,tfd->td", gated(gate, form.gate) * up, last)
+
+    @property
+    def _part(self) -> str:
+        return "feed_forward" if self.decoder.form.experts else "mlp"
+
+    def _expert(self, name: str) -> str:
+        return f"model.language_model.layers.{self.layer}.{self._part}.experts.{name}"
+
+    def _gated_mlp(self, x: Tensor, part: str) -> Tensor:
+        gate = gated(self._linear(x, f"{part}.gate_proj"), self.decoder.form.gate)
+        return self._linear(gate * self._linear(x, f"{part}.up_proj"), f"{part}.down_proj")
 
 
 def contrast(
