@@ -412,7 +412,10 @@ def _attached(
             decoder, list(attentions.values()), adapter.kwargs_of_one_token(model)
         )
     kept = sum(map(keeps_keys, DynamicCache(config=decoder.config).layers))
-    unknown = hooked and not observed.key_sources and kept < len(attentions)
+    sources = observed.key_sources
+    unknown = hooked and not sources and kept < len(attentions)
+    if len(sources) != len(attentions):
+        sources = tuple(range(len(attentions)))
     return AttachedMethod(
         model=model,
         adapter=adapter,
@@ -427,7 +430,7 @@ def _attached(
         counts_padding_from=adapter.counts_padding_from(model),
         has_plain_cache=has_plain_cache(decoder) and not unknown,
         caches_keys=observed.caches_keys,
-        key_sources=observed.key_sources or tuple(range(len(attentions))),
+        key_sources=sources,
         has_sliding_window=window is not None,
         window=window if hooked else None,
         ignores_padding=ignores_padding(decoder),

@@ -36,8 +36,8 @@ class Llama4(TilesAdapter):
         if reads and not hasattr(MoeCausalLMOutputWithPast, "image_outputs"):
             raise CdkitError(
                 f"Llama 4 does not run in transformers {__version__}: its forward ends by reading "
-                "image_outputs of its language model's output, which has none. Use a version of "
-                "transformers in which model.generate runs without cdkit"
+                "image_outputs of its language model's output, which has none; use a version of "
+                "transformers in which model.generate runs without cdkit, such as 5.23"
             )
         super().check(model)
 
@@ -49,7 +49,8 @@ class Llama4(TilesAdapter):
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        number = (ids == model.config.boi_token_id).cumsum(dim=-1) - 1
+        begun: Tensor = ids == model.config.boi_token_id
+        number = begun.cumsum(dim=-1) - 1
         return number.masked_fill(ids != model.config.image_token_id, -1)
 
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:

@@ -47,7 +47,8 @@ class Molmo2(StandardAdapter):
         # without a start mark of its own, the low resolution has that of the crops
         either = ((ids == config.image_start_token_id).cumsum(dim=-1) + 1) // 2
         number = torch.where(first[:, -1:] > 0, first, either) - 1
-        return number.masked_fill(ids != config.image_token_id, -1)
+        index: Tensor = number.masked_fill(ids != config.image_token_id, -1)
+        return index
 
     def token_types(
         self, model: Any, ids: Int[Tensor, "rows columns"]
@@ -55,7 +56,8 @@ class Molmo2(StandardAdapter):
         """1 from each start mark to its end mark, as the processor has it."""
         config = model.config
         marks = [config.image_start_token_id, config.low_res_image_start_token_id]
-        starts, ends = torch.isin(ids, ids.new_tensor(marks)), ids == config.image_end_token_id
+        starts = torch.isin(ids, ids.new_tensor(marks))
+        ends: Tensor = ids == config.image_end_token_id
         opened = starts.long().cumsum(dim=-1) - ends.long().cumsum(dim=-1) > 0
         return (opened | ends).long()
 

@@ -140,7 +140,7 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     require(len(features) == sum(counts), adapter, promise, (len(features), counts))
     promise = "the decoder gets the features in the places of image_index"
     placed = adapter.placed_features(model, features).to(embeds)
-    there, without = embeds[index >= 0], adapter.embed(model, ids[index >= 0]).to(embeds)
+    there, without = embeds[index >= 0], adapter.embed(model, ids[index >= 0][None])[0].to(embeds)
     if placed.shape == there.shape and _close(placed + without, there):
         promise += " alone, not added to the tokens' embeddings (an adapter's placed_features)"
     require_close(placed, there, adapter, promise)

@@ -82,7 +82,7 @@ class Polar64(nn.Module):
 def _turned_in_plane(query: Tensor, key: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
 
     def turned(x: Tensor) -> Tensor:
-        plane = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        plane = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
         return torch.view_as_real(plane * turn[:, :, None]).flatten(-2)
 
     return turned(query), turned(key)
