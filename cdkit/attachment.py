@@ -434,6 +434,7 @@ def _attached(
         has_sliding_window=window is not None,
         window=window if hooked else None,
         ignores_padding=ignores_padding(decoder),
+        token_arguments=tuple(adapter.token_arguments(model)),
         traced=traced,
         decoder=decoder,
         lm_module=adapter.lm_module(model),

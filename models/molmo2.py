@@ -59,14 +59,16 @@ class Molmo2(StandardAdapter):
         starts = torch.isin(ids, ids.new_tensor(marks))
         ends: Tensor = ids == config.image_end_token_id
         opened = starts.long().cumsum(dim=-1) - ends.long().cumsum(dim=-1) > 0
-        return (opened | ends).long()
+        inside: Tensor = opened | ends
+        return inside.long()
 
     def placed_features(
         self, model: Any, features: Float[Tensor, "tokens hidden"]
     ) -> Float[Tensor, "tokens hidden"]:
         embeddings = model.get_input_embeddings()
         token = torch.tensor(model.config.image_token_id, device=embeddings.weight.device)
-        return features + embeddings(token).to(features)
+        added: Tensor = embeddings(token)
+        return features + added.to(features)
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from cdkit.branches.inputs import PromptRows, features_in, left_pad, place_features
@@ -85,6 +85,10 @@ def rewritten(
         _rebased(original, image_index, token_mask),
         new_ids.clamp(min=0),
         tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
+        {
+            name: _values_of(values, ids, original, new_ids, image_index, name)
+            for name, values in original.token_values.items()
+        },
     )
     return Rewritten(rows, aligned, shared)
 
@@ -104,6 +108,39 @@ def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[
     for distortion in branch.prompt:
         prompt = distortion.distort(prompt)
     return prompt.ids
+
+
+def _values_of(
+    values: Shaped[Tensor, "rows old"],
+    ids: Int[Tensor, "rows old"],
+    original: PromptRows,
+    new_ids: Int[Tensor, "rows tokens"],
+    image_index: Int[Tensor, "rows tokens"],
+    name: str,
+) -> Shaped[Tensor, "rows tokens"]:
+    """An argument with a value for each token, for rewritten prompts.
+
+    An image keeps its values, a token of the text that of the same token in the original prompt,
+    and what that prompt does not have gets the value of its last token. Padding, whose id is -1,
+    has 0.
+    """
+    made = values.new_zeros(new_ids.shape)
+    for row, own in enumerate(original.token_mask):
+        text = own & (original.image_index[row] < 0)
+        pairs = list(zip(ids[row, text].tolist(), values[row, text].tolist(), strict=True))
+        known = dict(pairs)
+        if any(known[token] != value for token, value in pairs):
+            raise CdkitError(
+                f"{name} has several values at the same token of prompt {row}, so those of a "
+                "rewritten prompt are not known; use a method that leaves the prompt as it is"
+            )
+        last, padding = values[row, own][-1].item(), {-1: 0}
+        new = [(known | padding).get(token, last) for token in new_ids[row].tolist()]
+        made[row] = made.new_tensor(new)
+        on_image = image_index[row] >= 0
+        if bool(on_image.any()):
+            made[row, on_image] = values[row, original.image_index[row] >= 0]
+    return made
 
 
 def _numbered(

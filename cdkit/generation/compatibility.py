@@ -447,6 +447,13 @@ def check_attachable(attached: AttachedMethod) -> None:
             f"of {type(decoder).__name__}. Use a method that leaves the prompt as it is, such as "
             "vcd"
         )
+    distorted = [distortion for branch in attached.branches for distortion in branch.feature]
+    if distorted and attached.adapter.features_in_layers:
+        raise CdkitError(
+            f"{kind_of(distorted[0])} distorts the image features that the decoder is given, and "
+            f"{type(decoder).__name__} gets zeros there: its layers add the features. Use a method "
+            "that changes pixels, attention or the prompt, such as vcd"
+        )
     if not attached.hooked:
         return
     if not attached.attention_layers:

@@ -37,7 +37,10 @@ def encode_images(
         if branch.pixel:
             assert session.pixels is not None
             pixels = session.distorted_pixels(branch, session.pixels)
-            changed["pixel_values"] = adapter.join_pixels(attached.model, pixels, given)
+            if session.in_order:
+                changed["pixel_values"] = adapter.join_pixels(attached.model, pixels, given)
+            else:
+                changed |= adapter.join_values(attached.model, pixels, given)
         if changed:
             distorted = encode(**given | changed)
             features = adapter.features(distorted)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
@@ -30,7 +30,7 @@ from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.method import Branch, Method, kind_of
 
 
 @dataclass(eq=False)
@@ -43,8 +43,10 @@ class Session:
     image_index: Int[Tensor, "samples tokens"]
     layout: Layout
     """Where the prompts have their images, their padding and their text."""
-    pixels: Sequence[Float[Tensor, "_ channels _ _"]] | None
+    pixels: Sequence[Float[Tensor, "..."]] | None
     """Each image of the prompts, in their order."""
+    in_order: bool
+    """Whether an image is (frames, channels, height, width), not its numbers in any order."""
     seed: int
     given_ids: tuple[str, ...] | None
     new_tokens: int = 0
@@ -57,6 +59,8 @@ class Session:
     """Whether `generate` was called with a static cache."""
     overridden: Mapping[str, Any] = field(default_factory=dict)
     """What `generate` must be passed so that it does not take what the checkpoint says."""
+    token_values: Mapping[str, Shaped[Tensor, "samples tokens"]] = field(default_factory=dict)
+    """Arguments that the decoder gets as well: a value for each token of the prompts."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where they differ from the original ones."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -124,8 +128,8 @@ class Session:
         self.attended_features[branch.name] = made
 
     def distorted_pixels(
-        self, branch: Branch, pixels: Sequence[Float[Tensor, "_ channels _ _"]]
-    ) -> list[Float[Tensor, "_ channels _ _"]]:
+        self, branch: Branch, pixels: Sequence[Float[Tensor, "..."]]
+    ) -> list[Float[Tensor, "..."]]:
         """The branch's images: each sample's noise comes from (seed, sample id) alone."""
         new: list[Tensor] = []
         for name, count in zip(self.sample_ids, self.images, strict=True):
@@ -194,13 +198,14 @@ def open_session(
     if any(row.images for row in layout.row_stats):
         _check_pixels(attached, given, [row.images for row in layout.row_stats])
         _check_required(attached, given)
-    pixels = _pixels(attached, given, image_index)
+    pixels, in_order = _pixels(attached, given, image_index)
     session = Session(
         ids=ids,
         token_mask=token_mask,
         image_index=image_index,
         layout=layout,
         pixels=pixels,
+        in_order=in_order,
         seed=attached.seed,
         given_ids=attached.sample_ids,
         new_tokens=new,
@@ -208,6 +213,7 @@ def open_session(
         compile_config=compile_config,
         static_cache=static,
         overridden=overridden,
+        token_values=_token_values(attached, given),
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:
@@ -221,29 +227,53 @@ def open_session(
     return session
 
 
+def _token_values(
+    attached: AttachedMethod, given: Mapping[str, Any]
+) -> dict[str, Shaped[Tensor, "samples tokens"]]:
+    """The arguments of a call that the decoder gets as well, with a value for each token."""
+    found = {name: given.get(name) for name in attached.token_arguments}
+    shape = given["input_ids"].shape
+    return {
+        name: values
+        for name, values in found.items()
+        if isinstance(values, Tensor) and values.shape == shape
+    }
+
+
 def _pixels(
     attached: AttachedMethod, given: dict[str, Any], image_index: Int[Tensor, "samples tokens"]
-) -> Sequence[Tensor] | None:
-    """The pixels of each image; None where there are none, or the adapter cannot assign them to
-    images and no branch changes pixels.
+) -> tuple[Sequence[Tensor] | None, bool]:
+    """The pixels of each image, and whether their order is known; None where there are none, or the
+    adapter cannot assign them to images and no branch changes pixels.
 
     Without them the digest that replaces a sample id covers the prompt's tokens alone.
     """
     if given.get("pixel_values") is None:
-        return None
+        return None, True
     counts = list[int]()
     for row in image_index.tolist():
         found = Counter(row)
         counts += [found[number] for number in range(max(row) + 1)]
+    adapter, model = attached.adapter, attached.model
     try:
-        return attached.adapter.split_pixels(attached.model, given, counts)
+        return adapter.split_pixels(model, given, counts), True
     except UnmatchedPixelsError as error:
-        if any(branch.pixel for branch in attached.branches):
-            raise CdkitError(
-                f"{attached.method.name} changes pixels, but which are an image's is not known: "
-                f"{error}; use a method that changes none, or write an adapter. {HOW_TO_ADD}"
-            ) from None
-        return None
+        reason = error
+    moving = [d for branch in attached.branches for d in branch.pixel if not d.elementwise]
+    if not moving:
+        try:
+            return adapter.split_values(model, given, counts), False
+        except UnmatchedPixelsError:
+            pass  # why their order is not known says more
+    if any(branch.pixel for branch in attached.branches):
+        why = "which are an image's is not known"
+        if moving:
+            why = f"{kind_of(moving[0])} needs them as pictures"
+        raise CdkitError(
+            f"{attached.method.name} changes pixels, but {why}: {reason}; use a method that "
+            f"changes none, or write an adapter. {HOW_TO_ADD}"
+        )
+    return None, True
 
 
 def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:

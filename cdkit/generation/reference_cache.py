@@ -31,6 +31,8 @@ class BranchRows:
     """What deeper layers add at the prompts' image tokens, 0 on text."""
     ids: Int[Tensor, "rows columns"]
     """Token ids of all tokens so far."""
+    token_values: Mapping[str, Shaped[Tensor, "rows prompt"]]
+    """Arguments of the decoder with a value for each token of the prompts."""
     cache: Cache | None
     answer_cache: Mapping[int, dict[Hashable, Tensor]]
     """Layer -> what strategies keep of the image columns for the whole answer."""
@@ -51,6 +53,7 @@ class BranchRows:
             token_mask=own(self.token_mask),
             deepstack=tuple(map(own, self.deepstack)),
             ids=own(self.ids),
+            token_values={name: own(values) for name, values in self.token_values.items()},
             cache=None if self.cache is None else _copied(self.cache, own),
             answer_cache={
                 layer: {key: own(value) for key, value in kept.items()}

@@ -50,6 +50,10 @@ class ModelAdapter(FormerNames, abc.ABC):
     reads_ids: ClassVar[bool] = False
     """Whether `token_kwargs` or `token_types` make something of token ids. Then the ids of every
     branch are kept."""
+    features_in_layers: ClassVar[bool] = False
+    """Whether image tokens enter the decoder as zeros, and its layers add all of their features
+    (`deepstack_features`). Then methods that distort what the decoder is given of an image are
+    refused."""
     encoder_text: ClassVar[str | None] = None
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
@@ -129,13 +133,54 @@ class ModelAdapter(FormerNames, abc.ABC):
             What replaces `given["pixel_values"]`, in its shape.
         """
 
+    def split_values(
+        self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Float[Tensor, " _"]]:
+        """Take the numbers that the encoder gets of each image apart, in any order.
+
+        Asked for where `split_pixels` raises an UnmatchedPixelsError and all distortions of pixels
+        are `elementwise`. Such a distortion needs no more than which numbers are an image's.
+
+        Args:
+            model: The model.
+            given: The arguments of the encoder.
+            tokens: How many image tokens each image has, in the order of the prompts.
+
+        Returns:
+            For each image all numbers that stand for it, out of one tensor or several, each number
+            once.
+
+        Raises:
+            UnmatchedPixelsError: Where nothing says which numbers are which image's, or a number
+                stands there twice, as a still picture does in each frame of a patch.
+        """
+        return self.split_pixels(model, given, tokens)
+
+    def join_values(
+        self,
+        model: nn.Module,
+        images: Sequence[Float[Tensor, " _"]],
+        given: Mapping[str, Any],
+    ) -> Mapping[str, Tensor]:
+        """Put the numbers of images together again: the inverse of `split_values`.
+
+        Args:
+            model: The model.
+            images: What `split_values` returned, with other values.
+            given: The arguments of the encoder.
+
+        Returns:
+            The arguments of the encoder that they replace, by name, each in its shape.
+        """
+        return {"pixel_values": self.join_pixels(model, images, given)}
+
     @abc.abstractmethod
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
         """The features of the image tokens in an output of the encoder, in the tokens' order."""
 
     @abc.abstractmethod
     def deepstack_features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
-        """The features that the first decoder layers add to the image tokens (DeepStack).
+        """The features that decoder layers add to the image tokens (DeepStack).
 
         Args:
             output: What the encoder returned.
@@ -146,13 +191,16 @@ class ModelAdapter(FormerNames, abc.ABC):
 
     @abc.abstractmethod
     def deepstack_kwargs(
-        self, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+        self,
+        model: nn.Module,
+        features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None,
     ) -> Mapping[str, Any]:
         """The arguments with which the decoder gets DeepStack features.
 
         Args:
-            features: Which tokens are image tokens, and for each layer the features to add there
-                (image tokens of all rows, hidden); None where a call has no image token.
+            model: The model.
+            features: Which tokens are image tokens, and for each of these layers the features to
+                add there (image tokens of all rows, hidden); None where a call has no image token.
 
         Returns:
             Arguments of the decoder's forward, by name.
@@ -224,6 +272,21 @@ class ModelAdapter(FormerNames, abc.ABC):
         decoder: Any = self.decoder(model)
         device = decoder.get_input_embeddings().weight.device
         return self.token_kwargs(model, torch.zeros(1, 1, dtype=torch.long, device=device))
+
+    def token_arguments(self, model: nn.Module) -> Sequence[str]:
+        """The arguments that a decoder gets of a prompt as `generate` does: a value for each token.
+
+        ERNIE 4.5 VL's decoder, for example, gets `moe_mm_token_type_ids`, which says which experts
+        a token goes to. A branch with a prompt of its own has the same value at the same token, and
+        that of the prompt's last token at tokens that the prompt does not have.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Their names; none for most families.
+        """
+        return ()
 
     @abc.abstractmethod
     def image_index(

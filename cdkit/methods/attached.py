@@ -49,6 +49,8 @@ class AttachedMethod:
     ignores_padding: bool
     """Whether padding before a prompt changes nothing in it: a decoder's recurrent layers may let
     it into their states."""
+    token_arguments: tuple[str, ...]
+    """As `ModelAdapter.token_arguments`."""
     traced: frozenset[str]
     """What a trace records."""
     decoder: Any

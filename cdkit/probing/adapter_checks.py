@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of
+from cdkit.interfaces.model_adapter import ModelAdapter, UnmatchedPixelsError, attentions_of
 from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
 from cdkit.probing.recorded_calls import RecordedCall, recording_calls
@@ -123,8 +123,14 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     whole = decoder.keywords_only and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(model, None)}
     known |= set(adapter.token_kwargs(model, inputs["input_ids"]))
+    for name in adapter.token_arguments(model):
+        found, given = decoder.arguments.get(name), inputs.get(name)
+        if found is not None and given is not None and found.shape == given.shape:
+            promise = f"the decoder gets {name} of the prompts as they are"
+            require_same(found, given.to(found), adapter, promise)
+            known.add(name)
     unknown = sorted(_tensors_in(decoder.arguments) - known)
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
     require(not unknown, adapter, promise, ", ".join(unknown))
@@ -138,6 +144,9 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     counts = tokens_of_images(index)
     promise = "there are as many features as image tokens"
     require(len(features) == sum(counts), adapter, promise, (len(features), counts))
+    zeros = not bool(features.any())
+    promise = "features are zeros where features_in_layers is True, and nowhere else"
+    require(zeros == adapter.features_in_layers, adapter, promise)
     promise = "the decoder gets the features in the places of image_index"
     placed = adapter.placed_features(model, features).to(embeds)
     there, without = embeds[index >= 0], adapter.embed(model, ids[index >= 0][None])[0].to(embeds)
@@ -249,7 +258,7 @@ def tokens_of_images(index: Int[Tensor, "rows tokens"]) -> list[int]:
     return [int(count) for row in index for count in row[row >= 0].bincount()]
 
 
-def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: RecordedCall) -> None:
+def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: RecordedCall) -> str:
     """Require that pixels survive splitting and joining, and are split as the model reads them.
 
     Args:
@@ -258,34 +267,59 @@ def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: Rec
         inputs: Prompts, padded on the left.
         encoder: The call of the image encoder with their images.
 
+    Returns:
+        Why the adapter does not know the order of an image's pixels, only which numbers are an
+        image's; empty where it does.
+
     Raises:
         AssertionError: Where a promise is broken.
-        UnmatchedPixelsError: Where the adapter cannot tell which pixels are which image's.
+        UnmatchedPixelsError: Where the adapter cannot tell which numbers are which image's.
     """
     given = {**encoder.arguments, **{n: value for n, value in inputs.items() if value is not None}}
     index = adapter.image_index(model, inputs["input_ids"])
     counts = tokens_of_images(index.masked_fill(~inputs["attention_mask"].bool(), -1))
-    images = adapter.split_pixels(model, given, counts)
-    require(len(images) == len(counts), adapter, "split_pixels has an entry for each image")
-    shapes = [tuple(image.shape) for image in images]
-    kinds = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
-    require(kinds, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
-    joined = adapter.join_pixels(model, images, given)
-    same = joined.shape == given["pixel_values"].shape
-    require(same, adapter, "join_pixels gives the shape of pixel_values", joined.shape)
-    require_same(joined, given["pixel_values"], adapter, "join_pixels undoes split_pixels")
+    unordered, kind = "", "pixels"
+    try:
+        images = adapter.split_pixels(model, given, counts)
+    except UnmatchedPixelsError as error:
+        unordered, kind = str(error), "values"
+        try:
+            images = adapter.split_values(model, given, counts)
+        except UnmatchedPixelsError:
+            raise error from None  # why their order is not known says more
+    one_each = len(images) == len(counts)
+    require(one_each, adapter, f"split_{kind} has an entry for each image", len(images))
+    if not unordered:
+        shapes = [tuple(image.shape) for image in images]
+        pictures = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
+        require(pictures, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
+
+    def joined(images: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        if unordered:
+            return adapter.join_values(model, images, given)
+        return {"pixel_values": adapter.join_pixels(model, images, given)}
+
+    for name, found in joined(images).items():
+        same = found.shape == given[name].shape
+        require(same, adapter, f"join_{kind} gives the shape of {name}", found.shape)
+        require_same(found, given[name], adapter, f"join_{kind} undoes split_{kind}")
     if len(images) > 1:
-        _check_other_pixels(adapter, model, images, encoder, counts[0])
+        changed = joined([images[0].flip(-1) + 1, *images[1:]])
+        _check_other_pixels(adapter, model, changed, encoder, counts[0])
+    return unordered
 
 
 def _check_other_pixels(
-    adapter: ModelAdapter, model: Any, images: Sequence[Tensor], encoder: RecordedCall, tokens: int
+    adapter: ModelAdapter,
+    model: Any,
+    changed: Mapping[str, Tensor],
+    encoder: RecordedCall,
+    tokens: int,
 ) -> None:
     """Require that other pixels of the first image change its features, and no others."""
     owner, attribute = adapter.encoder(model)
     before = adapter.features(encoder.output)
-    changed = adapter.join_pixels(model, [images[0].flip(-1) + 1, *images[1:]], encoder.arguments)
-    output = getattr(owner, attribute)(**{**encoder.arguments, "pixel_values": changed})
+    output = getattr(owner, attribute)(**{**encoder.arguments, **changed})
     moved = (adapter.features(output) - before).abs().amax(dim=-1) > tolerance(before)
     alone = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
     promise = "pixels of an image make the features of its own tokens, and of no others"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.generation.compatibility import sliding_window
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
+from cdkit.interfaces.distortion import DistortionStrategy
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
 from cdkit.methods.attached import AttachedMethod
 from cdkit.probing.adapter_checks import (
@@ -31,7 +32,15 @@ from cdkit.probing.adapter_checks import (
     images_see_ahead,
     tokens_of_images,
 )
-from cdkit.probing.identical_branch import ONE_BATCH, Attach, check_identical_branch
+from cdkit.probing.identical_branch import (
+    ONE_BATCH,
+    Attach,
+    SamePixels,
+    SamePrompt,
+    Unchanged,
+    check_identical_branch,
+)
+from cdkit.probing.padding import ignores_padding
 from cdkit.probing.promises import precision
 from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
@@ -52,6 +61,8 @@ class Findings:
     adapter: type[ModelAdapter]
     pixels: str = ""
     """Why pixels cannot be changed."""
+    order: str = ""
+    """Why pixels cannot be moved, only changed each by itself."""
     attention: str = ""
     """Why attention cannot be changed or read."""
     rotary: str = ""
@@ -195,6 +206,8 @@ def _said(adapter: ModelAdapter, model: Any, found: Findings) -> str:
         )
     if found.pixels:
         said += f" Methods that change pixels are refused: {found.pixels}."
+    if found.order:
+        said += f" Methods that move pixels are refused: {found.order}."
     if found.readout:
         said += f" Methods that read layers out are refused: {found.readout}."
     return said
@@ -206,7 +219,7 @@ def _run_checks(
     """Run all checks; return what of a method does not run."""
     # before the handlers below: an error of the prompts themselves is not the adapter's
     stock = generate_tokens(model, inputs, steps=STEPS)
-    checked, unmatched = "", ""
+    checked, unmatched, unordered = "", "", ""
     try:
         checked = "its parts"
         check_modules(adapter, model)
@@ -214,7 +227,7 @@ def _run_checks(
         encoder = check_stock_run(adapter, model, inputs)
         checked = "its pixels"
         try:
-            check_pixels(adapter, model, inputs, encoder)
+            unordered = check_pixels(adapter, model, inputs, encoder)
         except UnmatchedPixelsError as error:
             unmatched = str(error)
         checked = "what its images depend on"
@@ -225,7 +238,7 @@ def _run_checks(
         for optimize in (ONE_BATCH, True):
             attention = attention or _why_not(
                 lambda how: check_identical_branch(
-                    adapter, model, inputs, stock, attach=attach, optimize=how
+                    adapter, model, inputs, stock, attach=attach, optimize=how, same=Unchanged()
                 ),
                 optimize,
             )
@@ -236,12 +249,18 @@ def _run_checks(
                     "its image tokens attend to image tokens after them, which an adapter has to "
                     "declare (sees_ahead)"
                 )
+        # where padding matters no branch has a prompt of its own: those methods are refused
+        rows: DistortionStrategy = SamePrompt()
+        if not ignores_padding(adapter.decoder(model)):
+            rows = SamePixels()
+        if attention and not (unmatched and isinstance(rows, SamePixels)):
             check_identical_branch(
-                adapter, model, inputs, stock, attach=attach, optimize=True, attention=False
+                adapter, model, inputs, stock, attach=attach, optimize=True, same=rows
             )
         return Findings(
             type(adapter),
             pixels=unmatched,
+            order=unordered,
             attention=attention,
             rotary=_why_not(check_rotary, adapter, model),
             readout=_why_not(check_logits, adapter, model, inputs),

@@ -76,7 +76,7 @@ def _check(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> None
         for prompt in (one, other):
             encoder = check_stock_run(adapter, model, prompt)
             check_logits(adapter, model, prompt)
-            check_pixels(adapter, model, prompt, encoder)
+            ordered = not check_pixels(adapter, model, prompt, encoder)
             _check_slot(adapter, model, prompt, processor)
         _check_padding(adapter, model, one, other, pad)
         check_rotary(adapter, model)
@@ -85,7 +85,9 @@ def _check(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> None
         before = _attributes(model) | before
         notes = _notes_of_generate(model, one)
         both = batched(one, other, pad=pad)
-        check_decode_modes(adapter, model, one, other, both=both, processor=processor)
+        check_decode_modes(
+            adapter, model, one, other, both=both, processor=processor, ordered=ordered
+        )
     require(
         not vars(adapter),
         adapter,

@@ -6,12 +6,16 @@ of a token follow each other. `image_grid_thw` says how many patches each image 
 """
 
 import abc
+import ast
+import math
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import transformers
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -136,7 +140,7 @@ def _patchify(model_type: str) -> tuple[Any, bool]:
         The function, and whether it takes a batch of tensors, not one array.
 
     Raises:
-        UnmatchedPixelsError: Where that processor cannot be imported here.
+        UnmatchedPixelsError: Where that processor has no such function.
     """
     # not at the top: a broken torchvision would break every family
     from transformers.models.auto import image_processing_auto
@@ -147,14 +151,47 @@ def _patchify(model_type: str) -> tuple[Any, bool]:
     of_kin = sorted((name for name in names if model_type.startswith(name)), key=len)
     own = names[of_kin[-1] if of_kin else "qwen2_vl"]
     for backend in ("pil", "torchvision"):
+        name = own.get(backend, "")
         try:
-            processor: Any = image_processing_auto.get_image_processor_class_from_name(
-                own.get(backend, "")
-            )
+            processor: Any = image_processing_auto.get_image_processor_class_from_name(name)
             return processor.patchify, backend == "torchvision"
         except Exception:  # none, a stand-in for what is not installed, or a broken torchvision
             continue
-    raise UnmatchedPixelsError(
-        f"{own.get('torchvision', 'its image processor')} knows in which order pixels stand in "
-        "patches, and it needs torchvision; install the torchvision build of your torch"
-    )
+    name = own.get("torchvision", "")
+    patchify = _in_source(name, [kind for kind, of in names.items() if name in of.values()])
+    if patchify is None:
+        raise UnmatchedPixelsError(
+            f"in which order pixels stand in patches is not known: {name or 'the image processor'} "
+            "has no function that cuts a picture into them"
+        )
+    return patchify, True
+
+
+def _in_source(class_name: str, model_types: Sequence[str]) -> Any:
+    """`patchify` of an image processor that cannot be imported here, as most need torchvision.
+
+    The function itself needs torch alone, so it is compiled from the source of its class.
+
+    Returns:
+        The function; None where the class, or the function, is not there.
+    """
+    for kind in model_types:
+        folder = Path(transformers.__file__).parent / "models" / kind
+        for file in sorted(folder.glob("image_processing_*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef) and node.name == class_name:
+                    for part in node.body:
+                        if isinstance(part, ast.FunctionDef) and part.name == "patchify":
+                            return _compiled(part, str(file))
+    return None
+
+
+def _compiled(function: ast.FunctionDef, file: str) -> Any:
+    """A method alone; what its types are called is imported elsewhere in its file."""
+    every = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    for argument in every:
+        argument.annotation = None
+    function.returns, function.decorator_list = None, []
+    found: dict[str, Any] = {"torch": torch, "math": math}
+    exec(compile(ast.Module([function], []), file, "exec"), found)
+    return found[function.name]

@@ -93,7 +93,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         return [flat(layer) for layer in getattr(output, "deepstack_features", None) or ()]
 
     def deepstack_kwargs(
-        self, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+        self, model: Any, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
     ) -> Mapping[str, Any]:
         is_image, per_layer = features or (None, None)
         return {"visual_pos_masks": is_image, "deepstack_visual_embeds": per_layer}

@@ -222,6 +222,32 @@ def _tiles_with_newlines(row: int) -> tuple[list[int], Inputs]:
     return around(row, *[IMAGE] * tokens), image
 
 
+def _granite4_vision() -> dict[str, Any]:
+    """Features of two encoder layers, and of the last one at four offsets, into five layers."""
+    more: dict[str, Any] = {
+        "num_hidden_layers": 5, "embedding_multiplier": 3.0, "logits_scaling": 0.5,
+        "residual_multiplier": 0.7, "attention_multiplier": 0.3,
+    }  # fmt: skip
+    of_text = text("granite4_vision_text", **more)
+    del of_text["head_dim"]
+    qformer = {
+        "model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 32,
+        "cross_attention_frequency": 1, "use_qformer_text_input": False,
+    }  # fmt: skip
+    return _tiled("llava_onevision") | {
+        "text_config": of_text, "qformer_config": qformer, "downsample_rate": "1/2",
+        # a head of its Q-Former has 64 dimensions
+        "vision_config": vision("siglip_vision_model", hidden_size=64),
+        "deepstack_layer_map": [[-1, 1], [-2, 4]], "spatial_target_layers": [0, 2, 3, 4],
+        "projector_dropout": 0.0,
+    }  # fmt: skip
+
+
+def _smaller_tiles_with_newlines(row: int) -> tuple[list[int], Inputs]:
+    _, image = _tiles_with_newlines(row)
+    return around(row, *[IMAGE] * (4 + (2 * 4 + 2, 4 * 4 + 4)[row])), image
+
+
 def _internvl() -> dict[str, Any]:
     tower = vision("internvl_vision", image_size=[8, 8], patch_size=[2, 2])
     of_text = text("qwen2")
@@ -573,6 +599,7 @@ FAMILIES: Mapping[str, Family] = {
     "llava_onevision": Family(
         "llava_onevision", lambda: _tiled("llava_onevision"), _tiles_with_newlines
     ),
+    "granite4_vision": Family("granite4_vision", _granite4_vision, _smaller_tiles_with_newlines),
     "mistral3": Family("mistral3", lambda: _pixtral(spatial_merge_size=2), _of_any_size(2)),
     "internvl": Family("internvl", _internvl, _tiles_side_by_side),
     "aya_vision": Family("aya_vision", _aya_vision, _tagged_tiles),

@@ -70,8 +70,8 @@ class Polar64(nn.Module):
     def __init__(self, rotary: Rotary64) -> None:
         super().__init__()
         self.rope_type, self.rotary = rotary.rope_type, rotary
-        self.inv_freq: Tensor
-        self.register_buffer("inv_freq", rotary.inv_freq, persistent=False)
+        rates: Any = rotary.inv_freq
+        self.register_buffer("inv_freq", rates, persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
         cos, sin = self.rotary(x, position_ids)
