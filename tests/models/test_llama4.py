@@ -145,6 +145,7 @@ def test_faster_is_the_plain_algorithm(layers: str, preset: str, how: dict[str, 
         torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
 @pytest.mark.usefixtures("repaired")
 def test_the_adapter_holds() -> None:
     model, batch = model_of(), given(0, 1)
