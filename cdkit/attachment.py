@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from torch import nn
+from transformers import DynamicCache
 
+from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.execution.optimizations import chosen
 from cdkit.generation.arguments import Forward, arguments
@@ -37,12 +39,12 @@ from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, attentions_of, unwrap
+from cdkit.interfaces.model_adapter import adapter_for, attentions_of, unwrap
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method
 from cdkit.probing.adapter_trial import is_due, refuse_unfit, try_adapter
-from cdkit.probing.observed_layers import observe_layers
+from cdkit.probing.observed_layers import ObservedLayers, observe_layers
 from cdkit.probing.padding import ignores_padding
 
 ATTACHED = "_cdkit_attached"
@@ -405,7 +407,17 @@ def _attached(
         or traced & {"image_attention", "mask"}
     )
     decoder: Any = adapter.decoder(model)
-    window = sliding_window(decoder)
+    window, attentions = sliding_window(decoder), attentions_of(adapter, model)
+    observed = ObservedLayers(None, caches_keys=False)
+    if hooked:
+        observed = observe_layers(
+            decoder, list(attentions.values()), adapter.kwargs_of_one_token(model)
+        )
+    kept = sum(map(keeps_keys, DynamicCache(config=decoder.config).layers))
+    sources = observed.key_sources
+    unknown = hooked and not sources and kept < len(attentions)
+    if len(sources) != len(attentions):
+        sources = tuple(range(len(attentions)))
     return AttachedMethod(
         model=model,
         adapter=adapter,
@@ -417,8 +429,11 @@ def _attached(
         branches=branches,
         rotary=None if method.calibrator is None else adapter.rotary(model),
         hooked=hooked,
-        has_plain_cache=has_plain_cache(decoder),
-        caches_keys=hooked and _caches_keys(model, adapter),
+        sees_ahead=adapter.sees_ahead_in(model),
+        counts_padding_from=adapter.counts_padding_from(model),
+        has_plain_cache=has_plain_cache(decoder) and not unknown,
+        caches_keys=observed.caches_keys,
+        key_sources=sources,
         has_sliding_window=window is not None,
         window=window if hooked else None,
         ignores_padding=ignores_padding(decoder),
@@ -426,13 +441,8 @@ def _attached(
         traced=traced,
         decoder=decoder,
         lm_module=adapter.lm_module(model),
-        attention_layers=tuple(attentions_of(adapter, model)),
+        attention_layers=tuple(attentions),
     )
-
-
-def _caches_keys(model: nn.Module, adapter: ModelAdapter) -> bool:
-    attentions = attentions_of(adapter, model).values()
-    return observe_layers(adapter.decoder(model), list(attentions)).caches_keys
 
 
 def _check_names(method: Method, layers: Collection[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit import ADAPTERS, SeesAhead
+from cdkit import ADAPTERS, CdkitError, SeesAhead
 from cdkit.models.layouts.standard import StandardAdapter, joined_entries, one_entry_each, runs
 
 
@@ -28,6 +28,14 @@ class Gemma3(StandardAdapter):
         "<start_of_turn>user\n{images}{question}<end_of_turn>\n<start_of_turn>model\n"
     )
 
+    def check(self, model: Any) -> None:
+        if not hasattr(model, "generate"):  # ShieldGemma2ForImageClassification
+            raise CdkitError(
+                f"{type(model).__name__} gives the probabilities of yes and no, and generates no "
+                "text; attach to model.model, and call model.model.generate"
+            )
+        super().check(model)
+
     def check_images(self, model: Any) -> None:
         pass  # marks stand between images
 
@@ -43,3 +51,14 @@ class Gemma3(StandardAdapter):
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         return joined_entries(images, given)
+
+
+@ADAPTERS.register("shieldgemma2")
+class ShieldGemma2(Gemma3):
+    """ShieldGemma 2: a Gemma 3 that answers yes or no about a policy.
+
+    AutoModelForImageTextToText loads it as Gemma3ForConditionalGeneration, which generates text;
+    ShieldGemma2ForImageClassification has that model inside, and is refused.
+    """
+
+    example: ClassVar[str] = "google/shieldgemma-2-4b-it"

@@ -1,9 +1,16 @@
-"""Gemma 4 with a vision tower: dense and mixture of experts, without per-layer inputs."""
+"""Gemma 4: dense, mixture of experts, with inputs for each layer, and without a vision tower."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cdkit import ADAPTERS, CdkitError, SeesAhead
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers.masking_utils import create_masks_for_generate
+
+from cdkit import ADAPTERS, SeesAhead
 from cdkit.models.layouts.placed_patches import PlacedPatchesAdapter
+from cdkit.models.layouts.standard import runs
 
 
 @ADAPTERS.register("gemma4")
@@ -13,27 +20,44 @@ class Gemma4(PlacedPatchesAdapter):
     Most layers attend to a sliding window of tokens and use other rotary frequencies than the rest,
     which rotate a part of each head: for methods that change the attention, prompt and answer must
     fit into the window. The small models (E2B, E4B) give each layer an input of its own for each
-    token, and share keys among layers: they are refused.
+    token, made from the token's id, and their last layers use the keys and values of layers below
+    them: what a method does to the image's keys and values it does there, too. Their image tokens
+    see nothing ahead.
     """
 
     example: ClassVar[str] = "google/gemma-4-31B-it"
     sees_ahead: ClassVar[SeesAhead] = "in images"
     caps_logits: ClassVar[bool] = True
+    reads_ids: ClassVar[bool] = True
     placeholder: ClassVar[str] = "<|image|>"
     fallback: ClassVar[str] = "<|turn>user\n{images}{question}<turn|>\n<|turn>model\n"
 
-    def check(self, model: Any) -> None:
-        text = model.config.get_text_config()
-        if getattr(text, "hidden_size_per_layer_input", 0):
-            raise CdkitError(
-                "this Gemma 4 gives each layer an input of its own for each token "
-                "(hidden_size_per_layer_input), which the branches' prompts do not have; use one "
-                "without, such as google/gemma-4-31B-it"
-            )
-        if getattr(text, "num_kv_shared_layers", 0):
-            raise CdkitError(
-                f"the last {text.num_kv_shared_layers} layers of this Gemma 4 use the keys and "
-                "values of layers below them (num_kv_shared_layers); use one without, such as "
-                "google/gemma-4-31B-it"
-            )
-        super().check(model)
+    def sees_ahead_in(self, model: Any) -> SeesAhead:
+        both_ways = model.config.get_text_config().use_bidirectional_attention == "vision"
+        return self.sees_ahead if both_ways else "nowhere"
+
+    def token_kwargs(self, model: Any, ids: Int[Tensor, "rows tokens"]) -> Mapping[str, Tensor]:
+        config, decoder = model.config, self.decoder(model)
+        if not getattr(config.get_text_config(), "hidden_size_per_layer_input", 0):
+            return {}
+        soft = [config.image_token_id, config.video_token_id, config.audio_token_id]
+        text = ids.masked_fill(
+            torch.isin(ids, ids.new_tensor(soft)), config.text_config.pad_token_id
+        )
+        per_layer: Any = decoder.get_per_layer_inputs
+        return {"per_layer_inputs": per_layer(text)}
+
+
+@ADAPTERS.register("gemma4_unified")
+class Gemma4Unified(Gemma4):
+    """Gemma4UnifiedForConditionalGeneration: no vision tower, a token for each patch."""
+
+    example: ClassVar[str] = "google/gemma-4-12B-it"
+
+    def create_masks(
+        self, model: Any, types: Int[Tensor, "rows columns"], given: Mapping[str, Any]
+    ) -> Any:
+        # its forward lets every layer see an image both ways, its create_masks_for_generate
+        # (of a static cache) some of them
+        config, blocks = model.config.get_text_config(), runs(types == 1)
+        return create_masks_for_generate(config=config, block_sequence_ids=blocks, **given)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer
 
 from cdkit import GENERIC_ADAPTERS, HOW_TO_ADD, CdkitError, UnmatchedPixelsError, chat_prompt
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size
@@ -266,7 +266,9 @@ def _check_decoder(decoder: Any) -> None:
             raise CdkitError(
                 f"layer {type(layer).__name__} of {name} has no self_attn. {HOW_TO_ADD}"
             )
-        if attention_in(layer) is not None and not isinstance(cache, DynamicLayer):
+        # a layer that uses the keys of one below it has an empty cache
+        known = isinstance(cache, DynamicLayer | DummyLayer)
+        if attention_in(layer) is not None and not known:
             raise CdkitError(f"layers of {name} keep no keys and values. {OTHERS}")
     hooked = getattr(decoder, "_can_set_attn_implementation", None)
     if hooked is None or not hooked():

@@ -54,5 +54,6 @@ class Granite4Vision(PaddedTilesOfSizesAdapter):
     def logits(
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
-        scale: float = model.config.text_config.logits_scaling
-        return super().logits(model, hidden, norm=norm) / scale
+        logits = super().logits(model, hidden, norm=norm)
+        scaled: Tensor = logits / model.config.text_config.logits_scaling
+        return scaled

@@ -47,7 +47,12 @@ class LayerAttention(BoundToModel):
     index: int
     """Its place among the layers that have attention."""
     number: int
-    """Its place among all layers of the decoder, and of a cache."""
+    """The place of its keys and values in a cache: its own among all layers of the decoder, or that
+    of the earlier layer whose keys it uses."""
+    kept: int
+    """Their place in a shared prefix: among the layers that have keys of their own."""
+    keeps: bool
+    """Whether it leaves calibrated keys there: of the layers that use the same ones, the last."""
     current: CurrentCall
 
     def __call__(
@@ -166,12 +171,13 @@ class LayerAttention(BoundToModel):
             context, work, queries, keys, calibrated, values,
             rows=slice(None), branches=context.branches, form=form,
         )  # fmt: skip
-        layer = context.cache.layers[self.number]
-        layer.keys, layer.values = calibrated.suffix, own_value
-        assert calibrated.prefix is not None
-        # copies: a view would keep the packed row
-        prefix.keys[self.index] = calibrated.prefix.contiguous()
-        prefix.values[self.index] = first_value.contiguous()
+        if self.keeps:
+            layer = context.cache.layers[self.number]
+            layer.keys, layer.values = calibrated.suffix, own_value
+            assert calibrated.prefix is not None
+            # copies: a view would keep the packed row
+            prefix.keys[self.kept] = calibrated.prefix.contiguous()
+            prefix.values[self.kept] = first_value.contiguous()
         return packing.join(out, made.out)
 
     def _columns(
@@ -183,16 +189,18 @@ class LayerAttention(BoundToModel):
             return Columns(None, key), Columns(None, value)
         each = prefix.rows_per_sample
         return (
-            Columns(prefix.keys[self.index], key, each),
-            Columns(prefix.values[self.index], value, each),
+            Columns(prefix.keys[self.kept], key, each),
+            Columns(prefix.values[self.kept], value, each),
         )
 
     def _store(self, context: DecoderContext, calibrated: Columns) -> None:
         """After the prompt, replace the cached image keys by the rotated ones."""
+        if not self.keeps:
+            return
         context.cache.layers[self.number].keys = calibrated.suffix
         if calibrated.prefix is not None and context.stores_prefix:
             assert context.prefix is not None
-            context.prefix.keys[self.index] = calibrated.prefix
+            context.prefix.keys[self.kept] = calibrated.prefix
 
 
 def _attention(

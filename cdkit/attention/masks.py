@@ -11,7 +11,7 @@ from torch import Tensor
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.branches.layout import Layout
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.interfaces.model_adapter import SeesAhead, types_argument
+from cdkit.interfaces.model_adapter import ModelAdapter, SeesAhead
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,13 +269,15 @@ def without_pruned(
 
 
 def decoder_mask(
+    adapter: ModelAdapter,
     model: Any,
-    sees_ahead: SeesAhead,
     chunk: Chunk,
     *,
+    sees_ahead: SeesAhead,
     embeds: Float[Tensor, "rows tokens hidden"],
     positions: Int[Tensor, "*axes rows tokens"],
     cache: Any,
+    ids: Int[Tensor, "rows columns"] | None,
 ) -> Any:
     """What the decoder gets as its mask: a 2-D one, or what the stock model makes of token types.
 
@@ -285,15 +287,11 @@ def decoder_mask(
     mask = chunk.token_mask if chunk.layout.padded else None
     if sees_ahead == "nowhere" or chunk.generated:
         return mask
-    types = _token_types(sees_ahead, _image_columns(chunk), chunk.layout.length)
-    return model.create_masks_for_generate(
-        config=model.config,
-        inputs_embeds=embeds,
-        attention_mask=chunk.token_mask,
-        **{CACHE: cache},
-        position_ids=positions,
-        **{types_argument(model): types},
-    )
+    types = None if ids is None else adapter.token_types(model, ids)
+    if types is None:
+        types = _token_types(sees_ahead, _image_columns(chunk), chunk.layout.length)
+    given = {"inputs_embeds": embeds, "attention_mask": chunk.token_mask, CACHE: cache}
+    return adapter.create_masks(model, types, given | {"position_ids": positions})
 
 
 def _token_types(

@@ -73,17 +73,19 @@ class BranchedCache(MethodCache):
     def original(self) -> Cache:
         """A plain cache of the original branch alone, every key where the stock model has it."""
         plain, state, plan = DynamicCache(), self.state, self.state.plan
-        rotaries = iter(plan.rotary or ())
+        rotaries, shared_columns = iter(plan.rotary or ()), iter(list[tuple[Any, Any]]())
+        if state.prefix is not None:
+            shared_columns = zip(state.prefix.keys, state.prefix.values, strict=True)
         prefix, rows = state.prefix, slice(plan.rows)
         each = 1 if prefix is None else prefix.rows_per_sample
         layers: Any = self.layers
         for index, layer in enumerate(layers):
             rotary = next(rotaries, None) if keeps_keys(layer) else None
+            shared = next(shared_columns, (None, None)) if keeps_keys(layer) else (None, None)
             if keeps_state(layer) or not keeps_keys(layer):  # others keep nothing, but have a place
                 plain.layers.append(copied_layer(layer, lambda x: x[rows]))
             if getattr(layer, "keys", None) is None:
                 continue
-            shared = (None, None) if prefix is None else (prefix.keys[index], prefix.values[index])
             keys = Columns(shared[0], layer.keys[rows], each)
             values = Columns(shared[1], layer.values[rows], each)
             whole = keys.column_slice(0, keys.total)

@@ -19,6 +19,8 @@ class PromptRows:
     token_mask: Bool[Tensor, "rows tokens"]
     image_index: Int[Tensor, "rows tokens"]
     positions: Int[Tensor, "rows tokens *axes"]
+    ids: Int[Tensor, "rows tokens"]
+    """Token ids; those of padding are any."""
     deepstack: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
     """What deeper layers add at the image tokens, 0 elsewhere."""
     token_values: Mapping[str, Shaped[Tensor, "rows tokens"]] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class PromptRows:
             change(self.token_mask),
             change(self.image_index),
             change(self.positions),
+            change(self.ids),
             tuple(change(features) for features in self.deepstack),
             {name: change(values) for name, values in self.token_values.items()},
         )
@@ -54,6 +57,7 @@ class PromptRows:
             short.positions.masked_fill(
                 ~token_mask.view(*token_mask.shape, *[1] * (short.positions.ndim - 2)), 0
             ),
+            short.ids,
             tuple(features.masked_fill(~token_mask[..., None], 0) for features in short.deepstack),
             {name: own.masked_fill(~token_mask, 0) for name, own in short.token_values.items()},
         )
@@ -64,6 +68,7 @@ class PromptRows:
             left_pad(self.token_mask, length, False),
             left_pad(self.image_index, length, -1),
             left_pad(self.positions, length, 0),
+            left_pad(self.ids, length, 0),
             tuple(left_pad(features, length, 0) for features in self.deepstack),
             {name: left_pad(own, length, 0) for name, own in self.token_values.items()},
         )
@@ -85,6 +90,7 @@ def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:
         torch.cat([part.token_mask for part in parts], dim),
         torch.cat([part.image_index for part in parts], dim),
         torch.cat([part.positions for part in parts], dim),
+        torch.cat([part.ids for part in parts], dim),
         tuple(
             torch.cat(features, dim)
             for features in zip(*(part.deepstack for part in parts), strict=True)

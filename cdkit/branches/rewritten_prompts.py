@@ -83,6 +83,7 @@ def rewritten(
         token_mask,
         image_index,
         _rebased(original, image_index, token_mask),
+        new_ids.clamp(min=0),
         tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
         {
             name: _values_of(values, ids, original, new_ids, image_index, name)

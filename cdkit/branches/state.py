@@ -11,6 +11,7 @@ from torch import Tensor
 from cdkit.attention.context import AnswerCache
 from cdkit.attention.masks import Chunk, make_chunk, text_after_image
 from cdkit.branches.positions import any_moves, position_offset, prompt_offsets
+from cdkit.errors import CdkitError
 from cdkit.execution.plan import GroupPlan, PromptPlan
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.interfaces.combiner import State
@@ -44,6 +45,8 @@ class BranchState:
     """One for each group of the plan."""
     seen: list[int]
     """How many columns of each group went through the decoder."""
+    ids: Int[Tensor, "rows tokens"] | None = None
+    """Token ids of all tokens so far; None where the decoder gets embeddings alone."""
     prefix: SharedPrefix | None = None
     step: int = 0
     states: Mapping[str, State] = field(default_factory=dict)
@@ -65,6 +68,7 @@ class BranchState:
         positions: Shaped[Tensor, "..."] | None,
         token_mask: Shaped[Tensor, "_ columns"] | None,
         new: int,
+        ids: Int[Tensor, "given_rows given_tokens"] | None = None,
     ) -> None:
         """Note `new` more columns of the original branch.
 
@@ -74,6 +78,7 @@ class BranchState:
             token_mask: The decoder's mask, which ends with that of the new columns; None where
                 none of them is padding.
             new: How many new columns there are.
+            ids: Token ids that end with those of the new columns.
         """
         plan, device = self.plan, self.positions.device
         branches = len(plan.branches)
@@ -94,6 +99,10 @@ class BranchState:
         positions = positions.expand(plan.rows, new, *axes).to(last.dtype)
         positions = torch.cat([positions] * branches) + distance
         self.positions = torch.cat((self.positions, positions), dim=1)
+        if self.ids is not None:
+            if ids is None:
+                raise CdkitError("this model's layers read token ids: pass input_ids")
+            self.ids = torch.cat((self.ids, ids[:, -new:].repeat(branches, 1)), dim=1)
         late = token_mask[:, -new:].bool().repeat(branches, 1)
         self.token_mask = torch.cat((self.token_mask, late), dim=1)
 
@@ -145,6 +154,7 @@ class BranchState:
             cache.reorder_cache(plan.in_every_branch(beams, len(group.branches)))
         every = plan.in_every_branch(beams)
         self.positions, self.token_mask = self.positions[every], self.token_mask[every]
+        self.ids = None if self.ids is None else self.ids[every]
         self.states = _selected(self.states, beams)
 
     def select(self, rows: Int[Tensor, " chosen"], caches: list[Any]) -> "BranchState":
@@ -163,6 +173,7 @@ class BranchState:
             plan=self.plan.select(rows),
             positions=self.positions[every],
             token_mask=self.token_mask[every],
+            ids=own(self.ids),
             caches=caches,
             seen=list(self.seen),
             prefix=None if self.prefix is None else self.prefix.select(rows),

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer
 
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.execution.static_cache import FixedLayer
@@ -70,9 +70,11 @@ class Packing:
 
 
 def takes_packed(cache: Any, layers: int) -> bool:
-    """Whether each layer of a cache keeps all keys and values that it is given, and no others."""
-    return (
-        type(cache) is DynamicCache
-        and (not cache.layers or len(cache.layers) == layers)
-        and all(type(layer) in (DynamicLayer, FixedLayer) for layer in cache.layers)
-    )
+    """Whether each layer of a cache keeps all keys and values that it is given, and no others.
+
+    `layers` is the number of those that have some.
+    """
+    if type(cache) is not DynamicCache:
+        return False
+    kept = [layer for layer in cache.layers if type(layer) is not DummyLayer]
+    return len(kept) in (0, layers) and all(type(x) in (DynamicLayer, FixedLayer) for x in kept)

@@ -64,6 +64,7 @@ class PromptPlan:
     caches_keys: bool
     """As `AttachedMethod.caches_keys`: whether rotated keys replace those of a cache."""
     rotary: Sequence[Rotary | None] | None
+    """That of each layer with keys of its own, where the method has a calibrator."""
     rng_keys: Int[Tensor, " rows"] | None
     """A random key for each row; None where the attention stays the stock one."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
@@ -233,7 +234,7 @@ def shared_columns(
     cut = min(common, length - 1)
     if attached.hooked:
         cut = min(cut, first_text)
-    if attached.adapter.sees_ahead != "nowhere":
+    if attached.sees_ahead != "nowhere":
         cut = _whole_images(image_index, cut)
     saved, tokens = cut * len(branches), length * (1 + len(branches))
     return cut if saved >= MIN_SHARED_FRACTION * tokens else 0
@@ -247,7 +248,8 @@ def _keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimi
         attached.hooked
         and attached.caches_keys
         and "shared_cache" in optimizations
-        and attached.adapter.sees_ahead == "nowhere"
+        and attached.sees_ahead == "nowhere"
+        and attached.counts_padding_from is None
         and "chunked_attention" not in layer_types
     )
 
@@ -298,7 +300,7 @@ def plan_prompt(
         and not deepstack
         and not token_values
         and attached.method.readout is None
-        and takes_packed(cache, attached.depth)
+        and takes_packed(cache, attached.cached_depth)
     ):
         packing = Packing(shared, layout.length - shared, len(names))
     return PromptPlan(
@@ -312,7 +314,7 @@ def plan_prompt(
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
         calibrator=attached.method.calibrator,
         caches_keys=attached.caches_keys,
-        rotary=attached.rotary,
+        rotary=attached.rotary_of_keys,
         rng_keys=rng_keys,
         deepstack=deepstack,
         token_values=token_values,

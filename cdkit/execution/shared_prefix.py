@@ -8,10 +8,12 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from cdkit.branches.recurrent_states import keeps_keys
+
 
 @dataclass(eq=False)
 class SharedPrefix:
-    """The first `length` columns of every row, layer by layer: a row for each sample.
+    """The first `length` columns of every row, for each layer with keys: a row for each sample.
 
     The rows of a batch are branch after branch, and in each branch sample after sample,
     `rows_per_sample` rows of one sample (its beams) below each other.
@@ -38,7 +40,7 @@ class SharedPrefix:
 
 def take_prefix(cache: Any, length: int, rows_per_sample: int) -> SharedPrefix | None:
     """Move what a cache holds out of it; None where it is no plain cache of `length` columns."""
-    layers = cache.layers
+    layers = [layer for layer in cache.layers if keeps_keys(layer)]
     if type(cache) is not DynamicCache or not all(_is_plain(layer, length) for layer in layers):
         return None
     prefix = SharedPrefix(

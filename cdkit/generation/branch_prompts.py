@@ -130,6 +130,7 @@ def branch_rows(
         given.token_mask[:, :here],
         given.image_index[:, :here],
         given.positions[:, :here],
+        given.ids[:, :here],
         tuple(
             features[:, :here]
             for features in deepstack_of(session, ORIGINAL, given.embeds, given.image_index)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from cdkit.errors import CdkitError, PromptError
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
@@ -404,6 +404,22 @@ def check_window(attached: AttachedMethod, token_mask: Tensor, new: int) -> None
     raise PromptError(message.format(longest), reasons)
 
 
+def check_padding(method: Method, columns: int, limit: int) -> None:
+    """Raise where padding, of prompts that are shorter than those of another branch, would count.
+
+    Args:
+        method: The method that is attached.
+        columns: How many columns prompt and answer may have.
+        limit: From how many on the model counts padding, as `counts_padding_from` says.
+    """
+    if columns >= limit:
+        raise CdkitError(
+            f"{method.name} has branches with prompts of other lengths, of which the shorter ones "
+            f"are padded, and from {limit} tokens on this model counts padding: prompt and answer "
+            f"may reach {columns}. Shorten the prompt or max_new_tokens, or pass optimize=False"
+        )
+
+
 def check_attachable(attached: AttachedMethod) -> None:
     """Raise where this very model cannot run the method."""
     method, decoder = attached.method, attached.decoder
@@ -484,9 +500,11 @@ def sliding_window(decoder: Any) -> int | None:
 
 
 def has_plain_cache(decoder: Any) -> bool:
-    """Whether the cache of each of the decoder's layers holds keys and values and nothing else."""
+    """Whether the cache of each of the decoder's layers holds keys and values and nothing else, or
+    nothing at all."""
     layers: list[Any] = DynamicCache(config=decoder.config).layers
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    plain = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+    return all(type(layer) in plain for layer in layers)
 
 
 def can_be_hooked(decoder: Any) -> bool:

@@ -55,6 +55,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
             "decoder alone has no logits to combine"
         )
     old = kwargs.pop(OLD_CACHE, None)
+    if "logits_to_keep" in kwargs:
+        kwargs["logits_to_keep"] = 0  # some decoders run upper layers for these rows alone
     cache = old if kwargs.get(CACHE) is None else kwargs[CACHE]
     call.columns = call.aligned = kwargs["inputs_embeds"].shape[1]
     gives_layers = any(_gives(attached, kwargs, name) for name in PER_LAYER)
@@ -80,6 +82,7 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
             optimizations=engine.optimizations - SHARING if gives_layers else engine.optimizations,
             compiled=engine.compiled is not None,
             works=engine.works,
+            ids=call.ids,
         )
         output = _run_prompt(engine, forward, state, embeds, kwargs)
         cache = BranchedCache(state, owner=engine) if getattr(output, CACHE) is not None else None
@@ -124,7 +127,8 @@ def _next_rows(
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         mask = None  # one that the model made itself says nothing about padding
     new, start, plan = embeds.shape[1], state.seen[0], state.plan
-    state.extend(kwargs.get("position_ids"), mask, new)
+    assert engine.call is not None
+    state.extend(kwargs.get("position_ids"), mask, new, engine.call.ids)
     if start >= plan.layout.length:
         return embeds.repeat(len(plan.branches), 1, 1)
     assert engine.session is not None
@@ -143,7 +147,7 @@ def _next_rows(
 def _distort_features(engine: Engine, forward: Forward, kwargs: dict[str, Any]) -> None:
     """Make the features that depend on what the original branch attends to: once a prompt."""
     session, attached = engine.session, engine.attached
-    assert session is not None
+    assert session is not None and engine.call is not None
     branches = [
         b for b in attached.branches if b.feature and b.name not in session.attended_features
     ]
@@ -163,6 +167,7 @@ def _distort_features(engine: Engine, forward: Forward, kwargs: dict[str, Any]) 
         optimizations=frozenset(),
         compiled=False,
         works=engine.reading_works,
+        ids=engine.call.ids,
     )
     (group,), record = state.plan.groups, AttentionRecord()
     uncached = kwargs | {CACHE: None, "use_cache": False}
@@ -189,7 +194,7 @@ def _run_prompt(
     kwargs[CACHE] = state.caches[0]
     if plan.packing is not None:
         state.seen[0] = plan.packing.shared
-        state.prefix = plan.packing.empty_prefix(engine.attached.depth)
+        state.prefix = plan.packing.empty_prefix(engine.attached.cached_depth)
         packed = plan.packing.pack(embeds)
         output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
         last = plan.packing.unpack(output.last_hidden_state)
@@ -318,7 +323,7 @@ def _call_decoder(
     rows = group.layout.rows // max(1, len(group.branches))
     acts = any(layer.materialized for layer in group.layers) and first < chunk.length
     # under padding, or where images see ahead, the masks that layers are given decide
-    own_masks = prefix is not None or not (chunk.padded or adapter.sees_ahead != "nowhere")
+    own_masks = prefix is not None or not (chunk.padded or attached.sees_ahead != "nowhere")
     device, masks = chunk.token_mask.device, None
     if group.layers and own_masks and (whole or acts):
         packed = None if packing is None else (rows, packing.shared)
@@ -330,12 +335,14 @@ def _call_decoder(
         mask: Any = None
         if chunk.layout.padded or typed:
             mask = decoder_mask(
+                adapter,
                 attached.model,
-                adapter.sees_ahead if typed else "nowhere",
                 chunk,
+                sees_ahead=attached.sees_ahead if typed else "nowhere",
                 embeds=embeds,
                 positions=positions,
                 cache=cache,
+                ids=None if state.ids is None else state.ids[group.rows, :stop],
             )
     else:
         # cdkit's attention makes the masks: the model cannot, as the cache lacks the shared columns
@@ -371,6 +378,9 @@ def _call_decoder(
     for name, values in plan.token_values.items():
         if kwargs.get(name) is not None:
             own[name] = columns_of_values(values[group.rows], kwargs[name], start, stop)
+    if state.ids is not None:
+        ids = state.ids[group.rows, start:stop] if packing is None else packing.pack(state.ids)
+        own |= adapter.token_kwargs(attached.model, ids)
     compiled = None if asked else engine.compiled
     step = None if compiled is None else compiled.prepare(forward, context, state, own)
     if step is not None:

@@ -69,7 +69,7 @@ def _keep(
                 changed[source.argument] = source.join(attached.model, pixels, given)
         if changed:
             distorted = encode(**given | changed)
-            features = adapter.features(distorted)
+            features = adapter.placed_features(attached.model, adapter.features(distorted))
             if session.is_video is not None:
                 before = session.features.get(branch.name)
                 features = _placed(session, session.is_video, before, features, source.kind)

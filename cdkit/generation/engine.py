@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.attention.context import AttentionRecord, LayerWork
@@ -24,6 +24,8 @@ class Call:
     """One call of the forward that `generate` reads."""
 
     step: Step
+    ids: Int[Tensor, "rows tokens"] | None = None
+    """Its token ids; None where it was given embeddings."""
     state: BranchState | None = None
     columns: int = 0
     """How many columns the decoder was given."""
@@ -65,8 +67,12 @@ class Engine(AttachedEngine):
         return {alone: layer_works(self.attached, alone, records_image=True, traces=False)}
 
     def attention(self) -> AttentionHandles:
-        layers = enumerate(self.attached.attention_layers)
-        handles = [LayerAttention(index, number, self.current) for index, number in layers]
+        numbers, sources = self.attached.attention_layers, self.attached.key_sources
+        own, last = sorted(set(sources)), {source: index for index, source in enumerate(sources)}
+        handles = [
+            LayerAttention(index, numbers[of], own.index(of), last[of] == index, self.current)
+            for index, of in enumerate(sources)
+        ]
         return AttentionHandles(KEY, HANDLE, handles)
 
     def keep_readout(self, name: str, states: Any) -> None:

@@ -53,6 +53,8 @@ class Session:
     """Of each image of the prompts, in their order, whether it is one of a video."""
     is_video: Bool[Tensor, "samples tokens"] | None = None
     """Which image tokens are those of videos; None where none is."""
+    new_tokens: int = 0
+    """How many tokens `generate` may add."""
     plain: bool = False
     """Whether the model itself was called, not `generate`."""
     compile_config: Any = None
@@ -184,7 +186,7 @@ def open_session(
     check_cache(given.get(OLD_CACHE) if given.get(CACHE) is None else given[CACHE])
     if not plain:
         check_mode(given, defaults, method)
-        check_whole_prompt(given, defaults, method, sees_ahead=attached.adapter.sees_ahead)
+        check_whole_prompt(given, defaults, method, sees_ahead=attached.sees_ahead)
     elif method.stateful:
         raise CdkitError(f"{method.name} depends on the step; a plain call has none: generate")
     elif method.loop is not None:
@@ -229,6 +231,7 @@ def open_session(
         given_ids=attached.sample_ids,
         kinds=kinds,
         is_video=is_video,
+        new_tokens=new,
         plain=plain,
         compile_config=compile_config,
         static_cache=static,

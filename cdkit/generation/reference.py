@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
@@ -55,7 +55,6 @@ from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, 
 from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
-from cdkit.interfaces.model_adapter import types_argument
 from cdkit.methods.method import ORIGINAL, Branch
 
 KEY = "cdkit_reference"
@@ -90,6 +89,8 @@ class ForwardCall:
     """One call of the forward that `generate` reads."""
 
     step: Step
+    ids: Int[Tensor, "rows tokens"] | None = None
+    """Its token ids; None where it was given embeddings."""
     batch: Batch | None = None
     columns: int = 0
     """How many columns the decoder was given."""
@@ -140,7 +141,7 @@ class ReferenceEngine(AttachedEngine):
         with forward_call(self, given) as plain:
             if "labels" in kwargs:
                 kwargs["labels"] = None  # they are None or all -100, which means no loss
-            self.call = call = ForwardCall(Step())
+            self.call = call = ForwardCall(Step(), given.get("input_ids"))
             try:
                 output = forward(*args, **kwargs)
             finally:
@@ -251,7 +252,8 @@ class ReferenceEngine(AttachedEngine):
         positions = branch.positions[:, start:]
         if positions.ndim == 3:
             positions = positions.movedim(-1, 0)
-        own = {"inputs_embeds": embeds, "position_ids": positions, CACHE: branch.cache}
+        own: dict[str, Any] = {"inputs_embeds": embeds, "position_ids": positions}
+        own[CACHE] = branch.cache
         own["attention_mask"] = self._mask(running, kwargs, own, start)
         if branch.deepstack:
             added = None
@@ -263,6 +265,11 @@ class ReferenceEngine(AttachedEngine):
         for name, values in branch.token_values.items():
             if kwargs.get(name) is not None:
                 own[name] = columns_of_values(values, kwargs[name], start, stop)
+        if self.attached.adapter.reads_ids:
+            ids = branch.ids[:, start:stop]
+            own |= self.attached.adapter.token_kwargs(self.attached.model, ids)
+        if "logits_to_keep" in kwargs:
+            own["logits_to_keep"] = 0  # some run upper layers for these rows alone
         self.running = running
         running.handed_down = frozenset(kwargs)
         try:
@@ -282,7 +289,7 @@ class ReferenceEngine(AttachedEngine):
         self, running: BranchCall, kwargs: dict[str, Any], own: dict[str, Any], start: int
     ) -> Any:
         """The mask of all columns so far: 2-D, or the stock model's where images are not causal."""
-        sees_ahead, tokens = self.attached.adapter.sees_ahead, running.tokens
+        sees_ahead, tokens = self.attached.sees_ahead, running.tokens
         prompt = running.branch.layout.length
         # after the prompt every model is causal; and so it is where it was given no token types
         typed = (
@@ -291,16 +298,14 @@ class ReferenceEngine(AttachedEngine):
         )
         if sees_ahead == "nowhere" or not typed or start >= prompt:
             return tokens.token_mask
-        types = tokens.is_image.long()
+        types = self.attached.adapter.token_types(self.attached.model, running.branch.ids)
+        if types is None:
+            types = tokens.is_image.long()
         if sees_ahead == "in prompts":
             types = (torch.arange(types.shape[1], device=types.device) >= prompt).long()
             types = types.expand(tokens.token_mask.shape)
-        model: Any = self.attached.model
-        return model.create_masks_for_generate(
-            config=model.config,
-            **{types_argument(model): types},
-            **own | {"attention_mask": tokens.token_mask},
-        )
+        given = own | {"attention_mask": tokens.token_mask}
+        return self.attached.adapter.create_masks(self.attached.model, types, given)
 
     # ---- one layer -------------------------------------------------------------------------------
 
@@ -444,6 +449,7 @@ class ReferenceEngine(AttachedEngine):
                 positions=own.positions,
                 token_mask=own.token_mask,
                 deepstack=deepstack,
+                ids=own.ids,
                 token_values=token_values,
                 cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
                 answer_cache={layer: {} for layer in range(self.attached.depth)},
@@ -451,7 +457,7 @@ class ReferenceEngine(AttachedEngine):
         here, late = first.here, first.embeds[:, first.here :]
         if late.shape[1]:
             mask = None if first.mask is None else first.mask[:, here:]
-            append(batch, first.positions[:, here:], mask, late.shape[1])
+            append(batch, first.positions[:, here:], mask, call.ids, late.shape[1])
             batch.step = late.shape[1]
         return batch, {n: torch.cat((own.embeds, late), dim=1) for n, own in prompts.items()}
 
@@ -466,7 +472,8 @@ class ReferenceEngine(AttachedEngine):
         positions = kwargs.get("position_ids")
         if positions is not None and positions.ndim > 2:
             positions = positions.movedim(0, -1)
-        append(batch, positions, token_mask, new)
+        assert self.call is not None
+        append(batch, positions, token_mask, self.call.ids, new)
         inputs: dict[str, Tensor] = {name: embeds for name in batch.branches}
         for branch in self.attached.branches if start < layout.length else ():
             assert self.session is not None

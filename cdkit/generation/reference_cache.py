@@ -29,6 +29,8 @@ class BranchRows:
     """The mask of all columns so far: False on padding."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
     """What deeper layers add at the prompts' image tokens, 0 on text."""
+    ids: Int[Tensor, "rows columns"]
+    """Token ids of all tokens so far."""
     token_values: Mapping[str, Shaped[Tensor, "rows prompt"]]
     """Arguments of the decoder with a value for each token of the prompts."""
     cache: Cache | None
@@ -50,6 +52,7 @@ class BranchRows:
             positions=own(self.positions),
             token_mask=own(self.token_mask),
             deepstack=tuple(map(own, self.deepstack)),
+            ids=own(self.ids),
             token_values={name: own(values) for name, values in self.token_values.items()},
             cache=None if self.cache is None else _copied(self.cache, own),
             answer_cache={
@@ -102,7 +105,10 @@ class ReferenceCache(MethodCache):
             branch.cache.reorder_cache(beam_idx)
             own = beam_idx.to(branch.token_mask.device)
             batch.branches[name] = replace(
-                branch, positions=branch.positions[own], token_mask=branch.token_mask[own]
+                branch,
+                positions=branch.positions[own],
+                token_mask=branch.token_mask[own],
+                ids=branch.ids[own],
             )
         batch.states = _chosen_states(batch.states, beam_idx)
 
@@ -137,9 +143,13 @@ def append(
     batch: Batch,
     positions: Shaped[Tensor, "_ new *axes"] | None,
     token_mask: Bool[Tensor, "rows new"] | None,
+    ids: Int[Tensor, "rows all_new"] | None,
     new: int,
 ) -> None:
-    """Note `new` more columns; `positions` and `token_mask` are the original branch's."""
+    """Note `new` more columns; what is given of them is the original branch's.
+
+    `ids` end with those of the new columns; None where the model was given embeddings.
+    """
     original = batch.original
     rows, axes = original.positions.shape[0], original.positions.shape[2:]
     if positions is None:
@@ -151,6 +161,7 @@ def append(
     if token_mask is None:
         token_mask = original.token_mask.new_ones(rows, new)
     positions = positions.expand(rows, new, *axes).to(original.positions.dtype)
+    late = original.ids.new_zeros(rows, new) if ids is None else ids[:, -new:]
     for name, branch in batch.branches.items():
         # prompts that are longer or shorter keep their distance to the original ones
         ahead = branch.positions[:, -1:] - original.positions[:, -1:]
@@ -158,6 +169,7 @@ def append(
             branch,
             positions=torch.cat((branch.positions, positions + ahead), dim=1),
             token_mask=torch.cat((branch.token_mask, token_mask), dim=1),
+            ids=torch.cat((branch.ids, late), dim=1),
         )
 
 

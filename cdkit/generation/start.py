@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.attention.context import LayerWork
@@ -15,6 +15,7 @@ from cdkit.execution.optimizations import Optimization
 from cdkit.execution.plan import plan_prompt, shared_columns
 from cdkit.execution.static_cache import empty_like
 from cdkit.generation.branch_prompts import branch_rows, deepstack_of, first_columns
+from cdkit.generation.compatibility import check_padding
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
@@ -30,6 +31,7 @@ def start(
     optimizations: frozenset[Optimization],
     compiled: bool,
     works: Mapping[tuple[str, ...], tuple[LayerWork, ...]],
+    ids: Int[Tensor, "given_rows given_tokens"] | None,
 ) -> tuple[BranchState, Float[Tensor, "rows tokens hidden"], int]:
     """The state of new prompts, their embedded rows, and how many last columns are aligned.
 
@@ -42,6 +44,7 @@ def start(
         optimizations: What may be skipped.
         compiled: Whether steps are compiled.
         works: Each group of branches, and what the layers do for it.
+        ids: The token ids of the call; None where it has none.
     """
     given = first_columns(session, kwargs)
     rows = branch_rows(attached, session, given, branches)
@@ -62,6 +65,9 @@ def start(
     if padding.stop > padding.start and attached.has_sliding_window:
         # a window would not reach as far over the padding
         cut, (stacked, layout, padding) = 0, stack(rows.blocks)
+    limit = attached.counts_padding_from
+    if limit is not None and any(branch.prompt for branch in branches):
+        check_padding(attached.method, layout.length + session.new_tokens, limit)
     deepstack, token_values = stacked.deepstack, stacked.token_values
     if given.is_chunk:
         count = len(rows.blocks)
@@ -107,13 +113,14 @@ def start(
         stacked.token_mask,
         caches=caches,
         seen=[0] * len(plan.groups),
+        ids=stacked.ids if attached.adapter.reads_ids else None,
     )
     tail = given.embeds[:, given.here :]
     if not tail.shape[1]:
         return state, stacked.embeds, rows.aligned
     late = given.positions[:, given.here :]
     late = late if late.ndim == 2 else late.movedim(-1, 0)
-    state.extend(late, given.mask, tail.shape[1])
+    state.extend(late, given.mask, tail.shape[1], ids)
     state.step = tail.shape[1]
     embeds = torch.cat((stacked.embeds, tail.repeat(len(rows.blocks), 1, 1)), dim=1)
     return state, embeds, rows.aligned

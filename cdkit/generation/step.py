@@ -44,7 +44,7 @@ def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -
         open_plain(engine, given)
     if "labels" in kwargs:
         kwargs["labels"] = None  # they are None or all -100, which means no loss
-    engine.call = call = Call(Step())
+    engine.call = call = Call(Step(), given.get("input_ids"))
     try:
         output = forward(*args, **kwargs)
         state, logits = call.state, output.logits

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -14,9 +15,9 @@ from cdkit.interfaces.former_names import FormerNames
 from cdkit.interfaces.video_layout import VideoLayout
 from cdkit.registry import Registry
 
-SeesAhead = Literal["nowhere", "in images", "in prompts"]
-"""Where attention is not causal: nowhere; among the tokens of an image (Gemma 3); in the whole
-prompt (PaliGemma)."""
+SeesAhead = Literal["nowhere", "in images", "across images", "in prompts"]
+"""Where attention is not causal: nowhere; among the tokens of an image (Gemma 3), or of all images
+of a prompt (Molmo 2); in the whole prompt (PaliGemma)."""
 
 
 class ModelAdapter(FormerNames, abc.ABC):
@@ -35,7 +36,7 @@ class ModelAdapter(FormerNames, abc.ABC):
     """Whether states up to the image's last token do not depend on what follows. Then branches that
     differ only after the image share these states."""
     sees_ahead: ClassVar[SeesAhead] = "nowhere"
-    """Which tokens of a prompt attend to tokens after them."""
+    """Which tokens of a prompt attend to tokens after them; `sees_ahead_in` says it of a model."""
     square_grid: ClassVar[bool] = False
     """Whether the tokens of a square picture are a square grid of it, row by row: then a report may
     draw attention over it. False where an image is cut into tiles, or read by queries."""
@@ -47,6 +48,9 @@ class ModelAdapter(FormerNames, abc.ABC):
     needs_check: ClassVar[bool] = False
     """Whether the adapter searches a model that it does not know for its parts. Then cdkit tries it
     out on the first prompt with an image that a model gets (`cdkit.probing.adapter_trial`)."""
+    reads_ids: ClassVar[bool] = False
+    """Whether `token_kwargs` or `token_types` make something of token ids. Then the ids of every
+    branch are kept."""
     features_in_layers: ClassVar[bool] = False
     """Whether image tokens enter the decoder as zeros, and its layers add all of their features
     (`deepstack_features`). Then methods that distort what the decoder is given of an image are
@@ -204,6 +208,73 @@ class ModelAdapter(FormerNames, abc.ABC):
         Returns:
             Arguments of the decoder's forward, by name.
         """
+
+    def token_kwargs(
+        self, model: nn.Module, ids: Int[Tensor, "rows tokens"]
+    ) -> Mapping[str, Tensor]:
+        """What the decoder gets of each token besides its embedding, made from its id.
+
+        Args:
+            model: The model.
+            ids: Token ids; those of padding are any.
+
+        Returns:
+            Arguments of the decoder's forward by name, of (rows, tokens, ...) each; empty for most
+            families.
+        """
+        return {}
+
+    def token_types(
+        self, model: nn.Module, ids: Int[Tensor, "rows columns"]
+    ) -> Int[Tensor, "rows columns"] | None:
+        """The types of a prompt's tokens, as `create_masks` takes them.
+
+        Returns:
+            The types; None where they follow from where the image tokens are.
+        """
+        return None
+
+    def placed_features(
+        self, model: nn.Module, features: Float[Tensor, "tokens encoded"]
+    ) -> Float[Tensor, "tokens hidden"]:
+        """What the decoder gets at the image tokens: the features, or more than these."""
+        return features
+
+    def sees_ahead_in(self, model: nn.Module) -> SeesAhead:
+        """As `sees_ahead`, of this very model: in some families not every checkpoint does."""
+        return self.sees_ahead
+
+    def counts_padding_from(self, model: nn.Module) -> int | None:
+        """From how many columns on a layer's output depends on columns, padding included, and not
+        on positions alone; None where it never does. Such layers ask their cache for its length."""
+        return None
+
+    def create_masks(
+        self, model: Any, types: Int[Tensor, "rows columns"], given: Mapping[str, Any]
+    ) -> Any:
+        """What the model's forward makes of a prompt's token types, where it sees ahead.
+
+        Args:
+            model: The model.
+            types: All columns so far, as the family numbers them: 1 on image tokens, or, of a
+                family that sees ahead in prompts, behind the prompt.
+            given: What transformers' masking functions take else: `inputs_embeds`, a 2-D
+                `attention_mask`, `position_ids` and the cache.
+
+        Returns:
+            What the decoder gets as its `attention_mask`.
+        """
+        taken = signature(model.create_masks_for_generate).parameters
+        name = "mm_token_type_ids" if "mm_token_type_ids" in taken else "token_type_ids"
+        return model.create_masks_for_generate(config=model.config, **{name: types}, **given)
+
+    def kwargs_of_one_token(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """`token_kwargs` for some token: tensors of (1, 1, ...)."""
+        if not self.reads_ids:
+            return {}
+        decoder: Any = self.decoder(model)
+        device = decoder.get_input_embeddings().weight.device
+        return self.token_kwargs(model, torch.zeros(1, 1, dtype=torch.long, device=device))
 
     def token_arguments(self, model: nn.Module) -> Sequence[str]:
         """The arguments that a decoder gets of a prompt as `generate` does: a value for each token.
@@ -367,12 +438,6 @@ def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:
     raise CdkitError(
         f"{type(model).__name__} (model_type {model_type!r}) has no adapter of its own, and {why}"
     )
-
-
-def types_argument(model: Any) -> str:
-    """The name by which a model's `create_masks_for_generate` takes the types of tokens."""
-    taken = signature(model.create_masks_for_generate).parameters
-    return "mm_token_type_ids" if "mm_token_type_ids" in taken else "token_type_ids"
 
 
 def attentions_of(adapter: ModelAdapter, model: nn.Module) -> dict[int, nn.Module]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from cdkit.functional.rope import Rotary
-from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.interfaces.model_adapter import ModelAdapter, SeesAhead
 from cdkit.interfaces.pixel_source import PixelSource
 from cdkit.methods.method import ORIGINAL, Branch, Method
 
@@ -30,12 +30,20 @@ class AttachedMethod:
     """That of each layer with attention, where the method has a calibrator."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
+    sees_ahead: SeesAhead
+    """Which tokens of a prompt attend to tokens after them."""
+    counts_padding_from: int | None
+    """From how many columns on layers count columns, padding included; None where none does."""
     has_plain_cache: bool
     """Whether every layer's cache holds keys and values of tokens and nothing else. Others, such as
-    an indexer's, may depend on how a prompt is cut into calls."""
+    an indexer's, may depend on how a prompt is cut into calls. False where layers use keys of
+    others, and of which is not known."""
     caches_keys: bool
     """Whether the decoder's cache holds the keys that attention gets. Latent attention (MLA) makes
     them anew at each step, so rotated keys cannot be kept."""
+    key_sources: tuple[int, ...]
+    """For each layer with attention the one, counted among these, whose keys and values it uses:
+    itself for most."""
     has_sliding_window: bool
     """Whether some of the decoder's layers keep the last tokens alone."""
     window: int | None
@@ -59,6 +67,18 @@ class AttachedMethod:
     def depth(self) -> int:
         """How many layers have attention: what acts inside it counts these alone."""
         return len(self.attention_layers)
+
+    @property
+    def cached_depth(self) -> int:
+        """How many of these layers have keys and values of their own."""
+        return len(set(self.key_sources))
+
+    @property
+    def rotary_of_keys(self) -> Sequence[Rotary | None] | None:
+        """`rotary` of the layers that have keys of their own."""
+        if self.rotary is None:
+            return None
+        return [self.rotary[layer] for layer in sorted(set(self.key_sources))]
 
     @property
     def branch_names(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.generation.pixels import kinds_of
+from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.model_adapter import ModelAdapter, UnmatchedPixelsError, attentions_of
 from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
 from cdkit.probing.observed_layers import axes_of, keys_at
@@ -59,11 +60,11 @@ def check_modules(adapter: ModelAdapter, model: Any) -> None:
 
 
 def recorded_generate(
-    adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int
+    adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int, **options: Any
 ) -> list[RecordedCall]:
     """The calls of encoders, decoder, `lm_module` and layers in a stock `generate`.
 
-    Of all layers but the last only the names are kept.
+    Of all layers but the last only the names are kept. `options` are those of `generate`.
     """
     layers = {_layer(i): (m, "forward") for i, m in enumerate(adapter.layers(model))}
     modules = {
@@ -72,12 +73,24 @@ def recorded_generate(
         "lm_module": (adapter.lm_module(model), "forward"),
     }
     with recording_calls(layers | modules, names_only=[*layers][:-1]) as calls:
-        generate_tokens(model, inputs, steps=steps)
+        generate_tokens(model, inputs, steps=steps, **options)
     return calls
 
 
 def _encoder(source: PixelSource) -> str:
     return "encoder" if source.kind == "image" else f"{source.kind} encoder"
+
+
+def last_states(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Tensor:
+    """The output of the stock decoder's last layer for the prompts: (rows, tokens, hidden)."""
+    last, all_tokens = _layer(len(adapter.layers(model)) - 1), inputs["input_ids"].shape[1]
+    for options in ({}, {"output_hidden_states": True}):
+        calls = recorded_generate(adapter, model, inputs, steps=1, **options)
+        hidden = next(_hidden(call) for call in calls if call.name == last)
+        # layers without keys of their own run the last token alone, unless all states are asked for
+        if hidden.shape[1] == all_tokens:
+            break
+    return hidden
 
 
 def _layer(index: int) -> str:
@@ -124,6 +137,7 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
     known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(model, None)}
+    known |= set(adapter.token_kwargs(model, inputs["input_ids"]))
     for name in adapter.token_arguments(model):
         found, given = decoder.arguments.get(name), inputs.get(name)
         if found is not None and given is not None and found.shape == given.shape:
@@ -149,12 +163,17 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
         promise = "features are zeros where features_in_layers is True, and nowhere else"
         require(zeros == adapter.features_in_layers, adapter, promise)
         promise = "the decoder gets the features in the places of image_index"
-        require_close(features.to(embeds), embeds[where], adapter, promise)
+        placed = adapter.placed_features(model, features).to(embeds)
+        there, without = embeds[where], adapter.embed(model, ids[where][None])[0].to(embeds)
+        if placed.shape == there.shape and _close(placed + without, there):
+            promise += " alone, not added to the tokens' embeddings (an adapter's placed_features)"
+        require_close(placed, there, adapter, promise)
     text = (index < 0) & token_mask
     text_embeds = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
     promise = "embed returns what the decoder gets for text tokens"
     require_close(text_embeds[text].to(embeds), embeds[text], adapter, promise)
 
+    _check_token_kwargs(adapter, model, inputs, decoder)
     return encoders
 
 
@@ -166,6 +185,56 @@ def tokens_of_kinds(
     if adapter.videos is not None:
         is_video = adapter.videos.is_video(model, ids) & (index >= 0)
     return {"image": (index >= 0) & ~is_video, "video": is_video}
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= tolerance(other))
+
+
+def images_see_ahead(adapter: ModelAdapter, model: Any, inputs: Inputs) -> bool:
+    """Whether the state of an image token depends on a later image token.
+
+    The decoder runs twice with what `generate` gives it for the prompts, once with another
+    embedding of the last image token.
+
+    Args:
+        adapter: The adapter under test.
+        model: The stock model.
+        inputs: Prompts, padded on the left.
+    """
+    calls = recorded_generate(adapter, model, inputs, steps=1)
+    arguments = dict(next(call for call in calls if call.name == "decoder").arguments)
+    arguments |= {CACHE: None, "use_cache": False}
+    arguments.pop("kwargs", None)
+    if "logits_to_keep" in arguments:
+        arguments["logits_to_keep"] = 0
+    is_image = adapter.image_index(model, inputs["input_ids"]) >= 0
+    is_image = is_image & inputs["attention_mask"].bool()
+    row = int(is_image.sum(dim=-1).argmax())
+    *earlier, last = is_image[row].nonzero()[:, 0].tolist()
+    embeds: Tensor = arguments["inputs_embeds"]
+    other = embeds.clone()
+    other[row, last] += embeds.std()
+    decoder: Any = adapter.decoder(model)
+    states = [
+        type(decoder).forward(decoder, **arguments | {"inputs_embeds": own}).last_hidden_state
+        for own in (embeds, other)
+    ]
+    before, after = (own[row, earlier] for own in states)
+    return bool(earlier) and not _close(after, before)
+
+
+def _check_token_kwargs(
+    adapter: ModelAdapter, model: Any, inputs: Inputs, decoder: RecordedCall
+) -> None:
+    """Require that `token_kwargs` makes of the prompts' ids what the decoder gets."""
+    token_mask = inputs["attention_mask"].bool()
+    for name, value in adapter.token_kwargs(model, inputs["input_ids"]).items():
+        given = decoder.arguments.get(name)
+        promise = f"token_kwargs makes the {name} of the prompt's tokens"
+        require(isinstance(given, Tensor), adapter, promise, type(given).__name__)
+        assert given is not None
+        require_close(value[token_mask].to(given), given[token_mask], adapter, promise)
 
 
 def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
@@ -334,10 +403,10 @@ def check_rotary(adapter: ModelAdapter, model: Any) -> None:
     promise = "rotary is None, or has a Rotary or None for each layer with attention"
     require(one_each, adapter, promise, rotary)
     decoder: Any = adapter.decoder(model)
-    axes = axes_of(decoder.config)
+    axes, more = axes_of(decoder.config), adapter.kwargs_of_one_token(model)
 
     def keys(by: Tensor) -> list[Tensor]:
-        return keys_at(decoder, attentions, by)[0]
+        return keys_at(decoder, attentions, by, more)[0]
 
     def check(by: Tensor, promise: str, within: float | None) -> None:
         """Tokens at the first positions move by `by`, (rows, axes)."""
@@ -390,11 +459,9 @@ def check_causal_prefix(adapter: ModelAdapter, model: Any, inputs: Inputs) -> No
     token_mask = inputs["attention_mask"].bool()
     is_image = (adapter.image_index(model, inputs["input_ids"]) >= 0) & token_mask
     up_to_image = is_image.flip(-1).cummax(dim=-1).values.flip(-1)
-    depth = len(adapter.layers(model))
     states = []
     for prompt in (inputs, with_other_ending(inputs, is_image)):
-        calls = recorded_generate(adapter, model, prompt, steps=1)
-        hidden = next(_hidden(call) for call in calls if call.name == _layer(depth - 1))
+        hidden = last_states(adapter, model, prompt)
         states.append(hidden[(up_to_image & token_mask).to(hidden.device)])
     moved = bool((states[0] - states[1]).abs().max() > tolerance(states[0]))
     promise = (

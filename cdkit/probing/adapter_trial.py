@@ -30,6 +30,7 @@ from cdkit.probing.adapter_checks import (
     check_pixels,
     check_rotary,
     check_stock_run,
+    images_see_ahead,
     tokens_of_images,
 )
 from cdkit.probing.identical_branch import (
@@ -242,6 +243,13 @@ def _run_checks(
                 ),
                 optimize,
             )
+        if attention:
+            ahead = adapter.sees_ahead_in(model) == "nowhere"
+            if ahead and images_see_ahead(adapter, model, inputs):
+                raise CdkitError(
+                    "its image tokens attend to image tokens after them, which an adapter has to "
+                    "declare (sees_ahead)"
+                )
         # where padding matters no branch has a prompt of its own: those methods are refused
         rows: DistortionStrategy = SamePrompt()
         if not ignores_padding(adapter.decoder(model)):

@@ -5,7 +5,7 @@ called that share all weights.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -55,13 +55,18 @@ class ObservedLayers:
     caches_keys: bool
     """Whether a cache holds the keys that attention gets. Layers with latent attention (MLA) keep
     something smaller and make keys of it at each step."""
+    key_sources: tuple[int, ...] = ()
+    """For each layer with attention the one whose keys it uses, counted among these layers: itself,
+    or an earlier one. Empty where it is not known."""
 
 
 _FOUND: WeakKeyDictionary[nn.Module, ObservedLayers] = WeakKeyDictionary()
 """Decoder -> what was observed; once, not at each attach."""
 
 
-def observe_layers(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLayers:
+def observe_layers(
+    decoder: Any, attentions: Sequence[nn.Module], token_kwargs: Mapping[str, Tensor] | None = None
+) -> ObservedLayers:
     """Find out how each layer of a decoder rotates its keys, and whether its cache keeps them.
 
     The decoder runs one token at several positions. The token attends to itself alone, so the rows
@@ -72,6 +77,7 @@ def observe_layers(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLay
     Args:
         decoder: The text decoder.
         attentions: The attention module of each of its layers that has one.
+        token_kwargs: What the decoder gets of a token besides its embedding, (1, 1, ...) each.
 
     Returns:
         What was observed. Where the decoder does not run like this, nothing is known: `rotary` is
@@ -80,7 +86,7 @@ def observe_layers(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLay
     if decoder not in _FOUND:
         try:
             with torch.no_grad():
-                _FOUND[decoder] = _observe(decoder, attentions)
+                _FOUND[decoder] = _observe(decoder, attentions, token_kwargs or {})
         except torch.OutOfMemoryError:
             raise
         except UNFIT:  # not kept: what a user has hooked into the model may be taken out again
@@ -88,7 +94,9 @@ def observe_layers(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLay
     return _FOUND[decoder]
 
 
-def _observe(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLayers:
+def _observe(
+    decoder: Any, attentions: Sequence[nn.Module], token_kwargs: Mapping[str, Tensor]
+) -> ObservedLayers:
     axes = axes_of(decoder.config)
     # beyond the longest sequence some embeddings change their frequencies
     longest = getattr(decoder.config, "max_position_embeddings", None) or FAR + START + 1
@@ -99,10 +107,10 @@ def _observe(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLayers:
         # each row moves its axes differently, and then one axis at a time
         apart = torch.stack([steps.roll(axis) for axis in range(axes)], dim=1)
         moves = torch.cat((moves, apart, min(FAR, last) * torch.eye(axes, dtype=steps.dtype)))
-    keys, cached = keys_at(decoder, attentions, START + moves)
+    keys, cached = keys_at(decoder, attentions, START + moves, token_kwargs)
+    sources = _sources(keys, cached)
     kept = all(
-        isinstance(of_cache, Tensor) and key.equal(of_cache)
-        for key, of_cache in zip(keys, cached, strict=True)
+        cached[number] is not None and keys[number].equal(cached[number]) for number in set(sources)
     )
     found: list[Rotary | None] = []
     for key in keys:
@@ -112,13 +120,32 @@ def _observe(decoder: Any, attentions: Sequence[nn.Module]) -> ObservedLayers:
             continue
         rotary = _fitting(key, moves.to(key.device), decoder, found)
         if rotary is None:
-            return ObservedLayers(None, caches_keys=kept)
+            return ObservedLayers(None, caches_keys=kept, key_sources=sources)
         found.append(rotary)
-    return ObservedLayers(tuple(found), caches_keys=kept)
+    return ObservedLayers(tuple(found), caches_keys=kept, key_sources=sources)
+
+
+def _sources(keys: Sequence[Tensor], cached: Sequence[Tensor | None]) -> tuple[int, ...]:
+    """For each layer the one whose keys it uses: itself where its cache keeps some."""
+    found = list[int]()
+    for number, (key, kept) in enumerate(zip(keys, cached, strict=True)):
+        below = [keys[source] if kept is None else None for source in found]
+        alike = [n for n, x in enumerate(below) if x is not None and _same(x, key)]
+        if kept is None and not alike:
+            raise CdkitError(f"layer {number} uses keys that no layer below it has made")
+        found.append(found[alike[-1]] if alike else number)
+    return tuple(found)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.to(other).equal(other)
 
 
 def keys_at(
-    decoder: Any, attentions: Sequence[nn.Module], positions: Shaped[Tensor, "rows axes"]
+    decoder: Any,
+    attentions: Sequence[nn.Module],
+    positions: Shaped[Tensor, "rows axes"],
+    token_kwargs: Mapping[str, Tensor],
 ) -> tuple[list[Float[Tensor, "rows kv_heads 1 head_dim"]], list[Any]]:
     """The keys that each layer hands to its attention, for one token at several positions.
 
@@ -126,9 +153,11 @@ def keys_at(
         decoder: The text decoder.
         attentions: The attention module of each of its layers that has one.
         positions: Where the token stands, a row each; one axis but for multimodal RoPE.
+        token_kwargs: As `observe_layers` takes it.
 
     Returns:
-        The keys of each of these layers, and what the cache of each keeps as keys.
+        The keys of each of these layers, and what the cache of each keeps as keys: None for a layer
+        that uses the keys of another one.
 
     Raises:
         CdkitError: Where a layer does not call its attention once.
@@ -145,6 +174,7 @@ def keys_at(
         position_ids=positions if positions.shape[1] == 1 else positions.T[..., None],
         use_cache=True,
         **{CACHE: cache},
+        **{n: x.expand(len(positions), *x.shape[1:]) for n, x in token_kwargs.items()},
     )
     keys: list[list[Tensor]] = [vars(module)[SEEN] for module in inner]
     if wrong := [len(own) for own in keys if len(own) != 1]:
@@ -152,7 +182,11 @@ def keys_at(
             f"a layer of {type(decoder).__name__} calls its attention {wrong[0]} times"
         )
     layers: list[Any] = [layer for layer in cache.layers if keeps_keys(layer)]
-    return [own[0] for own in keys], [layer.keys for layer in layers]
+    if len(layers) != len(inner):  # some layers have no keys, but use those of others
+        every: list[Any] = cache.layers
+        numbers: list[Any] = [module.layer_idx for module in inner]
+        layers = [every[number] for number in numbers]
+    return [own[0] for own in keys], [x.keys if keeps_keys(x) else None for x in layers]
 
 
 def axes_of(config: Any) -> int:

@@ -19,6 +19,7 @@ COMMAND = "python -m cdkit.evals.pages.models_page"
 ATTENTION: dict[SeesAhead, str] = {
     "nowhere": "causal",
     "in images": "causal; tokens of an image see all of it",
+    "across images": "causal; tokens of the images, and their marks, see all of these",
     "in prompts": "both ways in the prompt",
 }
 
@@ -91,7 +92,7 @@ def _family(name: str, adapter: type[ModelAdapter]) -> Family:
         stock=stock.__name__,
         about=re.sub(rf"^{stock.__name__}: ", "", " ".join(about.split())),
         more=more,
-        axes=hasattr(MODEL_MAPPING[config], "get_rope_index"),
+        axes=hasattr(MODEL_MAPPING.get(config, None), "get_rope_index"),
         attention=ATTENTION[adapter.sees_ahead],
         required=adapter.required,
         videos=None if adapter.videos is None else adapter.videos.required,

@@ -44,7 +44,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
     """The prompt of a processor without a chat template."""
 
     def check(self, model: Any) -> None:
-        if not hasattr(self.lm_module(model), "lm_head"):
+        if self.head(model) is None:
             raise CdkitError(
                 f"{type(model).__name__} has no output head; load the model with "
                 "AutoModelForImageTextToText"
@@ -55,6 +55,12 @@ class StandardAdapter(ModelAdapter, abc.ABC):
                 "module; cdkit supports Llama-like decoders"
             )
         self.check_images(model)
+
+    def head(self, model: Any) -> Any:
+        """The output head, of the `lm_module` or of a language model inside; None without one."""
+        lm_module: Any = self.lm_module(model)
+        own = getattr(lm_module, "lm_head", None)
+        return lm_module.get_output_embeddings() if own is None else own
 
     @abc.abstractmethod
     def check_images(self, model: Any) -> None:
@@ -102,8 +108,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
         decoder: Any = self.decoder(model)
-        lm_module: Any = self.lm_module(model)
-        logits: Tensor = lm_module.lm_head(final_norm(decoder)(hidden) if norm else hidden)
+        logits: Tensor = self.head(model)(final_norm(decoder)(hidden) if norm else hidden)
         cap = getattr(decoder.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap and self.caps_logits else logits
 
@@ -117,7 +122,8 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         if not set(kinds.values()) <= set(FIXED_ROPE):
             return None
         found = (self.attention(layer) for layer in self.layers(model))
-        return observe_layers(decoder, [own for own in found if own is not None]).rotary
+        attentions = [own for own in found if own is not None]
+        return observe_layers(decoder, attentions, self.kwargs_of_one_token(model)).rotary
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
         first = 0

@@ -52,7 +52,7 @@ def test_what_runs_positions_runs_attention() -> None:
 
 
 def test_own_adapters_run_everything() -> None:
-    for name in set(ADAPTERS) & set(TABLE):
+    for name in set(ADAPTERS) & set(TABLE) - {"llama4"}:  # which this transformers cannot run
         assert TABLE[name] == {"adapter": "own", "runs": list(METHODS)}
 
 

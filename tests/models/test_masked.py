@@ -44,7 +44,6 @@ from .masked_tiny import (
     tokenizer,
 )
 from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, covering, generated
-from .tiny import FAMILIES as FAMILIES_OF_ONE
 
 
 def run(name: str, preset: str, prompts: tuple[Prompt, ...], *, optimize: bool, **how: Any) -> Any:
@@ -355,19 +354,3 @@ def test_labels_that_ask_for_no_loss() -> None:
             assert model(**given, **none).logits.equal(logits)
         with pytest.raises(cdkit.CdkitError, match="cannot run with labels=Tensor"):
             model.generate(**given, labels=given["input_ids"], max_new_tokens=1)
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 100}, "an input of its"),
-        ({"num_kv_shared_layers": 1}, "the last 1 layers of this Gemma 4 use the keys and values"),
-    ],
-)
-def test_small_gemma4s_are_refused(setting: dict[str, int], words: str) -> None:
-    config = FAMILIES_OF_ONE["gemma4"].config()
-    config["text_config"] |= setting
-    model = hf.Gemma4ForConditionalGeneration(hf.Gemma4Config(**config)).eval()
-    with pytest.raises(cdkit.CdkitError, match=words) as error:
-        cdkit.attach(model, cdkit.load("vcd"))
-    assert "google/gemma-4-31B-it" in str(error.value)

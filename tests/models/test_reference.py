@@ -127,6 +127,24 @@ FORMS: dict[str, dict[str, Callable[[Form], Form]]] = {
         "values are not normed": lambda own: replace(own, value_norms=False),
         "scaled by the head": lambda own: replace(own, scaling=None),
     },
+    "single:gemma4-small": {
+        "keys are not shared": lambda own: replace(own, key_sources=(0, 1, 2, 2, 2)),
+        "keys of the first layers": lambda own: replace(own, key_sources=(0, 1, 2, 0, 1)),
+        "image tokens are no padding": lambda own: replace(own, soft_tokens=()),
+        "images see ahead": lambda own: replace(own, sees_ahead="in images"),
+    },
+    "single:gemma4_unified": {
+        "sliding layers see ahead": lambda own: replace(
+            own, ahead_layers=(True, False, True, False)
+        ),
+        "keys of the last layer": lambda own: replace(own, key_sources=(0, 1, 2, 2)),
+    },
+    "single:molmo2": {
+        "images are causal": lambda own: replace(own, block_tokens=()),
+        "marks are causal": lambda own: replace(own, block_tokens=(90,)),
+        "the last mark is causal": lambda own: replace(own, block_tokens=(90, 92, 94, 95)),
+        "every layer is stretched": lambda own: replace(own, turns=own.turns[:1] * len(own.turns)),
+    },
     "masked:paligemma2": {
         "logits are not capped": lambda own: replace(own, cap=None),
         "another cap": lambda own: replace(own, cap=25.0),

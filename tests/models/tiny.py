@@ -32,6 +32,8 @@ class Family:
     """The tokens of a prompt, and what belongs to its image."""
     types: str | None = None
     """The argument that says 1 for an image token, 0 for text."""
+    typed: tuple[int, ...] = (IMAGE,)
+    """The tokens of which it says 1."""
     prefix_types: bool = False
     """The argument that says 0 for all tokens of a prompt."""
     dtype: torch.dtype = torch.float64
@@ -97,8 +99,14 @@ def laid_out(family: Family, *rows: int) -> Inputs:
         [{"attention_mask": torch.ones(1, len(p[0])).long()} for p in prompts], left=True
     )
     if family.types is not None:
-        given[family.types] = (given["input_ids"] == IMAGE).long() * (not family.prefix_types)
+        of_image = torch.isin(given["input_ids"], torch.tensor(family.typed))
+        given[family.types] = of_image.long() * (not family.prefix_types)
     images = _stacked([image for _, image in prompts], left=False)
+    if "image_num_crops" in images:  # patches are counted over all pictures
+        sizes = [len(own["image_token_pooling"]) for _, own in prompts]
+        patches = torch.tensor([own["pixel_values"].shape[:2].numel() for _, own in prompts])
+        before = (patches.cumsum(0) - patches).repeat_interleave(torch.tensor(sizes))
+        images["image_token_pooling"] = images["image_token_pooling"] + before[:, None]
     if "pixel_values" in images:
         images["pixel_values"] = images["pixel_values"].to(family.dtype)
     return given | images
@@ -392,6 +400,32 @@ def _gemma4() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _gemma4_small() -> dict[str, Any]:
+    """As E2B: inputs for each layer, and two layers that use the keys of layers below them."""
+    config = _gemma4()
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config["text_config"] |= {
+        "num_hidden_layers": 5, "layer_types": [*kinds, *kinds[:2]], "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCAB,
+        "use_double_wide_mlp": True, "use_bidirectional_attention": None,
+    }  # fmt: skip
+    return config
+
+
+def _gemma4_unified() -> dict[str, Any]:
+    config = _gemma4()
+    kinds = ["sliding_attention", "full_attention"]
+    config["text_config"] |= {
+        "model_type": "gemma4_unified_text", "num_hidden_layers": 4, "layer_types": kinds * 2,
+        "num_kv_shared_layers": 1,
+    }  # fmt: skip
+    config["vision_config"] = {
+        "patch_size": 2, "pooling_kernel_size": 1, "mm_embed_dim": 32, "mm_posemb_size": 16,
+        "output_proj_dims": 32,
+    }  # fmt: skip
+    return config
+
+
 def _placed_patches(row: int) -> tuple[list[int], Inputs]:
     """Patches with a place each; the second picture has fewer, and is filled up."""
     height, width = ((4, 6), (4, 4))[row]
@@ -404,6 +438,55 @@ def _placed_patches(row: int) -> tuple[list[int], Inputs]:
         "image_position_ids": torch.nn.functional.pad(places, (0, 0, 0, missing), value=-1)[None],
     }
     return around(row, START, *[IMAGE] * (len(places) // 4), END), image
+
+
+def _single_patches(row: int) -> tuple[list[int], Inputs]:
+    """A token for each patch."""
+    height, width = ((2, 4), (2, 3))[row]
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)
+    missing = 8 - len(places)
+    image = {
+        "pixel_values": torch.nn.functional.pad(
+            pixels(row, 1, len(places), 12), (0, 0, 0, missing)
+        ),
+        "image_position_ids": torch.nn.functional.pad(places, (0, 0, 0, missing), value=-1)[None],
+    }
+    return around(row, START, *[IMAGE] * len(places), END), image
+
+
+def _molmo2() -> dict[str, Any]:
+    """Every second layer turns by frequencies that are not scaled."""
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": THETA}
+    of_text = text(
+        "molmo2_text", additional_vocab_size=8, rope_scaling_layers=[0, 2], rope_parameters=rope
+    )
+    tower = vision(
+        "molmo2_vision", image_size=[8, 8], num_key_value_heads=2, head_dim=8,
+        num_position_embeddings=16,
+    )  # fmt: skip
+    pooling = {
+        "vision_feature_layer": [-1], "hidden_size": 16, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "text_hidden_size": 32,
+    }  # fmt: skip
+    return {
+        "text_config": of_text, "vision_config": tower, "adapter_config": pooling,
+        "image_start_token_id": START, "image_end_token_id": END, "image_patch_id": IMAGE,
+        "low_res_image_start_token_id": TAG, "frame_start_token_id": 96, "frame_end_token_id": 97,
+    }  # fmt: skip
+
+
+def _low_and_high(row: int) -> tuple[list[int], Inputs]:
+    """The whole picture, pooled to 2 x 2, then one crop or two of as many tokens."""
+    crops = (1, 2)[row]
+    patches = torch.arange(16 * (1 + crops)).view(1 + crops, 2, 2, 2, 2).transpose(2, 3)
+    low = [TAG, *[IMAGE, IMAGE, NEWLINE] * 2, END]
+    high = [START, *[*[IMAGE] * 2 * crops, NEWLINE] * 2, END]
+    return around(row, *low, *high), {
+        "pixel_values": pixels(row, 1 + crops, 16, 12),
+        "image_token_pooling": patches.reshape(-1, 4),
+        "image_grids": torch.tensor([[2, 2, 2, 2 * crops]]),
+        "image_num_crops": torch.tensor([1 + crops]),
+    }
 
 
 def _between_newlines(row: int) -> tuple[list[int], Inputs]:
@@ -538,6 +621,18 @@ FAMILIES: Mapping[str, Family] = {
     "smolvlm": Family("smolvlm", lambda: _idefics3("smolvlm"), _split_or_whole),
     "gemma3": Family("gemma3", _gemma3, _between_newlines, types="token_type_ids"),
     "gemma4": Family("gemma4", _gemma4, _placed_patches, types="mm_token_type_ids"),
+    "gemma4-small": Family("gemma4", _gemma4_small, _placed_patches, types="mm_token_type_ids"),
+    "gemma4_unified": Family(
+        "gemma4_unified", _gemma4_unified, _single_patches, types="mm_token_type_ids"
+    ),
+    "molmo2": Family(
+        "molmo2",
+        _molmo2,
+        _low_and_high,
+        types="mm_token_type_ids",
+        typed=(IMAGE, TAG, NEWLINE, START, END),
+    ),
+    "shieldgemma2": Family("shieldgemma2", _gemma3, _between_newlines, types="token_type_ids"),
     "paligemma": Family(
         "paligemma", _paligemma, _image_first, types="token_type_ids", prefix_types=True
     ),

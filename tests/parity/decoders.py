@@ -68,6 +68,19 @@ class Form:
     """Attention logits are `cap tanh(logits / cap)`."""
     final_cap: float | None = None
     """The same of the next token's logits."""
+    key_sources: tuple[int, ...] = ()
+    """A layer each: the one whose keys and values it uses; empty: its own."""
+    layer_inputs: int = 0
+    """How many numbers each layer gets of each token besides its state, made from its id."""
+    soft_tokens: tuple[int, ...] = ()
+    """Ids that count as the padding's there."""
+    l2_norms: tuple[bool, ...] = ()
+    """A layer each: whether queries and keys are normed, without weights, after they turn."""
+    experts: tuple[bool, ...] = ()
+    """A layer each: whether its MLP is a mixture: one that all tokens share, and one of several,
+    of what the router's sigmoid leaves of a token."""
+    block_tokens: tuple[int, ...] = ()
+    """Ids of what sees all of its kind in a prompt."""
     sees_ahead: Literal["nowhere", "in images", "in prompts"] = "nowhere"
     ahead_layers: tuple[bool, ...] = ()
     """A layer each: whether it sees ahead like that; empty: all do."""
@@ -94,7 +107,11 @@ def form_of(config: Any) -> Form:
                 final_cap=config.final_logit_softcapping,
                 sees_ahead="in prompts",
             )
-        case "gemma4_text":
+        case "gemma4_text" | "gemma4_unified_text":
+            ahead = config.use_bidirectional_attention == "vision"
+            sliding = tuple(kind == "sliding_attention" for kind in kinds)
+            unified = config.model_type == "gemma4_unified_text"
+            first = config.num_hidden_layers - config.num_kv_shared_layers
             shares = {
                 k: Turn(own["rope_theta"], share=own.get("partial_rotary_factor", 1.0))
                 for k, own in rope.items()
@@ -107,8 +124,34 @@ def form_of(config: Any) -> Form:
                 value_norms=True,
                 scaling=1.0,
                 final_cap=config.final_logit_softcapping,
-                sees_ahead="in images",
-                ahead_layers=tuple(kind == "sliding_attention" for kind in kinds),
+                key_sources=tuple(
+                    layer if layer < first else max(i for i in range(first) if kinds[i] == kind)
+                    for layer, kind in enumerate(kinds)
+                ),
+                layer_inputs=0 if unified else config.hidden_size_per_layer_input,
+                soft_tokens=(90, 91, 96),
+                sees_ahead="in images" if ahead else "nowhere",
+                ahead_layers=() if unified else sliding,
+            )
+        case "llama4_text":
+            turn = Turn(rope["rope_theta"])
+            layers = range(config.num_hidden_layers)
+            return Form(
+                pairs="neighbours",
+                turns=tuple(turn if turns else None for turns in config.no_rope_layers),
+                l2_norms=tuple(bool(turns) for turns in config.no_rope_layers),
+                experts=tuple(n in config.moe_layers for n in layers),
+            )
+        case "molmo2_text":
+            scaled, plain = (
+                Turn(rope["rope_theta"], rope.get("factor", 1.0)),
+                Turn(rope["rope_theta"]),
+            )
+            layers = range(config.num_hidden_layers)
+            return Form(
+                head_norms=True,
+                turns=tuple(scaled if n in config.rope_scaling_layers else plain for n in layers),
+                block_tokens=(90, 92, 93, 94, 95),
             )
         case "cohere2":
             turn = Turn(rope["rope_theta"])
@@ -162,12 +205,17 @@ def rope(x: Tensor, positions: Tensor, turn: Turn | None, pairs: str = "halves")
     return turned
 
 
-def visible(form: Form, image: Sequence[int], prompt: int, layer: int = 0) -> Tensor:
+def visible(
+    form: Form, image: Sequence[int], prompt: int, layer: int = 0, ids: Sequence[int] = ()
+) -> Tensor:
     """(rows, columns): what each token may look at."""
     tokens, numbers = torch.arange(len(image)), torch.tensor(image)
     seen = tokens[None, :] <= tokens[:, None]
     if form.ahead_layers and not form.ahead_layers[layer]:
         return seen
+    if form.block_tokens:
+        block = torch.tensor([token in form.block_tokens for token in ids]) & (tokens < prompt)
+        return seen | (block[:, None] & block)
     if form.sees_ahead == "in images":  # its tokens see all of their own image
         seen = seen | ((numbers[:, None] == numbers[None, :]) & (numbers >= 0))
     if form.sees_ahead == "in prompts":  # the image's tokens see the question, too
@@ -210,6 +258,18 @@ class Decoder:
 
     def normed(self, x: Tensor, name: str) -> Tensor:
         return norm(x, self.weight(name), self.eps, self.form.norm)
+
+    def layer_inputs(self, states: Tensor, ids: Sequence[int]) -> Tensor | None:
+        """(tokens, layers, numbers): what each layer gets of each token besides its state."""
+        width = self.form.layer_inputs
+        if not width:
+            return None
+        soft = torch.tensor([0 if one in self.form.soft_tokens else one for one in ids])
+        of_ids = self.weight("embed_tokens_per_layer")[soft] * math.sqrt(width)
+        of_states = states @ self.weight("per_layer_model_projection").T
+        of_states = (of_states / math.sqrt(states.shape[-1])).view(len(ids), self.layers, width)
+        normed = self.normed(of_states, "per_layer_projection_norm")
+        return (normed + of_ids.view(len(ids), self.layers, width)) / math.sqrt(2)
 
     def turn(self, layer: int) -> Turn | None:
         return self.form.turns[layer] if self.form.turns else Turn(self.theta)

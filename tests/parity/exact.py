@@ -1,6 +1,7 @@
 """A stock model in float64: Hugging Face's rotary embeddings and norms are float32 in any model."""
 
 import copy
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ class Norm64(nn.Module):
 class Rotary64(nn.Module):
     """A decoder's rotary embedding, of one kind of layer or of several."""
 
-    def __init__(self, stock: Any, config: Any) -> None:
+    def __init__(self, stock: Any, config: Any, *, scaled: bool = True) -> None:
         super().__init__()
         self.rope_type = stock.rope_type
         self.interleaved = config.model_type == "cohere2"
@@ -46,7 +47,7 @@ class Rotary64(nn.Module):
         width = width or config.hidden_size // config.num_attention_heads
         places = torch.arange(0, width, 2, dtype=torch.float64) / width
         for kind, own in (rope if isinstance(stock.rope_type, dict) else {"": rope}).items():
-            rates = 1 / own["rope_theta"] ** places / own.get("factor", 1.0)
+            rates = 1 / own["rope_theta"] ** places / (own.get("factor", 1.0) if scaled else 1)
             if own["rope_type"] == "proportional":
                 rates = rates * (places < own["partial_rotary_factor"])
             self.register_buffer(f"{kind}_inv_freq".lstrip("_"), rates, persistent=False)
@@ -63,22 +64,64 @@ class Rotary64(nn.Module):
         return angle.cos(), angle.sin()
 
 
+class Polar64(nn.Module):
+    """The same angles as complex numbers, as Llama 4 takes them."""
+
+    def __init__(self, rotary: Rotary64) -> None:
+        super().__init__()
+        self.rope_type, self.rotary = rotary.rope_type, rotary
+        rates: Any = rotary.inv_freq
+        self.register_buffer("inv_freq", rates, persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        cos, sin = self.rotary(x, position_ids)
+        half = cos.shape[-1] // 2
+        return torch.complex(cos[..., :half], sin[..., :half])
+
+
+def _turned_in_plane(query: Tensor, key: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+
+    def turned(x: Tensor) -> Tensor:
+        plane = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
+        return torch.view_as_real(plane * turn[:, :, None]).flatten(-2)
+
+    return turned(query), turned(key)
+
+
+def _routed(router: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+    logits = states @ router.weight.T
+    chosen = logits >= logits.topk(router.top_k, dim=1).values[:, -1:]
+    return torch.sigmoid(logits) * chosen, logits
+
+
 @contextmanager
 def exact(stock: Any) -> Iterator[Any]:
     """A copy of the model that is float64 all through; also the function that turns its heads."""
     model = copy.deepcopy(stock)
     decoder: Any = cdkit.adapter_for(model).decoder(model)
     decoder.rotary_emb = Rotary64(decoder.rotary_emb, decoder.config)
+    if hasattr(decoder, "rotary_emb_unscaled"):  # Molmo 2: of layers without scaling
+        decoder.rotary_emb_unscaled = Rotary64(
+            decoder.rotary_emb_unscaled, decoder.config, scaled=False
+        )
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("Norm"):
                 setattr(parent, name, Norm64(child))
-    embeddings = decoder.get_input_embeddings()
-    if hasattr(embeddings, "embed_scale"):
-        width = torch.tensor(decoder.config.hidden_size, dtype=torch.float64)
-        embeddings.embed_scale = width.sqrt()
+    for module in decoder.modules():
+        if hasattr(module, "embed_scale"):
+            of_layers = module is getattr(decoder, "embed_tokens_per_layer", None)
+            width = module.embedding_dim // (len(decoder.layers) if of_layers else 1)
+            module.embed_scale = torch.tensor(width, dtype=torch.float64).sqrt()
     module = sys.modules[type(decoder).__module__]
-    if decoder.config.model_type == "cohere2":  # its function casts to float32
+    if decoder.config.model_type == "llama4_text":  # complex numbers, and two casts to float32
+        decoder.rotary_emb = Polar64(decoder.rotary_emb)
+        for part in decoder.modules():
+            if type(part).__name__ == "Llama4Router":
+                part.forward = functools.partial(_routed, part)
+        with mock.patch.object(module, "apply_rotary_emb", _turned_in_plane):
+            yield model
+    elif decoder.config.model_type == "cohere2":  # its function casts to float32
         with mock.patch.object(module, "apply_rotary_pos_emb", _turned):
             yield model
     else:

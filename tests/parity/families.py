@@ -47,7 +47,7 @@ def decoder_of(model: Any) -> Decoder:
     rope = config.rope_parameters
     return Decoder(
         state={f"model.language_model.{n}": value for n, value in decoder.state_dict().items()}
-        | {"lm_head.weight": reader.lm_head.weight},
+        | {"lm_head.weight": reader.get_output_embeddings().weight},
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
@@ -88,7 +88,8 @@ def answered(model: Any, case: str, batch: Inputs, prompts: Sequence[Prompt], **
         ids = prompt.given["input_ids"][0].tolist()
         image = numbered(ids, prompt.image_token, prompt.counts)
         embeds = torch.cat((embedded(model, prompt.given), decoder.get_input_embeddings()(later)))
-        sequences.append(Sequence_(embeds, image + (-1,) * len(later), len(ids)))
+        every = (*ids, *later.tolist())
+        sequences.append(Sequence_(embeds, image + (-1,) * len(later), len(ids), ids=every))
     return Ran(found, decoder_of(model), sequences, case)
 
 

@@ -50,6 +50,8 @@ class Sequence_:
     """How many of the tokens are the prompt's."""
     noise: Tensor | None = None
     """Standard normal numbers for the value noise: (layers, image tokens, kv heads, head dim)."""
+    ids: tuple[int, ...] = ()
+    """The tokens, where layers read them."""
 
 
 @dataclass(eq=False)
@@ -87,6 +89,8 @@ def attention_logits(
     """`Q_p K_p^T / sqrt(d)` of (tokens, heads, d): (heads, rows, columns)."""
     turn, form = decoder.turn(layer), decoder.form
     q, k = (rope(x, positions, turn, form.pairs) for x in (query, key))
+    if form.l2_norms and form.l2_norms[layer]:
+        q, k = (norm(x, torch.ones(()), decoder.eps) for x in (q, k))
     scaling = 1 / math.sqrt(query.shape[-1]) if form.scaling is None else form.scaling
     logits = torch.einsum("ihd,jhd->hij", q, k) * scaling
     return logits if form.cap is None else form.cap * torch.tanh(logits / form.cap)
@@ -115,7 +119,7 @@ def calibrated_cells(cells: Tensor) -> Tensor:
 
 
 def visible_cells(decoder: Decoder, sequence: Sequence_, layer: int) -> Tensor:
-    return visible(decoder.form, sequence.image, sequence.prompt, layer)
+    return visible(decoder.form, sequence.image, sequence.prompt, layer, sequence.ids)
 
 
 def each_head(x: Tensor, copies: int) -> Tensor:
@@ -168,13 +172,18 @@ def run(decoder: Decoder, sequences: Sequence[Sequence_], rules: Rules) -> list[
     """A branch's logits for every token of each sequence; the sequences do not mix."""
     states = [sequence.embeds.double() for sequence in sequences]
     results = [Result(torch.empty(0)) for _ in sequences]
+    more = [
+        decoder.layer_inputs(*own) for own in zip(states, (s.ids for s in sequences), strict=True)
+    ]
     for layer in range(decoder.layers):
         parts = [
-            Layer(decoder, layer, state, sequence, rules)
-            for state, sequence in zip(states, sequences, strict=True)
+            Layer(decoder, layer, state, sequence, rules, result)
+            for state, sequence, result in zip(states, sequences, results, strict=True)
         ]
         shared = prompt_threshold(parts)
         states = [part.output(result, shared) for part, result in zip(parts, results, strict=True)]
+        zipped = zip(parts, states, more, strict=True)
+        states = [part.with_input(state, own) for part, state, own in zipped]
     for state, result in zip(states, results, strict=True):
         result.logits = decoder.logits(state)
     return results
@@ -197,20 +206,35 @@ class Layer:
     """One decoder layer on one sequence."""
 
     def __init__(
-        self, decoder: Decoder, layer: int, state: Tensor, sequence: Sequence_, rules: Rules
+        self,
+        decoder: Decoder,
+        layer: int,
+        state: Tensor,
+        sequence: Sequence_,
+        rules: Rules,
+        below: Result | None = None,
     ) -> None:
         self.decoder, self.layer, self.state = decoder, layer, state
         self.sequence, self.rules = sequence, rules
         self.normed = x = self._normed(state, "input_layernorm")
         self.query = self._split(self._linear(x, "self_attn.q_proj"), decoder.heads)
-        self.key = self._split(self._linear(x, "self_attn.k_proj"), decoder.kv_heads)
-        self.value = self._split(self._linear(x, "self_attn.v_proj"), decoder.kv_heads)
         if decoder.form.head_norms:
             self.query = self._normed(self.query, "self_attn.q_norm")
-            self.key = self._normed(self.key, "self_attn.k_norm")
-        if decoder.form.value_norms:
-            self.value = norm(self.value, torch.ones(()), decoder.eps)
+        source = decoder.form.key_sources[layer] if decoder.form.key_sources else layer
+        if source == layer:
+            self._set_keys(x)
+        else:
+            assert below is not None
+            self.key, self.value = below.keys[source], below.values[source]
         self._set_logits()
+
+    def _set_keys(self, x: Tensor) -> None:
+        self.key = self._split(self._linear(x, "self_attn.k_proj"), self.decoder.kv_heads)
+        self.value = self._split(self._linear(x, "self_attn.v_proj"), self.decoder.kv_heads)
+        if self.decoder.form.head_norms:
+            self.key = self._normed(self.key, "self_attn.k_norm")
+        if self.decoder.form.value_norms:
+            self.value = norm(self.value, torch.ones(()), self.decoder.eps)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return self.decoder.linear(x, f"layers.{self.layer}.{name}")
@@ -327,9 +351,37 @@ class Layer:
         state = self.state + attended
         return state + self._mlp(self._normed(state, "post_attention_layernorm"))
 
+    def with_input(self, state: Tensor, more: Tensor | None) -> Tensor:
+        """The layer's output after its input of each token is added."""
+        if more is None:
+            return state
+        gate = gated(self._linear(state, "per_layer_input_gate"), self.decoder.form.gate)
+        added = self._linear(gate * more[:, self.layer], "per_layer_projection")
+        return state + self._normed(added, "post_per_layer_input_norm")
+
     def _mlp(self, x: Tensor) -> Tensor:
-        gate = gated(self._linear(x, "mlp.gate_proj"), self.decoder.form.gate)
-        return self._linear(gate * self._linear(x, "mlp.up_proj"), "mlp.down_proj")
+        form = self.decoder.form
+        if not (form.experts and form.experts[self.layer]):
+            return self._gated_mlp(x, self._part)
+        shared = self._gated_mlp(x, f"{self._part}.shared_expert")
+        chances = self._linear(x, f"{self._part}.router")
+        chosen = chances.argmax(-1)
+        x = x * torch.sigmoid(chances.amax(-1, keepdim=True))
+        first = self.decoder.state[self._expert("gate_up_proj")][chosen]
+        gate, up = torch.einsum("td,tdf->tf", x, first).chunk(2, dim=-1)
+        last = self.decoder.state[self._expert("down_proj")][chosen]
+        return shared + torch.einsum("tf,tfd->td", gated(gate, form.gate) * up, last)
+
+    @property
+    def _part(self) -> str:
+        return "feed_forward" if self.decoder.form.experts else "mlp"
+
+    def _expert(self, name: str) -> str:
+        return f"model.language_model.layers.{self.layer}.{self._part}.experts.{name}"
+
+    def _gated_mlp(self, x: Tensor, part: str) -> Tensor:
+        gate = gated(self._linear(x, f"{part}.gate_proj"), self.decoder.form.gate)
+        return self._linear(gate * self._linear(x, f"{part}.up_proj"), f"{part}.down_proj")
 
 
 def contrast(
