@@ -90,7 +90,7 @@ class LayerAttention(BoundToModel):
         calibrated = keys
         if work.rotary is not None and context.key_offset is not None:
             calibrated = keys.rotated(context.key_offset, chunk.layout.image_span, work.rotary)
-        touched = [name for name in context.branches if name in work.materialized]
+        touched = context.materialized(work)
         if not context.whole and (not touched or context.first == chunk.length):
             if context.stores_keys:
                 self._store(context, calibrated)

@@ -152,14 +152,12 @@ def layer_works(
         last = attached.records_weights and layer == depth - 1
         recorded = {ORIGINAL} & set(branches) if records_image or last else set()
         segments = {name for name, own in changes.items() if own or traces} | recorded
-        everywhere = traces or method.calibrator is not None
         works.append(
             LayerWork(
                 index=layer,
                 depth=depth,
                 rotary=None if attached.rotary is None else attached.rotary[layer],
                 changes={name: own for name, own in changes.items() if own},
-                materialized=frozenset(branches if everywhere else segments),
                 segments=frozenset(segments),
                 records_image=records_image,
                 records_weights=last,

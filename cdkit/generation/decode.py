@@ -316,7 +316,8 @@ def _call_decoder(
     whole = plan.materialize_all or prefix is not None or gives_weights
     first = 0 if whole else chunk.first_text
     rows = group.layout.rows // max(1, len(group.branches))
-    acts = any(layer.materialized for layer in group.layers) and first < chunk.length
+    moves = offsets.key is not None or offsets.query is not None
+    acts = first < chunk.length and (moves or any(layer.segments for layer in group.layers))
     # under padding, or where images see ahead, the masks that layers are given decide
     own_masks = prefix is not None or not (chunk.padded or adapter.sees_ahead != "nowhere")
     device, masks = chunk.token_mask.device, None
