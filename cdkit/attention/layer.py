@@ -15,8 +15,10 @@ from cdkit.attention.columns import Columns
 from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
 from cdkit.attention.softmax_form import SoftmaxForm, attention_with_weights
+from cdkit.attention.step_rows import StepContext, attend_step
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
+from cdkit.execution.packed_steps import PackedLayer
 from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.hooks import BoundToModel
 
@@ -32,7 +34,7 @@ HANDLE = "_cdkit_attention"
 class CurrentCall:
     """The decoder call under way, as all layers of a model find it; None outside of one."""
 
-    context: DecoderContext | None = None
+    context: DecoderContext | StepContext | None = None
     gives_weights: bool = False
     """Whether layers give their weights, too."""
     handed_down: frozenset[str] = frozenset()
@@ -65,7 +67,9 @@ class LayerAttention(BoundToModel):
         """The output for all rows, and their weights where all are made; `key` and `value` hold
         every column the layer's cache has."""
 
-        def stock(rows: slice = slice(None)) -> Tensor:
+        def stock(rows: slice | None = None) -> Tensor:
+            if rows is None:
+                return kernel(module, query, key, value, mask, **kwargs)[0]
             some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
             return kernel(module, query[rows], key[rows], value[rows], some, **kwargs)[0]
 
@@ -75,6 +79,10 @@ class LayerAttention(BoundToModel):
         context = self.current.context
         if context is None:
             return stock(), None
+        if isinstance(context, StepContext):
+            context.record.layers_run += 1
+            work, layer = context.layers[self.index], context.steps.layers[self.number]
+            return attend_step(context, work, query, layer, form), None
         context.record.layers_run += 1
         work = context.layers[self.index]
         if context.packing is not None:
@@ -167,8 +175,14 @@ class LayerAttention(BoundToModel):
             rows=slice(None), branches=context.branches, form=form,
         )  # fmt: skip
         layer = context.cache.layers[self.number]
-        layer.keys, layer.values = calibrated.suffix, own_value
         assert calibrated.prefix is not None
+        if isinstance(layer, PackedLayer):
+            if calibrated is not keys:
+                layer.keys[:, :, : key.shape[2]] = packing.pack_keys(
+                    calibrated.prefix, calibrated.suffix
+                )
+            return packing.join(out, made.out)
+        layer.keys, layer.values = calibrated.suffix, own_value
         # copies: a view would keep the packed row
         prefix.keys[self.index] = calibrated.prefix.contiguous()
         prefix.values[self.index] = first_value.contiguous()

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.attention.context import AnswerCache
 from cdkit.attention.masks import Chunk, make_chunk, text_after_image
+from cdkit.branches.growing import GrowingMask, GrowingPositions
 from cdkit.branches.positions import any_moves, position_offset, prompt_offsets
+from cdkit.execution.packed_steps import PackedSteps
 from cdkit.execution.plan import GroupPlan, PromptPlan
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.interfaces.combiner import State
@@ -36,15 +38,15 @@ class BranchState:
     """
 
     plan: PromptPlan
-    positions: Int[Tensor, "rows tokens *axes"]
-    """Positions of all tokens so far, as the decoder got them, but with the axes last."""
-    token_mask: Bool[Tensor, "rows tokens"]
-    """False on padding."""
+    positions: GrowingPositions
+    token_mask: GrowingMask
     caches: list[Any]
     """One for each group of the plan."""
     seen: list[int]
     """How many columns of each group went through the decoder."""
     prefix: SharedPrefix | None = None
+    packed: PackedSteps | None = None
+    """The columns of all branches, where they are in one row a sample."""
     step: int = 0
     states: Mapping[str, State] = field(default_factory=dict)
     """What the combiner and each schedule carry along, by their place in the method."""
@@ -75,39 +77,51 @@ class BranchState:
                 none of them is padding.
             new: How many new columns there are.
         """
-        plan, device = self.plan, self.positions.device
-        branches = len(plan.branches)
+        plan, known = self.plan, self.positions.known
         if positions is None:
             # Hugging Face's default: the number of columns before it
-            before = self.positions.shape[1] - (plan.padding.stop - plan.padding.start)
-            positions = torch.arange(before, before + new, device=device)[None]
+            before = self.positions.length - (plan.padding.stop - plan.padding.start)
+            positions = torch.arange(before, before + new, device=known.device)[None]
         elif positions.ndim > 2:
             positions = positions.movedim(0, -1)
-        axes = self.positions.shape[2:]
-        if positions.ndim < self.positions.ndim:
+        if positions.ndim < known.ndim:
             positions = positions[..., None]
-        if token_mask is None:
-            token_mask = torch.ones(plan.rows, new, dtype=torch.bool, device=device)
-        # branches whose prompt is longer or shorter keep their distance to the original branch
-        last = self.positions[:, -1:]
-        distance = last - torch.cat([last[: plan.rows]] * branches)
-        positions = positions.expand(plan.rows, new, *axes).to(last.dtype)
-        positions = torch.cat([positions] * branches) + distance
-        self.positions = torch.cat((self.positions, positions), dim=1)
-        late = token_mask[:, -new:].bool().repeat(branches, 1)
-        self.token_mask = torch.cat((self.token_mask, late), dim=1)
+        wanted = plan.rows, new, *known.shape[2:]
+        if positions.shape != wanted:
+            positions = positions.expand(wanted)
+        if positions.dtype != known.dtype:
+            positions = positions.to(known.dtype)
+        self.positions.append(positions)
+        self.token_mask.append(token_mask, new)
+
+    def positions_of(self, rows: slice, start: int, stop: int) -> Int[Tensor, "rows some *axes"]:
+        """The positions of some rows' columns."""
+        positions, count = self.positions, stop - start
+        if positions.late and stop == positions.length and count == positions.late[-1].shape[1]:
+            some = positions.latest()
+        else:
+            some = positions.joined()[:, start:stop]
+        return some if rows == slice(0, some.shape[0]) else some[rows]
+
+    def leave_packing(self) -> None:
+        """Put each branch's columns into rows of its own, for what reads or chooses rows."""
+        if self.packed is None:
+            return
+        self.prefix = self.packed.prefix()
+        self.caches[0].layers[:] = self.packed.row_layers()
+        self.packed = None
 
     def next_columns(self, group: GroupPlan, start: int, stop: int) -> tuple[Chunk, CallOffsets]:
         """The columns from `start` to `stop` of a group's rows, and by how much they move."""
-        plan = self.plan
-        chunk = make_chunk(group.layout, self.token_mask[group.rows, :stop], start, stop)
+        plan, mask = self.plan, self.token_mask
+        chunk = make_chunk(group.layout, lambda: mask.joined()[group.rows, :stop], start, stop)
         calibrator = plan.calibrator
         if calibrator is None or (chunk.first_text == chunk.length and not chunk.completes_prompt):
             return chunk, CallOffsets()
         if not chunk.generated:
             made = prompt_offsets(
                 calibrator,
-                self.positions[:, :stop],
+                self.positions.joined()[:, :stop],
                 plan.layout,
                 branches=len(plan.branches),
                 whole=chunk.completes_prompt,
@@ -121,7 +135,7 @@ class BranchState:
         if offset is None or not calibrator.constant_after_prompt:
             image_index, has_image = plan.layout.image_index, plan.layout.valid.any(1, keepdim=True)
             assert self.reference_offset is not None
-            every = position_offset(calibrator, self.positions[:, :stop], image_index)
+            every = position_offset(calibrator, self.positions.joined()[:, :stop], image_index)
             offset = (every - self.reference_offset)[:, start:]
             self.queries_move = self.queries_move or any_moves(offset, has_image)
             self.generated_offset = offset[:, -1:]
@@ -141,10 +155,11 @@ class BranchState:
         A beam never leaves its sample, so what the prompt decided stays, and so does a prefix.
         """
         plan = self.plan
+        self.leave_packing()
         for group, cache in zip(plan.groups, self.caches, strict=True):
             cache.reorder_cache(plan.in_every_branch(beams, len(group.branches)))
         every = plan.in_every_branch(beams)
-        self.positions, self.token_mask = self.positions[every], self.token_mask[every]
+        self.positions, self.token_mask = self._columns_of(every)
         self.states = _selected(self.states, beams)
 
     def select(self, rows: Int[Tensor, " chosen"], caches: list[Any]) -> "BranchState":
@@ -158,11 +173,12 @@ class BranchState:
             place: {key: value[rows.to(value.device)] for key, value in kept.items()}
             for place, kept in self.answer_cache.items()
         }
+        positions, token_mask = self._columns_of(every)
         return replace(
             self,
             plan=self.plan.select(rows),
-            positions=self.positions[every],
-            token_mask=self.token_mask[every],
+            positions=positions,
+            token_mask=token_mask,
             caches=caches,
             seen=list(self.seen),
             prefix=None if self.prefix is None else self.prefix.select(rows),
@@ -178,10 +194,20 @@ class BranchState:
         kept: dict[tuple[int, str], dict[Hashable, Tensor]] = dict(self.answer_cache)
         return replace(
             self,
+            positions=GrowingPositions(self.positions.joined(), self.positions.branches),
+            token_mask=GrowingMask(self.token_mask.joined(), self.token_mask.branches),
             caches=caches,
             seen=list(self.seen),
             states=dict(self.states),
             answer_cache=kept,
+        )
+
+    def _columns_of(self, rows: Int[Tensor, " all_rows"]) -> tuple[GrowingPositions, GrowingMask]:
+        """Positions and padding of these rows of all branches."""
+        branches = len(self.plan.branches)
+        return (
+            GrowingPositions(self.positions.joined()[rows], branches),
+            GrowingMask(self.token_mask.joined()[rows], branches),
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -24,6 +24,18 @@ class Packing:
     shared: int
     suffix: int
     branches: int
+
+    @property
+    def length(self) -> int:
+        """Columns of a packed prompt."""
+        return self.shared + self.branches * self.suffix
+
+    def columns_of(self, branch: int, columns: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """Where a branch's columns are in a packed row; generated ones alternate with those of the
+        other branches."""
+        late = columns - self.shared - self.suffix
+        of_prompt = torch.where(columns < self.shared, columns, columns + branch * self.suffix)
+        return torch.where(late < 0, of_prompt, self.length + late * self.branches + branch)
 
     def empty_prefix(self, layers: int) -> SharedPrefix:
         """The shared columns, which each layer fills in as it runs."""
@@ -61,6 +73,14 @@ class Packing:
     ) -> Float[Tensor, "samples packed *rest"]:
         """The inverse of `split`, tokens before heads."""
         return torch.cat((first, *suffix.chunk(self.branches)), dim=1)
+
+    def pack_keys(
+        self,
+        first: Float[Tensor, "samples kv_heads prefix head_dim"],
+        suffix: Float[Tensor, "rows kv_heads suffix head_dim"],
+    ) -> Float[Tensor, "samples kv_heads packed head_dim"]:
+        """The inverse of `split`."""
+        return torch.cat((first, *suffix.chunk(self.branches)), dim=2)
 
     def unpack(
         self, x: Float[Tensor, "samples packed hidden"]

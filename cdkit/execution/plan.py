@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from cdkit.attention.context import Change, LayerWork
 from cdkit.attention.image_columns import ImageColumnIndex
@@ -58,6 +59,8 @@ class PromptPlan:
     """Whether their keys and values then stand once for all branches and beams."""
     packing: Packing | None
     """How the first call goes in as one row a sample; None where it does not."""
+    packs_steps: bool
+    """Whether steps after it do so, too."""
     materialize_all: bool
     """Whether all attention weights are made, not only those that the method changes or reads."""
     calibrator: PositionCalibrator | None
@@ -275,6 +278,9 @@ def plan_prompt(
         may_pack: Whether the prompts come whole, one row a sample, and no caller counts columns.
     """
     names = tuple(name for group in works for name in group)
+    constant = (
+        attached.method.calibrator is None or attached.method.calibrator.constant_after_prompt
+    )
     each, groups = layout.rows // len(names), list[GroupPlan]()
     for branches, layers in works.items():
         first = names.index(branches[0]) * each
@@ -301,6 +307,12 @@ def plan_prompt(
         shared=shared if cache is not None else 0,
         keeps_prefix_once=once,
         packing=packing,
+        packs_steps=packing is not None
+        and attached.method.loop is None
+        and constant
+        and not attached.traced & {"image_attention", "mask"}
+        and not attached.records_image
+        and all(type(layer) is DynamicLayer for layer in cache.layers),
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
         calibrator=attached.method.calibrator,
         caches_keys=attached.caches_keys,

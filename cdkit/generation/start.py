@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.attention.context import LayerWork
+from cdkit.branches.growing import GrowingMask, GrowingPositions
 from cdkit.branches.inputs import stack
 from cdkit.branches.layout import make_layout
 from cdkit.branches.state import BranchState
@@ -98,8 +99,8 @@ def start(
     ]
     state = BranchState(
         plan,
-        stacked.positions,
-        stacked.token_mask,
+        GrowingPositions(stacked.positions, len(rows.blocks)),
+        GrowingMask(stacked.token_mask, len(rows.blocks)),
         caches=caches,
         seen=[0] * len(plan.groups),
     )

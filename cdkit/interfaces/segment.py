@@ -1,9 +1,10 @@
 """The cross-modal segment: text rows after an image, times the columns of the image before them."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import fields as dataclass_fields
+from typing import Any, Literal
 
 import torch
 from einops import repeat
@@ -117,7 +118,7 @@ class ImageColumns:
 class CrossModalSegment:
     """One layer's cross-modal segment for some rows of the batch: text rows times image columns.
 
-    A strategy returns `dataclasses.replace(segment, ...)`: new `logits` or `text_logits`,
+    A strategy returns `segment.changed(...)`: new `logits` or `text_logits`,
     `replaced` cells with their `replacement` values, or `pruned` image tokens. Nothing else may
     differ, and nothing but `layer_state` is written to.
     """
@@ -162,6 +163,26 @@ class CrossModalSegment:
     sinks: Float[Tensor, " heads"] | None = None
     """The logit of each head's attention sink, which takes its share of the weights and has no
     value; None for most models."""
+
+    def changed(self, **fields: Any) -> "CrossModalSegment":
+        """A copy with other values of some fields.
+
+        Like `dataclasses.replace`, which works as well; but fields that are computed only when
+        someone reads them stay so.
+
+        Args:
+            **fields: New values by the fields' names.
+
+        Returns:
+            The changed copy.
+
+        Raises:
+            TypeError: If a segment has no such field.
+        """
+        check_fields(fields)
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__ | fields)
+        return made
 
     def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
         """Find the cells above the mean of their group: `1[A > mean(A)]`.
@@ -212,6 +233,15 @@ class CrossModalSegment:
             `logits` with -inf in these cells.
         """
         return self.logits.masked_fill(mask, -math.inf)
+
+
+_FIELDS = frozenset(field.name for field in dataclass_fields(CrossModalSegment))
+
+
+def check_fields(fields: Iterable[str]) -> None:
+    """Raise TypeError for a name that is no field of a segment."""
+    if unknown := sorted(set(fields) - _FIELDS):
+        raise TypeError(f"a CrossModalSegment has no field {', '.join(unknown)}")
 
 
 readable_as(ImageColumns, streams="rng_keys", memory="answer_cache", once="cached")

@@ -1,0 +1,308 @@
+"""One layer's rows of a packed step: a token of each branch, and all columns of its sample.
+
+This is the seam for a kernel of its own: `attend_step` gets the queries and the buffers of a layer,
+and returns what the tokens attend to.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from cdkit.attention.columns import Columns
+from cdkit.attention.context import AnswerCache, AttentionRecord, LayerWork
+from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
+from cdkit.attention.lazy_segment import LazySegment, changes_field
+from cdkit.attention.softmax_form import SoftmaxForm
+from cdkit.branches.layout import Layout
+from cdkit.execution.packed_steps import PackedLayer, PackedSteps
+from cdkit.interfaces.segment import CrossModalSegment, softmax
+
+
+@dataclass(frozen=True, eq=False)
+class StepSegment:
+    """A branch's cross-modal segment in every step of an answer: what no step and no layer has."""
+
+    place: int
+    """The branch's place among the tokens of a step."""
+    layout: Layout
+    """Of the branch's own prompts."""
+    image: ImageColumnIndex
+    """Its image columns, as they are in the packed row."""
+    columns: Int[Tensor, "samples image"]
+    """The same as they are among the branch's own columns."""
+    full: bool
+    fields: Mapping[str, Any]
+    """Fields of a `CrossModalSegment`."""
+
+    @classmethod
+    def of(
+        cls, place: int, layout: Layout, image: ImageColumnIndex, steps: PackedSteps
+    ) -> "StepSegment":
+        packing, span = steps.packing, None
+        columns = packing.columns_of(place, image.columns)
+        if image.span is not None:
+            after = packing.shared <= image.span.start
+            if after or image.span.stop <= packing.shared:
+                moved = place * packing.suffix if after else 0
+                span = slice(image.span.start + moved, image.span.stop + moved)
+        has_image = image.valid.any(dim=1, keepdim=True)
+        full = layout.all_rows_have_images and span is not None
+        return cls(
+            place=place,
+            layout=layout,
+            image=image._replace(columns=columns, span=span),
+            columns=image.columns,
+            full=full,
+            fields={
+                "cells": image.valid[:, None],
+                "prompt": torch.zeros_like(has_image),
+                "predicts_next": has_image,
+                "full": full,
+                "generated": True,
+            },
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StepContext:
+    """One decoder call for one more token of each branch: the same for all layers."""
+
+    layers: tuple[LayerWork, ...]
+    branches: tuple[str, ...]
+    steps: PackedSteps
+    segments: Mapping[str, StepSegment]
+    record: AttentionRecord
+    answer_cache: AnswerCache
+    layer_state: Mapping[str, dict[Any, Tensor]]
+
+
+def attend_step(
+    context: StepContext,
+    work: LayerWork,
+    query: Float[Tensor, "samples heads branches head_dim"],
+    layer: PackedLayer,
+    form: SoftmaxForm,
+) -> Float[Tensor, "samples branches heads value_dim"]:
+    """The attention of a step's tokens in one layer."""
+    samples, heads, tokens, dim = query.shape
+    kv = layer.keys.shape[1]
+    groups = heads // kv
+    if not work.segments and form.cap is None and form.sinks is None:
+        mask = context.steps.mask(groups, 1, query.dtype).for_sdpa
+        if groups > 1:  # heads that share a key are rows of one product
+            query = query.reshape(samples, kv, groups * tokens, dim)
+        out = scaled_dot_product_attention(
+            query, layer.keys, layer.values, attn_mask=mask, scale=form.scaling
+        )
+        if groups > 1:
+            out = out.view(samples, heads, tokens, -1)
+        return out.transpose(1, 2)
+    scores = _scores(context, query.reshape(samples * kv, groups * tokens, dim), kv, layer, form)
+    row = _Rows(samples, heads, tokens, scores.shape[-1])
+    changed = list[tuple[StepSegment, CrossModalSegment]]()
+    for name in context.segments if work.segments else ():
+        own = context.segments[name]
+        changes = work.changes.get(name)
+        if not changes or name not in work.segments:
+            continue
+        before = after = _segment(context, work, name, own, query, scores, layer, row, form)
+        for change in changes:
+            after = change(after)
+        if changes_field(before, after, "logits") or changes_field(before, after, "text_logits"):
+            scores = scores.clone()  # the method may hold on to what it was given
+            _write(scores, before, after, own, row, context.steps)
+        if after.replaced is not None:
+            changed.append((own, after))
+    if form.sinks is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        wide = softmax(scores.view(samples, heads, tokens, -1), form.sinks)
+        weights = wide.contiguous().view_as(scores)
+    taken = [_take_out(weights, own, after, row) for own, after in changed]
+    out = torch.bmm(_as(weights, layer.values.dtype), layer.flat_values)
+    for (own, after), weight in zip(changed, taken, strict=True):
+        _add_replacement(out, weight, after, own.place, row, kv)
+    return out.view(samples, heads, tokens, -1).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Views of one branch's rows in a tensor of all tokens; each is one operator."""
+
+    samples: int
+    heads: int
+    tokens: int
+    columns: int
+
+    def of(self, x: Tensor, place: int) -> Float[Tensor, "samples heads 1 columns"]:
+        return self._view(x, place * self.columns, self.columns)
+
+    def span(self, x: Tensor, place: int, span: slice) -> Float[Tensor, "samples heads 1 some"]:
+        return self._view(x, place * self.columns + span.start, span.stop - span.start)
+
+    def _view(self, x: Tensor, first: int, count: int) -> Tensor:
+        of_head = self.tokens * self.columns
+        size = self.samples, self.heads, 1, count
+        return x.as_strided(size, (self.heads * of_head, of_head, self.columns, 1), first)
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _scores(
+    context: StepContext,
+    query: Float[Tensor, "heads_of_rows tokens head_dim"],
+    kv: int,
+    layer: PackedLayer,
+    form: SoftmaxForm,
+) -> Float[Tensor, "heads_of_rows tokens total"]:
+    """The logits on all columns in float32 or better; -inf where a branch may not attend."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    groups = query.shape[1] // len(context.branches)
+    mask = context.steps.mask(groups, kv, wide).added
+    keys = layer.flat_keys
+    if form.cap is None and (query.dtype == wide or not query.is_cuda):
+        return torch.baddbmm(mask, _as(query, wide), _as(keys, wide), alpha=form.scaling)
+    if query.is_cuda and query.dtype != wide:
+        # products of halves are exact in float32, so no wide copy of the keys is needed
+        scores = torch.bmm(query, keys, out_dtype=wide).mul_(form.scaling)
+    else:
+        scores = torch.bmm(_as(query, wide), _as(keys, wide)).mul_(form.scaling)
+    if form.cap is not None:
+        scores = form.cap * torch.tanh(scores / form.cap)
+    return scores + mask
+
+
+def _segment(
+    context: StepContext,
+    work: LayerWork,
+    name: str,
+    own: StepSegment,
+    query: Float[Tensor, "samples heads branches head_dim"],
+    scores: Float[Tensor, "heads_of_rows tokens total"],
+    layer: PackedLayer,
+    row: _Rows,
+    form: SoftmaxForm,
+) -> CrossModalSegment:
+    """A branch's segment of this layer, as strategies get it."""
+    steps, layout = context.steps, own.layout
+    count = layout.length + steps.done
+    logits = _on_image(scores, own, row)
+    if not own.full:
+        logits = logits.masked_fill(~own.fields["cells"][:, None], -math.inf)
+
+    def queries() -> Tensor:
+        part = query[:, :, own.place : own.place + 1]
+        return part.to(torch.promote_types(query.dtype, torch.float32))
+
+    def late(of_prompt: Bool[Tensor, "samples prompt"]) -> Tensor:
+        return torch.nn.functional.pad(of_prompt, (0, count - of_prompt.shape[1]))
+
+    def text_logits() -> Tensor:
+        every = row.of(scores, own.place)[..., steps.branch_columns(own.place, count)]
+        return every.masked_fill(late(layout.image_index >= 0)[:, None, None], -math.inf)
+
+    def token_index() -> Tensor:
+        return layout.token_mask.sum(dim=-1, keepdim=True) + steps.done - 1
+
+    return LazySegment(
+        {
+            "queries": queries,
+            "text_logits": text_logits,
+            "token_index": token_index,
+            "before_image": lambda: late(layout.before_image),
+        },
+        image=CachedImageColumns(
+            own.image,
+            Columns(None, layer.keys),
+            Columns(None, layer.values),
+            slice(None),
+            layer=work.index,
+            depth=work.depth,
+            answer_cache=context.answer_cache.setdefault((work.index, name), {}),
+        ),
+        logits=logits,
+        layer_state=context.layer_state[name],
+        sinks=form.sinks,
+        **own.fields,
+    )
+
+
+def _on_image(x: Tensor, own: StepSegment, row: _Rows) -> Float[Tensor, "samples heads 1 image"]:
+    """What stands in the image columns of a branch's rows."""
+    if own.image.span is not None:
+        return row.span(x, own.place, own.image.span)
+    places = own.image.columns[:, None, None].expand(-1, row.heads, -1, -1)
+    return row.of(x, own.place).gather(-1, places)
+
+
+def _write(
+    scores: Float[Tensor, "heads_of_rows tokens total"],
+    before: CrossModalSegment,
+    after: CrossModalSegment,
+    own: StepSegment,
+    row: _Rows,
+    steps: PackedSteps,
+) -> None:
+    """Write what a method changed into the scores on all columns."""
+    if own.full and not changes_field(before, after, "text_logits"):
+        assert own.image.span is not None
+        row.span(scores, own.place, own.image.span).copy_(after.logits)
+        return
+    # two columns that fill up a row without images are one place: -inf stands back there
+    places = own.columns[:, None, None].expand(-1, row.heads, -1, -1)
+    on_image = after.logits.masked_fill(~own.fields["cells"][:, None], -math.inf)
+    every = after.text_logits.scatter_reduce(-1, places, on_image, "amax")
+    columns = steps.branch_columns(own.place, every.shape[-1])
+    row.of(scores, own.place).index_copy_(-1, columns, every)
+
+
+def _take_out(
+    weights: Float[Tensor, "heads_of_rows tokens total"],
+    own: StepSegment,
+    after: CrossModalSegment,
+    row: _Rows,
+) -> Float[Tensor, "samples heads 1 image"]:
+    """Take the weights of the replaced cells out of `weights`, in place; returns them."""
+    assert after.replaced is not None
+    on_image = _on_image(weights, own, row)
+    taken = on_image * after.replaced
+    if own.image.span is not None:
+        on_image.sub_(taken)
+    else:
+        places = own.image.columns[:, None, None].expand(-1, row.heads, -1, -1)
+        row.of(weights, own.place).scatter_add_(-1, places, -taken)
+    return taken
+
+
+def _add_replacement(
+    out: Float[Tensor, "heads_of_rows tokens value_dim"],
+    taken: Float[Tensor, "samples heads 1 image"],
+    after: CrossModalSegment,
+    place: int,
+    row: _Rows,
+    kv: int,
+) -> None:
+    """Add `A V'` of the replaced cells to the output of a branch's rows."""
+    instead, dim = after.replacement, out.shape[-1]
+    assert instead is not None
+    groups, tokens = row.heads // kv, row.tokens
+    strides = row.heads * tokens * dim, groups * tokens * dim, tokens * dim, 1
+    own = out.as_strided((row.samples, kv, groups, dim), strides, place * dim)
+    if groups > 1:
+        taken = taken.view(row.samples, kv, groups, -1)
+    if instead.shape[2] > 1:
+        own.add_(_as(taken, instead.dtype) @ instead)
+        return
+    weight = taken.sum(dim=-1, keepdim=True)
+    if weight.dtype == instead.dtype:
+        own.addcmul_(weight, instead)
+    else:
+        own.add_((weight * instead).to(own.dtype))

@@ -1,0 +1,232 @@
+"""Steps after a packed prompt: the branches' new tokens go in beside each other, in one row.
+
+The columns of a sample's row are those of the packed prompt, then one of each branch for every
+generated token. So a step has one product with all keys, nothing of the prefix or of a suffix is
+copied, and a mask alone says which columns a branch has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from cdkit.execution.packed_prefill import Packing
+from cdkit.execution.shared_prefix import SharedPrefix
+
+ROOM = 64
+"""How many columns are made in advance: empty ones cost products, few ones cost copies."""
+
+
+class PackedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer's packed rows, in buffers that new columns are written into."""
+
+    keys: Any
+    values: Any
+    flat_keys: Float[Tensor, "heads_of_rows head_dim columns"]
+    """All keys, as one product of each head of each row reads them."""
+    flat_values: Float[Tensor, "heads_of_rows columns value_dim"]
+
+    def __init__(self, columns: "PackedSteps") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.columns = columns
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kw: Any) -> Any:
+        """Write the prompt, or one column of each branch. A step gets the whole buffers back."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)  # type: ignore[no-untyped-call]
+            self._allocate(key_states, value_states)
+            return key_states, value_states
+        at = self.columns.written
+        self.keys.index_copy_(2, at, key_states)
+        self.values.index_copy_(2, at, value_states)
+        return self.keys, self.values
+
+    def grow(self) -> None:
+        """Make room in a copy of the buffers."""
+        self._allocate(self.keys, self.values)
+
+    def _allocate(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = (_with_room(x, self.columns.total) for x in (keys, values))
+        self.flat_keys = self.keys.flatten(0, 1).mT
+        self.flat_values = self.values.flatten(0, 1)
+
+
+def _with_room(written: Tensor, columns: int) -> Tensor:
+    buffer = written.new_zeros(*written.shape[:2], columns, written.shape[3])
+    buffer[:, :, : written.shape[2]] = written
+    return buffer
+
+
+@dataclass(eq=False)
+class PackedSteps:
+    """The columns of packed rows, step by step: the same in every layer."""
+
+    packing: Packing
+    token_mask: Bool[Tensor, "#samples branches prompt"]
+    """Which columns of the packed prompt a branch has; one row where no sample has padding."""
+    layers: list[PackedLayer] = field(default_factory=list)
+    done: int = 0
+    """Steps so far, the one under way included."""
+    total: int = 0
+    """Columns of the buffers."""
+    segments: dict[str, Any] = field(default_factory=dict)
+    """Branch -> what its cross-modal segment has in every step."""
+    no_mask: Tensor = field(init=False)
+    """What the decoder is given as its mask, so that it makes none: the layers have their own."""
+    written: Int[Tensor, " branches"] = field(init=False)
+    """The columns of the step under way, branch by branch."""
+    _places: Sequence[Int[Tensor, " branches"]] = ()
+    """Those of every step for which there is room."""
+    _masks: dict[tuple[Any, ...], "StepMask"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.token_mask.device)
+        self._make_room()
+
+    def cache(self, layers: int) -> list[PackedLayer]:
+        """The layers of an empty cache."""
+        self.layers = [PackedLayer(self) for _ in range(layers)]
+        return self.layers
+
+    def advance(self) -> None:
+        """One more token of each branch: its columns, and what may be seen."""
+        if self.done == len(self._places):
+            self._make_room()
+            for layer in self.layers:
+                layer.grow()
+            self._masks.clear()
+        self.written = self._places[self.done]
+        for mask in self._masks.values():
+            mask.show(self.done)
+        self.done += 1
+
+    def mask(self, groups: int, rows: int, dtype: torch.dtype) -> "StepMask":
+        """0 where a branch's new token may attend, -inf elsewhere; made once, extended by steps.
+
+        Args:
+            groups: How many heads share a key: the tokens of all of them are rows of one product.
+            rows: How many heads of keys a sample has, where each has a mask of its own; else 1.
+            dtype: Of the mask.
+        """
+        key = groups, rows, dtype
+        if key not in self._masks:
+            self._masks[key] = StepMask.of(self._seen(), groups, rows, dtype, self._places)
+        return self._masks[key]
+
+    def branch_columns(self, branch: int, count: int) -> Int[Tensor, " columns"]:
+        """Where a branch's first `count` columns are, in their order."""
+        return self.packing.columns_of(branch, torch.arange(count, device=self.written.device))
+
+    def prefix(self) -> SharedPrefix:
+        """Copies of what all branches share."""
+        keys, values = list[Tensor](), list[Tensor]()
+        shared = self.packing.shared
+        for layer in self.layers:
+            keys.append(layer.keys[:, :, :shared].clone())
+            values.append(layer.values[:, :, :shared].clone())
+        return SharedPrefix(keys, values, shared, rows_per_sample=1)
+
+    def row_layers(self) -> list[DynamicLayer]:
+        """Plain layers of what each branch's rows have behind the shared columns."""
+        made = []
+        for layer in self.layers:
+            plain = DynamicLayer()  # type: ignore[no-untyped-call]
+            plain.lazy_initialization(layer.keys, layer.values)  # type: ignore[no-untyped-call]
+            plain.keys, plain.values = self._suffixes(layer.keys), self._suffixes(layer.values)
+            made.append(plain)
+        return made
+
+    def _suffixes(self, x: Float[Tensor, "samples heads total dim"]) -> Tensor:
+        packing, each = self.packing, []
+        stop = packing.length + self.done * packing.branches
+        for branch in range(packing.branches):
+            first = packing.shared + branch * packing.suffix
+            of_prompt = x[:, :, first : first + packing.suffix]
+            late = x[:, :, packing.length + branch : stop : packing.branches]
+            each.append(torch.cat((of_prompt, late), dim=2))
+        return torch.cat(each)
+
+    def _make_room(self) -> None:
+        device, branches = self.token_mask.device, self.packing.branches
+        steps = self.done + max(1, ROOM // branches)
+        self.total = self.packing.length + steps * branches
+        places = torch.arange(self.packing.length, self.total, device=device).view(steps, branches)
+        self._places = places.unbind(0)
+
+    def _seen(self) -> Bool[Tensor, "#samples branches total"]:
+        samples, branches, prompt = self.token_mask.shape
+        late = torch.eye(branches, dtype=torch.bool, device=self.token_mask.device)
+        late = late.repeat(1, self.done)[None].expand(samples, -1, -1)
+        seen = torch.cat((self.token_mask, late), dim=-1)
+        return torch.nn.functional.pad(seen, (0, self.total - prompt - late.shape[-1]))
+
+
+@dataclass(frozen=True, eq=False)
+class StepMask:
+    """What is added to the scores of a step."""
+
+    added: Float[Tensor, "rows tokens total"]
+    for_sdpa: Float[Tensor, "rows 1 tokens total"]
+    cells: Float[Tensor, "rows tokens_total"]
+    """The same numbers, in one axis."""
+    places: Sequence[Int[Tensor, " tokens"]]
+    """For each step which of them become visible."""
+
+    @classmethod
+    def of(
+        cls,
+        seen: Bool[Tensor, "#samples branches total"],
+        groups: int,
+        rows: int,
+        dtype: torch.dtype,
+        columns: Sequence[Int[Tensor, " branches"]],
+    ) -> "StepMask":
+        """From what is seen so far; `columns` are those of every step."""
+        total = seen.shape[-1]
+        added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        added = added.masked_fill(~seen, -torch.inf).repeat(1, groups, 1)
+        if rows > 1 and seen.shape[0] > 1:
+            added = added.repeat_interleave(rows, dim=0)
+        tokens = torch.arange(added.shape[1], device=seen.device)
+        places = torch.stack(tuple(columns)).repeat(1, groups) + tokens * total
+        return cls(added, added[:, None], added.flatten(1), places.unbind(0))
+
+    def show(self, step: int) -> None:
+        """Let the tokens of a step see themselves, in this step and in all that follow."""
+        self.cells.index_fill_(1, self.places[step], 0.0)
+
+
+def packed_steps(
+    packing: Packing,
+    token_mask: Bool[Tensor, "rows prompt"],
+    *,
+    padded: bool,
+    cache: DynamicCache,
+    layers: int,
+) -> PackedSteps:
+    """The steps behind a packed prompt, whose cache is empty; its layers are replaced.
+
+    Args:
+        packing: How the prompt is packed.
+        token_mask: False on padding, for the rows of all branches below each other.
+        padded: Whether any row has padding.
+        cache: Of the decoder.
+        layers: How many layers it has.
+    """
+    shared, suffix = packing.shared, packing.suffix
+    by_sample = token_mask.view(packing.branches, -1, shared + suffix).transpose(0, 1)
+    if not padded:
+        by_sample = by_sample[:1]
+    own = by_sample.new_zeros(*by_sample.shape[:2], packing.length)
+    own[..., :shared] = by_sample[..., :shared]
+    for branch in range(packing.branches):
+        first = shared + branch * suffix
+        own[:, branch, first : first + suffix] = by_sample[:, branch, shared:]
+    steps = PackedSteps(packing, own)
+    cache.layers = list(steps.cache(layers))
+    return steps
