@@ -67,6 +67,13 @@ class LayerAttention(BoundToModel):
         """The output for all rows, and their weights where all are made; `key` and `value` hold
         every column the layer's cache has."""
 
+        context = self.current.context
+        if isinstance(context, StepContext):
+            form = SoftmaxForm(kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"))
+            context.record.layers_run += 1
+            work, layer = context.layers[self.index], context.steps.layers[self.number]
+            return attend_step(context, work, query, layer, form), None
+
         def stock(rows: slice | None = None) -> Tensor:
             if rows is None:
                 return kernel(module, query, key, value, mask, **kwargs)[0]
@@ -76,13 +83,8 @@ class LayerAttention(BoundToModel):
         form = SoftmaxForm(kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"))
         plain = form.cap is None and form.sinks is None
         kernel = sdpa_attention_forward if plain else attention_with_weights
-        context = self.current.context
         if context is None:
             return stock(), None
-        if isinstance(context, StepContext):
-            context.record.layers_run += 1
-            work, layer = context.layers[self.index], context.steps.layers[self.number]
-            return attend_step(context, work, query, layer, form), None
         context.record.layers_run += 1
         work = context.layers[self.index]
         if context.packing is not None:

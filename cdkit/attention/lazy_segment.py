@@ -1,37 +1,48 @@
 """A cross-modal segment whose rarely read fields are computed when someone reads them."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from cdkit.interfaces.segment import CrossModalSegment, check_fields
 
 
+class FieldSource(Protocol):
+    """Computes fields of a segment."""
+
+    computed: dict[str, Tensor]
+    """What it has computed: a segment and its changed copies share each tensor, so that whoever
+    compares two of them sees that a field is the same."""
+
+    def compute(self, name: str) -> Tensor:
+        """The field of that name."""
+
+
 class LazySegment(CrossModalSegment):
-    """The segment of one branch in one layer.
+    """The segment of one branch in one layer."""
 
-    A lazy field is computed once for the segment and all its changed copies, so that whoever
-    compares the fields of two copies sees the same tensor.
-    """
+    def __init__(self, **fields: Any) -> None:
+        """With all fields, as `dataclasses.replace` makes copies."""
+        check_fields(fields)
+        self.__dict__.update(fields)
 
-    def __init__(
-        self, lazy: Mapping[str, Callable[[], Tensor]] | None = None, **fields: Any
-    ) -> None:
-        """`lazy` computes the fields that `fields` does not have; None: `fields` has them all."""
-        if lazy is None:  # as `dataclasses.replace` makes copies
-            check_fields(fields)
-            lazy = {}
-        self.__dict__.update(fields, _lazy=lazy, _computed={})
+    @classmethod
+    def of(cls, source: FieldSource, known: Mapping[str, Any], **fields: Any) -> "LazySegment":
+        """With the fields of `known` and `fields`; `source` computes the others."""
+        made = object.__new__(cls)
+        made.__dict__.update(known)
+        made.__dict__.update(fields)
+        made.__dict__["_source"] = source
+        return made
 
     def __getattr__(self, name: str) -> Tensor:
-        lazy = self.__dict__.get("_lazy", {})
-        if name not in lazy:
+        source: FieldSource | None = self.__dict__.get("_source")
+        if source is None or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        computed: dict[str, Tensor] = self.__dict__["_computed"]
-        if name not in computed:
-            computed[name] = lazy[name]()
-        return computed[name]
+        if name not in source.computed:
+            source.computed[name] = source.compute(name)
+        return source.computed[name]
 
 
 def changes_field(before: CrossModalSegment, after: CrossModalSegment, name: str) -> bool:

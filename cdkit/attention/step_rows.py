@@ -33,7 +33,7 @@ class StepSegment:
     layout: Layout
     """Of the branch's own prompts."""
     image: ImageColumnIndex
-    """Its image columns, as they are in the packed row."""
+    """Its image columns, as they are in the packed views."""
     columns: Int[Tensor, "samples image"]
     """The same as they are among the branch's own columns."""
     full: bool
@@ -104,19 +104,19 @@ def attend_step(
             out = out.view(samples, heads, tokens, -1)
         return out.transpose(1, 2)
     scores = _scores(context, query.reshape(samples * kv, groups * tokens, dim), kv, layer, form)
-    row = _Rows(samples, heads, tokens, scores.shape[-1])
+    views = context.steps.kept.get(heads)
+    if views is None:
+        views = context.steps.kept[heads] = RowViews(samples, heads, tokens, scores.shape[-1])
     changed = list[tuple[StepSegment, CrossModalSegment]]()
-    for name in context.segments if work.segments else ():
+    for name in work.changes:
         own = context.segments[name]
-        changes = work.changes.get(name)
-        if not changes or name not in work.segments:
-            continue
-        before = after = _segment(context, work, name, own, query, scores, layer, row, form)
-        for change in changes:
+        source = _StepSource(context.steps, own, query, scores, views)
+        before = after = _segment(context, work, name, source, layer, form)
+        for change in work.changes[name]:
             after = change(after)
         if changes_field(before, after, "logits") or changes_field(before, after, "text_logits"):
             scores = scores.clone()  # the method may hold on to what it was given
-            _write(scores, before, after, own, row, context.steps)
+            _write(scores, before, after, own, views, context.steps)
         if after.replaced is not None:
             changed.append((own, after))
     if form.sinks is None:
@@ -124,32 +124,73 @@ def attend_step(
     else:
         wide = softmax(scores.view(samples, heads, tokens, -1), form.sinks)
         weights = wide.contiguous().view_as(scores)
-    taken = [_take_out(weights, own, after, row) for own, after in changed]
+    taken = [_take_out(weights, own, after, views) for own, after in changed]
     out = torch.bmm(_as(weights, layer.values.dtype), layer.flat_values)
     for (own, after), weight in zip(changed, taken, strict=True):
-        _add_replacement(out, weight, after, own.place, row, kv)
+        _add_replacement(out, weight, after, own.place, views, kv)
     return out.view(samples, heads, tokens, -1).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class _Rows:
+class RowViews:
     """Views of one branch's rows in a tensor of all tokens; each is one operator."""
 
-    samples: int
-    heads: int
-    tokens: int
-    columns: int
+    def __init__(self, samples: int, heads: int, tokens: int, columns: int) -> None:
+        self.samples, self.heads, self.tokens, self.columns = samples, heads, tokens, columns
+        self._strides = heads * tokens * columns, tokens * columns, columns, 1
 
     def of(self, x: Tensor, place: int) -> Float[Tensor, "samples heads 1 columns"]:
-        return self._view(x, place * self.columns, self.columns)
+        """All columns."""
+        size = self.samples, self.heads, 1, self.columns
+        return x.as_strided(size, self._strides, place * self.columns)
 
     def span(self, x: Tensor, place: int, span: slice) -> Float[Tensor, "samples heads 1 some"]:
-        return self._view(x, place * self.columns + span.start, span.stop - span.start)
+        """Neighbouring columns."""
+        size = self.samples, self.heads, 1, span.stop - span.start
+        return x.as_strided(size, self._strides, place * self.columns + span.start)
 
-    def _view(self, x: Tensor, first: int, count: int) -> Tensor:
-        of_head = self.tokens * self.columns
-        size = self.samples, self.heads, 1, count
-        return x.as_strided(size, (self.heads * of_head, of_head, self.columns, 1), first)
+
+class _StepSource:
+    """What a branch's segment in one layer is computed from, where someone reads it."""
+
+    def __init__(
+        self,
+        steps: PackedSteps,
+        own: StepSegment,
+        query: Float[Tensor, "samples heads branches head_dim"],
+        scores: Float[Tensor, "heads_of_rows tokens total"],
+        views: RowViews,
+    ) -> None:
+        self.computed: dict[str, Tensor] = {}
+        self.steps, self.own, self.query, self.scores = steps, own, query, scores
+        self.views = views
+
+    def compute(self, name: str) -> Tensor:
+        """A field of the segment."""
+        own, layout = self.own, self.own.layout
+        count = layout.length + self.steps.done
+        if name == "queries":
+            return _wide(self.query[:, :, own.place : own.place + 1])
+        if name == "token_index":
+            return layout.token_mask.sum(dim=-1, keepdim=True) + self.steps.done - 1
+        if name == "before_image":
+            return _grown(layout.before_image, count)
+        if name == "text_logits":
+            columns = self.steps.branch_columns(own.place, count)
+            every = self.views.of(self.scores, own.place)[..., columns]
+            return every.masked_fill(
+                _grown(layout.image_index >= 0, count)[:, None, None], -math.inf
+            )
+        raise AttributeError(f"a segment has no field {name!r}")
+
+
+def _grown(
+    of_prompt: Bool[Tensor, "samples prompt"], columns: int
+) -> Bool[Tensor, "samples columns"]:
+    return torch.nn.functional.pad(of_prompt, (0, columns - of_prompt.shape[1]))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype.itemsize >= 4 else x.float()
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -164,7 +205,7 @@ def _scores(
     form: SoftmaxForm,
 ) -> Float[Tensor, "heads_of_rows tokens total"]:
     """The logits on all columns in float32 or better; -inf where a branch may not attend."""
-    wide = torch.promote_types(query.dtype, torch.float32)
+    wide = query.dtype if query.dtype.itemsize >= 4 else torch.float32
     groups = query.shape[1] // len(context.branches)
     mask = context.steps.mask(groups, kv, wide).added
     keys = layer.flat_keys
@@ -184,42 +225,15 @@ def _segment(
     context: StepContext,
     work: LayerWork,
     name: str,
-    own: StepSegment,
-    query: Float[Tensor, "samples heads branches head_dim"],
-    scores: Float[Tensor, "heads_of_rows tokens total"],
+    source: _StepSource,
     layer: PackedLayer,
-    row: _Rows,
     form: SoftmaxForm,
-) -> CrossModalSegment:
+) -> LazySegment:
     """A branch's segment of this layer, as strategies get it."""
-    steps, layout = context.steps, own.layout
-    count = layout.length + steps.done
-    logits = _on_image(scores, own, row)
-    if not own.full:
-        logits = logits.masked_fill(~own.fields["cells"][:, None], -math.inf)
-
-    def queries() -> Tensor:
-        part = query[:, :, own.place : own.place + 1]
-        return part.to(torch.promote_types(query.dtype, torch.float32))
-
-    def late(of_prompt: Bool[Tensor, "samples prompt"]) -> Tensor:
-        return torch.nn.functional.pad(of_prompt, (0, count - of_prompt.shape[1]))
-
-    def text_logits() -> Tensor:
-        every = row.of(scores, own.place)[..., steps.branch_columns(own.place, count)]
-        return every.masked_fill(late(layout.image_index >= 0)[:, None, None], -math.inf)
-
-    def token_index() -> Tensor:
-        return layout.token_mask.sum(dim=-1, keepdim=True) + steps.done - 1
-
-    return LazySegment(
-        {
-            "queries": queries,
-            "text_logits": text_logits,
-            "token_index": token_index,
-            "before_image": lambda: late(layout.before_image),
-        },
-        image=CachedImageColumns(
+    own, kept = source.own, context.steps.kept
+    known = kept.get((work.index, name))
+    if known is None:
+        image = CachedImageColumns(
             own.image,
             Columns(None, layer.keys),
             Columns(None, layer.values),
@@ -227,20 +241,22 @@ def _segment(
             layer=work.index,
             depth=work.depth,
             answer_cache=context.answer_cache.setdefault((work.index, name), {}),
-        ),
-        logits=logits,
-        layer_state=context.layer_state[name],
-        sinks=form.sinks,
-        **own.fields,
-    )
+        )
+        known = kept[work.index, name] = {**own.fields, "image": image, "sinks": form.sinks}
+    logits = _on_image(source.scores, own, source.views)
+    if not own.full:
+        logits = logits.masked_fill(~own.fields["cells"][:, None], -math.inf)
+    return LazySegment.of(source, known, logits=logits, layer_state=context.layer_state[name])
 
 
-def _on_image(x: Tensor, own: StepSegment, row: _Rows) -> Float[Tensor, "samples heads 1 image"]:
+def _on_image(
+    x: Tensor, own: StepSegment, views: RowViews
+) -> Float[Tensor, "samples heads 1 image"]:
     """What stands in the image columns of a branch's rows."""
     if own.image.span is not None:
-        return row.span(x, own.place, own.image.span)
-    places = own.image.columns[:, None, None].expand(-1, row.heads, -1, -1)
-    return row.of(x, own.place).gather(-1, places)
+        return views.span(x, own.place, own.image.span)
+    places = own.image.columns[:, None, None].expand(-1, views.heads, -1, -1)
+    return views.of(x, own.place).gather(-1, places)
 
 
 def _write(
@@ -248,37 +264,37 @@ def _write(
     before: CrossModalSegment,
     after: CrossModalSegment,
     own: StepSegment,
-    row: _Rows,
+    views: RowViews,
     steps: PackedSteps,
 ) -> None:
     """Write what a method changed into the scores on all columns."""
     if own.full and not changes_field(before, after, "text_logits"):
         assert own.image.span is not None
-        row.span(scores, own.place, own.image.span).copy_(after.logits)
+        views.span(scores, own.place, own.image.span).copy_(after.logits)
         return
     # two columns that fill up a row without images are one place: -inf stands back there
-    places = own.columns[:, None, None].expand(-1, row.heads, -1, -1)
+    places = own.columns[:, None, None].expand(-1, views.heads, -1, -1)
     on_image = after.logits.masked_fill(~own.fields["cells"][:, None], -math.inf)
     every = after.text_logits.scatter_reduce(-1, places, on_image, "amax")
     columns = steps.branch_columns(own.place, every.shape[-1])
-    row.of(scores, own.place).index_copy_(-1, columns, every)
+    views.of(scores, own.place).index_copy_(-1, columns, every)
 
 
 def _take_out(
     weights: Float[Tensor, "heads_of_rows tokens total"],
     own: StepSegment,
     after: CrossModalSegment,
-    row: _Rows,
+    views: RowViews,
 ) -> Float[Tensor, "samples heads 1 image"]:
     """Take the weights of the replaced cells out of `weights`, in place; returns them."""
     assert after.replaced is not None
-    on_image = _on_image(weights, own, row)
+    on_image = _on_image(weights, own, views)
     taken = on_image * after.replaced
     if own.image.span is not None:
         on_image.sub_(taken)
     else:
-        places = own.image.columns[:, None, None].expand(-1, row.heads, -1, -1)
-        row.of(weights, own.place).scatter_add_(-1, places, -taken)
+        places = own.image.columns[:, None, None].expand(-1, views.heads, -1, -1)
+        views.of(weights, own.place).scatter_add_(-1, places, -taken)
     return taken
 
 
@@ -287,17 +303,17 @@ def _add_replacement(
     taken: Float[Tensor, "samples heads 1 image"],
     after: CrossModalSegment,
     place: int,
-    row: _Rows,
+    views: RowViews,
     kv: int,
 ) -> None:
     """Add `A V'` of the replaced cells to the output of a branch's rows."""
     instead, dim = after.replacement, out.shape[-1]
     assert instead is not None
-    groups, tokens = row.heads // kv, row.tokens
-    strides = row.heads * tokens * dim, groups * tokens * dim, tokens * dim, 1
-    own = out.as_strided((row.samples, kv, groups, dim), strides, place * dim)
+    groups, tokens = views.heads // kv, views.tokens
+    strides = views.heads * tokens * dim, groups * tokens * dim, tokens * dim, 1
+    own = out.as_strided((views.samples, kv, groups, dim), strides, place * dim)
     if groups > 1:
-        taken = taken.view(row.samples, kv, groups, -1)
+        taken = taken.view(views.samples, kv, groups, -1)
     if instead.shape[2] > 1:
         own.add_(_as(taken, instead.dtype) @ instead)
         return

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
@@ -70,12 +70,12 @@ class GrowingMask:
     known: Bool[Tensor, "all_rows tokens"]
     """The joined columns, of the rows of all branches."""
     branches: int
-    given: Int[Tensor, "rows columns"] | None = None
+    given: Shaped[Tensor, "rows columns"] | None = None
     """The mask that came with the latest columns: it ends with all those that are not joined."""
     late: int = 0
     """How many columns are not joined."""
 
-    def append(self, given: Int[Tensor, "rows columns"] | None, new: int) -> None:
+    def append(self, given: Shaped[Tensor, "rows columns"] | None, new: int) -> None:
         """Add columns of the original branch.
 
         Args:

@@ -74,6 +74,8 @@ class PackedSteps:
     """Steps so far, the one under way included."""
     total: int = 0
     """Columns of the buffers."""
+    kept: dict[Any, Any] = field(default_factory=dict)
+    """What layers keep from step to step, until their buffers grow."""
     segments: dict[str, Any] = field(default_factory=dict)
     """Branch -> what its cross-modal segment has in every step."""
     no_mask: Tensor = field(init=False)
@@ -100,6 +102,7 @@ class PackedSteps:
             for layer in self.layers:
                 layer.grow()
             self._masks.clear()
+            self.kept.clear()
         self.written = self._places[self.done]
         for mask in self._masks.values():
             mask.show(self.done)

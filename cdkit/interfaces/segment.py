@@ -1,7 +1,7 @@
 """The cross-modal segment: text rows after an image, times the columns of the image before them."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from typing import Any, Literal
@@ -74,9 +74,10 @@ class ImageColumns:
         Returns:
             `compute(self)`, or what it returned at the first step.
         """
-        if key not in self.answer_cache:
-            self.answer_cache[key] = compute(self)
-        return self.answer_cache[key]
+        kept = self.answer_cache.get(key)
+        if kept is None:
+            kept = self.answer_cache[key] = compute(self)
+        return kept
 
     def shares(self) -> Float[Tensor, "rows image image"]:
         """Weights that average over an image: row i over the tokens of the image of token i.
@@ -181,7 +182,8 @@ class CrossModalSegment:
         """
         check_fields(fields)
         made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__ | fields)
+        made.__dict__.update(self.__dict__)
+        made.__dict__.update(fields)
         return made
 
     def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
@@ -238,10 +240,11 @@ class CrossModalSegment:
 _FIELDS = frozenset(field.name for field in dataclass_fields(CrossModalSegment))
 
 
-def check_fields(fields: Iterable[str]) -> None:
+def check_fields(fields: Mapping[str, Any]) -> None:
     """Raise TypeError for a name that is no field of a segment."""
-    if unknown := sorted(set(fields) - _FIELDS):
-        raise TypeError(f"a CrossModalSegment has no field {', '.join(unknown)}")
+    if not fields.keys() <= _FIELDS:
+        unknown = ", ".join(sorted(fields.keys() - _FIELDS))
+        raise TypeError(f"a CrossModalSegment has no field {unknown}")
 
 
 readable_as(ImageColumns, streams="rng_keys", memory="answer_cache", once="cached")
