@@ -111,7 +111,8 @@ def attend_step(
     for name in work.changes:
         own = context.segments[name]
         source = _StepSource(context.steps, own, query, scores, views)
-        before = after = _segment(context, work, name, source, layer, form)
+        before: CrossModalSegment = _segment(context, work, name, source, layer, form)
+        after = before
         for change in work.changes[name]:
             after = change(after)
         if changes_field(before, after, "logits") or changes_field(before, after, "text_logits"):

@@ -38,7 +38,7 @@ class PackedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kw: Any) -> Any:
         """Write the prompt, or one column of each branch. A step gets the whole buffers back."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)  # type: ignore[no-untyped-call]
+            self.lazy_initialization(key_states, value_states)
             self._allocate(key_states, value_states)
             return key_states, value_states
         at = self.columns.written
@@ -139,7 +139,7 @@ class PackedSteps:
         made = []
         for layer in self.layers:
             plain = DynamicLayer()  # type: ignore[no-untyped-call]
-            plain.lazy_initialization(layer.keys, layer.values)  # type: ignore[no-untyped-call]
+            plain.lazy_initialization(layer.keys, layer.values)
             plain.keys, plain.values = self._suffixes(layer.keys), self._suffixes(layer.values)
             made.append(plain)
         return made

@@ -65,8 +65,8 @@ def packed_step(engine: Engine, forward: Any, state: BranchState, kwargs: Mappin
     embeds: Tensor = kwargs["inputs_embeds"]
     try:
         output = forward(
-            **kwargs
-            | {
+            **{
+                **kwargs,
                 "inputs_embeds": embeds.expand(-1, branches, -1),
                 "attention_mask": steps.no_mask,
                 "position_ids": _positions(state),
