@@ -14,8 +14,8 @@ from transformers.masking_utils import sdpa_mask
 from cdkit.attention.columns import Columns
 from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
+from cdkit.attention.packed_rows import PackedContext, attend_packed
 from cdkit.attention.softmax_form import SoftmaxForm, attention_with_weights
-from cdkit.attention.step_rows import StepContext, attend_step
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
 from cdkit.execution.packed_steps import PackedLayer
@@ -34,7 +34,7 @@ HANDLE = "_cdkit_attention"
 class CurrentCall:
     """The decoder call under way, as all layers of a model find it; None outside of one."""
 
-    context: DecoderContext | StepContext | None = None
+    context: DecoderContext | PackedContext | None = None
     gives_weights: bool = False
     """Whether layers give their weights, too."""
     handed_down: frozenset[str] = frozenset()
@@ -68,11 +68,21 @@ class LayerAttention(BoundToModel):
         every column the layer's cache has."""
 
         context = self.current.context
-        if isinstance(context, StepContext):
-            form = SoftmaxForm(kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"))
+        form = SoftmaxForm(kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"))
+        plain = form.cap is None and form.sinks is None
+        kernel = sdpa_attention_forward if plain else attention_with_weights
+        if isinstance(context, PackedContext):
             context.record.layers_run += 1
             work, layer = context.layers[self.index], context.steps.layers[self.number]
-            return attend_step(context, work, query, layer, form), None
+            first = context.shared
+            if first == 0:
+                return attend_packed(context, work, query, layer, form), None
+            shared_query, shared_key, shared_value = (x[:, :, :first] for x in (query, key, value))
+            out = kernel(module, shared_query, shared_key, shared_value, None, **kwargs)[0]
+            if context.key_offset is not None and work.rotary is not None:
+                layer.keys[:, :, context.image] = context.rotated_keys(key, work.rotary)
+            text = attend_packed(context, work, query[:, :, first:], layer, form)
+            return torch.cat((out, text), dim=1), None
 
         def stock(rows: slice | None = None) -> Tensor:
             if rows is None:
@@ -80,9 +90,6 @@ class LayerAttention(BoundToModel):
             some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
             return kernel(module, query[rows], key[rows], value[rows], some, **kwargs)[0]
 
-        form = SoftmaxForm(kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"))
-        plain = form.cap is None and form.sinks is None
-        kernel = sdpa_attention_forward if plain else attention_with_weights
         if context is None:
             return stock(), None
         context.record.layers_run += 1

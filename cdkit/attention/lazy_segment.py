@@ -1,13 +1,14 @@
 """A cross-modal segment whose rarely read fields are computed when someone reads them."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from cdkit.interfaces.segment import CrossModalSegment, check_fields
 
 
+@runtime_checkable
 class FieldSource(Protocol):
     """Computes fields of a segment."""
 

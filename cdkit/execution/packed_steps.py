@@ -57,9 +57,8 @@ class PackedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _with_room(written: Tensor, columns: int) -> Tensor:
-    buffer = written.new_zeros(*written.shape[:2], columns, written.shape[3])
-    buffer[:, :, : written.shape[2]] = written
-    return buffer
+    buffer = torch.nn.functional.pad(written, (0, 0, 0, columns - written.shape[2]))
+    return buffer if buffer.is_contiguous() else buffer.contiguous()
 
 
 @dataclass(eq=False)
@@ -97,10 +96,12 @@ class PackedSteps:
 
     def advance(self) -> None:
         """One more token of each branch: its columns, and what may be seen."""
-        if self.done == len(self._places):
+        is_full = self.done == len(self._places)
+        if is_full:
             self._make_room()
             for layer in self.layers:
                 layer.grow()
+        if is_full or self.done == 0:
             self._masks.clear()
             self.kept.clear()
         self.written = self._places[self.done]
@@ -118,12 +119,20 @@ class PackedSteps:
         """
         key = groups, rows, dtype
         if key not in self._masks:
-            self._masks[key] = StepMask.of(self._seen(), groups, rows, dtype, self._places)
+            seen, places = self._seen(), self._places
+            if self.done == 0:
+                seen, places = self._seen_by_prompt(), ()
+            self._masks[key] = StepMask.of(seen, groups, rows, dtype, places)
         return self._masks[key]
+
+    @property
+    def each(self) -> int:
+        """How many tokens a branch has in the call under way, behind the shared columns."""
+        return self.packing.suffix if self.done == 0 else 1
 
     def branch_columns(self, branch: int, count: int) -> Int[Tensor, " columns"]:
         """Where a branch's first `count` columns are, in their order."""
-        return self.packing.columns_of(branch, torch.arange(count, device=self.written.device))
+        return self.packing.columns_of(branch, torch.arange(count, device=self.token_mask.device))
 
     def prefix(self) -> SharedPrefix:
         """Copies of what all branches share."""
@@ -161,6 +170,14 @@ class PackedSteps:
         places = torch.arange(self.packing.length, self.total, device=device).view(steps, branches)
         self._places = places.unbind(0)
 
+    def _seen_by_prompt(self) -> Bool[Tensor, "#samples text total"]:
+        """What the prompt's text behind the shared columns sees: its branch, up to itself."""
+        packing, suffix = self.packing, self.packing.suffix
+        seen = self.token_mask.repeat_interleave(suffix, dim=1)
+        causal = torch.ones(suffix, suffix, dtype=torch.bool, device=seen.device).tril()
+        seen[..., packing.shared :] &= torch.block_diag(*[causal] * packing.branches)  # type: ignore[no-untyped-call]
+        return torch.nn.functional.pad(seen, (0, self.total - packing.length))
+
     def _seen(self) -> Bool[Tensor, "#samples branches total"]:
         samples, branches, prompt = self.token_mask.shape
         late = torch.eye(branches, dtype=torch.bool, device=self.token_mask.device)
@@ -195,9 +212,12 @@ class StepMask:
         added = added.masked_fill(~seen, -torch.inf).repeat(1, groups, 1)
         if rows > 1 and seen.shape[0] > 1:
             added = added.repeat_interleave(rows, dim=0)
-        tokens = torch.arange(added.shape[1], device=seen.device)
-        places = torch.stack(tuple(columns)).repeat(1, groups) + tokens * total
-        return cls(added, added[:, None], added.flatten(1), places.unbind(0))
+        places: Sequence[Tensor] = ()
+        if columns:
+            tokens = torch.arange(added.shape[1], device=seen.device)
+            at = torch.stack(tuple(columns)).repeat(1, groups) + tokens * total
+            places = at.unbind(0)
+        return cls(added, added[:, None], added.flatten(1), places)
 
     def show(self, step: int) -> None:
         """Let the tokens of a step see themselves, in this step and in all that follow."""

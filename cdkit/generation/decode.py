@@ -22,7 +22,14 @@ from cdkit.execution.plan import GroupPlan, make_group, without_columns
 from cdkit.execution.shared_prefix import take_prefix
 from cdkit.generation.branch_prompts import features_of, uses_cache
 from cdkit.generation.engine import Engine
-from cdkit.generation.packed_decode import packed_step, stays_packed
+from cdkit.generation.packed_decode import (
+    check_layers_run,
+    in_decoder_order,
+    packed_prompt,
+    packed_step,
+    packs_text,
+    stays_packed,
+)
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.methods.attached import AttachedMethod
@@ -209,12 +216,16 @@ def _run_prompt(
                 cache=state.caches[0],
                 layers=depth,
             )
-        packed = plan.packing.pack(embeds)
-        output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
+        output = None
+        if packs_text(state):
+            output = packed_prompt(engine, forward, state, embeds, kwargs)
+        if output is None:
+            packed = plan.packing.pack(embeds)
+            output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
+            output.last_hidden_state = plan.packing.unpack(output.last_hidden_state)
         if plan.packs_steps:
             state.prefix = None  # its columns are in the packed rows
-        last = plan.packing.unpack(output.last_hidden_state)
-        output.last_hidden_state = last[:, -engine.call.columns :]
+        output.last_hidden_state = output.last_hidden_state[:, -engine.call.columns :]
         return output
     if not plan.shared:
         return _run_groups(engine, forward, state, embeds, kwargs)
@@ -337,8 +348,7 @@ def _call_decoder(
         positions = state.positions_of(group.rows, start, stop)
     else:
         positions = packing.pack(state.positions.joined())
-    if positions.ndim > 2:
-        positions = positions.movedim(-1, 0)
+    positions = in_decoder_order(positions)
     chunk, offsets = state.next_columns(group, start, stop)
     whole = plan.materialize_all or prefix is not None or gives_weights
     first = 0 if whole else chunk.first_text
@@ -408,10 +418,5 @@ def _call_decoder(
         engine.current.context = None
         if compiled is not None and step is not None:
             compiled.finish(context)
-    if attached.hooked and record.layers_run != attached.depth:
-        raise CdkitError(
-            f"{attached.method.name} looks into the attention, but only {record.layers_run} of "
-            f"{attached.depth} layers of {type(attached.decoder).__name__} came through it; this "
-            "model does not use Hugging Face's attention interface"
-        )
+    check_layers_run(attached, record)
     return output

@@ -1,16 +1,19 @@
-"""A further token of every branch, beside each other in one row a sample."""
+"""Calls of the decoder with all branches in one row a sample: a prompt, or one token of each."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.attention.context import AttentionRecord
-from cdkit.attention.step_rows import StepContext, StepSegment
+from cdkit.attention.masks import make_chunk
+from cdkit.attention.packed_rows import PackedContext, PackedSegment
 from cdkit.branches.state import BranchState
+from cdkit.errors import CdkitError
 from cdkit.generation.engine import Engine
 from cdkit.interfaces.cache_names import CACHE
+from cdkit.methods.attached import AttachedMethod
 
 
 def stays_packed(state: BranchState, new: int, *, gives_layers: bool) -> bool:
@@ -29,6 +32,62 @@ def stays_packed(state: BranchState, new: int, *, gives_layers: bool) -> bool:
     return offsets.query is None and offsets.key is None and one_device
 
 
+def packs_text(state: BranchState) -> bool:
+    """Whether the text of a packed prompt is attended in packed rows, as every step is.
+
+    All of it must follow all images, which all branches share, and no sample may have padding.
+    """
+    plan, packing = state.plan, state.plan.packing
+    if packing is None or state.packed is None:
+        return False
+    (group,), layout = plan.groups, plan.layout
+    chunk = make_chunk(layout, state.token_mask.joined, packing.shared, layout.length)
+    return (
+        chunk.all_text
+        and chunk.first_text == 0
+        and not layout.padded
+        and layout.image_span.stop <= packing.shared
+        and all(image.span is not None for _, image in group.images.values())
+    )
+
+
+def packed_prompt(
+    engine: Engine,
+    forward: Any,
+    state: BranchState,
+    embeds: Float[Tensor, "all_rows tokens hidden"],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Call the decoder's forward with a packed prompt; None where queries of its text move.
+
+    Args:
+        engine: The method on this model; its call is under way.
+        forward: The decoder's forward without the method.
+        state: Of the batch.
+        embeds: The prompts of all branches, below each other.
+        kwargs: What the model passes to its decoder, of the original rows.
+
+    Returns:
+        The decoder's output; its last hidden state has the text of all branches' rows.
+    """
+    plan = state.plan
+    packing, layout = plan.packing, plan.layout
+    assert packing is not None and state.packed is not None
+    _, offsets = state.next_columns(plan.groups[0], packing.shared, layout.length)
+    if offsets.query is not None:
+        return None
+    key = offsets.key
+    if key is not None:
+        key = key[: layout.rows // packing.branches, layout.image_span]
+    positions = packing.pack(state.positions.joined())
+    context = _context(engine, state, packing.shared, layout.image_span, key)
+    inputs = packing.pack(embeds), in_decoder_order(positions)
+    output = _forward(engine, forward, state, context, inputs, kwargs)
+    state.seen[0] = layout.length
+    output.last_hidden_state = packing.unpack(output.last_hidden_state)
+    return output
+
+
 def packed_step(engine: Engine, forward: Any, state: BranchState, kwargs: Mapping[str, Any]) -> Any:
     """Call the decoder's forward with one token of each branch.
 
@@ -41,43 +100,95 @@ def packed_step(engine: Engine, forward: Any, state: BranchState, kwargs: Mappin
     Returns:
         The decoder's output; its last hidden state has the rows of all branches below each other.
     """
-    steps, plan, call = state.packed, state.plan, engine.call
-    assert steps is not None and call is not None
-    (group,), branches = plan.groups, len(plan.branches)
-    if not steps.segments:
-        for name, (rows, image) in group.images.items():
-            place = group.branches.index(name)
-            layout = plan.layout.select(rows)
-            steps.segments[name] = StepSegment.of(place, layout, image, steps)
+    steps, embeds = state.packed, kwargs["inputs_embeds"]
+    assert steps is not None
     steps.advance()
-    record = call.record = AttentionRecord()
-    engine.current.context = StepContext(
+    inputs = embeds.expand(-1, len(state.plan.branches), -1), _positions(state)
+    output = _forward(engine, forward, state, _context(engine, state), inputs, kwargs)
+    state.seen[0] += 1
+    states: Tensor = output.last_hidden_state
+    output.last_hidden_state = states.transpose(0, 1).reshape(-1, 1, states.shape[-1])
+    return output
+
+
+def _context(
+    engine: Engine,
+    state: BranchState,
+    shared: int = 0,
+    image: slice | None = None,
+    key_offset: Tensor | None = None,
+) -> PackedContext:
+    steps, call, (group,) = state.packed, engine.call, state.plan.groups
+    assert steps is not None and call is not None
+    if shared or not steps.segments:
+        steps.segments = {
+            name: PackedSegment.of(
+                group.branches.index(name),
+                group.layout.select(rows),
+                index,
+                steps,
+                prompt=shared > 0,
+            )
+            for name, (rows, index) in group.images.items()
+        }
+    segments = steps.segments
+    if shared:  # those of steps are others
+        steps.segments = {}
+    call.record = AttentionRecord()
+    return PackedContext(
         layers=group.layers,
         branches=group.branches,
         steps=steps,
-        segments=steps.segments,
-        record=record,
+        segments=segments,
+        record=call.record,
         answer_cache=state.answer_cache,
         layer_state={name: {} for name in group.branches},
+        shared=shared,
+        image=image,
+        key_offset=key_offset,
     )
+
+
+def _forward(
+    engine: Engine,
+    forward: Any,
+    state: BranchState,
+    context: PackedContext,
+    inputs: tuple[Tensor, Tensor],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """The decoder's forward for (embeddings, positions), whose layers read `context`."""
+    engine.current.context = context
     engine.current.handed_down = frozenset(kwargs)
     engine.current.gives_weights = False
-    embeds: Tensor = kwargs["inputs_embeds"]
+    given = {
+        **kwargs,
+        "inputs_embeds": inputs[0],
+        "attention_mask": context.steps.no_mask,
+        "position_ids": inputs[1],
+        CACHE: state.caches[0],
+    }
     try:
-        output = forward(
-            **{
-                **kwargs,
-                "inputs_embeds": embeds.expand(-1, branches, -1),
-                "attention_mask": steps.no_mask,
-                "position_ids": _positions(state),
-                CACHE: state.caches[0],
-            }
-        )
+        output = forward(**given)
     finally:
         engine.current.context = None
-    state.seen[0] += 1
-    output.last_hidden_state = _rows(output.last_hidden_state)
+    check_layers_run(engine.attached, context.record)
     return output
+
+
+def check_layers_run(attached: AttachedMethod, record: AttentionRecord) -> None:
+    """Raise where some layers did not come through the method's attention."""
+    if attached.hooked and record.layers_run != attached.depth:
+        raise CdkitError(
+            f"{attached.method.name} looks into the attention, but only {record.layers_run} of "
+            f"{attached.depth} layers of {type(attached.decoder).__name__} came through it; this "
+            "model does not use Hugging Face's attention interface"
+        )
+
+
+def in_decoder_order(positions: Int[Tensor, "rows tokens *axes"]) -> Tensor:
+    """Positions with their axes first."""
+    return positions if positions.ndim == 2 else positions.movedim(-1, 0)
 
 
 def _positions(state: BranchState) -> Tensor:
@@ -88,11 +199,4 @@ def _positions(state: BranchState) -> Tensor:
     if ahead is not None:
         of_samples = ahead[:, 0].view(branches, -1, *ahead.shape[2:]).transpose(0, 1)
         beside = beside + of_samples
-    return beside if beside.ndim == 2 else beside.movedim(-1, 0)
-
-
-def _rows(
-    states: Float[Tensor, "samples branches hidden"],
-) -> Float[Tensor, "all_rows 1 hidden"]:
-    """The branches' rows below each other."""
-    return states.transpose(0, 1).reshape(-1, 1, states.shape[-1])
+    return in_decoder_order(beside)

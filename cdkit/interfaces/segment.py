@@ -62,6 +62,8 @@ class ImageColumns:
     """What `cached` keeps for the whole answer."""
     images: int | None = None
     """The largest number of images in a row; None where the host does not know it."""
+    complete: bool = False
+    """Whether every column of every row is known to hold an image token."""
 
     def cached(self, key: Hashable, compute: Callable[["ImageColumns"], Tensor]) -> Tensor:
         """Compute a tensor at the first step and keep it for the whole answer.
@@ -102,6 +104,9 @@ class ImageColumns:
         """
         wide = torch.promote_types(self.values.dtype, torch.float32)
         images = int(self.image_index.max()) + 1 if self.images is None else self.images
+        if images == 1 and self.complete:
+            mean = self.values.mean(dim=2, keepdim=True, dtype=wide)
+            return mean if mean.dtype == self.values.dtype else mean.to(self.values.dtype)
         numbers = torch.arange(images, device=self.image_index.device)
         own = (self.image_index[:, None] == numbers[:, None]) & self.valid[:, None]
         count = own.sum(dim=-1).clamp(min=1)[:, None, :, None]
@@ -161,6 +166,8 @@ class CrossModalSegment:
     """Whether every entry of `cells` is known to be True, so that a step need not read the mask."""
     generated: bool = False
     """Whether every row is known to be a generated one."""
+    all_prompt: bool = False
+    """Whether every row is known to be one of the prompt."""
     sinks: Float[Tensor, " heads"] | None = None
     """The logit of each head's attention sink, which takes its share of the weights and has no
     value; None for most models."""
@@ -201,6 +208,8 @@ class CrossModalSegment:
         over = (-1,) if scope == "head" else (1, -1)
         if self.full and (self.generated or scope == "row"):
             return self.logits > self.logits.mean(over, keepdim=True)
+        if self.full and self.all_prompt:
+            return self.logits > self.logits.mean((*over, 2), keepdim=True)
         cells = self.cells[:, None]
         total = self.logits.masked_fill(~cells, 0).sum(over, keepdim=True)
         count = cells.sum(-1, keepdim=True).to(total.dtype)

@@ -1,12 +1,12 @@
-"""One layer's rows of a packed step: a token of each branch, and all columns of its sample.
+"""One layer's text rows where all branches are in one row: beside each other, over all columns.
 
-This is the seam for a kernel of its own: `attend_step` gets the queries and the buffers of a layer,
-and returns what the tokens attend to.
+The seam for a kernel of its own is `attend_packed`: it gets the queries of a call and the buffers
+of a layer, and returns what the text attends to.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,19 +21,20 @@ from cdkit.attention.lazy_segment import LazySegment, changes_field
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
 from cdkit.execution.packed_steps import PackedLayer, PackedSteps
+from cdkit.functional.rope import Rotary, angles, rotate_by
 from cdkit.interfaces.segment import CrossModalSegment, softmax
 
 
 @dataclass(frozen=True, eq=False)
-class StepSegment:
-    """A branch's cross-modal segment in every step of an answer: what no step and no layer has."""
+class PackedSegment:
+    """A branch's cross-modal segment, in the prompt or in every step: what of it has no layer."""
 
     place: int
-    """The branch's place among the tokens of a step."""
+    """The branch's place among all branches."""
     layout: Layout
     """Of the branch's own prompts."""
     image: ImageColumnIndex
-    """Its image columns, as they are in the packed views."""
+    """Its image columns, as they are in the packed row."""
     columns: Int[Tensor, "samples image"]
     """The same as they are among the branch's own columns."""
     full: bool
@@ -42,8 +43,15 @@ class StepSegment:
 
     @classmethod
     def of(
-        cls, place: int, layout: Layout, image: ImageColumnIndex, steps: PackedSteps
-    ) -> "StepSegment":
+        cls,
+        place: int,
+        layout: Layout,
+        image: ImageColumnIndex,
+        steps: PackedSteps,
+        *,
+        prompt: bool,
+    ) -> "PackedSegment":
+        """The segment of the prompt's text, where all of it follows the images; or of steps."""
         packing, span = steps.packing, None
         columns = packing.columns_of(place, image.columns)
         if image.span is not None:
@@ -51,7 +59,12 @@ class StepSegment:
             if after or image.span.stop <= packing.shared:
                 moved = place * packing.suffix if after else 0
                 span = slice(image.span.start + moved, image.span.stop + moved)
-        has_image = image.valid.any(dim=1, keepdim=True)
+        is_text = image.valid.any(dim=1, keepdim=True)
+        predicts = is_text
+        if prompt:
+            is_text = is_text.expand(-1, packing.suffix)
+            predicts = torch.zeros_like(is_text)
+            predicts[:, -1] = True
         full = layout.all_rows_have_images and span is not None
         return cls(
             place=place,
@@ -60,36 +73,53 @@ class StepSegment:
             columns=image.columns,
             full=full,
             fields={
-                "cells": image.valid[:, None],
-                "prompt": torch.zeros_like(has_image),
-                "predicts_next": has_image,
+                "cells": image.valid[:, None].expand(-1, is_text.shape[1], -1),
+                "prompt": is_text if prompt else torch.zeros_like(is_text),
+                "predicts_next": predicts,
                 "full": full,
-                "generated": True,
+                "generated": not prompt,
+                "all_prompt": prompt,
             },
         )
 
 
 @dataclass(frozen=True, eq=False)
-class StepContext:
-    """One decoder call for one more token of each branch: the same for all layers."""
+class PackedContext:
+    """One decoder call in which all branches are in one row: the same for all layers."""
 
     layers: tuple[LayerWork, ...]
     branches: tuple[str, ...]
     steps: PackedSteps
-    segments: Mapping[str, StepSegment]
+    segments: Mapping[str, PackedSegment]
     record: AttentionRecord
     answer_cache: AnswerCache
     layer_state: Mapping[str, dict[Any, Tensor]]
+    shared: int = 0
+    """The columns of this call that all branches share: none of a step's."""
+    image: slice | None = None
+    """The image columns among them."""
+    key_offset: Float[Tensor, "samples image *axes"] | None = None
+    """By how many positions their keys move for text; None where they do not."""
+    angles: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """The same as angles, of each rotary embedding."""
+
+    def rotated_keys(self, key: Tensor, rotary: Rotary) -> Tensor:
+        """The image's keys where text sees them."""
+        assert self.key_offset is not None and self.image is not None
+        image, place = key[:, :, self.image], id(rotary.inverse_frequencies)
+        if place not in self.angles:
+            self.angles[place] = angles(self.key_offset.to(key.device), rotary, _wide_dtype(key))
+        return _as(rotate_by(_wide(image), *self.angles[place], rotary), key.dtype)
 
 
-def attend_step(
-    context: StepContext,
+def attend_packed(
+    context: PackedContext,
     work: LayerWork,
-    query: Float[Tensor, "samples heads branches head_dim"],
+    query: Float[Tensor, "samples heads text head_dim"],
     layer: PackedLayer,
     form: SoftmaxForm,
-) -> Float[Tensor, "samples branches heads value_dim"]:
-    """The attention of a step's tokens in one layer."""
+) -> Float[Tensor, "samples text heads value_dim"]:
+    """The attention of text in one layer: the same number of tokens of each branch, in turn."""
     samples, heads, tokens, dim = query.shape
     kv = layer.keys.shape[1]
     groups = heads // kv
@@ -106,11 +136,13 @@ def attend_step(
     scores = _scores(context, query.reshape(samples * kv, groups * tokens, dim), kv, layer, form)
     views = context.steps.kept.get(heads)
     if views is None:
-        views = context.steps.kept[heads] = RowViews(samples, heads, tokens, scores.shape[-1])
-    changed = list[tuple[StepSegment, CrossModalSegment]]()
+        each = tokens // len(context.branches)
+        views = RowViews(samples, heads, tokens, each, scores.shape[-1])
+        context.steps.kept[heads] = views
+    changed = list[tuple[PackedSegment, CrossModalSegment]]()
     for name in work.changes:
         own = context.segments[name]
-        source = _StepSource(context.steps, own, query, scores, views)
+        source = _PackedSource(context.steps, own, query, scores, views)
         before: CrossModalSegment = _segment(context, work, name, source, layer, form)
         after = before
         for change in work.changes[name]:
@@ -135,29 +167,41 @@ def attend_step(
 class RowViews:
     """Views of one branch's rows in a tensor of all tokens; each is one operator."""
 
-    def __init__(self, samples: int, heads: int, tokens: int, columns: int) -> None:
-        self.samples, self.heads, self.tokens, self.columns = samples, heads, tokens, columns
+    def __init__(self, samples: int, heads: int, tokens: int, each: int, columns: int) -> None:
+        """`each` of the `tokens` are a branch's."""
+        self.samples, self.heads, self.tokens = samples, heads, tokens
+        self.each, self.columns = each, columns
         self._strides = heads * tokens * columns, tokens * columns, columns, 1
 
-    def of(self, x: Tensor, place: int) -> Float[Tensor, "samples heads 1 columns"]:
+    def of(self, x: Tensor, place: int) -> Float[Tensor, "samples heads each columns"]:
         """All columns."""
-        size = self.samples, self.heads, 1, self.columns
-        return x.as_strided(size, self._strides, place * self.columns)
+        return self.span(x, place, slice(0, self.columns))
 
-    def span(self, x: Tensor, place: int, span: slice) -> Float[Tensor, "samples heads 1 some"]:
+    def span(self, x: Tensor, place: int, span: slice) -> Float[Tensor, "samples heads each some"]:
         """Neighbouring columns."""
-        size = self.samples, self.heads, 1, span.stop - span.start
-        return x.as_strided(size, self._strides, place * self.columns + span.start)
+        size = self.samples, self.heads, self.each, span.stop - span.start
+        return x.as_strided(size, self._strides, place * self.each * self.columns + span.start)
+
+    def out(self, x: Tensor, place: int, kv: int) -> Float[Tensor, "samples kv *groups each dim"]:
+        """What a branch's rows have in an output; by groups, where heads share a key."""
+        dim, groups = x.shape[-1], self.heads // kv
+        of_sample, of_head = self.heads * self.tokens * dim, self.tokens * dim
+        first = place * self.each * dim
+        if groups == 1:
+            size: tuple[int, ...] = self.samples, kv, self.each, dim
+            return x.as_strided(size, (of_sample, of_head, dim, 1), first)
+        size = self.samples, kv, groups, self.each, dim
+        return x.as_strided(size, (of_sample, groups * of_head, of_head, dim, 1), first)
 
 
-class _StepSource:
+class _PackedSource:
     """What a branch's segment in one layer is computed from, where someone reads it."""
 
     def __init__(
         self,
         steps: PackedSteps,
-        own: StepSegment,
-        query: Float[Tensor, "samples heads branches head_dim"],
+        own: PackedSegment,
+        query: Float[Tensor, "samples heads text head_dim"],
         scores: Float[Tensor, "heads_of_rows tokens total"],
         views: RowViews,
     ) -> None:
@@ -170,9 +214,11 @@ class _StepSource:
         own, layout = self.own, self.own.layout
         count = layout.length + self.steps.done
         if name == "queries":
-            return _wide(self.query[:, :, own.place : own.place + 1])
+            first = own.place * self.views.each
+            return _wide(self.query[:, :, first : first + self.views.each])
         if name == "token_index":
-            return layout.token_mask.sum(dim=-1, keepdim=True) + self.steps.done - 1
+            late = torch.arange(1 - self.views.each, 1, device=layout.token_mask.device)
+            return layout.token_mask.sum(dim=-1, keepdim=True) + (self.steps.done - 1) + late
         if name == "before_image":
             return _grown(layout.before_image, count)
         if name == "text_logits":
@@ -194,20 +240,24 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype.itemsize >= 4 else torch.float32
+
+
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
 def _scores(
-    context: StepContext,
+    context: PackedContext,
     query: Float[Tensor, "heads_of_rows tokens head_dim"],
     kv: int,
     layer: PackedLayer,
     form: SoftmaxForm,
 ) -> Float[Tensor, "heads_of_rows tokens total"]:
     """The logits on all columns in float32 or better; -inf where a branch may not attend."""
-    wide = query.dtype if query.dtype.itemsize >= 4 else torch.float32
-    groups = query.shape[1] // len(context.branches)
+    wide = _wide_dtype(query)
+    groups = query.shape[1] // (len(context.branches) * context.steps.each)
     mask = context.steps.mask(groups, kv, wide).added
     keys = layer.flat_keys
     if form.cap is None and (query.dtype == wide or not query.is_cuda):
@@ -223,10 +273,10 @@ def _scores(
 
 
 def _segment(
-    context: StepContext,
+    context: PackedContext,
     work: LayerWork,
     name: str,
-    source: _StepSource,
+    source: _PackedSource,
     layer: PackedLayer,
     form: SoftmaxForm,
 ) -> LazySegment:
@@ -251,7 +301,7 @@ def _segment(
 
 
 def _on_image(
-    x: Tensor, own: StepSegment, views: RowViews
+    x: Tensor, own: PackedSegment, views: RowViews
 ) -> Float[Tensor, "samples heads 1 image"]:
     """What stands in the image columns of a branch's rows."""
     if own.image.span is not None:
@@ -264,7 +314,7 @@ def _write(
     scores: Float[Tensor, "heads_of_rows tokens total"],
     before: CrossModalSegment,
     after: CrossModalSegment,
-    own: StepSegment,
+    own: PackedSegment,
     views: RowViews,
     steps: PackedSteps,
 ) -> None:
@@ -283,7 +333,7 @@ def _write(
 
 def _take_out(
     weights: Float[Tensor, "heads_of_rows tokens total"],
-    own: StepSegment,
+    own: PackedSegment,
     after: CrossModalSegment,
     views: RowViews,
 ) -> Float[Tensor, "samples heads 1 image"]:
@@ -301,25 +351,24 @@ def _take_out(
 
 def _add_replacement(
     out: Float[Tensor, "heads_of_rows tokens value_dim"],
-    taken: Float[Tensor, "samples heads 1 image"],
+    taken: Float[Tensor, "samples heads each image"],
     after: CrossModalSegment,
     place: int,
     views: RowViews,
     kv: int,
 ) -> None:
     """Add `A V'` of the replaced cells to the output of a branch's rows."""
-    instead, dim = after.replacement, out.shape[-1]
+    instead = after.replacement
     assert instead is not None
-    groups, tokens = views.heads // kv, views.tokens
-    strides = views.heads * tokens * dim, groups * tokens * dim, tokens * dim, 1
-    own = out.as_strided((views.samples, kv, groups, dim), strides, place * dim)
-    if groups > 1:
-        taken = taken.view(views.samples, kv, groups, -1)
+    own = views.out(out, place, kv)
     if instead.shape[2] > 1:
-        own.add_(_as(taken, instead.dtype) @ instead)
+        grouped = taken.reshape(views.samples, kv, -1, taken.shape[-1])
+        own.add_((_as(grouped, instead.dtype) @ instead).view_as(own))
         return
     weight = taken.sum(dim=-1, keepdim=True)
-    if weight.dtype == instead.dtype:
+    if own.ndim > 4:
+        weight, instead = weight.view(*own.shape[:-1], 1), instead[:, :, None]
+    if weight.dtype == own.dtype:
         own.addcmul_(weight, instead)
     else:
         own.add_((weight * instead).to(own.dtype))
