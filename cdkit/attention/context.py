@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.attention.masks import CallMasks, Chunk, call_masks
-from cdkit.execution.packed_prefill import Packing
+from cdkit.execution.packing import Packing
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.segment import CrossModalSegment

@@ -18,7 +18,7 @@ from cdkit.attention.packed_rows import PackedContext, attend_packed
 from cdkit.attention.softmax_form import SoftmaxForm, attention_with_weights
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
-from cdkit.execution.packed_steps import PackedLayer
+from cdkit.execution.packing import PackedLayer
 from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.hooks import BoundToModel
 

@@ -1,6 +1,5 @@
 """A cross-modal segment whose rarely read fields are computed when someone reads them."""
 
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -21,21 +20,16 @@ class FieldSource(Protocol):
 
 
 class LazySegment(CrossModalSegment):
-    """The segment of one branch in one layer."""
+    """The segment of one branch in one layer.
+
+    Whoever makes one puts the known fields into its `__dict__`, and a `FieldSource` under
+    `_source`: `__init__` would cost as much as the fields that it spares.
+    """
 
     def __init__(self, **fields: Any) -> None:
         """With all fields, as `dataclasses.replace` makes copies."""
         check_fields(fields)
         self.__dict__.update(fields)
-
-    @classmethod
-    def of(cls, source: FieldSource, known: Mapping[str, Any], **fields: Any) -> "LazySegment":
-        """With the fields of `known` and `fields`; `source` computes the others."""
-        made = object.__new__(cls)
-        made.__dict__.update(known)
-        made.__dict__.update(fields)
-        made.__dict__["_source"] = source
-        return made
 
     def __getattr__(self, name: str) -> Tensor:
         source: FieldSource | None = self.__dict__.get("_source")
@@ -44,10 +38,3 @@ class LazySegment(CrossModalSegment):
         if name not in source.computed:
             source.computed[name] = source.compute(name)
         return source.computed[name]
-
-
-def changes_field(before: CrossModalSegment, after: CrossModalSegment, name: str) -> bool:
-    """Whether a field of a changed copy is another tensor; computes nothing for it."""
-    if name not in after.__dict__ and name not in before.__dict__:
-        return False
-    return getattr(after, name) is not getattr(before, name)

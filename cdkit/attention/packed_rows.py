@@ -17,12 +17,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from cdkit.attention.columns import Columns
 from cdkit.attention.context import AnswerCache, AttentionRecord, LayerWork
 from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
-from cdkit.attention.lazy_segment import LazySegment, changes_field
+from cdkit.attention.lazy_segment import LazySegment
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
-from cdkit.execution.packed_steps import PackedLayer, PackedSteps
+from cdkit.execution.packing import PackedLayer, PackedSteps
 from cdkit.functional.rope import Rotary, angles, rotate_by
-from cdkit.interfaces.segment import CrossModalSegment, softmax
+from cdkit.interfaces.segment import CrossModalSegment, changes_field, softmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,10 @@ class PackedSegment:
     columns: Int[Tensor, "samples image"]
     """The same as they are among the branch's own columns."""
     full: bool
-    fields: Mapping[str, Any]
-    """Fields of a `CrossModalSegment`."""
+    prompt: Mapping[str, Any]
+    """Fields of a `CrossModalSegment` in the prompt, where all of its text follows the images."""
+    step: Mapping[str, Any]
+    """The same in each step."""
 
     @classmethod
     def of(
@@ -48,10 +50,8 @@ class PackedSegment:
         layout: Layout,
         image: ImageColumnIndex,
         steps: PackedSteps,
-        *,
-        prompt: bool,
     ) -> "PackedSegment":
-        """The segment of the prompt's text, where all of it follows the images; or of steps."""
+        """From the branch's own layout and image columns."""
         packing, span = steps.packing, None
         columns = packing.columns_of(place, image.columns)
         if image.span is not None:
@@ -59,12 +59,10 @@ class PackedSegment:
             if after or image.span.stop <= packing.shared:
                 moved = place * packing.suffix if after else 0
                 span = slice(image.span.start + moved, image.span.stop + moved)
-        is_text = image.valid.any(dim=1, keepdim=True)
-        predicts = is_text
-        if prompt:
-            is_text = is_text.expand(-1, packing.suffix)
-            predicts = torch.zeros_like(is_text)
-            predicts[:, -1] = True
+        late = image.valid.any(dim=1, keepdim=True)
+        text = late.expand(-1, packing.suffix)
+        last = torch.zeros_like(text)
+        last[:, -1] = True
         full = layout.all_rows_have_images and span is not None
         return cls(
             place=place,
@@ -72,13 +70,19 @@ class PackedSegment:
             image=image._replace(columns=columns, span=span),
             columns=image.columns,
             full=full,
-            fields={
-                "cells": image.valid[:, None].expand(-1, is_text.shape[1], -1),
-                "prompt": is_text if prompt else torch.zeros_like(is_text),
-                "predicts_next": predicts,
+            prompt={
+                "cells": image.valid[:, None].expand(-1, packing.suffix, -1),
+                "prompt": text,
+                "predicts_next": last,
                 "full": full,
-                "generated": not prompt,
-                "all_prompt": prompt,
+                "all_prompt": True,
+            },
+            step={
+                "cells": image.valid[:, None],
+                "prompt": torch.zeros_like(late),
+                "predicts_next": late,
+                "full": full,
+                "generated": True,
             },
         )
 
@@ -106,10 +110,10 @@ class PackedContext:
     def rotated_keys(self, key: Tensor, rotary: Rotary) -> Tensor:
         """The image's keys where text sees them."""
         assert self.key_offset is not None and self.image is not None
-        image, place = key[:, :, self.image], id(rotary.inverse_frequencies)
+        image, place = _wide(key[:, :, self.image]), id(rotary.inverse_frequencies)
         if place not in self.angles:
-            self.angles[place] = angles(self.key_offset.to(key.device), rotary, _wide_dtype(key))
-        return _as(rotate_by(_wide(image), *self.angles[place], rotary), key.dtype)
+            self.angles[place] = angles(self.key_offset.to(key.device), rotary, image.dtype)
+        return _as(rotate_by(image, *self.angles[place], rotary), key.dtype)
 
 
 def attend_packed(
@@ -281,28 +285,39 @@ def _segment(
     form: SoftmaxForm,
 ) -> LazySegment:
     """A branch's segment of this layer, as strategies get it."""
-    own, kept = source.own, context.steps.kept
-    known = kept.get((work.index, name))
+    own, steps = source.own, context.steps
+    known = steps.kept.get((work.index, name))
+    fields = own.step if steps.done else own.prompt
     if known is None:
-        image = CachedImageColumns(
-            own.image,
-            Columns(None, layer.keys),
-            Columns(None, layer.values),
-            slice(None),
-            layer=work.index,
-            depth=work.depth,
-            answer_cache=context.answer_cache.setdefault((work.index, name), {}),
-        )
-        known = kept[work.index, name] = {**own.fields, "image": image, "sinks": form.sinks}
+        image = steps.images.get((work.index, name))
+        if image is None:
+            image = CachedImageColumns(
+                own.image,
+                Columns(None, layer.keys),
+                Columns(None, layer.values),
+                slice(None),
+                layer=work.index,
+                depth=work.depth,
+                answer_cache=context.answer_cache.setdefault((work.index, name), {}),
+            )
+            if own.image.span is not None:  # else what is read would be copied, and kept
+                steps.images[work.index, name] = image
+        known = {**fields, "image": image, "sinks": form.sinks}
+        steps.kept[work.index, name] = known
     logits = _on_image(source.scores, own, source.views)
     if not own.full:
-        logits = logits.masked_fill(~own.fields["cells"][:, None], -math.inf)
-    return LazySegment.of(source, known, logits=logits, layer_state=context.layer_state[name])
+        logits = logits.masked_fill(~known["cells"][:, None], -math.inf)
+    segment = object.__new__(LazySegment)
+    fields = segment.__dict__
+    fields.update(known)
+    fields["logits"], fields["layer_state"] = logits, context.layer_state[name]
+    fields["_source"] = source
+    return segment
 
 
 def _on_image(
     x: Tensor, own: PackedSegment, views: RowViews
-) -> Float[Tensor, "samples heads 1 image"]:
+) -> Float[Tensor, "samples heads each image"]:
     """What stands in the image columns of a branch's rows."""
     if own.image.span is not None:
         return views.span(x, own.place, own.image.span)
@@ -325,7 +340,7 @@ def _write(
         return
     # two columns that fill up a row without images are one place: -inf stands back there
     places = own.columns[:, None, None].expand(-1, views.heads, -1, -1)
-    on_image = after.logits.masked_fill(~own.fields["cells"][:, None], -math.inf)
+    on_image = after.logits.masked_fill(~after.cells[:, None], -math.inf)
     every = after.text_logits.scatter_reduce(-1, places, on_image, "amax")
     columns = steps.branch_columns(own.place, every.shape[-1])
     views.of(scores, own.place).index_copy_(-1, columns, every)
@@ -336,7 +351,7 @@ def _take_out(
     own: PackedSegment,
     after: CrossModalSegment,
     views: RowViews,
-) -> Float[Tensor, "samples heads 1 image"]:
+) -> Float[Tensor, "samples heads each image"]:
     """Take the weights of the replaced cells out of `weights`, in place; returns them."""
     assert after.replaced is not None
     on_image = _on_image(weights, own, views)

@@ -13,7 +13,7 @@ from cdkit.attention.context import Change, LayerWork
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.branches.layout import Layout
 from cdkit.execution.optimizations import Optimization
-from cdkit.execution.packed_prefill import Packing, takes_packed
+from cdkit.execution.packing import Packing, takes_packed
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.distortion import AttentionDistortion
@@ -40,6 +40,8 @@ class GroupPlan:
     """What each layer does; empty where the attention stays the stock one."""
     images: Mapping[str, tuple[slice, ImageColumnIndex]]
     """Rows (of the group's) and image columns of each branch whose segment some layer builds."""
+    layouts: Mapping[str, Layout]
+    """The layouts of those branches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +180,7 @@ def make_group(
 ) -> GroupPlan:
     """A group of neighbouring branches, whose rows are `rows` of those of `layout`."""
     own = layout.select(rows)
-    images = dict[str, tuple[slice, ImageColumnIndex]]()
+    images, layouts = dict[str, tuple[slice, ImageColumnIndex]](), dict[str, Layout]()
     if layers and branches:
         assert rng_keys is not None
         each = own.rows // len(branches)
@@ -188,8 +190,9 @@ def make_group(
                 part = slice(k * each, (k + 1) * each)
                 keys = rng_keys[rows][part]
                 device = own.token_mask.device
-                images[name] = part, ImageColumnIndex.of(own.select(part), keys, device)
-    return GroupPlan(tuple(branches), rows, own, layers, images)
+                layouts[name] = own.select(part)
+                images[name] = part, ImageColumnIndex.of(layouts[name], keys, device)
+    return GroupPlan(tuple(branches), rows, own, layers, images, layouts)
 
 
 def shared_columns(

@@ -4,7 +4,6 @@ import abc
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -42,11 +41,6 @@ class StepLogits:
     is_original: bool
     """Whether the combined logits are those of the original branch, and no other one ran."""
 
-    @cached_property
-    def peaks(self) -> Float[Tensor, "branches rows"]:
-        """The largest raw logit of each row in each branch."""
-        return self.raw.amax(dim=-1)
-
     def of(self, rows: slice) -> "StepLogits":
         """Those of some rows."""
         raw, combined = self.raw[:, rows], self.combined[rows]
@@ -54,7 +48,9 @@ class StepLogits:
 
     def valid(self) -> Bool[Tensor, " rows"]:
         """False where a branch's logits, or the combined ones, hold NaN or a forbidden infinity."""
-        return self.peaks.isfinite().all(dim=0) & (self.combined.amax(dim=-1) < torch.inf)
+        return self.raw.amax(dim=-1).isfinite().all(dim=0) & (
+            self.combined.amax(dim=-1) < torch.inf
+        )
 
 
 @dataclass(eq=False)

@@ -16,8 +16,7 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.execution.optimizations import Optimization
-from cdkit.execution.packed_prefill import Packing
-from cdkit.execution.packed_steps import packed_steps
+from cdkit.execution.packing import Packing, packed_steps
 from cdkit.execution.plan import GroupPlan, make_group, without_columns
 from cdkit.execution.shared_prefix import take_prefix
 from cdkit.generation.branch_prompts import features_of, uses_cache
@@ -207,7 +206,6 @@ def _run_prompt(
     if plan.packing is not None:
         depth = engine.attached.depth
         state.seen[0] = plan.packing.shared
-        state.prefix = plan.packing.empty_prefix(depth)
         if plan.packs_steps:
             state.packed = packed_steps(
                 plan.packing,
@@ -217,9 +215,10 @@ def _run_prompt(
                 layers=depth,
             )
         output = None
-        if packs_text(state):
+        if packs_text(plan):
             output = packed_prompt(engine, forward, state, embeds, kwargs)
         if output is None:
+            state.prefix = plan.packing.empty_prefix(depth)
             packed = plan.packing.pack(embeds)
             output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
             output.last_hidden_state = plan.packing.unpack(output.last_hidden_state)

@@ -87,7 +87,7 @@ class GuardedProcessors(LogitsProcessorList):
         # one number tells whether any of these is infinite or NaN
         sums = best
         if logits is not None:
-            sums = sums + logits.peaks.sum(dim=0).to(left.device)
+            sums = sums + logits.raw.amax(dim=-1).sum(dim=0).to(left.device)
             if self:
                 sums = sums + logits.combined.amax(dim=-1).to(left.device)
         if math.isfinite(float(sums if sums.numel() == 1 else sums.sum())):
@@ -228,7 +228,9 @@ def check_numbers(
         return
 
     def reason(row: int) -> str:
-        for branch, peak in zip(logits.branches, logits.peaks[:, row].tolist(), strict=True):
+        for branch, peak in zip(
+            logits.branches, logits.raw[:, row].amax(dim=-1).tolist(), strict=True
+        ):
             if not math.isfinite(peak):
                 what = "NaN" if math.isnan(peak) else "infinite"
                 return (

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit.attention.context import AttentionRecord
-from cdkit.attention.masks import make_chunk
 from cdkit.attention.packed_rows import PackedContext, PackedSegment
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
+from cdkit.execution.plan import PromptPlan
 from cdkit.generation.engine import Engine
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.methods.attached import AttachedMethod
@@ -32,21 +32,19 @@ def stays_packed(state: BranchState, new: int, *, gives_layers: bool) -> bool:
     return offsets.query is None and offsets.key is None and one_device
 
 
-def packs_text(state: BranchState) -> bool:
-    """Whether the text of a packed prompt is attended in packed rows, as every step is.
+def packs_text(plan: PromptPlan) -> bool:
+    """Whether the text of a packed prompt may be attended in packed rows, as every step is.
 
     All of it must follow all images, which all branches share, and no sample may have padding.
     """
-    plan, packing = state.plan, state.plan.packing
-    if packing is None or state.packed is None:
-        return False
-    (group,), layout = plan.groups, plan.layout
-    chunk = make_chunk(layout, state.token_mask.joined, packing.shared, layout.length)
+    (group, *others), layout = plan.groups, plan.layout
     return (
-        chunk.all_text
-        and chunk.first_text == 0
+        plan.packs_steps
+        and not others
         and not layout.padded
-        and layout.image_span.stop <= packing.shared
+        and layout.all_rows_have_images
+        and layout.first_text == plan.shared
+        and all(row.first_text <= plan.shared > row.last_image for row in layout.row_stats)
         and all(image.span is not None for _, image in group.images.values())
     )
 
@@ -79,10 +77,11 @@ def packed_prompt(
     key = offsets.key
     if key is not None:
         key = key[: layout.rows // packing.branches, layout.image_span]
-    positions = packing.pack(state.positions.joined())
-    context = _context(engine, state, packing.shared, layout.image_span, key)
+    positions = packing.pack(state.positions.known)
     inputs = packing.pack(embeds), in_decoder_order(positions)
+    context = _context(engine, state, packing.shared, layout.image_span, key)
     output = _forward(engine, forward, state, context, inputs, kwargs)
+    check_layers_run(engine.attached, context.record)
     state.seen[0] = layout.length
     output.last_hidden_state = packing.unpack(output.last_hidden_state)
     return output
@@ -102,8 +101,9 @@ def packed_step(engine: Engine, forward: Any, state: BranchState, kwargs: Mappin
     """
     steps, embeds = state.packed, kwargs["inputs_embeds"]
     assert steps is not None
+    positions = state.positions.beside()
     steps.advance()
-    inputs = embeds.expand(-1, len(state.plan.branches), -1), _positions(state)
+    inputs = embeds.expand(-1, len(state.plan.branches), -1), in_decoder_order(positions)
     output = _forward(engine, forward, state, _context(engine, state), inputs, kwargs)
     state.seen[0] += 1
     states: Tensor = output.last_hidden_state
@@ -120,26 +120,16 @@ def _context(
 ) -> PackedContext:
     steps, call, (group,) = state.packed, engine.call, state.plan.groups
     assert steps is not None and call is not None
-    if shared or not steps.segments:
-        steps.segments = {
-            name: PackedSegment.of(
-                group.branches.index(name),
-                group.layout.select(rows),
-                index,
-                steps,
-                prompt=shared > 0,
-            )
-            for name, (rows, index) in group.images.items()
-        }
-    segments = steps.segments
-    if shared:  # those of steps are others
-        steps.segments = {}
+    if not steps.segments:
+        for name, (_, index) in group.images.items():
+            place = group.branches.index(name)
+            steps.segments[name] = PackedSegment.of(place, group.layouts[name], index, steps)
     call.record = AttentionRecord()
     return PackedContext(
         layers=group.layers,
         branches=group.branches,
         steps=steps,
-        segments=segments,
+        segments=steps.segments,
         record=call.record,
         answer_cache=state.answer_cache,
         layer_state={name: {} for name in group.branches},
@@ -172,7 +162,6 @@ def _forward(
         output = forward(**given)
     finally:
         engine.current.context = None
-    check_layers_run(engine.attached, context.record)
     return output
 
 
@@ -189,14 +178,3 @@ def check_layers_run(attached: AttachedMethod, record: AttentionRecord) -> None:
 def in_decoder_order(positions: Int[Tensor, "rows tokens *axes"]) -> Tensor:
     """Positions with their axes first."""
     return positions if positions.ndim == 2 else positions.movedim(-1, 0)
-
-
-def _positions(state: BranchState) -> Tensor:
-    """Of the step's tokens, in the decoder's order of axes."""
-    positions, branches = state.positions.last(), len(state.plan.branches)
-    ahead = state.positions.ahead()
-    beside = positions.expand(-1, branches, *positions.shape[2:])
-    if ahead is not None:
-        of_samples = ahead[:, 0].view(branches, -1, *ahead.shape[2:]).transpose(0, 1)
-        beside = beside + of_samples
-    return in_decoder_order(beside)

@@ -8,10 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.attention.context import LayerWork
-from cdkit.branches.growing import GrowingMask, GrowingPositions
 from cdkit.branches.inputs import stack
 from cdkit.branches.layout import make_layout
-from cdkit.branches.state import BranchState
+from cdkit.branches.state import BranchState, GrowingMask, GrowingPositions
 from cdkit.execution.optimizations import Optimization
 from cdkit.execution.plan import plan_prompt, shared_columns
 from cdkit.execution.static_cache import empty_like

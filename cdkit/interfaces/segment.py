@@ -256,6 +256,13 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         raise TypeError(f"a CrossModalSegment has no field {unknown}")
 
 
+def changes_field(before: CrossModalSegment, after: CrossModalSegment, name: str) -> bool:
+    """Whether a field of a changed copy is another tensor; computes nothing for it."""
+    if name not in after.__dict__ and name not in before.__dict__:
+        return False
+    return getattr(after, name) is not getattr(before, name)
+
+
 readable_as(ImageColumns, streams="rng_keys", memory="answer_cache", once="cached")
 readable_as(CrossModalSegment, carried="layer_state", predicts="predicts_next", hidden="pruned")
 

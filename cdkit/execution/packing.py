@@ -1,8 +1,9 @@
-"""Steps after a packed prompt: the branches' new tokens go in beside each other, in one row.
+"""All branches of a sample in one row: the columns that they share, then the rest of each.
 
-The columns of a sample's row are those of the packed prompt, then one of each branch for every
-generated token. So a step has one product with all keys, nothing of the prefix or of a suffix is
-copied, and a mask alone says which columns a branch has.
+A prompt's first call is packed, so that all weights are read once. In the steps after it the new
+tokens of the branches stand beside each other, in the same row. So a step has one product with all
+keys, nothing of the prefix or of a suffix is copied, and a mask alone says which columns a branch
+has.
 """
 
 from collections.abc import Sequence
@@ -10,16 +11,101 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from cdkit.execution.packed_prefill import Packing
 from cdkit.execution.shared_prefix import SharedPrefix
+from cdkit.execution.static_cache import FixedLayer
 
 ROOM = 64
 """How many columns are made in advance: empty ones cost products, few ones cost copies."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Columns of one row of a packed batch: the shared ones, then the suffix of each branch.
+
+    So all weights are read once, and only columns that differ go in more than once. A sample has
+    one row: beams do not fit in.
+    """
+
+    shared: int
+    suffix: int
+    branches: int
+
+    @property
+    def length(self) -> int:
+        """Columns of a packed prompt."""
+        return self.shared + self.branches * self.suffix
+
+    def columns_of(self, branch: int, columns: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        """Where a branch's columns are in a packed row; generated ones alternate with those of the
+        other branches."""
+        late = columns - self.shared - self.suffix
+        of_prompt = torch.where(columns < self.shared, columns, columns + branch * self.suffix)
+        return torch.where(late < 0, of_prompt, self.length + late * self.branches + branch)
+
+    def empty_prefix(self, layers: int) -> SharedPrefix:
+        """The shared columns, which each layer fills in as it runs."""
+        nothing = [torch.empty(0, 0, 0, 0)] * layers
+        return SharedPrefix(list(nothing), list(nothing), self.shared, rows_per_sample=1)
+
+    def pack(
+        self, x: Shaped[Tensor, "rows tokens *rest"]
+    ) -> Shaped[Tensor, "samples packed *rest"]:
+        """Rows of all branches, below each other, as one row a sample."""
+        first = x[: x.shape[0] // self.branches, : self.shared]
+        return torch.cat((first, *x[:, self.shared :].chunk(self.branches)), dim=1)
+
+    def split(
+        self, *packed: Float[Tensor, "samples _ packed head_dim"]
+    ) -> list[
+        tuple[
+            Float[Tensor, "samples _ prefix head_dim"],
+            Float[Tensor, "rows _ suffix head_dim"],
+        ]
+    ]:
+        """For each tensor the shared columns, and the rows of all branches below each other."""
+        return [
+            (
+                x[:, :, : self.shared],
+                torch.cat(x[:, :, self.shared :].chunk(self.branches, dim=2)),
+            )
+            for x in packed
+        ]
+
+    def join(
+        self,
+        first: Float[Tensor, "samples prefix *rest"],
+        suffix: Float[Tensor, "rows suffix *rest"],
+    ) -> Float[Tensor, "samples packed *rest"]:
+        """The inverse of `split`, tokens before heads."""
+        return torch.cat((first, *suffix.chunk(self.branches)), dim=1)
+
+    def pack_keys(
+        self,
+        first: Float[Tensor, "samples kv_heads prefix head_dim"],
+        suffix: Float[Tensor, "rows kv_heads suffix head_dim"],
+    ) -> Float[Tensor, "samples kv_heads packed head_dim"]:
+        """The inverse of `split`."""
+        return torch.cat((first, *suffix.chunk(self.branches)), dim=2)
+
+    def unpack(
+        self, x: Float[Tensor, "samples packed hidden"]
+    ) -> Float[Tensor, "rows suffix hidden"]:
+        """The suffixes of the branches, as rows below each other."""
+        return torch.cat(x[:, self.shared :].chunk(self.branches, dim=1))
+
+
+def takes_packed(cache: Any, layers: int) -> bool:
+    """Whether each layer of a cache keeps all keys and values that it is given, and no others."""
+    return (
+        type(cache) is DynamicCache
+        and (not cache.layers or len(cache.layers) == layers)
+        and all(type(layer) in (DynamicLayer, FixedLayer) for layer in cache.layers)
+    )
 
 
 class PackedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -75,6 +161,8 @@ class PackedSteps:
     """Columns of the buffers."""
     kept: dict[Any, Any] = field(default_factory=dict)
     """What layers keep from step to step, until their buffers grow."""
+    images: dict[Any, Any] = field(default_factory=dict)
+    """What they keep of image columns, from the prompt on."""
     segments: dict[str, Any] = field(default_factory=dict)
     """Branch -> what its cross-modal segment has in every step."""
     no_mask: Tensor = field(init=False)
@@ -83,7 +171,7 @@ class PackedSteps:
     """The columns of the step under way, branch by branch."""
     _places: Sequence[Int[Tensor, " branches"]] = ()
     """Those of every step for which there is room."""
-    _masks: dict[tuple[Any, ...], "StepMask"] = field(default_factory=dict)
+    masks: dict[tuple[int, int, torch.dtype], "StepMask"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.token_mask.device)
@@ -101,13 +189,16 @@ class PackedSteps:
             self._make_room()
             for layer in self.layers:
                 layer.grow()
-        if is_full or self.done == 0:
-            self._masks.clear()
-            self.kept.clear()
         self.written = self._places[self.done]
-        for mask in self._masks.values():
-            mask.show(self.done)
         self.done += 1
+        if is_full or self.done == 1:
+            if is_full:
+                self.images.clear()
+            self.kept.clear()
+            self.masks = {key: self._made_mask(*key) for key in self.masks}
+        else:
+            for mask in self.masks.values():
+                mask.show(self.done - 1)
 
     def mask(self, groups: int, rows: int, dtype: torch.dtype) -> "StepMask":
         """0 where a branch's new token may attend, -inf elsewhere; made once, extended by steps.
@@ -117,13 +208,16 @@ class PackedSteps:
             rows: How many heads of keys a sample has, where each has a mask of its own; else 1.
             dtype: Of the mask.
         """
-        key = groups, rows, dtype
-        if key not in self._masks:
-            seen, places = self._seen(), self._places
-            if self.done == 0:
-                seen, places = self._seen_by_prompt(), ()
-            self._masks[key] = StepMask.of(seen, groups, rows, dtype, places)
-        return self._masks[key]
+        found = self.masks.get((groups, rows, dtype))
+        if found is None:
+            found = self.masks[groups, rows, dtype] = self._made_mask(groups, rows, dtype)
+        return found
+
+    def _made_mask(self, groups: int, rows: int, dtype: torch.dtype) -> "StepMask":
+        seen, places = self._seen(), self._places
+        if self.done == 0:
+            seen, places = self._seen_by_prompt(), ()
+        return StepMask.of(seen, groups, rows, dtype, places)
 
     @property
     def each(self) -> int:
