@@ -34,7 +34,7 @@ class PackedSegment:
     layout: Layout
     """Of the branch's own prompts."""
     image: ImageColumnIndex
-    """Its image columns, as they are in the packed row."""
+    """Its image columns; where they have no `span`, as they are in the packed row."""
     columns: Int[Tensor, "samples image"]
     """The same as they are among the branch's own columns."""
     full: bool
@@ -53,12 +53,14 @@ class PackedSegment:
     ) -> "PackedSegment":
         """From the branch's own layout and image columns."""
         packing, span = steps.packing, None
-        columns = packing.columns_of(place, image.columns)
         if image.span is not None:
             after = packing.shared <= image.span.start
             if after or image.span.stop <= packing.shared:
                 moved = place * packing.suffix if after else 0
                 span = slice(image.span.start + moved, image.span.stop + moved)
+        columns = image.columns
+        if span is None:
+            columns = packing.columns_of(place, columns)
         late = image.valid.any(dim=1, keepdim=True)
         text = late.expand(-1, packing.suffix)
         last = torch.zeros_like(text)

@@ -199,6 +199,30 @@ class BranchState:
             some = positions.joined()[:, start:stop]
         return some if rows == slice(0, some.shape[0]) else some[rows]
 
+    def stays_packed(self, new: int, *, gives_layers: bool) -> bool:
+        """Whether the `new` columns that were just noted can be a packed step.
+
+        Where queries of generated tokens might move, the first step waits for the device once.
+        """
+        packed = self.packed
+        if packed is None or new != 1 or gives_layers:
+            return False
+        if packed.done > 0:
+            return True
+        if len({layer.keys.device for layer in packed.layers}) > 1:
+            return False
+        if packed.text_is_still:
+            return True
+        _, offsets = self.next_columns(self.plan.groups[0], self.seen[0], self.seen[0] + 1)
+        return offsets.query is None and offsets.key is None
+
+    def advance(self) -> Int[Tensor, "samples branches *axes"]:
+        """Begin a packed step: the positions of its tokens."""
+        assert self.packed is not None
+        positions = self.positions.beside()
+        self.packed.advance()
+        return positions
+
     def leave_packing(self) -> None:
         """Put each branch's columns into rows of its own, for what reads or chooses rows."""
         if self.packed is None:

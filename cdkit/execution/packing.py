@@ -163,6 +163,8 @@ class PackedSteps:
     """What layers keep from step to step, until their buffers grow."""
     images: dict[Any, Any] = field(default_factory=dict)
     """What they keep of image columns, from the prompt on."""
+    text_is_still: bool = False
+    """Whether no text after the images moves, neither of the prompt nor generated."""
     segments: dict[str, Any] = field(default_factory=dict)
     """Branch -> what its cross-modal segment has in every step."""
     no_mask: Tensor = field(init=False)

@@ -22,12 +22,11 @@ from cdkit.execution.shared_prefix import take_prefix
 from cdkit.generation.branch_prompts import features_of, uses_cache
 from cdkit.generation.engine import Engine
 from cdkit.generation.packed_decode import (
-    check_layers_run,
     in_decoder_order,
+    layers_missing,
     packed_prompt,
     packed_step,
     packs_text,
-    stays_packed,
 )
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
@@ -72,8 +71,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
             raise CdkitError("the cache was made under another cdkit.attach; start anew")
         call.state = state = cache.state
         _extend(state, kwargs)
-        if stays_packed(state, call.columns, gives_layers=gives_layers):
-            output = packed_step(engine, forward, state, kwargs)
+        if state.stays_packed(call.columns, gives_layers=gives_layers):
+            output = packed_step(engine, forward, state, state.advance(), kwargs)
         else:
             state.leave_packing()
             output = _run_groups(engine, forward, state, _next_rows(engine, state, kwargs), kwargs)
@@ -417,5 +416,6 @@ def _call_decoder(
         engine.current.context = None
         if compiled is not None and step is not None:
             compiled.finish(context)
-    check_layers_run(attached, record)
+    if attached.hooked and record.layers_run != attached.depth:
+        raise layers_missing(attached, record)
     return output

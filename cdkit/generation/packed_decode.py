@@ -16,22 +16,6 @@ from cdkit.interfaces.cache_names import CACHE
 from cdkit.methods.attached import AttachedMethod
 
 
-def stays_packed(state: BranchState, new: int, *, gives_layers: bool) -> bool:
-    """Whether the `new` columns that the state has just got can be a packed step.
-
-    At the first step this waits for the device once, where queries of generated tokens might move.
-    """
-    packed, group = state.packed, state.plan.groups[0]
-    if packed is None or new != 1 or gives_layers:
-        return False
-    if packed.done > 0:
-        return True
-    stop = state.seen[0] + 1
-    _, offsets = state.next_columns(group, stop - 1, stop)
-    one_device = len({layer.keys.device for layer in packed.layers}) == 1
-    return offsets.query is None and offsets.key is None and one_device
-
-
 def packs_text(plan: PromptPlan) -> bool:
     """Whether the text of a packed prompt may be attended in packed rows, as every step is.
 
@@ -81,28 +65,34 @@ def packed_prompt(
     inputs = packing.pack(embeds), in_decoder_order(positions)
     context = _context(engine, state, packing.shared, layout.image_span, key)
     output = _forward(engine, forward, state, context, inputs, kwargs)
-    check_layers_run(engine.attached, context.record)
+    if context.record.layers_run != engine.attached.depth:
+        raise layers_missing(engine.attached, context.record)
     state.seen[0] = layout.length
+    state.packed.text_is_still = True
     output.last_hidden_state = packing.unpack(output.last_hidden_state)
     return output
 
 
-def packed_step(engine: Engine, forward: Any, state: BranchState, kwargs: Mapping[str, Any]) -> Any:
+def packed_step(
+    engine: Engine,
+    forward: Any,
+    state: BranchState,
+    positions: Int[Tensor, "samples branches *axes"],
+    kwargs: Mapping[str, Any],
+) -> Any:
     """Call the decoder's forward with one token of each branch.
 
     Args:
         engine: The method on this model; its call is under way.
         forward: The decoder's forward without the method.
         state: Of the batch; its columns include the new one.
+        positions: Of the new tokens.
         kwargs: What the model passes to its decoder, of the original rows.
 
     Returns:
         The decoder's output; its last hidden state has the rows of all branches below each other.
     """
-    steps, embeds = state.packed, kwargs["inputs_embeds"]
-    assert steps is not None
-    positions = state.positions.beside()
-    steps.advance()
+    embeds: Tensor = kwargs["inputs_embeds"]
     inputs = embeds.expand(-1, len(state.plan.branches), -1), in_decoder_order(positions)
     output = _forward(engine, forward, state, _context(engine, state), inputs, kwargs)
     state.seen[0] += 1
@@ -165,14 +155,13 @@ def _forward(
     return output
 
 
-def check_layers_run(attached: AttachedMethod, record: AttentionRecord) -> None:
-    """Raise where some layers did not come through the method's attention."""
-    if attached.hooked and record.layers_run != attached.depth:
-        raise CdkitError(
-            f"{attached.method.name} looks into the attention, but only {record.layers_run} of "
-            f"{attached.depth} layers of {type(attached.decoder).__name__} came through it; this "
-            "model does not use Hugging Face's attention interface"
-        )
+def layers_missing(attached: AttachedMethod, record: AttentionRecord) -> CdkitError:
+    """The error where some layers did not come through the method's attention."""
+    return CdkitError(
+        f"{attached.method.name} looks into the attention, but only {record.layers_run} of "
+        f"{attached.depth} layers of {type(attached.decoder).__name__} came through it; this "
+        "model does not use Hugging Face's attention interface"
+    )
 
 
 def in_decoder_order(positions: Int[Tensor, "rows tokens *axes"]) -> Tensor:
