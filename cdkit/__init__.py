@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from cdkit.interfaces.segment import check_scope as check_scope
     from cdkit.interfaces.selector import SELECTORS as SELECTORS
     from cdkit.interfaces.selector import CellSelector as CellSelector
+    from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
     from cdkit.methods.method import ORIGINAL as ORIGINAL
     from cdkit.methods.method import Branch as Branch
     from cdkit.methods.method import Method as Method
@@ -202,6 +203,7 @@ _HOMES = {
         "SELECTORS",
         "CellSelector",
     ),
+    "interfaces.video_layout": ("VideoLayout",),
     "methods.method": (
         "ORIGINAL",
         "Branch",

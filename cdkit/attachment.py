@@ -38,6 +38,7 @@ from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, attentions_of, unwrap
+from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method
 from cdkit.probing.adapter_trial import is_due, refuse_unfit, try_adapter
@@ -296,7 +297,8 @@ class Attachment(BoundToModel):
         for name in ("generate_batch", "init_continuous_batching"):
             if hasattr(model, name):
                 hooks.wrap(model, name, functools.partial(refuse_foreign_loop, name))
-        hooks.wrap(*adapter.encoder(model), functools.partial(encode_images, engine))
+        for source in attached.sources:
+            hooks.wrap(*source.encoder(model), functools.partial(encode_images, engine, source))
         hooks.wrap(decoder, "forward", self._decode)
         self._is_due = is_due(adapter, model)
         hooks.wrap(
@@ -407,6 +409,7 @@ def _attached(
     return AttachedMethod(
         model=model,
         adapter=adapter,
+        sources=sources_of(adapter),
         method=method,
         processor=processor,
         seed=seed,
@@ -419,6 +422,7 @@ def _attached(
         has_sliding_window=window is not None,
         window=window if hooked else None,
         ignores_padding=ignores_padding(decoder),
+        token_arguments=tuple(adapter.token_arguments(model)),
         traced=traced,
         decoder=decoder,
         lm_module=adapter.lm_module(model),

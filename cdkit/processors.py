@@ -205,7 +205,12 @@ class NoVideos:
     _auto_class = None  # read where a processor is saved
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise CdkitError("videos are not supported: cdkit's methods are about images; pass images")
+        raise CdkitError(
+            "videos need the checkpoint's video processor, which needs torchvision: install the "
+            f"torchvision that was built for torch {torch.__version__}, and a decoder such as av "
+            "(pip install av) for video files. Without it this processor reads images and text "
+            "alone; pixel_values_videos made otherwise can be passed to generate"
+        )
 
 
 def read_processor(path: str | Path, config: PreTrainedConfig, source: Source) -> Any:

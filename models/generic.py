@@ -27,6 +27,7 @@ from cdkit.models.layouts.standard import (
     runs,
     tiles_by_tokens,
 )
+from cdkit.models.layouts.unordered import entries_of_images, joined_values, pixel_tensors
 
 IMAGE_TOKEN = ("image_token_id", "image_token_index")
 """What configs call the id of the image token."""
@@ -39,8 +40,8 @@ class Generic(StandardAdapter):
     Each run of image tokens counts as an image, so two pictures with nothing between count as one,
     and a picture with marks inside as several. An entry of `pixel_values` is the picture of an
     image, or one of its tiles; with `image_grid_thw` it is a patch, and so it is with the sizes of
-    `cdkit.models.layouts.sized_patches`. Where pixels come in another form, methods that change
-    pixels are refused.
+    `cdkit.models.layouts.sized_patches`. Where pixels come in another form, or in several tensors,
+    methods that move pixels are refused, and noise is added to each number by itself.
     """
 
     example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
@@ -49,6 +50,7 @@ class Generic(StandardAdapter):
     def check(self, model: Any) -> None:
         _check_inner_models(model)
         _check_cross_attention(model)
+        _check_images_come_encoded(model)
         self.check_images(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
@@ -100,6 +102,13 @@ class Generic(StandardAdapter):
         logits: Tensor = _head(model)(states)
         return logits
 
+    def token_arguments(self, model: Any) -> Sequence[str]:
+        """What both the model and its decoder take as the types of tokens."""
+        decoder, whole = (
+            signature(type(module).forward).parameters for module in (self.decoder(model), model)
+        )
+        return [name for name in decoder if name.endswith("token_type_ids") and name in whole]
+
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
@@ -109,9 +118,8 @@ class Generic(StandardAdapter):
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
         pixels, grids = given["pixel_values"], given.get("image_grid_thw")
-        more = [name for name in given if "pixel_values" in name and name != "pixel_values"]
-        if more:
-            raise UnmatchedPixelsError(f"pixels come in {more[0]} as well")
+        if len(names := pixel_tensors(given)) > 1:
+            raise UnmatchedPixelsError(f"pixels come in {names[1]} as well")
         if grids is not None:
             return _of_grids(model, given, tokens)
         if sizes_of_patches(given) is not None:
@@ -139,6 +147,17 @@ class Generic(StandardAdapter):
         if len(pixels) > len(images):
             return torch.cat(list(images))
         return joined_by_size(images, given)
+
+    def split_values(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        parts = [entries_of_images(name, given, tokens) for name in pixel_tensors(given)]
+        return [torch.cat([part.flatten() for part in image]) for image in zip(*parts, strict=True)]
+
+    def join_values(
+        self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]
+    ) -> Mapping[str, Tensor]:
+        return joined_values(images, given)
 
     def prompt(
         self, question: str, *, images: int, processor: Any, system: str | None = None
@@ -213,6 +232,21 @@ def _check_cross_attention(model: Any) -> None:
                 f"its text takes the image in by cross-attention ({name}), and cdkit's methods are "
                 f"defined for image tokens among those of the text. {OTHERS}"
             )
+
+
+def _check_images_come_encoded(model: Any) -> None:
+    """Refuse a decoder that is given pixels: it encodes the image in its own forward."""
+    embeddings = _embeddings(model)
+    for module in model.modules():
+        has_text = any(child is embeddings for child in module.children())
+        if not (has_text and hasattr(module, "layers")) or hasattr(module, "get_image_features"):
+            continue
+        for name in signature(type(module).forward).parameters:
+            if "pixel_values" in name:
+                raise CdkitError(
+                    f"its decoder takes {name} and encodes the image in its own forward, so there "
+                    f"are no features of an image to replace. {OTHERS}"
+                )
 
 
 def _check_decoder(decoder: Any) -> None:

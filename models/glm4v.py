@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from cdkit import ADAPTERS
+from cdkit import ADAPTERS, VideoLayout
 from cdkit.models.layouts.patches import PatchAdapter
+from cdkit.models.layouts.videos import MarkedPatchVideos
 
 
 @ADAPTERS.register("glm4v")
@@ -11,5 +12,6 @@ class Glm4V(PatchAdapter):
     """Glm4vForConditionalGeneration: `<|image|>` between a begin and an end mark."""
 
     example: ClassVar[str] = "zai-org/GLM-4.1V-9B-Thinking"
+    videos: ClassVar[VideoLayout | None] = MarkedPatchVideos(timestamps=True)
     placeholder: ClassVar[str] = "<|begin_of_image|><|image|><|end_of_image|>"
     fallback: ClassVar[str] = "[gMASK]<sop><|user|>\n{images}{question}<|assistant|>\n"

@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from cdkit import ADAPTERS
+from cdkit import ADAPTERS, VideoLayout
 from cdkit.models.layouts.padded_images import PaddedTilesOfSizesAdapter
+from cdkit.models.layouts.videos import FrameVideos
 
 
 @ADAPTERS.register("llava_onevision")
@@ -17,6 +18,7 @@ class LlavaOnevision(PaddedTilesOfSizesAdapter):
     """
 
     example: ClassVar[str] = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+    videos: ClassVar[VideoLayout | None] = FrameVideos()
 
     def tiles(self, model: Any, given: Mapping[str, Any]) -> list[int]:
         config, sizes = model.config, given["image_sizes"]

@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from cdkit import ADAPTERS
+from cdkit import ADAPTERS, VideoLayout
 from cdkit.models.layouts.patches import PatchAdapter
+from cdkit.models.layouts.videos import PatchVideos
 
 
 @ADAPTERS.register("qwen2_vl")
@@ -11,3 +12,4 @@ class Qwen2VL(PatchAdapter):
     """Qwen2VLForConditionalGeneration: `<|image_pad|>` between vision marks."""
 
     example: ClassVar[str] = "Qwen/Qwen2-VL-2B-Instruct"
+    videos: ClassVar[VideoLayout | None] = PatchVideos(timestamps=False)

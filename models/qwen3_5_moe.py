@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from cdkit import ADAPTERS
+from cdkit import ADAPTERS, VideoLayout
 from cdkit.models.layouts.patches import PatchAdapter
+from cdkit.models.layouts.videos import PatchVideos
 
 
 @ADAPTERS.register("qwen3_5_moe")
@@ -11,3 +12,4 @@ class Qwen35Moe(PatchAdapter):
     """Qwen3_5MoeForConditionalGeneration: Qwen3.5 with other feed-forward layers."""
 
     example: ClassVar[str] = "Qwen/Qwen3.5-35B-A3B"
+    videos: ClassVar[VideoLayout | None] = PatchVideos(timestamps=True)

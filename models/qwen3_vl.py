@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from cdkit import ADAPTERS
+from cdkit import ADAPTERS, VideoLayout
 from cdkit.models.layouts.patches import PatchAdapter
+from cdkit.models.layouts.videos import PatchVideos
 
 
 @ADAPTERS.register("qwen3_vl")
@@ -11,3 +12,4 @@ class Qwen3VL(PatchAdapter):
     """Qwen3VLForConditionalGeneration: Qwen2-VL's tokens; first layers add features."""
 
     example: ClassVar[str] = "Qwen/Qwen3-VL-2B-Instruct"
+    videos: ClassVar[VideoLayout | None] = PatchVideos(timestamps=True)

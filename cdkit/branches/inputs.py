@@ -1,10 +1,10 @@
 """The rows of a batch with branches: the original branch's rows, then each distorted branch's."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
@@ -21,6 +21,8 @@ class PromptRows:
     positions: Int[Tensor, "rows tokens *axes"]
     deepstack: tuple[Float[Tensor, "rows tokens hidden"], ...] = ()
     """What deeper layers add at the image tokens, 0 elsewhere."""
+    token_values: Mapping[str, Shaped[Tensor, "rows tokens"]] = field(default_factory=dict)
+    """Arguments of the decoder with a value for each token (`ModelAdapter.token_arguments`)."""
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "PromptRows":
         return PromptRows(
@@ -29,6 +31,7 @@ class PromptRows:
             change(self.image_index),
             change(self.positions),
             tuple(change(features) for features in self.deepstack),
+            {name: change(values) for name, values in self.token_values.items()},
         )
 
     def upto(self, column: int) -> "PromptRows":
@@ -52,6 +55,7 @@ class PromptRows:
                 ~token_mask.view(*token_mask.shape, *[1] * (short.positions.ndim - 2)), 0
             ),
             tuple(features.masked_fill(~token_mask[..., None], 0) for features in short.deepstack),
+            {name: own.masked_fill(~token_mask, 0) for name, own in short.token_values.items()},
         )
 
     def padded_to(self, length: int) -> "PromptRows":
@@ -61,6 +65,7 @@ class PromptRows:
             left_pad(self.image_index, length, -1),
             left_pad(self.positions, length, 0),
             tuple(left_pad(features, length, 0) for features in self.deepstack),
+            {name: left_pad(own, length, 0) for name, own in self.token_values.items()},
         )
 
 
@@ -84,6 +89,10 @@ def joined(parts: Sequence[PromptRows], dim: int) -> PromptRows:
             torch.cat(features, dim)
             for features in zip(*(part.deepstack for part in parts), strict=True)
         ),
+        {
+            name: torch.cat([part.token_values[name] for part in parts], dim)
+            for name in parts[0].token_values
+        },
     )
 
 
@@ -111,6 +120,30 @@ def stack(branches: Sequence[PromptRows], shared: int = 0) -> tuple[PromptRows, 
     whole = joined(rows, dim=0)
     padding = slice(shared, shared + longest - (length - shared))
     return whole, make_layout(whole.image_index, whole.token_mask), padding
+
+
+def columns_of_values(
+    values: Shaped[Tensor, "rows prompt"],
+    given: Shaped[Tensor, "_ _"],
+    start: int,
+    stop: int,
+) -> Shaped[Tensor, "rows columns"]:
+    """An argument with a value for each token, in the columns from `start` to `stop`.
+
+    Args:
+        values: Its values in the prompts of all rows.
+        given: What the decoder is given of the rows of the original branch. Columns behind the
+            prompt have its last values; as many as it lacks have the last one.
+        start: The first column.
+        stop: The column behind the last one.
+    """
+    prompt = values.shape[1]
+    late = stop - max(start, prompt)
+    here = values[:, start:stop]
+    if late <= 0:
+        return here
+    own = given[:, -late:] if given.shape[1] > prompt - start else given[:, -1:].expand(-1, late)
+    return torch.cat((here, own.repeat(len(values) // len(own), 1).to(values)), dim=1)
 
 
 def place_features(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from cdkit.branches.inputs import PromptRows, features_in, left_pad, place_features
@@ -84,6 +84,10 @@ def rewritten(
         image_index,
         _rebased(original, image_index, token_mask),
         tuple(place_features(torch.zeros_like(embeds), image_index, level) for level in levels),
+        {
+            name: _values_of(values, ids, original, new_ids, image_index, name)
+            for name, values in original.token_values.items()
+        },
     )
     return Rewritten(rows, aligned, shared)
 
@@ -103,6 +107,39 @@ def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[
     for distortion in branch.prompt:
         prompt = distortion.distort(prompt)
     return prompt.ids
+
+
+def _values_of(
+    values: Shaped[Tensor, "rows old"],
+    ids: Int[Tensor, "rows old"],
+    original: PromptRows,
+    new_ids: Int[Tensor, "rows tokens"],
+    image_index: Int[Tensor, "rows tokens"],
+    name: str,
+) -> Shaped[Tensor, "rows tokens"]:
+    """An argument with a value for each token, for rewritten prompts.
+
+    An image keeps its values, a token of the text that of the same token in the original prompt,
+    and what that prompt does not have gets the value of its last token. Padding, whose id is -1,
+    has 0.
+    """
+    made = values.new_zeros(new_ids.shape)
+    for row, own in enumerate(original.token_mask):
+        text = own & (original.image_index[row] < 0)
+        pairs = list(zip(ids[row, text].tolist(), values[row, text].tolist(), strict=True))
+        known = dict(pairs)
+        if any(known[token] != value for token, value in pairs):
+            raise CdkitError(
+                f"{name} has several values at the same token of prompt {row}, so those of a "
+                "rewritten prompt are not known; use a method that leaves the prompt as it is"
+            )
+        last, padding = values[row, own][-1].item(), {-1: 0}
+        new = [(known | padding).get(token, last) for token in new_ids[row].tolist()]
+        made[row] = made.new_tensor(new)
+        on_image = image_index[row] >= 0
+        if bool(on_image.any()):
+            made[row, on_image] = values[row, original.image_index[row] >= 0]
+    return made
 
 
 def _numbered(
@@ -144,8 +181,9 @@ def _on_axes(
 ) -> Int[Tensor, "tokens axes"]:
     """One prompt's positions where they have several axes.
 
-    What follows an image stands behind its largest position on any rotated axis; of four axes the
-    first only counts tokens.
+    What follows an image stands behind its largest position on any rotated axis, or where it stood
+    in the original prompt, if that is nearer: text may follow a video before the last frame's time.
+    Of four axes the first only counts tokens.
     """
     now, blocks, numbers = start, list[Tensor](), index.tolist()
     done = 0
@@ -158,7 +196,11 @@ def _on_axes(
             block = old[int(at[0]) : int(at[-1]) + 1]  # marks inside of the image come along
             block = block - block[0] + now
             span = block.amax(dim=0) + 1 - now
-            span = torch.cat((span[:-3], span[-3:].max().expand(3)))
+            rotated = span[-3:].max()
+            behind = old[int(at[-1]) + 1 : int(at[-1]) + 2] - old[int(at[0])]
+            if len(behind) and int(behind[0, -3:].max()) > 0:
+                rotated = torch.minimum(rotated, behind[0, -3:].max())
+            span = torch.cat((span[:-3], rotated.expand(3)))
         blocks.append(block)
         now, done = now + span, done + len(block)
     return torch.cat(blocks)

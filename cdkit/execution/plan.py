@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -73,6 +73,8 @@ class PromptPlan:
     """A random key for each row; None where the attention stays the stock one."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
     """What deeper layers add at the prompt's tokens, 0 on text; empty where they add nothing."""
+    token_values: Mapping[str, Shaped[Tensor, "rows prompt"]]
+    """Arguments of the decoder with a value for each token, in the prompts of all rows."""
 
     @property
     def rows(self) -> int:
@@ -118,6 +120,7 @@ class PromptPlan:
             groups=tuple(groups),
             rng_keys=rng_keys,
             deepstack=tuple(features[every] for features in self.deepstack),
+            token_values={name: values[every] for name, values in self.token_values.items()},
         )
 
 
@@ -264,6 +267,7 @@ def plan_prompt(
     padding: slice,
     rng_keys: Int[Tensor, " rows"] | None,
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...],
+    token_values: Mapping[str, Shaped[Tensor, "rows prompt"]],
     may_pack: bool,
 ) -> PromptPlan:
     """What runs for these prompts.
@@ -278,6 +282,7 @@ def plan_prompt(
         padding: As `PromptPlan.padding`.
         rng_keys: As `PromptPlan.rng_keys`.
         deepstack: As `PromptPlan.deepstack`.
+        token_values: As `PromptPlan.token_values`.
         may_pack: Whether the prompts come whole, one row a sample, and no caller counts columns.
     """
     names = tuple(name for group in works for name in group)
@@ -298,6 +303,7 @@ def plan_prompt(
         and "fast_kernels" in optimizations
         # deeper features and readouts are found by columns, which packed rows do not have
         and not deepstack
+        and not token_values
         and attached.method.readout is None
         and takes_packed(cache, attached.depth)
     ):
@@ -322,6 +328,7 @@ def plan_prompt(
         rotary=attached.rotary,
         rng_keys=rng_keys,
         deepstack=deepstack,
+        token_values=token_values,
     )
 
 

@@ -8,6 +8,7 @@ coordinates, so that a cell gets the same number whichever rows are computed wit
 import functools
 import hashlib
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -46,11 +47,20 @@ def generator(seed: int, sample_id: str, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(stream(seed, sample_id, purpose))
 
 
-def purpose_of(part: object) -> str:
+@runtime_checkable
+class Draws(Protocol):
+    """What has a random generator of its own."""
+
+    @property
+    def draw(self) -> int:
+        """Tells it apart from others of its class; see `DistortionStrategy.draw`."""
+
+
+def purpose_of(part: Draws) -> str:
     """Name what the generator of a distortion is for.
 
     Two distortions of one class draw the same numbers for a sample, so that their results differ
-    by their parameters alone. A field `draw` that is not 0 gives one of them other numbers.
+    by their parameters alone. A `draw` that is not 0 gives one of them other numbers.
 
     Args:
         part: The distortion.
@@ -58,8 +68,7 @@ def purpose_of(part: object) -> str:
     Returns:
         The name of its class, followed by its `draw` where that is not 0.
     """
-    draw = getattr(part, "draw", 0)
-    return type(part).__name__ + (f" {draw}" if draw else "")
+    return type(part).__name__ + (f" {part.draw}" if part.draw else "")
 
 
 def cell_uniform(

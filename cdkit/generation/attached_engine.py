@@ -67,6 +67,8 @@ class AttachedEngine(abc.ABC):
     gives_weights: bool = False
     """Whether the method's attention gives its weights, as that of the stock model does ("eager"
     alone)."""
+    is_encoding: bool = False
+    """Whether an image encoder runs: one of videos may call that of images."""
     last_original: Float[Tensor, "rows vocab"] | None = None
     """The original branch's logits of the latest step."""
     last_logits: StepLogits | None = None

@@ -134,6 +134,10 @@ def branch_rows(
             features[:, :here]
             for features in deepstack_of(session, ORIGINAL, given.embeds, given.image_index)
         ),
+        {
+            name: values.repeat_interleave(len(given.ids) // len(values), dim=0)[:, :here]
+            for name, values in session.token_values.items()
+        },
     )
     blocks, aligned, common = [original], given.embeds.shape[1], here
     for branch in branches:

@@ -19,7 +19,6 @@ from cdkit.methods.method import ORIGINAL, Method, kind_of
 
 ASSISTED = "assisted decoding checks tokens in chunks"
 FOREIGN_LOOP = "a custom loop may not keep to HF's contract"
-VIDEOS = "videos are not supported, only images"
 
 
 def _is_given(value: Any) -> bool:
@@ -52,8 +51,6 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is not None and not (isinstance(v, torch.Tensor) and bool((v == -100).all())),
         "methods act at inference; compute a loss without them",
     ),
-    "pixel_values_videos": (_is_given, VIDEOS),
-    "video_grid_thw": (_is_given, VIDEOS),
 }
 """Argument of `generate` or forward -> (whether a value uses it, why it is refused)."""
 
@@ -430,6 +427,13 @@ def check_attachable(attached: AttachedMethod) -> None:
             f"the length of the original ones; but padding changes the recurrent state in layers "
             f"of {type(decoder).__name__}. Use a method that leaves the prompt as it is, such as "
             "vcd"
+        )
+    distorted = [distortion for branch in attached.branches for distortion in branch.feature]
+    if distorted and attached.adapter.features_in_layers:
+        raise CdkitError(
+            f"{kind_of(distorted[0])} distorts the image features that the decoder is given, and "
+            f"{type(decoder).__name__} gets zeros there: its layers add the features. Use a method "
+            "that changes pixels, attention or the prompt, such as vcd"
         )
     if not attached.hooked:
         return

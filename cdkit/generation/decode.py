@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from cdkit.attention.context import AttentionRecord, DecoderContext
 from cdkit.attention.masks import call_masks, decoder_mask
 from cdkit.branches.cache import BranchedCache, repeated
-from cdkit.branches.inputs import features_in, place_features
+from cdkit.branches.inputs import columns_of_values, features_in, place_features
 from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
@@ -402,7 +402,11 @@ def _call_decoder(
     )
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if plan.deepstack:
-        own |= adapter.deepstack_kwargs(plan.deepstack_of(group.rows, start, stop))
+        added = plan.deepstack_of(group.rows, start, stop)
+        own |= adapter.deepstack_kwargs(attached.model, added)
+    for name, values in plan.token_values.items():
+        if kwargs.get(name) is not None:
+            own[name] = columns_of_values(values[group.rows], kwargs[name], start, stop)
     compiled = None if asked else engine.compiled
     step = None if compiled is None else compiled.prepare(forward, context, state, own)
     if step is not None:

@@ -1,48 +1,112 @@
 """The image encoder with a method on: the images of distorted branches beside the originals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from cdkit.branches.rewritten_prompts import rewritten_text
+from cdkit.errors import CdkitError
 from cdkit.generation.arguments import arguments
 from cdkit.generation.attached_engine import AttachedEngine
+from cdkit.generation.prompts import Session
+from cdkit.interfaces.pixel_source import Kind, PixelSource
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
 
 
 def encode_images(
     engine: AttachedEngine,
+    source: PixelSource,
     encode: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The encoder's output for the original images, untouched.
+    """The encoder's output for the original images, or videos, untouched.
 
     The features of distorted branches are kept in the session: the encoder runs once more for each
     branch that changes pixels, or the text that the encoder reads.
     """
-    output = encode(*args, **kwargs)
-    attached, session = engine.attached, engine.session
-    given = arguments(encode, *args, **kwargs) if args else kwargs
-    if session is None or given.get("pixel_values") is None:
-        return output
+    session = engine.session
+    if session is None or engine.is_encoding:
+        return encode(*args, **kwargs)
+    engine.is_encoding = True
+    try:
+        output = encode(*args, **kwargs)
+        given = arguments(encode, *args, **kwargs) if args else kwargs
+        if given.get(source.argument) is not None:
+            _keep(engine.attached, session, source, encode, given, output)
+    finally:
+        engine.is_encoding = False
+    return output
+
+
+def _keep(
+    attached: AttachedMethod,
+    session: Session,
+    source: PixelSource,
+    encode: Callable[..., Any],
+    given: dict[str, Any],
+    output: Any,
+) -> None:
+    """Keep the features that the distorted branches need."""
     adapter = attached.adapter
-    session.deepstack[ORIGINAL] = adapter.deepstack_features(output)
+    deepstack = adapter.deepstack_features(output)
+    if session.is_video is not None:
+        deepstack = _among_others(session, ORIGINAL, deepstack, source.kind)
+    session.deepstack[ORIGINAL] = deepstack
     for branch in attached.branches:
         changed = {}
         if branch.prompt and adapter.encoder_text is not None:
             changed = _text_of(attached, branch, given, adapter.encoder_text)
         if branch.pixel:
-            assert session.pixels is not None
-            pixels = session.distorted_pixels(branch, session.pixels)
-            changed["pixel_values"] = adapter.join_pixels(attached.model, pixels, given)
+            pixels = session.distorted_pixels(branch, source.kind)
+            if source.kind in session.unordered:
+                changed |= source.join_values(attached.model, pixels, given)
+            else:
+                changed[source.argument] = source.join(attached.model, pixels, given)
         if changed:
             distorted = encode(**given | changed)
-            session.features[branch.name] = adapter.features(distorted)
-            session.deepstack[branch.name] = adapter.deepstack_features(distorted)
-    return output
+            features = adapter.features(distorted)
+            if session.is_video is not None:
+                before = session.features.get(branch.name)
+                features = _placed(session, session.is_video, before, features, source.kind)
+            session.features[branch.name] = features
+            deepstack = adapter.deepstack_features(distorted)
+            if session.is_video is not None:
+                deepstack = _among_others(session, branch.name, deepstack, source.kind)
+            session.deepstack[branch.name] = deepstack
+
+
+def _among_others(
+    session: Session, branch: str, layers: Sequence[Float[Tensor, "_ hidden"]], kind: Kind
+) -> Sequence[Float[Tensor, "tokens hidden"]]:
+    """What deeper layers add in a branch, of images and of videos as far as both are encoded."""
+    assert session.is_video is not None
+    before: Sequence[Tensor | None] = session.deepstack.get(branch) or [None] * len(layers)
+    pairs = zip(before, layers, strict=True)
+    return [_placed(session, session.is_video, old, new, kind) for old, new in pairs]
+
+
+def _placed(
+    session: Session,
+    is_video: Bool[Tensor, "samples columns"],
+    before: Float[Tensor, "tokens hidden"] | None,
+    features: Float[Tensor, "_ hidden"],
+    kind: Kind,
+) -> Float[Tensor, "tokens hidden"]:
+    """Features of one kind among those of the other one, in the order of the prompts."""
+    where = is_video[session.image_index >= 0].to(features.device)
+    where = where if kind == "video" else ~where
+    if len(features) != int(where.sum()):
+        raise CdkitError(
+            f"the prompts have {int(where.sum())} {kind} tokens but the {kind} encoder gives "
+            f"{len(features)} features; prompts and {kind}s do not belong together"
+        )
+    whole = features.new_zeros(len(where), features.shape[-1]) if before is None else before
+    return whole.index_put((where,), features)
 
 
 def _text_of(

@@ -15,6 +15,7 @@ from cdkit.generation.compatibility import (
     refuse_split,
 )
 from cdkit.generation.guard import check_numbers
+from cdkit.generation.pixels import check_videos
 from cdkit.generation.prompts import open_session
 from cdkit.interfaces.cache_names import given_cache
 
@@ -50,11 +51,12 @@ def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
         return
     check_arguments(given, [config], method, plain=True)
     check_attentions(given, [config], engine.attached, plain=True)
+    check_videos(engine.attached, given)
     ids = given.get("input_ids")
     if ids is not None and bool((adapter.image_index(engine.attached.model, ids) >= 0).any()):
         raise CdkitError(
             f"the new tokens hold an image, which {method.name} cannot take behind a cache: pass "
-            "the whole text, with the pixel_values of all its images, and no cache"
+            "the whole text, with the pixels of all its images and videos, and no cache"
         )
     if ids is not None and ids.shape[1] > 1 and method.whole_prompt_parts:
         refuse_split(method, f"a cache and {ids.shape[1]} more tokens in one call")

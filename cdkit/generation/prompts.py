@@ -1,14 +1,13 @@
 """The prompts of one call: noted and checked before the first forward."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
@@ -26,9 +25,10 @@ from cdkit.generation.compatibility import (
     new_tokens,
     setting,
 )
+from cdkit.generation.pixels import check_pixels, kinds_in, pixels_of_images
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
+from cdkit.interfaces.pixel_source import Kind
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method
 
@@ -43,10 +43,16 @@ class Session:
     image_index: Int[Tensor, "samples tokens"]
     layout: Layout
     """Where the prompts have their images, their padding and their text."""
-    pixels: Sequence[Float[Tensor, "_ channels _ _"]] | None
-    """Each image of the prompts, in their order."""
+    pixels: Sequence[Float[Tensor, "..."]] | None
+    """Each image of the prompts, in their order; of a video the frames of each run of tokens."""
+    unordered: frozenset[Kind]
+    """Of which kind an image is its numbers in any order, not (frames, channels, height, width)."""
     seed: int
     given_ids: tuple[str, ...] | None
+    kinds: Sequence[Kind] = ()
+    """Of each image of the prompts, in their order, whether it is one of a video."""
+    is_video: Bool[Tensor, "samples tokens"] | None = None
+    """Which image tokens are those of videos; None where none is."""
     plain: bool = False
     """Whether the model itself was called, not `generate`."""
     compile_config: Any = None
@@ -55,6 +61,8 @@ class Session:
     """Whether `generate` was called with a static cache."""
     overridden: Mapping[str, Any] = field(default_factory=dict)
     """What `generate` must be passed so that it does not take what the checkpoint says."""
+    token_values: Mapping[str, Shaped[Tensor, "samples tokens"]] = field(default_factory=dict)
+    """Arguments that the decoder gets as well: a value for each token of the prompts."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
     """Branch -> features of all image tokens, where they differ from the original ones."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
@@ -67,10 +75,6 @@ class Session:
         if self.given_ids is not None and len(self.given_ids) != samples:
             raise CdkitError(
                 f"sample_ids has {len(self.given_ids)} names for {samples} prompts; give one each"
-            )
-        if self.pixels is not None and len(self.pixels) != sum(self.images):
-            raise CdkitError(
-                f"the prompts have {sum(self.images)} images but {len(self.pixels)} were passed"
             )
 
     @property
@@ -121,30 +125,51 @@ class Session:
             made.append(own)
         self.attended_features[branch.name] = made
 
-    def distorted_pixels(
-        self, branch: Branch, pixels: Sequence[Float[Tensor, "_ channels _ _"]]
-    ) -> list[Float[Tensor, "_ channels _ _"]]:
-        """The branch's images: each sample's noise comes from (seed, sample id) alone."""
-        new: list[Tensor] = []
+    def distorted_pixels(self, branch: Branch, kind: Kind) -> list[Float[Tensor, "..."]]:
+        """The branch's images of one kind: a sample's noise comes from (seed, sample id) alone."""
+        pixels, new = self.pixels, list[Tensor]()
+        assert pixels is not None
         for name, count in zip(self.sample_ids, self.images, strict=True):
-            own = [image.to("cpu") for image in pixels[len(new) : len(new) + count]]
+            here = slice(len(new), len(new) + count)
+            own = [image.to("cpu") for image in pixels[here]]
             for distortion in branch.pixel:
                 random = generator(self.seed, name, purpose_of(distortion))
-                own = _distorted(distortion, own, random)
+                own = _distorted(distortion, own, random, self.kinds[here])
             new += own
-        return [image.to(pixel) for image, pixel in zip(new, pixels, strict=True)]
+        triples = zip(new, pixels, self.kinds, strict=True)
+        return [image.to(pixel) for image, pixel, its in triples if its == kind]
 
 
 def _distorted(
-    distortion: PixelDistortion, images: Sequence[Tensor], random: torch.Generator
+    distortion: PixelDistortion,
+    images: Sequence[Tensor],
+    random: torch.Generator,
+    kinds: Sequence[Kind],
 ) -> list[Tensor]:
-    """All images of a sample at once where their sizes allow it, else one after the other."""
-    frames = [image.shape[0] for image in images]
+    """All images of a sample at once where their sizes allow it, else one after the other.
+
+    The frames of a video stay together: what is drawn for one of them is drawn for all.
+    """
+    new = list[Tensor]()
+    for group in _groups(images, kinds):
+        together = distortion.distort(torch.cat(group), generator=random)
+        new += torch.split(together, [image.shape[0] for image in group])
+    return new
+
+
+def _groups(images: Sequence[Tensor], kinds: Sequence[Kind]) -> list[list[Tensor]]:
+    """Images that are distorted at once."""
     if len({image.shape[1:] for image in images}) == 1:
-        return list(
-            torch.split(distortion.distort(torch.cat(list(images)), generator=random), frames)
-        )
-    return [distortion.distort(image, generator=random) for image in images]
+        return [list(images)]
+    groups, before = list[list[Tensor]](), None
+    for image, kind in zip(images, kinds, strict=True):
+        place = (kind, image.shape[1:])
+        if kind == "video" and place == before:
+            groups[-1].append(image)
+        else:
+            groups.append([image])
+        before = place
+    return groups
 
 
 def open_session(
@@ -189,22 +214,26 @@ def open_session(
         pad = setting("pad_token_id", given, defaults)
         _check_mask(method, hidden if pad is None else hidden & ids.ne(int(pad)))
     layout = make_layout(image_index, token_mask)
+    kinds, is_video = kinds_in(attached, given, None if plain else defaults, ids, image_index)
     if any(row.images for row in layout.row_stats):
-        _check_pixels(attached, given, [row.images for row in layout.row_stats])
-        _check_required(attached, given)
-    pixels = _pixels(attached, given, image_index)
+        check_pixels(attached, given, image_index, is_video)
+    pixels, unordered = pixels_of_images(attached, given, image_index, kinds)
     session = Session(
         ids=ids,
         token_mask=token_mask,
         image_index=image_index,
         layout=layout,
         pixels=pixels,
+        unordered=unordered,
         seed=attached.seed,
         given_ids=attached.sample_ids,
+        kinds=kinds,
+        is_video=is_video,
         plain=plain,
         compile_config=compile_config,
         static_cache=static,
         overridden=overridden,
+        token_values=_token_values(attached, given),
     )
     needs_image = method.calibrator or method.interventions or method.loop
     if attached.branches or needs_image:
@@ -218,29 +247,17 @@ def open_session(
     return session
 
 
-def _pixels(
-    attached: AttachedMethod, given: dict[str, Any], image_index: Int[Tensor, "samples tokens"]
-) -> Sequence[Tensor] | None:
-    """The pixels of each image; None where there are none, or the adapter cannot assign them to
-    images and no branch changes pixels.
-
-    Without them the digest that replaces a sample id covers the prompt's tokens alone.
-    """
-    if given.get("pixel_values") is None:
-        return None
-    counts = list[int]()
-    for row in image_index.tolist():
-        found = Counter(row)
-        counts += [found[number] for number in range(max(row) + 1)]
-    try:
-        return attached.adapter.split_pixels(attached.model, given, counts)
-    except UnmatchedPixelsError as error:
-        if any(branch.pixel for branch in attached.branches):
-            raise CdkitError(
-                f"{attached.method.name} changes pixels, but which are an image's is not known: "
-                f"{error}; use a method that changes none, or write an adapter. {HOW_TO_ADD}"
-            ) from None
-        return None
+def _token_values(
+    attached: AttachedMethod, given: Mapping[str, Any]
+) -> dict[str, Shaped[Tensor, "samples tokens"]]:
+    """The arguments of a call that the decoder gets as well, with a value for each token."""
+    found = {name: given.get(name) for name in attached.token_arguments}
+    shape = given["input_ids"].shape
+    return {
+        name: values
+        for name, values in found.items()
+        if isinstance(values, Tensor) and values.shape == shape
+    }
 
 
 def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:
@@ -251,30 +268,6 @@ def _check_mask(method: Method, hidden: Bool[Tensor, "samples tokens"]) -> None:
                 f"attention_mask is 0 on {count} image tokens of prompt {row}, so {method.name} "
                 "cannot tell which tokens are an image's: set it to 1 there, or take the image out "
                 "of the prompt"
-            )
-
-
-def _check_pixels(attached: AttachedMethod, given: dict[str, Any], images: Sequence[int]) -> None:
-    """Raise where the prompts have image tokens, but nothing to put in their place."""
-    if given.get("pixel_values") is not None:
-        return
-    for branch in attached.branches:
-        if branch.pixel:
-            raise CdkitError(f"branch {branch.name!r} distorts pixels: pass pixel_values")
-    if given.get("mm_encoder_outputs") is None:
-        row = next(row for row, count in enumerate(images) if count)
-        raise CdkitError(
-            f"prompt {row} has image tokens, but no image came with it, and {attached.method.name} "
-            "would act on the placeholders: pass pixel_values, with every turn of a conversation"
-        )
-
-
-def _check_required(attached: AttachedMethod, given: dict[str, Any]) -> None:
-    for name in attached.adapter.required:
-        if given.get(name) is None:
-            raise CdkitError(
-                f"{type(attached.model).__name__} needs {name} beside pixel_values, as its "
-                "processor returns it: pass all of the processor's output on"
             )
 
 

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cdkit.branches.inputs import features_in, place_features
+from cdkit.branches.inputs import columns_of_values, features_in, place_features
 from cdkit.branches.layout import make_layout
 from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.positions import position_offset
@@ -259,7 +259,10 @@ class ReferenceEngine(AttachedEngine):
                 on_image = running.tokens.is_image[:, start:]
                 here = [x[:, start:stop][on_image[:, : prompt - start]] for x in branch.deepstack]
                 added = on_image, here
-            own |= self.attached.adapter.deepstack_kwargs(added)
+            own |= self.attached.adapter.deepstack_kwargs(self.attached.model, added)
+        for name, values in branch.token_values.items():
+            if kwargs.get(name) is not None:
+                own[name] = columns_of_values(values, kwargs[name], start, stop)
         self.running = running
         running.handed_down = frozenset(kwargs)
         try:
@@ -428,14 +431,20 @@ class ReferenceEngine(AttachedEngine):
         batch = Batch({}, session.rng_keys(len(first.ids) // len(session.ids)))
         for name, own in prompts.items():
             layout, deepstack = make_layout(own.image_index, own.token_mask), own.deepstack
+            token_values = own.token_values
             if first.is_chunk:
                 layout = whole
+                token_values = {
+                    n: values.repeat_interleave(len(first.ids) // len(values), dim=0)
+                    for n, values in session.token_values.items()
+                }
                 deepstack = deepstack_of(session, name, first.embeds, first.image_index)
             batch.branches[name] = BranchRows(
                 layout=layout,
                 positions=own.positions,
                 token_mask=own.token_mask,
                 deepstack=deepstack,
+                token_values=token_values,
                 cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
                 answer_cache={layer: {} for layer in range(self.attached.depth)},
             )

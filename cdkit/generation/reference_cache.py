@@ -29,6 +29,8 @@ class BranchRows:
     """The mask of all columns so far: False on padding."""
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...]
     """What deeper layers add at the prompts' image tokens, 0 on text."""
+    token_values: Mapping[str, Shaped[Tensor, "rows prompt"]]
+    """Arguments of the decoder with a value for each token of the prompts."""
     cache: Cache | None
     answer_cache: Mapping[int, dict[Hashable, Tensor]]
     """Layer -> what strategies keep of the image columns for the whole answer."""
@@ -48,6 +50,7 @@ class BranchRows:
             positions=own(self.positions),
             token_mask=own(self.token_mask),
             deepstack=tuple(map(own, self.deepstack)),
+            token_values={name: own(values) for name, values in self.token_values.items()},
             cache=None if self.cache is None else _copied(self.cache, own),
             answer_cache={
                 layer: {key: own(value) for key, value in kept.items()}

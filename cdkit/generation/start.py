@@ -62,7 +62,7 @@ def start(
     if padding.stop > padding.start and attached.has_sliding_window:
         # a window would not reach as far over the padding
         cut, (stacked, layout, padding) = 0, stack(rows.blocks)
-    deepstack = stacked.deepstack
+    deepstack, token_values = stacked.deepstack, stacked.token_values
     if given.is_chunk:
         count = len(rows.blocks)
         layout = make_layout(given.image_index.repeat(count, 1), given.token_mask.repeat(count, 1))
@@ -76,6 +76,10 @@ def start(
                 strict=True,
             )
         )
+        token_values = {
+            name: values.repeat_interleave(len(given.ids) // len(values), dim=0).repeat(count, 1)
+            for name, values in session.token_values.items()
+        }
     expand = given.embeds.shape[0] // session.ids.shape[0]
     rng_keys = None
     if attached.hooked:
@@ -90,6 +94,7 @@ def start(
         padding=padding,
         rng_keys=rng_keys,
         deepstack=deepstack,
+        token_values=token_values,
         may_pack=whole and expand == 1 and not session.plain,
     )
     caches = [cache] + [

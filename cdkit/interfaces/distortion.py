@@ -35,6 +35,10 @@ class DistortionStrategy(Part, abc.ABC):
 
     modifies: ClassVar[frozenset[Modified]]
     """Everything that it changes. The contract suite checks that it changes nothing else."""
+    draw: int = 0
+    """Which random numbers its generator gives: distortions of one class with different numbers
+    draw independently. A distortion of pixels or features where this can be chosen has it as a
+    field."""
     renamed: ClassVar[Mapping[str, str]] = {"touches": "modifies"}
 
 
@@ -42,6 +46,11 @@ class PixelDistortion(DistortionStrategy):
     """Distorts the image before it is encoded."""
 
     modifies = frozenset({"pixels"})
+    elementwise: ClassVar[bool] = False
+    """Whether each number of an image is changed by itself, by noise of its own at most. Then it
+    does not matter where a number stands, so `distort` may be given the numbers of an image in any
+    order and shape: the distortion also runs where the order of the pixels is not known, and where
+    an image comes in several tensors."""
     needs_colours: ClassVar[bool] = False
     """Whether it works on colours in [0, 1]. Then it has the fields `mean` and `std`, one number
     for each channel. Where they are None, `attach` fills in those of the processor."""
@@ -54,8 +63,9 @@ class PixelDistortion(DistortionStrategy):
 
         Args:
             pixels: Pixels as the processor normalised them, on the CPU: (frames, channels, height,
-                width). They are all images of the sample where these have one size, else one
-                image: so an image's result must not depend on the pixels of another one.
+                width), or in any shape where this is `elementwise`. They are all images of the
+                sample where these have one size, else one image: so an image's result must not
+                depend on the pixels of another one.
             generator: The source of all randomness, on the CPU; it belongs to (seed, sample).
 
         Returns:

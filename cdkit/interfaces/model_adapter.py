@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.former_names import FormerNames
+from cdkit.interfaces.video_layout import VideoLayout
 from cdkit.registry import Registry
 
 SeesAhead = Literal["nowhere", "in images", "in prompts"]
@@ -46,10 +47,16 @@ class ModelAdapter(FormerNames, abc.ABC):
     needs_check: ClassVar[bool] = False
     """Whether the adapter searches a model that it does not know for its parts. Then cdkit tries it
     out on the first prompt with an image that a model gets (`cdkit.probing.adapter_trial`)."""
+    features_in_layers: ClassVar[bool] = False
+    """Whether image tokens enter the decoder as zeros, and its layers add all of their features
+    (`deepstack_features`). Then methods that distort what the decoder is given of an image are
+    refused."""
     encoder_text: ClassVar[str | None] = None
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
     Q-Former, for example, reads `qformer_input_ids`."""
+    videos: ClassVar[VideoLayout | None] = None
+    """Where the family's videos are; None where cdkit reads none of it. Then videos are refused."""
 
     @abc.abstractmethod
     def check(self, model: nn.Module) -> None:
@@ -101,7 +108,7 @@ class ModelAdapter(FormerNames, abc.ABC):
             tokens: How many image tokens each image has, in the order of the prompts.
 
         Returns:
-            For each image its picture (one frame), its tiles or the frames of its video.
+            For each image its picture (one frame), or its tiles.
 
         Raises:
             UnmatchedPixelsError: Where nothing says which pixels are which image's.
@@ -125,13 +132,54 @@ class ModelAdapter(FormerNames, abc.ABC):
             What replaces `given["pixel_values"]`, in its shape.
         """
 
+    def split_values(
+        self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Float[Tensor, " _"]]:
+        """Take the numbers that the encoder gets of each image apart, in any order.
+
+        Asked for where `split_pixels` raises an UnmatchedPixelsError and all distortions of pixels
+        are `elementwise`. Such a distortion needs no more than which numbers are an image's.
+
+        Args:
+            model: The model.
+            given: The arguments of the encoder.
+            tokens: How many image tokens each image has, in the order of the prompts.
+
+        Returns:
+            For each image all numbers that stand for it, out of one tensor or several, each number
+            once.
+
+        Raises:
+            UnmatchedPixelsError: Where nothing says which numbers are which image's, or a number
+                stands there twice, as a still picture does in each frame of a patch.
+        """
+        return self.split_pixels(model, given, tokens)
+
+    def join_values(
+        self,
+        model: nn.Module,
+        images: Sequence[Float[Tensor, " _"]],
+        given: Mapping[str, Any],
+    ) -> Mapping[str, Tensor]:
+        """Put the numbers of images together again: the inverse of `split_values`.
+
+        Args:
+            model: The model.
+            images: What `split_values` returned, with other values.
+            given: The arguments of the encoder.
+
+        Returns:
+            The arguments of the encoder that they replace, by name, each in its shape.
+        """
+        return {"pixel_values": self.join_pixels(model, images, given)}
+
     @abc.abstractmethod
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
         """The features of the image tokens in an output of the encoder, in the tokens' order."""
 
     @abc.abstractmethod
     def deepstack_features(self, output: Any) -> Sequence[Float[Tensor, "tokens hidden"]]:
-        """The features that the first decoder layers add to the image tokens (DeepStack).
+        """The features that decoder layers add to the image tokens (DeepStack).
 
         Args:
             output: What the encoder returned.
@@ -142,17 +190,35 @@ class ModelAdapter(FormerNames, abc.ABC):
 
     @abc.abstractmethod
     def deepstack_kwargs(
-        self, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+        self,
+        model: nn.Module,
+        features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None,
     ) -> Mapping[str, Any]:
         """The arguments with which the decoder gets DeepStack features.
 
         Args:
-            features: Which tokens are image tokens, and for each layer the features to add there
-                (image tokens of all rows, hidden); None where a call has no image token.
+            model: The model.
+            features: Which tokens are image tokens, and for each of these layers the features to
+                add there (image tokens of all rows, hidden); None where a call has no image token.
 
         Returns:
             Arguments of the decoder's forward, by name.
         """
+
+    def token_arguments(self, model: nn.Module) -> Sequence[str]:
+        """The arguments that a decoder gets of a prompt as `generate` does: a value for each token.
+
+        ERNIE 4.5 VL's decoder, for example, gets `moe_mm_token_type_ids`, which says which experts
+        a token goes to. A branch with a prompt of its own has the same value at the same token, and
+        that of the prompt's last token at tokens that the prompt does not have.
+
+        Args:
+            model: The model.
+
+        Returns:
+            Their names; none for most families.
+        """
+        return ()
 
     @abc.abstractmethod
     def image_index(
@@ -165,7 +231,8 @@ class ModelAdapter(FormerNames, abc.ABC):
             ids: Token ids, padded on the left. Padding of a rewritten prompt is -1.
 
         Returns:
-            For each token the number of its image in the row, from 0; -1 for text and padding.
+            For each token the number of its image in the row, from 0; -1 for text and padding. Of a
+            video each run of tokens is an image (`VideoLayout`).
         """
 
     @abc.abstractmethod

@@ -8,6 +8,7 @@ from torch import nn
 
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.interfaces.pixel_source import PixelSource
 from cdkit.methods.method import ORIGINAL, Branch, Method
 
 
@@ -17,6 +18,8 @@ class AttachedMethod:
 
     model: nn.Module
     adapter: ModelAdapter
+    sources: tuple[PixelSource, ...]
+    """What the model reads pixels from."""
     method: Method
     processor: Any
     seed: int
@@ -41,6 +44,8 @@ class AttachedMethod:
     ignores_padding: bool
     """Whether padding before a prompt changes nothing in it: a decoder's recurrent layers may let
     it into their states."""
+    token_arguments: tuple[str, ...]
+    """As `ModelAdapter.token_arguments`."""
     traced: frozenset[str]
     """What a trace records."""
     decoder: Any

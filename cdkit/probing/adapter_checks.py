@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
-from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of
+from cdkit.generation.pixels import kinds_of
+from cdkit.interfaces.model_adapter import ModelAdapter, UnmatchedPixelsError, attentions_of
+from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
 from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
 from cdkit.probing.recorded_calls import RecordedCall, recording_calls
@@ -26,14 +28,15 @@ from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_end
 
 def check_modules(adapter: ModelAdapter, model: Any) -> None:
     """Require that the adapter names modules of this model, and all layers of the decoder."""
-    owner, attribute = adapter.encoder(model)
     decoder, layers = adapter.decoder(model), adapter.layers(model)
-    found = {"decoder": decoder, "lm_module": adapter.lm_module(model), "encoder": owner}
-    for name, module in found.items():
+    encoders = {_encoder(source): source.encoder(model) for source in sources_of(adapter)}
+    found = {"decoder": decoder, "lm_module": adapter.lm_module(model)}
+    for name, module in (found | {name: owner for name, (owner, _) in encoders.items()}).items():
         inside = any(module is part for part in model.modules())
         require(inside, adapter, f"the {name} is a module of this model", type(module).__name__)
-    called = callable(getattr(owner, attribute, None))
-    require(called, adapter, "the encoder is a method of its owner", attribute)
+    for name, (owner, attribute) in encoders.items():
+        called = callable(getattr(owner, attribute, None))
+        require(called, adapter, f"the {name} is a method of its owner", attribute)
     of_decoder = {id(module) for module in decoder.modules()}
     stray = [type(layer).__name__ for layer in layers if id(layer) not in of_decoder]
     require(bool(layers) and not stray, adapter, "layers are modules of the decoder", stray)
@@ -58,19 +61,23 @@ def check_modules(adapter: ModelAdapter, model: Any) -> None:
 def recorded_generate(
     adapter: ModelAdapter, model: Any, inputs: Inputs, *, steps: int
 ) -> list[RecordedCall]:
-    """The calls of encoder, decoder, `lm_module` and layers in a stock `generate`.
+    """The calls of encoders, decoder, `lm_module` and layers in a stock `generate`.
 
     Of all layers but the last only the names are kept.
     """
     layers = {_layer(i): (m, "forward") for i, m in enumerate(adapter.layers(model))}
     modules = {
-        "encoder": adapter.encoder(model),
+        **{_encoder(source): source.encoder(model) for source in sources_of(adapter)},
         "decoder": (adapter.decoder(model), "forward"),
         "lm_module": (adapter.lm_module(model), "forward"),
     }
     with recording_calls(layers | modules, names_only=[*layers][:-1]) as calls:
         generate_tokens(model, inputs, steps=steps)
     return calls
+
+
+def _encoder(source: PixelSource) -> str:
+    return "encoder" if source.kind == "image" else f"{source.kind} encoder"
 
 
 def _layer(index: int) -> str:
@@ -82,7 +89,11 @@ def _hidden(layer: RecordedCall) -> Tensor:
     return hidden
 
 
-def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> RecordedCall:
+Encoders = Mapping[Kind, RecordedCall]
+"""The calls of the encoders of images and of videos, whichever the prompts have."""
+
+
+def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encoders:
     """Require that a stock `generate` runs the modules of the adapter, with what it says.
 
     Args:
@@ -91,26 +102,34 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
         inputs: Prompts, padded on the left.
 
     Returns:
-        The call of the image encoder.
+        The calls of the encoders.
 
     Raises:
         AssertionError: Where a promise is broken.
     """
     depth = len(adapter.layers(model))
     calls = recorded_generate(adapter, model, inputs, steps=2)
-    for name in ("encoder", "decoder", "lm_module"):
+    came = [source for source in sources_of(adapter) if inputs.get(source.argument) is not None]
+    for name in (*map(_encoder, came), "decoder", "lm_module"):
         called = any(call.name == name for call in calls)
         require(called, adapter, f"generate calls the {name} of the adapter")
     order = [call.name for call in calls if call.name.startswith("layer")]
     wanted_order = [_layer(i) for i in range(depth)] * 2
     require(order == wanted_order, adapter, "generate runs the layers, in order", order)
     first = {call.name: call for call in reversed(calls)}
-    encoder, decoder = first["encoder"], first["decoder"]
+    encoders = {source.kind: first[_encoder(source)] for source in came}
+    decoder = first["decoder"]
     embeds: Any = decoder.arguments.get("inputs_embeds")
     whole = decoder.keywords_only and embeds is not None
     require(whole, adapter, "the decoder gets inputs_embeds, and all its arguments by name")
     assert embeds is not None
-    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(None)}
+    known = {*KNOWN_TENSORS, *adapter.deepstack_kwargs(model, None)}
+    for name in adapter.token_arguments(model):
+        found, given = decoder.arguments.get(name), inputs.get(name)
+        if found is not None and given is not None and found.shape == given.shape:
+            promise = f"the decoder gets {name} of the prompts as they are"
+            require_same(found, given.to(found), adapter, promise)
+            known.add(name)
     unknown = sorted(_tensors_in(decoder.arguments) - known)
     promise = "the decoder gets nothing of each token but what the engine repeats for its branches"
     require(not unknown, adapter, promise, ", ".join(unknown))
@@ -120,18 +139,33 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Record
     for row, kept, found in zip(ids, token_mask, index, strict=True):
         if len(ids) == 1 or bool((found >= 0).any()):  # a batch may hold prompts without an image
             _check_image_index(adapter, model, row[kept][None])
-    features = adapter.features(encoder.output)
-    counts = tokens_of_images(index)
-    promise = "there are as many features as image tokens"
-    require(len(features) == sum(counts), adapter, promise, (len(features), counts))
-    promise = "the decoder gets the features in the places of image_index"
-    require_close(features.to(embeds), embeds[index >= 0], adapter, promise)
+    of_kind = tokens_of_kinds(adapter, model, ids, index)
+    for kind, encoder in encoders.items():
+        features, where = adapter.features(encoder.output), of_kind[kind]
+        counts = tokens_of_images(index.masked_fill(~where, -1))
+        promise = f"there are as many features as {kind} tokens"
+        require(len(features) == sum(counts), adapter, promise, (len(features), counts))
+        zeros = not bool(features.any())
+        promise = "features are zeros where features_in_layers is True, and nowhere else"
+        require(zeros == adapter.features_in_layers, adapter, promise)
+        promise = "the decoder gets the features in the places of image_index"
+        require_close(features.to(embeds), embeds[where], adapter, promise)
     text = (index < 0) & token_mask
     text_embeds = adapter.embed(model, ids.masked_fill(~text, int(ids[text][0])))
     promise = "embed returns what the decoder gets for text tokens"
     require_close(text_embeds[text].to(embeds), embeds[text], adapter, promise)
 
-    return encoder
+    return encoders
+
+
+def tokens_of_kinds(
+    adapter: ModelAdapter, model: Any, ids: Tensor, index: Int[Tensor, "rows tokens"]
+) -> dict[Kind, Bool[Tensor, "rows tokens"]]:
+    """Which tokens are those of images, and of videos."""
+    is_video = torch.zeros_like(index, dtype=torch.bool)
+    if adapter.videos is not None:
+        is_video = adapter.videos.is_video(model, ids) & (index >= 0)
+    return {"image": (index >= 0) & ~is_video, "video": is_video}
 
 
 def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
@@ -180,43 +214,90 @@ def tokens_of_images(index: Int[Tensor, "rows tokens"]) -> list[int]:
     return [int(count) for row in index for count in row[row >= 0].bincount()]
 
 
-def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoder: RecordedCall) -> None:
+def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoders: Encoders) -> str:
     """Require that pixels survive splitting and joining, and are split as the model reads them.
 
     Args:
         adapter: The adapter under test.
         model: The stock model.
         inputs: Prompts, padded on the left.
-        encoder: The call of the image encoder with their images.
+        encoders: The calls of the encoders with their images and videos.
+
+    Returns:
+        Why the adapter does not know the order of an image's pixels, only which numbers are an
+        image's; empty where it does.
 
     Raises:
         AssertionError: Where a promise is broken.
-        UnmatchedPixelsError: Where the adapter cannot tell which pixels are which image's.
+        UnmatchedPixelsError: Where the adapter cannot tell which numbers are which image's.
     """
+    ids = inputs["input_ids"]
+    index = adapter.image_index(model, ids)
+    index = index.masked_fill(~inputs["attention_mask"].bool(), -1)
+    is_video = tokens_of_kinds(adapter, model, ids, index)["video"]
+    kinds, every = kinds_of(index, is_video), tokens_of_images(index)
+    unordered = ""
+    for source in sources_of(adapter):
+        encoder = encoders.get(source.kind)
+        if encoder is not None:
+            counts = [n for n, kind in zip(every, kinds, strict=True) if kind == source.kind]
+            unordered = _check_source(adapter, model, inputs, source, encoder, counts) or unordered
+    return unordered
+
+
+def _check_source(
+    adapter: ModelAdapter,
+    model: Any,
+    inputs: Inputs,
+    source: PixelSource,
+    encoder: RecordedCall,
+    counts: Sequence[int],
+) -> str:
+    """As `check_pixels`, of images or of videos."""
     given = {**encoder.arguments, **{n: value for n, value in inputs.items() if value is not None}}
-    index = adapter.image_index(model, inputs["input_ids"])
-    counts = tokens_of_images(index.masked_fill(~inputs["attention_mask"].bool(), -1))
-    images = adapter.split_pixels(model, given, counts)
-    require(len(images) == len(counts), adapter, "split_pixels has an entry for each image")
-    shapes = [tuple(image.shape) for image in images]
-    kinds = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
-    require(kinds, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
-    joined = adapter.join_pixels(model, images, given)
-    same = joined.shape == given["pixel_values"].shape
-    require(same, adapter, "join_pixels gives the shape of pixel_values", joined.shape)
-    require_same(joined, given["pixel_values"], adapter, "join_pixels undoes split_pixels")
+    unordered, what = "", "pixels"
+    try:
+        images = source.split(model, given, counts)
+    except UnmatchedPixelsError as error:
+        unordered, what = str(error), "values"
+        try:
+            images = source.split_values(model, given, counts)
+        except UnmatchedPixelsError:
+            raise error from None  # why their order is not known says more
+    one_each = len(images) == len(counts)
+    require(one_each, adapter, f"split_{what} has an entry for each {source.kind}", len(images))
+    if not unordered:
+        shapes = [tuple(image.shape) for image in images]
+        pictures = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
+        require(pictures, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
+
+    def joined(images: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        if unordered:
+            return source.join_values(model, images, given)
+        return {source.argument: source.join(model, images, given)}
+
+    for name, found in joined(images).items():
+        same = found.shape == given[name].shape
+        require(same, adapter, f"join_{what} gives the shape of {name}", found.shape)
+        require_same(found, given[name], adapter, f"join_{what} undoes split_{what}")
     if len(images) > 1:
-        _check_other_pixels(adapter, model, images, encoder, counts[0])
+        changed = joined([images[0].flip(-1) + 1, *images[1:]])
+        _check_other_pixels(adapter, model, changed, source, encoder, counts[0])
+    return unordered
 
 
 def _check_other_pixels(
-    adapter: ModelAdapter, model: Any, images: Sequence[Tensor], encoder: RecordedCall, tokens: int
+    adapter: ModelAdapter,
+    model: Any,
+    changed: Mapping[str, Tensor],
+    source: PixelSource,
+    encoder: RecordedCall,
+    tokens: int,
 ) -> None:
     """Require that other pixels of the first image change its features, and no others."""
-    owner, attribute = adapter.encoder(model)
+    owner, attribute = source.encoder(model)
     before = adapter.features(encoder.output)
-    changed = adapter.join_pixels(model, [images[0].flip(-1) + 1, *images[1:]], encoder.arguments)
-    output = getattr(owner, attribute)(**{**encoder.arguments, "pixel_values": changed})
+    output = getattr(owner, attribute)(**{**encoder.arguments, **changed})
     moved = (adapter.features(output) - before).abs().amax(dim=-1) > tolerance(before)
     alone = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
     promise = "pixels of an image make the features of its own tokens, and of no others"

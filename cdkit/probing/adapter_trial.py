@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.generation.compatibility import sliding_window
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
+from cdkit.interfaces.distortion import DistortionStrategy
 from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
@@ -30,7 +32,15 @@ from cdkit.probing.adapter_checks import (
     check_stock_run,
     tokens_of_images,
 )
-from cdkit.probing.identical_branch import ONE_BATCH, Attach, check_identical_branch
+from cdkit.probing.identical_branch import (
+    ONE_BATCH,
+    Attach,
+    SamePixels,
+    SamePrompt,
+    Unchanged,
+    check_identical_branch,
+)
+from cdkit.probing.padding import ignores_padding
 from cdkit.probing.promises import precision
 from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
@@ -51,6 +61,8 @@ class Findings:
     adapter: type[ModelAdapter]
     pixels: str = ""
     """Why pixels cannot be changed."""
+    order: str = ""
+    """Why pixels cannot be moved, only changed each by itself."""
     attention: str = ""
     """Why attention cannot be changed or read."""
     rotary: str = ""
@@ -142,7 +154,7 @@ def try_adapter(
     name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
     window = sliding_window(adapter.decoder(model))
     cut = window is not None and ids.shape[1] + STEPS > window
-    if not counts or inputs.get("pixel_values") is None:
+    if not counts or all(inputs.get(s.argument) is None for s in sources_of(adapter)):
         if not adapter.needs_check:
             return  # later prompts will show it; without an image no method acts
         raise CdkitError(
@@ -194,6 +206,8 @@ def _said(adapter: ModelAdapter, model: Any, found: Findings) -> str:
         )
     if found.pixels:
         said += f" Methods that change pixels are refused: {found.pixels}."
+    if found.order:
+        said += f" Methods that move pixels are refused: {found.order}."
     if found.readout:
         said += f" Methods that read layers out are refused: {found.readout}."
     return said
@@ -205,15 +219,15 @@ def _run_checks(
     """Run all checks; return what of a method does not run."""
     # before the handlers below: an error of the prompts themselves is not the adapter's
     stock = generate_tokens(model, inputs, steps=STEPS)
-    checked, unmatched = "", ""
+    checked, unmatched, unordered = "", "", ""
     try:
         checked = "its parts"
         check_modules(adapter, model)
         checked = "a stock generate"
-        encoder = check_stock_run(adapter, model, inputs)
+        encoders = check_stock_run(adapter, model, inputs)
         checked = "its pixels"
         try:
-            check_pixels(adapter, model, inputs, encoder)
+            unordered = check_pixels(adapter, model, inputs, encoders)
         except UnmatchedPixelsError as error:
             unmatched = str(error)
         checked = "what its images depend on"
@@ -224,17 +238,22 @@ def _run_checks(
         for optimize in (ONE_BATCH, True):
             attention = attention or _why_not(
                 lambda how: check_identical_branch(
-                    adapter, model, inputs, stock, attach=attach, optimize=how
+                    adapter, model, inputs, stock, attach=attach, optimize=how, same=Unchanged()
                 ),
                 optimize,
             )
-        if attention:
+        # where padding matters no branch has a prompt of its own: those methods are refused
+        rows: DistortionStrategy = SamePrompt()
+        if not ignores_padding(adapter.decoder(model)):
+            rows = SamePixels()
+        if attention and not (unmatched and isinstance(rows, SamePixels)):
             check_identical_branch(
-                adapter, model, inputs, stock, attach=attach, optimize=True, attention=False
+                adapter, model, inputs, stock, attach=attach, optimize=True, same=rows
             )
         return Findings(
             type(adapter),
             pixels=unmatched,
+            order=unordered,
             attention=attention,
             rotary=_why_not(check_rotary, adapter, model),
             readout=_why_not(check_logits, adapter, model, inputs),
@@ -284,7 +303,8 @@ def _unfit(adapter: ModelAdapter, name: str, what: str) -> CdkitError:
 
 def _inputs(adapter: ModelAdapter, model: Any, given: Mapping[str, Any]) -> Inputs:
     """The arguments that belong to the prompts, with an attention mask."""
-    functions = (model.forward, getattr(*adapter.encoder(model)))
+    encoders = [getattr(*source.encoder(model)) for source in sources_of(adapter)]
+    functions = (model.forward, *encoders)
     names = {name for function in functions for name in signature(function).parameters}
     inputs = {
         name: value

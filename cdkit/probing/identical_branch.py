@@ -17,6 +17,7 @@ from cdkit.interfaces.distortion import (
     AttentionDistortion,
     DistortionStrategy,
     Modified,
+    PixelDistortion,
     Prompt,
     PromptDistortion,
 )
@@ -83,6 +84,17 @@ class SamePrompt(PromptDistortion):
         return prompt
 
 
+@dataclass(frozen=True)
+class SamePixels(PixelDistortion):
+    """Distorts nothing, but makes the branch encode its own image."""
+
+    modifies: ClassVar[frozenset[Modified]] = frozenset()
+    elementwise: ClassVar[bool] = True
+
+    def distort(self, pixels: Tensor, *, generator: torch.Generator) -> Tensor:
+        return pixels
+
+
 def contrasted(distortion: DistortionStrategy) -> Method:
     """The method that contrasts the original with one branch that has this distortion."""
     name = type(distortion).__name__
@@ -97,7 +109,7 @@ def check_identical_branch(
     *,
     attach: Attach,
     optimize: bool | Collection[str],
-    attention: bool = True,
+    same: DistortionStrategy,
 ) -> None:
     """Require the stock model's logits from a method whose one branch distorts nothing.
 
@@ -108,15 +120,14 @@ def check_identical_branch(
         stock: The output of `generate_tokens` for them.
         attach: `cdkit.attach`.
         optimize: What `attach` takes under that name.
-        attention: Whether cdkit computes the attention; without it the branch is a row of the batch
-            and nothing more.
+        same: What distorts nothing in the branch: `Unchanged` where cdkit computes the attention;
+            `SamePrompt` or `SamePixels` where the branch is a row of the batch and nothing more.
 
     Raises:
         AssertionError: Where logits differ. A row is compared for as long as it has chosen the
             stock model's tokens: in half precision two tokens may lie so close that rounding
             chooses.
     """
-    same: DistortionStrategy = Unchanged() if attention else SamePrompt()
     with attach(model, contrasted(same), optimize=optimize):
         forced = generate_tokens(model, prompt, steps=len(stock.logits))
     # generate returns float32 logits, whatever the model computes in

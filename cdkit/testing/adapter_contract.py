@@ -34,8 +34,8 @@ def check_adapter(model: Any, *, processor: Any = None, inputs: Any = None) -> N
         model: A Hugging Face model in evaluation mode.
         processor: Its processor. With it, the adapter's prompt and a distortion that writes text
             are checked as well.
-        inputs: The arguments of `generate` for one prompt with an image and text after it. Without
-            them a prompt is made by the adapter and the processor.
+        inputs: The arguments of `generate` for one prompt with an image, or a video, and text after
+            it. Without them a prompt with an image is made by the adapter and the processor.
 
     Raises:
         AssertionError: Where a promise of `cdkit.ModelAdapter` is broken.
@@ -74,9 +74,9 @@ def _check(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> None
         other = prompts[1] if len(prompts) > 1 else longer(one, by=3)
         pad = _pad(model)
         for prompt in (one, other):
-            encoder = check_stock_run(adapter, model, prompt)
+            encoders = check_stock_run(adapter, model, prompt)
             check_logits(adapter, model, prompt)
-            check_pixels(adapter, model, prompt, encoder)
+            ordered = not check_pixels(adapter, model, prompt, encoders)
             _check_slot(adapter, model, prompt, processor)
         _check_padding(adapter, model, one, other, pad)
         check_rotary(adapter, model)
@@ -85,7 +85,9 @@ def _check(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> None
         before = _attributes(model) | before
         notes = _notes_of_generate(model, one)
         both = batched(one, other, pad=pad)
-        check_decode_modes(adapter, model, one, other, both=both, processor=processor)
+        check_decode_modes(
+            adapter, model, one, other, both=both, processor=processor, ordered=ordered
+        )
     require(
         not vars(adapter),
         adapter,

@@ -137,7 +137,26 @@ def _check_pixels(strategy: PixelDistortion) -> None:
     promise = "an image is distorted without regard to the other images of its prompt"
     require_same(distort(loud)[0], distort(pair)[0], strategy, promise, todo=OWN_PICTURE)
     pixels = normal(1, 1, 3, 8, 8)
+    if strategy.elementwise:
+        _check_elementwise(distort, strategy, pixels)
     _check_noise(strategy, lambda random: strategy.distort(pixels, generator=random), pixels)
+
+
+def _check_elementwise(
+    distort: Callable[[Tensor], Tensor], strategy: PixelDistortion, pixels: Tensor
+) -> None:
+    todo = "set elementwise = False, or compute each number from itself and from noise of its own"
+    new = distort(pixels)
+    flat = distort(pixels.flatten())
+    promise = "an elementwise distortion does the same to the numbers in any shape"
+    require_same(flat, new.flatten(), strategy, promise, todo=todo)
+    other = pixels.flatten().clone()
+    other[5] += 1
+    moved = (distort(other) != flat).nonzero()[:, 0].tolist()
+    promise = "an elementwise distortion makes each number of that number alone"
+    require(
+        moved in ([], [5]), strategy, promise, f"numbers {moved} moved with number 5", todo=todo
+    )
 
 
 def _check_features(strategy: FeatureDistortion) -> None:

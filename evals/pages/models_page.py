@@ -38,6 +38,8 @@ class Family:
     """Whether positions have three axes."""
     attention: str
     required: tuple[str, ...]
+    videos: tuple[str, ...] | None
+    """What `generate` needs beside the pixels of videos; None where the adapter reads none."""
     most_images: int | None
     fallback: str
     """The prompt where the processor has no chat template."""
@@ -92,6 +94,7 @@ def _family(name: str, adapter: type[ModelAdapter]) -> Family:
         axes=hasattr(MODEL_MAPPING[config], "get_rope_index"),
         attention=ATTENTION[adapter.sees_ahead],
         required=adapter.required,
+        videos=None if adapter.videos is None else adapter.videos.required,
         most_images=getattr(adapter, "most_images", None),
         fallback=getattr(adapter, "placeholder", "").join(
             getattr(adapter, "fallback", "").split("{images}")

@@ -29,7 +29,7 @@ class AdapterRow:
     bases: tuple[type[ModelAdapter], ...]
     """Its base classes among the layouts, the nearest first."""
     functions: tuple[str, ...]
-    """The functions of the layouts that its file imports."""
+    """The functions of the layouts that its file imports, and the layout of its videos."""
     layouts: frozenset[str]
     """The modules of all of these."""
 
@@ -66,7 +66,8 @@ def _adapters(registered: Mapping[str, type[ModelAdapter]]) -> Iterator[AdapterR
         shared = [
             value
             for value in vars(module).values()
-            if inspect.isfunction(value) and value.__module__.startswith(f"{LAYOUTS}.")
+            if (inspect.isfunction(value) or _is_of_videos(value))
+            and value.__module__.startswith(f"{LAYOUTS}.")
         ]
         bases = tuple(c for c in adapter.__mro__ if c.__module__.startswith(f"{LAYOUTS}."))
         yield AdapterRow(
@@ -74,9 +75,13 @@ def _adapters(registered: Mapping[str, type[ModelAdapter]]) -> Iterator[AdapterR
             about=listing.first_sentence(module),
             path=_path(adapter.__module__),
             bases=bases,
-            functions=tuple(sorted(function.__name__ for function in shared)),
+            functions=tuple(sorted(part.__name__ for part in shared)),
             layouts=frozenset(item.__module__ for item in (*bases, *shared)),
         )
+
+
+def _is_of_videos(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, cdkit.VideoLayout)
 
 
 def _layouts(adapters: Sequence[AdapterRow]) -> Iterator[LayoutRow]:
@@ -87,7 +92,7 @@ def _layouts(adapters: Sequence[AdapterRow]) -> Iterator[LayoutRow]:
             value
             for value in vars(module).values()
             if inspect.isclass(value)
-            and issubclass(value, ModelAdapter)
+            and issubclass(value, ModelAdapter | cdkit.VideoLayout)
             and value.__module__ == module.__name__
         ]
         yield LayoutRow(

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 from transformers import LogitsProcessorList
@@ -17,9 +17,11 @@ import cdkit
 from cdkit.evals.protocols.conversation import prompt_under
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.checkpoint_settings import moving
+from cdkit.evals.runner.encoder_cache import PIXELS, EncoderCache
 from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
 from cdkit.evals.runner.questions import Question
+from cdkit.evals.runner.stock_logits import NO_NUMBERS, StockLogits
 from cdkit.generation.guard import prompt_error
 from cdkit.generation.trace import Step, Trace
 from cdkit.interfaces.answer_text import (
@@ -67,43 +69,6 @@ class Generated:
     margin: float | None = None
 
 
-NO_NUMBERS = (
-    "the model's logits are not numbers (NaN or infinite); check its weights, its pixel_values and "
-    "its dtype (float16 overflows where bfloat16 and float32 do not)"
-)
-
-
-@dataclass(eq=False)
-class StockLogits:
-    """The logits of a model with no method on, which no guard of cdkit sees."""
-
-    first: Float[Tensor, "rows vocab"] | None = None
-    finite: list[Bool[Tensor, " rows"]] = field(default_factory=list)
-    """Each step's: whether the largest logit of a row is a number, and so all are."""
-
-    def add(self, logits: Float[Tensor, "rows vocab"]) -> None:
-        if self.first is None:
-            self.first = logits.float()
-        self.finite.append(logits.amax(dim=-1).isfinite())
-
-    def check(self, name: str, steps: Sequence[int]) -> None:
-        """Raise where an answer was chosen from logits that are no numbers.
-
-        Args:
-            name: The method's name.
-            steps: How many steps each answer took; what a row says later counts nothing.
-        """
-        if not self.finite:
-            return
-        finite = torch.stack(self.finite, dim=-1)
-        counted = torch.arange(finite.shape[1], device=finite.device)
-        of_answer = counted < torch.tensor(steps, device=finite.device)[:, None]
-        each = len(finite) // len(steps)  # beams
-        wrong = (~finite & of_answer.repeat_interleave(each, dim=0)).any(dim=-1)
-        if bool(wrong.any()):
-            raise prompt_error(name, wrong, lambda row: NO_NUMBERS, rows_per_prompt=each)
-
-
 @dataclass(frozen=True, eq=False)
 class AnswerEngine:
     """A model with its processor, and how it decodes.
@@ -118,6 +83,7 @@ class AnswerEngine:
         top_k: When sampling, keep the k most probable tokens.
         top_p: When sampling, keep the smallest set of tokens whose probabilities sum to this.
         protocol: How prompts are written, as it is for this model; None: as the adapter does.
+        encoder_cache: Keeps image features from one call to the next; None: keeps none.
     """
 
     # model and processor are Any: those of `transformers` have no common type
@@ -130,6 +96,7 @@ class AnswerEngine:
     top_k: int | None = None
     top_p: float | None = None
     protocol: Protocol | None = None
+    encoder_cache: EncoderCache | None = None
 
     def inputs(self, questions: Sequence[Question]) -> Mapping[str, Tensor]:
         """Encode questions, one image each.
@@ -215,7 +182,7 @@ class AnswerEngine:
             The next-token logits of each branch, as the method's schedules scale them, and the
             logits that `generate` chose from.
         """
-        with self._attached(method, sample_ids, trace=("logits",)) as run:
+        with self._attached(method, inputs, sample_ids, trace=("logits",)) as run:
             out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
             step = run.trace.steps[0]
         return scheduled(step), out.logits[0].float()
@@ -225,7 +192,8 @@ class AnswerEngine:
         self, method: Method, inputs: Mapping[str, Tensor], sample_ids: Sequence[str]
     ) -> Step:
         """The image attention and the masks of the step that predicts the first token."""
-        with self._attached(method, sample_ids, trace=("image_attention", "mask")) as run:
+        traced = ("image_attention", "mask")
+        with self._attached(method, inputs, sample_ids, trace=traced) as run:
             self._generate(inputs, 1)
             step: Step = run.trace.steps[0]
         return step
@@ -345,7 +313,7 @@ class AnswerEngine:
         length = inputs["input_ids"].shape[1]
         stock = StockLogits()
         with (
-            self._attached(method, sample_ids, trace=trace) as run,
+            self._attached(method, inputs, sample_ids, trace=trace) as run,
             self._watched(stock) if method.is_identity else nullcontext(),
         ):
             ids = self._generate(inputs, limit, logits_processor=processors(run.trace), **options)
@@ -376,7 +344,7 @@ class AnswerEngine:
         return found
 
     @contextmanager
-    def _watched(self, found: "StockLogits") -> Iterator[None]:
+    def _watched(self, found: StockLogits) -> Iterator[None]:
         """Shows `found` the logits that `generate` reads of a model with no method on."""
 
         def keep(module: object, given: object, output: Any) -> None:
@@ -429,15 +397,37 @@ class AnswerEngine:
         texts = tokenizer.batch_decode([[i] for i in ids])
         return tuple(i for i, t in zip(ids, texts, strict=True) if t.strip().lower() == word)
 
-    def _attached(self, method: Method, sample_ids: Sequence[str], **options: Any) -> Any:
-        return cdkit.attach(
-            self.model,
-            method,
-            processor=self.processor,
-            seed=self.noise_seed,
-            sample_ids=list(sample_ids),
-            **options,
-        )
+    @contextmanager
+    def _attached(
+        self,
+        method: Method,
+        inputs: Mapping[str, Tensor],
+        sample_ids: Sequence[str],
+        trace: Sequence[str],
+    ) -> Iterator[cdkit.Attachment]:
+        """The method on the model, whose encoder is not asked twice for the images of `inputs`."""
+        with (
+            self._kept_features(inputs.get(PIXELS)),
+            cdkit.attach(
+                self.model,
+                method,
+                processor=self.processor,
+                seed=self.noise_seed,
+                sample_ids=list(sample_ids),
+                trace=trace,
+            ) as run,
+        ):
+            yield run
+
+    @property
+    def seconds_saved(self) -> float:
+        """Seconds of the image encoder that were spared so far, since its output was kept."""
+        return 0.0 if self.encoder_cache is None else self.encoder_cache.seconds_saved
+
+    def _kept_features(self, pixels: Tensor | None) -> AbstractContextManager[None]:
+        if self.encoder_cache is None or pixels is None:
+            return nullcontext()
+        return self.encoder_cache.serving(*self._adapter.encoder(unwrap(self.model)), pixels)
 
     def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
         options = {**PINNED, **options}

@@ -3,11 +3,17 @@
 Batches are fixed from ALL questions of a run before a resume considers finished answers. So for one
 batch size they are the same after a restart and on any number of processes, and so are the rounding
 errors that the other rows of a batch cause.
+
+Of questions with prompts of one length, those about the same images are put into batches that have
+equal images and follow each other: then the image encoder runs once for them (`encoder_cache`).
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
+from pathlib import Path
 
 from cdkit.evals.runner.journal import JournalRow, Key
 from cdkit.evals.runner.modes import BEAM, Decode
@@ -59,6 +65,11 @@ class BatchPlan:
         """How many journal rows it writes."""
         return sum(len(plan.wanted) for plan in self.groups)
 
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The image of each question."""
+        return tuple(question.image for question in self.questions)
+
 
 def groups_of(asked: Asked, workload: Workload, *, first_step: bool) -> tuple[Group, ...]:
     """What is made together of what a batch is asked.
@@ -105,6 +116,7 @@ def plan_batches(
     """Plan the batches that are left, the longest first, so that memory runs out at once or never.
 
     A batch has one token limit, neighbouring lengths, and questions that are asked alike.
+    Batches with equal images follow each other.
 
     Args:
         workload: All that the run asks.
@@ -121,6 +133,7 @@ def plan_batches(
     """
     questions, refused = list(workload.demand), without or {}
     order = sorted(range(len(questions)), key=lambda i: (-questions[i].limit, -lengths[i], i))
+    length_of = dict(zip(questions, lengths, strict=True))
     alike: dict[object, list[Question]] = {}
     for question in (questions[index] for index in order):
         asked = frozenset(workload.demand[question].items())
@@ -131,11 +144,68 @@ def plan_batches(
         first = members[0]
         able = {n: d for n, d in workload.demand[first].items() if n not in refused}
         groups = groups_of(able, workload, first_step=first_step and first.yes_no)
-        for start in range(0, len(members), size):
-            batch = tuple(members[start : start + size])
+        for batch in _batches(members, length_of, size):
             found += _plans(
                 batch, tuple(workload.keys[q] for q in batch), groups, model, rows, retry
             )
+    return found
+
+
+def _batches(
+    questions: Sequence[Question], length_of: Mapping[Question, int], size: int
+) -> list[tuple[Question, ...]]:
+    """Cut questions, the longest first, into as few batches of `size` as there can be."""
+    found: list[tuple[Question, ...]] = []
+    rest: list[Question] = []
+    for _, of_length in groupby(questions, key=length_of.__getitem__):
+        equal, others = _with_equal_images(list(of_length), size)
+        found += equal
+        rest += others
+    found += [tuple(rest[start : start + size]) for start in range(0, len(rest), size)]
+    return sorted(found, key=lambda batch: -length_of[batch[0]])
+
+
+def _with_equal_images(
+    questions: Sequence[Question], size: int
+) -> tuple[list[tuple[Question, ...]], list[Question]]:
+    """Full batches that have equal images, two or more in a row, and the questions that are left.
+
+    A batch asks once about each of `size` images, or where there are fewer, equally often about
+    each.
+    """
+    found: list[tuple[Question, ...]] = []
+    left = list(questions)
+    for width in (width for width in range(size, 0, -1) if size % width == 0):
+        while batches := _about(_by_image(left), width, size // width):
+            found += batches
+            taken = set(chain.from_iterable(batches))
+            left = [question for question in left if question not in taken]
+    return found, left
+
+
+def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
+    """The questions about each image, those with the most questions first."""
+    found: dict[Path, list[Question]] = {}
+    for question in questions:
+        found.setdefault(question.image, []).append(question)
+    return sorted(found.values(), key=len, reverse=True)
+
+
+def _about(
+    by_image: Sequence[Sequence[Question]], width: int, each: int
+) -> list[tuple[Question, ...]]:
+    """Batches of `each` questions about each of `width` images, where two or more can be made."""
+    found: list[tuple[Question, ...]] = []
+    for start in range(0, len(by_image) - width + 1, width):
+        images = by_image[start : start + width]
+        count = len(images[-1]) // each
+        if count < 2:
+            break
+        rounds = list(zip(*(asked[: count * each] for asked in images), strict=True))
+        found += [
+            tuple(chain.from_iterable(rounds[first : first + each]))
+            for first in range(0, count * each, each)
+        ]
     return found
 
 
@@ -190,5 +260,21 @@ def _cut(
 
 
 def shard(plans: Sequence[BatchPlan], rank: int, world: int) -> list[BatchPlan]:
-    """The share of one of `world` processes: none has work twice, all have about as much."""
-    return list(plans[rank::world])
+    """The share of one of `world` processes: none has work twice, all have about as much.
+
+    Batches with equal images stay together, until a process would have nothing to do.
+    """
+    waiting = deque(list(run) for _, run in groupby(plans, key=lambda plan: plan.images))
+    taken: list[list[BatchPlan]] = [[] for _ in range(world)]
+    shares: list[list[BatchPlan]] = [[] for _ in range(world)]
+    for turn in range(len(plans)):
+        at = turn % world
+        if not taken[at]:
+            if waiting:
+                taken[at] = waiting.popleft()
+            else:
+                longest = max(taken, key=len)
+                kept = len(longest) // 2
+                taken[at], longest[kept:] = longest[kept:], []
+        shares[at].append(taken[at].pop(0))
+    return shares[rank]

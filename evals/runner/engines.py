@@ -10,6 +10,7 @@ from cdkit.evals.protocols.follow import prepare
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.chosen_model import ChosenModel
+from cdkit.evals.runner.encoder_cache import EncoderCache
 from cdkit.pretrained import device_of
 
 
@@ -44,7 +45,13 @@ class Engines:
             if self.protocol is not None:
                 adapter = cdkit.adapter_for(model)
                 self.unmatched = prepare(self.protocol, adapter=adapter, processor=processor)
-            self._loaded = AnswerEngine(model, processor, protocol=self.protocol, **self.decoding)
+            self._loaded = AnswerEngine(
+                model,
+                processor,
+                protocol=self.protocol,
+                encoder_cache=EncoderCache(),
+                **self.decoding,
+            )
         return self._loaded
 
     def anywhere(self, device: str) -> AnswerEngine:

@@ -46,8 +46,9 @@ class JournalRow:
     """An answer, or the `error` that there is in place of one.
 
     `margin` says how close another answer was (see `margins`), `batch` names the batch that the
-    answer was made in, `seconds` is the answer's share of the time that took, `shared` says whether
-    other methods had a part in that time, and `at` counts the seconds since the piece began.
+    answer was made in, `seconds` is the answer's share of the time that took (with the image
+    encoder's, also where its output was kept from before), `shared` says whether other methods had
+    a part in that time, and `at` counts the seconds since the piece began.
     """
 
     model: str

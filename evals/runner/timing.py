@@ -1,6 +1,7 @@
 """What a method costs: the same questions answered by all methods in turn, against the base."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
@@ -28,6 +29,7 @@ def measure(
     that grows slower or faster does so for all. A ratio is taken within a round: its median over
     the rounds, with the smallest and the largest. A round before them is not counted.
     """
+    engine = replace(engine, encoder_cache=None)  # each answer pays for its images
     inputs, names = engine.inputs(questions), list(methods)
     sample_ids = [question.sample_id for question in questions]
     taken: dict[str, list[float]] = {name: [] for name in names}

@@ -7,7 +7,12 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit.models.layouts.standard import StandardAdapter, groups_of, joined_entries, one_entry_each
+from cdkit.models.layouts.standard import (
+    StandardAdapter,
+    joined_entries,
+    one_entry_each,
+    visual_runs,
+)
 
 
 class FixedTokensAdapter(StandardAdapter, abc.ABC):
@@ -23,7 +28,8 @@ class FixedTokensAdapter(StandardAdapter, abc.ABC):
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        return groups_of(ids == model.config.image_token_id, self.tokens_an_image(model))
+        is_image = ids == model.config.image_token_id
+        return visual_runs(self, model, ids, is_image, tokens=self.tokens_an_image(model))
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]

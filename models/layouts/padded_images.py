@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cdkit import CdkitError
-from cdkit.models.layouts.standard import StandardAdapter, runs
+from cdkit.models.layouts.standard import StandardAdapter, visual_runs
 
 
 class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
@@ -35,7 +35,7 @@ class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        return runs(ids == model.config.image_token_id)
+        return visual_runs(self, model, ids, ids == model.config.image_token_id)
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]

@@ -6,18 +6,22 @@ of a token follow each other. `image_grid_thw` says how many patches each image 
 """
 
 import abc
+import ast
+import math
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import transformers
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdkit import UnmatchedPixelsError
-from cdkit.models.layouts.standard import StandardAdapter, runs
+from cdkit.models.layouts.standard import StandardAdapter, visual_runs
 
 
 class PatchAdapter(StandardAdapter, abc.ABC):
@@ -35,24 +39,24 @@ class PatchAdapter(StandardAdapter, abc.ABC):
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        return runs(ids == model.config.image_token_id)
+        return visual_runs(self, model, ids, ids == model.config.image_token_id)
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
         grids: list[list[int]] = given["image_grid_thw"].tolist()
         patches = given["pixel_values"].split([t * h * w for t, h, w in grids])
-        sizes = _sizes(model)
+        sizes = sizes_of(model)
         return [
             pictures(image, sizes, frames=t, rows=h // sizes["a"])
             for image, (t, h, _) in zip(patches, grids, strict=True)
         ]
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
-        return torch.cat([patches_of(image, _sizes(model)) for image in images])
+        return torch.cat([patches_of(image, sizes_of(model)) for image in images])
 
 
-def _sizes(model: Any) -> dict[str, int]:
+def sizes_of(model: Any) -> dict[str, int]:
     """Of a token its patches (a x b); of a patch its frames (q) and its pixels (y x x)."""
     vision = model.config.vision_config
     merged, side = vision.spatial_merge_size, vision.patch_size
@@ -68,22 +72,42 @@ def pictures(
 
     Args:
         patches: The patches of one image.
-        sizes: What `_sizes` returns.
+        sizes: What `sizes_of` returns.
         frames: How many patches the image has in time.
         rows: Its height in tokens.
     """
-    whole = rearrange(
-        patches, "(t h w a b) (c q y x) -> q t c (h a y) (w b x)", t=frames, h=rows, **sizes
-    )
-    return whole[0]
+    return frames_of_patches(patches, sizes, times=frames, rows=rows)[:: sizes["q"]]
 
 
 def patches_of(
     image: Float[Tensor, "frames channels height width"], sizes: Mapping[str, int]
 ) -> Float[Tensor, "patches values"]:
     """The inverse of `pictures`."""
-    alike = repeat(image, "t c height width -> q t c height width", q=sizes["q"])
-    return rearrange(alike, "q t c (h a y) (w b x) -> (t h w a b) (c q y x)", **sizes)
+    alike = repeat(image, "t c height width -> (t q) c height width", q=sizes["q"])
+    return patches_of_frames(alike, sizes)
+
+
+def frames_of_patches(
+    patches: Float[Tensor, "patches values"], sizes: Mapping[str, int], *, times: int, rows: int
+) -> Float[Tensor, "frames channels height width"]:
+    """The frames of a video's patches, each of which holds several that follow each other.
+
+    Args:
+        patches: The patches of one video.
+        sizes: What `sizes_of` returns.
+        times: How many patches the video has in time.
+        rows: Its height in tokens.
+    """
+    return rearrange(
+        patches, "(t h w a b) (c q y x) -> (t q) c (h a y) (w b x)", t=times, h=rows, **sizes
+    )
+
+
+def patches_of_frames(
+    frames: Float[Tensor, "frames channels height width"], sizes: Mapping[str, int]
+) -> Float[Tensor, "patches values"]:
+    """The inverse of `frames_of_patches`."""
+    return rearrange(frames, "(t q) c (h a y) (w b x) -> (t h w a b) (c q y x)", **sizes)
 
 
 # ---- families that are not known -----------------------------------------------------------------
@@ -136,7 +160,7 @@ def _patchify(model_type: str) -> tuple[Any, bool]:
         The function, and whether it takes a batch of tensors, not one array.
 
     Raises:
-        UnmatchedPixelsError: Where that processor cannot be imported here.
+        UnmatchedPixelsError: Where that processor has no such function.
     """
     # not at the top: a broken torchvision would break every family
     from transformers.models.auto import image_processing_auto
@@ -147,14 +171,47 @@ def _patchify(model_type: str) -> tuple[Any, bool]:
     of_kin = sorted((name for name in names if model_type.startswith(name)), key=len)
     own = names[of_kin[-1] if of_kin else "qwen2_vl"]
     for backend in ("pil", "torchvision"):
+        name = own.get(backend, "")
         try:
-            processor: Any = image_processing_auto.get_image_processor_class_from_name(
-                own.get(backend, "")
-            )
+            processor: Any = image_processing_auto.get_image_processor_class_from_name(name)
             return processor.patchify, backend == "torchvision"
         except Exception:  # none, a stand-in for what is not installed, or a broken torchvision
             continue
-    raise UnmatchedPixelsError(
-        f"{own.get('torchvision', 'its image processor')} knows in which order pixels stand in "
-        "patches, and it needs torchvision; install the torchvision build of your torch"
-    )
+    name = own.get("torchvision", "")
+    patchify = _in_source(name, [kind for kind, of in names.items() if name in of.values()])
+    if patchify is None:
+        raise UnmatchedPixelsError(
+            f"in which order pixels stand in patches is not known: {name or 'the image processor'} "
+            "has no function that cuts a picture into them"
+        )
+    return patchify, True
+
+
+def _in_source(class_name: str, model_types: Sequence[str]) -> Any:
+    """`patchify` of an image processor that cannot be imported here, as most need torchvision.
+
+    The function itself needs torch alone, so it is compiled from the source of its class.
+
+    Returns:
+        The function; None where the class, or the function, is not there.
+    """
+    for kind in model_types:
+        folder = Path(transformers.__file__).parent / "models" / kind
+        for file in sorted(folder.glob("image_processing_*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef) and node.name == class_name:
+                    for part in node.body:
+                        if isinstance(part, ast.FunctionDef) and part.name == "patchify":
+                            return _compiled(part, str(file))
+    return None
+
+
+def _compiled(function: ast.FunctionDef, file: str) -> Any:
+    """A method alone; what its types are called is imported elsewhere in its file."""
+    every = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+    for argument in every:
+        argument.annotation = None
+    function.returns, function.decorator_list = None, []
+    found: dict[str, Any] = {"torch": torch, "math": math}
+    exec(compile(ast.Module([function], []), file, "exec"), found)
+    return found[function.name]

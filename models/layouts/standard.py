@@ -87,7 +87,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         return [flat(layer) for layer in getattr(output, "deepstack_features", None) or ()]
 
     def deepstack_kwargs(
-        self, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
+        self, model: Any, features: tuple[Bool[Tensor, "rows tokens"], Sequence[Tensor]] | None
     ) -> Mapping[str, Any]:
         is_image, per_layer = features or (None, None)
         return {"visual_pos_masks": is_image, "deepstack_visual_embeds": per_layer}
@@ -190,6 +190,39 @@ def runs(is_image: Bool[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
     before = torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
     number = (is_image & ~before).long().cumsum(dim=-1) - 1
     return number.masked_fill(~is_image, -1)
+
+
+def visual_runs(
+    adapter: ModelAdapter,
+    model: Any,
+    ids: Int[Tensor, "rows tokens"],
+    is_image: Bool[Tensor, "rows tokens"],
+    *,
+    tokens: int | None = None,
+) -> Int[Tensor, "rows tokens"]:
+    """Number runs of image tokens and of video tokens, each of which is an image.
+
+    Args:
+        adapter: Says where videos are, if it reads any.
+        model: The model.
+        ids: Token ids.
+        is_image: Which tokens are image tokens.
+        tokens: How many tokens a picture has; None where each run of them is one picture.
+
+    Returns:
+        For each token the number of its image in the row, from 0; -1 for text.
+    """
+    if adapter.videos is None:
+        return runs(is_image) if tokens is None else groups_of(is_image, tokens)
+    is_video = adapter.videos.is_video(model, ids)
+    kind = is_image.long().masked_fill(is_video, 2)
+    before = torch.nn.functional.pad(kind, (1, 0))[:, :-1]
+    begins = (kind > 0) & (kind != before)
+    if tokens is not None:
+        counted = (kind == 1).cumsum(dim=-1) - 1
+        begins = torch.where(kind == 1, counted % tokens == 0, begins)
+    number = begins.long().cumsum(dim=-1) - 1
+    return number.masked_fill(kind == 0, -1)
 
 
 def runs_apart(is_image: Bool[Tensor, "rows tokens"], marks: int) -> Int[Tensor, "rows tokens"]:

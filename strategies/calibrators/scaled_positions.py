@@ -27,7 +27,8 @@ class ScaledPositions(PositionCalibrator):
     image token stands `k / gamma` after the text before its image on each axis, where `k` is its
     step along that axis, and the text after it `s / gamma + j`, with s the steps of the longest
     axis. So an image of one row or column is the paper's case, the axes of text stay equal, and
-    distances on the grid keep their proportions.
+    distances on the grid keep their proportions. A video is an image whose time axis has steps,
+    too; where the model lets text follow after fewer steps than time has, s is that number.
 
     Args:
         gamma: An image token advances the position by 1 / gamma.
@@ -84,7 +85,8 @@ def grid_steps(
 
     An image token is `k` steps into its image along an axis, counted from 1 at the image's first
     position. A text token has all steps of each image before it: those of the longest axis, because
-    multimodal RoPE continues after that one. So the axes of text stay equal.
+    multimodal RoPE continues after that one. So the axes of text stay equal. After a video, text
+    may continue before the last frame's time: then it has as many steps as the model made.
 
     Args:
         positions: The positions on each axis.
@@ -101,5 +103,9 @@ def grid_steps(
         gone = (positions - start + 1).masked_fill(~inside, 0)
         last = tokens.masked_fill(~inside[..., 0], -1).amax(1)[:, None, None]
         behind = (tokens[:, None] > last) & (last >= 0)
-        steps = steps + torch.where(behind, gone.amax((1, 2), keepdim=True), gone)
+        longest = gone.amax((1, 2), keepdim=True)
+        follows = (tokens[:, None] == last + 1) & (last >= 0)
+        made = (positions - start).masked_fill(~follows, 0).amax((1, 2), keepdim=True)
+        whole = torch.where(made > 0, torch.minimum(made, longest), longest)
+        steps = steps + torch.where(behind, whole, gone)
     return steps

@@ -36,6 +36,8 @@ class DiffusionNoise(PixelDistortion):
   year      = {2024}
 }"""
 
+    elementwise: ClassVar[bool] = True
+
     step: int = 500
     draw: int = 0
     """Mixed into the random key: two branches, or two distortions, get different noise by it."""

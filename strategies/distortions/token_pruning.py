@@ -79,8 +79,8 @@ class TokenPruning(AttentionDistortion):
         if len(inside) == 1:
             raise CdkitError(
                 f"layers = {list(self.layers)} is layer {inside[0]} alone of the decoder's "
-                f"{segment.image.depth}: its first layer scores the image and those above it "
-                "prune, so it must span two at least; widen it"
+                f"{segment.image.depth} layers with attention: its first layer scores the image "
+                "and those above it prune, so it must span two at least; widen it"
             )
         if segment.image.layer == inside[0]:
             segment.layer_state[self] = self._kept(segment)

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -55,6 +55,36 @@ REFUSED: dict[str, Callable[[], object]] = {
         lambda: Method("x", CONTRAST, (NOISE,), interventions=(ImageAmplification(branches=()),))
     ),
 }
+
+
+@dataclass(frozen=True)
+class ItsOwnLogits(cdkit.LogitCombiner):
+    """Needs no branch, whatever its parameter is called."""
+
+    stateful: ClassVar[bool] = False
+
+    alpha: float = 1.0
+
+    @property
+    def is_identity(self) -> bool:
+        return self.alpha == 1
+
+    def uses(self, name: str) -> bool:
+        return False
+
+    def combine(
+        self, original: Tensor, others: Mapping[str, Tensor], *, step: int, state: cdkit.State
+    ) -> tuple[Tensor, cdkit.State]:
+        return self.alpha * original, state
+
+
+def test_no_parameter_is_known_by_its_name() -> None:
+    """Whether a combiner needs a branch is what it says of itself, as `switch` and `uses`."""
+    for alpha in (0.5, 1.0):
+        method = Method("x", ItsOwnLogits(alpha))
+        assert method.is_identity == (alpha == 1)
+    with pytest.raises(cdkit.CdkitError, match="ItsOwnLogits reads no other logits, so 'noise'"):
+        Method("x", ItsOwnLogits(), branches=(NOISE,))
 
 
 @pytest.mark.parametrize("message", REFUSED)

@@ -17,7 +17,8 @@ PRESETS = list(cdkit.presets())
 PROMISED = (
     "plain vcd icd cmac cmac_imd cmac_cmpc attention_mask value_noise imccd plausibility identical "
     "sharpening random_mask no_image pai opera sid m3id vdd avisc dola deco vaf ritual cmac_vcd "
-    "imccd_chair imccd_mme imccd_instructblip imccd_qwen_vl"
+    "imccd_chair imccd_mme imccd_instructblip imccd_qwen_vl flb resdec lcd mod middle_layers bapa "
+    "causalmm_language"
 )
 
 
@@ -191,16 +192,16 @@ def test_branches_of_one_name() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_at_alpha_zero_no_branch_runs(name: str) -> None:
+def test_switched_off_no_branch_runs(name: str) -> None:
     method = cdkit.load(name)
-    told = method.to_dict()["combiner"]
-    if "alpha" in told and not method.readout:
-        alphas: dict[str, Any] = {"combiner.alpha": 0.0}
+    told, switch = method.to_dict()["combiner"], method.combiner.switch
+    if switch and not method.readout:
+        off: dict[str, Any] = {f"combiner.{switch}": 0.0}
         if told.get("alphas"):
-            alphas["combiner.alphas"] = []
-        still = cdkit.load(name, **alphas)
+            off["combiner.alphas"] = []
+        still = cdkit.load(name, **off)
         assert still.live_branches == ()
-        quiet = cdkit.load(name, **alphas, beta=0.0)
+        quiet = cdkit.load(name, **off, beta=0.0)
         acts = method.calibrator or method.interventions or method.loop
         assert quiet.is_identity == (acts is None or acts == ())
 

@@ -107,9 +107,6 @@ def _masked(row: int) -> tuple[list[int], Inputs]:
     return ids, image | {"pixel_mask": torch.ones(1, 8, 8, dtype=torch.bool)}
 
 
-# ---- admitted, but for methods that change pixels ------------------------------------------------
-
-
 def _video_llama_3() -> dict[str, Any]:
     tower = {
         "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -219,15 +216,6 @@ def _blip_2() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _fuyu() -> dict[str, Any]:
-    size = {
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }  # fmt: skip
-    of_text = {"model_type": "persimmon", **size}
-    return {"text_config": of_text, "patch_size": 4, "image_token_id": IMAGE, **size}
-
-
 def _chameleon() -> dict[str, Any]:
     codes = {
         "embed_dim": 8, "num_embeddings": 20, "latent_channels": 8, "resolution": 16,
@@ -271,14 +259,14 @@ UNKNOWN: Mapping[str, Family] = {
     "mllama": Family("mllama", _mllama, _never),
     "florence2": Family("florence2", _florence2, _never),
     "blip-2": Family("blip-2", _blip_2, functools.partial(_pictures, 6, 8)),
-    "fuyu": Family("fuyu", _fuyu, _never),
     "chameleon": Family("chameleon", _chameleon, _never),
     "llama4": Family("llama4", _llama4, functools.partial(_pictures, 4, 8), dtype=torch.float32),
 }
-FULL = ("got_ocr2", "cohere2_vision", "lighton_ocr", "qianfan_ocr", "aria")
-"""Families on which every method runs."""
-UNMATCHED = ("tiles", "video_llama_3", "paddleocr_vl", "deepseek_vl_hybrid")
-"""Where nothing says which pixels are an image's; "tiles" is GOT-OCR 2 with an image of two."""
+FULL = (
+    "got_ocr2", "cohere2_vision", "lighton_ocr", "qianfan_ocr", "aria", "tiles", "video_llama_3",
+    "paddleocr_vl", "deepseek_vl_hybrid",
+)  # fmt: skip
+"""Families on which the methods of `modes` run; "tiles" is GOT-OCR 2 with an image of two."""
 
 
 # ---- at work -------------------------------------------------------------------------------------

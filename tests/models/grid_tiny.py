@@ -1,6 +1,7 @@
 """Tiny random models whose images are grids of patches, and prompts for them."""
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from .tiny import SMALL_TEXT
 HYBRID = ("qwen3_5", "qwen3_5_moe")
 """Two of three layers have attention, the first keeps a recurrent state."""
 GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", *HYBRID)
-PAD, BOS, IMAGE, VIDEO, START, END = 0, 1, 90, 91, 92, 93
+PAD, BOS, IMAGE, VIDEO, START, END, FILM, FILM_END = 0, 1, 90, 91, 92, 93, 94, 95
+TIME = 50
+"""A timestamp of what begins a video; later ones follow it."""
 MERGE, PATCH, FRAMES = 2, 2, 2
 LINEAR: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention", "full_attention"],
@@ -21,8 +24,8 @@ LINEAR: dict[str, Any] = {
 }  # fmt: skip
 """Of a decoder with gated delta nets."""
 
-Prompt = tuple[int | tuple[int, int], ...]
-"""Text tokens, and images by height and width in tokens."""
+Prompt = tuple[int | tuple[int, ...], ...]
+"""Text tokens, images by height and width in tokens, and videos by time, height and width."""
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -54,6 +57,7 @@ def tiny(name: str) -> Any:
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         **{f"{marks}_start_token_id": START, f"{marks}_end_token_id": END},
+        **({"video_start_token_id": FILM, "video_end_token_id": FILM_END} if head == {} else {}),
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -103,37 +107,87 @@ def _randomise(model: torch.nn.Module) -> None:
 
 def inputs(name: str, *prompts: Prompt) -> dict[str, Tensor]:
     """The arguments of `generate`, left-padded. A prompt is the same in every batch."""
-    rows = [_ids(prompt) for prompt in prompts]
+    rows = [ids_of(name, prompt) for prompt in prompts]
     length = max(map(len, rows))
     gaps = [length - len(row) for row in rows]
     ids = torch.tensor([[PAD] * gap + row for gap, row in zip(gaps, rows, strict=True)])
-    grids = [(1, MERGE * h, MERGE * w) for prompt in prompts for h, w in _images(prompt)]
-    pixels = [patches(prompt, i) for prompt in prompts for i in range(len(_images(prompt)))]
-    return {
+    given = {
         "input_ids": ids,
         "attention_mask": torch.tensor([[0] * gap + [1] * (length - gap) for gap in gaps]),
-        "pixel_values": torch.cat(pixels).to(dtype_of(name)),
-        "image_grid_thw": torch.tensor(grids),
-        "mm_token_type_ids": (ids == IMAGE).int(),
+        "mm_token_type_ids": torch.tensor(
+            [[0] * gap + kinds_of(name, row) for gap, row in zip(gaps, rows, strict=True)]
+        ).int(),
     }
+    images = [(prompt, i) for prompt in prompts for i in range(len(_images(prompt)))]
+    if images:
+        pixels = torch.cat([patches(prompt, i) for prompt, i in images])
+        grids = [(1, *_images(prompt)[i]) for prompt, i in images]
+        given |= {"pixel_values": pixels.to(dtype_of(name)), "image_grid_thw": _grids(grids)}
+    films = [(prompt, i) for prompt in prompts for i in range(len(_videos(prompt)))]
+    if films:
+        frames = torch.cat([moving(prompt, i) for prompt, i in films])
+        grids = [(*_videos(prompt)[i],) for prompt, i in films]
+        given |= {
+            "pixel_values_videos": frames.to(dtype_of(name)),
+            "video_grid_thw": _grids(grids),
+        }
+        if name == "qwen2_5_vl":  # of some the time of a patch is no whole number of positions
+            given["second_per_grid_ts"] = torch.tensor([0.9 * t for t, _, _ in grids])
+    return given
 
 
-def _images(prompt: Prompt) -> list[tuple[int, int]]:
-    return [part for part in prompt if isinstance(part, tuple)]
+def _grids(grids: list[tuple[int, ...]]) -> Tensor:
+    return torch.tensor([(t, MERGE * h, MERGE * w) for t, h, w in grids])
 
 
-def _ids(prompt: Prompt) -> list[int]:
-    parts = [
-        [START, *[IMAGE] * (part[0] * part[1]), END] if isinstance(part, tuple) else [part]
-        for part in prompt
-    ]
-    return [token for part in parts for token in part]
+def _images(prompt: Prompt) -> list[tuple[int, ...]]:
+    return [part for part in prompt if isinstance(part, tuple) and len(part) == 2]
+
+
+def _videos(prompt: Prompt) -> list[tuple[int, ...]]:
+    return [part for part in prompt if isinstance(part, tuple) and len(part) == 3]
+
+
+def ids_of(name: str, prompt: Prompt) -> list[int]:
+    """The tokens of a prompt, as the family writes them."""
+    ids = list[int]()
+    for part in prompt:
+        if not isinstance(part, tuple):
+            ids.append(part)
+        elif len(part) == 2:
+            ids += [START, *[IMAGE] * math.prod(part), END]
+        elif name in ("qwen2_vl", "qwen2_5_vl"):
+            ids += [START, *[VIDEO] * math.prod(part), END]
+        elif name == "glm4v":
+            frame = [START, *[IMAGE] * math.prod(part[1:]), END]
+            ids += [FILM, *(x for t in range(part[0]) for x in (*frame, TIME + t)), FILM_END]
+        else:
+            frame = [START, *[VIDEO] * math.prod(part[1:]), END]
+            ids += [x for t in range(part[0]) for x in (TIME + t, *frame)]
+    return ids
+
+
+def kinds_of(name: str, ids: list[int]) -> list[int]:
+    """For each token 0 for text, 1 for an image, 2 for a video."""
+    kinds, inside = list[int](), False
+    for token in ids:
+        inside = (inside or token == FILM) and token != FILM_END
+        kinds.append(2 if token == VIDEO or (inside and token == IMAGE) else int(token == IMAGE))
+    return kinds
+
+
+def moving(prompt: Prompt, video: int) -> Tensor:
+    """Of a video: all frames differ. A patch is (channels, frames, y, x)."""
+    random = torch.Generator().manual_seed(7 + sum(x for x in prompt if isinstance(x, int)) + video)
+    count = math.prod(_videos(prompt)[video]) * MERGE**2
+    size = count, 3 * FRAMES * PATCH**2
+    return torch.randn(size, generator=random, dtype=torch.float64)
 
 
 def patches(prompt: Prompt, image: int) -> Tensor:
     """Of a picture: each patch has it in all its frames. A patch is (channels, frames, y, x)."""
     height, width = _images(prompt)[image]
-    random = torch.Generator().manual_seed(sum(_ids(prompt)) + image)
+    random = torch.Generator().manual_seed(sum(ids_of("qwen2_vl", prompt)) + image)
     shape = (height * width * MERGE**2, 3, 1, PATCH, PATCH)
     still = torch.randn(shape, generator=random, dtype=torch.float64)
     return still.expand(-1, -1, FRAMES, -1, -1).flatten(1)
@@ -142,6 +196,13 @@ def patches(prompt: Prompt, image: int) -> Tensor:
 ONE: Prompt = (BOS, 10, 11, (2, 3), 20, 21, 22, 23)
 TWO: Prompt = (BOS, 10, (4, 2), 12, 13, (1, 3), 24, 25, 26, 27, 28, 29)
 """Two images of other sizes, and a longer question."""
+
+
+FILM_ONE: Prompt = (BOS, 10, (3, 2, 1), 20, 21, 22, 23)
+FILM_TWO: Prompt = (BOS, 10, 11, (2, 1, 3), 12, (5, 2, 2), 24, 25, 26, 27, 28, 29)
+"""Two videos of other sizes, one longer than high and wide, and a longer question."""
+MIXED: Prompt = (BOS, 10, (2, 3), 13, (4, 1, 2), 14, (2, 2), 24, 25, 26, 27)
+"""A video between two images."""
 
 
 class Words:

@@ -15,11 +15,11 @@ from cdkit.probing import adapter_trial
 from cdkit.probing.promises import tolerance
 from cdkit.testing import check_adapter
 
+from . import every_type
 from .generic_tiny import (
     FULL,
     IN_USE,
     UNKNOWN,
-    UNMATCHED,
     inputs,
     ours_alone,  # noqa: F401
     tiny,
@@ -33,13 +33,12 @@ QUICK = [
     *((name, "cmac") for name in ("got_ocr2", "aria", "tiles", "paddleocr_vl")),
     ("got_ocr2", "vcd"),
     ("video_llama_3", "icd"),
-    ("deepseek_vl_hybrid", "pai"),
+    ("deepseek_vl_hybrid", "vcd"),
 ]
 CASES = [
     pytest.param(name, preset, marks=() if (name, preset) in QUICK else pytest.mark.slow)
-    for name in FULL + UNMATCHED
+    for name in FULL
     for preset in PRESETS
-    if name in FULL or preset != "vcd"
 ]
 """The slow ones: `pytest -m slow`."""
 
@@ -81,7 +80,7 @@ def same_answer(one: Any, other: Any, row: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", FULL + UNMATCHED)
+@pytest.mark.parametrize("name", FULL)
 def test_off_is_the_stock_model(name: str, mode: str) -> None:
     """And nothing is tried out for it."""
     model, given = tiny(name), inputs(name, 0, 1)
@@ -124,19 +123,21 @@ def test_the_contract(name: str) -> None:
     check_adapter(tiny(name), inputs=inputs(name, 0))
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("deepseek_vl_hybrid", "pixels come in high_res_pixel_values as well"),
-    ],
-)
-def test_methods_that_change_pixels_need_to_know_whose_they_are(name: str, words: str) -> None:
-    words = f"vcd changes pixels, but which are an image's is not known: .*{words}.*own_model"
+@pytest.mark.filterwarnings("ignore:.*a generic one is in use")
+def test_methods_that_change_pixels_need_to_know_whose_they_are() -> None:
+    model, given = every_type.tiny("glm46v")
+    assert given is not None
+    given["pixel_values"] = torch.randn(given["pixel_values"].shape)  # frames that differ
+    words = "vcd changes pixels, but which are an image's is not known: .*frames of a.*own_mo"
     with (
-        cdkit.attach(checked(name), cdkit.load("vcd")),
+        cdkit.attach(model, cdkit.load("vcd")),
         pytest.raises(cdkit.CdkitError, match=words),
     ):
-        generated(tiny(name), inputs(name, 0, 1))
+        generated(model, given)
+    told = r"Methods that change pixels are refused: the frames of a patch differ"
+    other = copy.deepcopy(model)
+    with cdkit.attach(other, cdkit.load("pai")), pytest.warns(UserWarning, match=told):
+        generated(other, given)
 
 
 def test_padding_of_a_batch_is_no_images_own() -> None:

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 import cdkit
@@ -45,8 +46,35 @@ def test_what_does_not_fit_is_refused(name: str, words: str) -> None:
     assert not any(words in said for words in ("Did you mean", "Error", "has no attribute"))
 
 
+def test_a_decoder_that_is_given_pixels() -> None:
+    """Phi-4 multimodal, which is no image-text-to-text model of transformers."""
+    hf: Any = transformers
+    audio = {
+        "hidden_size": 16, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2,
+        "audio_token_id": 96, "nemo_conv_channels": 16, "input_size": 16,
+    }  # fmt: skip
+    config = hf.AutoConfig.for_model(
+        "phi4_multimodal",
+        **known.SMALL_TEXT,
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 8,
+            "patch_size": 2,
+            "crop_size": 8,
+            "image_token_id": IMAGE,
+            "feature_layer": -1,
+        },
+        audio_config=audio,
+    )
+    with pytest.raises(cdkit.CdkitError, match="its decoder takes image_pixel_values and encodes"):
+        cdkit.attach(hf.Phi4MultimodalForCausalLM(config).eval(), cdkit.load("vcd"))
+
+
 @pytest.mark.filterwarnings("ignore:Casting complex")
-@pytest.mark.parametrize("name", ["blip-2", "fuyu", "llama4"])
+@pytest.mark.parametrize("name", ["blip-2", "llama4"])
 def test_what_only_calibration_or_readouts_need_is_not_asked_for(name: str) -> None:
     """An absolute position, a norm of another name, a head further inside: the trial decides."""
     assert isinstance(adapter_for(made(UNKNOWN[name])), Generic)
@@ -166,6 +194,7 @@ def test_a_fault_matters_to_what_uses_it(wrong: dict[str, Any], method: str, wor
 # ---- against the families that have an adapter ---------------------------------------------------
 
 REFUSED = {
+    "granite4_vision": "the decoder gets nothing of each token but .*Got: vision_mask",
     "ovis2": "embed returns what the decoder gets for text tokens",
     "gemma3": "an identical branch gives the stock model's logits",
     "gemma4": "an identical branch gives the stock model's logits",

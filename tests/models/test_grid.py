@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from cdkit.execution.optimizations import ALL
 from cdkit.interfaces.model_adapter import adapter_for
 from cdkit.testing import check_adapter
 
-from .grid_tiny import BOS, GRID, IMAGE, ONE, TWO, Prompt, Words, inputs, tiny
+from .grid_tiny import BOS, GRID, IMAGE, ONE, TWO, VIDEO, Prompt, Words, inputs, tiny
 from .modes import MODES, PRESETS, answered, check_batch, covering, generated
 
 NAMES = {ONE: "one", TWO: "two"}
@@ -74,7 +73,7 @@ def close(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_what_is_missing_or_a_video_is_refused(name: str) -> None:
+def test_what_is_missing_is_refused(name: str) -> None:
     model, given = tiny(name), inputs(name, ONE)
     with cdkit.attach(model, cdkit.load("vcd")):
         for missing in ("image_grid_thw", "mm_token_type_ids"):
@@ -82,10 +81,6 @@ def test_what_is_missing_or_a_video_is_refused(name: str) -> None:
             words = f"{type(model).__name__} needs {missing} beside pixel_values"
             with pytest.raises(cdkit.CdkitError, match=words):
                 model.generate(**rest, max_new_tokens=1)
-        for video in ("pixel_values_videos", "video_grid_thw"):
-            words = re.escape(f"{video}=Tensor: videos are not supported, only images")
-            with pytest.raises(cdkit.CdkitError, match=words):
-                model.generate(**given, **{video: torch.ones(1, 3)}, max_new_tokens=1)
 
 
 # ---- pixels --------------------------------------------------------------------------------------
@@ -247,10 +242,12 @@ class Plain:
     prompt: int
     gamma: float
     index: list[int]
-    """For each token the number of its image, -1 for text."""
+    """For each token the number of its image, -1 for text, -2 for a mark inside of an image."""
     positions: Tensor
     """(3, 1, tokens)."""
     distorted: bool = False
+    axes: int = 3
+    """Of the positions that the rotary embedding is asked for; 1 for most families."""
     raw: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Queries and keys of the layer under way, before they are turned."""
 
@@ -272,7 +269,8 @@ class Plain:
         for token, number in enumerate(self.index):
             own = self.positions[:, 0, token].double()
             if number < 0 and token and self.index[token - 1] >= 0:
-                here += longest / self.gamma
+                # text may follow a video before the time of its last frame
+                here += min(longest, float(own.max()) - start) / self.gamma
             if number < 0:
                 here += 1
                 places.append(torch.full((3,), here, dtype=torch.float64))
@@ -288,12 +286,17 @@ class Plain:
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
         tokens = len(self.index)
-        text = torch.tensor(self.index) < 0
+        text, image = (torch.tensor(self.index) == -1, torch.tensor(self.index) >= 0)
         causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-        cells = causal & text[:, None] & ~text[None]
+        cells = causal & text[:, None] & image[None]
         plain_query, plain_key = self.raw.pop()
         rotary = self.model.model.language_model.rotary_emb
-        there = self.turn(plain_query, plain_key, *rotary(value, position_ids=self.calibrated()))
+        places = self.calibrated() if self.axes > 1 else self.calibrated()[0]
+        turned = self.turn(plain_query, plain_key, *rotary(value, position_ids=places))
+        there = [  # some families split off the part of a head that does not turn
+            torch.cat((own, whole[..., own.shape[-1] :]), dim=-1)
+            for own, whole in zip(turned, (query, key), strict=True)
+        ]
         ordinary, moved = (
             kwargs["scaling"] * q[0] @ _each_head(k, q).transpose(-1, -2)
             for q, k in ((query, key), there)
@@ -330,9 +333,18 @@ def _each_head(x: Tensor, query: Tensor) -> Tensor:
 
 @torch.no_grad()
 def plain_logits(
-    model: Any, given: dict[str, Tensor], generated: list[int], *, gamma: float, distorted: bool
+    model: Any,
+    given: dict[str, Tensor],
+    generated: list[int],
+    *,
+    gamma: float,
+    distorted: bool,
+    mark: int | None = None,
 ) -> Tensor:
-    """(steps, vocab): what predicts each generated token, and the one after them."""
+    """(steps, vocab): what predicts each generated token, and the one after them.
+
+    `mark` is the token that stands between the rows of an image; then there is one image.
+    """
     decoder = model.model.language_model
     asked: dict[str, Any] = {}
     handle = decoder.register_forward_pre_hook(
@@ -341,16 +353,26 @@ def plain_logits(
     model(**given)
     handle.remove()
     prompt, more = given["input_ids"].shape[1], len(generated)
-    embeds, positions = asked["inputs_embeds"], asked["position_ids"][-3:]
+    embeds, positions = asked["inputs_embeds"], asked["position_ids"]
+    if positions is None:
+        positions = torch.arange(embeds.shape[1])[None]
+    axes = 3 if positions.ndim == 3 else 1
+    positions = positions[-3:] if axes > 1 else positions[None].expand(3, -1, -1)
     new = model.get_input_embeddings()(torch.tensor([generated], dtype=torch.long))
     ahead = positions[..., -1:] + torch.arange(1, more + 1)
     ids = given["input_ids"][0].tolist() + generated
     index, number = [], -1
     for place, token in enumerate(ids):
-        number += token == IMAGE and (place == 0 or ids[place - 1] != IMAGE)
-        index.append(number if token == IMAGE else -1)
+        here = token in (IMAGE, VIDEO) and place < prompt
+        number += here and (place == 0 or ids[place - 1] != token)
+        index.append(number if here else -1)
+    if mark is not None:
+        last = len(index) - 1 - index[::-1].index(number)
+        index = [min(own, 0) for own in index]
+        for place in range(last):
+            index[place] = -2 if ids[place] == mark else index[place]
     positions = torch.cat((positions, ahead), dim=-1)
-    own = Plain(model, prompt, gamma, index, positions, distorted)
+    own = Plain(model, prompt, gamma, index, positions, distorted, axes)
     levels: dict[str, Any] = {}
     if asked.get("deepstack_visual_embeds") is not None:
         where = torch.nn.functional.pad(asked["visual_pos_masks"], (0, more))
@@ -358,15 +380,21 @@ def plain_logits(
             "visual_pos_masks": where,
             "deepstack_visual_embeds": asked["deepstack_visual_embeds"],
         }
+    if asked.get("deepstack_features") is not None:
+        levels["deepstack_features"] = asked["deepstack_features"]
+        levels["vision_mask"] = torch.nn.functional.pad(asked["vision_mask"], (0, 0, 0, more))
+    for types in (name for name in asked if name.endswith("token_type_ids")):
+        if asked[types] is not None:  # the answer is text
+            levels[types] = torch.nn.functional.pad(asked[types], (0, more))
     with _as_attention(model, own):
         states = decoder(
             inputs_embeds=torch.cat((embeds, new), dim=1),
-            position_ids=positions,
+            position_ids=positions if axes > 1 else positions[0],
             use_cache=False,
             **levels,
         ).last_hidden_state
     logits: Tensor = model.lm_head(states[0, prompt - 1 :])
-    return logits
+    return logits / getattr(decoder.config, "logits_scaling", 1)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import cdkit
 from cdkit.branches.recurrent_states import copied_layer, keeps_keys, keeps_state
 from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.models.generic import Generic
 from cdkit.probing.padding import ignores_padding
 
 from . import every_type, generic_tiny, grid_tiny
@@ -238,14 +240,36 @@ def test_parts_inside_the_attention_count_the_layers_that_have_one() -> None:
     assert not any(one.allclose(two) for one, two in ((first, second), (first, both)))
 
 
-def test_padding_that_changes_a_state_is_not_put_before_prompts() -> None:
-    """With a bias a short convolution makes something of padding."""
+def with_a_bias() -> Any:
+    """With it a short convolution makes something of padding."""
     family = UNKNOWN["lfm2_vl"]
     config = family.config()
     kinds = ["conv", "full_attention", "conv"]
     config["text_config"] = text("lfm2", layer_types=kinds, conv_bias=True)
-    model = made(replace(family, config=lambda: config))
-    given = inputs("lfm2_vl", 0)
+    return made(replace(family, config=lambda: config))
+
+
+@pytest.mark.filterwarnings("ignore:.*a generic one is in use")
+def test_padding_that_matters_and_an_attention_that_is_not_known() -> None:
+    """Pixels can still be changed: those branches need no padding."""
+    model, given = with_a_bias(), inputs("lfm2_vl", 0)
+    stock = generated(model, given)
+    found: dict[str, str] = {}
+    with mock.patch.object(Generic, "attention", lambda self, layer: layer.feed_forward):
+        for preset in ("vcd", "cmac_imd", "icd"):
+            try:
+                with cdkit.attach(model, cdkit.load(preset), processor=Words()):
+                    assert not generated(model, given).logits[0].equal(stock.logits[0])
+            except cdkit.CdkitError as error:
+                found[preset] = str(error)
+    assert set(found) == {"cmac_imd", "icd"}
+    assert "cmac_imd changes or reads attention" in found["cmac_imd"]
+    assert "padding changes the recurrent state" in found["icd"]
+    assert generated(model, given).logits[0].equal(stock.logits[0])
+
+
+def test_padding_that_changes_a_state_is_not_put_before_prompts() -> None:
+    model, given = with_a_bias(), inputs("lfm2_vl", 0)
     assert not ignores_padding(model.model.language_model)
     assert ignores_padding(tiny("lfm2_vl").model.language_model)
     assert ignores_padding(generic_tiny.tiny("got_ocr2").model.language_model)

@@ -1,8 +1,8 @@
 """Patches become the picture that the family's image processor cut, whatever order it writes."""
 
-import importlib.util
 from typing import Any
 
+import einops
 import numpy as np
 import pytest
 import torch
@@ -65,9 +65,33 @@ def test_orders_differ() -> None:
     assert merged.flatten().sort().values.equal(torch.arange(3 * HEIGHT * WIDTH))
 
 
-def test_an_order_that_is_not_known_here() -> None:
-    """The processors of these types need torchvision; noise in a scrambled picture is refused."""
-    if importlib.util.find_spec("torchvision") is not None:
-        pytest.skip("torchvision is installed: its processors are asked")
-    with pytest.raises(cdkit.UnmatchedPixelsError, match=r"needs torchvision; install the torchv"):
-        patches.patch_places("kimi_k25", height=4, width=4, side=2, merged=1, frames=1)
+BY_HAND = {
+    "kimi_k25": ("c (h y) (w x) -> (h w) (c y x)", 1),
+    "minimax_m3_vl": ("c (h a y) (w b x) -> (h w a b) (c q y x)", 2),
+    "muse_glimmer": ("c (h y) (w x) -> (h w) (q c y x)", 2),
+    "muse_spark": ("c (h y) (w x) -> (h w) (q c y x)", 2),
+}
+"""Orders of image processors that need torchvision, and how often a patch has the picture."""
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_processor_that_needs_torchvision(name: str) -> None:
+    """Its order is that of its source, whether it can be imported or not."""
+    order, frames = BY_HAND[name]
+    numbers = torch.arange(3 * HEIGHT * WIDTH).view(3, HEIGHT, WIDTH)
+    sides = {own: SIDE for own in "yxab" if own in order}
+    if "q" in order:
+        source, _, target = order.partition(" -> ")
+        wanted = einops.repeat(numbers, f"{source} -> {target}", q=frames, **sides)
+    else:
+        wanted = einops.rearrange(numbers, order, **sides)
+    found = patches.patch_places(
+        name, height=HEIGHT, width=WIDTH, side=SIDE, merged=2, frames=frames
+    )
+    assert found.equal(wanted)
+
+
+def test_an_order_that_is_not_known() -> None:
+    """Inkling 2's image processor cuts the picture among other things, in no function alone."""
+    with pytest.raises(cdkit.UnmatchedPixelsError, match="Inkling2ImageProcessor has no function"):
+        patches.patch_places("inkling2", height=4, width=4, side=2, merged=1, frames=1)

@@ -84,9 +84,12 @@ def test_saved_and_loaded_again(folder: Path, tmp_path: Path) -> None:
     assert all(found[name].equal(wanted[name]) for name in wanted)
 
 
-def test_videos_are_refused(folder: Path) -> None:
+def test_what_videos_need_is_said(folder: Path) -> None:
     _, processor = cdkit.load_model(folder)
-    with pytest.raises(cdkit.CdkitError, match="videos are not supported: cdkit's methods are"):
+    words = (
+        f"needs torchvision: install the torchvision that was built for torch {torch.__version__}"
+    )
+    with pytest.raises(cdkit.CdkitError, match=re.escape(words)):
         processor(text=[processor.video_token], videos=[pictures((8, 8), (8, 8))])
 
 

@@ -20,10 +20,12 @@ from . import tiny as all_tiny
 
 GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "qwen3_5", "qwen3_5_moe")
 """Positions of three axes: test_grid.py recomputes those."""
+BY_MODEL = ("granite4_vision",)
+"""Other decoders that are recomputed in that way, by files of their own."""
 SINGLE = [
     name
     for name, family in all_tiny.FAMILIES.items()
-    if family.model_type in ADAPTERS and family.model_type not in GRID
+    if family.model_type in ADAPTERS and family.model_type not in (*GRID, *BY_MODEL)
 ]
 KIN, MASKED = kin_tiny.KIN, (*masked_tiny.FAMILIES, "paligemma2", "instructblip")
 MODULES: dict[str, Any] = {"single": all_tiny, "kin": kin_tiny, "masked": masked_tiny}

@@ -197,9 +197,11 @@ def _of_any_size(merge: int) -> Callable[[int], tuple[list[int], Inputs]]:
 
 def _tiled(model_type: str) -> dict[str, Any]:
     siglip = model_type == "llava_onevision"
-    more = {"video_token_index": VIDEO} if siglip else {}
+    more = {} if model_type == "llava_next" else {"video_token_index": VIDEO}
+    kinds = {"llava_onevision": "qwen2", "llava_next": "mistral"}
+    decoder = {"sliding_window": None} if model_type in kinds else {}
     return {
-        "text_config": text("qwen2" if siglip else "mistral", sliding_window=None),
+        "text_config": text(kinds.get(model_type, "llama"), **decoder),
         "vision_config": vision("siglip_vision_model" if siglip else "clip_vision_model"),
         "image_token_index": IMAGE, "image_grid_pinpoints": [[8, 16], [16, 8], [16, 16]],
         "vision_feature_layer": -1,
@@ -212,6 +214,32 @@ def _tiles_with_newlines(row: int) -> tuple[list[int], Inputs]:
     size, tiles, tokens = (((8, 16), 3, 16 + 4 * 8 + 4), ((16, 16), 5, 16 + 8 * 8 + 8))[row]
     image = {"pixel_values": pixels(row, 1, tiles, 3, 8, 8), "image_sizes": torch.tensor([size])}
     return around(row, *[IMAGE] * tokens), image
+
+
+def _granite4_vision() -> dict[str, Any]:
+    """Features of two encoder layers, and of the last one at four offsets, into five layers."""
+    more: dict[str, Any] = {
+        "num_hidden_layers": 5, "embedding_multiplier": 3.0, "logits_scaling": 0.5,
+        "residual_multiplier": 0.7, "attention_multiplier": 0.3,
+    }  # fmt: skip
+    of_text = text("granite4_vision_text", **more)
+    del of_text["head_dim"]
+    qformer = {
+        "model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 32,
+        "cross_attention_frequency": 1, "use_qformer_text_input": False,
+    }  # fmt: skip
+    return _tiled("llava_onevision") | {
+        "text_config": of_text, "qformer_config": qformer, "downsample_rate": "1/2",
+        # a head of its Q-Former has 64 dimensions
+        "vision_config": vision("siglip_vision_model", hidden_size=64),
+        "deepstack_layer_map": [[-1, 1], [-2, 4]], "spatial_target_layers": [0, 2, 3, 4],
+        "projector_dropout": 0.0,
+    }  # fmt: skip
+
+
+def _smaller_tiles_with_newlines(row: int) -> tuple[list[int], Inputs]:
+    _, image = _tiles_with_newlines(row)
+    return around(row, *[IMAGE] * (4 + (2 * 4 + 2, 4 * 4 + 4)[row])), image
 
 
 def _internvl() -> dict[str, Any]:
@@ -490,6 +518,15 @@ FAMILIES: Mapping[str, Family] = {
     "llava_onevision": Family(
         "llava_onevision", lambda: _tiled("llava_onevision"), _tiles_with_newlines
     ),
+    "llava_next_video": Family(
+        "llava_next_video", lambda: _tiled("llava_next_video"), _tiles_with_newlines
+    ),
+    "video_llava": Family(
+        "video_llava",
+        lambda: _llava("clip_vision_model", "default", video_token_index=VIDEO),
+        square(16),
+    ),
+    "granite4_vision": Family("granite4_vision", _granite4_vision, _smaller_tiles_with_newlines),
     "mistral3": Family("mistral3", lambda: _pixtral(spatial_merge_size=2), _of_any_size(2)),
     "internvl": Family("internvl", _internvl, _tiles_side_by_side),
     "aya_vision": Family("aya_vision", _aya_vision, _tagged_tiles),

@@ -41,6 +41,10 @@ def with_combined(logits: Mapping[str, Tensor], method: cdkit.Method) -> dict[st
     return {**logits, "combined": combined}
 
 
+Combine = Callable[[Mapping[str, Tensor], cdkit.Method], dict[str, Tensor]]
+"""(branch -> its logits (rows, steps, vocab), method) -> the same with "combined"."""
+
+
 def check(
     method: cdkit.Method,
     expected: Expected,
@@ -48,24 +52,31 @@ def check(
     *,
     kv_heads: int = 2,
     steps: int = 4,
+    combine: Combine = with_combined,
     **how: Any,
 ) -> Ran:
     """Greedy: every branch's logits of the first and of later steps, and the tokens."""
     model = tiny(kv_heads)
     ran = generate(model, method, samples, steps=steps, **how)
-    want = with_combined(expected(model, samples, ran.tokens), method)
+    want = combine(expected(model, samples, ran.tokens), method)
     assert_close(ran.logits, want, within=tolerance(method))
     assert torch.equal(ran.tokens, want["combined"].argmax(-1))
     return ran
 
 
-def check_modes(method: cdkit.Method, expected: Expected, samples: Sequence[Sample]) -> None:
+def check_modes(
+    method: cdkit.Method,
+    expected: Expected,
+    samples: Sequence[Sample],
+    *,
+    combine: Combine = with_combined,
+) -> None:
     """Sampling and beam search, against both done by hand on the expected logits."""
     free = replace(method, constraint=None)
 
     def logits(one: Sample, generated: Sequence[int]) -> Tensor:
         tokens = torch.tensor([[*generated, 0]])  # the last one is not fed
-        return with_combined(expected(tiny(2), [one], tokens), free)["combined"][0, -1].float()
+        return combine(expected(tiny(2), [one], tokens), free)["combined"][0, -1].float()
 
     torch.manual_seed(3)
     ran = generate(tiny(2), free, samples, steps=STEPS, trace=(), do_sample=True, top_k=0)

@@ -261,6 +261,34 @@ def test_pixels(change: Callable[[Tensor, torch.Generator], Tensor], promise: st
 
 
 @dataclass(frozen=True)
+class Numbers(Pixels):
+    """Says that it changes each number by itself."""
+
+    elementwise: ClassVar[bool] = True
+
+
+def about_the_mean(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return pixels - pixels.mean()
+
+
+def by_rows(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(pixels.shape[-1], generator=generator)
+    return pixels + noise.to(pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [
+        (by_rows, "an elementwise distortion does the same to the numbers in any shape"),
+        (about_the_mean, "an elementwise distortion makes each number of that number alone"),
+    ],
+)
+def test_numbers(change: Callable[[Tensor, torch.Generator], Tensor], promise: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(promise)):
+        check_strategy(Numbers(change))
+
+
+@dataclass(frozen=True)
 class Words(cdkit.PromptDistortion):
     """Does what it is given."""
 

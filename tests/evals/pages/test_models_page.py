@@ -39,7 +39,7 @@ def test_it_has_every_family_and_its_links_lead_somewhere() -> None:
     assert [generic.name for generic in models_page.generics()] == ["generic"]
     rows = [line for line in page.splitlines() if line.startswith("| [")]
     assert len(rows) == len(headings)
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 7 for row in rows)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 8 for row in rows)
     for adapter in ours().values():
         assert f"](https://huggingface.co/{adapter.example})" in page
         assert all(f"`{name}`" in page for name in adapter.required)

@@ -1,6 +1,7 @@
 """What goes through the model together: the same after any kill, on any number of processes."""
 
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 from hypothesis import given
@@ -136,6 +137,86 @@ def test_errors_are_asked_again_alone_and_only_then() -> None:
     assert work(4, rows) == []
     (again,) = work(4, rows, retry=True)
     assert list(again.keys) == [broken.question] and made(again).keys() == {broken.key}
+
+
+@st.composite
+def asked_images(draw: st.DrawFn) -> tuple[list[Question], list[int]]:
+    """Questions about some images, in any order, with the lengths of their prompts."""
+    images = draw(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+    lengths = draw(st.lists(st.integers(7, 9), min_size=len(images), max_size=len(images)))
+    return [
+        Question(Path(f"{image}.png"), f"q{i}", 16, yes_no=True) for i, image in enumerate(images)
+    ], lengths
+
+
+def plans_of(questions: list[Question], lengths: list[int], size: int) -> list[BatchPlan]:
+    load = Workload(METHODS, dict.fromkeys(questions, ASKED), first_token=True, root=Path("run"))
+    return plan_batches(load, lengths, size, model="m", rows={}, first_step=False)
+
+
+@given(asked=asked_images(), size=sizes)
+def test_equal_images_cost_no_batch_and_no_padding(
+    asked: tuple[list[Question], list[int]], size: int
+) -> None:
+    questions, lengths = asked
+    length_of = dict(zip(questions, lengths, strict=True))
+    plans = plans_of(questions, lengths, size)
+    assert sorted(q.prompt for p in plans for q in p.questions) == sorted(
+        q.prompt for q in questions
+    )
+    assert len(plans) == -(-len(questions) // size)
+    longest = [max(length_of[q] for q in plan.questions) for plan in plans]
+    assert longest == sorted(longest, reverse=True)
+    mixed = [plan for plan in plans if len({length_of[q] for q in plan.questions}) > 1]
+    assert len(mixed) < len(set(lengths))  # as where they are cut from a list sorted by length
+    runs = [list(run) for _, run in groupby(plans, key=lambda plan: plan.images)]
+    assert all(
+        len({length_of[q] for p in run for q in p.questions}) == 1 for run in runs if run[1:]
+    )
+
+
+def test_batches_with_equal_images_follow_each_other() -> None:
+    """Of 4 images with 5 questions each: all 4 at once; then what is left."""
+    questions = [Question(Path(f"{i % 4}.png"), f"q{i}", 16, yes_no=True) for i in range(20)]
+    names = [tuple(path.stem for path in p.images) for p in plans_of(questions, [9] * 20, 4)]
+    assert names == [("0", "1", "2", "3")] * 5
+    of_eight = [tuple(path.stem for path in p.images) for p in plans_of(questions, [9] * 20, 8)]
+    assert of_eight[:2] == [("0", "1", "2", "3") * 2] * 2 and len(of_eight) == 3
+    of_six = [tuple(path.stem for path in p.images) for p in plans_of(questions, [9] * 20, 6)]
+    assert of_six[0] == of_six[1] == ("0", "1", "2") * 2 and len(of_six) == 4
+    alone = [path.stem for p in plans_of(questions, [9] * 20, 1) for path in p.images]
+    assert alone == [name for name in "0123" for _ in range(5)]
+
+
+@given(asked=asked_images(), size=sizes, world=st.integers(1, 5))
+def test_shards_keep_equal_images_together(
+    asked: tuple[list[Question], list[int]], size: int, world: int
+) -> None:
+    plans = plans_of(*asked, size)
+    shares = [shard(plans, rank, world) for rank in range(world)]
+    assert sorted(p.name for share in shares for p in share) == sorted(p.name for p in plans)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+    def runs(some: list[BatchPlan]) -> int:
+        return len(list(groupby(some, key=lambda plan: plan.images)))
+
+    # a run is cut only for a process that would be idle, and then in halves
+    assert sum(map(runs, shares)) <= runs(plans) + world * len(plans).bit_length() * (world > 1)
+
+
+def test_a_process_has_all_batches_with_the_same_images() -> None:
+    questions = [Question(Path(f"{i % 8}.png"), f"q{i}", 16, yes_no=True) for i in range(40)]
+    plans = plans_of(questions, [9] * 40, 2)
+    for rank in range(2):
+        share = shard(plans, rank, 2)
+        assert len(share) == 10 and len({plan.images for plan in share}) == 2
+
+
+def test_a_process_is_not_idle_while_another_has_work() -> None:
+    questions = [Question(Path(f"{i % 2}.png"), f"q{i}", 16, yes_no=True) for i in range(16)]
+    plans = plans_of(questions, [9] * 16, 2)
+    assert [len(shard(plans, rank, 3)) for rank in range(3)] == [3, 3, 2]
+    assert len({plan.images for plan in plans}) == 1
 
 
 @given(size=sizes, world=st.integers(1, 5))

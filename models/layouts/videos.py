@@ -1,0 +1,88 @@
+"""Where videos stand in prompts, and how their pixels come: the forms that families share."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from cdkit import VideoLayout
+from cdkit.models.layouts.patches import frames_of_patches, patches_of_frames, sizes_of
+
+
+class StandardVideos(VideoLayout, abc.ABC):
+    """Videos with a token of their own, read by `get_video_features`."""
+
+    def encoder(self, model: Any) -> tuple[nn.Module, str]:
+        return model.get_submodule("model"), "get_video_features"
+
+    def is_video(self, model: Any, ids: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
+        token: int = model.config.video_token_id
+        return ids == token
+
+
+class FrameVideos(StandardVideos):
+    """`pixel_values_videos` is (videos, frames, 3, height, width); a video is one run of tokens."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return ()
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        return list(given["pixel_values_videos"])
+
+    def join_pixels(self, model: Any, runs: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        return torch.stack(list(runs))
+
+
+@dataclass(frozen=True)
+class PatchVideos(StandardVideos):
+    """Each patch is a row of `pixel_values_videos`, with the pixels of two frames, say.
+
+    `video_grid_thw` says how many patches each video has in time, in height and in width.
+
+    Args:
+        timestamps: Whether a text with the time stands beside each patch in time, so that these are
+            runs of their own. Else a video is one run.
+        more_required: Further arguments that the family's positions depend on.
+    """
+
+    timestamps: bool
+    more_required: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return ("video_grid_thw", "mm_token_type_ids", *self.more_required)
+
+    def split_pixels(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> list[Tensor]:
+        grids: list[list[int]] = given["video_grid_thw"].tolist()
+        patches = given["pixel_values_videos"].split([t * h * w for t, h, w in grids])
+        sizes, runs = sizes_of(model), list[Tensor]()
+        for video, (times, height, _) in zip(patches, grids, strict=True):
+            frames = frames_of_patches(video, sizes, times=times, rows=height // sizes["a"])
+            runs += frames.chunk(times) if self.timestamps else [frames]
+        return runs
+
+    def join_pixels(self, model: Any, runs: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
+        return torch.cat([patches_of_frames(run, sizes_of(model)) for run in runs])
+
+
+@dataclass(frozen=True)
+class MarkedPatchVideos(PatchVideos):
+    """Videos whose tokens are image tokens between the marks of a video."""
+
+    own_token: ClassVar[bool] = False
+
+    def is_video(self, model: Any, ids: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
+        config = model.config
+        begun = (ids == config.video_start_token_id).cumsum(dim=-1)
+        ended = (ids == config.video_end_token_id).cumsum(dim=-1)
+        inside: Tensor = (begun > ended) & (ids == config.image_token_id)
+        return inside

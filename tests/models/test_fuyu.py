@@ -1,0 +1,116 @@
+"""Fuyu: a token a patch, a mark after each row; noise on numbers whose places are not known.
+
+Not in tiny.py, as transformers' own beam search fails on its images.
+"""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+import cdkit
+from cdkit.interfaces.model_adapter import adapter_for
+
+from . import tiny as families
+from .modes import CLOSE, answered, check_batch, generated
+from .test_grid import plain_logits
+
+MARK = families.NEWLINE
+
+
+@functools.cache
+def tiny() -> Any:
+    size = {
+        "vocab_size": families.VOCAB, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4,
+    }  # fmt: skip
+    of_text = {"model_type": "persimmon", **size}
+    more = {"patch_size": 4, "image_token_id": families.IMAGE, **size}
+    return families.made(
+        families.Family("fuyu", lambda: {"text_config": of_text, **more}, lambda row: ([], {}))
+    )
+
+
+def inputs(*rows: int) -> families.Inputs:
+    """As the processor lays them out: the patches of unequal pictures below each other."""
+    ids, patches = [], []
+    for row in rows:
+        lines = [token for _ in range(2 + row) for token in (*[families.IMAGE] * 4, MARK)]
+        ids.append(families.around(row, *lines))
+        patches.append(families.pixels(row, 4 * (2 + row), 48))
+    longest = max(map(len, ids))
+    padded = torch.tensor([[0] * (longest - len(own)) + own for own in ids])
+    mask = (padded != 0).long()
+    return {
+        "input_ids": padded, "attention_mask": mask, "pixel_values": torch.cat(patches).double(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["cmac", "vcd", "icd"])
+@pytest.mark.parametrize("mode", ["greedy", "sampling"])
+def test_a_batch_of_unequal_images_is_each_prompt_alone(preset: str, mode: str) -> None:
+    def run(rows: tuple[int, ...], *, optimize: bool, **how: Any) -> Any:
+        names, words = [f"prompt {row}" for row in rows], families.Words()
+        return answered(
+            tiny(), preset, inputs(*rows), words=words, names=names,
+            optimize=optimize, **how,
+        )  # fmt: skip
+
+    check_batch(run, (0, 1), mode)
+
+
+@pytest.mark.parametrize("how", [{}, {"do_sample": True}])
+def test_off_is_stock_and_an_identical_branch_too(how: dict[str, Any]) -> None:
+    given = inputs(0, 1)
+    stock = generated(tiny(), given, **how)
+    with cdkit.attach(tiny(), cdkit.load("vcd", alpha=0.0, beta=0.0)):
+        off = generated(tiny(), given, **how)
+    assert torch.stack(off.logits).equal(torch.stack(stock.logits))
+    with cdkit.attach(tiny(), cdkit.load("identical", beta=0.0)):
+        same = generated(tiny(), given, **how)
+    assert same.sequences.equal(stock.sequences)
+    torch.testing.assert_close(torch.stack(same.logits), torch.stack(stock.logits), **CLOSE)
+    again = generated(tiny(), given, **how)
+    assert torch.stack(again.logits).equal(torch.stack(stock.logits))
+
+
+def test_rows_are_one_image() -> None:
+    model, given = tiny(), inputs(0, 1)
+    index = adapter_for(model).image_index(model, given["input_ids"])
+    assert (index == 0).equal(given["input_ids"] == families.IMAGE)
+    pair = torch.tensor([[90, 90, MARK, 90, 90, MARK, 1, 90, 90, MARK, 1, 20]])
+    wanted = [0, 0, -1, 0, 0, -1, -1, 1, 1, -1, -1, -1]
+    assert adapter_for(model).image_index(model, pair)[0].tolist() == wanted
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_cmac_is_its_definition(optimize: bool) -> None:
+    model, given = tiny(), inputs(0, 1)
+    method = cdkit.load("cmac", gamma=2.5)
+    with cdkit.attach(model, method, trace=("logits",), optimize=optimize) as attached:
+        tokens = generated(model, given).sequences[:, given["input_ids"].shape[1] :]
+    found = attached.trace.steps
+    for row in (0, 1):
+        for branch, distorted in zip(found[0].logits, (False, True), strict=True):
+            before, alone = tokens[row, :-1].tolist(), inputs(row)
+            how: dict[str, Any] = {"gamma": 2.5, "distorted": distorted, "mark": MARK}
+            wanted = plain_logits(model, alone, before, **how)
+            own = torch.stack([step.logits[branch][row] for step in found])
+            torch.testing.assert_close(own, wanted, rtol=0, atol=2e-5)
+            for other in ({"gamma": 1.0}, {"distorted": not distorted}):
+                wrong = plain_logits(model, alone, before, **how | other)
+                assert not torch.allclose(own, wrong, rtol=0, atol=1e-3)
+
+
+def test_pixels_cannot_be_moved() -> None:
+    model, given = tiny(), inputs(0)
+    words = "random_transform needs them as pictures: nothing says how many patches are in a row"
+    with cdkit.attach(model, cdkit.load("ritual")), pytest.raises(cdkit.CdkitError, match=words):
+        generated(model, given)
+    given["pixel_values"] = given["pixel_values"][:-1]
+    with (
+        cdkit.attach(model, cdkit.load("vcd")),
+        pytest.raises(cdkit.CdkitError, match="8 image tokens, but pixel_values 7 patches"),
+    ):
+        generated(model, given)
