@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.attention.masks import CallMasks, Chunk, call_masks
-from cdkit.execution.packed_prefill import Packing
+from cdkit.execution.packing import Packing
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.segment import CrossModalSegment
@@ -30,8 +30,6 @@ class LayerWork:
     """The layer's rotary embedding, where the method has a calibrator."""
     changes: Mapping[str, tuple[Change, ...]]
     """Branch -> what is done to its segments, in order."""
-    materialized: frozenset[str]
-    """The branches whose text rows need their weights made."""
     segments: frozenset[str]
     """The branches whose cross-modal segment is built, since it is changed, recorded or traced."""
     records_image: bool
@@ -111,6 +109,19 @@ class DecoderContext:
     """Branch -> what its layers leave to those above them."""
     variants: dict[Hashable, tuple[Any, "DecoderContext"]] = field(default_factory=dict)
     """The same call under a mask that layers are given, or on another device, made once each."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether the text rows of this call see keys, or are seen, where the model has none."""
+        return self.key_offset is not None or self.query_offset is not None
+
+    def materialized(self, work: LayerWork) -> frozenset[str]:
+        """The branches whose text rows need their weights made in a layer.
+
+        Where nothing moves, such as in a step after the prompt, whose calibrated keys stand in the
+        cache, the fast kernels compute all others.
+        """
+        return frozenset(self.branches) if self.moves and work.rotary is not None else work.segments
 
     @property
     def packed(self) -> tuple[int, int] | None:

@@ -79,6 +79,7 @@ class CachedImageColumns(ImageColumns):
             depth=depth,
             answer_cache=answer_cache,
             images=index.images,
+            complete=index.span is not None,
             _index=index,
             _keys=keys,
             _values=values,

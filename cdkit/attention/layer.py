@@ -14,9 +14,11 @@ from transformers.masking_utils import sdpa_mask
 from cdkit.attention.columns import Columns
 from cdkit.attention.context import DecoderContext, LayerWork
 from cdkit.attention.masks import row_masks, without_pruned
+from cdkit.attention.packed_rows import PackedContext, attend_packed
 from cdkit.attention.softmax_form import SoftmaxForm, attention_with_weights
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
+from cdkit.execution.packing import PackedLayer
 from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.hooks import BoundToModel
 
@@ -32,7 +34,7 @@ HANDLE = "_cdkit_attention"
 class CurrentCall:
     """The decoder call under way, as all layers of a model find it; None outside of one."""
 
-    context: DecoderContext | None = None
+    context: DecoderContext | PackedContext | None = None
     gives_weights: bool = False
     """Whether layers give their weights, too."""
     handed_down: frozenset[str] = frozenset()
@@ -70,14 +72,29 @@ class LayerAttention(BoundToModel):
         """The output for all rows, and their weights where all are made; `key` and `value` hold
         every column the layer's cache has."""
 
-        def stock(rows: slice = slice(None)) -> Tensor:
-            some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
-            return kernel(module, query[rows], key[rows], value[rows], some, **kwargs)[0]
-
+        context = self.current.context
         form = SoftmaxForm(kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"))
         plain = form.cap is None and form.sinks is None
         kernel = sdpa_attention_forward if plain else attention_with_weights
-        context = self.current.context
+        if isinstance(context, PackedContext):
+            context.record.layers_run += 1
+            work, layer = context.layers[self.index], context.steps.layers[self.number]
+            first = context.shared
+            if first == 0:
+                return attend_packed(context, work, query, layer, form), None
+            shared_query, shared_key, shared_value = (x[:, :, :first] for x in (query, key, value))
+            out = kernel(module, shared_query, shared_key, shared_value, None, **kwargs)[0]
+            if context.key_offset is not None and work.rotary is not None:
+                layer.keys[:, :, context.image] = context.rotated_keys(key, work.rotary)
+            text = attend_packed(context, work, query[:, :, first:], layer, form)
+            return torch.cat((out, text), dim=1), None
+
+        def stock(rows: slice | None = None) -> Tensor:
+            if rows is None:
+                return kernel(module, query, key, value, mask, **kwargs)[0]
+            some = mask if mask is None or mask.shape[0] == 1 else mask[rows]
+            return kernel(module, query[rows], key[rows], value[rows], some, **kwargs)[0]
+
         if context is None:
             return stock(), None
         context.record.layers_run += 1
@@ -95,7 +112,7 @@ class LayerAttention(BoundToModel):
         calibrated = keys
         if work.rotary is not None and context.key_offset is not None:
             calibrated = keys.rotated(context.key_offset, chunk.layout.image_span, work.rotary)
-        touched = [name for name in context.branches if name in work.materialized]
+        touched = context.materialized(work)
         if not context.whole and (not touched or context.first == chunk.length):
             if context.stores_keys:
                 self._store(context, calibrated)
@@ -171,10 +188,15 @@ class LayerAttention(BoundToModel):
             context, work, queries, keys, calibrated, values,
             rows=slice(None), branches=context.branches, form=form,
         )  # fmt: skip
-        if self.keeps:
-            layer = context.cache.layers[self.number]
+        assert calibrated.prefix is not None
+        layer = context.cache.layers[self.number] if self.keeps else None
+        if isinstance(layer, PackedLayer):
+            if calibrated is not keys:
+                layer.keys[:, :, : key.shape[2]] = packing.pack_keys(
+                    calibrated.prefix, calibrated.suffix
+                )
+        elif layer is not None:
             layer.keys, layer.values = calibrated.suffix, own_value
-            assert calibrated.prefix is not None
             # copies: a view would keep the packed row
             prefix.keys[self.kept] = calibrated.prefix.contiguous()
             prefix.values[self.kept] = first_value.contiguous()

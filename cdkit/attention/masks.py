@@ -1,7 +1,8 @@
 """All attention masks of a decoder call: where rows may attend, and which cells are cross-modal."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ class Chunk:
     stop: int
     layout: Layout
     """The layout of these rows' prompts."""
-    token_mask: Bool[Tensor, "rows columns"]
-    """All columns up to `stop`: False on padding."""
+    read_mask: Callable[[], Bool[Tensor, "rows columns"]]
+    """Gives `token_mask`, which steps without padding do not need."""
     length: int
     generated: bool
     """Whether none of the chunk is of the prompt. A field, not computed from `start`: compiled
@@ -35,6 +36,11 @@ class Chunk:
     """Whether, from `first_text` on, there is nothing but text after each row's last image."""
     open: bool = False
     """Whether columns are among them that nothing was written into yet: masked, as padding is."""
+
+    @cached_property
+    def token_mask(self) -> Bool[Tensor, "rows columns"]:
+        """All columns up to `stop`: False on padding."""
+        return self.read_mask()
 
     @property
     def padded(self) -> bool:
@@ -48,7 +54,12 @@ class Chunk:
 
 
 def make_chunk(
-    layout: Layout, token_mask: Tensor, start: int, stop: int, *, open: bool = False
+    layout: Layout,
+    read_mask: Callable[[], Tensor],
+    start: int,
+    stop: int,
+    *,
+    open: bool = False,
 ) -> Chunk:
     """The columns from `start` to `stop`; reads nothing back from the device."""
     length, generated = stop - start, start >= layout.length
@@ -60,7 +71,7 @@ def make_chunk(
         all_text = not layout.padded and all(
             row.first_text <= first and row.last_image < first for row in layout.row_stats
         )
-    return Chunk(start, stop, layout, token_mask, length, generated, first_text, all_text, open)
+    return Chunk(start, stop, layout, read_mask, length, generated, first_text, all_text, open)
 
 
 class RowMasks(NamedTuple):

@@ -38,6 +38,7 @@ class BranchedCache(MethodCache):
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "BranchedCache":
         """A separate cache with copies of these rows, in every branch."""
+        self.state.leave_packing()
         plan = self.state.plan
         caches = [
             repeated(cache, plan.in_every_branch(rows, len(group.branches)))
@@ -50,12 +51,13 @@ class BranchedCache(MethodCache):
 
         Nothing is copied, as neither layers nor state write into a tensor.
         """
+        self.state.leave_packing()
         caches = [copied(cache, lambda x: x) for cache in self.state.caches]
         return BranchedCache(self.state.fork(caches), owner=self.owner)
 
     def positions_ahead(self, new: int) -> Int[Tensor, "*axes rows new"]:
         """Positions of the next tokens of the original branch, in the decoder's order of axes."""
-        ahead = next_positions(self.state.positions[: self.state.plan.rows, -1:], new)
+        ahead = next_positions(self.state.positions.joined()[: self.state.plan.rows, -1:], new)
         return ahead if ahead.ndim == 2 else ahead.movedim(-1, 0)
 
     @property
@@ -72,6 +74,7 @@ class BranchedCache(MethodCache):
 
     def original(self) -> Cache:
         """A plain cache of the original branch alone, every key where the stock model has it."""
+        self.state.leave_packing()
         plain, state, plan = DynamicCache(), self.state, self.state.plan
         rotaries, shared_columns = iter(plan.rotary or ()), iter(list[tuple[Any, Any]]())
         if state.prefix is not None:

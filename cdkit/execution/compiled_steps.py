@@ -116,7 +116,7 @@ class CompiledInputs:
         missing = total - old.stop + 1
         token_mask = torch.nn.functional.pad(old.token_mask[:, :-1], (0, missing)).to(device)
         # `step` writes the column of the new token, so the count here is that of the token before
-        chunk = make_chunk(old.layout, token_mask, total - 1, total, open=True)
+        chunk = make_chunk(old.layout, lambda: token_mask, total - 1, total, open=True)
         masks = call_masks(chunk, context.first, device, context.images)
         by_index = {
             # found by their indices: a slice would be a constant of the graph

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from cdkit.attention.context import Change, LayerWork
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.branches.layout import Layout
 from cdkit.execution.optimizations import Optimization
-from cdkit.execution.packed_prefill import Packing, takes_packed
+from cdkit.execution.packing import Packing, takes_packed
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.distortion import AttentionDistortion
@@ -39,6 +40,8 @@ class GroupPlan:
     """What each layer does; empty where the attention stays the stock one."""
     images: Mapping[str, tuple[slice, ImageColumnIndex]]
     """Rows (of the group's) and image columns of each branch whose segment some layer builds."""
+    layouts: Mapping[str, Layout]
+    """The layouts of those branches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,8 @@ class PromptPlan:
     """Whether their keys and values then stand once for all branches and beams."""
     packing: Packing | None
     """How the first call goes in as one row a sample; None where it does not."""
+    packs_steps: bool
+    """Whether steps after it do so, too."""
     materialize_all: bool
     """Whether all attention weights are made, not only those that the method changes or reads."""
     calibrator: PositionCalibrator | None
@@ -156,14 +161,12 @@ def layer_works(
         last = attached.records_weights and layer == depth - 1
         recorded = {ORIGINAL} & set(branches) if records_image or last else set()
         segments = {name for name, own in changes.items() if own or traces} | recorded
-        everywhere = traces or method.calibrator is not None
         works.append(
             LayerWork(
                 index=layer,
                 depth=depth,
                 rotary=None if attached.rotary is None else attached.rotary[layer],
                 changes={name: own for name, own in changes.items() if own},
-                materialized=frozenset(branches if everywhere else segments),
                 segments=frozenset(segments),
                 records_image=records_image,
                 records_weights=last,
@@ -181,7 +184,7 @@ def make_group(
 ) -> GroupPlan:
     """A group of neighbouring branches, whose rows are `rows` of those of `layout`."""
     own = layout.select(rows)
-    images = dict[str, tuple[slice, ImageColumnIndex]]()
+    images, layouts = dict[str, tuple[slice, ImageColumnIndex]](), dict[str, Layout]()
     if layers and branches:
         assert rng_keys is not None
         each = own.rows // len(branches)
@@ -191,8 +194,9 @@ def make_group(
                 part = slice(k * each, (k + 1) * each)
                 keys = rng_keys[rows][part]
                 device = own.token_mask.device
-                images[name] = part, ImageColumnIndex.of(own.select(part), keys, device)
-    return GroupPlan(tuple(branches), rows, own, layers, images)
+                layouts[name] = own.select(part)
+                images[name] = part, ImageColumnIndex.of(layouts[name], keys, device)
+    return GroupPlan(tuple(branches), rows, own, layers, images, layouts)
 
 
 def shared_columns(
@@ -284,6 +288,9 @@ def plan_prompt(
         may_pack: Whether the prompts come whole, one row a sample, and no caller counts columns.
     """
     names = tuple(name for group in works for name in group)
+    constant = (
+        attached.method.calibrator is None or attached.method.calibrator.constant_after_prompt
+    )
     each, groups = layout.rows // len(names), list[GroupPlan]()
     for branches, layers in works.items():
         first = names.index(branches[0]) * each
@@ -311,6 +318,16 @@ def plan_prompt(
         shared=shared if cache is not None else 0,
         keeps_prefix_once=once,
         packing=packing,
+        packs_steps=packing is not None
+        and attached.method.loop is None
+        and constant
+        and not attached.traced & {"image_attention", "mask"}
+        and not attached.records_image
+        # what a packed row has no place for: keys that layers share, ids, lengths of a cache
+        and attached.cached_depth == attached.depth
+        and attached.counts_padding_from is None
+        and not attached.adapter.reads_ids
+        and all(type(layer) is DynamicLayer for layer in cache.layers),
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
         calibrator=attached.method.calibrator,
         caches_keys=attached.caches_keys,

@@ -48,7 +48,26 @@ def rotate(
     Raises:
         CdkitError: If positions have several axes and `rotary.axes` is None.
     """
-    frequencies = rotary.inverse_frequencies.to(device=x.device, dtype=torch.float64)
+    return rotate_by(x, *angles(by.to(x.device), rotary, x.dtype), rotary)
+
+
+def angles(
+    by: Float[Tensor, "rows tokens *axes"], rotary: Rotary, dtype: torch.dtype
+) -> tuple[Float[Tensor, "rows 1 tokens half"], Float[Tensor, "rows 1 tokens half"]]:
+    """Cosines and sines for `rotate_by`, from the positions that `rotate` gets.
+
+    Args:
+        by: By how many positions each token moves.
+        rotary: The rotary embedding of the layer.
+        dtype: Of the result; the angles are computed in float64.
+
+    Returns:
+        The cosine and the sine of each pair of dimensions.
+
+    Raises:
+        CdkitError: If positions have several axes and `rotary.axes` is None.
+    """
+    frequencies = rotary.inverse_frequencies.to(device=by.device, dtype=torch.float64)
     if by.ndim == 2:
         by = by[..., None]
     elif rotary.axes is None:
@@ -59,13 +78,33 @@ def rotate(
     else:
         by = by[..., rotary.axes.to(by.device)]
     angle = (by.double() * frequencies)[:, None]
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    first, last = rotary.first, rotary.first + 2 * frequencies.shape[0]
-    turned, still = x[..., first:last], x[..., last:]
-    before = [x[..., :first]] if first else []
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate_by(
+    x: Float[Tensor, "rows heads tokens head_dim"],
+    cos: Float[Tensor, "rows 1 tokens half"],
+    sin: Float[Tensor, "rows 1 tokens half"],
+    rotary: Rotary,
+) -> Float[Tensor, "rows heads tokens head_dim"]:
+    """Rotate queries or keys by angles.
+
+    Args:
+        x: Queries or keys.
+        cos: The cosine of each pair of dimensions.
+        sin: The sine.
+        rotary: The rotary embedding of the layer.
+
+    Returns:
+        The moved queries or keys.
+    """
+    first, last = rotary.first, rotary.first + 2 * cos.shape[-1]
+    turned, before, still = x, list[Tensor](), list[Tensor]()
+    if first or last < x.shape[-1]:
+        turned, before, still = x[..., first:last], [x[..., :first]], [x[..., last:]]
     if rotary.interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]
         pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
-        return torch.cat((*before, pairs.flatten(-2), still), dim=-1)
+        return torch.cat((*before, pairs.flatten(-2), *still), dim=-1)
     a, b = turned.chunk(2, dim=-1)
-    return torch.cat((*before, a * cos - b * sin, b * cos + a * sin, still), dim=-1)
+    return torch.cat((*before, a * cos - b * sin, b * cos + a * sin, *still), dim=-1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -25,15 +26,31 @@ class AttentionHandles(NamedTuple):
     """One for each layer."""
 
 
-class Peaks(NamedTuple):
-    """The largest logit of each row at one step: it shows whether the row's logits are numbers."""
+@dataclass(frozen=True, eq=False)
+class StepLogits:
+    """All logits of one step, and whether they are numbers.
+
+    The maximum of a row is NaN where any of its logits is, infinite where one is, and -inf where
+    all are.
+    """
 
     branches: Sequence[str]
     """The names of the branches, "original" first."""
-    logits: Float[Tensor, "branches rows"]
-    """The largest raw logit of each row in each branch."""
-    valid: Bool[Tensor, " rows"]
-    """False where a branch's logits, or the combined ones, hold NaN or a forbidden infinity."""
+    raw: Float[Tensor, "branches rows vocab"]
+    combined: Float[Tensor, "rows vocab"]
+    is_original: bool
+    """Whether the combined logits are those of the original branch, and no other one ran."""
+
+    def of(self, rows: slice) -> "StepLogits":
+        """Those of some rows."""
+        raw, combined = self.raw[:, rows], self.combined[rows]
+        return StepLogits(self.branches, raw, combined, self.is_original)
+
+    def valid(self) -> Bool[Tensor, " rows"]:
+        """False where a branch's logits, or the combined ones, hold NaN or a forbidden infinity."""
+        return self.raw.amax(dim=-1).isfinite().all(dim=0) & (
+            self.combined.amax(dim=-1) < torch.inf
+        )
 
 
 @dataclass(eq=False)
@@ -54,8 +71,8 @@ class AttachedEngine(abc.ABC):
     """Whether an image encoder runs: one of videos may call that of images."""
     last_original: Float[Tensor, "rows vocab"] | None = None
     """The original branch's logits of the latest step."""
-    last_peaks: Peaks | None = None
-    """The largest logits of the latest step; None where its rows have been checked."""
+    last_logits: StepLogits | None = None
+    """The logits of the latest step; None where its rows have been checked."""
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
     """Attention weights of the latest call in the last layer, where the method has a loop."""
     lock: Any = field(default_factory=threading.RLock)
@@ -76,4 +93,4 @@ class AttachedEngine(abc.ABC):
     def end_call(self) -> None:
         """Clear what belongs to one call of `generate`."""
         self.session, self.last_original = None, None
-        self.last_peaks, self.last_weights = None, None
+        self.last_logits, self.last_weights = None, None

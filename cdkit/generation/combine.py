@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.functional.logits import scale_difference
-from cdkit.generation.attached_engine import AttachedEngine, Peaks
+from cdkit.generation.attached_engine import AttachedEngine, StepLogits
 from cdkit.generation.trace import Step
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import Signals
@@ -68,10 +68,10 @@ def combine_call(
         step: What is traced of the call.
     """
     attached = engine.attached
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    blocks = wide.chunk(len(branches))
-    shape, rows = blocks[0].shape, blocks[0].shape[0]
-    original, *distorted = (block.flatten(0, 1) for block in blocks)
+    wide = logits if logits.dtype.itemsize >= 4 else logits.float()
+    rows, columns, vocab = wide.shape[0] // len(branches), *wide.shape[1:]
+    raw = wide.reshape(len(branches), -1, vocab)
+    original, *distorted = raw.unbind(0)
     others = dict(zip(branches[1:], distorted, strict=True))
     if noted.readouts:
         adapter, readout = attached.adapter, attached.method.readout
@@ -81,14 +81,12 @@ def combine_call(
     made = combine(attached.method, original, others, noted, step=state.step, states=state.states)
     state.step, state.states = state.step + 1, made.states
     engine.last_original, engine.last_weights = original, noted.last_weights
-    # a maximum is NaN where any logit is, infinite where one is, and -inf where all are
-    peaks = wide.amax(dim=-1).view(len(branches), -1)
-    valid = peaks.isfinite().all(dim=0) & (made.logits.amax(dim=-1) < torch.inf)
-    engine.last_peaks = Peaks(branches, peaks, valid)
+    is_original = made.logits is original and not distorted
+    engine.last_logits = StepLogits(branches, raw, made.logits, is_original)
     if engine.trace.wanted:
         each = {ORIGINAL: original, **others}
         engine.trace.keep(step, each, made.logits, made.alpha_scale)
-    return made.logits.view(shape)
+    return made.logits.view(rows, columns, vocab)
 
 
 def combine(

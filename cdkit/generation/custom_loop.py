@@ -169,9 +169,9 @@ def _check_stock(engine: AttachedEngine, config: Any) -> None:
 
 
 def _rows(engine: AttachedEngine, output: Any) -> Rows:
-    assert engine.last_peaks is not None
-    check_numbers(engine.attached.method, engine.last_peaks)
-    engine.last_peaks = None  # the rows that a loop chooses from are others
+    assert engine.last_logits is not None
+    check_numbers(engine.attached.method, engine.last_logits)
+    engine.last_logits = None  # the rows that a loop chooses from are others
     cache, weights, original = getattr(output, CACHE), engine.last_weights, engine.last_original
     assert isinstance(cache, MethodCache) and weights is not None and original is not None
     logits, seen = output.logits[:, -1], cache.original_columns(weights)

@@ -16,11 +16,18 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.execution.optimizations import Optimization
-from cdkit.execution.packed_prefill import Packing
+from cdkit.execution.packing import Packing, packed_steps
 from cdkit.execution.plan import GroupPlan, make_group, without_columns
 from cdkit.execution.shared_prefix import take_prefix
 from cdkit.generation.branch_prompts import features_of, uses_cache
 from cdkit.generation.engine import Engine
+from cdkit.generation.packed_decode import (
+    in_decoder_order,
+    layers_missing,
+    packed_prompt,
+    packed_step,
+    packs_text,
+)
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.methods.attached import AttachedMethod
@@ -65,8 +72,12 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(cache, BranchedCache) or cache.owner is not engine:
             raise CdkitError("the cache was made under another cdkit.attach; start anew")
         call.state = state = cache.state
-        embeds = _next_rows(engine, state, kwargs)
-        output = _run_groups(engine, forward, state, embeds, kwargs)
+        _extend(engine, state, kwargs)
+        if state.stays_packed(call.columns, gives_layers=gives_layers):
+            output = packed_step(engine, forward, state, state.advance(), kwargs)
+        else:
+            state.leave_packing()
+            output = _run_groups(engine, forward, state, _next_rows(engine, state, kwargs), kwargs)
     else:
         assert engine.session is not None
         _distort_features(engine, forward, kwargs)
@@ -118,19 +129,24 @@ def _keep_original(output: Any, state: BranchState, *, is_new: bool) -> None:
         setattr(output, name.removeprefix("output_"), tuple(kept))
 
 
-def _next_rows(
-    engine: Engine, state: BranchState, kwargs: dict[str, Any]
-) -> Float[Tensor, "rows tokens hidden"]:
-    """The new columns of a batch that has a cache: generated tokens, or more of the prompt."""
-    embeds: Tensor = kwargs["inputs_embeds"]
+def _extend(engine: Engine, state: BranchState, kwargs: Mapping[str, Any]) -> None:
+    """Note the new columns of a batch that has a cache."""
     mask: Any = kwargs.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         mask = None  # one that the model made itself says nothing about padding
-    new, start, plan = embeds.shape[1], state.seen[0], state.plan
     assert engine.call is not None
+    new = kwargs["inputs_embeds"].shape[1]
     state.extend(kwargs.get("position_ids"), mask, new, engine.call.ids)
+
+
+def _next_rows(
+    engine: Engine, state: BranchState, kwargs: Mapping[str, Any]
+) -> Float[Tensor, "rows tokens hidden"]:
+    """The new columns of a batch that has a cache: generated tokens, or more of the prompt."""
+    embeds: Tensor = kwargs["inputs_embeds"]
+    start, plan = state.seen[0], state.plan
     if start >= plan.layout.length:
-        return embeds.repeat(len(plan.branches), 1, 1)
+        return torch.cat([embeds] * len(plan.branches)) if len(plan.branches) > 1 else embeds
     assert engine.session is not None
     image_index = plan.layout.image_index[: plan.rows]
     blocks = [embeds]
@@ -193,12 +209,27 @@ def _run_prompt(
     assert session is not None and engine.call is not None
     kwargs[CACHE] = state.caches[0]
     if plan.packing is not None:
+        depth = engine.attached.depth
         state.seen[0] = plan.packing.shared
-        state.prefix = plan.packing.empty_prefix(engine.attached.cached_depth)
-        packed = plan.packing.pack(embeds)
-        output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
-        last = plan.packing.unpack(output.last_hidden_state)
-        output.last_hidden_state = last[:, -engine.call.columns :]
+        if plan.packs_steps:
+            state.packed = packed_steps(
+                plan.packing,
+                plan.layout.token_mask,
+                padded=plan.layout.padded,
+                cache=state.caches[0],
+                layers=depth,
+            )
+        output = None
+        if packs_text(plan):
+            output = packed_prompt(engine, forward, state, embeds, kwargs)
+        if output is None:
+            state.prefix = plan.packing.empty_prefix(engine.attached.cached_depth)
+            packed = plan.packing.pack(embeds)
+            output = _run_group(engine, forward, state, 0, packed, kwargs, plan.packing)
+            output.last_hidden_state = plan.packing.unpack(output.last_hidden_state)
+        if plan.packs_steps:
+            state.prefix = None  # its columns are in the packed rows
+        output.last_hidden_state = output.last_hidden_state[:, -engine.call.columns :]
         return output
     if not plan.shared:
         return _run_groups(engine, forward, state, embeds, kwargs)
@@ -252,14 +283,20 @@ def _run_groups(
     """Every group of branches on the same new columns; the output holds all their rows."""
     assert engine.call is not None
     outputs = [
-        _run_group(engine, forward, state, index, embeds[group.rows], kwargs, None)
+        _run_group(engine, forward, state, index, _some(embeds, group.rows), kwargs, None)
         for index, group in enumerate(state.plan.groups)
     ]
     output, last = outputs[0], [one.last_hidden_state for one in outputs]
     whole = last[0] if len(last) == 1 else torch.cat(last)
-    # no token is chosen from columns that only longer prompts of other branches have
-    output.last_hidden_state = whole[:, -engine.call.columns :]
+    if whole.shape[1] != engine.call.columns:
+        # no token is chosen from columns that only longer prompts of other branches have
+        whole = whole[:, -engine.call.columns :]
+    output.last_hidden_state = whole
     return output
+
+
+def _some(embeds: Tensor, rows: slice) -> Tensor:
+    return embeds if rows == slice(0, embeds.shape[0]) else embeds[rows]
 
 
 def _run_group(
@@ -312,19 +349,19 @@ def _call_decoder(
     gives_weights = engine.gives_weights and "output_attentions" in asked
     adapter, cache = attached.adapter, kwargs[CACHE]
     if packing is None:
-        positions = state.positions[group.rows, start:stop]
+        positions = state.positions_of(group.rows, start, stop)
     else:
-        positions = packing.pack(state.positions)
-    if positions.ndim > 2:
-        positions = positions.movedim(-1, 0)
+        positions = packing.pack(state.positions.joined())
+    positions = in_decoder_order(positions)
     chunk, offsets = state.next_columns(group, start, stop)
     whole = plan.materialize_all or prefix is not None or gives_weights
     first = 0 if whole else chunk.first_text
     rows = group.layout.rows // max(1, len(group.branches))
-    acts = any(layer.materialized for layer in group.layers) and first < chunk.length
+    moves = offsets.key is not None or offsets.query is not None
+    acts = first < chunk.length and (moves or any(layer.segments for layer in group.layers))
     # under padding, or where images see ahead, the masks that layers are given decide
     own_masks = prefix is not None or not (chunk.padded or attached.sees_ahead != "nowhere")
-    device, masks = chunk.token_mask.device, None
+    device, masks = chunk.layout.token_mask.device, None
     if group.layers and own_masks and (whole or acts):
         packed = None if packing is None else (rows, packing.shared)
         masks = call_masks(chunk, first, device, group.images, packed=packed)
@@ -395,9 +432,5 @@ def _call_decoder(
         if compiled is not None and step is not None:
             compiled.finish(context)
     if attached.hooked and record.layers_run != attached.depth:
-        raise CdkitError(
-            f"{attached.method.name} looks into the attention, but only {record.layers_run} of "
-            f"{attached.depth} layers of {type(attached.decoder).__name__} came through it; this "
-            "model does not use Hugging Face's attention interface"
-        )
+        raise layers_missing(attached, record)
     return output

@@ -19,6 +19,9 @@ from cdkit.generation.hooks import Hooks
 from cdkit.generation.prompts import Session
 from cdkit.interfaces.cache_names import CACHE
 
+WAITS_FOR_NOTHING = frozenset({"cpu"})
+"""Devices whose numbers the host has at once: there a guard need not put off its question."""
+
 
 def run_generate(
     engine: AttachedEngine,
@@ -51,8 +54,10 @@ def run_generate(
         engine.trace.steps.clear()
         if session.compile_config is not None:
             engine.compile_steps(session)
-        _guard(guards, engine, session, given)
+        made = _guard(guards, engine, session, given)
         output = generate(*args, **kwargs)
+        for guard in made:
+            guard.check()
     finally:
         guards.undo()
         engine.end_call()
@@ -62,29 +67,41 @@ def run_generate(
     return output
 
 
-def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[str, Any]) -> None:
-    """Wrap what `generate` makes for itself, for the time of one call."""
+def _guard(
+    guards: Hooks, engine: AttachedEngine, session: Session, given: dict[str, Any]
+) -> list[GuardedProcessors]:
+    """Wrap what `generate` makes for itself, for the time of one call; the guards will be here."""
     attached, method = engine.attached, engine.attached.method
     criteria: list[RecordingCriteria] = []
+    made: list[GuardedProcessors] = []
 
     def stopping(make: Callable[..., Any], **kwargs: Any) -> Any:
         # Hugging Face does not pass it to a custom loop
         kwargs["tokenizer"] = given.get("tokenizer")
         criteria[:] = [RecordingCriteria(make(**kwargs))]
+        criteria[0].guard = made[-1] if made else None
         return criteria[0]
 
     def guarded(processors: LogitsProcessorList, made_of: dict[str, Any]) -> GuardedProcessors:
         config, length = made_of["generation_config"], made_of["input_ids_seq_length"]
-        return GuardedProcessors(
+        constraint = method.constraint
+        own = GuardedProcessors(
             processors,
             method=method,
             original=lambda: engine.last_original,
-            peaks=lambda: engine.last_peaks,
+            logits=lambda: engine.last_logits,
             finished=lambda ids: _finished(ids[:, length:], config, criteria),
             prompt_length=length,
             beams=config.num_beams or 1,
             prompts=1 if method.loop is not None else session.ids.shape[0],
+            defers=session.ids.device.type not in WAITS_FOR_NOTHING
+            and method.loop is None
+            and (config.num_beams or 1) == 1
+            and given.get("streamer") is None  # which hands tokens out before the answer is there
+            and (constraint is None or constraint.on_empty == "raise"),
         )
+        made.append(own)
+        return own
 
     def processors(make: Callable[..., Any], **kwargs: Any) -> Any:
         if method.loop is None:
@@ -111,6 +128,7 @@ def _guard(guards: Hooks, engine: AttachedEngine, session: Session, given: dict[
         wrapped["_expand_inputs_for_generation"] = unexpanded
     for name, around in wrapped.items():
         guards.wrap(attached.lm_module, name, around)
+    return made
 
 
 def _finished(generated: Tensor, config: Any, criteria: Sequence[RecordingCriteria]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,29 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from cdkit.errors import PromptError
-from cdkit.generation.attached_engine import Peaks
+from cdkit.generation.attached_engine import StepLogits
 from cdkit.methods.method import Method, kind_of
 
 SPOILT = (
     "the logits processors make NaN of logits that are numbers; check the processors that generate "
     "was given"
 )
+
+
+@dataclass(eq=False)
+class DeferredCheck:
+    """The latest step of an answer whose guard asks after the last one."""
+
+    input_ids: Int[Tensor, "rows tokens"]
+    scores: Float[Tensor, "rows vocab"]
+    """Before the processors."""
+    left: Float[Tensor, "rows vocab"]
+    """What they leave."""
+    fine: Bool[Tensor, " rows"]
+    """False where nothing is left, or some logits are no numbers."""
+    kwargs: dict[str, Any]
+    finished: Bool[Tensor, " rows"] | None = None
+    """Rows that had ended before this step; None for none."""
 
 
 class GuardedProcessors(LogitsProcessorList):
@@ -32,16 +49,22 @@ class GuardedProcessors(LogitsProcessorList):
         *,
         method: Method,
         original: Callable[[], Float[Tensor, "rows vocab"] | None],
-        peaks: Callable[[], Peaks | None],
+        logits: Callable[[], StepLogits | None],
         finished: Callable[[Int[Tensor, "rows tokens"]], Bool[Tensor, " rows"]],
         prompt_length: int,
         beams: int,
         prompts: int,
+        defers: bool,
     ) -> None:
+        """`defers` says that the host does not ask the device at each step: `RecordingCriteria`
+        stops an answer in trouble on the device, and `check` asks once, after it."""
         super().__init__(processors)
-        self._method, self._original, self._peaks = method, original, peaks
+        self._method, self._original, self._logits = method, original, logits
         self._finished = finished
         self._prompt_length, self._beams, self._prompts = prompt_length, beams, prompts
+        self._defers = defers
+        self.deferred: DeferredCheck | None = None
+        """What `check` will look at."""
 
     def __call__(
         self,
@@ -51,18 +74,50 @@ class GuardedProcessors(LogitsProcessorList):
     ) -> Float[Tensor, "rows vocab"]:
         processed: Callable[..., Any] = super().__call__
         left: Tensor = processed(input_ids, scores, **kwargs)
-        # one reduction, and one wait for the device, tell of what is removed and what is no number
-        best, peaks = left.amax(dim=-1), self._peaks()
-        troubled = best.isneginf() | best.isnan()
-        if peaks is not None:
-            troubled = troubled | ~peaks.valid.to(left.device)
-        if not bool(troubled.any()):
+        best, logits = left.amax(dim=-1), self._logits()
+        if logits is not None and logits.is_original and not self:
+            logits = None  # the same numbers again
+        if self._defers:
+            fine = best > -torch.inf  # neither is NaN
+            if logits is not None:
+                fine = fine & logits.valid().to(left.device)
+            self.deferred = DeferredCheck(input_ids, scores, left, fine, kwargs)
+            # whatever draws a token from a row must have something to draw
+            return left.masked_fill(~fine[:, None], 0)
+        # one number tells whether any of these is infinite or NaN
+        sums = best
+        if logits is not None:
+            sums = sums + logits.raw.amax(dim=-1).sum(dim=0).to(left.device)
+            if self:
+                sums = sums + logits.combined.amax(dim=-1).to(left.device)
+        if math.isfinite(float(sums if sums.numel() == 1 else sums.sum())):
             return left
-        finished = self._finished(input_ids)
-        each = max(1, len(left) // self._prompts)
-        if peaks is not None:
-            counted = ~finished.to(peaks.valid.device)
-            check_numbers(self._method, peaks, counted, rows_per_prompt=each)
+        return self._examined(input_ids, scores, left, kwargs, self._finished(input_ids))
+
+    def check(self) -> None:
+        """Raise for a step that was in trouble, once the answer is there; waits for the device."""
+        last, self.deferred = self.deferred, None
+        if last is None or not bool((~last.fine).any()):
+            return
+        finished = last.finished
+        if finished is None:
+            finished = torch.zeros_like(last.fine)
+        self._examined(last.input_ids, last.scores, last.left, last.kwargs, finished)
+
+    def _examined(
+        self,
+        input_ids: Int[Tensor, "rows tokens"],
+        scores: Float[Tensor, "rows vocab"],
+        left: Float[Tensor, "rows vocab"],
+        kwargs: dict[str, Any],
+        finished: Bool[Tensor, " rows"],
+    ) -> Float[Tensor, "rows vocab"]:
+        """What may be chosen from, in a step of which some maximum is no number."""
+        processed: Callable[..., Any] = super().__call__
+        each, best, logits = max(1, len(left) // self._prompts), left.amax(dim=-1), self._logits()
+        if logits is not None:
+            counted = ~finished.to(logits.raw.device)
+            check_numbers(self._method, logits, counted, rows_per_prompt=each)
         spoilt = best.isnan() & ~finished
         step = input_ids.shape[1] - self._prompt_length
         if bool(spoilt.any()):
@@ -152,7 +207,7 @@ def prompt_error(
 
 def check_numbers(
     method: Method,
-    peaks: Peaks,
+    logits: StepLogits,
     counted: Bool[Tensor, " rows"] | None = None,
     *,
     rows_per_prompt: int = 1,
@@ -161,19 +216,21 @@ def check_numbers(
 
     Args:
         method: That is attached.
-        peaks: Of the step.
+        logits: Of the step.
         counted: The rows that matter; None for all.
         rows_per_prompt: How many rows, such as beams, belong to each prompt.
 
     Raises:
         PromptError: It names the branch, and the prompts whose rows they are.
     """
-    wrong = ~peaks.valid if counted is None else ~peaks.valid & counted
+    wrong = ~logits.valid() if counted is None else ~logits.valid() & counted
     if not bool(wrong.any()):
         return
 
     def reason(row: int) -> str:
-        for branch, peak in zip(peaks.branches, peaks.logits[:, row].tolist(), strict=True):
+        for branch, peak in zip(
+            logits.branches, logits.raw[:, row].amax(dim=-1).tolist(), strict=True
+        ):
             if not math.isfinite(peak):
                 what = "NaN" if math.isnan(peak) else "infinite"
                 return (
@@ -190,19 +247,29 @@ def check_numbers(
 
 
 class RecordingCriteria(StoppingCriteriaList):
-    """The user's stopping criteria, remembering which rows they have stopped."""
+    """The user's stopping criteria, remembering which rows they have stopped.
+
+    They also stop an answer as soon as a step was in trouble of which the guard has not told yet.
+    """
 
     def __init__(self, criteria: StoppingCriteriaList) -> None:
         super().__init__(criteria)
         self.stopped: Bool[Tensor, " rows"] | None = None
+        self.guard: GuardedProcessors | None = None
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         done: Tensor = super().__call__(input_ids, scores, **kwargs)
-        if self.stopped is not None and self.stopped.shape == done.shape:
-            self.stopped = self.stopped | done
+        before = self.stopped
+        if before is None or before.shape != done.shape:
+            before, self.stopped = None, done
         else:
-            self.stopped = done
-        return done
+            self.stopped = before | done
+        last = None if self.guard is None else self.guard.deferred
+        if last is None:
+            return done
+        last.finished = before
+        trouble = ~last.fine if before is None else ~(last.fine | before)
+        return done | trouble.any()
 
 
 def top_continuations(inner: Callable[..., Any], **kwargs: Any) -> Any:

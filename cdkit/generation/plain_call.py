@@ -7,7 +7,7 @@ from typing import Any
 from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
-from cdkit.generation.attached_engine import AttachedEngine, Peaks
+from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.compatibility import (
     check_arguments,
     check_attentions,
@@ -84,11 +84,8 @@ def check_last_column(engine: AttachedEngine, columns: int) -> None:
         engine: The method on this model, after the call.
         columns: Of how many columns there are logits.
     """
-    peaks, engine.last_peaks = engine.last_peaks, None
-    if peaks is None:
+    logits, engine.last_logits = engine.last_logits, None
+    if logits is None:
         return  # a chunk of a prompt
     last = slice(columns - 1, None, columns)
-    check_numbers(
-        engine.attached.method,
-        Peaks(peaks.branches, peaks.logits[:, last], peaks.valid[last]),
-    )
+    check_numbers(engine.attached.method, logits.of(last))

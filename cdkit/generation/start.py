@@ -10,7 +10,7 @@ from torch import Tensor
 from cdkit.attention.context import LayerWork
 from cdkit.branches.inputs import stack
 from cdkit.branches.layout import make_layout
-from cdkit.branches.state import BranchState
+from cdkit.branches.state import BranchState, GrowingMask, GrowingPositions
 from cdkit.execution.optimizations import Optimization
 from cdkit.execution.plan import plan_prompt, shared_columns
 from cdkit.execution.static_cache import empty_like
@@ -109,8 +109,8 @@ def start(
     ]
     state = BranchState(
         plan,
-        stacked.positions,
-        stacked.token_mask,
+        GrowingPositions(stacked.positions, len(rows.blocks)),
+        GrowingMask(stacked.token_mask, len(rows.blocks)),
         caches=caches,
         seen=[0] * len(plan.groups),
         ids=stacked.ids if attached.adapter.reads_ids else None,

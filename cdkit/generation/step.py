@@ -60,7 +60,7 @@ def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -
                 reads_layers=bool(call.readouts),
             )
         else:  # some models hand out more columns than `generate` reads
-            logits = logits[:, -1:]
+            logits = logits if logits.shape[1] == 1 else logits[:, -1:]
         plan, record = state.plan, call.record
         if state.seen[0] < plan.layout.length:
             output.logits = logits[: plan.rows]  # a chunk of the prompt: no token is chosen

@@ -1,9 +1,10 @@
 """The cross-modal segment: text rows after an image, times the columns of the image before them."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import fields as dataclass_fields
+from typing import Any, Literal
 
 import torch
 from einops import repeat
@@ -61,6 +62,8 @@ class ImageColumns:
     """What `cached` keeps for the whole answer."""
     images: int | None = None
     """The largest number of images in a row; None where the host does not know it."""
+    complete: bool = False
+    """Whether every column of every row is known to hold an image token."""
 
     def cached(self, key: Hashable, compute: Callable[["ImageColumns"], Tensor]) -> Tensor:
         """Compute a tensor at the first step and keep it for the whole answer.
@@ -73,9 +76,10 @@ class ImageColumns:
         Returns:
             `compute(self)`, or what it returned at the first step.
         """
-        if key not in self.answer_cache:
-            self.answer_cache[key] = compute(self)
-        return self.answer_cache[key]
+        kept = self.answer_cache.get(key)
+        if kept is None:
+            kept = self.answer_cache[key] = compute(self)
+        return kept
 
     def shares(self) -> Float[Tensor, "rows image image"]:
         """Weights that average over an image: row i over the tokens of the image of token i.
@@ -100,6 +104,9 @@ class ImageColumns:
         """
         wide = torch.promote_types(self.values.dtype, torch.float32)
         images = int(self.image_index.max()) + 1 if self.images is None else self.images
+        if images == 1 and self.complete:
+            mean = self.values.mean(dim=2, keepdim=True, dtype=wide)
+            return mean if mean.dtype == self.values.dtype else mean.to(self.values.dtype)
         numbers = torch.arange(images, device=self.image_index.device)
         own = (self.image_index[:, None] == numbers[:, None]) & self.valid[:, None]
         count = own.sum(dim=-1).clamp(min=1)[:, None, :, None]
@@ -117,7 +124,7 @@ class ImageColumns:
 class CrossModalSegment:
     """One layer's cross-modal segment for some rows of the batch: text rows times image columns.
 
-    A strategy returns `dataclasses.replace(segment, ...)`: new `logits` or `text_logits`,
+    A strategy returns `segment.changed(...)`: new `logits` or `text_logits`,
     `replaced` cells with their `replacement` values, or `pruned` image tokens. Nothing else may
     differ, and nothing but `layer_state` is written to.
     """
@@ -159,9 +166,32 @@ class CrossModalSegment:
     """Whether every entry of `cells` is known to be True, so that a step need not read the mask."""
     generated: bool = False
     """Whether every row is known to be a generated one."""
+    all_prompt: bool = False
+    """Whether every row is known to be one of the prompt."""
     sinks: Float[Tensor, " heads"] | None = None
     """The logit of each head's attention sink, which takes its share of the weights and has no
     value; None for most models."""
+
+    def changed(self, **fields: Any) -> "CrossModalSegment":
+        """A copy with other values of some fields.
+
+        Like `dataclasses.replace`, which works as well; but fields that are computed only when
+        someone reads them stay so.
+
+        Args:
+            **fields: New values by the fields' names.
+
+        Returns:
+            The changed copy.
+
+        Raises:
+            TypeError: If a segment has no such field.
+        """
+        check_fields(fields)
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.__dict__.update(fields)
+        return made
 
     def above_mean(self, scope: Scope) -> Bool[Tensor, "rows heads text image"]:
         """Find the cells above the mean of their group: `1[A > mean(A)]`.
@@ -178,6 +208,8 @@ class CrossModalSegment:
         over = (-1,) if scope == "head" else (1, -1)
         if self.full and (self.generated or scope == "row"):
             return self.logits > self.logits.mean(over, keepdim=True)
+        if self.full and self.all_prompt:
+            return self.logits > self.logits.mean((*over, 2), keepdim=True)
         cells = self.cells[:, None]
         total = self.logits.masked_fill(~cells, 0).sum(over, keepdim=True)
         count = cells.sum(-1, keepdim=True).to(total.dtype)
@@ -212,6 +244,23 @@ class CrossModalSegment:
             `logits` with -inf in these cells.
         """
         return self.logits.masked_fill(mask, -math.inf)
+
+
+_FIELDS = frozenset(field.name for field in dataclass_fields(CrossModalSegment))
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Raise TypeError for a name that is no field of a segment."""
+    if not fields.keys() <= _FIELDS:
+        unknown = ", ".join(sorted(fields.keys() - _FIELDS))
+        raise TypeError(f"a CrossModalSegment has no field {unknown}")
+
+
+def changes_field(before: CrossModalSegment, after: CrossModalSegment, name: str) -> bool:
+    """Whether a field of a changed copy is another tensor; computes nothing for it."""
+    if name not in after.__dict__ and name not in before.__dict__:
+        return False
+    return getattr(after, name) is not getattr(before, name)
 
 
 readable_as(ImageColumns, streams="rng_keys", memory="answer_cache", once="cached")

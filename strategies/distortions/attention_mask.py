@@ -1,6 +1,6 @@
 """CMAC's ablation of the distortion: chosen cells of the cross-modal attention are cut."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from cdkit import DISTORTIONS, AttentionDistortion, CellSelector, CrossModalSegment, Modified
@@ -30,4 +30,4 @@ class AttentionMask(AttentionDistortion):
         return self.selector.needs_whole_prompt
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
-        return replace(segment, logits=segment.without(self.selector.select(segment)))
+        return segment.changed(logits=segment.without(self.selector.select(segment)))

@@ -1,6 +1,6 @@
 """SID: the distorted branch keeps only the least attended image tokens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -88,8 +88,7 @@ class TokenPruning(AttentionDistortion):
         kept = segment.layer_state[self].to(segment.cells.device)
         pruned = rearrange(segment.cells & ~kept, "rows text image -> rows 1 text image")
         last = rearrange(segment.predicts_next & segment.prompt, "rows text -> rows text 1")
-        return replace(
-            segment,
+        return segment.changed(
             logits=segment.without(pruned.expand_as(segment.logits)),
             pruned=(last & ~kept).any(dim=1) & segment.image.valid,
         )

@@ -1,6 +1,6 @@
 """Inter-Modality Decoding (IMD), the distortion of CMAC: chosen cells see the mean value."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
@@ -51,8 +51,7 @@ class ValueMeanMask(AttentionDistortion):
         return self.selector.needs_whole_prompt
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
-        return replace(
-            segment,
+        return segment.changed(
             replaced=self.selector.select(segment),
             replacement=segment.image.cached(self, self._mean),
         )

@@ -1,6 +1,6 @@
 """CMAC's ablation of the distortion: the values behind chosen cells are noised."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -57,8 +57,7 @@ class ValueNoise(AttentionDistortion):
         return self.selector.needs_whole_prompt
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
-        return replace(
-            segment,
+        return segment.changed(
             replaced=self.selector.select(segment),
             replacement=segment.image.cached(self, self._noised),
         )

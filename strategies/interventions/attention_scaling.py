@@ -1,6 +1,6 @@
 """VAF: text rows attend more to the image, and less to the text before it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -59,8 +59,7 @@ class AttentionScaling(Intervention):
         rows = rearrange(segment.cells.any(dim=-1), "rows text -> rows 1 text 1")
         before = rearrange(segment.before_image, "rows columns -> rows 1 1 columns")
         text = segment.text_logits
-        return replace(
-            segment,
+        return segment.changed(
             logits=self.enhance * segment.logits,  # -inf off the cells stays as it is
             text_logits=torch.where(rows & before, self.suppress * text, text),
         )

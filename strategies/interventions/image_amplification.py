@@ -1,6 +1,6 @@
 """PAI's attention part: the row that predicts the next token attends more to the image."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -60,4 +60,4 @@ class ImageAmplification(Intervention):
         logits = segment.logits
         raised = logits + self.strength * logits.abs()
         chosen = rearrange(rows, "rows text -> rows 1 text 1") & logits.isfinite()
-        return replace(segment, logits=torch.where(chosen, raised, logits))
+        return segment.changed(logits=torch.where(chosen, raised, logits))

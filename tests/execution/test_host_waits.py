@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import cdkit
+from cdkit.generation import generate
 from cdkit.strategies.combiners.contrast import Contrast
 
 READS = {"_local_scalar_dense", "equal", "allclose", "nonzero", "masked_select", "bincount"}
@@ -215,6 +216,24 @@ def test_a_step_waits_for_the_guard_alone(
     with cdkit.attach(model, cdkit.load(name), processor=processor):
         steps = steps_of(model, inputs, **MODES[mode])
     check_guard_alone(steps, plain[mode])
+
+
+@pytest.mark.parametrize(("name", "mode"), RUNS)
+def test_a_guard_that_puts_off_its_question_waits_for_nothing(
+    name: str,
+    mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Any,
+    processor: Any,
+    inputs: Any,
+    plain: dict[str, int],
+) -> None:
+    """As on a GPU, where it asks once, after the answer."""
+    monkeypatch.setattr(generate, "WAITS_FOR_NOTHING", frozenset())
+    with cdkit.attach(model, cdkit.load(name), processor=processor):
+        steps = steps_of(model, inputs, **MODES[mode])
+    assert all(in_cdkit(step) == Counter() for step in steps)
+    assert every(steps) <= plain[mode]
 
 
 @pytest.mark.parametrize("once", [False, True])

@@ -11,11 +11,21 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import cdkit
+from cdkit.generation import generate
 from cdkit.methods.method import Method
 from generation.presets import ALL
 
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["asks", "defers"])
+def defers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the guard asks after the answer, as on a GPU, or at each step, as on a CPU."""
+    if request.param:
+        monkeypatch.setattr(generate, "WAITS_FOR_NOTHING", frozenset())
+
+
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "sample": {"do_sample": True},

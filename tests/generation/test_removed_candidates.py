@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 import cdkit
+from cdkit.generation import generate
 
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 MODES: dict[str, dict[str, Any]] = {
@@ -19,6 +20,13 @@ MODES: dict[str, dict[str, Any]] = {
 }
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["asks", "defers"])
+def defers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the guard asks after the answer, as on a GPU, or at each step, as on a CPU."""
+    if request.param:
+        monkeypatch.setattr(generate, "WAITS_FOR_NOTHING", frozenset())
 
 
 @pytest.fixture(params=MODES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit import observe_layers
-from cdkit.execution.packed_prefill import Packing
+from cdkit.execution.packing import Packing
 from cdkit.interfaces.model_adapter import adapter_for, attentions_of
 from cdkit.probing.promises import tolerance
 
