@@ -9,6 +9,7 @@ from torch import Tensor
 from cdkit import (
     DISTORTIONS,
     AttentionDistortion,
+    CellChange,
     CellSelector,
     CrossModalSegment,
     ImageColumns,
@@ -54,8 +55,14 @@ class ValueMeanMask(AttentionDistortion):
         return replace(
             segment,
             replaced=self.selector.select(segment),
-            replacement=segment.image.cached(self, self._mean),
+            replacement=self._replacement(segment.image),
         )
+
+    def cell_change(self) -> CellChange:
+        return CellChange(self.selector, self._replacement)
+
+    def _replacement(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads #image value_dim"]:
+        return image.cached(self, self._mean)
 
     def _mean(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads image head_dim"]:
         mean = image.mean_values()
