@@ -35,7 +35,7 @@ from cdkit.evals.runner.journal import (
     JournalWriter,
     file_name,
 )
-from cdkit.evals.runner.loading import BatchDataset, PreparedBatch, prompt_lengths
+from cdkit.evals.runner.loading import BatchDataset, BatchLoader, PreparedBatch, prompt_lengths
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
 from cdkit.evals.runner.refusals import refusals
@@ -157,7 +157,7 @@ class AnsweringModule(pl.LightningModule):
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def predict_dataloader(self) -> DataLoader[PreparedBatch]:
-        return DataLoader(
+        return BatchLoader(
             BatchDataset(self._share, self._engine),
             batch_size=None,
             num_workers=self.job.resources.workers,

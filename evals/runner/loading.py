@@ -1,19 +1,29 @@
 """Preparing batches for the model; a sample that cannot be prepared has a reason."""
 
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from time import monotonic, sleep
 from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.batches import BatchPlan
 from cdkit.evals.runner.pictures import picture_size
 from cdkit.evals.runner.questions import Question
+from cdkit.evals.runner.stopping import ended_by, lost
 from cdkit.processors import positions
+
+PATIENCE = 2.0
+"""Seconds until the system has told of a process whose connection is broken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +49,49 @@ class BatchDataset(Dataset[PreparedBatch]):
 
     def __getitem__(self, index: int) -> PreparedBatch:
         return prepare_batch(self._work[index], self._engine, self._most)
+
+
+class BatchLoader(DataLoader[PreparedBatch]):
+    """The batches in order, made ready in this process or by workers in advance.
+
+    Raises:
+        CdkitError: A worker is gone. It may be lost in the middle of anything, so what is seen of
+            it is torch's word, a broken connection or half of what it sent.
+    """
+
+    def __iter__(self) -> Any:  # torch's own class of iterators is private
+        others = {*multiprocessing.active_children()}
+        before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        batches = super().__iter__()
+        main = threading.current_thread() is threading.main_thread()
+        if self.num_workers and main and before is not None:
+            # torch's handler raises in the middle of whatever runs when a worker ends, where the
+            # error may be taken for another; the next batch tells of it as well
+            signal.signal(signal.SIGCHLD, before)
+        return _watched(batches, {*multiprocessing.active_children()} - others)
+
+
+def _watched(
+    batches: Iterator[PreparedBatch], workers: Collection[BaseProcess]
+) -> Iterator[PreparedBatch]:
+    try:
+        yield from batches
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        code = _end_of_one(workers)
+        if not code:
+            raise
+        what = f"a process that loads images (--workers) is gone: it {ended_by(code)}"
+        raise lost(what) from error
+
+
+def _end_of_one(workers: Collection[BaseProcess]) -> int | None:
+    """The exit code of a worker that has not ended well; None where there is none, or not soon."""
+    until = monotonic() + PATIENCE
+    code = None
+    while not code and workers and monotonic() < until:
+        code = next((each.exitcode for each in workers if each.exitcode), None)
+        sleep(0.01)
+    return code
 
 
 def prepare_batch(work: BatchPlan, engine: AnswerEngine, most: int | None) -> PreparedBatch:

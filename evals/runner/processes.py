@@ -23,7 +23,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.lightning_module import AnsweringModule, RunJob
 from cdkit.evals.runner.resources import Resources
-from cdkit.evals.runner.stopping import Stopped, lost, stopping_signal
+from cdkit.evals.runner.stopping import Stopped, ended_by, lost, stopping_signal
 from cdkit.pretrained import device_of
 from cdkit.registry import UnknownNameError
 
@@ -139,16 +139,11 @@ def _end(processes: Collection[BaseProcess]) -> None:
 
 
 def _end_of(error: ProcessExitedException) -> str:
-    name = error.signal_name
-    how = f"was ended by {name}" if name else f"ended with exit code {error.exit_code}"
-    why = " (often the system's answer where memory runs out)" if name == "SIGKILL" else ""
-    return f"process {error.error_index} of the run {how}{why}"
+    return f"process {error.error_index} of the run {ended_by(error.exit_code)}"
 
 
 def _lost_process(message: str) -> str | None:
     """What an error says of another process that is gone; None for any other error."""
-    if "DataLoader worker" in message:
-        return f"a process that loads images (--workers) is gone: {' '.join(message.split())}"
     if re.search(r"gloo|nccl|connection (closed|reset|refused)|TCPStore", message, re.IGNORECASE):
         return "another process of the run is gone, or cannot be reached"
     return None
@@ -163,9 +158,7 @@ def _known(error: ProcessRaisedException, job: RunJob) -> CdkitError | None:
             return CdkitError(message)
         if kind.endswith("OutOfMemoryError"):
             return CdkitError(_no_memory(job))
-    # a worker is lost in the middle of anything, and other errors may come of it
-    ends = [lines[-1], *(line for line in lines if line.startswith("RuntimeError: DataLoader"))]
-    what = next((what for line in ends if (what := _lost_process(line))), None)
+    what = _lost_process(lines[-1])
     return lost(what) if what else None
 
 

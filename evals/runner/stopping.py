@@ -111,3 +111,17 @@ def lost(what: str) -> CdkitError:
     return CdkitError(
         f"{what}, so the others were ended too; what was answered is kept: go on with --resume"
     )
+
+
+def ended_by(exit_code: int) -> str:
+    """How a process has ended, in words.
+
+    Args:
+        exit_code: As `multiprocessing` has it: a signal's number is negative.
+    """
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    names = {each.value: each.name for each in signal.Signals}
+    name = names.get(-exit_code, f"signal {-exit_code}")
+    why = " (often the system's answer where memory runs out)" if name == "SIGKILL" else ""
+    return f"was ended by {name}{why}"

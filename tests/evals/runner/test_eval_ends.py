@@ -130,7 +130,7 @@ def test_a_signal_ends_every_process(
     ranks = answering(process, tmp_path / "run", devices)
     assert process.pid is not None
     os.kill(process.pid if at == "main" else ranks[-1], number)
-    process.join(30)
+    process.join(90)
     assert process.exitcode == status and gone(ranks)
     if status == TOLD:
         told = (tmp_path / "run.txt").read_text("utf-8")
@@ -147,7 +147,7 @@ def test_a_lost_worker_is_one_error(parts: list[Part], tmp_path: Path, devices: 
     started = answering(process, tmp_path / "run", devices)
     workers = started if devices == 1 else [each for rank in started for each in children(rank)]
     os.kill(workers[-1], signal.SIGKILL)
-    process.join(30)
+    process.join(90)
     assert process.exitcode == TOLD and gone([*started, *workers])
     told = (tmp_path / "run.txt").read_text("utf-8")
     # of two ranks, the one that knows why may be ended before it has said so
