@@ -1,5 +1,6 @@
 """Generated rows through a fused kernel: what it needs to know of a method, found out once."""
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,11 @@ from cdkit.attention.columns import Columns
 from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
+from cdkit.errors import CdkitWarning
 from cdkit.interfaces.cell_change import CellChange
 from cdkit.interfaces.segment import ImageColumns
-from cdkit.kernels.choice import programs
-from cdkit.kernels.generated_rows import (
+from cdkit.row_kernels.choice import programs
+from cdkit.row_kernels.generated_rows import (
     CUTS,
     LARGEST_HEAD,
     NOTHING,
@@ -36,7 +38,7 @@ class FusedRows:
     """The generated rows of one group of branches: made with the plan of a prompt."""
 
     kernels: Any
-    """The module `cdkit.kernels.triton_rows`."""
+    """The module `cdkit.row_kernels.triton_rows`."""
     branches: tuple[str, ...]
     images: Images
     image_place: Int[Tensor, "rows prompt"]
@@ -86,26 +88,40 @@ class FusedRows:
         Returns:
             The output; None where the operators must compute it.
         """
-        if layer not in self.rules:
+        is_first = layer not in self.rules
+        if is_first:
             self.rules[layer] = self._rules(
                 layer, depth, changes, query, keys, values, form, answer_cache
             )
         rules = self.rules[layer]
         if rules is None:
             return None
-        return attend_rows(
-            rules,
-            query,
-            keys.prefix,
-            values.prefix,
-            keys.suffix,
-            values.suffix,
-            rows_per_sample=keys.rows_per_sample,
-            image_place=self.image_place,
-            token_mask=token_mask,
-            scaling=form.scaling,
-            sinks=form.sinks,
-        )
+        try:
+            return attend_rows(
+                rules,
+                query,
+                keys.prefix,
+                values.prefix,
+                keys.suffix,
+                values.suffix,
+                rows_per_sample=keys.rows_per_sample,
+                image_place=self.image_place,
+                token_mask=token_mask,
+                scaling=form.scaling,
+                sinks=form.sinks,
+            )
+        except Exception as error:
+            if not is_first:
+                raise
+            # Triton compiles at the first launch, and needs a C compiler and a driver that fit it
+            self.rules[layer] = None
+            warnings.warn(
+                f"the kernel for generated tokens does not run here ({error}); slower operators "
+                "run instead. To run it not at all, leave 'row_kernel' out of optimize",
+                CdkitWarning,
+                stacklevel=2,
+            )
+            return None
 
     def _rules(
         self,

@@ -16,9 +16,9 @@ from cdkit.execution.plan import plan_prompt, sees_chunks, shared_columns
 from cdkit.execution.static_cache import empty_like
 from cdkit.generation.branch_prompts import branch_rows, deepstack_of, first_columns
 from cdkit.generation.prompts import Session
-from cdkit.kernels.choice import find_kernels
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.row_kernels.choice import find_kernels
 
 
 def start(

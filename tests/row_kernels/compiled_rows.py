@@ -13,9 +13,9 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from cdkit.kernels.generated_rows import CUTS, REPLACES, RowRules, attend_rows
+from cdkit.row_kernels.generated_rows import CUTS, REPLACES, RowRules, attend_rows
 
-KERNELS: Any = importlib.import_module("cdkit.kernels.triton_rows")
+KERNELS: Any = importlib.import_module("cdkit.row_kernels.triton_rows")
 SHARED = 99 << 10
 """Bytes of shared memory that a program has on GPUs of compute capability 8.6 and 8.9, the least of
 those from 8.0 on."""
@@ -50,6 +50,9 @@ class Recorder:
                 signature[name], constants[name] = "constexpr", value
                 continue
             aligned = True
+            if type(value) is int and value == 1 and not parameter.do_not_specialize:
+                signature[name], constants[name] = "constexpr", 1
+                continue
             if isinstance(value, torch.Tensor):
                 signature[name] = "*" + KINDS[value.dtype]
             else:

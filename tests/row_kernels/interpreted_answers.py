@@ -24,7 +24,7 @@ from parity.tiny import LAYERS, Sample, sample, tiny
 import cdkit
 from cdkit.attention import fused_rows
 from cdkit.execution.optimizations import ALL
-from cdkit.kernels import choice
+from cdkit.row_kernels import choice
 
 assert os.environ["TRITON_INTERPRET"] == "1"
 MIXED = (

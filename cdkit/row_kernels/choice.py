@@ -22,8 +22,8 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Any:
         dtype: The dtype of queries, keys and values.
 
     Returns:
-        The module `cdkit.kernels.triton_rows`; None where the device is no NVIDIA GPU, the dtype is
-        none of theirs, or Triton is not installed. Then nothing of Triton is imported.
+        The module `cdkit.row_kernels.triton_rows`; None where the device is no NVIDIA GPU, the
+        dtype is none of theirs, or Triton is not installed. Then nothing of Triton is imported.
     """
     if device.type not in DEVICES or dtype not in DTYPES:
         return None
@@ -33,7 +33,7 @@ def find_kernels(device: torch.device, dtype: torch.dtype) -> Any:
         return None
     if importlib.util.find_spec("triton") is None:
         return None
-    return importlib.import_module("cdkit.kernels.triton_rows")
+    return importlib.import_module("cdkit.row_kernels.triton_rows")
 
 
 def programs(device: torch.device) -> int:

@@ -33,7 +33,7 @@ class RowRules(NamedTuple):
     """
 
     kernels: Any
-    """The module `cdkit.kernels.triton_rows`."""
+    """The module `cdkit.row_kernels.triton_rows`."""
     splits: int
     """Into how many parts the columns of a row are cut."""
     table: Int[Tensor, "branches 4"]

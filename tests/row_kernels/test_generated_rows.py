@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdkit.kernels import choice
-from cdkit.kernels.choice import find_kernels
-from cdkit.kernels.generated_rows import splits_for
+from cdkit.row_kernels import choice
+from cdkit.row_kernels.choice import find_kernels
+from cdkit.row_kernels.generated_rows import splits_for
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(
@@ -44,11 +44,11 @@ def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
 def test_nothing_of_triton_is_imported_without_cuda() -> None:
     code = (
         "import sys, torch\n"
-        "from cdkit.kernels.choice import find_kernels\n"
+        "from cdkit.row_kernels.choice import find_kernels\n"
         "before = 'triton' in sys.modules\n"
         "assert find_kernels(torch.device('cpu'), torch.float32) is None\n"
         "import cdkit.attachment\n"
-        "assert 'cdkit.kernels.triton_rows' not in sys.modules\n"
+        "assert 'cdkit.row_kernels.triton_rows' not in sys.modules\n"
         "assert ('triton' in sys.modules) == before\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
