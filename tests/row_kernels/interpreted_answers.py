@@ -25,6 +25,7 @@ import cdkit
 from cdkit.attention import fused_rows
 from cdkit.execution.optimizations import ALL
 from cdkit.row_kernels import choice
+from cdkit.row_kernels.generated_rows import attend_rows
 
 assert os.environ["TRITON_INTERPRET"] == "1"
 MIXED = (
@@ -43,7 +44,7 @@ class Spy:
     """Counts the layers' calls of the kernels."""
 
     def __init__(self) -> None:
-        self.calls, self.inner = 0, fused_rows.attend_rows
+        self.calls, self.inner = 0, attend_rows
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.calls += 1
@@ -113,14 +114,17 @@ def test_samples() -> None:
 
 def test_several_branches_with_changes_of_their_own(spy: Spy) -> None:
     """Mean, cut, noise and nothing, beside pixels that are noised: nothing can be shared."""
-    parts: dict[str, Any] = {
-        "mean": cdkit.DISTORTIONS["value_mean_mask"](),
-        "cut": cdkit.DISTORTIONS["attention_mask"](selector=cdkit.SELECTORS["above_mean"]("head")),
-        "noise": cdkit.DISTORTIONS["value_noise"](),
-        "same": cdkit.DISTORTIONS["identical"](),
+    distortions: Any = cdkit.DISTORTIONS
+    above_mean: Any = cdkit.SELECTORS["above_mean"]
+    parts = {
+        "mean": distortions["value_mean_mask"](),
+        "cut": distortions["attention_mask"](selector=above_mean("head")),
+        "noise": distortions["value_noise"](),
+        "same": distortions["identical"](),
     }
     branches = tuple(cdkit.Branch(name, distortions=(part,)) for name, part in parts.items())
-    contrast = cdkit.COMBINERS["contrast"](alpha=0.5)
+    combiners: Any = cdkit.COMBINERS
+    contrast = combiners["contrast"](alpha=0.5)
     same(replace(cdkit.load("cmac"), combiner=contrast, branches=branches), MIXED[2:])
     assert spy.calls == LAYERS * (STEPS - 1)
     same(cdkit.load("cmac_vcd"), MIXED[:1])

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -176,8 +176,8 @@ class Says(Attention):
     replacement: Callable[[cdkit.ImageColumns], Tensor] | None = None
 
     def cell_change(self) -> cdkit.CellChange:
-        selector = cdkit.SELECTORS["above_mean"](scope="row")
-        return cdkit.CellChange(selector, self.replacement)
+        above_mean: Any = cdkit.SELECTORS["above_mean"]
+        return cdkit.CellChange(above_mean(scope="row"), self.replacement)
 
 
 def zeros(image: cdkit.ImageColumns) -> Tensor:
