@@ -140,7 +140,9 @@ def _tile(
         taken = tl.where(strong & (effect == 1), weights, 0.0)
         weights = weights - taken
         if one_replacement:
-            r = tl.load(replacement + e, mask=e < value_dim, other=0.0).to(wide)
+            # other branches have no slot: their pointer may lead anywhere
+            inside = (e < value_dim) & (effect == 1)
+            r = tl.load(replacement + e, mask=inside, other=0.0).to(wide)
             out += tl.sum(taken, axis=1)[:, None] * r[None, :]
         elif effect == 1:
             r = tl.load(
