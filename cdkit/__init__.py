@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cdkit.interfaces.benchmark import share as share
     from cdkit.interfaces.cache_names import CACHE as CACHE
     from cdkit.interfaces.cache_names import OLD_CACHE as OLD_CACHE
+    from cdkit.interfaces.cell_change import CellChange as CellChange
     from cdkit.interfaces.combiner import COMBINERS as COMBINERS
     from cdkit.interfaces.combiner import LogitCombiner as LogitCombiner
     from cdkit.interfaces.combiner import State as State
@@ -130,6 +131,7 @@ _HOMES = {
         "CACHE",
         "OLD_CACHE",
     ),
+    "interfaces.cell_change": ("CellChange",),
     "interfaces.combiner": (
         "COMBINERS",
         "LogitCombiner",

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cdkit.attention.fused_rows import FusedRows, RowChanges
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.attention.masks import CallMasks, Chunk, call_masks
 from cdkit.execution.packing import Packing
@@ -36,6 +37,9 @@ class LayerWork:
     """Whether the original branch's attention to the image is recorded."""
     records_weights: bool
     """Whether its weights on all columns are recorded."""
+    row_changes: RowChanges | None = None
+    """What changes in generated rows, in the order of the branches; None where a kernel cannot do
+    it, or weights are recorded."""
 
 
 @dataclass(eq=False)
@@ -107,6 +111,8 @@ class DecoderContext:
     """None as long as a part of the prompt is missing."""
     layer_state: Mapping[str, dict[Hashable, Tensor]] = field(default_factory=dict)
     """Branch -> what its layers leave to those above them."""
+    fused: FusedRows | None = None
+    """How a kernel computes this call, which is one generated token; None where it does not."""
     variants: dict[Hashable, tuple[Any, "DecoderContext"]] = field(default_factory=dict)
     """The same call under a mask that layers are given, or on another device, made once each."""
 

@@ -117,6 +117,10 @@ class LayerAttention(BoundToModel):
             if context.stores_keys:
                 self._store(context, calibrated)
             return stock(), None
+        if context.fused is not None and query.device == context.device:
+            out = self._fused(context, work, query, calibrated, values, form)
+            if out is not None:
+                return out, None
         given = mask is not None and not context.causal
         if given or context.masks is None or query.device != context.device:
             context = context.for_layer(mask, query.device)
@@ -201,6 +205,31 @@ class LayerAttention(BoundToModel):
             prefix.keys[self.kept] = calibrated.prefix.contiguous()
             prefix.values[self.kept] = first_value.contiguous()
         return packing.join(out, made.out)
+
+    def _fused(
+        self,
+        context: DecoderContext,
+        work: LayerWork,
+        query: Tensor,
+        keys: Columns,
+        values: Columns,
+        form: SoftmaxForm,
+    ) -> Tensor | None:
+        """The generated row of every branch through one kernel, where it knows the layer."""
+        fused, chunk = context.fused, context.chunk
+        assert fused is not None and work.row_changes is not None
+        assert context.answer_cache is not None
+        return fused.attend(
+            work.index,
+            work.depth,
+            work.row_changes,
+            query,
+            keys,
+            values,
+            form=form,
+            token_mask=chunk.token_mask if chunk.padded else None,
+            answer_cache=context.answer_cache,
+        )
 
     def _columns(
         self, context: DecoderContext, key: Tensor, value: Tensor

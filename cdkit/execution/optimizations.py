@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from cdkit.errors import CdkitError
 
 Optimization = Literal[
-    "skip_identity", "one_forward", "shared_prefix", "fast_kernels", "shared_cache"
+    "skip_identity", "one_forward", "shared_prefix", "fast_kernels", "shared_cache", "row_kernel"
 ]
 
 WHAT: Mapping[Optimization, str] = {
@@ -15,6 +15,7 @@ WHAT: Mapping[Optimization, str] = {
     "shared_prefix": "what branches have in common at the start of the prompt is run once",
     "fast_kernels": "attention is materialised only for text rows that a method looks at",
     "shared_cache": "keys and values of the shared prefix are kept once for all branches",
+    "row_kernel": "on CUDA one kernel computes a generated token's changed attention",
 }
 """Optimisation -> what it saves."""
 ALL: frozenset[Optimization] = frozenset(get_args(Optimization))

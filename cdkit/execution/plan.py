@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from cdkit.attention.context import Change, LayerWork
+from cdkit.attention.fused_rows import FusedRows, RowChanges
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.branches.layout import Layout
 from cdkit.execution.optimizations import Optimization
 from cdkit.execution.packing import Packing, takes_packed
 from cdkit.functional.rope import Rotary
+from cdkit.interfaces.cell_change import CellChange
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.distortion import AttentionDistortion
 from cdkit.interfaces.intervention import Intervention
@@ -42,6 +44,8 @@ class GroupPlan:
     """Rows (of the group's) and image columns of each branch whose segment some layer builds."""
     layouts: Mapping[str, Layout]
     """The layouts of those branches."""
+    fused: FusedRows | None
+    """How a kernel computes generated rows; None where operators do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +118,9 @@ class PromptPlan:
         for group in self.groups:
             first = self.branches.index(group.branches[0]) * each if group.branches else 0
             own = slice(first, first + each * len(group.branches))
-            groups.append(make_group(group.branches, own, layout, rng_keys, group.layers))
+            kernels = None if group.fused is None else group.fused.kernels
+            made = make_group(group.branches, own, layout, rng_keys, group.layers, kernels)
+            groups.append(made)
         return replace(
             self,
             layout=layout,
@@ -154,10 +160,11 @@ def layer_works(
         ]
     works = []
     for layer in range(depth):
-        changes = {
-            name: tuple(c for part, c in parts if layer in layers_within(part.layers, depth))
+        inside = {
+            name: [one for one in parts if layer in layers_within(one[0].layers, depth)]
             for name, parts in acting.items()
         }
+        changes = {name: tuple(change for _, change in parts) for name, parts in inside.items()}
         last = attached.records_weights and layer == depth - 1
         recorded = {ORIGINAL} & set(branches) if records_image or last else set()
         segments = {name for name, own in changes.items() if own or traces} | recorded
@@ -170,9 +177,34 @@ def layer_works(
                 segments=frozenset(segments),
                 records_image=records_image,
                 records_weights=last,
+                row_changes=None if traces or recorded else _row_changes(branches, inside),
             )
         )
     return tuple(works)
+
+
+def _row_changes(
+    branches: Sequence[str],
+    acting: Mapping[str, Sequence[tuple[AttentionDistortion | Intervention, Change]]],
+) -> RowChanges | None:
+    """What a layer changes in generated rows, where each branch has one change of cells above a
+    mean, or none; None for all else."""
+    found: list[CellChange | None] = []
+    for name in branches:
+        parts = [
+            part
+            for part, _ in acting[name]
+            if not isinstance(part, AttentionDistortion) or part.modifies
+        ]
+        if not parts:
+            found.append(None)
+            continue
+        part = parts[0]
+        change = part.cell_change() if isinstance(part, AttentionDistortion) else None
+        if len(parts) > 1 or change is None or change.selector.mean_scope is None:
+            return None
+        found.append(change)
+    return tuple(found)
 
 
 def make_group(
@@ -181,8 +213,12 @@ def make_group(
     layout: Layout,
     rng_keys: Int[Tensor, " rows"] | None,
     layers: tuple[LayerWork, ...],
+    kernels: Any = None,
 ) -> GroupPlan:
-    """A group of neighbouring branches, whose rows are `rows` of those of `layout`."""
+    """A group of neighbouring branches, whose rows are `rows` of those of `layout`.
+
+    `kernels` are those that compute generated rows, where they know what all layers do.
+    """
     own = layout.select(rows)
     images, layouts = dict[str, tuple[slice, ImageColumnIndex]](), dict[str, Layout]()
     if layers and branches:
@@ -196,7 +232,15 @@ def make_group(
                 device = own.token_mask.device
                 layouts[name] = own.select(part)
                 images[name] = part, ImageColumnIndex.of(layouts[name], keys, device)
-    return GroupPlan(tuple(branches), rows, own, layers, images, layouts)
+    fused = None
+    if (
+        branches
+        and layers
+        and kernels is not None
+        and all(x.row_changes is not None for x in layers)
+    ):
+        fused = FusedRows.of(kernels, tuple(branches), own, images)
+    return GroupPlan(tuple(branches), rows, own, layers, images, layouts, fused)
 
 
 def shared_columns(
@@ -244,17 +288,20 @@ def shared_columns(
     return cut if saved >= MIN_SHARED_FRACTION * tokens else 0
 
 
+def sees_chunks(decoder: Any) -> bool:
+    """Whether some layers see only a chunk of the text, as in Llama 4, which no window says."""
+    return "chunked_attention" in (getattr(decoder.config, "layer_types", None) or ())
+
+
 def _keeps_prefix_once(attached: AttachedMethod, optimizations: frozenset[Optimization]) -> bool:
     """Whether cdkit computes every layer's attention, over the columns of the whole prompt."""
-    # some layers of Llama 4 see only a chunk of the text, which no window says
-    layer_types = getattr(attached.decoder.config, "layer_types", None) or ()
     return (
         attached.hooked
         and attached.caches_keys
         and "shared_cache" in optimizations
         and attached.sees_ahead == "nowhere"
         and attached.counts_padding_from is None
-        and "chunked_attention" not in layer_types
+        and not sees_chunks(attached.decoder)
     )
 
 
@@ -271,6 +318,7 @@ def plan_prompt(
     deepstack: tuple[Float[Tensor, "rows prompt hidden"], ...],
     token_values: Mapping[str, Shaped[Tensor, "rows prompt"]],
     may_pack: bool,
+    kernels: Any,
 ) -> PromptPlan:
     """What runs for these prompts.
 
@@ -286,6 +334,7 @@ def plan_prompt(
         deepstack: As `PromptPlan.deepstack`.
         token_values: As `PromptPlan.token_values`.
         may_pack: Whether the prompts come whole, one row a sample, and no caller counts columns.
+        kernels: The module of kernels for generated rows, where this device runs them.
     """
     names = tuple(name for group in works for name in group)
     constant = (
@@ -295,7 +344,7 @@ def plan_prompt(
     for branches, layers in works.items():
         first = names.index(branches[0]) * each
         rows = slice(first, first + each * len(branches))
-        groups.append(make_group(branches, rows, layout, rng_keys, layers))
+        groups.append(make_group(branches, rows, layout, rng_keys, layers, kernels))
     once = bool(shared) and _keeps_prefix_once(attached, optimizations)
     packing = None
     if (
@@ -327,6 +376,7 @@ def plan_prompt(
         and attached.cached_depth == attached.depth
         and attached.counts_padding_from is None
         and not attached.adapter.reads_ids
+        and all(group.fused is None for group in groups)
         and all(type(layer) is DynamicLayer for layer in cache.layers),
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
         calibrator=attached.method.calibrator,

@@ -362,7 +362,11 @@ def _call_decoder(
     # under padding, or where images see ahead, the masks that layers are given decide
     own_masks = prefix is not None or not (chunk.padded or attached.sees_ahead != "nowhere")
     device, masks = chunk.layout.token_mask.device, None
-    if group.layers and own_masks and (whole or acts):
+    fused = None
+    still = offsets.key is None and offsets.query is None
+    if chunk.generated and chunk.length == 1 and first == 0 and still and not gives_weights:
+        fused = group.fused
+    if group.layers and own_masks and (whole or acts) and fused is None:
         packed = None if packing is None else (rows, packing.shared)
         masks = call_masks(chunk, first, device, group.images, packed=packed)
     if prefix is None:
@@ -407,6 +411,7 @@ def _call_decoder(
         stores_prefix=stores and group is plan.groups[-1],
         answer_cache=state.answer_cache if stop >= plan.layout.length else None,
         layer_state={branch: {} for branch in group.branches},
+        fused=fused,
     )
     own = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
     if plan.deepstack:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.cell_change import CellChange
 from cdkit.interfaces.depth import EVERY_LAYER, Depth
 from cdkit.interfaces.part import Part
 from cdkit.interfaces.segment import CrossModalSegment
@@ -214,6 +215,17 @@ class AttentionDistortion(DistortionStrategy):
             or better), new `text_logits`, `replaced` cells and their `replacement` values, or
             `pruned` image tokens.
         """
+
+    def cell_change(self) -> CellChange | None:
+        """Say what `distort` does, where it does no more than to change the cells of a selector.
+
+        A kernel may then take the place of `distort` in generated rows. The contract suite compares
+        both.
+
+        Returns:
+            The change; None, the default, where it cannot be said so.
+        """
+        return None
 
 
 DISTORTIONS = Registry[DistortionStrategy](

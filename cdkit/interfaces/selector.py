@@ -6,7 +6,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cdkit.interfaces.part import Part
-from cdkit.interfaces.segment import CrossModalSegment
+from cdkit.interfaces.segment import CrossModalSegment, Scope
 from cdkit.registry import Registry
 
 
@@ -21,6 +21,15 @@ class CellSelector(Part, abc.ABC):
     @abc.abstractmethod
     def needs_whole_prompt(self) -> bool:
         """Whether the choice depends on the prompt's other rows; see `AttentionDistortion`."""
+
+    @property
+    def mean_scope(self) -> Scope | None:
+        """The scope of the mean, where it chooses exactly the cells above a mean.
+
+        `select(segment)` is then `segment.above_mean(mean_scope)`, and a kernel may take its place
+        in generated rows. None, the default, for all other selectors.
+        """
+        return None
 
     @abc.abstractmethod
     def select(self, segment: CrossModalSegment) -> Bool[Tensor, "rows heads text image"]:

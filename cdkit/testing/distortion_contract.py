@@ -18,7 +18,11 @@ from cdkit.interfaces.distortion import (
 )
 from cdkit.interfaces.intervention import Intervention
 from cdkit.probing.promises import name_of, require, require_same
-from cdkit.testing.segment_contract import check_mask_ignores_constants, check_segment
+from cdkit.testing.segment_contract import (
+    check_cell_change,
+    check_mask_ignores_constants,
+    check_segment,
+)
 from cdkit.testing.values import PASSED_RANDOMNESS, check_value, normal, pure, takes
 
 ANY_SIZE = (
@@ -70,6 +74,7 @@ def check_strategy(strategy: object) -> None:
                 keeps_prefix=strategy.keeps_prefix,
             )
             check_mask_ignores_constants(strategy)
+            check_cell_change(strategy)
         case Intervention():
             require(
                 isinstance(strategy.branches, tuple),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.cell_change import CellChange
 from cdkit.interfaces.depth import Depth, check_depth, layers_within
 from cdkit.interfaces.distortion import AttentionDistortion, Modified
 from cdkit.interfaces.segment import CrossModalSegment
@@ -352,6 +353,37 @@ def check_mask_ignores_constants(strategy: AttentionDistortion) -> None:
     )
 
 
+def check_cell_change(strategy: AttentionDistortion) -> None:
+    """Check that what `cell_change` says of generated rows is what `distort` does to them.
+
+    A kernel goes by the former, and the operators by the latter.
+    """
+    change = strategy.cell_change()
+    if change is None:
+        return
+    require(
+        isinstance(change, CellChange),
+        strategy,
+        "cell_change gives a CellChange, or None",
+        type(change),
+        todo="return cdkit.CellChange(self.selector, ...)",
+    )
+    promise = "cell_change says what distort does to generated rows"
+    todo = "return None from cell_change, or change the cells of its selector and nothing else"
+    for layer in layers_within(strategy.layers, DEPTH):
+        segment = example_segment(layer=layer)
+        prompt = int(segment.prompt.any(0).sum())
+        segment = cut(segment, text=slice(prompt, None))
+        mask = change.selector.select(segment)
+        if change.replacement is None:
+            said = dataclasses.replace(segment, logits=segment.without(mask))
+        else:
+            said = dataclasses.replace(
+                segment, replaced=mask, replacement=change.replacement(segment.image)
+            )
+        _same([strategy.distort(fresh(segment))], [said], strategy, promise, todo=todo)
+
+
 def check_selector(selector: Any) -> None:
     """The promises of a cell selector.
 
@@ -378,6 +410,14 @@ def check_selector(selector: Any) -> None:
         for segment in example_segments(*kinds):
             mask = pure(selector, selector.select, segment)
             _check_mask(selector, segment, mask)
+            if selector.mean_scope is not None:
+                require(
+                    mask.equal(segment.above_mean(selector.mean_scope)),
+                    selector,
+                    "with a mean_scope it chooses exactly the cells above that mean",
+                    selector.mean_scope,
+                    todo="leave mean_scope None, or return segment.above_mean(self.mean_scope)",
+                )
     for segment in example_segments():
         mask = selector.select(segment)
         for rows in (*torch.arange(mask.shape[0])[:, None], torch.tensor([2, 0, 1])):

@@ -3,7 +3,14 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from cdkit import DISTORTIONS, AttentionDistortion, CellSelector, CrossModalSegment, Modified
+from cdkit import (
+    DISTORTIONS,
+    AttentionDistortion,
+    CellChange,
+    CellSelector,
+    CrossModalSegment,
+    Modified,
+)
 from cdkit.strategies.papers.cmac import CMAC, strong_cells
 
 
@@ -31,3 +38,6 @@ class AttentionMask(AttentionDistortion):
 
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
         return segment.changed(logits=segment.without(self.selector.select(segment)))
+
+    def cell_change(self) -> CellChange:
+        return CellChange(self.selector)

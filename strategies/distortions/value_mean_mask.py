@@ -9,6 +9,7 @@ from torch import Tensor
 from cdkit import (
     DISTORTIONS,
     AttentionDistortion,
+    CellChange,
     CellSelector,
     CrossModalSegment,
     ImageColumns,
@@ -53,8 +54,14 @@ class ValueMeanMask(AttentionDistortion):
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
         return segment.changed(
             replaced=self.selector.select(segment),
-            replacement=segment.image.cached(self, self._mean),
+            replacement=self._replacement(segment.image),
         )
+
+    def cell_change(self) -> CellChange:
+        return CellChange(self.selector, self._replacement)
+
+    def _replacement(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads #image value_dim"]:
+        return image.cached(self, self._mean)
 
     def _mean(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads image head_dim"]:
         mean = image.mean_values()

@@ -12,6 +12,7 @@ from cdkit import (
     DISTORTIONS,
     AttentionDistortion,
     CdkitError,
+    CellChange,
     CellSelector,
     CrossModalSegment,
     ImageColumns,
@@ -59,8 +60,14 @@ class ValueNoise(AttentionDistortion):
     def distort(self, segment: CrossModalSegment) -> CrossModalSegment:
         return segment.changed(
             replaced=self.selector.select(segment),
-            replacement=segment.image.cached(self, self._noised),
+            replacement=self._replacement(segment.image),
         )
+
+    def cell_change(self) -> CellChange:
+        return CellChange(self.selector, self._replacement)
+
+    def _replacement(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads #image value_dim"]:
+        return image.cached(self, self._noised)
 
     def _noised(self, image: ImageColumns) -> Float[Tensor, "rows kv_heads image head_dim"]:
         heads, dims = image.values.shape[1], image.values.shape[3]

@@ -33,5 +33,9 @@ class AboveMean(CellSelector):
     def needs_whole_prompt(self) -> bool:
         return self.scope != "row"
 
+    @property
+    def mean_scope(self) -> Scope:
+        return self.scope
+
     def select(self, segment: CrossModalSegment) -> Bool[Tensor, "rows heads text image"]:
         return segment.above_mean(self.scope)

@@ -105,14 +105,29 @@ SELECTORS: list[tuple[Selector, str]] = [
 ]
 
 
+def test_a_scope_that_is_not_its_own() -> None:
+    with pytest.raises(AssertionError, match="it chooses exactly the cells above that mean"):
+        check_selector(Scoped(by_call, whole=True))
+
+
 @pytest.mark.parametrize(("part", "promise"), SELECTORS)
 def test_selectors(part: Selector, promise: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(promise)):
         check_selector(part)
 
 
+@dataclass(frozen=True)
+class Scoped(Selector):
+    """Says that its cells are those above the mean of a row."""
+
+    @property
+    def mean_scope(self) -> cdkit.Scope:
+        return "row"
+
+
 def test_sound_selectors() -> None:
     check_selector(Selector(by_row))
+    check_selector(Scoped(by_row))
     check_selector(Selector(by_call, whole=True))
 
 

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -169,6 +169,21 @@ class TextToo(Attention):
     modifies = frozenset({"text_logits"})
 
 
+@dataclass(frozen=True)
+class Says(Attention):
+    """Says of what it does that cells above a mean are cut, or have another value."""
+
+    replacement: Callable[[cdkit.ImageColumns], Tensor] | None = None
+
+    def cell_change(self) -> cdkit.CellChange:
+        above_mean: Any = cdkit.SELECTORS["above_mean"]
+        return cdkit.CellChange(above_mean(scope="row"), self.replacement)
+
+
+def zeros(image: cdkit.ImageColumns) -> Tensor:
+    return torch.zeros_like(image.values)
+
+
 ATTENTION: list[tuple[cdkit.AttentionDistortion, str]] = [
     (Attention(writes), "nothing is written into what it is passed"),
     (Attention(draws), "no random number comes from torch's global"),
@@ -191,6 +206,9 @@ ATTENTION: list[tuple[cdkit.AttentionDistortion, str]] = [
     (Carries(over_rows=True), "rows of the batch are independent"),
     (Somewhere(keeps, layers=(0.5, 0.2)), "layers are two shares of the depth"),
     (OnlyLogits(averages), "without 'values' in modifies no cell is replaced"),
+    (Says(averages), "cell_change says what distort does to generated rows"),
+    (Says(keeps, replacement=cdkit.ImageColumns.mean_values), "cell_change says what distort does"),
+    (Says(averages, replacement=zeros), "cell_change says what distort does to generated rows"),
 ]
 
 
@@ -206,6 +224,7 @@ def test_the_frame_itself_is_sound(part: cdkit.AttentionDistortion) -> None:
     check_strategy(Attention(over_the_call, True))
     check_strategy(TextToo(louder_on_text))
     check_strategy(Pruning(hides))
+    check_strategy(Says(averages, replacement=cdkit.ImageColumns.mean_values))
     check_strategy(Somewhere(averages, layers=(0.5, 0.75)))
 
 

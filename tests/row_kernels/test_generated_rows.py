@@ -1,0 +1,71 @@
+"""The kernels for generated rows: computed by Triton's interpreter, and compiled for GPUs.
+
+Each of the files it names runs in a process of its own: Triton decides when it is imported whether
+it interprets, and other tests import it, too.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdkit.row_kernels import choice
+from cdkit.row_kernels.choice import find_kernels
+from cdkit.row_kernels.generated_rows import splits_for
+
+HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed; it has wheels for Linux on x86-64 and ARM",
+)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("file", "interpret"),
+    [("interpreted_rows.py", "1"), ("interpreted_answers.py", "1"), ("compiled_rows.py", "0")],
+)
+def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", HERE / file],
+        env=os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(tmp_path)},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout and "skipped" not in run.stdout
+
+
+def test_nothing_of_triton_is_imported_without_cuda() -> None:
+    code = (
+        "import sys, torch\n"
+        "from cdkit.row_kernels.choice import find_kernels\n"
+        "assert 'triton' not in sys.modules\n"
+        "assert find_kernels(torch.device('cpu'), torch.float32) is None\n"
+        "assert 'triton' not in sys.modules\n"
+        "import cdkit.attachment\n"  # transformers imports Triton itself, where it is installed
+        "assert 'cdkit.row_kernels.triton_rows' not in sys.modules\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_where_no_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other devices, other dtypes, and machines without Triton."""
+    assert find_kernels(torch.device("cpu"), torch.float32) is None
+    monkeypatch.setattr(choice, "DEVICES", ("cpu",))
+    assert find_kernels(torch.device("cpu"), torch.float64) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert find_kernels(torch.device("cpu"), torch.float32) is None
+
+
+def test_splits() -> None:
+    assert splits_for(rows=64, columns=640, most=264) == 5
+    assert splits_for(rows=1024, columns=640, most=264) == 1  # enough rows to fill the device
+    assert splits_for(rows=2, columns=640, most=264) == 10  # no split without a tile
+    assert splits_for(rows=1, columns=10**6, most=10**6) == 64
