@@ -228,7 +228,8 @@ def test_parameters_are_those_of_the_real_models(shape: str, count: float) -> No
 
 
 def test_deep_is_the_7b_shape_made_narrow() -> None:
-    deep, seven = shapes.config_of("deep"), shapes.config_of("7b")
+    deep: Any = shapes.config_of("deep")
+    seven: Any = shapes.config_of("7b")
     for name in ("image_seq_length", "vision_feature_layer", "vision_feature_select_strategy"):
         assert getattr(deep, name) == getattr(seven, name), name
     text, like = deep.text_config, seven.text_config

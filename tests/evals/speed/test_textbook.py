@@ -9,7 +9,7 @@ from parity.exact import exact
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.speed.agreement import reference
+from cdkit.evals.speed.agreement import check_agreement, reference
 from cdkit.evals.speed.bench_runners import GenerateRunner
 from cdkit.evals.speed.bench_settings import CDKIT, TEXTBOOK, TWO_PASS, BenchSettings
 from cdkit.evals.speed.prompts import Prompts, make_prompts
@@ -58,15 +58,25 @@ def test_float64_logits_are_the_plain_algorithms(
     assert (logits - told.original)[left].abs().max() > 1e-3, "the noise changes nothing"
 
 
-def test_an_answer_of_one_token_calls_the_model_twice(model: Any) -> None:
+def test_a_loop_with_other_noise_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, vcd = prompts_of(model), cdkit.load("vcd")
+    told = reference(model, vcd, prompts, processor=None, layers=3, steps=STEPS)
+    made = {VariantName(TEXTBOOK, "vcd"): runner(model, None, vcd, prompts, TEXTBOOK)}
+    assert check_agreement(told, made)
+    monkeypatch.setattr("cdkit.evals.speed.textbook.SEED", 1)
+    with pytest.raises(CdkitError, match="vcd, textbook: at step 0"):
+        check_agreement(told, made)
+
+
+def test_a_token_is_two_calls_of_the_model(model: Any) -> None:
     calls = list[int]()
     counted = model.register_forward_hook(lambda *given: calls.append(1))
     own = TextbookRunner(model, prompts_of(model), cdkit.load("vcd"))
     own.answer(1, lambda: None)
     assert len(calls) == 2
-    own.answer(4, lambda: None)
+    own.logits(own.answer(4, lambda: None))
     counted.remove()
-    assert len(calls) == 2 + 8
+    assert len(calls) == 2 + 8 + 8
 
 
 def test_only_noise_on_the_image_alone_has_the_loop(model: Any) -> None:
