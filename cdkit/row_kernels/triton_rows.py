@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Triton kernels for the attention of generated rows. Nothing imports this file unless they run.
 
 The columns of a row are cut into splits, as flash decoding cuts them, so that a single row keeps

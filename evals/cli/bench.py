@@ -17,6 +17,7 @@ from cdkit.evals.cli.usage import usage
         "cdkit bench --batch 1 --batch 16 --method cmac --out bench_micro",
         "cdkit bench --method cmac --each",
         "cdkit bench --method cmac --batch 16 --profile",
+        "cdkit bench --shape deep --device cpu --threads 1",
         "cdkit bench --shape 0.5b --dtype bfloat16 --device cpu --rounds 3",
         "cdkit bench --shape 7b --device cuda --batch 1 --batch 32 --out bench_7b",
     )
@@ -27,8 +28,8 @@ def bench(
         str,
         typer.Option(
             help="micro: the model in the package. 0.5b, 7b: random weights in the shapes of LLaVA "
-            "with Qwen2-0.5B and of LLaVA-1.5-7B, in bfloat16 without --dtype; nothing is "
-            "downloaded."
+            "with Qwen2-0.5B and of LLaVA-1.5-7B, in bfloat16 without --dtype. deep: as deep as "
+            "7b, but so narrow that calls are the cost. Nothing is downloaded."
         ),
     ] = "micro",
     method: Annotated[
@@ -40,10 +41,10 @@ def bench(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to measure: two-pass, cdkit, cdkit:none, or with NAME an "
+            help="What to measure: two-pass, textbook, cdkit, cdkit:none, or with NAME an "
             "optimisation, cdkit:only-NAME and cdkit:without-NAME; repeat it for more. plain "
             "always runs.",
-            show_default="two-pass, cdkit",
+            show_default="two-pass, textbook, cdkit",
         ),
     ] = None,
     each: Annotated[
@@ -95,7 +96,8 @@ def bench(
 
     First it checks that all variants give the same logits, and exits with status 1 if they do not.
     Then it measures them in turn, round after round: plain decoding, the plain algorithm with a
-    pass for each branch (two-pass), and cdkit.
+    pass for each branch (two-pass), for VCD a loop over two model calls a token (textbook), and
+    cdkit. At last it counts the operators that a token takes.
     docs/performance.md says what is measured and how to read it.
     """
     quiet()

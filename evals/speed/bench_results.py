@@ -7,6 +7,7 @@ from typing import Any
 
 from cdkit.evals.speed.agreement import Agreement
 from cdkit.evals.speed.clock import Times
+from cdkit.evals.speed.counting import TokenCalls
 from cdkit.evals.speed.measuring import Measurements
 from cdkit.evals.speed.profiling import Profile
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName
@@ -30,6 +31,7 @@ class BenchSection:
     weights: int
     """Bytes of the model's weights."""
     taken: Mapping[VariantName, Measurements]
+    calls: Mapping[VariantName, TokenCalls]
     agreements: Mapping[VariantName, Agreement]
     one_candidate: Mapping[str, float]
     """Method -> the share of checked steps, by row, that left one token to choose."""
@@ -86,6 +88,8 @@ class BenchSection:
             "peak_bytes": taken.memory,
             "peak_ratio": self.memory_ratio(name),
             "bytes_over_weights": taken.memory - self.weights,
+            "operators_per_token": self.calls[name].operators,
+            "kernels_per_token": self.calls[name].kernels,
             "largest_difference": agreed.difference,
             "allowed_difference": agreed.allowed,
             "profile": self.profiles[name].to_dict() if self.profiles else None,

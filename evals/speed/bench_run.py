@@ -14,13 +14,20 @@ from cdkit.evals.runner.progress import Stages
 from cdkit.evals.speed.agreement import STEPS, Agreement, Reference, check_agreement, reference
 from cdkit.evals.speed.bench_results import BenchSection
 from cdkit.evals.speed.bench_runners import BenchRunner
-from cdkit.evals.speed.bench_settings import MICRO, BenchSettings
+from cdkit.evals.speed.bench_settings import DEEP, MICRO, BenchSettings
+from cdkit.evals.speed.counting import count_calls
 from cdkit.evals.speed.machine import machine
 from cdkit.evals.speed.measuring import measure, steps_of
 from cdkit.evals.speed.profiling import profiles
 from cdkit.evals.speed.prompts import Prompts, make_prompts
 from cdkit.evals.speed.shapes import build, weight_bytes
-from cdkit.evals.speed.variants import PLAIN_NAME, VariantName, check_benchable, runners
+from cdkit.evals.speed.variants import (
+    PLAIN_NAME,
+    VariantName,
+    check_benchable,
+    check_has_variant,
+    runners,
+)
 from cdkit.methods.method import Method
 from cdkit.pretrained import device_of
 
@@ -46,7 +53,7 @@ class Bench:
 
 def dtype_of(settings: BenchSettings) -> torch.dtype:
     if settings.dtype == "auto":
-        return torch.float32 if settings.shape == MICRO else torch.bfloat16
+        return torch.float32 if settings.shape in (MICRO, DEEP) else torch.bfloat16
     found: torch.dtype = getattr(torch, settings.dtype)
     return found
 
@@ -59,6 +66,7 @@ def bench(
     methods = {name: cdkit.load(name) for name in settings.methods}
     for method in methods.values():
         check_benchable(method)
+        check_has_variant(method, settings.measured)
     before = torch.get_num_threads()
     try:
         if settings.threads is not None:
@@ -115,12 +123,17 @@ def _section(
         rounds=settings.rounds,
         advance=lambda: stages.advance(measured),
     )
+    counted = f"batch {batch}, {text_tokens} text tokens: count"
+    stages.start(counted, len(made))
+    calls = count_calls(
+        made, model.device, new_tokens=new_tokens, advance=lambda: stages.advance(counted)
+    )
     found = {}
     if settings.profile:
-        title = f"batch {batch}, {text_tokens} text tokens: profile"
-        stages.start(title, len(made))
+        profiled = f"batch {batch}, {text_tokens} text tokens: profile"
+        stages.start(profiled, len(made))
         found = profiles(
-            made, model.device, new_tokens=new_tokens, advance=lambda: stages.advance(title)
+            made, model.device, new_tokens=new_tokens, advance=lambda: stages.advance(profiled)
         )
     return BenchSection(
         batch=batch,
@@ -129,6 +142,7 @@ def _section(
         new_tokens=new_tokens,
         weights=weight_bytes(model),
         taken=taken,
+        calls=calls,
         agreements=agreements,
         one_candidate=one_candidate,
         profiles=found,

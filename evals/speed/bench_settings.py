@@ -12,15 +12,15 @@ from cdkit.evals.runner.modes import PLAIN
 from cdkit.execution.optimizations import ALL, WHAT
 from cdkit.registry import unknown
 
-TWO_PASS, CDKIT = "two-pass", "cdkit"
-DEFAULT = (PLAIN, TWO_PASS, CDKIT)
+TWO_PASS, TEXTBOOK, CDKIT = "two-pass", "textbook", "cdkit"
+DEFAULT = (PLAIN, TWO_PASS, TEXTBOOK, CDKIT)
 ONLY, WITHOUT = f"{CDKIT}:only-", f"{CDKIT}:without-"
 NONE = f"{CDKIT}:none"
 EACH = (NONE, *(f"{ONLY}{name}" for name in WHAT), *(f"{WITHOUT}{name}" for name in WHAT))
 """cdkit with each optimisation alone, and with all but that one."""
 VARIANTS = (*DEFAULT, *EACH)
 METHODS = ("cmac", "vcd", "icd")
-MICRO, HALF, SEVEN = SHAPES = ("micro", "0.5b", "7b")
+MICRO, HALF, SEVEN, DEEP = SHAPES = ("micro", "0.5b", "7b", "deep")
 
 
 def optimizations(variant: str) -> frozenset[str] | bool | None:
@@ -46,7 +46,7 @@ class BenchSettings:
     """One bench: a model of one shape, answers of one length, at each batch size and text length.
 
     `image_tokens` None is 576, or what the shape is fixed to; `dtype` "auto" is float32 for "micro"
-    and bfloat16 for the others; `device` "auto" is the accelerator there is, else the CPU;
+    and "deep", bfloat16 for the others; `device` "auto" is the accelerator there is, else the CPU;
     `threads` None is torch's own choice.
     """
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from cdkit.evals.speed.bench_results import MEASURES, BenchSection
 from cdkit.evals.speed.bench_run import Bench
+from cdkit.evals.speed.bench_settings import TEXTBOOK
 from cdkit.evals.speed.profiling import KINDS
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName
 from cdkit.evals.statistics.bootstrap import Estimate
@@ -22,8 +23,10 @@ HEADINGS = {
 HOW_TO_READ = (
     "plain: seconds and bytes; other rows: multiples of plain's in the same round, the median over "
     "rounds with the smallest and the largest. Tokens/s: generated ones, of all rows, as measured "
-    "on this machine. Peak memory holds the weights."
+    "on this machine. Peak memory holds the weights. Operators a token: how many Python calls for "
+    "each token after the first, and as a multiple of plain's."
 )
+ON_A_GPU = "Kernels a token: what these start on the GPU, copies and fills included."
 OF_A_PROFILE = (
     "Profile: shares of one more answer's time, in operators by kind (on a GPU: in their kernels); "
     "nothing: the time in which none runs. Calls: of operators by Python, a token. Waits: of the "
@@ -55,7 +58,21 @@ def markdown(bench: Bench) -> str:
 
 
 def how_to_read(bench: Bench) -> list[str]:
-    return [HOW_TO_READ, *([OF_A_PROFILE] if bench.settings.profile else [])]
+    kernels = any(_has_kernels(section) for section in bench.sections)
+    return [
+        HOW_TO_READ,
+        *([_of_the_textbook(bench)] if TEXTBOOK in bench.settings.measured else []),
+        *([ON_A_GPU] if kernels else []),
+        *([OF_A_PROFILE] if bench.settings.profile else []),
+    ]
+
+
+def _of_the_textbook(bench: Bench) -> str:
+    rows = bench.sections[0].taken
+    without = [m for m in bench.settings.methods if VariantName(TEXTBOOK, m) not in rows]
+    told = f"{TEXTBOOK}: a loop over two calls of the stock model a token"
+    excepted = f", for noise on the image alone: not for {', '.join(without)}" if without else ""
+    return f"{told}{excepted}."
 
 
 def _table(table_rows: Iterator[Sequence[str]]) -> Table:
@@ -91,9 +108,11 @@ def headline(bench: Bench) -> str:
 
 def lines(section: BenchSection) -> Iterator[Sequence[str]]:
     """The heading, then a row for each method's variants; plain's own in seconds and bytes."""
-    yield ["variant", "method", *HEADINGS.values(), "tokens/s"]
+    kernels = ["kernels a token"] if _has_kernels(section) else []
+    yield ["variant", "method", *HEADINGS.values(), "tokens/s", "operators a token", *kernels]
     for name in section.taken:
-        yield [name.variant, name.method or "-", *_cells(section, name), _rate(section, name)]
+        own = [*_cells(section, name), _rate(section, name), *_calls(section, name)]
+        yield [name.variant, name.method or "-", *own]
 
 
 def profile_lines(section: BenchSection) -> Iterator[Sequence[str]]:
@@ -121,6 +140,23 @@ def _cells(section: BenchSection, name: VariantName) -> list[str]:
         *(_ratio(section.ratio(name, m)) for m in MEASURES),
         f"{section.memory_ratio(name):.2f}",
     ]
+
+
+def _has_kernels(section: BenchSection) -> bool:
+    return section.calls[PLAIN_NAME].kernels is not None
+
+
+def _calls(section: BenchSection, name: VariantName) -> list[str]:
+    """Operators, then kernels where there are any; with the ratio to plain's."""
+    own, plain = section.calls[name], section.calls[PLAIN_NAME]
+    cells = [_called(own.operators, plain.operators, own is plain)]
+    if own.kernels is not None and plain.kernels is not None:
+        cells.append(_called(own.kernels, plain.kernels, own is plain))
+    return cells
+
+
+def _called(count: float, plain: float, is_plain: bool) -> str:
+    return f"{count:.0f}" if is_plain else f"{count:.0f} ({count / plain:.2f})"
 
 
 def _rate(section: BenchSection, name: VariantName) -> str:

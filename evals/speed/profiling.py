@@ -90,6 +90,8 @@ class Profile:
     """Kind -> seconds in operators of this kind, without those that they call."""
     device: Mapping[str, float] | None = None
     """The same of the kernels on a GPU; None on a CPU."""
+    kernels: int | None = None
+    """How many of them ran, copies and fills among them; None on a CPU."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -186,6 +188,7 @@ def summed(events: Iterable[Any], *, seconds: float, tokens: int, cuda: bool) ->
         waits=waits,
         host={kind: host[kind] / 1e9 for kind in KINDS},
         device={kind: device[kind] / 1e9 for kind in KINDS} if cuda else None,
+        kernels=len(kernels) if cuda else None,
     )
 
 

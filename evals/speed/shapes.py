@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +19,25 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from cdkit.errors import CdkitError
-from cdkit.evals.speed.bench_settings import HALF, MICRO, SEVEN, BenchSettings
+from cdkit.evals.speed.bench_settings import DEEP, HALF, MICRO, SEVEN, BenchSettings
 
 IMAGE_TOKENS = 576
 PATCH = 14
 LAYERS_READ = -2  # of the vision tower, in LLaVA-1.5
+CLIP_LARGE: Mapping[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "projection_dim": 768,
+}
+NARROW_TOWER: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 32,
+}
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's, by which its processor normalises pixels."""
@@ -41,15 +56,12 @@ LETTERS = 5
 
 
 def config_of(shape: str, image_tokens: int = IMAGE_TOKENS) -> LlavaConfig:
-    """LLaVA-1.5-7B's, or its vision tower before a decoder of Qwen2-0.5B's shape."""
+    """LLaVA-1.5-7B's, its vision tower before a decoder of Qwen2-0.5B's shape, or a narrow model as
+    deep as the first: a step of that waits for Python and the launch of operators alone.
+    """
+    tower = NARROW_TOWER if shape == DEEP else CLIP_LARGE
     vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=PATCH * math.isqrt(image_tokens),
-        patch_size=PATCH,
-        projection_dim=768,
+        image_size=PATCH * math.isqrt(image_tokens), patch_size=PATCH, **tower
     )
     text: Any
     if shape == SEVEN:
@@ -76,6 +88,17 @@ def config_of(shape: str, image_tokens: int = IMAGE_TOKENS) -> LlavaConfig:
             max_position_embeddings=32768,
             rms_norm_eps=1e-6,
             tie_word_embeddings=True,
+        )
+    elif shape == DEEP:
+        image, pad, bos = 999, 0, 1
+        text = LlamaConfig(
+            vocab_size=1000,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=32,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
         )
     else:
         raise CdkitError(f"shape {shape!r} is not made from random weights")
@@ -112,7 +135,7 @@ def build(settings: BenchSettings, dtype: torch.dtype, device: torch.device) -> 
         if settings.image_tokens not in (None, fixed):
             raise CdkitError(
                 f"--image-tokens is {settings.image_tokens}, but the trained model {MICRO} has "
-                f"{fixed}: leave it out, or use --shape {HALF} or {SEVEN}"
+                f"{fixed}: leave it out, or use --shape {HALF}, {SEVEN} or {DEEP}"
             )
     else:
         config = config_of(settings.shape, settings.image_tokens or IMAGE_TOKENS)

@@ -7,8 +7,9 @@ from typing import Any
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.modes import PLAIN
 from cdkit.evals.speed.bench_runners import BenchRunner, GenerateRunner
-from cdkit.evals.speed.bench_settings import optimizations
+from cdkit.evals.speed.bench_settings import CDKIT, TEXTBOOK, optimizations
 from cdkit.evals.speed.prompts import Prompts
+from cdkit.evals.speed.textbook import TextbookRunner, has_textbook
 from cdkit.methods.method import Method, kind_of
 
 
@@ -34,12 +35,27 @@ def runners(
     prompts: Prompts,
     variants: tuple[str, ...],
 ) -> dict[VariantName, BenchRunner]:
-    """Plain decoding first, then method by method."""
+    """Plain decoding first, then method by method; the textbook loop of those that have one."""
     made: dict[VariantName, BenchRunner] = {PLAIN_NAME: GenerateRunner(model, prompts)}
     for name, method in methods.items():
-        for variant in variants:
+        for variant in variants_of(method, variants):
             made[VariantName(variant, name)] = runner(model, processor, method, prompts, variant)
     return made
+
+
+def variants_of(method: Method, variants: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the variants that the method has."""
+    return tuple(name for name in variants if name != TEXTBOOK or has_textbook(method))
+
+
+def check_has_variant(method: Method, variants: tuple[str, ...]) -> None:
+    """Raise where nothing of a method would be measured beside the others."""
+    if variants and not variants_of(method, variants):
+        raise CdkitError(
+            f"--variant {TEXTBOOK} is a loop for methods that put noise on the image and do "
+            f"nothing else, such as vcd; {method.name} is none: leave out --method {method.name}, "
+            f"or add a --variant that every method has, such as {CDKIT}"
+        )
 
 
 def runner(
@@ -47,9 +63,11 @@ def runner(
 ) -> BenchRunner:
     """One method in one variant. Raises CdkitError where the method cannot be benched."""
     check_benchable(method)
+    if variant == TEXTBOOK and has_textbook(method):
+        return TextbookRunner(model, prompts, method)
     optimize = optimizations(variant)
     if optimize is None:
-        raise CdkitError(f"no variant of a method is called {variant!r}")
+        raise CdkitError(f"no variant of {method.name} is called {variant!r}")
     return GenerateRunner(model, prompts, method, processor, optimize)
 
 

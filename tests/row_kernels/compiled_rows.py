@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Compile the kernels for NVIDIA GPUs, which needs none: with the arguments of a real call.
 
 `test_generated_rows.py` runs this file, in a process whose Triton does not interpret.

@@ -119,7 +119,7 @@ def mutant(
     return {NAME: runner(model, processor, method, prompts, "cdkit")}
 
 
-@pytest.mark.parametrize("variant", ["two-pass", "cdkit", *EACH])
+@pytest.mark.parametrize("variant", ["two-pass", "textbook", "cdkit", *EACH])
 def test_every_variant_passes(
     variant: str, model: Any, processor: Any, prompts: Prompts, expected: Reference
 ) -> None:
@@ -206,7 +206,7 @@ METHODS = ("--method", "cmac", "--method", "vcd")
 
 def test_variants_by_name() -> None:
     assert set(VARIANTS) == {
-        *("plain", "two-pass", "cdkit", "cdkit:none"),
+        *("plain", "two-pass", "textbook", "cdkit", "cdkit:none"),
         *(f"cdkit:only-{name}" for name in WHAT),
         *(f"cdkit:without-{name}" for name in WHAT),
     }
@@ -214,7 +214,8 @@ def test_variants_by_name() -> None:
     assert optimizations("cdkit:only-shared_prefix") == frozenset({"shared_prefix"})
     assert optimizations("cdkit:without-shared_prefix") == ALL - {"shared_prefix"}
     assert optimizations("cdkit:without-shared_cache") == ALL - {"shared_cache"}
-    assert optimizations("two-pass") is False and optimizations("plain") is None
+    assert optimizations("two-pass") is False
+    assert optimizations("plain") is optimizations("textbook") is None
     assert BenchSettings(variants=("cdkit", "plain", "cdkit")).measured == ("cdkit",)
 
 
@@ -234,12 +235,15 @@ def test_a_bench_of_all_default_variants(tmp_path: Path) -> None:
     first, second = told["sections"]
     assert (first["batch"], second["batch"]) == (1, 2)
     names = [(row["variant"], row["method"]) for row in first["rows"]]
-    of = [(v, m) for m in ("cmac", "vcd") for v in ("two-pass", "cdkit")]
+    of = [("two-pass", "cmac"), ("cdkit", "cmac")]
+    of += [(v, "vcd") for v in ("two-pass", "textbook", "cdkit")]
     assert names == [("plain", None), *of]
+    assert "for noise on the image alone: not for cmac." in " ".join(result.stdout.split())
     for row in [*first["rows"], *second["rows"]]:
         assert set(row["raw_seconds"]) == {"first_token", "per_token", "whole_answer"}
         assert all(len(taken) == 1 and taken[0] > 0 for taken in row["raw_seconds"].values())
         assert row["largest_difference"] <= row["allowed_difference"]
+        assert row["operators_per_token"] > 100 and row["kernels_per_token"] is None
         assert row["peak_bytes"] == first["weight_bytes"] + row["bytes_over_weights"]
     plain = first["rows"][0]
     assert plain["ratio"]["whole_answer"] == {"value": 1, "low": 1, "high": 1}
@@ -276,7 +280,7 @@ def test_the_command_measures_nothing_where_a_variant_differs(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--shape", "8b"], "no --shape is called '8b'. There is: 0.5b, 7b, micro"),
+        (["--shape", "8b"], "no --shape is called '8b'. There is: 0.5b, 7b, deep, micro"),
         (["--variant", "fast"], "'fast'"),
         (["--variant", "cdkit:only-magic"], "'cdkit:only-magic'"),
         (["--dtype", "int8"], "no --dtype is called 'int8'"),
@@ -303,6 +307,7 @@ def test_a_usage_error_is_one_line(arguments: list[str], says: str) -> None:
         (["--device", "cuda:77"], "device 'cuda:77' is not there: torch sees"),
         (["--image-tokens", "16"], "--image-tokens is 16, but the trained model micro has 64"),
         (["--method", "vdc"], "vdc"),
+        (["--variant", "textbook"], "such as vcd; cmac is none: leave out --method cmac"),
         (["--method", "opera"], "opera cannot be benched: over_trust has no place"),
         (["--new-tokens", "2000"], "are 2114, but the model has positions for 2048"),
         (["--shape", "7b", "--dtype", "float64", "--device", "cpu"], "needs 56.5 GB"),

@@ -16,7 +16,9 @@ from cdkit.errors import CdkitError
 from cdkit.evals.speed import shapes
 from cdkit.evals.speed.agreement import check_agreement, reference
 from cdkit.evals.speed.bench_results import BenchSection
+from cdkit.evals.speed.bench_run import dtype_of
 from cdkit.evals.speed.bench_runners import Tick
+from cdkit.evals.speed.bench_settings import BenchSettings
 from cdkit.evals.speed.clock import Stopwatch, Times
 from cdkit.evals.speed.machine import cpu_name
 from cdkit.evals.speed.measuring import Measurements, measure, steps_of
@@ -206,6 +208,7 @@ def test_ratios_are_medians_of_ratios_within_a_round() -> None:
             PLAIN_NAME: taken(1.0, 2.0, 10.0, memory=80),
             name: taken(3.0, 2.0, 40.0, memory=100),
         },
+        calls={},
         agreements={},
         one_candidate={},
     )
@@ -224,12 +227,24 @@ def test_parameters_are_those_of_the_real_models(shape: str, count: float) -> No
     assert shapes.parameters(shapes.config_of(shape)) == pytest.approx(count, rel=0.005)
 
 
+def test_deep_is_the_7b_shape_made_narrow() -> None:
+    deep: Any = shapes.config_of("deep")
+    seven: Any = shapes.config_of("7b")
+    for name in ("image_seq_length", "vision_feature_layer", "vision_feature_select_strategy"):
+        assert getattr(deep, name) == getattr(seven, name), name
+    text, like = deep.text_config, seven.text_config
+    assert (text.num_hidden_layers, text.hidden_size) == (like.num_hidden_layers, 64) == (32, 64)
+    assert shapes.parameters(deep) < 2e6
+    assert dtype_of(BenchSettings(shape="deep")) == torch.float32
+    assert dtype_of(BenchSettings(shape="7b")) == torch.bfloat16
+
+
 def test_image_tokens_follow_from_the_image() -> None:
     config: Any = shapes.config_of("7b", 144)
     assert config.vision_config.image_size == 168 and config.image_seq_length == 144
 
 
-@pytest.fixture(scope="module", params=["7b", "0.5b"])
+@pytest.fixture(scope="module", params=["7b", "0.5b", "deep"])
 def thin(request: pytest.FixtureRequest) -> Any:
     """A real shape with little of everything, in half precision."""
     config: Any = shapes.config_of(request.param, 16)

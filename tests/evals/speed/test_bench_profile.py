@@ -121,7 +121,7 @@ def test_on_a_cpu() -> None:
             "other": 100e-9,
         }
     )
-    assert (told.calls, told.waits, told.device) == (4, 1, None)
+    assert (told.calls, told.waits, told.device, told.kernels) == (4, 1, None, None)
     assert told.rest == told.python == pytest.approx(0.3)
     assert told.to_dict()["calls_per_token"] == 2
 
@@ -141,6 +141,7 @@ def test_on_a_gpu_shares_are_those_of_kernels() -> None:
     )
     assert told.shares["linear"] == pytest.approx(0.4)
     assert told.rest == pytest.approx(0.45) and told.python == pytest.approx(0.3)
+    assert told.kernels == 3
     assert told.waits == 2, "the last one is the bench's own"
 
 
@@ -206,4 +207,4 @@ def test_a_bench_without(bench: Callable[..., tuple[Any, str, str]]) -> None:
         (whole,) = row["raw_seconds"]["whole_answer"]
         assert row["tokens_per_second"]["value"] == pytest.approx(2 * 3 / whole)
     (heads,) = (line for line in page.splitlines() if line.startswith("| variant"))
-    assert heads.endswith("| peak memory | tokens/s |")
+    assert heads.endswith("| peak memory | tokens/s | operators a token |")
