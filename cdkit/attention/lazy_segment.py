@@ -17,6 +17,7 @@ class FieldSource(Protocol):
 
     def compute(self, name: str) -> Tensor:
         """The field of that name."""
+        ...
 
 
 class LazySegment(CrossModalSegment):

@@ -349,5 +349,5 @@ def packed_steps(
         first = shared + branch * suffix
         own[:, branch, first : first + suffix] = by_sample[:, branch, shared:]
     steps = PackedSteps(packing, own)
-    cache.layers = list(steps.cache(layers))
+    cache.layers[:] = steps.cache(layers)
     return steps

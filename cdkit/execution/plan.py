@@ -368,6 +368,7 @@ def plan_prompt(
         keeps_prefix_once=once,
         packing=packing,
         packs_steps=packing is not None
+        and cache is not None
         and attached.method.loop is None
         and constant
         and not attached.traced & {"image_attention", "mask"}

@@ -54,6 +54,7 @@ class Draws(Protocol):
     @property
     def draw(self) -> int:
         """Tells it apart from others of its class; see `DistortionStrategy.draw`."""
+        ...
 
 
 def purpose_of(part: Draws) -> str:

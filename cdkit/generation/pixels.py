@@ -101,11 +101,13 @@ def kinds_of(
 ) -> list[Kind]:
     """Of each image of the prompts, in their order, whether it is one of a video."""
     if is_video is None:
-        return ["image"] * int((image_index.amax(dim=1) + 1).sum())
+        images: list[Kind] = ["image"]
+        return images * int((image_index.amax(dim=1) + 1).sum())
     kinds = list[Kind]()
     for index, flags in zip(image_index.tolist(), is_video.tolist(), strict=True):
         of_row = dict(zip(index, flags, strict=True))
-        kinds += ["video" if of_row[number] else "image" for number in range(max(index) + 1)]
+        for number in range(max(index) + 1):
+            kinds.append("video" if of_row[number] else "image")
     return kinds
 
 

@@ -130,7 +130,7 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
     wanted_order = [_layer(i) for i in range(depth)] * 2
     require(order == wanted_order, adapter, "generate runs the layers, in order", order)
     first = {call.name: call for call in reversed(calls)}
-    encoders = {source.kind: first[_encoder(source)] for source in came}
+    encoders: dict[Kind, RecordedCall] = {source.kind: first[_encoder(source)] for source in came}
     decoder = first["decoder"]
     embeds: Any = decoder.arguments.get("inputs_embeds")
     whole = decoder.keywords_only and embeds is not None

@@ -98,7 +98,8 @@ def test_cmac_is_its_definition(optimize: bool) -> None:
             wanted = plain_logits(model, alone, before, **how)
             own = torch.stack([step.logits[branch][row] for step in found])
             torch.testing.assert_close(own, wanted, rtol=0, atol=2e-5)
-            for other in ({"gamma": 1.0}, {"distorted": not distorted}):
+            others: list[dict[str, Any]] = [{"gamma": 1.0}, {"distorted": not distorted}]
+            for other in others:
                 wrong = plain_logits(model, alone, before, **how | other)
                 assert not torch.allclose(own, wrong, rtol=0, atol=1e-3)
 

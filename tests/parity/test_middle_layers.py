@@ -119,7 +119,8 @@ def test_a_fault_is_seen(fault: str) -> None:
     right = branches(original=Rules(edit=guided(layers=range(2))))
     have = {"original": ran.logits["original"]}
     assert_close(have, right(tiny(2), SAMPLES, ran.tokens), within=1e-8)
-    wrong = branches(original=Rules(edit=guided(**{"layers": range(2)} | FAULTS[fault])))
+    mistaken: dict[str, Any] = {"layers": range(2), **FAULTS[fault]}
+    wrong = branches(original=Rules(edit=guided(**mistaken)))
     check_fault(ran, wrong(tiny(2), SAMPLES, ran.tokens))
 
 

@@ -73,7 +73,7 @@ def mixed(
 
     def combine(logits: Mapping[str, Tensor], method: cdkit.Method) -> dict[str, Tensor]:
         z = logits["original"]
-        rows = [torch.stack([one(row, t) for t in range(len(row))]) for row in z]
+        rows = [torch.stack([one(list(row), t) for t in range(len(row))]) for row in z]
         new, beta = torch.stack(rows), beta_of(method)
         return {**logits, "combined": apply_constraint(new, z, beta) if beta else new}
 
