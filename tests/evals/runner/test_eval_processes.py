@@ -140,8 +140,6 @@ def test_one_process_leads(environment: dict[str, str], follows: bool) -> None:
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        ("DataLoader worker (pid(s) 12) exited unexpectedly", "loads images"),
-        ("DataLoader worker (pid 12) is killed by signal: Killed. ", "loads images"),
         ("[/x/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:4", "another"),
         ("NCCL error in: x.cpp:1, remote process exited or there was a network error", "another"),
         ("The client socket has timed out after 600s while trying to reach TCPStore", "another"),
