@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.execution.optimizations import chosen
+from cdkit.execution.plan import sees_chunks
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.compatibility import (
@@ -46,6 +47,7 @@ from cdkit.methods.method import Method
 from cdkit.probing.adapter_trial import is_due, refuse_unfit, try_adapter
 from cdkit.probing.observed_layers import ObservedLayers, observe_layers
 from cdkit.probing.padding import ignores_padding
+from cdkit.row_kernels.choice import find_kernels
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -193,6 +195,7 @@ class Attachment(BoundToModel):
             sample_ids=None if sample_ids is None else tuple(sample_ids),
             traced=trace.wanted,
             forced=self._forced,
+            takes_kernels=bool(optimize) and {"row_kernel", "fast_kernels"} <= optimizations,
         )
         check_attachable(attached)
         refuse_unfit(attached)
@@ -392,6 +395,7 @@ def _attached(
     sample_ids: tuple[str, ...] | None,
     traced: frozenset[str],
     forced: bool,
+    takes_kernels: bool,
 ) -> AttachedMethod:
     """The method on this model, with the branches and parts that have something to do."""
     adapter = adapter_for(given)
@@ -418,6 +422,11 @@ def _attached(
     unknown = hooked and not sources and kept < len(attentions)
     if len(sources) != len(attentions):
         sources = tuple(range(len(attentions)))
+    kernels = None
+    # layers with windows or chunks have masks that only the model makes
+    if takes_kernels and hooked and window is None and not sees_chunks(decoder):
+        words = decoder.get_input_embeddings().weight
+        kernels = find_kernels(words.device, words.dtype)
     return AttachedMethod(
         model=model,
         adapter=adapter,
@@ -442,6 +451,7 @@ def _attached(
         decoder=decoder,
         lm_module=adapter.lm_module(model),
         attention_layers=tuple(attentions),
+        row_kernels=kernels,
     )
 
 

@@ -323,7 +323,7 @@ def _on_image(
     """What stands in the image columns of a branch's rows."""
     if own.image.span is not None:
         return views.span(x, own.place, own.image.span)
-    places = own.image.columns[:, None, None].expand(-1, views.heads, -1, -1)
+    places = own.image.columns[:, None, None].expand(-1, views.heads, views.each, -1)
     return views.of(x, own.place).gather(-1, places)
 
 
@@ -341,7 +341,7 @@ def _write(
         views.span(scores, own.place, own.image.span).copy_(after.logits)
         return
     # two columns that fill up a row without images are one place: -inf stands back there
-    places = own.columns[:, None, None].expand(-1, views.heads, -1, -1)
+    places = own.columns[:, None, None].expand(-1, views.heads, views.each, -1)
     on_image = after.logits.masked_fill(~after.cells[:, None], -math.inf)
     every = after.text_logits.scatter_reduce(-1, places, on_image, "amax")
     columns = steps.branch_columns(own.place, every.shape[-1])
@@ -361,7 +361,7 @@ def _take_out(
     if own.image.span is not None:
         on_image.sub_(taken)
     else:
-        places = own.image.columns[:, None, None].expand(-1, views.heads, -1, -1)
+        places = own.image.columns[:, None, None].expand(-1, views.heads, views.each, -1)
         views.of(weights, own.place).scatter_add_(-1, places, -taken)
     return taken
 

@@ -14,7 +14,12 @@ from cdkit.generation.arguments import Forward
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.compatibility import refuse_foreign_loop
 from cdkit.generation.custom_loop import of_each_prompt, run_loop, unexpanded
-from cdkit.generation.guard import GuardedProcessors, RecordingCriteria, top_continuations
+from cdkit.generation.guard import (
+    GuardedProcessors,
+    RecordingCriteria,
+    record_stopping,
+    top_continuations,
+)
 from cdkit.generation.hooks import Hooks
 from cdkit.generation.prompts import Session
 from cdkit.interfaces.cache_names import CACHE
@@ -75,13 +80,6 @@ def _guard(
     criteria: list[RecordingCriteria] = []
     made: list[GuardedProcessors] = []
 
-    def stopping(make: Callable[..., Any], **kwargs: Any) -> Any:
-        # Hugging Face does not pass it to a custom loop
-        kwargs["tokenizer"] = given.get("tokenizer")
-        criteria[:] = [RecordingCriteria(make(**kwargs))]
-        criteria[0].guard = made[-1] if made else None
-        return criteria[0]
-
     def guarded(processors: LogitsProcessorList, made_of: dict[str, Any]) -> GuardedProcessors:
         config, length = made_of["generation_config"], made_of["input_ids_seq_length"]
         constraint = method.constraint
@@ -117,7 +115,9 @@ def _guard(
         "_valid_auto_compile_criteria": lambda *args, **kwargs: False,
         "_prepare_static_cache": static,
         "_get_logits_processor": processors,
-        "_get_stopping_criteria": stopping,
+        "_get_stopping_criteria": functools.partial(
+            record_stopping, criteria, made, given.get("tokenizer")
+        ),
         "_get_top_k_continuations": top_continuations,
         "_get_deprecated_gen_repo": lambda find, *args, **kwargs: (
             find(*args, **kwargs) and refuse_foreign_loop("a loop from the hub")

@@ -1,7 +1,7 @@
 """The rule for removed candidates: never an arbitrary token, where no plausible one is left."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,3 +291,25 @@ def top_continuations(inner: Callable[..., Any], **kwargs: Any) -> Any:
         torch.where(few.view(-1, *[1] * (draw.ndim - 1)), take, draw)
         for draw, take in zip(drawn, taken, strict=True)
     )
+
+
+def record_stopping(
+    criteria: list[RecordingCriteria],
+    made: Sequence[GuardedProcessors],
+    tokenizer: Any,
+    make: Callable[..., Any],
+    /,
+    **kwargs: Any,
+) -> RecordingCriteria:
+    """Put the stopping criteria of one call of `generate` in the place of its own.
+
+    Args:
+        criteria: Where they are kept.
+        made: The guards of this call so far.
+        tokenizer: The user's: Hugging Face does not pass it to a custom loop.
+        make: How `generate` makes its criteria.
+        **kwargs: What it makes them of.
+    """
+    criteria[:] = [RecordingCriteria(make(**kwargs | {"tokenizer": tokenizer}))]
+    criteria[0].guard = made[-1] if made else None
+    return criteria[0]

@@ -12,14 +12,13 @@ from cdkit.branches.inputs import stack
 from cdkit.branches.layout import make_layout
 from cdkit.branches.state import BranchState, GrowingMask, GrowingPositions
 from cdkit.execution.optimizations import Optimization
-from cdkit.execution.plan import plan_prompt, sees_chunks, shared_columns
+from cdkit.execution.plan import plan_prompt, shared_columns
 from cdkit.execution.static_cache import empty_like
 from cdkit.generation.branch_prompts import branch_rows, deepstack_of, first_columns
 from cdkit.generation.compatibility import check_padding
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
-from cdkit.row_kernels.choice import find_kernels
 
 
 def start(
@@ -103,7 +102,7 @@ def start(
         deepstack=deepstack,
         token_values=token_values,
         may_pack=whole and expand == 1 and not session.plain,
-        kernels=_row_kernels(attached, stacked.embeds, optimizations, compiled=compiled),
+        kernels=None if compiled else attached.row_kernels,
     )
     caches = [cache] + [
         None if cache is None else empty_like(cache, attached.decoder.config)
@@ -126,23 +125,3 @@ def start(
     state.step = tail.shape[1]
     embeds = torch.cat((stacked.embeds, tail.repeat(len(rows.blocks), 1, 1)), dim=1)
     return state, embeds, rows.aligned
-
-
-def _row_kernels(
-    attached: AttachedMethod,
-    embeds: Float[Tensor, "rows tokens hidden"],
-    optimizations: frozenset[Optimization],
-    *,
-    compiled: bool,
-) -> Any:
-    """The kernels for generated rows; None where they do not run, or do not know the attention."""
-    if (
-        not {"row_kernel", "fast_kernels"} <= optimizations
-        or compiled
-        or not attached.hooked
-        # their layers have masks that only the model makes
-        or attached.has_sliding_window
-        or sees_chunks(attached.decoder)
-    ):
-        return None
-    return find_kernels(embeds.device, embeds.dtype)

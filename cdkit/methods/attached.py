@@ -62,6 +62,8 @@ class AttachedMethod:
     attention_layers: tuple[int, ...]
     """The numbers of the decoder's layers that have attention. All of them but in a hybrid decoder,
     whose other layers keep a recurrent state, or none."""
+    row_kernels: Any
+    """The module of kernels for generated rows; None where operators compute them."""
 
     @property
     def depth(self) -> int:

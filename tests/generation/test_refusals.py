@@ -350,7 +350,7 @@ def test_image_tokens_without_pixels_in_a_plain_call(
             model(**given)
         cache = model(**inputs, use_cache=True, logits_to_keep=1)[CACHE]
         second = {"input_ids": given["input_ids"], "position_ids": torch.arange(30, 31)[None]}
-        with pytest.raises(cdkit.CdkitError, match=r"the new tokens hold an image.*pixel_values"):
+        with pytest.raises(cdkit.CdkitError, match="the new tokens hold an image"):
             model(**second, **{CACHE: cache})
 
 
