@@ -12,7 +12,6 @@ class VideoLlava(FixedTokensAdapter):
     """VideoLlavaForConditionalGeneration: a token a patch, of frames the class token as well."""
 
     example: ClassVar[str] = "LanguageBind/Video-LLaVA-7B-hf"
-    square_grid: ClassVar[bool] = True
     videos: ClassVar[VideoLayout | None] = FrameVideos()
 
     def tokens_an_image(self, model: Any) -> int:

@@ -118,9 +118,9 @@ class LayerAttention(BoundToModel):
                 self._store(context, calibrated)
             return stock(), None
         if context.fused is not None and query.device == context.device:
-            out = self._fused(context, work, query, calibrated, values, form)
-            if out is not None:
-                return out, None
+            fused = self._fused(context, work, query, calibrated, values, form)
+            if fused is not None:
+                return fused, None
         given = mask is not None and not context.causal
         if given or context.masks is None or query.device != context.device:
             context = context.for_layer(mask, query.device)

@@ -50,7 +50,9 @@ NOT_INPUTS = frozenset(
     {CACHE, OLD_CACHE, "inputs_embeds", "labels", "logits_to_keep", "return_dict", "use_cache"}
 )
 """Arguments of a model's forward that are no part of a prompt."""
-TESTED_DECODERS = frozenset({"cohere2", "gemma", "gemma2", "llama", "mistral", "qwen2"})
+TESTED_DECODERS = frozenset(
+    {"cohere2", "gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2"}
+)
 """The text decoders, by `model_type`, with which cdkit's tests run its adapters. A family whose
 decoder's `model_type` begins with its own has no other decoder."""
 
