@@ -73,11 +73,9 @@ def test_a_decoder_that_is_given_pixels() -> None:
         cdkit.attach(hf.Phi4MultimodalForCausalLM(config).eval(), cdkit.load("vcd"))
 
 
-@pytest.mark.filterwarnings("ignore:Casting complex")
-@pytest.mark.parametrize("name", ["blip-2", "llama4"])
-def test_what_only_calibration_or_readouts_need_is_not_asked_for(name: str) -> None:
+def test_what_only_calibration_or_readouts_need_is_not_asked_for() -> None:
     """An absolute position, a norm of another name, a head further inside: the trial decides."""
-    assert isinstance(adapter_for(made(UNKNOWN[name])), Generic)
+    assert isinstance(adapter_for(made(UNKNOWN["blip-2"])), Generic)
 
 
 def test_nothing_without_an_encoder_an_image_token_or_text() -> None:
