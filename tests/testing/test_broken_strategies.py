@@ -287,7 +287,8 @@ class Numbers(Pixels):
 
 
 def about_the_mean(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    return pixels - pixels.mean()
+    each = pixels if pixels.ndim == 1 else pixels.flatten(1)
+    return (each - each.mean(dim=-1, keepdim=True)).view_as(pixels)
 
 
 def by_rows(pixels: Tensor, generator: torch.Generator) -> Tensor:
