@@ -152,13 +152,18 @@ def _product(
     query: Float[Tensor, "rows kv_heads many head_dim"],
     key: Float[Tensor, "rows kv_heads columns head_dim"],
 ) -> Float[Tensor, "rows kv_heads many columns"]:
+    return wide_product(query.flatten(0, 1), key.flatten(0, 1).mT).view(*query.shape[:3], -1)
+
+
+def wide_product(
+    query: Float[Tensor, "heads_of_rows many head_dim"],
+    key: Float[Tensor, "heads_of_rows head_dim columns"],
+) -> Float[Tensor, "heads_of_rows many columns"]:
+    """The product of each head of each row, in float32 or better."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    flat, columns = query.flatten(0, 1), key.flatten(0, 1).mT
     if key.dtype == wide:
-        product = torch.bmm(flat, columns)
-    elif query.is_cuda and key.dtype == query.dtype:
+        return torch.bmm(query, key)
+    if query.is_cuda and key.dtype == query.dtype:
         # products of halves are exact in float32, so no wide copy of the keys is needed
-        product = torch.bmm(flat, columns, out_dtype=wide)
-    else:
-        product = torch.bmm(flat.to(wide), columns.to(wide))
-    return product.view(*query.shape[:3], -1)
+        return torch.bmm(query, key, out_dtype=wide)
+    return torch.bmm(query.to(wide), key.to(wide))

@@ -12,8 +12,8 @@ class FieldSource(Protocol):
     """Computes fields of a segment."""
 
     computed: dict[str, Tensor]
-    """What it has computed: a segment and its changed copies share each tensor, so that whoever
-    compares two of them sees that a field is the same."""
+    """What it has computed: a segment and its changed copies share each tensor, so that a
+    comparison of the two sees that a field is the same."""
 
     def compute(self, name: str) -> Tensor:
         """The field of that name."""
@@ -23,7 +23,7 @@ class FieldSource(Protocol):
 class LazySegment(CrossModalSegment):
     """The segment of one branch in one layer.
 
-    Whoever makes one puts the known fields into its `__dict__`, and a `FieldSource` under
+    Its maker puts the known fields into its `__dict__`, and a `FieldSource` under
     `_source`: `__init__` would cost as much as the fields that it spares.
     """
 

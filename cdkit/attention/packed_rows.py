@@ -1,8 +1,4 @@
-"""One layer's text rows where all branches are in one row: beside each other, over all columns.
-
-The seam for a kernel of its own is `attend_packed`: it gets the queries of a call and the buffers
-of a layer, and returns what the text attends to.
-"""
+"""One layer's text rows where all branches are in one row: beside each other, over all columns."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from cdkit.attention.columns import Columns
+from cdkit.attention.columns import Columns, wide_product
 from cdkit.attention.context import AnswerCache, AttentionRecord, LayerWork
 from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
 from cdkit.attention.lazy_segment import LazySegment
@@ -243,14 +239,11 @@ def _grown(
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype.itemsize >= 4 else x.float()
-
-
-def _wide_dtype(x: Tensor) -> torch.dtype:
-    return x.dtype if x.dtype.itemsize >= 4 else torch.float32
+    return _as(x, torch.promote_types(x.dtype, torch.float32))
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # `to` would be one more operator where there is nothing to do
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -262,17 +255,13 @@ def _scores(
     form: SoftmaxForm,
 ) -> Float[Tensor, "heads_of_rows tokens total"]:
     """The logits on all columns in float32 or better; -inf where a branch may not attend."""
-    wide = _wide_dtype(query)
+    wide = torch.promote_types(query.dtype, torch.float32)
     groups = query.shape[1] // (len(context.branches) * context.steps.each)
     mask = context.steps.mask(groups, kv, wide).added
     keys = layer.flat_keys
     if form.cap is None and (query.dtype == wide or not query.is_cuda):
         return torch.baddbmm(mask, _as(query, wide), _as(keys, wide), alpha=form.scaling)
-    if query.is_cuda and query.dtype != wide:
-        # products of halves are exact in float32, so no wide copy of the keys is needed
-        scores = torch.bmm(query, keys, out_dtype=wide).mul_(form.scaling)
-    else:
-        scores = torch.bmm(_as(query, wide), _as(keys, wide)).mul_(form.scaling)
+    scores = wide_product(query, keys).mul_(form.scaling)
     if form.cap is not None:
         scores = form.cap * torch.tanh(scores / form.cap)
     return scores + mask

@@ -58,6 +58,22 @@ def answered(
         return generated(model, given, **how)
 
 
+def check_off_and_identical(
+    model: Any, given: dict[str, Tensor], *, close: dict[str, Any] = CLOSE, **how: Any
+) -> None:
+    """Off is stock to the bit, an identical branch within rounding, and the model is restored."""
+    stock = generated(model, given, **how)
+    with cdkit.attach(model, cdkit.load("vcd", alpha=0.0, beta=0.0)):
+        off = generated(model, given, **how)
+    assert torch.stack(off.logits).equal(torch.stack(stock.logits))
+    with cdkit.attach(model, cdkit.load("identical", beta=0.0)):
+        same = generated(model, given, **how)
+    assert same.sequences.equal(stock.sequences)
+    torch.testing.assert_close(torch.stack(same.logits), torch.stack(stock.logits), **close)
+    again = generated(model, given, **how)
+    assert torch.stack(again.logits).equal(torch.stack(stock.logits))
+
+
 def check_batch(
     run: Callable[..., Any], prompts: Sequence[Any], mode: str, close: dict[str, Any] = CLOSE
 ) -> Any:

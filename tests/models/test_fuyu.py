@@ -13,7 +13,7 @@ import cdkit
 from cdkit.interfaces.model_adapter import adapter_for
 
 from . import tiny as families
-from .modes import CLOSE, answered, check_batch, generated
+from .modes import answered, check_batch, check_off_and_identical, generated
 from .test_grid import plain_logits
 
 MARK = families.NEWLINE
@@ -62,17 +62,7 @@ def test_a_batch_of_unequal_images_is_each_prompt_alone(preset: str, mode: str) 
 
 @pytest.mark.parametrize("how", [{}, {"do_sample": True}])
 def test_off_is_stock_and_an_identical_branch_too(how: dict[str, Any]) -> None:
-    given = inputs(0, 1)
-    stock = generated(tiny(), given, **how)
-    with cdkit.attach(tiny(), cdkit.load("vcd", alpha=0.0, beta=0.0)):
-        off = generated(tiny(), given, **how)
-    assert torch.stack(off.logits).equal(torch.stack(stock.logits))
-    with cdkit.attach(tiny(), cdkit.load("identical", beta=0.0)):
-        same = generated(tiny(), given, **how)
-    assert same.sequences.equal(stock.sequences)
-    torch.testing.assert_close(torch.stack(same.logits), torch.stack(stock.logits), **CLOSE)
-    again = generated(tiny(), given, **how)
-    assert torch.stack(again.logits).equal(torch.stack(stock.logits))
+    check_off_and_identical(tiny(), inputs(0, 1), **how)
 
 
 def test_rows_are_one_image() -> None:

@@ -19,7 +19,17 @@ from cdkit.probing.padding import ignores_padding
 from . import every_type, generic_tiny, grid_tiny
 from .generic_tiny import UNKNOWN, told
 from .generic_tiny import ours_alone as ours_alone
-from .modes import CLOSE, MODES, PRESETS, STEPS, answered, check_batch, covering, generated
+from .modes import (
+    CLOSE,
+    MODES,
+    PRESETS,
+    STEPS,
+    answered,
+    check_batch,
+    check_off_and_identical,
+    covering,
+    generated,
+)
 from .tiny import Inputs, Words, made, text
 
 NAMES = ("qwen3_5", "lfm2_vl")
@@ -61,17 +71,7 @@ def run(name: str, preset: str, rows: tuple[int, ...], *, optimize: bool, **how:
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_off_is_stock_and_an_identical_branch_too(name: str, how: dict[str, Any]) -> None:
-    model, given = tiny(name), inputs(name, 0, 1)
-    stock = generated(model, given, **how)
-    with cdkit.attach(model, cdkit.load("vcd", alpha=0.0, beta=0.0)):
-        off = generated(model, given, **how)
-    assert torch.stack(off.logits).equal(torch.stack(stock.logits))
-    with cdkit.attach(model, cdkit.load("identical", beta=0.0)):
-        same = generated(model, given, **how)
-    assert same.sequences.equal(stock.sequences)
-    torch.testing.assert_close(torch.stack(same.logits), torch.stack(stock.logits), **CLOSE)
-    again = generated(model, given, **how)
-    assert torch.stack(again.logits).equal(torch.stack(stock.logits))
+    check_off_and_identical(tiny(name), inputs(name, 0, 1), **how)
 
 
 @pytest.mark.parametrize("mode", MODES)

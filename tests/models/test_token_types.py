@@ -17,7 +17,7 @@ from cdkit.models.generic import Generic
 from . import every_type
 from .generic_tiny import ours_alone as ours_alone
 from .generic_tiny import told
-from .modes import MODES, PRESETS, answered, check_batch, generated
+from .modes import MODES, PRESETS, answered, check_batch, check_off_and_identical, generated
 from .test_grid import plain_logits
 from .tiny import BOS, END, IMAGE, START, Words
 
@@ -69,17 +69,7 @@ def run(preset: str, rows: tuple[int, ...], *, optimize: bool, **how: Any) -> An
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}])
 def test_off_is_stock_and_an_identical_branch_too(how: dict[str, Any]) -> None:
-    given = inputs(0, 1)
-    stock = generated(tiny(), given, **how)
-    with cdkit.attach(tiny(), cdkit.load("vcd", alpha=0.0, beta=0.0)):
-        off = generated(tiny(), given, **how)
-    assert torch.stack(off.logits).equal(torch.stack(stock.logits))
-    with cdkit.attach(tiny(), cdkit.load("identical", beta=0.0)):
-        same = generated(tiny(), given, **how)
-    assert same.sequences.equal(stock.sequences)
-    torch.testing.assert_close(torch.stack(same.logits), torch.stack(stock.logits), **CLOSE)
-    again = generated(tiny(), given, **how)
-    assert torch.stack(again.logits).equal(torch.stack(stock.logits))
+    check_off_and_identical(tiny(), inputs(0, 1), close=CLOSE, **how)
 
 
 @pytest.mark.parametrize("mode", MODES)
