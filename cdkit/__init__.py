@@ -242,4 +242,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(name for names in _HOMES.values() for name in names)})
+    """The public names alone, for completion."""
+    return sorted({"__doc__", "__version__", *(n for names in _HOMES.values() for n in names)})

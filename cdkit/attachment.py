@@ -210,6 +210,11 @@ class Attachment(BoundToModel):
             self._forward_step = functools.partial(forward_step, engine)
             self._decode = functools.partial(decode, engine)
 
+    def __repr__(self) -> str:
+        state = "attached" if self._engine.is_attached else "not attached"
+        recorded = f", trace={sorted(self.trace.wanted)}" if self.trace.wanted else ""
+        return f"<{self.method.name} on {type(self._model).__name__}, {state}{recorded}>"
+
     def await_block(self) -> None:
         """Let the first `generate` warn, if it comes before the block of an attachment."""
         with _WIRING:

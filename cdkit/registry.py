@@ -135,6 +135,9 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             raise UnknownNameError(unknown(self.what, name, self._classes, self._broken))
         return self._classes[name]
 
+    def __repr__(self) -> str:
+        return f"<registry of {len(self)} {self.what}: {', '.join(sorted(self))}>"
+
     def __iter__(self) -> Iterator[str]:
         self.load()
         return iter(sorted(self._classes))
@@ -207,6 +210,28 @@ class UnknownNameError(CdkitError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the message's repr
         return str(self.args[0])
+
+
+def in_any_case(given: str | None, known: Iterable[str]) -> str | None:
+    """Find a name without regard to upper and lower case; a hyphen is an underscore.
+
+    Args:
+        given: What a user wrote, such as "VCD" or "cmac-imd".
+        known: The names that exist.
+
+    Returns:
+        The name itself where it exists, else the one that it can mean; None where there is none,
+        or more than one.
+    """
+    if given is None:
+        return None
+    names = [str(name) for name in known]
+    found = [name for name in names if _folded(name) == _folded(given)]
+    return given if given in names else found[0] if len(found) == 1 else None
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("-", "_")
 
 
 def unknown(

@@ -17,7 +17,11 @@ FREE = frozenset({"last_logits"})
 that cannot change a token need not run for it."""
 
 
-@dataclass
+def _shape(x: Tensor) -> str:
+    return "x".join(map(str, x.shape))
+
+
+@dataclass(repr=False)
 class Step:
     """What is recorded of one forward call whose logits `generate` reads, or of one plain call."""
 
@@ -38,8 +42,21 @@ class Step:
     """Branch -> layer -> True for cells whose value was replaced, or whose logit was set to -inf.
     """
 
+    def __repr__(self) -> str:
+        """What was recorded, by shapes: the tensors themselves fill screens."""
+        told = [f"{name} {_shape(x)}" for name, x in self.logits.items()]
+        if self.combined is not None:
+            told.append(f"combined {_shape(self.combined)}")
+        if self.alpha_scale is not None:
+            told.append(f"alpha_scale {_shape(self.alpha_scale)}")
+        for what in ("image_attention", "mask"):
+            for branch, layers in getattr(self, what).items():
+                each = _shape(next(iter(layers.values()))) if layers else "nothing"
+                told.append(f"{what} of {branch} {len(layers)} layers of {each}")
+        return f"Step({', '.join(told)})"
 
-@dataclass
+
+@dataclass(repr=False)
 class Trace:
     """What is recorded of the latest `generate` call, or of the latest plain call."""
 
@@ -47,6 +64,11 @@ class Trace:
     """What is recorded: names of `Wanted`."""
     steps: list[Step] = field(default_factory=list)
     """The recorded steps, in order; the latest one alone where only "last_logits" is recorded."""
+
+    def __repr__(self) -> str:
+        recorded = ", ".join(sorted(self.wanted)) or "nothing"
+        first = f", the first: {self.steps[0]!r}" if self.steps else ""
+        return f"<Trace of {recorded}: {len(self.steps)} steps{first}>"
 
     def keep(
         self,

@@ -93,7 +93,7 @@ class Branch:
         return tuple(d for d in self.distortions if isinstance(d, AttentionDistortion))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     """A decoding method as a value: hashable, and equal to another one if their fields are equal.
 
@@ -191,6 +191,19 @@ class Method:
                 f"{kind_of(self.combiner)} needs other logits, but {self.name} has no branch and "
                 "no readout; give it one"
             )
+
+    def __repr__(self) -> str:
+        """The parts with their parameters and formulas, a line each."""
+        told = [f"<Method {self.name}" + (f": {self.summary}" if self.summary else "")]
+        for place, part in self._outer_parts():
+            values = describe(part)
+            kind = values.pop("kind")
+            given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            at = place.removesuffix(f".{kind}")
+            told.append(f"  {at}: {kind}({given})")
+            if getattr(part, "formula", ""):
+                told.append(f"    {part.formula}")
+        return "\n".join(told) + ">"
 
     @property
     def live_branches(self) -> tuple[Branch, ...]:

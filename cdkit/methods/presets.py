@@ -22,6 +22,7 @@ from cdkit.registry import (
     Registry,
     UnknownNameError,
     broken_plugin,
+    in_any_case,
     load_plugins,
     unknown,
 )
@@ -396,6 +397,7 @@ def _warn(message: str) -> None:
 def _read(name_or_path: str | Path) -> dict[str, Any]:
     name = str(name_or_path)
     files, broken = _preset_files()
+    name = in_any_case(name, files) or name
     if name in files:
         return {"name": name} | _preset(name, files[name])
     path = Path(name_or_path)

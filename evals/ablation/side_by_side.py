@@ -22,6 +22,7 @@ from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.shared_passes import Variant
 from cdkit.methods.method import Method
 from cdkit.processors import check_positions
+from cdkit.registry import in_any_case
 
 NARROWEST = 24
 """Characters that a method's column needs; below that, each method gets a line instead."""
@@ -65,6 +66,8 @@ def methods(
         under = {} if protocol is None else protocol.parameters(method)
         return cdkit.load(method, **{**under, **given})
 
+    known = cdkit.presets()
+    name, more = in_any_case(name, known) or name, [in_any_case(m, known) or m for m in more]
     found: dict[str, Method] = {}
     if name is not None:
         words = ", ".join(f"{key} {value}" for key, value in parameters.items())

@@ -56,7 +56,6 @@ def examples(*lines: str) -> str:
 app = typer.Typer(
     name="cdkit",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     help="Contrastive decoding for vision-language models, under Hugging Face's own generate.",
@@ -227,14 +226,24 @@ Revision = Annotated[
 ]
 
 
-def names_in(option: str, given: str | None) -> list[str] | None:
-    """The names that an option lists with commas; None where it is not given."""
+def names_in(
+    option: str, given: str | None, known: Iterable[str] | None = None
+) -> list[str] | None:
+    """The names that an option lists with commas; None where it is not given.
+
+    Those of `known` are found in upper and lower case.
+    """
     if given is None:
         return None
     names = [name.strip() for name in given.split(",")]
     if "" in names:
         raise CdkitError(f"{option} takes names with commas between them, got {given!r}")
-    return names
+    if known is None:
+        return names
+    from cdkit.registry import in_any_case
+
+    known = list(known)
+    return [in_any_case(name, known) or name for name in names]
 
 
 def say(message: str) -> None:

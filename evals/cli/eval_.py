@@ -203,6 +203,7 @@ def eval_(
     exits with status 3; so it does where a model cannot run one of the methods.
     """
     quiet()
+    import cdkit
     from cdkit.evals.ablation.grid_options import SINGLE_RUN, with_options
     from cdkit.evals.ablation.grid_run import RunOptions, run_grid
     from cdkit.evals.ablation.grid_toml import named_whole
@@ -221,8 +222,8 @@ def eval_(
             batch_size, devices, nodes, accelerator, workers, device=device, device_map=device_map
         )
     given: dict[str, Any] = {
-        "method": names_in("--method", method),
-        "bench": names_in("--bench", bench),
+        "method": names_in("--method", method, cdkit.presets()),
+        "bench": names_in("--bench", bench, cdkit.BENCHMARKS),
         "data": None if data is None else str(data.absolute()),
         "model": names_in("--model", model),
         "set": parameters or None,

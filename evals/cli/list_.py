@@ -1,5 +1,7 @@
 """`cdkit list`: what there is, with formulas and papers."""
 
+import dataclasses
+import json
 from enum import StrEnum
 from typing import Annotated
 
@@ -24,14 +26,24 @@ class Topic(StrEnum):
 @app.command(
     "list",
     epilog=examples(
-        "cdkit list", "cdkit list methods", "cdkit list models --all", "cdkit list --cite"
+        "cdkit list",
+        "cdkit list methods",
+        "cdkit list vcd",
+        "cdkit list models --all",
+        "cdkit list methods --json",
+        "cdkit list --cite",
     ),
 )
 @guarded
 def list_(
-    topic: Annotated[
-        Topic | None,
-        typer.Argument(help="What to list; by default everything.", show_default=False),
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TOPIC|NAME]",
+            help=f"One of {', '.join(Topic)}, or the name of one entry, which is shown whole; by "
+            "default everything.",
+            show_default=False,
+        ),
     ] = None,
     cite: Annotated[
         bool, typer.Option("--cite", help="Add formulas, parameters, sources and BibTeX.")
@@ -44,24 +56,41 @@ def list_(
             "and why the rest is refused.",
         ),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all facts as JSON: topic, then a list of entries.")
+    ] = False,
 ) -> None:
     """List all methods, strategies, calibrators, models, benchmarks and protocols, a line each."""
     quiet()
     from cdkit.evals.pages import listing, type_table
+    from cdkit.registry import UnknownNameError, in_any_case, unknown
 
-    if every and topic is not Topic.MODELS:
-        raise CdkitError("--all lists types of models: write `cdkit list models --all`")
+    topic = in_any_case(name, Topic)
+    if every and (topic != Topic.MODELS or as_json):
+        raise CdkitError("--all shows a table of types: write `cdkit list models --all`")
+    listed = {each: listing.entries(each) for each in ([topic] if topic else Topic)}
+    if name is not None and topic is None:
+        known = dict.fromkeys(entry.name for entries in listed.values() for entry in entries)
+        meant = in_any_case(name, known)
+        if meant is None:
+            raise UnknownNameError(unknown("topic or entry", name, [*Topic, *known]))
+        shown = {t: tuple(e for e in entries if e.name == meant) for t, entries in listed.items()}
+        listed, cite = {t: entries for t, entries in shown.items() if entries}, True
+    if as_json:
+        plain = {t: [dataclasses.asdict(e) for e in entries] for t, entries in listed.items()}
+        typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
     screen = console()
-    listed = {each: listing.entries(each.value) for each in ([topic] if topic else Topic)}
     for each, entries in listed.items():
-        screen.print(listing.render(each.value, entries, cite=cite))
-        if each is Topic.MODELS:
+        screen.print(listing.render(each, entries, cite=cite))
+        if (each == Topic.MODELS and name is None) or topic == Topic.MODELS:
             screen.print(listing.EMBEDDED, highlight=False)
             if every:
                 screen.print()
                 screen.print(type_table.render_types())
-        for problem in listing.broken(each.value):
-            note(problem)
+        if name is None or topic is not None:
+            for problem in listing.broken(each):
+                note(problem)
         screen.print()
     if cite:
         for paper in listing.papers([entry for entries in listed.values() for entry in entries]):
