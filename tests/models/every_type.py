@@ -40,11 +40,10 @@ METHODS = {
 }
 """What a method changes or reads, and a method that does so."""
 NOT_BUILT = {
-    "gemma3n": "its image encoder needs the package timm",
     "pi0": "it makes robot actions, not text: it has no generate",
 }
 """Types of which no tiny model can be made here, and why."""
-NEEDS = {"fast_vlm": "timm", "perception_lm": "timm"}
+NEEDS = {"fast_vlm": "timm", "gemma3n": "timm", "perception_lm": "timm"}
 """Types whose image encoder is of another package, which needs torchvision. Without it what was
 written about them stays as it is."""
 
@@ -85,7 +84,7 @@ def tiny(name: str) -> tuple[Any, dict[str, Tensor] | None]:
         from . import test_llama4
 
         return test_llama4.model_of(), None
-    if name in ADAPTERS:
+    if name in ADAPTERS and name not in NEEDS:
         return tiny.tiny(name), tiny.inputs(name, 0)
     if name in generic_tiny.UNKNOWN:
         family, model = generic_tiny.UNKNOWN[name], tiny.made(generic_tiny.UNKNOWN[name])
