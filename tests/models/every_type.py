@@ -44,8 +44,8 @@ NOT_BUILT = {
 }
 """Types of which no tiny model can be made here, and why."""
 NEEDS = {"fast_vlm": "timm", "gemma3n": "timm", "perception_lm": "timm"}
-"""Types whose image encoder is of another package, which needs torchvision. Without it what was
-written about them stays as it is."""
+"""Types whose image encoder is of another package, which needs torchvision. Where it is missing,
+what was written about them stays as it is."""
 
 
 @dataclass
@@ -58,6 +58,8 @@ class Ran:
     """Keys of `METHODS`."""
     refused: dict[str, str] = field(default_factory=dict)
     """Key of `METHODS` -> why it is refused; `all` where no method runs."""
+    needs: str = ""
+    """The package that the type needs to be loaded."""
 
 
 def is_missing(package: str | None) -> bool:
@@ -151,7 +153,7 @@ def ran(name: str) -> Ran:
         return Ran("none", refused={"all": reason(error)})
     if inputs is None:
         return Ran("none", refused={"all": "not tried: no prompt of it runs"})
-    found = Ran("own" if name in ADAPTERS else "generic")
+    found = Ran("own" if name in ADAPTERS else "generic", needs=NEEDS.get(name, ""))
     stock = answer(model, inputs)
     for kind, method in METHODS.items():
         try:
@@ -200,6 +202,8 @@ def written() -> Iterator[str]:
         yield f'\n["{name}"]'
         yield f'adapter = "{found.adapter}"'
         yield f"runs = {json.dumps(found.runs)}"
+        if found.needs:
+            yield f'needs = "{found.needs}"'
         for kind, why in found.refused.items():
             yield f"refused.{kind} = {json.dumps(why)}"
 
