@@ -55,6 +55,8 @@ class ModelAdapter(FormerNames, abc.ABC):
     """Whether image tokens enter the decoder as zeros, and its layers add all of their features
     (`deepstack_features`). Then methods that distort what the decoder is given of an image are
     refused."""
+    refuses_static: ClassVar[str] = ""
+    """Why a method does not run with a static cache; empty where it does."""
     encoder_text: ClassVar[str | None] = None
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
