@@ -258,11 +258,13 @@ def _check_cross_attention(model: Any) -> None:
 def _check_generate(model: Any) -> None:
     """Refuse a model that does not answer token by token."""
     if not isinstance(model, GenerationMixin):
-        own = "no generate" if not hasattr(model, "generate") else "a generate of its own"
-        raise CdkitError(
-            f"it has {own}, not Hugging Face's loop, in which each step gives the logits of one "
-            f"token. {OTHERS}"
-        )
+        why = "it has no generate, so it does not answer in text"
+        if hasattr(model, "generate"):
+            why = (
+                "its generate is one of its own, not Hugging Face's, in which each step gives the "
+                "logits of one token"
+            )
+        raise CdkitError(f"{why}. {OTHERS}")
 
 
 def _check_images_come_encoded(model: Any) -> None:

@@ -262,8 +262,8 @@ def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
     hidden = decoder.output.last_hidden_state[:, -1]
     require_close(adapter.logits(model, hidden, norm=False), wanted, adapter, promise)
     promise = (
-        "logits of the last layer's output are the same, as between it and the head there is "
-        "nothing but the final norm"
+        "only the final norm stands between the last layer and the head, so that logits of the "
+        "layer's output are the same"
     )
     require_close(adapter.logits(model, last), wanted, adapter, promise)
 

@@ -14,7 +14,9 @@ from .every_type import METHODS, TYPES
 from .generic_tiny import ours_alone  # noqa: F401
 
 TABLE: dict[str, Any] = tomllib.loads(every_type.TABLE.read_text())
-QUICK = ("glm46v", "kimi_k25", "qwen3_5", "qwen2_5_omni_thinker", "blip", "git", "pix2struct")
+QUICK = (
+    "glm46v", "kimi_k25", "qwen3_5", "qwen2_5_omni_thinker", "blip", "git", "pix2struct", "pi0",
+)  # fmt: skip
 TORCH = ("Error", "Traceback", "size of tensor", "has no attribute", "expected", "dimension")
 
 

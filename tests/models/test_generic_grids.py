@@ -12,10 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
+import cdkit
+
 from . import every_type
 from .generic_tiny import ours_alone as ours_alone
 from .generic_tiny import told
-from .modes import MODES, PRESETS, answered, check_batch, check_off_and_identical, covering
+from .modes import (
+    MODES,
+    PRESETS,
+    answered,
+    check_batch,
+    check_off_and_identical,
+    covering,
+    generated,
+)
 from .tiny import END, IMAGE, START, Words, around
 
 NAMES = ("kimi_k25", "minimax_m3_vl", "muse_glimmer")
@@ -77,3 +87,12 @@ def test_off_is_stock_and_an_identical_branch_too(name: str) -> None:
 def test_a_batch_of_unequal_images_is_each_prompt_alone(name: str, way: tuple[str, str]) -> None:
     mode, preset = way
     check_batch(functools.partial(run, name, preset), (0, 1), mode, CLOSE)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_what_a_model_does_to_its_logits_is_done_to_readouts(name: str) -> None:
+    """Muse scales and caps them; the trial holds the last layer's readout to the model's logits."""
+    given, model = inputs(name, 0), tiny(name)
+    stock = generated(model, given).logits[0]
+    with cdkit.attach(model, cdkit.load("dola")):
+        assert not generated(model, given).logits[0].equal(stock)

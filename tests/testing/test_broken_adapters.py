@@ -352,7 +352,7 @@ BROKEN: list[tuple[type[Llava], str]] = [
     (JoinedFlat, "join_pixels gives the shape of pixel_values"),
     (JoinedMirrored, "join_pixels undoes split_pixels"),
     (Scaled, "embed returns what the decoder gets for text tokens"),
-    (Unnormed, "logits of the last layer's output are the same"),
+    (Unnormed, "so that logits of the layer's output are the same"),
     (AlwaysNormed, "logits of the decoder's output, with norm=False, are the model's"),
     (Behind, "system_slot is in the prompt, before the first image"),
     (Interleaved, "rotating keys by rotary gives the model's keys at the moved position"),
