@@ -226,8 +226,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+ABSENT = re.compile(r"requires the (\S+) library but it was not found")
+"""How transformers words that a package is not installed, before several lines about notebooks."""
+
+
 def _reason(error: Exception) -> str:
     words = str(error).strip()
+    if absent := ABSENT.search(words):
+        package = absent[1]
+        more = f"; it needs the torchvision that was built for torch {torch.__version__}, too"
+        return f"it needs the package {package}: pip install {package}" + more * (package == "timm")
     if "trust_remote_code" in words:
         return (
             "it needs code of its own (auto_map), which cdkit never runs: give a checkpoint in "

@@ -50,14 +50,22 @@ class Gemma4(PlacedPatchesAdapter):
 
 @ADAPTERS.register("gemma4_unified")
 class Gemma4Unified(Gemma4):
-    """Gemma4UnifiedForConditionalGeneration: no vision tower, a token for each patch."""
+    """Gemma4UnifiedForConditionalGeneration: no vision tower, a token for each patch.
+
+    With a static cache transformers itself lets fewer layers see an image both ways than with a
+    dynamic one. So methods are refused with a static cache.
+    """
 
     example: ClassVar[str] = "google/gemma-4-12B-it"
+    refuses_static: ClassVar[str] = (
+        "with a static cache transformers masks this family's images in another way than with a "
+        "dynamic one, and gives other logits"
+    )
 
     def create_masks(
         self, model: Any, types: Int[Tensor, "rows columns"], given: Mapping[str, Any]
     ) -> Any:
-        # its forward lets every layer see an image both ways, its create_masks_for_generate
-        # (of a static cache) some of them
+        # its forward lets every layer see an image both ways; its create_masks_for_generate, which
+        # generate uses with a static cache, some of them
         config, blocks = model.config.get_text_config(), runs(types == 1)
         return create_masks_for_generate(config=config, block_sequence_ids=blocks, **given)

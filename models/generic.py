@@ -1,14 +1,14 @@
 """Families that have no file here: an adapter that searches the model for its parts."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import getsource, signature
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer
 
 from cdkit import GENERIC_ADAPTERS, HOW_TO_ADD, CdkitError, UnmatchedPixelsError, chat_prompt
@@ -50,6 +50,7 @@ class Generic(StandardAdapter):
     def check(self, model: Any) -> None:
         _check_inner_models(model)
         _check_cross_attention(model)
+        _check_generate(model)
         _check_images_come_encoded(model)
         self.check_images(model)
         decoder = self.decoder(model)
@@ -99,8 +100,7 @@ class Generic(StandardAdapter):
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
         states = final_norm(self.decoder(model))(hidden) if norm else hidden
-        logits: Tensor = _head(model)(states)
-        return logits
+        return _after_head(model, _head(model)(states))
 
     def token_arguments(self, model: Any) -> Sequence[str]:
         """What both the model and its decoder take as the types of tokens."""
@@ -205,6 +205,27 @@ def _head(model: Any) -> nn.Module:
     return found
 
 
+AFTER_HEAD: Mapping[str, tuple[str, Callable[[Tensor, float], Tensor]]] = {
+    "logits_scaling": ("logits_scaling", torch.div),
+    "logits_mup_width_multiplier": ("logits_mup_width_multiplier", torch.div),
+    "output_multiplier": ("output_multiplier", torch.mul),
+    "logit_softcap": ("final_logit_softcapping", lambda x, cap: cap * torch.tanh(x / cap)),
+}
+"""Word in a model's forward -> the setting of its text config that says what it does to the logits
+of its head, and how, in this order."""
+
+
+def _after_head(model: Any, logits: Tensor) -> Tensor:
+    """What the model's forward does to the logits of its head: not every family that has such a
+    setting uses it there, so its source is read."""
+    source, config = getsource(type(model).forward), model.config.get_text_config()
+    for word, (name, apply) in AFTER_HEAD.items():
+        value = getattr(config, name, None)
+        if value is not None and word in source:
+            logits = apply(logits, value)
+    return logits
+
+
 def _check_inner_models(model: Any) -> None:
     """Refuse several models in one, of which one answers: that one is to be attached to."""
     for name, module in model.named_children():
@@ -232,6 +253,18 @@ def _check_cross_attention(model: Any) -> None:
                 f"its text takes the image in by cross-attention ({name}), and cdkit's methods are "
                 f"defined for image tokens among those of the text. {OTHERS}"
             )
+
+
+def _check_generate(model: Any) -> None:
+    """Refuse a model that does not answer token by token."""
+    if not isinstance(model, GenerationMixin):
+        why = "it has no generate, so it does not answer in text"
+        if hasattr(model, "generate"):
+            why = (
+                "its generate is one of its own, not Hugging Face's, in which each step gives the "
+                "logits of one token"
+            )
+        raise CdkitError(f"{why}. {OTHERS}")
 
 
 def _check_images_come_encoded(model: Any) -> None:

@@ -325,6 +325,16 @@ def check_cache(cache: object) -> None:
         )
 
 
+def check_static_cache(attached: AttachedMethod) -> None:
+    """Raise where the family's stock model answers otherwise with a static cache."""
+    if attached.adapter.refuses_static:
+        raise CdkitError(
+            f"{attached.method.name} cannot run with cache_implementation=static: "
+            f"{attached.adapter.refuses_static}; pass cache_implementation='dynamic', or generate "
+            "without cdkit.attach"
+        )
+
+
 def refuse_adapter(attached: AttachedMethod) -> NoReturn:
     """Raise for a model whose decoder its forward did not call."""
     raise CdkitError(

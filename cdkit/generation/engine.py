@@ -16,6 +16,7 @@ from cdkit.execution.plan import layer_works
 from cdkit.generation.attached_engine import AttachedEngine, AttentionHandles
 from cdkit.generation.prompts import Session
 from cdkit.generation.trace import Step
+from cdkit.interfaces.model_adapter import states_of
 from cdkit.methods.method import ORIGINAL
 
 
@@ -77,7 +78,7 @@ class Engine(AttachedEngine):
 
     def keep_readout(self, name: str, states: Any) -> None:
         context = self.current.context
-        hidden = states[0] if isinstance(states, tuple) else states
+        hidden = states_of(self.attached.adapter, states)
         if self.call is not None and context is not None and ORIGINAL in context.branches:
             self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 

@@ -20,6 +20,7 @@ from cdkit.generation.compatibility import (
     check_eval,
     check_loop,
     check_mode,
+    check_static_cache,
     check_whole_prompt,
     check_window,
     new_tokens,
@@ -199,7 +200,8 @@ def open_session(
     compile_config, static, new = None, False, 0
     if not plain:
         new = new_tokens(ids, given, defaults)
-        static = setting("cache_implementation", given, defaults) == "static"
+        if static := setting("cache_implementation", given, defaults) == "static":
+            check_static_cache(attached)
         if not setting("disable_compile", given, defaults):
             compile_config = setting("compile_config", given, defaults)
     mask = given.get("attention_mask")

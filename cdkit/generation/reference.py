@@ -55,6 +55,7 @@ from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, 
 from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
+from cdkit.interfaces.model_adapter import states_of
 from cdkit.methods.method import ORIGINAL, Branch
 
 KEY = "cdkit_reference"
@@ -387,7 +388,7 @@ class ReferenceEngine(AttachedEngine):
     def keep_readout(self, name: str, states: Any) -> None:
         """The last state of the original branch where a layer is read out."""
         if self.call is not None and self.running is not None and self.running.name == ORIGINAL:
-            hidden = states[0] if isinstance(states, tuple) else states
+            hidden = states_of(self.attached.adapter, states)
             self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 
     # ---- the branches' inputs --------------------------------------------------------------------

@@ -55,6 +55,8 @@ class ModelAdapter(FormerNames, abc.ABC):
     """Whether image tokens enter the decoder as zeros, and its layers add all of their features
     (`deepstack_features`). Then methods that distort what the decoder is given of an image are
     refused."""
+    refuses_static: ClassVar[str] = ""
+    """Why a method does not run with a static cache; empty where it does."""
     encoder_text: ClassVar[str | None] = None
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
@@ -324,6 +326,18 @@ class ModelAdapter(FormerNames, abc.ABC):
             norm: Whether to apply the decoder's final norm before the output head.
         """
 
+    def layer_states(self, states: Tensor) -> Tensor:
+        """What `logits` takes of the states that a decoder layer gives.
+
+        Args:
+            states: As the layer gives them.
+
+        Returns:
+            (rows, tokens, hidden). Where a layer has several states of a token (Gemma 3n), all of
+            them in one row of numbers.
+        """
+        return states
+
     @abc.abstractmethod
     def rotary(self, model: nn.Module) -> Sequence[Rotary | None] | None:
         """How each layer rotates its queries and keys.
@@ -444,6 +458,11 @@ def attentions_of(adapter: ModelAdapter, model: nn.Module) -> dict[int, nn.Modul
     """The self-attention modules of a decoder, by the number of their layer."""
     found = ((number, adapter.attention(own)) for number, own in enumerate(adapter.layers(model)))
     return {number: attention for number, attention in found if attention is not None}
+
+
+def states_of(adapter: ModelAdapter, output: Any) -> Tensor:
+    """`layer_states` of a layer's output, or of the arguments of the first layer."""
+    return adapter.layer_states(output[0] if isinstance(output, tuple) else output)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -11,13 +11,18 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
 from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.generation.pixels import kinds_of
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.interfaces.model_adapter import ModelAdapter, UnmatchedPixelsError, attentions_of
+from cdkit.interfaces.model_adapter import (
+    ModelAdapter,
+    UnmatchedPixelsError,
+    attentions_of,
+    states_of,
+)
 from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
 from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
@@ -86,7 +91,7 @@ def last_states(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Tensor:
     last, all_tokens = _layer(len(adapter.layers(model)) - 1), inputs["input_ids"].shape[1]
     for options in ({}, {"output_hidden_states": True}):
         calls = recorded_generate(adapter, model, inputs, steps=1, **options)
-        hidden = next(_hidden(call) for call in calls if call.name == last)
+        hidden = next(states_of(adapter, call.output) for call in calls if call.name == last)
         # layers without keys of their own run the last token alone, unless all states are asked for
         if hidden.shape[1] == all_tokens:
             break
@@ -95,11 +100,6 @@ def last_states(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Tensor:
 
 def _layer(index: int) -> str:
     return f"layer {index}"
-
-
-def _hidden(layer: RecordedCall) -> Tensor:
-    hidden: Tensor = layer.output[0] if isinstance(layer.output, tuple) else layer.output
-    return hidden
 
 
 Encoders = Mapping[Kind, RecordedCall]
@@ -123,9 +123,11 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
     depth = len(adapter.layers(model))
     calls = recorded_generate(adapter, model, inputs, steps=2)
     came = [source for source in sources_of(adapter) if inputs.get(source.argument) is not None]
+    loop: Any = type(model).generate
+    own = "a generate of its own" if loop is not GenerationMixin.generate else None
     for name in (*map(_encoder, came), "decoder", "lm_module"):
         called = any(call.name == name for call in calls)
-        require(called, adapter, f"generate calls the {name} of the adapter")
+        require(called, adapter, f"generate calls the {name} of the adapter", own)
     order = [call.name for call in calls if call.name.startswith("layer")]
     wanted_order = [_layer(i) for i in range(depth)] * 2
     require(order == wanted_order, adapter, "generate runs the layers, in order", order)
@@ -254,13 +256,16 @@ def check_logits(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:
     decoder = first["decoder"]
     wanted = first["lm_module"].output.logits[:, -1]
     promise = "a layer gives one state for each token"
-    hidden = _hidden(first[_layer(depth - 1)])[:, -1]
-    require(hidden.ndim == 2, adapter, promise, hidden.shape)
-    promise = "logits of the last layer's output are the model's next-token logits"
-    require_close(adapter.logits(model, hidden), wanted, adapter, promise)
-    promise = "logits of the decoder's output, with norm=False, are the same"
+    last = states_of(adapter, first[_layer(depth - 1)].output)[:, -1]
+    require(last.ndim == 2, adapter, promise, last.shape)
+    promise = "logits of the decoder's output, with norm=False, are the model's next-token logits"
     hidden = decoder.output.last_hidden_state[:, -1]
     require_close(adapter.logits(model, hidden, norm=False), wanted, adapter, promise)
+    promise = (
+        "only the final norm stands between the last layer and the head, so that logits of the "
+        "layer's output are the same"
+    )
+    require_close(adapter.logits(model, last), wanted, adapter, promise)
 
 
 KNOWN_TENSORS = ("inputs_embeds", "attention_mask", "position_ids", "cache_position")

@@ -16,6 +16,10 @@ KINDS: Mapping[str, str] = {
     "layers": "DoLa, DeCo",
 }
 """What a method changes or reads, and some that do."""
+NEEDED: Mapping[str, str] = {
+    "timm": "the package timm (pip install timm) and the torchvision that was built for your torch"
+}
+"""Package -> what to install."""
 ADAPTERS = {"own": "its own", "generic": "generic", "none": "-"}
 
 
@@ -27,6 +31,8 @@ class TypeRow:
     adapter: str
     runs: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
+    """A package without which transformers does not load the type."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -35,13 +41,17 @@ class TypeRow:
 
     @property
     def why(self) -> str:
-        """Why the others are refused, each reason once."""
+        """What must be installed, and why the others are refused, each reason once."""
         reasons = dict[str, list[str]]()
         for kind, why in self.refused.items():
             reasons.setdefault(why, []).append(kind)
+        needs = [f"to be loaded it needs {NEEDED[self.needs]}"] if self.needs else []
         return "; ".join(
-            why if kinds == ["all"] else f"{', '.join(kinds)}: {why}"
-            for why, kinds in reasons.items()
+            needs
+            + [
+                why if kinds == ["all"] else f"{', '.join(kinds)}: {why}"
+                for why, kinds in reasons.items()
+            ]
         )
 
 
@@ -49,7 +59,13 @@ def type_rows() -> tuple[TypeRow, ...]:
     """All types, by name."""
     text = (files("cdkit.models") / "every_type.toml").read_text(encoding="utf-8")
     return tuple(
-        TypeRow(name, ADAPTERS[own["adapter"]], tuple(own["runs"]), own.get("refused", {}))
+        TypeRow(
+            name,
+            ADAPTERS[own["adapter"]],
+            tuple(own["runs"]),
+            own.get("refused", {}),
+            own.get("needs", ""),
+        )
         for name, own in tomllib.loads(text).items()
     )
 
@@ -62,7 +78,7 @@ def render_types() -> Table:
     table.add_column("adapter", no_wrap=True)
     for kind in KINDS:
         table.add_column(kind, no_wrap=True)
-    table.add_column("why not")
+    table.add_column("needs, or why not")
     for row in type_rows():
         table.add_row(row.name, row.adapter, *row.marks, Text(row.why))
     return table

@@ -228,17 +228,6 @@ def _chameleon() -> dict[str, Any]:
     return {**of_text, "vq_config": codes, "vocabulary_map": {**words, "<image>": IMAGE}}
 
 
-def _llama4() -> dict[str, Any]:
-    of_text = text(
-        "llama4_text", num_local_experts=2, num_experts_per_tok=1, intermediate_size_mlp=48
-    )
-    tower = vision(
-        "llama4_vision_model", vision_output_dim=16, projector_input_dim=16,
-        projector_output_dim=16, pixel_shuffle_ratio=0.5, num_channels=3,
-    ) | {"intermediate_size": 64}  # fmt: skip
-    return {"text_config": of_text, "vision_config": tower, "image_token_index": IMAGE}
-
-
 def _never(row: int) -> tuple[list[int], Inputs]:
     raise AssertionError(f"refused before it is given prompt {row}")
 
@@ -260,7 +249,6 @@ UNKNOWN: Mapping[str, Family] = {
     "florence2": Family("florence2", _florence2, _never),
     "blip-2": Family("blip-2", _blip_2, functools.partial(_pictures, 6, 8)),
     "chameleon": Family("chameleon", _chameleon, _never),
-    "llama4": Family("llama4", _llama4, functools.partial(_pictures, 4, 8), dtype=torch.float32),
 }
 FULL = (
     "got_ocr2", "cohere2_vision", "lighton_ocr", "qianfan_ocr", "aria", "tiles", "video_llama_3",

@@ -14,7 +14,7 @@ from cdkit.interfaces.model_adapter import adapter_for
 
 from . import tiny as families
 from .modes import answered, check_batch, check_off_and_identical, generated
-from .test_grid import plain_logits
+from .plain_cmac import check_cmac
 
 MARK = families.NEWLINE
 
@@ -76,22 +76,8 @@ def test_rows_are_one_image() -> None:
 
 @pytest.mark.parametrize("optimize", [True, False])
 def test_cmac_is_its_definition(optimize: bool) -> None:
-    model, given = tiny(), inputs(0, 1)
-    method = cdkit.load("cmac", gamma=2.5)
-    with cdkit.attach(model, method, trace=("logits",), optimize=optimize) as attached:
-        tokens = generated(model, given).sequences[:, given["input_ids"].shape[1] :]
-    found = attached.trace.steps
-    for row in (0, 1):
-        for branch, distorted in zip(found[0].logits, (False, True), strict=True):
-            before, alone = tokens[row, :-1].tolist(), inputs(row)
-            how: dict[str, Any] = {"gamma": 2.5, "distorted": distorted, "mark": MARK}
-            wanted = plain_logits(model, alone, before, **how)
-            own = torch.stack([step.logits[branch][row] for step in found])
-            torch.testing.assert_close(own, wanted, rtol=0, atol=2e-5)
-            others: list[dict[str, Any]] = [{"gamma": 1.0}, {"distorted": not distorted}]
-            for other in others:
-                wrong = plain_logits(model, alone, before, **how | other)
-                assert not torch.allclose(own, wrong, rtol=0, atol=1e-3)
+    close = {"rtol": 0, "atol": 2e-5}
+    check_cmac(tiny(), inputs, (0, 1), optimize=optimize, close=close, seen=1e-3, mark=MARK)
 
 
 def test_pixels_cannot_be_moved() -> None:

@@ -13,7 +13,7 @@ from cdkit.models.granite4_vision import Granite4Vision
 
 from . import tiny as families
 from .modes import CLOSE, MODES, answered, check_batch, generated
-from .test_grid import plain_logits
+from .plain_cmac import check_cmac
 
 NAME = "granite4_vision"
 
@@ -34,20 +34,9 @@ def test_a_batch_of_unequal_images_is_each_prompt_alone(preset: str, mode: str) 
 
 @pytest.mark.parametrize("optimize", [True, False])
 def test_cmac_is_its_definition(optimize: bool) -> None:
-    model, given = families.tiny(NAME), families.inputs(NAME, 0, 1)
-    method = cdkit.load("cmac", gamma=2.5)
-    with cdkit.attach(model, method, trace=("logits",), optimize=optimize) as attached:
-        tokens = generated(model, given).sequences[:, given["input_ids"].shape[1] :]
-    found = attached.trace.steps
-    for row in (0, 1):
-        for branch, distorted in zip(found[0].logits, (False, True), strict=True):
-            before, alone = tokens[row, :-1].tolist(), families.inputs(NAME, row)
-            wanted = plain_logits(model, alone, before, gamma=2.5, distorted=distorted)
-            own = torch.stack([step.logits[branch][row] for step in found])
-            torch.testing.assert_close(own, wanted, rtol=0, atol=2e-5)
-            for gamma, other in ((1.0, distorted), (2.5, not distorted)):
-                wrong = plain_logits(model, alone, before, gamma=gamma, distorted=other)
-                assert not torch.allclose(own, wrong, rtol=0, atol=1e-2)
+    prompts = functools.partial(families.inputs, NAME)
+    close = {"rtol": 0, "atol": 2e-5}
+    check_cmac(families.tiny(NAME), prompts, (0, 1), optimize=optimize, close=close)
 
 
 @pytest.mark.parametrize("optimize", [True, False])

@@ -28,7 +28,14 @@ from cdkit.probing.adapter_checks import (
     check_stock_run,
 )
 
-from .modes import generated
+from .modes import (
+    PRESETS,
+    check_batch,
+    check_off_and_identical,
+    covering,
+    generated,
+)
+from .modes import answered as by_preset
 from .tiny import (
     END,
     IMAGE,
@@ -113,21 +120,18 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.usefixtures("repaired")
 @pytest.mark.parametrize("layers", LAYERS)
-@pytest.mark.parametrize("row", [0, 1])
-def test_an_identical_branch_is_the_stock_model(layers: str, row: int) -> None:
-    model = model_of(**LAYERS[layers])
-    stock = generated(model, given(row))
-    with cdkit.attach(model, cdkit.load("identical")):
-        same = generated(model, given(row))
-    assert same.sequences.equal(stock.sequences)
-    after = generated(model, given(row))
-    assert torch.stack(after.logits).equal(torch.stack(stock.logits))
+def test_off_is_stock_and_an_identical_branch_too(layers: str) -> None:
+    rows = (0,) if "temperature" in layers else (0, 1)  # the stock model counts padding
+    check_off_and_identical(model_of(**LAYERS[layers]), given(*rows))
+
+
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 2.0}
+FASTER = ["cmac", "pai", "vcd", "icd", "dola"]
 
 
 @pytest.mark.usefixtures("repaired")
-@pytest.mark.parametrize("how", [{}, {"do_sample": True, "temperature": 2.0}])
-@pytest.mark.parametrize("preset", ["cmac", "pai", "vcd", "icd", "dola"])
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampling"])
+@pytest.mark.parametrize(("layers", "preset"), covering([*LAYERS], FASTER))
 def test_faster_is_the_plain_algorithm(layers: str, preset: str, how: dict[str, Any]) -> None:
     model, batches = model_of(**LAYERS[layers]), [(0,), (1,), (0, 1)]
     if "temperature" in layers:
@@ -143,6 +147,32 @@ def test_faster_is_the_plain_algorithm(layers: str, preset: str, how: dict[str, 
             steps = run.trace.steps
             logits.append(torch.stack([torch.stack([*step.logits.values()]) for step in steps]))
         torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5)
+
+
+def _run(preset: str, rows: tuple[int, ...], *, optimize: bool, **how: Any) -> Any:
+    names = [f"prompt {row}" for row in rows]
+    return by_preset(
+        model_of(), preset, given(*rows), words=Words(), names=names, optimize=optimize, **how
+    )
+
+
+@pytest.mark.usefixtures("repaired")
+@pytest.mark.parametrize(("mode", "preset"), covering(["greedy", "sampling"], PRESETS))
+def test_a_batch_of_unequal_images_is_each_prompt_alone(preset: str, mode: str) -> None:
+    """Beams never run, in transformers itself."""
+    check_batch(functools.partial(_run, preset), (0, 1), mode)
+
+
+@pytest.mark.usefixtures("repaired")
+@pytest.mark.parametrize("layers", ["chunks", "no chunks"])
+def test_a_static_cache(layers: str) -> None:
+    model, answers = model_of(**LAYERS[layers]), []
+    for how in ({}, {"cache_implementation": "static"}):
+        with cdkit.attach(model, cdkit.load("cmac")):
+            answers.append(generated(model, given(0, 1), **how))
+    assert answers[0].sequences.equal(answers[1].sequences)
+    dynamic, static = (torch.stack(own.logits) for own in answers)
+    torch.testing.assert_close(static, dynamic, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

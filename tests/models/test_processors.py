@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 from transformers.utils.import_utils import is_torchvision_available
 from typer.testing import CliRunner
 
@@ -111,6 +112,22 @@ def test_a_processor_that_only_torchvision_has(tmp_path: Path) -> None:
     words = (
         rf"Kimi_K25ImageProcessor, the image processor of kimi_k25, needs torchvision .* torch "
         rf"{re.escape(torch.__version__)}, "
+    )
+    with pytest.raises(cdkit.CdkitError, match=words):
+        cdkit.load_model(tmp_path)
+
+
+def test_a_model_that_needs_another_package(tmp_path: Path) -> None:
+    """FastVLM's image encoder is of timm, and timm needs torchvision."""
+    if not every_type.is_missing("timm"):
+        pytest.skip("timm is installed")
+    hf: Any = transformers
+    config = hf.AutoConfig.for_model("fast_vlm", **every_type.DATA["fast_vlm"]["config"])
+    config.save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    words = (
+        "cannot load the model .*: it needs the package timm: pip install timm; it needs the "
+        rf"torchvision that was built for torch {re.escape(torch.__version__)}, too"
     )
     with pytest.raises(cdkit.CdkitError, match=words):
         cdkit.load_model(tmp_path)

@@ -18,7 +18,7 @@ from . import every_type
 from .generic_tiny import ours_alone as ours_alone
 from .generic_tiny import told
 from .modes import MODES, PRESETS, answered, check_batch, check_off_and_identical, generated
-from .test_grid import plain_logits
+from .plain_cmac import check_cmac
 from .tiny import BOS, END, IMAGE, START, Words
 
 TYPES = "moe_mm_token_type_ids"
@@ -80,21 +80,11 @@ def test_a_batch_of_unequal_images_is_each_prompt_alone(preset: str, mode: str) 
 
 @pytest.mark.parametrize("optimize", [True, False])
 def test_cmac_is_its_definition(optimize: bool) -> None:
-    model, given = tiny(), inputs(0, 1)
-    method = cdkit.load("cmac", gamma=2.5)
-    with cdkit.attach(model, method, trace=("logits",), optimize=optimize) as attached:
-        tokens = generated(model, given).sequences[:, given["input_ids"].shape[1] :]
-    found = attached.trace.steps
-    for row in (0, 1):
-        for branch, distorted in zip(found[0].logits, (False, True), strict=True):
-            before, alone = tokens[row, :-1].tolist(), inputs(row)
-            wanted = plain_logits(model, alone, before, gamma=2.5, distorted=distorted)
-            own = torch.stack([step.logits[branch][row] for step in found])
-            torch.testing.assert_close(own, wanted, rtol=0, atol=1e-3)
-            all_text = alone | {TYPES: 0 * alone[TYPES]}
-            for gamma, other in ((1.0, alone), (2.5, all_text)):
-                wrong = plain_logits(model, other, before, gamma=gamma, distorted=distorted)
-                assert not torch.allclose(own, wrong, rtol=0, atol=1e-2)
+    def all_text(given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return given | {TYPES: 0 * given[TYPES]}
+
+    close = {"rtol": 0, "atol": 1e-3}
+    check_cmac(tiny(), inputs, (0, 1), optimize=optimize, close=close, others=[all_text])
 
 
 @pytest.mark.parametrize("optimize", [ALL - {"shared_prefix"}, False])

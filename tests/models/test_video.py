@@ -38,7 +38,8 @@ from .grid_tiny import (
     tiny,
 )
 from .modes import CLOSE, MODES, PRESETS, answered, check_batch, covering, generated
-from .test_grid import close, plain_logits, turned_at
+from .plain_cmac import check_cmac
+from .test_grid import close, turned_at
 
 SHARED = "glm4v"
 """Its videos have the token of images, so stock `generate` cannot repeat them for beams, nor mix
@@ -144,22 +145,8 @@ def test_a_prompt_in_chunks_without_a_cache_or_in_a_plain_call(name: str) -> Non
 def test_cmac_is_its_definition(name: str, prompts: tuple[Prompt, ...], optimize: bool) -> None:
     if name == SHARED and prompts != FILMS:
         pytest.skip("the stock model cannot mix images and videos")
-    model, given = tiny(name), inputs(name, *prompts)
-    method = cdkit.load("cmac", gamma=2.5)
-    with cdkit.attach(model, method, trace=("logits",), optimize=optimize) as attached:
-        tokens = generated(model, given).sequences[:, given["input_ids"].shape[1] :]
-    found = attached.trace.steps
-    names = list(found[0].logits)
-    for row, prompt in enumerate(prompts):
-        alone = inputs(name, prompt)
-        for branch, distorted in zip(names, (False, True), strict=True):
-            before = tokens[row, :-1].tolist()
-            wanted = plain_logits(model, alone, before, gamma=2.5, distorted=distorted)
-            own = torch.stack([step.logits[branch][row] for step in found])
-            torch.testing.assert_close(own, wanted, **close(name))
-            for gamma, other in ((1.0, distorted), (2.5, not distorted)):
-                wrong = plain_logits(model, alone, before, gamma=gamma, distorted=other)
-                assert not torch.allclose(own, wrong, rtol=0, atol=1e-2)
+    of_name = functools.partial(inputs, name)
+    check_cmac(tiny(name), of_name, prompts, optimize=optimize, close=close(name))
 
 
 @pytest.mark.parametrize("name", EACH)

@@ -101,15 +101,21 @@ def laid_out(family: Family, *rows: int) -> Inputs:
     if family.types is not None:
         of_image = torch.isin(given["input_ids"], torch.tensor(family.typed))
         given[family.types] = of_image.long() * (not family.prefix_types)
-    images = _stacked([image for _, image in prompts], left=False)
-    if "image_num_crops" in images:  # patches are counted over all pictures
-        sizes = [len(own["image_token_pooling"]) for _, own in prompts]
-        patches = torch.tensor([own["pixel_values"].shape[:2].numel() for _, own in prompts])
-        before = (patches.cumsum(0) - patches).repeat_interleave(torch.tensor(sizes))
-        images["image_token_pooling"] = images["image_token_pooling"] + before[:, None]
+    images = of_pictures([image for _, image in prompts])
     if "pixel_values" in images:
         images["pixel_values"] = images["pixel_values"].to(family.dtype)
     return given | images
+
+
+def of_pictures(each: list[Inputs]) -> Inputs:
+    """What belongs to several pictures, from what belongs to each of them."""
+    images = _stacked(each, left=False)
+    if "image_num_crops" in images:  # patches are counted over all pictures
+        sizes = [len(own["image_token_pooling"]) for own in each]
+        patches = torch.tensor([own["pixel_values"].shape[:2].numel() for own in each])
+        before = (patches.cumsum(0) - patches).repeat_interleave(torch.tensor(sizes))
+        images["image_token_pooling"] = images["image_token_pooling"] + before[:, None]
+    return images
 
 
 def _stacked(parts: list[Inputs], *, left: bool) -> Inputs:
