@@ -288,7 +288,8 @@ def check_whole_prompt(
             "lives in the cache; leave it out"
         )
     looks = [branch.name for branch in method.branches if branch.feature]
-    check_state_split(chunk, method)
+    if chunk is not None:
+        check_state_split(chunk, method)
     if chunk is not None and looks:
         raise CdkitError(
             f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {looks[0]!r} is "

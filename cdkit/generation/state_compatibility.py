@@ -13,14 +13,14 @@ WHOLE_PROMPT = {
 """What an intervention reads -> why the prompt must come whole."""
 
 
-def check_state_split(chunk: int | None, method: Method) -> None:
+def check_state_split(chunk: int, method: Method) -> None:
     """Raise where a prompt would be split that a state intervention needs whole.
 
     Args:
-        chunk: The `prefill_chunk_size` of the call; None where the prompt comes whole.
+        chunk: The `prefill_chunk_size` of the call.
         method: The method that is attached.
     """
-    for part in method.live_state_interventions if chunk is not None else ():
+    for part in method.live_state_interventions:
         for name, why in WHOLE_PROMPT.items():
             if name in part.reads:
                 raise CdkitError(

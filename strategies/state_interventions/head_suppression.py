@@ -26,8 +26,7 @@ class HeadSuppression(StateIntervention):
     """Scales the outputs of all heads but those that attend most to the image.
 
     It acts on the tokens that predict the next one: each layer and row ranks its heads by the sum
-    of their attention logits on the image, before the softmax. The paper speaks of attention
-    weights; the public code takes logits, and so do we.
+    of their attention logits on all image tokens, before the softmax, as the public code does.
 
     Args:
         kept: The share of heads that stay as they are, rounded down; 1 leaves the model as it is.
