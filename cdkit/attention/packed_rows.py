@@ -16,8 +16,9 @@ from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
 from cdkit.attention.lazy_segment import LazySegment
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
+from cdkit.branches.positions import Offsets
 from cdkit.execution.packing import PackedLayer, PackedSteps
-from cdkit.functional.rope import Rotary, angles, rotate_by
+from cdkit.functional.rope import angles, rotate_by
 from cdkit.interfaces.segment import CrossModalSegment, changes_field, softmax
 
 
@@ -100,17 +101,19 @@ class PackedContext:
     """The columns of this call that all branches share: none of a step's."""
     image: slice | None = None
     """The image columns among them."""
-    key_offset: Float[Tensor, "samples image *axes"] | None = None
+    key_offset: Offsets | None = None
     """By how many positions their keys move for text; None where they do not."""
-    angles: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """The same as angles, of each rotary embedding."""
+    angles: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """The same as angles, of each rotary embedding and each tensor of offsets."""
 
-    def rotated_keys(self, key: Tensor, rotary: Rotary) -> Tensor:
-        """The image's keys where text sees them."""
-        assert self.key_offset is not None and self.image is not None
-        image, place = _wide(key[:, :, self.image]), id(rotary.inverse_frequencies)
+    def rotated_keys(self, key: Tensor, work: LayerWork) -> Tensor:
+        """The image's keys where text of a layer sees them."""
+        rotary = work.rotary
+        assert self.key_offset is not None and self.image is not None and rotary is not None
+        offset = self.key_offset.of(work.index)
+        image, place = _wide(key[:, :, self.image]), (id(rotary.inverse_frequencies), id(offset))
         if place not in self.angles:
-            self.angles[place] = angles(self.key_offset.to(key.device), rotary, image.dtype)
+            self.angles[place] = angles(offset.to(key.device), rotary, image.dtype)
         return _as(rotate_by(image, *self.angles[place], rotary), key.dtype)
 
 

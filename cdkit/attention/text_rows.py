@@ -127,8 +127,8 @@ def _logits(
     not attend."""
     chunk, offset = context.chunk, None
     if work.rotary is not None and context.query_offset is not None:
-        offset = context.query_offset[rows, context.first :]
-    # rows that are no text after an image see the keys where the model has them
+        offset = context.query_offset.of(work.index)[rows, context.first :]
+    # other rows see the keys where the model has them
     mixed = calibrated_keys is not keys and not (
         chunk.all_text and context.first == chunk.first_text
     )
@@ -139,7 +139,7 @@ def _logits(
     else:
         assert work.rotary is not None
         moved = query if offset is None else rotate(query, offset.to(query.device), work.rotary)
-        logits = torch.where(masks.segment, calibrated_keys.scores(moved), keys.scores(query))
+        logits = torch.where(masks.calibrated, calibrated_keys.scores(moved), keys.scores(query))
     logits *= form.scaling  # not the query, which may be in half precision
     if form.cap is not None:
         logits = form.cap * torch.tanh(logits / form.cap)
@@ -166,7 +166,7 @@ def _segment(
         on_image = on_image.masked_fill(~mask.cells[:, None], -math.inf)
     queries = query.to(torch.promote_types(query.dtype, torch.float32))
     if context.query_offset is not None and work.rotary is not None:
-        offset = context.query_offset[mask.rows, context.first :]
+        offset = context.query_offset.of(work.index)[mask.rows, context.first :]
         queries = rotate(queries, offset.to(query.device), work.rotary)
     cache = context.answer_cache
     return CrossModalSegment(

@@ -72,7 +72,10 @@ class CompiledSteps:
         }
         mark_static(embeds)
         mark_static(own["position_ids"])
-        mark_static(step_context.query_offset)
+        for offset in (
+            () if step_context.query_offset is None else step_context.query_offset.by_layer
+        ):
+            mark_static(offset)
         position = torch.tensor([chunk.start - shared], device=embeds.device)
         for layer in layers:
             layer.cache_position = position
@@ -153,7 +156,7 @@ class CompiledInputs:
             segment.token_index.add_(new[segment.rows, None])
         return replace(
             self.context,
-            query_offset=None if offset is None else contiguous(offset),
+            query_offset=None if offset is None else offset.map(contiguous),
             record=context.record,
             layer_state=context.layer_state,
         )

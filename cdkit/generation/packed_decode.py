@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cdkit.attention.context import AttentionRecord
 from cdkit.attention.packed_rows import PackedContext, PackedSegment
+from cdkit.branches.positions import Offsets
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.execution.plan import PromptPlan
@@ -60,7 +61,8 @@ def packed_prompt(
         return None
     key = offsets.key
     if key is not None:
-        key = key[: layout.rows // packing.branches, layout.image_span]
+        samples, image = layout.rows // packing.branches, layout.image_span
+        key = key.map(lambda x: x[:samples, image])
     positions = packing.pack(state.positions.known)
     inputs = packing.pack(embeds), in_decoder_order(positions)
     context = _context(engine, state, packing.shared, layout.image_span, key)
@@ -106,7 +108,7 @@ def _context(
     state: BranchState,
     shared: int = 0,
     image: slice | None = None,
-    key_offset: Tensor | None = None,
+    key_offset: Offsets | None = None,
 ) -> PackedContext:
     steps, call, (group,) = state.packed, engine.call, state.plan.groups
     assert steps is not None and call is not None

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
+from cdkit.branches.positions import Calibration
 from cdkit.errors import CdkitError
 from cdkit.functional.noise import generator, purpose_of, stream
 from cdkit.generation.compatibility import (
@@ -25,10 +26,12 @@ from cdkit.generation.compatibility import (
     new_tokens,
     setting,
 )
+from cdkit.generation.image_grids import image_grids
 from cdkit.generation.pixels import check_pixels, kinds_in, pixels_of_images
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.pixel_source import Kind
+from cdkit.interfaces.position_calibrator import ImageGrid
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method
 
@@ -53,6 +56,8 @@ class Session:
     """Of each image of the prompts, in their order, whether it is one of a video."""
     is_video: Bool[Tensor, "samples tokens"] | None = None
     """Which image tokens are those of videos; None where none is."""
+    grids: tuple[tuple[ImageGrid | None, ...], ...] = ()
+    """Of each sample the grids of its images; empty where no calibrator asks for them."""
     new_tokens: int = 0
     """How many tokens `generate` may add."""
     plain: bool = False
@@ -110,6 +115,14 @@ class Session:
         """A random key for each row, of (seed, sample id): the rows of one sample share it."""
         keys = [stream(self.seed, name) for name in self.sample_ids]
         return torch.tensor(keys).repeat_interleave(expand)
+
+    def calibration(self, attached: AttachedMethod, expand: int) -> Calibration | None:
+        """The method's calibrator on rows of which each sample has `expand`; None without one."""
+        calibrator = attached.method.calibrator
+        if calibrator is None:
+            return None
+        grids = tuple(own for own in self.grids for _ in range(expand))
+        return Calibration(calibrator, attached.depth, grids)
 
     def distort_features(
         self,
@@ -231,6 +244,7 @@ def open_session(
         given_ids=attached.sample_ids,
         kinds=kinds,
         is_video=is_video,
+        grids=image_grids(attached, given, layout, kinds),
         new_tokens=new,
         plain=plain,
         compile_config=compile_config,

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cdkit.branches.layout import Layout, text_after_image
+from cdkit.branches.positions import Offsets
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.segment import CrossModalSegment, ImageColumns, softmax
 
@@ -46,7 +47,7 @@ class Tokens:
     image_index: Int[Tensor, "rows image"]
     image_token_index: Int[Tensor, "rows image"]
     rng_keys: Int[Tensor, " rows"]
-    shift: Float[Tensor, "rows columns *axes"] | None
+    shift: Offsets | None
     """Calibrated minus ordinary position; None without a calibrator."""
 
     @classmethod
@@ -55,7 +56,7 @@ class Tokens:
         layout: Layout,
         token_mask: Bool[Tensor, "rows columns"],
         rng_keys: Int[Tensor, " rows"],
-        shift: Float[Tensor, "rows columns *axes"] | None,
+        shift: Offsets | None,
         *,
         new: int,
     ) -> "Tokens":
@@ -132,6 +133,8 @@ class Layer:
     rotary: Rotary | None
     """Its rotary embedding; None where the method has no calibrator, or the layer rotates nothing.
     """
+    image_rows: bool = False
+    """Whether queries of image tokens, too, see image tokens at calibrated positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +187,14 @@ def attend(
 
     logits = queries @ _each_head(keys, heads).mT * scaling
     if tokens.shift is not None and layer.rotary is not None:
-        queries = rotate(queries, tokens.shift[:, -new:], layer.rotary)
-        keys = rotate(keys, tokens.shift, layer.rotary)
+        shift = tokens.shift.of(layer.index)
+        queries = rotate(queries, shift[:, -new:], layer.rotary)
+        keys = rotate(keys, shift, layer.rotary)
         calibrated = queries @ _each_head(keys, heads).mT * scaling
-        logits = torch.where(segment_cells[:, None], calibrated, logits)
+        uses = segment_cells
+        if layer.image_rows:
+            uses = uses | (tokens.is_image[:, -new:, None] & tokens.is_image[:, None])
+        logits = torch.where(uses[:, None], calibrated, logits)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     logits = logits.masked_fill(~visible[:, None], -math.inf)

@@ -12,6 +12,7 @@ from transformers import Cache
 
 from cdkit.branches.layout import Layout
 from cdkit.branches.method_cache import MethodCache
+from cdkit.branches.positions import Calibration
 from cdkit.branches.recurrent_states import copied_layer
 from cdkit.generation.combine import States
 from cdkit.methods.method import ORIGINAL
@@ -72,6 +73,7 @@ class Batch:
     """A random key for each row."""
     step: int = 0
     states: States = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def original(self) -> BranchRows:
@@ -83,6 +85,7 @@ class Batch:
             self.rng_keys[rows.to(self.rng_keys.device)],
             self.step,
             _chosen_states(self.states, rows),
+            None if self.calibration is None else self.calibration.select(rows.tolist()),
         )
 
 

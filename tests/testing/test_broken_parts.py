@@ -46,7 +46,7 @@ def ordinary(positions: Tensor, image_index: Tensor) -> Tensor:
 
 
 POSITIONS: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
-    (lambda p, i: -p.double(), "positions never decrease"),
+    (lambda p, i: -p.double(), "positions of text never decrease"),
     (lambda p, i: p.float(), "positions are float64"),
     (lambda p, i: p[:, 1:].double(), "one position a token and axis"),
     (lambda p, i: p.double() / 0.0, "positions are finite"),
