@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from cdkit.interfaces.selector import SELECTORS as SELECTORS
     from cdkit.interfaces.selector import CellSelector as CellSelector
     from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
+    from cdkit.methods.composition import compose as compose
     from cdkit.methods.method import ORIGINAL as ORIGINAL
     from cdkit.methods.method import Branch as Branch
     from cdkit.methods.method import Method as Method
@@ -212,6 +213,7 @@ _HOMES = {
         "CellSelector",
     ),
     "interfaces.video_layout": ("VideoLayout",),
+    "methods.composition": ("compose",),
     "methods.method": (
         "ORIGINAL",
         "Branch",

@@ -112,6 +112,8 @@ class DecoderContext:
     """Whether it does so in the shared prefix: it is the last group that reads it."""
     answer_cache: AnswerCache | None = None
     """None as long as a part of the prompt is missing."""
+    memory: AnswerCache | None = None
+    """What parts remember of an answer; None as long as a part of the prompt is missing."""
     layer_state: Mapping[str, dict[Hashable, Tensor]] = field(default_factory=dict)
     """Branch -> what its layers leave to those above them."""
     fused: FusedRows | None = None

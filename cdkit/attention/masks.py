@@ -121,6 +121,7 @@ class SegmentMask(NamedTuple):
     predicts_next: Bool[Tensor, "rows text"]
     token_index: Int[Tensor, "rows text"]
     before_image: Bool[Tensor, "rows columns"]
+    generated_columns: Bool[Tensor, "rows columns"]
     full: bool
     """Whether every cell is one, and the image's columns are the same in all rows."""
 
@@ -258,8 +259,17 @@ def segment_mask(
         predicts_next=predicts_next,
         token_index=token_index[rows, first:].to(device),
         before_image=before.to(device),
+        generated_columns=generated_columns(layout, total, device)[rows],
         full=full,
     )
+
+
+def generated_columns(
+    layout: Layout, total: int, device: torch.device
+) -> Bool[Tensor, "rows columns"]:
+    """Which of the first `total` columns are behind the prompts: the same in all rows."""
+    late = torch.arange(total, device=device) >= layout.length
+    return late.expand(layout.rows, total)
 
 
 def _token_index(chunk: Chunk) -> Int[Tensor, "rows tokens"]:

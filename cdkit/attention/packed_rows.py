@@ -14,6 +14,7 @@ from cdkit.attention.columns import Columns, wide_product
 from cdkit.attention.context import AnswerCache, AttentionRecord, LayerWork
 from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
 from cdkit.attention.lazy_segment import LazySegment
+from cdkit.attention.masks import generated_columns
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
 from cdkit.branches.positions import Offsets
@@ -96,6 +97,7 @@ class PackedContext:
     segments: Mapping[str, PackedSegment]
     record: AttentionRecord
     answer_cache: AnswerCache
+    memory: AnswerCache
     layer_state: Mapping[str, dict[Any, Tensor]]
     shared: int = 0
     """The columns of this call that all branches share: none of a step's."""
@@ -226,6 +228,8 @@ class _PackedSource:
             return layout.token_mask.sum(dim=-1, keepdim=True) + (self.steps.done - 1) + late
         if name == "before_image":
             return _grown(layout.before_image, count)
+        if name == "generated_columns":
+            return generated_columns(layout, count, layout.token_mask.device)
         if name == "text_logits":
             columns = self.steps.branch_columns(own.place, count)
             every = self.views.of(self.scores, own.place)[..., columns]
@@ -296,7 +300,8 @@ def _segment(
             )
             if own.image.span is not None:  # else what is read would be copied, and kept
                 steps.images[work.index, name] = image
-        known = {**fields, "image": image, "sinks": form.sinks}
+        memory = context.memory.setdefault((work.index, name), {})
+        known = {**fields, "image": image, "sinks": form.sinks, "memory": memory}
         steps.kept[work.index, name] = known
     logits = _on_image(source.scores, own, source.views)
     if not own.full:

@@ -168,7 +168,7 @@ def _segment(
     if context.query_offset is not None and work.rotary is not None:
         offset = context.query_offset.of(work.index)[mask.rows, context.first :]
         queries = rotate(queries, offset.to(query.device), work.rotary)
-    cache = context.answer_cache
+    cache, memory = context.answer_cache, context.memory
     return CrossModalSegment(
         image=CachedImageColumns(
             mask.image,
@@ -187,7 +187,9 @@ def _segment(
         token_index=mask.token_index,
         text_logits=logits.masked_fill(mask.segment, -math.inf),
         before_image=mask.before_image,
+        generated_columns=mask.generated_columns,
         layer_state=context.layer_state[branch],
+        memory={} if memory is None else memory.setdefault((work.index, branch), {}),
         full=mask.full,
         generated=context.chunk.generated,
         sinks=sinks,

@@ -150,6 +150,8 @@ class BranchState:
     states: Mapping[str, State] = field(default_factory=dict)
     """What the combiner and each schedule carry along, by their place in the method."""
     answer_cache: AnswerCache = field(default_factory=dict)
+    memory: AnswerCache = field(default_factory=dict)
+    """What parts remember of the answer so far: unlike the former, a beam's own."""
     key_offset: Offsets | None = None
     """By how many positions the image keys that are kept have moved."""
     reference_offset: Offsets | None = None
@@ -299,6 +301,7 @@ class BranchState:
         self.positions, self.token_mask = self._columns_of(every)
         self.ids = None if self.ids is None else self.ids[every]
         self.states = _selected(self.states, beams)
+        self.memory = _rows_of(self.memory, beams)
 
     def select(self, rows: Int[Tensor, " chosen"], caches: list[Any]) -> "BranchState":
         """A separate state, of copies of these rows of the original branch, in every branch."""
@@ -310,10 +313,6 @@ class BranchState:
         def own(x: Offsets | None) -> Offsets | None:
             return None if x is None else x.map(rows_of)
 
-        answer_cache: AnswerCache = {
-            place: {key: value[rows.to(value.device)] for key, value in kept.items()}
-            for place, kept in self.answer_cache.items()
-        }
         positions, token_mask = self._columns_of(every)
         return replace(
             self,
@@ -325,7 +324,8 @@ class BranchState:
             seen=list(self.seen),
             prefix=None if self.prefix is None else self.prefix.select(rows),
             states=_selected(self.states, rows),
-            answer_cache=answer_cache,
+            answer_cache=_rows_of(self.answer_cache, rows),
+            memory=_rows_of(self.memory, rows),
             key_offset=own(self.key_offset),
             reference_offset=own(self.reference_offset),
             generated_offset=own(self.generated_offset),
@@ -342,6 +342,7 @@ class BranchState:
             seen=list(self.seen),
             states=dict(self.states),
             answer_cache=kept,
+            memory={place: dict(own) for place, own in self.memory.items()},
         )
 
     def _columns_of(self, rows: Int[Tensor, " all_rows"]) -> tuple[GrowingPositions, GrowingMask]:
@@ -351,6 +352,13 @@ class BranchState:
             GrowingPositions(self.positions.joined()[rows], branches),
             GrowingMask(self.token_mask.joined()[rows], branches),
         )
+
+
+def _rows_of(kept: AnswerCache, rows: Int[Tensor, " chosen"]) -> AnswerCache:
+    return {
+        place: {key: value[rows.to(value.device)] for key, value in own.items()}
+        for place, own in kept.items()
+    }
 
 
 def _selected(states: Mapping[str, State], rows: Int[Tensor, " chosen"]) -> dict[str, State]:

@@ -15,6 +15,7 @@ from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitWarning
 from cdkit.execution.static_cache import FixedLayer, is_fixed
 from cdkit.methods.attached import AttachedMethod
+from cdkit.methods.method import kind_of
 
 Forward = Callable[..., Any]
 
@@ -207,6 +208,8 @@ def compiled_steps(
         why = "pass cache_implementation='static' as well"
     elif attached.method.loop is not None:
         why = f"{attached.method.name} brings a loop of its own, which copies its cache"
+    elif (part := attached.method.remembering) is not None:
+        why = f"{kind_of(part)} remembers what each step showed, which no graph holds"
     elif not attached.hooked and kernel != "sdpa":
         why = f"the model's attention is {kernel}; load it with attn_implementation='sdpa'"
     elif attached.has_sliding_window:

@@ -412,6 +412,7 @@ def _call_decoder(
         stores_keys=stores,
         stores_prefix=stores and group is plan.groups[-1],
         answer_cache=state.answer_cache if stop >= plan.layout.length else None,
+        memory=state.memory if stop >= plan.layout.length else None,
         layer_state={branch: {} for branch in group.branches},
         fused=fused,
     )

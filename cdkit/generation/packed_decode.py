@@ -124,6 +124,7 @@ def _context(
         segments=steps.segments,
         record=call.record,
         answer_cache=state.answer_cache,
+        memory=state.memory,
         layer_state={name: {} for name in group.branches},
         shared=shared,
         image=image,

@@ -227,15 +227,16 @@ class ReferenceEngine(AttachedEngine):
             index = branch.layout.image_index[:, : branch.columns]
             shift = batch.calibration.offsets(branch.positions, index)
         whole = branch.columns >= branch.layout.length
-        fresh: dict[int, dict[Hashable, Tensor]] = {
-            layer: {} for layer in range(self.attached.depth)
-        }
+        fresh: list[dict[int, dict[Hashable, Tensor]]] = [
+            {layer: {} for layer in range(self.attached.depth)} for _ in range(2)
+        ]
+        kept = (branch.answer_cache, branch.memory) if whole else fresh
         return BranchCall(
             name=name,
             branch=branch,
             tokens=Tokens.of(branch.layout, branch.token_mask, batch.rng_keys, shift, new=new),
             # what is kept of a part of the prompt would not be that of the whole
-            memory=Memory(branch.answer_cache if whole else fresh),
+            memory=Memory(*kept),
             notes_image=name == ORIGINAL and (notes_image or self.attached.records_image),
             notes_last_layer=name == ORIGINAL and self.attached.method.loop is not None,
         )
@@ -457,6 +458,7 @@ class ReferenceEngine(AttachedEngine):
                 token_values=token_values,
                 cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
                 answer_cache={layer: {} for layer in range(self.attached.depth)},
+                memory={layer: {} for layer in range(self.attached.depth)},
             )
         here, late = first.here, first.embeds[:, first.here :]
         if late.shape[1]:

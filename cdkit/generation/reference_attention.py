@@ -33,6 +33,8 @@ class Tokens:
     """False on padding."""
     before_image: Bool[Tensor, "rows columns"]
     """Text before the first image."""
+    generated: Bool[Tensor, "rows columns"]
+    """True behind the prompt."""
     is_text: Bool[Tensor, "rows new"]
     """Text after an image."""
     of_prompt: Bool[Tensor, "rows new"]
@@ -72,6 +74,7 @@ class Tokens:
             is_image=index[:, :total] >= 0,
             token_mask=token_mask,
             before_image=pad(layout.before_image, (0, late))[:, :total],
+            generated=(columns >= prompt).expand(len(token_mask), -1),
             is_text=is_text,
             of_prompt=(now < prompt) & is_text,
             predicts_next=(now >= layout.last_token[:, None]) & is_text,
@@ -154,6 +157,7 @@ class Memory:
     """What strategies keep: for the whole answer by layer, and within one call of the decoder."""
 
     answer: Mapping[int, dict[Hashable, Tensor]]
+    remembered: Mapping[int, dict[Hashable, Tensor]]
     call: dict[Hashable, Tensor] = field(default_factory=dict)
 
 
@@ -224,7 +228,9 @@ def attend(
             token_index=tokens.token_index,
             text_logits=logits.masked_fill(segment_cells[:, None], -math.inf),
             before_image=tokens.before_image,
+            generated_columns=tokens.generated,
             layer_state=memory.call,
+            memory=memory.remembered[layer.index],
             sinks=sinks,
         )
         after = before

@@ -37,6 +37,8 @@ class BranchRows:
     cache: Cache | None
     answer_cache: Mapping[int, dict[Hashable, Tensor]]
     """Layer -> what strategies keep of the image columns for the whole answer."""
+    memory: Mapping[int, dict[Hashable, Tensor]]
+    """Layer -> what strategies remember of the answer so far."""
 
     @property
     def columns(self) -> int:
@@ -56,10 +58,8 @@ class BranchRows:
             ids=own(self.ids),
             token_values={name: own(values) for name, values in self.token_values.items()},
             cache=None if self.cache is None else _copied(self.cache, own),
-            answer_cache={
-                layer: {key: own(value) for key, value in kept.items()}
-                for layer, kept in self.answer_cache.items()
-            },
+            answer_cache=_each(self.answer_cache, own),
+            memory=_each(self.memory, own),
         )
 
 
@@ -107,11 +107,16 @@ class ReferenceCache(MethodCache):
             assert branch.cache is not None
             branch.cache.reorder_cache(beam_idx)
             own = beam_idx.to(branch.token_mask.device)
+
+            def of_beams(x: Tensor) -> Tensor:
+                return x[beam_idx.to(x.device)]
+
             batch.branches[name] = replace(
                 branch,
                 positions=branch.positions[own],
                 token_mask=branch.token_mask[own],
                 ids=branch.ids[own],
+                memory=_each(branch.memory, of_beams),
             )
         batch.states = _chosen_states(batch.states, beam_idx)
 
@@ -174,6 +179,12 @@ def append(
             token_mask=torch.cat((branch.token_mask, token_mask), dim=1),
             ids=torch.cat((branch.ids, late), dim=1),
         )
+
+
+def _each(
+    kept: Mapping[int, dict[Hashable, Tensor]], change: Callable[[Tensor], Tensor]
+) -> dict[int, dict[Hashable, Tensor]]:
+    return {layer: {k: change(x) for k, x in own.items()} for layer, own in kept.items()}
 
 
 def _chosen_states(states: States, rows: Int[Tensor, " chosen"]) -> States:

@@ -171,6 +171,13 @@ class Method:
                 "step to step: use no schedule, and a combiner that depends on no step"
             )
 
+        if self.loop is not None and self.remembering is not None:
+            raise CdkitError(
+                f"{kind_of(self.loop)} takes tokens back, so {kind_of(self.remembering)}, which "
+                f"remembers what an answer's rows showed, cannot run in {self.name}: take one of "
+                "them out"
+            )
+
     def _check_uses(self, names: Sequence[str]) -> None:
         """Raise where the combiner lacks other logits, or never uses those that are there."""
         given = [*names, *(["readout"] if self.readout is not None else [])]
@@ -225,7 +232,12 @@ class Method:
         """The parts that need all text rows of a prompt in one call."""
         parts: list[AttentionDistortion | Intervention] = [*self.interventions]
         parts += [d for branch in self.branches for d in branch.attention]
-        return tuple(part for part in parts if part.needs_whole_prompt)
+        return tuple(part for part in parts if part.needs_whole_prompt or part.remembers)
+
+    @property
+    def remembering(self) -> AttentionDistortion | Intervention | None:
+        """The first part that keeps something from step to step; None where none does."""
+        return next((part for part in self.whole_prompt_parts if part.remembers), None)
 
     def combine(
         self,
