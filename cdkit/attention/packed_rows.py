@@ -17,7 +17,6 @@ from cdkit.attention.lazy_segment import LazySegment
 from cdkit.attention.masks import generated_columns
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
-from cdkit.branches.positions import Offsets
 from cdkit.execution.packing import PackedLayer, PackedSteps
 from cdkit.functional.rope import angles, rotate_by
 from cdkit.interfaces.segment import CrossModalSegment, changes_field, softmax
@@ -103,8 +102,9 @@ class PackedContext:
     """The columns of this call that all branches share: none of a step's."""
     image: slice | None = None
     """The image columns among them."""
-    key_offset: Offsets | None = None
-    """By how many positions their keys move for text; None where they do not."""
+    key_offset: tuple[Float[Tensor, "samples image *axes"], ...] | None = None
+    """By how many positions their keys move for text, in all layers or in each; None where they do
+    not."""
     angles: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     """The same as angles, of each rotary embedding and each tensor of offsets."""
 
@@ -112,7 +112,7 @@ class PackedContext:
         """The image's keys where text of a layer sees them."""
         rotary = work.rotary
         assert self.key_offset is not None and self.image is not None and rotary is not None
-        offset = self.key_offset.of(work.index)
+        offset = self.key_offset[work.index if len(self.key_offset) > 1 else 0]
         image, place = _wide(key[:, :, self.image]), (id(rotary.inverse_frequencies), id(offset))
         if place not in self.angles:
             self.angles[place] = angles(offset.to(key.device), rotary, image.dtype)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -59,6 +59,20 @@ class Offsets:
         return self.map(lambda x: x.to(device))
 
 
+def calibrated(
+    calibrator: PositionCalibrator,
+    positions: Int[Tensor, "rows tokens *axes"],
+    image_index: Int[Tensor, "rows tokens"],
+    context: PositionContext,
+) -> Float[Tensor, "rows tokens *axes"]:
+    """What a calibrator makes of positions; it gets the context if it takes one."""
+    calibrate: Any = calibrator.calibrate
+    takes_context = calibrator.needs_grid or calibrator.depends_on_layer
+    told = {"context": context} if takes_context else {}
+    new: Tensor = calibrate(positions, image_index, **told)
+    return new
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """A calibrator on a batch of prompts, with all that it is told of them."""
@@ -86,7 +100,7 @@ class Calibration:
         if calibrator.depends_on_layer:
             contexts = [PositionContext(grids, n, self.depth) for n in range(self.depth)]
         return Offsets(
-            tuple(calibrator.calibrate_in(turning, index, c) - turning.double() for c in contexts)
+            tuple(calibrated(calibrator, turning, index, c) - turning.double() for c in contexts)
         )
 
     def select(self, rows: Sequence[int]) -> "Calibration":

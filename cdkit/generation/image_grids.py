@@ -8,18 +8,23 @@ import torch
 from cdkit.branches.layout import Layout
 from cdkit.errors import CdkitError
 from cdkit.interfaces.pixel_source import Kind
-from cdkit.interfaces.position_calibrator import ImageGrid
+from cdkit.interfaces.position_calibrator import ImageGrid, PositionCalibrator
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import kind_of
 
 
 def image_grids(
-    attached: AttachedMethod, given: Mapping[str, Any], layout: Layout, kinds: Sequence[Kind]
+    attached: AttachedMethod,
+    calibrator: PositionCalibrator,
+    given: Mapping[str, Any],
+    layout: Layout,
+    kinds: Sequence[Kind],
 ) -> tuple[tuple[ImageGrid | None, ...], ...]:
-    """Of each prompt the grids of its images; empty where no calibrator asks for them.
+    """Of each prompt the grids of its images.
 
     Args:
         attached: The method on its model.
+        calibrator: Its calibrator, which needs them.
         given: The arguments of the call.
         layout: Of the prompts.
         kinds: Of each image of the prompts, in their order, whether it is one of a video.
@@ -27,9 +32,6 @@ def image_grids(
     Raises:
         CdkitError: Where a calibrator needs a grid that the family does not say.
     """
-    calibrator = attached.method.calibrator
-    if calibrator is None or not calibrator.needs_grid:
-        return ()
     tokens = [
         count
         for index, row in zip(layout.image_index, layout.row_stats, strict=True)

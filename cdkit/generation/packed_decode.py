@@ -8,7 +8,6 @@ from torch import Tensor
 
 from cdkit.attention.context import AttentionRecord
 from cdkit.attention.packed_rows import PackedContext, PackedSegment
-from cdkit.branches.positions import Offsets
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
 from cdkit.execution.plan import PromptPlan
@@ -59,10 +58,10 @@ def packed_prompt(
     _, offsets = state.next_columns(plan.groups[0], packing.shared, layout.length)
     if offsets.query is not None:
         return None
-    key = offsets.key
-    if key is not None:
+    key = None
+    if offsets.key is not None:
         samples, image = layout.rows // packing.branches, layout.image_span
-        key = key.map(lambda x: x[:samples, image])
+        key = tuple(x[:samples, image] for x in offsets.key.by_layer)
     positions = packing.pack(state.positions.known)
     inputs = packing.pack(embeds), in_decoder_order(positions)
     context = _context(engine, state, packing.shared, layout.image_span, key)
@@ -108,7 +107,7 @@ def _context(
     state: BranchState,
     shared: int = 0,
     image: slice | None = None,
-    key_offset: Offsets | None = None,
+    key_offset: tuple[Tensor, ...] | None = None,
 ) -> PackedContext:
     steps, call, (group,) = state.packed, engine.call, state.plan.groups
     assert steps is not None and call is not None

@@ -233,6 +233,9 @@ def open_session(
     if any(row.images for row in layout.row_stats):
         check_pixels(attached, given, image_index, is_video)
     pixels, unordered = pixels_of_images(attached, given, image_index, kinds)
+    calibrator, grids = method.calibrator, tuple[tuple[ImageGrid | None, ...], ...]()
+    if calibrator is not None and calibrator.needs_grid:
+        grids = image_grids(attached, calibrator, given, layout, kinds)
     session = Session(
         ids=ids,
         token_mask=token_mask,
@@ -244,7 +247,7 @@ def open_session(
         given_ids=attached.sample_ids,
         kinds=kinds,
         is_video=is_video,
-        grids=image_grids(attached, given, layout, kinds),
+        grids=grids,
         new_tokens=new,
         plain=plain,
         compile_config=compile_config,

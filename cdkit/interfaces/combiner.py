@@ -27,6 +27,9 @@ class LogitCombiner(Part, abc.ABC):
     switch: ClassVar[str] = ""
     """The parameter that switches all other logits off when it is 0; empty where there is none.
     Where it is 0, a branch that is not used is no error."""
+    fixed_weights: ClassVar[bool] = True
+    """Whether `weight` is the factor of a branch's logits whatever these are. False where the
+    factor follows from the logits: then rounding in a branch has no bound known beforehand."""
     two_in_turn: ClassVar[bool] = False
     """Whether it is made of two combiners, the second of which gets what the first one returns. A
     composed method takes the registered one that is."""
@@ -86,7 +89,8 @@ class LogitCombiner(Part, abc.ABC):
             name: The name of a distorted branch, or of an inner layer that is read out.
 
         Returns:
-            The factor of these logits; 0 if they do not enter.
+            The factor of these logits, without `fixed_weights` its parameter; 0 if they do not
+            enter.
         """
         return 1.0 if self.uses(name) else 0.0
 

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -95,19 +95,6 @@ class PositionCalibrator(Part, abc.ABC):
         Returns:
             The calibrated positions, in tokens, in the same shape, in float64.
         """
-
-    def calibrate_in(
-        self,
-        positions: Int[Tensor, "rows tokens *axes"],
-        image_index: Int[Tensor, "rows tokens"],
-        context: PositionContext,
-    ) -> Float[Tensor, "rows tokens *axes"]:
-        """As `calibrate`, which gets the context if it takes one."""
-        if not (self.needs_grid or self.depends_on_layer):
-            return self.calibrate(positions, image_index)
-        calibrate: Any = self.calibrate
-        calibrated: Tensor = calibrate(positions, image_index, context=context)
-        return calibrated
 
     @property
     def constant_after_prompt(self) -> bool:

@@ -104,7 +104,7 @@ def _branch_names(a: Method, b: Method) -> tuple[dict[str, str], dict[str, str]]
             raise _refused(
                 a,
                 b,
-                f"contrast with the same branch ({what}): take one of them, with another alpha",
+                f"contrast with the same branch ({what}): take one of them",
             )
     new = [{branch.name: branch.name for branch in own} for own in kept]
     for name in sorted(new[0].keys() & new[1].keys()):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cdkit.branches.positions import calibrated
 from cdkit.interfaces.position_calibrator import ImageGrid, PositionCalibrator, PositionContext
 from cdkit.probing.promises import require, require_same
 from cdkit.testing.values import check_value, pure, takes
@@ -19,20 +20,20 @@ DEPTH = 4
 """How many layers the examples' decoder has."""
 
 
-class Prompts(NamedTuple):
+class PlacedPrompts(NamedTuple):
     """Example prompts, as a calibrator gets them."""
 
     positions: Tensor
     image_index: Tensor
     grids: tuple[tuple[ImageGrid, ...], ...]
 
-    def rows(self, rows: slice) -> "Prompts":
+    def rows(self, rows: slice) -> "PlacedPrompts":
         """Some of the rows."""
-        return Prompts(self.positions[rows], self.image_index[rows], self.grids[rows])
+        return PlacedPrompts(self.positions[rows], self.image_index[rows], self.grids[rows])
 
 
-def example_prompts(*rows: Sequence[int | ImageGrid], axes: int) -> Prompts:
-    """Prompts of text (how many tokens) and images, which end at one column.
+def example_prompts(*rows: Sequence[int | ImageGrid], axes: int) -> PlacedPrompts:
+    """PlacedPrompts of text (how many tokens) and images, which end at one column.
 
     Args:
         rows: The parts of each prompt, in their order.
@@ -64,7 +65,7 @@ def example_prompts(*rows: Sequence[int | ImageGrid], axes: int) -> Prompts:
         positions = torch.stack(
             [(torch.arange(longest) - longest + len(x)).clamp(min=0) for x, _, _ in made]
         )
-    return Prompts(positions, torch.stack(index), tuple(grids for _, _, grids in made))
+    return PlacedPrompts(positions, torch.stack(index), tuple(grids for _, _, grids in made))
 
 
 TEXT_AFTER = 3
@@ -132,13 +133,13 @@ def check_calibrator(calibrator: Any) -> None:
     )
 
 
-def _call(calibrator: PositionCalibrator, prompts: Prompts, layer: int | None) -> Tensor:
+def _call(calibrator: PositionCalibrator, prompts: PlacedPrompts, layer: int | None) -> Tensor:
     depth = None if layer is None else DEPTH
     context = PositionContext(prompts.grids, layer, depth)
-    return calibrator.calibrate_in(prompts.positions, prompts.image_index, context)
+    return calibrated(calibrator, prompts.positions, prompts.image_index, context)
 
 
-def _cut(prompts: Prompts, row: int, stop: int) -> Prompts:
+def _cut(prompts: PlacedPrompts, row: int, stop: int) -> PlacedPrompts:
     """The first `stop` tokens of one prompt; it knows the grid of an image that is cut."""
     one = prompts.rows(slice(row, row + 1))
     return one._replace(positions=one.positions[:, :stop], image_index=one.image_index[:, :stop])
@@ -158,7 +159,9 @@ def _check_beside_a_mate(
     )
 
 
-def _check_positions(calibrator: PositionCalibrator, prompts: Prompts, layer: int | None) -> Tensor:
+def _check_positions(
+    calibrator: PositionCalibrator, prompts: PlacedPrompts, layer: int | None
+) -> Tensor:
     positions, image_index, _ = prompts
     new: Tensor = pure(calibrator, lambda *_: _call(calibrator, prompts, layer), *prompts[:2])
     require(

@@ -31,6 +31,7 @@ class InTurn(LogitCombiner):
     formula: ClassVar[str] = "then(first(l, l~))"
     stateful: ClassVar[bool] = True
     two_in_turn: ClassVar[bool] = True
+    fixed_weights: ClassVar[bool] = False
 
     first: LogitCombiner = field(default_factory=Contrast)
     then: LogitCombiner = field(default_factory=FirstLogits)
