@@ -64,7 +64,7 @@ def calibrated(
     positions: Int[Tensor, "rows tokens *axes"],
     image_index: Int[Tensor, "rows tokens"],
     context: PositionContext,
-) -> Float[Tensor, "rows tokens *axes"]:
+) -> Tensor:
     """What a calibrator makes of positions; it gets the context if it takes one."""
     calibrate: Any = calibrator.calibrate
     takes_context = calibrator.needs_grid or calibrator.depends_on_layer

@@ -185,6 +185,10 @@ def _check_positions(
         new,
         todo="check the parameters in __post_init__, and divide by no zero",
     )
+    promise = "rows of the batch are independent"
+    for row in range(2):
+        alone = _call(calibrator, prompts.rows(slice(row, row + 1)), layer)
+        require_same(alone, new[row : row + 1], calibrator, promise, todo=OWN_ROW)
     for row, index in enumerate(image_index.tolist()):
         for stop in range(1, len(index)):
             part = _cut(prompts, row, stop)
@@ -199,10 +203,6 @@ def _check_positions(
                 "a position depends on no later token, but for those of its image",
                 todo="calibrate a token by those up to it, and by its own image, alone",
             )
-    promise = "rows of the batch are independent"
-    for row in range(2):
-        alone = _call(calibrator, prompts.rows(slice(row, row + 1)), layer)
-        require_same(alone, new[row : row + 1], calibrator, promise, todo=OWN_ROW)
     moved = _call(calibrator, prompts._replace(positions=positions + 5), layer)
     promise = "a constant added to all positions only moves them"
     require_same(
