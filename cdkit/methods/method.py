@@ -291,20 +291,17 @@ class Method:
         self,
     ) -> tuple[AttentionDistortion | Intervention | StateIntervention, ...]:
         """The parts that need all rows of a prompt in one call."""
-        attention = (part for part in self._attention_parts if part.needs_whole_prompt)
-        states = (part for part in self.live_state_interventions if part.needs_whole_prompt)
-        remembering = () if self.remembering is None else (self.remembering,)
-        return (*remembering, *attention, *states)
+        parts: list[AttentionDistortion | Intervention | StateIntervention] = [
+            *self.interventions,
+            *self.live_state_interventions,
+        ]
+        parts += [d for branch in self.branches for d in branch.attention]
+        return tuple(part for part in parts if part.needs_whole_prompt or part.remembers)
 
     @property
-    def remembering(self) -> AttentionDistortion | Intervention | None:
+    def remembering(self) -> AttentionDistortion | Intervention | StateIntervention | None:
         """The first part that keeps something from step to step; None where none does."""
-        return next((part for part in self._attention_parts if part.remembers), None)
-
-    @property
-    def _attention_parts(self) -> tuple[AttentionDistortion | Intervention, ...]:
-        own = (d for branch in self.branches for d in branch.attention)
-        return (*self.interventions, *own)
+        return next((part for part in self.whole_prompt_parts if part.remembers), None)
 
     def combine(
         self,
