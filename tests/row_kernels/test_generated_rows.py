@@ -24,15 +24,19 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-@needs_triton
-@pytest.mark.parametrize(
+FILES = pytest.mark.parametrize(
     ("file", "interpret"),
     [("interpreted_rows.py", "1"), ("interpreted_answers.py", "1"), ("compiled_rows.py", "0")],
 )
-def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
+
+
+def run_file(file: str, interpret: str, cache: Path, *options: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", HERE / file],
-        env=os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(tmp_path)},
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"),
+            *(HERE / file, *options),
+        ],
+        env=os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(cache)},
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
@@ -41,12 +45,25 @@ def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
     assert " passed" in run.stdout and "skipped" not in run.stdout
 
 
+@needs_triton
+@FILES
+def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
+    run_file(file, interpret, tmp_path)
+
+
+@needs_triton
+@pytest.mark.slow
+@FILES
+def test_all_of_it(file: str, interpret: str, tmp_path: Path) -> None:
+    run_file(file, interpret, tmp_path, "-m", "slow or not slow")
+
+
 def test_nothing_of_triton_is_imported_without_cuda() -> None:
     code = (
         "import sys, torch\n"
         "from cdkit.row_kernels.choice import find_kernels\n"
         "assert 'triton' not in sys.modules\n"
-        "assert find_kernels(torch.device('cpu'), torch.float32) is None\n"
+        "assert find_kernels(torch.device('cpu'), torch.float32, [64]) is None\n"
         "assert 'triton' not in sys.modules\n"
         "import cdkit.attachment\n"  # transformers imports Triton itself, where it is installed
         "assert 'cdkit.row_kernels.triton_rows' not in sys.modules\n"
@@ -56,12 +73,14 @@ def test_nothing_of_triton_is_imported_without_cuda() -> None:
 
 
 def test_where_no_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other devices, other dtypes, and machines without Triton."""
-    assert find_kernels(torch.device("cpu"), torch.float32) is None
+    """Other devices, other dtypes, heads too large or not known, and machines without Triton."""
+    assert find_kernels(torch.device("cpu"), torch.float32, [64]) is None
     monkeypatch.setattr(choice, "DEVICES", ("cpu",))
-    assert find_kernels(torch.device("cpu"), torch.float64) is None
+    assert find_kernels(torch.device("cpu"), torch.float64, [64]) is None
+    for heads in [512], [64, 512], []:
+        assert find_kernels(torch.device("cpu"), torch.float32, heads) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert find_kernels(torch.device("cpu"), torch.float32) is None
+    assert find_kernels(torch.device("cpu"), torch.float32, [64]) is None
 
 
 def test_splits() -> None:
