@@ -83,7 +83,7 @@ def shapes() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "capability", "heads", "kv_heads", "dim", "one"), shapes(), ids=str
+    ("dtype", "capability", "heads", "kv_heads", "dim", "one"), list(shapes()), ids=str
 )
 def test_compiles(
     dtype: torch.dtype, capability: int, heads: int, kv_heads: int, dim: int, one: bool

@@ -24,10 +24,8 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-FILES = pytest.mark.parametrize(
-    ("file", "interpret"),
-    [("interpreted_rows.py", "1"), ("interpreted_answers.py", "1"), ("compiled_rows.py", "0")],
-)
+ROWS, ANSWERS = ("interpreted_rows.py", "1"), ("interpreted_answers.py", "1")
+COMPILED = ("compiled_rows.py", "0")
 
 
 def run_file(file: str, interpret: str, cache: Path, *options: str) -> None:
@@ -46,14 +44,14 @@ def run_file(file: str, interpret: str, cache: Path, *options: str) -> None:
 
 
 @needs_triton
-@FILES
+@pytest.mark.parametrize(("file", "interpret"), [ROWS, ANSWERS, COMPILED])
 def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
     run_file(file, interpret, tmp_path)
 
 
 @needs_triton
 @pytest.mark.slow
-@FILES
+@pytest.mark.parametrize(("file", "interpret"), [ANSWERS, COMPILED])
 def test_all_of_it(file: str, interpret: str, tmp_path: Path) -> None:
     run_file(file, interpret, tmp_path, "-m", "slow or not slow")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit.evals.speed import counting
+from cdkit.evals.speed.agreement import Agreement
 from cdkit.evals.speed.bench_results import BenchSection
 from cdkit.evals.speed.bench_run import Bench
 from cdkit.evals.speed.bench_runners import GenerateRunner, Tick
@@ -104,7 +105,7 @@ def bench_of(plain: TokenCalls, own: TokenCalls) -> Bench:
         weights=5,
         taken={PLAIN_NAME: taken, NAME: taken},
         calls={PLAIN_NAME: plain, NAME: own},
-        agreements={},
+        agreements={PLAIN_NAME: Agreement(0.0, 1.0), NAME: Agreement(0.0, 1.0)},
         one_candidate={},
     )
     return Bench(BenchSettings(methods=("vcd",)), {}, "", (section,))
