@@ -40,8 +40,8 @@ CASES = (
     *("cmac", "cmac-head", "cmac_imd", "imccd", "attention_mask", "attention_mask-row"),
     *("value_noise", "value_noise-head"),
 )
-FEW = ("cmac", "attention_mask-row", "value_noise-head")
-"""Each effect once, and each scope of a mean."""
+FEW = ("attention_mask-row", "value_noise-head")
+"""Two effects, each with a scope of its own; beams have the third."""
 STEPS = 3
 slow = pytest.mark.slow
 
@@ -85,13 +85,10 @@ def test_every_variant_equals_the_reference(case: str, spy: Spy) -> None:
     assert spy.calls == LAYERS * (STEPS - 1)
 
 
+@slow
 @pytest.mark.parametrize(
     ("case", "kv_heads"),
-    [
-        ("cmac", 4),
-        pytest.param("cmac", 1, marks=slow),
-        pytest.param("value_noise", 1, marks=slow),
-    ],
+    [("cmac", 4), ("cmac", 1), ("value_noise", 1)],
 )
 def test_one_prompt(case: str, kv_heads: int, spy: Spy) -> None:
     check(kv_heads, case, MIXED[:1])
@@ -161,10 +158,8 @@ def test_an_identical_branch_and_calibration_alone(spy: Spy) -> None:
     assert_close(ran.logits, {"original": original, "combined": original}, within=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "within"),
-    [pytest.param(torch.float32, 1e-4, marks=slow), (torch.bfloat16, 0.05)],
-)
+@slow
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 def test_other_dtypes(dtype: torch.dtype, within: float, spy: Spy) -> None:
     """The first generated row differs from that of the operators by rounding."""
     model = copy.deepcopy(tiny(2, exact=False)).to(dtype)

@@ -1,7 +1,7 @@
 """The kernels for generated rows: computed by Triton's interpreter, and compiled for GPUs.
 
-Each of the files it names runs in a process of its own: Triton decides when it is imported whether
-it interprets, and other tests import it, too.
+The files it names run in processes of their own: Triton decides when it is imported whether it
+interprets, and other tests import it, too.
 """
 
 import importlib.util
@@ -24,18 +24,11 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-ROWS, ANSWERS = ("interpreted_rows.py", "1"), ("interpreted_answers.py", "1")
-COMPILED = ("compiled_rows.py", "0")
-
-
-def run_file(file: str, interpret: str, cache: Path, *options: str) -> None:
+def run_files(interpret: str, *given: str, cache: Path) -> None:
     run = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"),
-            *(HERE / file, *options),
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *given],
         env=os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(cache)},
-        cwd=HERE.parents[1],
+        cwd=HERE,
         capture_output=True,
         text=True,
     )
@@ -44,16 +37,22 @@ def run_file(file: str, interpret: str, cache: Path, *options: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize(("file", "interpret"), [ROWS, ANSWERS, COMPILED])
-def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
-    run_file(file, interpret, tmp_path)
+def test_interpreted(tmp_path: Path) -> None:
+    run_files("1", "interpreted_rows.py", "interpreted_answers.py", cache=tmp_path)
+
+
+@needs_triton
+def test_compiled(tmp_path: Path) -> None:
+    run_files("0", "compiled_rows.py", cache=tmp_path)
 
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "interpret"), [ANSWERS, COMPILED])
-def test_all_of_it(file: str, interpret: str, tmp_path: Path) -> None:
-    run_file(file, interpret, tmp_path, "-m", "slow or not slow")
+@pytest.mark.parametrize(
+    ("interpret", "file"), [("1", "interpreted_answers.py"), ("0", "compiled_rows.py")]
+)
+def test_the_rest(interpret: str, file: str, tmp_path: Path) -> None:
+    run_files(interpret, file, "-m", "slow", cache=tmp_path)
 
 
 def test_nothing_of_triton_is_imported_without_cuda() -> None:
