@@ -431,7 +431,7 @@ def _attached(
     # layers with windows or chunks have masks that only the model makes
     if takes_kernels and hooked and window is None and not sees_chunks(decoder):
         words = decoder.get_input_embeddings().weight
-        kernels = find_kernels(words.device, words.dtype)
+        kernels = find_kernels(words.device, words.dtype, observed.head_dims)
     return AttachedMethod(
         model=model,
         adapter=adapter,
