@@ -25,6 +25,7 @@ def has_textbook(method: Method) -> bool:
     """Whether the loop computes this method: one branch with noise on its pixels, as VCD has it."""
     noisy = [d for branch in method.live_branches for d in branch.distortions]
     alone = not (method.interventions or method.calibrator or method.stateful or method.readout)
+    alone = alone and not method.live_state_interventions
     return (
         alone
         and method.loop is None
