@@ -69,7 +69,10 @@ if TYPE_CHECKING:
     from cdkit.interfaces.model_adapter import chat_prompt as chat_prompt
     from cdkit.interfaces.part import Part as Part
     from cdkit.interfaces.position_calibrator import CALIBRATORS as CALIBRATORS
+    from cdkit.interfaces.position_calibrator import NOTHING_KNOWN as NOTHING_KNOWN
+    from cdkit.interfaces.position_calibrator import ImageGrid as ImageGrid
     from cdkit.interfaces.position_calibrator import PositionCalibrator as PositionCalibrator
+    from cdkit.interfaces.position_calibrator import PositionContext as PositionContext
     from cdkit.interfaces.readout import READOUTS as READOUTS
     from cdkit.interfaces.readout import LayerReadout as LayerReadout
     from cdkit.interfaces.schedule import SCHEDULES as SCHEDULES
@@ -90,6 +93,7 @@ if TYPE_CHECKING:
     from cdkit.interfaces.state_intervention import StateReading as StateReading
     from cdkit.interfaces.state_intervention import StateSegment as StateSegment
     from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
+    from cdkit.methods.composition import compose as compose
     from cdkit.methods.method import ORIGINAL as ORIGINAL
     from cdkit.methods.method import Branch as Branch
     from cdkit.methods.method import Method as Method
@@ -192,7 +196,10 @@ _HOMES = {
     "interfaces.part": ("Part",),
     "interfaces.position_calibrator": (
         "CALIBRATORS",
+        "NOTHING_KNOWN",
+        "ImageGrid",
         "PositionCalibrator",
+        "PositionContext",
     ),
     "interfaces.readout": (
         "READOUTS",
@@ -224,6 +231,7 @@ _HOMES = {
         "StateSegment",
     ),
     "interfaces.video_layout": ("VideoLayout",),
+    "methods.composition": ("compose",),
     "methods.method": (
         "ORIGINAL",
         "Branch",

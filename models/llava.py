@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit import ADAPTERS, CdkitError
+from cdkit import ADAPTERS, CdkitError, ImageGrid
 from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size, rows_of_images
 from cdkit.models.layouts.standard import StandardAdapter, groups_of
 
@@ -45,6 +45,13 @@ class Llava(StandardAdapter):
         tokens += vision.model_type in CLASS_TOKEN
         tokens -= config.vision_feature_select_strategy == "default"  # drops the first token
         return groups_of(ids == config.image_token_id, tokens)
+
+    def image_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[ImageGrid | None]:
+        if model.config.vision_config.model_type in ANY_SIZE:
+            return [None] * len(tokens)  # as many tokens as a square is no proof of one
+        return super().image_grids(model, given, tokens)
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]

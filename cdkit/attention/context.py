@@ -11,6 +11,7 @@ from torch import Tensor
 from cdkit.attention.fused_rows import FusedRows, RowChanges
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.attention.masks import CallMasks, Chunk, call_masks
+from cdkit.branches.positions import Offsets
 from cdkit.execution.packing import Packing
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.functional.rope import Rotary
@@ -97,12 +98,14 @@ class DecoderContext:
     images: Mapping[str, tuple[slice, ImageColumnIndex]]
     """Rows and image columns of each branch whose segment some layer builds."""
     record: AttentionRecord
-    key_offset: Float[Tensor, "rows prompt *axes"] | None = None
+    key_offset: Offsets | None = None
     """By how many positions the keys of the prompt's image tokens move where the chunk's text rows
     attend to them; 0 elsewhere. None where nothing moves, or the cached keys have moved already."""
-    query_offset: Float[Tensor, "rows tokens *axes"] | None = None
+    query_offset: Offsets | None = None
     """By how many positions the chunk's queries move for cross-modal logits, besides those keys;
-    None where no text row moves."""
+    None where no row that uses them moves."""
+    image_rows: bool = False
+    """Whether queries of image tokens see image tokens where the calibrator puts them."""
     prefix: SharedPrefix | None = None
     """The columns that all branches share, where they stand once."""
     packing: Packing | None = None
@@ -116,6 +119,8 @@ class DecoderContext:
     """Whether it does so in the shared prefix: it is the last group that reads it."""
     answer_cache: AnswerCache | None = None
     """None as long as a part of the prompt is missing."""
+    memory: AnswerCache | None = None
+    """What parts remember of an answer; None as long as a part of the prompt is missing."""
     layer_state: Mapping[str, dict[Hashable, Tensor]] = field(default_factory=dict)
     """Branch -> what its layers leave to those above them."""
     fused: FusedRows | None = None
@@ -156,7 +161,13 @@ class DecoderContext:
         if place not in self.variants:
             # the mask is kept with its context: the key is its id, which must stay in use
             masks = call_masks(
-                self.chunk, self.first, device, self.images, packed=self.packed, given=given
+                self.chunk,
+                self.first,
+                device,
+                self.images,
+                packed=self.packed,
+                given=given,
+                image_rows=self.image_rows,
             )
             context = replace(self, device=device, masks=masks, variants={})
             self.variants[place] = given, context

@@ -85,7 +85,7 @@ class LayerAttention(BoundToModel):
             shared_query, shared_key, shared_value = (x[:, :, :first] for x in (query, key, value))
             out = kernel(module, shared_query, shared_key, shared_value, None, **kwargs)[0]
             if context.key_offset is not None and work.rotary is not None:
-                layer.keys[:, :, context.image] = context.rotated_keys(key, work.rotary)
+                layer.keys[:, :, context.image] = context.rotated_keys(key, work)
             text = attend_packed(context, work, query[:, :, first:], layer, form)
             return torch.cat((out, text), dim=1), None
 
@@ -111,7 +111,8 @@ class LayerAttention(BoundToModel):
             )
         calibrated = keys
         if work.rotary is not None and context.key_offset is not None:
-            calibrated = keys.rotated(context.key_offset, chunk.layout.image_span, work.rotary)
+            offset, span = context.key_offset.of(work.index), chunk.layout.image_span
+            calibrated = keys.rotated(offset, span, work.rotary)
         touched = context.materialized(work)
         if not context.whole and (not touched or context.first == chunk.length):
             if context.stores_keys:
@@ -186,8 +187,8 @@ class LayerAttention(BoundToModel):
         keys, values = Columns(first_key, own_key), Columns(first_value, own_value)
         calibrated = keys
         if work.rotary is not None and context.key_offset is not None:
-            span = context.chunk.layout.image_span
-            calibrated = keys.rotated(context.key_offset, span, work.rotary)
+            offset, span = context.key_offset.of(work.index), context.chunk.layout.image_span
+            calibrated = keys.rotated(offset, span, work.rotary)
         made = attend(
             context, work, queries, keys, calibrated, values,
             rows=slice(None), branches=context.branches, form=form,

@@ -84,6 +84,9 @@ class RowMasks(NamedTuple):
     segment: Bool[Tensor, "rows 1 #text columns"]
     """Text rows, times the columns of the images before them."""
     is_text: Bool[Tensor, "rows text"]
+    calibrated: Bool[Tensor, "rows 1 #text columns"]
+    """Where logits are those of calibrated positions: the segment, and where queries of image
+    tokens use them, too, all cells between image tokens."""
     has_dead_rows: bool
     """Whether some rows may attend to nothing, as padding does."""
 
@@ -99,6 +102,7 @@ class RowMasks(NamedTuple):
             seen=self.seen if self.seen.shape[0] == 1 else self.seen[rows],
             segment=self.segment[rows],
             is_text=self.is_text[rows],
+            calibrated=self.calibrated[rows],
             has_dead_rows=self.has_dead_rows,
         )
 
@@ -117,6 +121,7 @@ class SegmentMask(NamedTuple):
     predicts_next: Bool[Tensor, "rows text"]
     token_index: Int[Tensor, "rows text"]
     before_image: Bool[Tensor, "rows columns"]
+    generated_columns: Bool[Tensor, "rows columns"]
     full: bool
     """Whether every cell is one, and the image's columns are the same in all rows."""
 
@@ -139,6 +144,7 @@ def call_masks(
     *,
     packed: tuple[int, int] | None = None,
     given: Tensor | None = None,
+    image_rows: bool = False,
 ) -> CallMasks:
     """The masks of the chunk's columns from `first` on.
 
@@ -150,8 +156,9 @@ def call_masks(
         packed: (samples, shared columns) of a packed call.
         given: The mask that a layer was given, boolean or additive; None stands for plain causality
             and the chunk's padding.
+        image_rows: Whether queries of image tokens use calibrated positions.
     """
-    rows = row_masks(chunk, first, device, given)
+    rows = row_masks(chunk, first, device, given, image_rows=image_rows)
     segments = dict[str, SegmentMask]()
     if images and chunk.first_text < chunk.length:
         counted = _token_index(chunk)
@@ -166,7 +173,12 @@ def call_masks(
 
 
 def row_masks(
-    chunk: Chunk, first: int, device: torch.device, given: Tensor | None = None
+    chunk: Chunk,
+    first: int,
+    device: torch.device,
+    given: Tensor | None = None,
+    *,
+    image_rows: bool = False,
 ) -> RowMasks:
     """The masks that have no branch, as `call_masks` says."""
     columns = torch.arange(chunk.stop, device=device)
@@ -187,11 +199,16 @@ def row_masks(
         segment = is_image[:, None, None]
     else:
         segment = (is_image[:, None] & is_text[..., None] & (columns < rows))[:, None]
+    calibrated = segment
+    if image_rows:
+        own = is_image[:, chunk.start + first :, None]
+        calibrated = segment | (own & is_image[:, None])[:, None]
     return RowMasks(
         forbidden=None if sees_everything else ~seen[:, None],
         seen=seen,
         segment=segment,
         is_text=is_text,
+        calibrated=calibrated,
         has_dead_rows=padded and not chunk.generated,
     )
 
@@ -242,8 +259,17 @@ def segment_mask(
         predicts_next=predicts_next,
         token_index=token_index[rows, first:].to(device),
         before_image=before.to(device),
+        generated_columns=generated_columns(layout, total, device)[rows],
         full=full,
     )
+
+
+def generated_columns(
+    layout: Layout, total: int, device: torch.device
+) -> Bool[Tensor, "rows columns"]:
+    """Which of the first `total` columns are behind the prompts: the same in all rows."""
+    late = torch.arange(total, device=device) >= layout.length
+    return late.expand(layout.rows, total)
 
 
 def _token_index(chunk: Chunk) -> Int[Tensor, "rows tokens"]:

@@ -14,10 +14,11 @@ from cdkit.attention.columns import Columns, wide_product
 from cdkit.attention.context import AnswerCache, AttentionRecord, LayerWork
 from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
 from cdkit.attention.lazy_segment import LazySegment
+from cdkit.attention.masks import generated_columns
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
 from cdkit.execution.packing import PackedLayer, PackedSteps
-from cdkit.functional.rope import Rotary, angles, rotate_by
+from cdkit.functional.rope import angles, rotate_by
 from cdkit.interfaces.segment import CrossModalSegment, changes_field, softmax
 
 
@@ -95,22 +96,26 @@ class PackedContext:
     segments: Mapping[str, PackedSegment]
     record: AttentionRecord
     answer_cache: AnswerCache
+    memory: AnswerCache
     layer_state: Mapping[str, dict[Any, Tensor]]
     shared: int = 0
     """The columns of this call that all branches share: none of a step's."""
     image: slice | None = None
     """The image columns among them."""
-    key_offset: Float[Tensor, "samples image *axes"] | None = None
-    """By how many positions their keys move for text; None where they do not."""
-    angles: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """The same as angles, of each rotary embedding."""
+    key_offset: tuple[Float[Tensor, "samples image *axes"], ...] | None = None
+    """By how many positions their keys move for text, in all layers or in each; None where they do
+    not."""
+    angles: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """The same as angles, of each rotary embedding and each tensor of offsets."""
 
-    def rotated_keys(self, key: Tensor, rotary: Rotary) -> Tensor:
-        """The image's keys where text sees them."""
-        assert self.key_offset is not None and self.image is not None
-        image, place = _wide(key[:, :, self.image]), id(rotary.inverse_frequencies)
+    def rotated_keys(self, key: Tensor, work: LayerWork) -> Tensor:
+        """The image's keys where text of a layer sees them."""
+        rotary = work.rotary
+        assert self.key_offset is not None and self.image is not None and rotary is not None
+        offset = self.key_offset[work.index if len(self.key_offset) > 1 else 0]
+        image, place = _wide(key[:, :, self.image]), (id(rotary.inverse_frequencies), id(offset))
         if place not in self.angles:
-            self.angles[place] = angles(self.key_offset.to(key.device), rotary, image.dtype)
+            self.angles[place] = angles(offset.to(key.device), rotary, image.dtype)
         return _as(rotate_by(image, *self.angles[place], rotary), key.dtype)
 
 
@@ -223,6 +228,8 @@ class _PackedSource:
             return layout.token_mask.sum(dim=-1, keepdim=True) + (self.steps.done - 1) + late
         if name == "before_image":
             return _grown(layout.before_image, count)
+        if name == "generated_columns":
+            return generated_columns(layout, count, layout.token_mask.device)
         if name == "text_logits":
             columns = self.steps.branch_columns(own.place, count)
             every = self.views.of(self.scores, own.place)[..., columns]
@@ -293,7 +300,8 @@ def _segment(
             )
             if own.image.span is not None:  # else what is read would be copied, and kept
                 steps.images[work.index, name] = image
-        known = {**fields, "image": image, "sinks": form.sinks}
+        memory = context.memory.setdefault((work.index, name), {})
+        known = {**fields, "image": image, "sinks": form.sinks, "memory": memory}
         steps.kept[work.index, name] = known
     logits = _on_image(source.scores, own, source.views)
     if not own.full:

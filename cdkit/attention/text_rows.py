@@ -128,8 +128,8 @@ def _logits(
     not attend."""
     chunk, offset = context.chunk, None
     if work.rotary is not None and context.query_offset is not None:
-        offset = context.query_offset[rows, context.first :]
-    # rows that are no text after an image see the keys where the model has them
+        offset = context.query_offset.of(work.index)[rows, context.first :]
+    # other rows see the keys where the model has them
     mixed = calibrated_keys is not keys and not (
         chunk.all_text and context.first == chunk.first_text
     )
@@ -140,7 +140,7 @@ def _logits(
     else:
         assert work.rotary is not None
         moved = query if offset is None else rotate(query, offset.to(query.device), work.rotary)
-        logits = torch.where(masks.segment, calibrated_keys.scores(moved), keys.scores(query))
+        logits = torch.where(masks.calibrated, calibrated_keys.scores(moved), keys.scores(query))
     logits *= form.scaling  # not the query, which may be in half precision
     if form.cap is not None:
         logits = form.cap * torch.tanh(logits / form.cap)
@@ -167,9 +167,9 @@ def _segment(
         on_image = on_image.masked_fill(~mask.cells[:, None], -math.inf)
     queries = query.to(torch.promote_types(query.dtype, torch.float32))
     if context.query_offset is not None and work.rotary is not None:
-        offset = context.query_offset[mask.rows, context.first :]
+        offset = context.query_offset.of(work.index)[mask.rows, context.first :]
         queries = rotate(queries, offset.to(query.device), work.rotary)
-    cache = context.answer_cache
+    cache, memory = context.answer_cache, context.memory
     return CrossModalSegment(
         image=CachedImageColumns(
             mask.image,
@@ -188,7 +188,9 @@ def _segment(
         token_index=mask.token_index,
         text_logits=logits.masked_fill(mask.segment, -math.inf),
         before_image=mask.before_image,
+        generated_columns=mask.generated_columns,
         layer_state=context.layer_state[branch],
+        memory={} if memory is None else memory.setdefault((work.index, branch), {}),
         full=mask.full,
         generated=context.chunk.generated,
         sinks=sinks,

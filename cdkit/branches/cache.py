@@ -76,14 +76,14 @@ class BranchedCache(MethodCache):
         """A plain cache of the original branch alone, every key where the stock model has it."""
         self.state.leave_packing()
         plain, state, plan = DynamicCache(), self.state, self.state.plan
-        rotaries, shared_columns = iter(plan.rotary or ()), iter(list[tuple[Any, Any]]())
+        rotaries, shared_columns = enumerate(plan.rotary or ()), iter(list[tuple[Any, Any]]())
         if state.prefix is not None:
             shared_columns = zip(state.prefix.keys, state.prefix.values, strict=True)
         prefix, rows = state.prefix, slice(plan.rows)
         each = 1 if prefix is None else prefix.rows_per_sample
         layers: Any = self.layers
         for index, layer in enumerate(layers):
-            rotary = next(rotaries, None) if keeps_keys(layer) else None
+            with_keys, rotary = next(rotaries, (0, None)) if keeps_keys(layer) else (0, None)
             shared = next(shared_columns, (None, None)) if keeps_keys(layer) else (None, None)
             if keeps_state(layer) or not keeps_keys(layer):  # others keep nothing, but have a place
                 plain.layers.append(copied_layer(layer, lambda x: x[rows]))
@@ -94,7 +94,9 @@ class BranchedCache(MethodCache):
             whole = keys.column_slice(0, keys.total)
             if rotary is not None and state.key_offset is not None and plan.caches_keys:
                 span = plan.layout.image_span
-                whole = rotate_keys(whole, -state.key_offset[rows], span, rotary)
+                # where layers differ, each has keys of its own, so both count alike
+                moved = state.key_offset.of(with_keys)[rows]
+                whole = rotate_keys(whole, -moved, span, rotary)
             whole = plan.without_padding(whole, dim=2)
             of_values = plan.without_padding(values.column_slice(0, values.total), dim=2)
             if keeps_state(layer):

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from cdkit.attention.context import AnswerCache
 from cdkit.attention.masks import Chunk, make_chunk, text_after_image
-from cdkit.branches.positions import any_moves, position_offset, prompt_offsets
+from cdkit.branches.positions import Offsets, any_moves, prompt_offsets
 from cdkit.errors import CdkitError
 from cdkit.execution.packing import PackedSteps
 from cdkit.execution.plan import GroupPlan, PromptPlan
@@ -120,12 +120,12 @@ class GrowingMask:
 class CallOffsets:
     """By how many positions keys and queries of one call move."""
 
-    key: Float[Tensor, "rows prompt *axes"] | None = None
+    key: Offsets | None = None
     """Offsets of the keys of the prompt's columns so far, 0 where no image token is; None where
     nothing moves now."""
-    query: Float[Tensor, "rows tokens *axes"] | None = None
-    """Offsets of the queries of the call's columns, besides those keys; None where no text row
-    moves."""
+    query: Offsets | None = None
+    """Offsets of the queries of the call's columns, besides those keys; None where no row that
+    uses them moves."""
 
 
 @dataclass(eq=False)
@@ -154,12 +154,14 @@ class BranchState:
     answer_states: AnswerStates | None = None
     """What state interventions keep of the prompts; None where there is none. A beam never leaves
     its sample, so it needs no reordering."""
-    key_offset: Float[Tensor, "rows prompt *axes"] | None = None
+    memory: AnswerCache = field(default_factory=dict)
+    """What parts remember of the answer so far: unlike the former, a beam's own."""
+    key_offset: Offsets | None = None
     """By how many positions the image keys that are kept have moved."""
-    reference_offset: Float[Tensor, "rows 1 *axes"] | None = None
+    reference_offset: Offsets | None = None
     """How much the last token of each sample's original prompt is moved: offsets are relative to
     it, since only differences of positions count."""
-    generated_offset: Float[Tensor, "rows 1 *axes"] | None = None
+    generated_offset: Offsets | None = None
     """By how many positions queries of the latest generated token move; of all, where the
     calibrator is constant after the prompt."""
     queries_move: bool = False
@@ -249,40 +251,46 @@ class BranchState:
         """The columns from `start` to `stop` of a group's rows, and by how much they move."""
         plan, mask = self.plan, self.token_mask
         chunk = make_chunk(group.layout, lambda: mask.joined()[group.rows, :stop], start, stop)
-        calibrator = plan.calibrator
-        if calibrator is None or (chunk.first_text == chunk.length and not chunk.completes_prompt):
+        calibration = plan.calibration
+        if calibration is None:
+            return chunk, CallOffsets()
+        calibrator = calibration.calibrator
+        has_rows = chunk.first_text < chunk.length or calibrator.image_rows
+        if not has_rows and not chunk.completes_prompt:
             return chunk, CallOffsets()
         if not chunk.generated:
-            is_text = text_after_image(chunk)
+            uses = text_after_image(chunk)
+            if calibrator.image_rows:
+                uses = uses | (chunk.layout.image_index[:, start:stop] >= 0)
             made = prompt_offsets(
-                calibrator,
+                calibration,
                 self.positions.joined()[:, :stop],
                 plan.layout,
                 branches=len(plan.branches),
                 whole=chunk.completes_prompt,
                 rows=group.rows,
-                is_text=is_text,
+                uses=uses,
             )
             if chunk.completes_prompt:
                 self.key_offset, self.reference_offset = made.key, made.reference
-            return chunk, CallOffsets(made.key[group.rows], made.query)
+            return chunk, CallOffsets(made.key.map(lambda x: x[group.rows]), made.query)
         offset = self.generated_offset
         if offset is None or not calibrator.constant_after_prompt:
             image_index, has_image = plan.layout.image_index, plan.layout.valid.any(1, keepdim=True)
             assert self.reference_offset is not None
-            every = position_offset(calibrator, self.positions.joined()[:, :stop], image_index)
-            offset = (every - self.reference_offset)[:, start:]
+            every = calibration.offsets(self.positions.joined()[:, :stop], image_index)
+            offset = every.minus(self.reference_offset).map(lambda x: x[:, start:])
             self.queries_move = self.queries_move or any_moves(offset, has_image)
-            self.generated_offset = offset[:, -1:]
+            self.generated_offset = offset.map(lambda x: x[:, -1:])
         # a cache that keeps no keys gives those of ordinary positions at each step
         key = None if plan.caches_keys else self.key_offset
         if key is not None:
-            key = key[group.rows]
+            key = key.map(lambda x: x[group.rows])
         if not self.queries_move:
             return chunk, CallOffsets(key)
-        return chunk, CallOffsets(
-            key, query=offset[group.rows].expand(-1, stop - start, *offset.shape[2:])
-        )
+        count = stop - start
+        query = offset.map(lambda x: x[group.rows].expand(-1, count, *x.shape[2:]))
+        return chunk, CallOffsets(key, query)
 
     def reorder(self, beams: Int[Tensor, " rows"]) -> None:
         """Follow the beams; `beams` are rows of the original branch.
@@ -297,33 +305,34 @@ class BranchState:
         self.positions, self.token_mask = self._columns_of(every)
         self.ids = None if self.ids is None else self.ids[every]
         self.states = _selected(self.states, beams)
+        self.memory = _rows_of(self.memory, beams)
 
     def select(self, rows: Int[Tensor, " chosen"], caches: list[Any]) -> "BranchState":
         """A separate state, of copies of these rows of the original branch, in every branch."""
         every = self.plan.in_every_branch(rows)
 
-        def own(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[every.to(x.device)]
+        def rows_of(x: Tensor) -> Tensor:
+            return x[every.to(x.device)]
 
-        answer_cache: AnswerCache = {
-            place: {key: value[rows.to(value.device)] for key, value in kept.items()}
-            for place, kept in self.answer_cache.items()
-        }
+        def own(x: Offsets | None) -> Offsets | None:
+            return None if x is None else x.map(rows_of)
+
         positions, token_mask = self._columns_of(every)
         return replace(
             self,
             plan=self.plan.select(rows),
             positions=positions,
             token_mask=token_mask,
-            ids=own(self.ids),
+            ids=None if self.ids is None else rows_of(self.ids),
             caches=caches,
             seen=list(self.seen),
             prefix=None if self.prefix is None else self.prefix.select(rows),
             states=_selected(self.states, rows),
-            answer_cache=answer_cache,
             answer_states=None
             if self.answer_states is None
             else self.answer_states.select(rows, every),
+            answer_cache=_rows_of(self.answer_cache, rows),
+            memory=_rows_of(self.memory, rows),
             key_offset=own(self.key_offset),
             reference_offset=own(self.reference_offset),
             generated_offset=own(self.generated_offset),
@@ -340,6 +349,7 @@ class BranchState:
             seen=list(self.seen),
             states=dict(self.states),
             answer_cache=kept,
+            memory={place: dict(own) for place, own in self.memory.items()},
         )
 
     def _columns_of(self, rows: Int[Tensor, " all_rows"]) -> tuple[GrowingPositions, GrowingMask]:
@@ -349,6 +359,13 @@ class BranchState:
             GrowingPositions(self.positions.joined()[rows], branches),
             GrowingMask(self.token_mask.joined()[rows], branches),
         )
+
+
+def _rows_of(kept: AnswerCache, rows: Int[Tensor, " chosen"]) -> AnswerCache:
+    return {
+        place: {key: value[rows.to(value.device)] for key, value in own.items()}
+        for place, own in kept.items()
+    }
 
 
 def _selected(states: Mapping[str, State], rows: Int[Tensor, " chosen"]) -> dict[str, State]:

@@ -73,7 +73,10 @@ class CompiledSteps:
         }
         mark_static(embeds)
         mark_static(own["position_ids"])
-        mark_static(step_context.query_offset)
+        for offset in (
+            () if step_context.query_offset is None else step_context.query_offset.by_layer
+        ):
+            mark_static(offset)
         position = torch.tensor([chunk.start - shared], device=embeds.device)
         for layer in layers:
             layer.cache_position = position
@@ -154,7 +157,7 @@ class CompiledInputs:
             segment.token_index.add_(new[segment.rows, None])
         return replace(
             self.context,
-            query_offset=None if offset is None else contiguous(offset),
+            query_offset=None if offset is None else offset.map(contiguous),
             record=context.record,
             layer_state=context.layer_state,
         )
@@ -205,6 +208,8 @@ def compiled_steps(
         why = "pass cache_implementation='static' as well"
     elif attached.method.loop is not None:
         why = f"{attached.method.name} brings a loop of its own, which copies its cache"
+    elif (part := attached.method.remembering) is not None:
+        why = f"{kind_of(part)} remembers what each step showed, which no graph holds"
     elif not attached.hooked and kernel != "sdpa":
         why = f"the model's attention is {kernel}; load it with attn_implementation='sdpa'"
     elif attached.states is not None:

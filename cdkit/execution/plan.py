@@ -13,6 +13,7 @@ from cdkit.attention.context import Change, LayerWork
 from cdkit.attention.fused_rows import FusedRows, RowChanges
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.branches.layout import Layout
+from cdkit.branches.positions import Calibration
 from cdkit.execution.optimizations import Optimization
 from cdkit.execution.packing import Packing, takes_packed
 from cdkit.functional.rope import Rotary
@@ -20,7 +21,6 @@ from cdkit.interfaces.cell_change import CellChange
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.distortion import AttentionDistortion
 from cdkit.interfaces.intervention import Intervention
-from cdkit.interfaces.position_calibrator import PositionCalibrator
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL
 
@@ -72,7 +72,7 @@ class PromptPlan:
     queries do not move."""
     materialize_all: bool
     """Whether all attention weights are made, not only those that the method changes or reads."""
-    calibrator: PositionCalibrator | None
+    calibration: Calibration | None
     caches_keys: bool
     """As `AttachedMethod.caches_keys`: whether rotated keys replace those of a cache."""
     rotary: Sequence[Rotary | None] | None
@@ -128,6 +128,9 @@ class PromptPlan:
             self,
             layout=layout,
             groups=tuple(groups),
+            calibration=None
+            if self.calibration is None
+            else self.calibration.select(rows.tolist()),
             rng_keys=rng_keys,
             deepstack=tuple(features[every] for features in self.deepstack),
             token_values={name: values[every] for name, values in self.token_values.items()},
@@ -283,6 +286,7 @@ def shared_columns(
         or not attached.adapter.causal_prefix
         or not all(d.keeps_prefix for branch in branches for d in branch.attention)
         or not (attached.states is None or attached.states.keeps_prefix)
+        or (attached.method.calibrator is not None and attached.method.calibrator.image_rows)
     ):
         return 0
     if compiled and any(b.pixel or b.feature or b.prompt for b in branches):
@@ -331,6 +335,7 @@ def plan_prompt(
     token_values: Mapping[str, Shaped[Tensor, "rows prompt"]],
     may_pack: bool,
     kernels: Any,
+    calibration: Calibration | None,
 ) -> PromptPlan:
     """What runs for these prompts.
 
@@ -347,11 +352,10 @@ def plan_prompt(
         token_values: As `PromptPlan.token_values`.
         may_pack: Whether the prompts come whole, one row a sample, and no caller counts columns.
         kernels: The module of kernels for generated rows, where this device runs them.
+        calibration: The method's calibrator, and what it is told of these prompts.
     """
     names = tuple(name for group in works for name in group)
-    constant = (
-        attached.method.calibrator is None or attached.method.calibrator.constant_after_prompt
-    )
+    constant = calibration is None or calibration.calibrator.constant_after_prompt
     each, groups = layout.rows // len(names), list[GroupPlan]()
     for branches, layers in works.items():
         first = names.index(branches[0]) * each
@@ -401,7 +405,7 @@ def plan_prompt(
         packs_steps=packs_steps,
         packs_text=text,
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
-        calibrator=attached.method.calibrator,
+        calibration=calibration,
         caches_keys=attached.caches_keys,
         rotary=attached.rotary_of_keys,
         rng_keys=rng_keys,

@@ -276,6 +276,13 @@ def check_whole_prompt(
             f"{method.name} cannot run with prefill_chunk_size={chunk}: this model's attention is "
             f"not causal {sees_ahead}, which this splits; leave it out"
         )
+    calibrator = method.calibrator
+    if chunk is not None and calibrator is not None and calibrator.image_rows:
+        raise CdkitError(
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: {kind_of(calibrator)} "
+            "moves image tokens for each other, which this splits. Use image_rows=False, or leave "
+            "it out"
+        )
     rewrites = [branch.name for branch in method.branches if branch.prompt]
     if chunk is not None and rewrites:
         raise CdkitError(

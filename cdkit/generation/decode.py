@@ -357,7 +357,8 @@ def _call_decoder(
     positions = in_decoder_order(positions)
     chunk, offsets = state.next_columns(group, start, stop)
     whole = plan.materialize_all or prefix is not None or gives_weights
-    first = 0 if whole else chunk.first_text
+    image_rows = plan.calibration is not None and plan.calibration.calibrator.image_rows
+    first = 0 if whole or image_rows else chunk.first_text
     rows = group.layout.rows // max(1, len(group.branches))
     moves = offsets.key is not None or offsets.query is not None
     acts = first < chunk.length and (moves or any(layer.segments for layer in group.layers))
@@ -370,7 +371,7 @@ def _call_decoder(
         fused = group.fused
     if group.layers and own_masks and (whole or acts) and fused is None:
         packed = None if packing is None else (rows, packing.shared)
-        masks = call_masks(chunk, first, device, group.images, packed=packed)
+        masks = call_masks(chunk, first, device, group.images, packed=packed, image_rows=image_rows)
     if prefix is None:
         given = kwargs.get("attention_mask")
         # the stock model is causal unless it makes a mask from token types
@@ -406,12 +407,14 @@ def _call_decoder(
         record=record,
         key_offset=offsets.key,
         query_offset=offsets.query,
+        image_rows=image_rows,
         prefix=prefix,
         packing=packing,
         cache=cache,
         stores_keys=stores,
         stores_prefix=stores and group is plan.groups[-1],
         answer_cache=state.answer_cache if stop >= plan.layout.length else None,
+        memory=state.memory if stop >= plan.layout.length else None,
         layer_state={branch: {} for branch in group.branches},
         fused=fused,
     )

@@ -40,9 +40,10 @@ def packed_prompt(
     _, offsets = state.next_columns(plan.groups[0], packing.shared, layout.length)
     if offsets.query is not None:
         return None
-    key = offsets.key
-    if key is not None:
-        key = key[: layout.rows // packing.branches, layout.image_span]
+    key = None
+    if offsets.key is not None:
+        samples, image = layout.rows // packing.branches, layout.image_span
+        key = tuple(x[:samples, image] for x in offsets.key.by_layer)
     positions = packing.pack(state.positions.known)
     inputs = packing.pack(embeds), in_decoder_order(positions)
     context = _context(engine, state, packing.shared, layout.image_span, key)
@@ -88,7 +89,7 @@ def _context(
     state: BranchState,
     shared: int = 0,
     image: slice | None = None,
-    key_offset: Tensor | None = None,
+    key_offset: tuple[Tensor, ...] | None = None,
 ) -> PackedContext:
     steps, call, (group,) = state.packed, engine.call, state.plan.groups
     assert steps is not None and call is not None
@@ -104,6 +105,7 @@ def _context(
         segments=steps.segments,
         record=call.record,
         answer_cache=state.answer_cache,
+        memory=state.memory,
         layer_state={name: {} for name in group.branches},
         shared=shared,
         image=image,

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cdkit.branches.layout import Layout, make_layout
+from cdkit.branches.positions import Calibration
 from cdkit.errors import CdkitError
 from cdkit.functional.noise import generator, purpose_of, stream
 from cdkit.generation.compatibility import (
@@ -26,10 +27,12 @@ from cdkit.generation.compatibility import (
     new_tokens,
     setting,
 )
+from cdkit.generation.image_grids import image_grids
 from cdkit.generation.pixels import check_pixels, kinds_in, pixels_of_images
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.pixel_source import Kind
+from cdkit.interfaces.position_calibrator import ImageGrid
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method
 from cdkit.states.answer_states import Prepared
@@ -55,6 +58,8 @@ class Session:
     """Of each image of the prompts, in their order, whether it is one of a video."""
     is_video: Bool[Tensor, "samples tokens"] | None = None
     """Which image tokens are those of videos; None where none is."""
+    grids: tuple[tuple[ImageGrid | None, ...], ...] = ()
+    """Of each sample the grids of its images; empty where no calibrator asks for them."""
     new_tokens: int = 0
     """How many tokens `generate` may add."""
     plain: bool = False
@@ -114,6 +119,14 @@ class Session:
         """A random key for each row, of (seed, sample id): the rows of one sample share it."""
         keys = [stream(self.seed, name) for name in self.sample_ids]
         return torch.tensor(keys).repeat_interleave(expand)
+
+    def calibration(self, attached: AttachedMethod, expand: int) -> Calibration | None:
+        """The method's calibrator on rows of which each sample has `expand`; None without one."""
+        calibrator = attached.method.calibrator
+        if calibrator is None:
+            return None
+        grids = tuple(own for own in self.grids for _ in range(expand))
+        return Calibration(calibrator, attached.depth, grids)
 
     def distort_features(
         self,
@@ -225,6 +238,9 @@ def open_session(
     if any(row.images for row in layout.row_stats):
         check_pixels(attached, given, image_index, is_video)
     pixels, unordered = pixels_of_images(attached, given, image_index, kinds)
+    calibrator, grids = method.calibrator, tuple[tuple[ImageGrid | None, ...], ...]()
+    if calibrator is not None and calibrator.needs_grid:
+        grids = image_grids(attached, calibrator, given, layout, kinds)
     session = Session(
         ids=ids,
         token_mask=token_mask,
@@ -236,6 +252,7 @@ def open_session(
         given_ids=attached.sample_ids,
         kinds=kinds,
         is_video=is_video,
+        grids=grids,
         new_tokens=new,
         plain=plain,
         compile_config=compile_config,

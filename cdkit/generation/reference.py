@@ -20,7 +20,6 @@ from transformers.masking_utils import sdpa_mask
 from cdkit.branches.inputs import columns_of_values, features_in, place_features
 from cdkit.branches.layout import make_layout
 from cdkit.branches.method_cache import MethodCache
-from cdkit.branches.positions import position_offset
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine, AttentionHandles
@@ -129,8 +128,11 @@ class ReferenceEngine(AttachedEngine):
 
     def attention(self) -> AttentionHandles:
         rotary, depth = self.attached.rotary, self.attached.depth
+        calibrator = self.attached.method.calibrator
+        image_rows = calibrator is not None and calibrator.image_rows
         layers = [
-            Layer(index, depth, None if rotary is None else rotary[index]) for index in range(depth)
+            Layer(index, depth, None if rotary is None else rotary[index], image_rows)
+            for index in range(depth)
         ]
         return AttentionHandles(KEY, HANDLE, [LayerHandle(self, layer) for layer in layers])
 
@@ -228,20 +230,21 @@ class ReferenceEngine(AttachedEngine):
     def _branch_call(
         self, name: str, branch: BranchRows, batch: Batch, new: int, *, notes_image: bool = False
     ) -> BranchCall:
-        shift, calibrator = None, self.attached.method.calibrator
-        if calibrator is not None:
+        shift = None
+        if batch.calibration is not None:
             index = branch.layout.image_index[:, : branch.columns]
-            shift = position_offset(calibrator, branch.positions, index)
+            shift = batch.calibration.offsets(branch.positions, index)
         whole = branch.columns >= branch.layout.length
-        fresh: dict[int, dict[Hashable, Tensor]] = {
-            layer: {} for layer in range(self.attached.depth)
-        }
+        fresh: list[dict[int, dict[Hashable, Tensor]]] = [
+            {layer: {} for layer in range(self.attached.depth)} for _ in range(2)
+        ]
+        kept = (branch.answer_cache, branch.memory) if whole else fresh
         return BranchCall(
             name=name,
             branch=branch,
             tokens=Tokens.of(branch.layout, branch.token_mask, batch.rng_keys, shift, new=new),
             # what is kept of a part of the prompt would not be that of the whole
-            memory=Memory(branch.answer_cache if whole else fresh),
+            memory=Memory(*kept),
             notes_image=name == ORIGINAL and (notes_image or self.attached.records_image),
             notes_last_layer=name == ORIGINAL and self.attached.method.loop is not None,
         )
@@ -471,7 +474,9 @@ class ReferenceEngine(AttachedEngine):
         names = (ORIGINAL, *(branch.name for branch in branches))
         prompts = dict(zip(names, rows.blocks, strict=True))
         whole = make_layout(first.image_index, first.token_mask)
-        batch = Batch({}, session.rng_keys(len(first.ids) // len(session.ids)))
+        expand = len(first.ids) // len(session.ids)
+        calibration = session.calibration(self.attached, expand)
+        batch = Batch({}, session.rng_keys(expand), calibration=calibration)
         for name, own in prompts.items():
             layout, deepstack = make_layout(own.image_index, own.token_mask), own.deepstack
             token_values = own.token_values
@@ -492,6 +497,7 @@ class ReferenceEngine(AttachedEngine):
                 cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
                 answer_cache={layer: {} for layer in range(self.attached.depth)},
                 answer_states=answer_states(self.attached, session, own.embeds, layout),
+                memory={layer: {} for layer in range(self.attached.depth)},
             )
         here, late = first.here, first.embeds[:, first.here :]
         if late.shape[1]:

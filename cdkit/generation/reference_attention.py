@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cdkit.branches.layout import Layout, text_after_image
+from cdkit.branches.positions import Offsets
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.segment import CrossModalSegment, ImageColumns, softmax
 
@@ -32,6 +33,8 @@ class Tokens:
     """False on padding."""
     before_image: Bool[Tensor, "rows columns"]
     """Text before the first image."""
+    generated: Bool[Tensor, "rows columns"]
+    """True behind the prompt."""
     is_text: Bool[Tensor, "rows new"]
     """Text after an image."""
     of_prompt: Bool[Tensor, "rows new"]
@@ -46,7 +49,7 @@ class Tokens:
     image_index: Int[Tensor, "rows image"]
     image_token_index: Int[Tensor, "rows image"]
     rng_keys: Int[Tensor, " rows"]
-    shift: Float[Tensor, "rows columns *axes"] | None
+    shift: Offsets | None
     """Calibrated minus ordinary position; None without a calibrator."""
 
     @classmethod
@@ -55,7 +58,7 @@ class Tokens:
         layout: Layout,
         token_mask: Bool[Tensor, "rows columns"],
         rng_keys: Int[Tensor, " rows"],
-        shift: Float[Tensor, "rows columns *axes"] | None,
+        shift: Offsets | None,
         *,
         new: int,
     ) -> "Tokens":
@@ -71,6 +74,7 @@ class Tokens:
             is_image=index[:, :total] >= 0,
             token_mask=token_mask,
             before_image=pad(layout.before_image, (0, late))[:, :total],
+            generated=(columns >= prompt).expand(len(token_mask), -1),
             is_text=is_text,
             of_prompt=(now < prompt) & is_text,
             predicts_next=(now >= layout.last_token[:, None]) & is_text,
@@ -132,6 +136,8 @@ class Layer:
     rotary: Rotary | None
     """Its rotary embedding; None where the method has no calibrator, or the layer rotates nothing.
     """
+    image_rows: bool = False
+    """Whether queries of image tokens, too, see image tokens at calibrated positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +157,7 @@ class Memory:
     """What strategies keep: for the whole answer by layer, and within one call of the decoder."""
 
     answer: Mapping[int, dict[Hashable, Tensor]]
+    remembered: Mapping[int, dict[Hashable, Tensor]]
     call: dict[Hashable, Tensor] = field(default_factory=dict)
 
 
@@ -184,10 +191,14 @@ def attend(
 
     logits = queries @ _each_head(keys, heads).mT * scaling
     if tokens.shift is not None and layer.rotary is not None:
-        queries = rotate(queries, tokens.shift[:, -new:], layer.rotary)
-        keys = rotate(keys, tokens.shift, layer.rotary)
+        shift = tokens.shift.of(layer.index)
+        queries = rotate(queries, shift[:, -new:], layer.rotary)
+        keys = rotate(keys, shift, layer.rotary)
         calibrated = queries @ _each_head(keys, heads).mT * scaling
-        logits = torch.where(segment_cells[:, None], calibrated, logits)
+        uses = segment_cells
+        if layer.image_rows:
+            uses = uses | (tokens.is_image[:, -new:, None] & tokens.is_image[:, None])
+        logits = torch.where(uses[:, None], calibrated, logits)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     logits = logits.masked_fill(~visible[:, None], -math.inf)
@@ -217,7 +228,9 @@ def attend(
             token_index=tokens.token_index,
             text_logits=logits.masked_fill(segment_cells[:, None], -math.inf),
             before_image=tokens.before_image,
+            generated_columns=tokens.generated,
             layer_state=memory.call,
+            memory=memory.remembered[layer.index],
             sinks=sinks,
         )
         after = before

@@ -12,6 +12,7 @@ from transformers import Cache
 
 from cdkit.branches.layout import Layout
 from cdkit.branches.method_cache import MethodCache
+from cdkit.branches.positions import Calibration
 from cdkit.branches.recurrent_states import copied_layer
 from cdkit.generation.combine import States
 from cdkit.methods.method import ORIGINAL
@@ -39,6 +40,8 @@ class BranchRows:
     """Layer -> what strategies keep of the image columns for the whole answer."""
     answer_states: AnswerStates | None
     """What state interventions keep of the prompts; None where there is none."""
+    memory: Mapping[int, dict[Hashable, Tensor]]
+    """Layer -> what strategies remember of the answer so far."""
 
     @property
     def columns(self) -> int:
@@ -58,13 +61,11 @@ class BranchRows:
             ids=own(self.ids),
             token_values={name: own(values) for name, values in self.token_values.items()},
             cache=None if self.cache is None else _copied(self.cache, own),
-            answer_cache={
-                layer: {key: own(value) for key, value in kept.items()}
-                for layer, kept in self.answer_cache.items()
-            },
             answer_states=None
             if self.answer_states is None
             else self.answer_states.select(rows, rows),
+            answer_cache=_each(self.answer_cache, own),
+            memory=_each(self.memory, own),
         )
 
 
@@ -78,6 +79,7 @@ class Batch:
     """A random key for each row."""
     step: int = 0
     states: States = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def original(self) -> BranchRows:
@@ -89,6 +91,7 @@ class Batch:
             self.rng_keys[rows.to(self.rng_keys.device)],
             self.step,
             _chosen_states(self.states, rows),
+            None if self.calibration is None else self.calibration.select(rows.tolist()),
         )
 
 
@@ -110,11 +113,16 @@ class ReferenceCache(MethodCache):
             assert branch.cache is not None
             branch.cache.reorder_cache(beam_idx)
             own = beam_idx.to(branch.token_mask.device)
+
+            def of_beams(x: Tensor) -> Tensor:
+                return x[beam_idx.to(x.device)]
+
             batch.branches[name] = replace(
                 branch,
                 positions=branch.positions[own],
                 token_mask=branch.token_mask[own],
                 ids=branch.ids[own],
+                memory=_each(branch.memory, of_beams),
             )
         batch.states = _chosen_states(batch.states, beam_idx)
 
@@ -177,6 +185,12 @@ def append(
             token_mask=torch.cat((branch.token_mask, token_mask), dim=1),
             ids=torch.cat((branch.ids, late), dim=1),
         )
+
+
+def _each(
+    kept: Mapping[int, dict[Hashable, Tensor]], change: Callable[[Tensor], Tensor]
+) -> dict[int, dict[Hashable, Tensor]]:
+    return {layer: {k: change(x) for k, x in own.items()} for layer, own in kept.items()}
 
 
 def _chosen_states(states: States, rows: Int[Tensor, " chosen"]) -> States:

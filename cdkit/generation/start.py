@@ -103,6 +103,7 @@ def start(
         token_values=token_values,
         may_pack=whole and expand == 1 and not session.plain,
         kernels=None if compiled else attached.row_kernels,
+        calibration=session.calibration(attached, expand),
     )
     caches = [cache] + [
         None if cache is None else empty_like(cache, attached.decoder.config)

@@ -1,7 +1,7 @@
 """How the branches' logits become the logits that `generate` reads."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -27,6 +27,12 @@ class LogitCombiner(Part, abc.ABC):
     switch: ClassVar[str] = ""
     """The parameter that switches all other logits off when it is 0; empty where there is none.
     Where it is 0, a branch that is not used is no error."""
+    fixed_weights: ClassVar[bool] = True
+    """Whether `weight` is the factor of a branch's logits whatever these are. False where the
+    factor follows from the logits: then rounding in a branch has no bound known beforehand."""
+    two_in_turn: ClassVar[bool] = False
+    """Whether it is made of two combiners, the second of which gets what the first one returns. A
+    composed method takes the registered one that is."""
     constrained_before: ClassVar[bool] = False
     """Whether it had a plausibility constraint of beta 0.1 by default, before the constraint became
     a separate part. Then a configuration that does not mention the constraint causes a warning."""
@@ -83,9 +89,37 @@ class LogitCombiner(Part, abc.ABC):
             name: The name of a distorted branch, or of an inner layer that is read out.
 
         Returns:
-            The factor of these logits; 0 if they do not enter.
+            The factor of these logits, without `fixed_weights` its parameter; 0 if they do not
+            enter.
         """
         return 1.0 if self.uses(name) else 0.0
+
+    def joined(
+        self, other: "LogitCombiner", own: Sequence[str], others: Sequence[str]
+    ) -> "LogitCombiner | None":
+        """One combiner for the branches of two methods.
+
+        Args:
+            other: The other method's combiner.
+            own: The branches that this one combines.
+            others: Those that `other` combines.
+
+        Returns:
+            A combiner that gives each branch the weight that its method gives it; None, the
+            default, where there is no such one.
+        """
+        return None
+
+    def renamed_branches(self, names: Mapping[str, str]) -> "LogitCombiner":
+        """The same for branches with other names.
+
+        Args:
+            names: The name of each branch -> its new name.
+
+        Returns:
+            The combiner; itself, the default, where no parameter names a branch.
+        """
+        return self
 
     @property
     def names(self) -> Mapping[str, str]:

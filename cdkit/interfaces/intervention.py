@@ -18,6 +18,9 @@ class Intervention(Part, abc.ABC):
     layers: Depth = EVERY_LAYER
     """The layers in which it acts. An intervention that does not act in every decoder layer has
     this as a field."""
+    remembers: ClassVar[bool] = False
+    """Whether it keeps something in `CrossModalSegment.memory` from call to call. Then what splits
+    the prompt, steps without a cache, and decode loops, which take tokens back, are refused."""
     renamed: ClassVar[Mapping[str, str]] = {"whole_prompt": "needs_whole_prompt"}
 
     @property

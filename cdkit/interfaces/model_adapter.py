@@ -1,6 +1,7 @@
 """Where things are in a stock Hugging Face LVLM: declared once for each family."""
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.former_names import FormerNames
+from cdkit.interfaces.position_calibrator import ImageGrid
 from cdkit.interfaces.video_layout import VideoLayout
 from cdkit.registry import Registry
 
@@ -312,6 +314,25 @@ class ModelAdapter(FormerNames, abc.ABC):
             For each token the number of its image in the row, from 0; -1 for text and padding. Of a
             video each run of tokens is an image (`VideoLayout`).
         """
+
+    def image_grids(
+        self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[ImageGrid | None]:
+        """Say how the tokens of each picture stand in it; those of videos are not asked for.
+
+        Args:
+            model: The model.
+            given: The arguments of `generate` or forward.
+            tokens: How many image tokens each picture has, in the order of the prompts.
+
+        Returns:
+            For each picture its grid, whose tokens are as many; None where nothing says it.
+        """
+        sides = [math.isqrt(count) for count in tokens]
+        return [
+            ImageGrid(side, side) if self.square_grid and side**2 == count else None
+            for side, count in zip(sides, tokens, strict=True)
+        ]
 
     @abc.abstractmethod
     def embed(

@@ -126,7 +126,7 @@ class CrossModalSegment:
 
     A strategy returns `segment.changed(...)`: new `logits` or `text_logits`,
     `replaced` cells with their `replacement` values, or `pruned` image tokens. Nothing else may
-    differ, and nothing but `layer_state` is written to.
+    differ, and nothing but `layer_state` is written to, and `memory` by a part that `remembers`.
     """
 
     image: ImageColumns
@@ -150,6 +150,9 @@ class CrossModalSegment:
     images before a row and wherever the row may not attend."""
     before_image: Bool[Tensor, "rows columns"]
     """True for columns of the text before the first image (the system prompt), without padding."""
+    generated_columns: Bool[Tensor, "rows columns"]
+    """True for columns of generated tokens: the row's own, too, where it is one. In a compiled step
+    also for columns that are still empty, where `text_logits` are -inf."""
     replaced: Bool[Tensor, "rows heads text image"] | None = None
     """Cells whose value is replaced by `replacement`; None for none."""
     replacement: Float[Tensor, "rows kv_heads #image value_dim"] | None = None
@@ -162,6 +165,11 @@ class CrossModalSegment:
     layer_state: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
     """What one layer passes on to the layers above it in the same forward call. A strategy uses
     itself as the key."""
+    memory: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    """What a part that `remembers` keeps in this layer for the whole answer: what the prompt's
+    rows showed, for the steps to come. Tensors whose first axis is the rows of the batch; the
+    engine reorders and repeats them with the beams. A strategy uses itself as the key, and never
+    writes into a tensor."""
     full: bool = False
     """Whether every entry of `cells` is known to be True, so that a step need not read the mask."""
     generated: bool = False
@@ -230,9 +238,23 @@ class CrossModalSegment:
             The weights after the softmax over image and text columns; those of a row sum to at
             most 1.
         """
+        return self.all_weights()[0]
+
+    def all_weights(
+        self,
+    ) -> tuple[
+        Float[Tensor, "rows heads text image"],
+        Float[Tensor, "rows heads text columns"],
+    ]:
+        """Compute all attention weights of the rows.
+
+        Returns:
+            The weights on the image columns, and those on the columns of all tokens so far, 0 on
+            images; both of one softmax.
+        """
         image = self.logits.shape[-1]
-        logits = torch.cat((self.logits, self.text_logits), dim=-1)
-        return softmax(logits, self.sinks)[..., :image]
+        weights = softmax(torch.cat((self.logits, self.text_logits), dim=-1), self.sinks)
+        return weights[..., :image], weights[..., image:]
 
     def without(self, mask: Bool[Tensor, "rows heads text image"]) -> Tensor:
         """Cut cells: their weight is 0, and the softmax renormalises the others.

@@ -177,6 +177,12 @@ class Method:
                 f"{kind_of(self.loop)} takes tokens back, so {self.name} cannot carry a state from "
                 "step to step: use no schedule, and a combiner that depends on no step"
             )
+        if self.loop is not None and self.remembering is not None:
+            raise CdkitError(
+                f"{kind_of(self.loop)} takes tokens back, so {kind_of(self.remembering)}, which "
+                f"remembers what an answer's rows showed, cannot run in {self.name}: take one of "
+                "them out"
+            )
 
     def _check_states(self, names: Sequence[str], blind: Sequence[str]) -> None:
         """Raise where a state intervention names a branch that is not there, or none."""
@@ -285,12 +291,20 @@ class Method:
         self,
     ) -> tuple[AttentionDistortion | Intervention | StateIntervention, ...]:
         """The parts that need all rows of a prompt in one call."""
-        parts: list[AttentionDistortion | Intervention | StateIntervention] = [
-            *self.interventions,
-            *self.live_state_interventions,
-        ]
-        parts += [d for branch in self.branches for d in branch.attention]
-        return tuple(part for part in parts if part.needs_whole_prompt)
+        attention = (part for part in self._attention_parts if part.needs_whole_prompt)
+        states = (part for part in self.live_state_interventions if part.needs_whole_prompt)
+        remembering = () if self.remembering is None else (self.remembering,)
+        return (*remembering, *attention, *states)
+
+    @property
+    def remembering(self) -> AttentionDistortion | Intervention | None:
+        """The first part that keeps something from step to step; None where none does."""
+        return next((part for part in self._attention_parts if part.remembers), None)
+
+    @property
+    def _attention_parts(self) -> tuple[AttentionDistortion | Intervention, ...]:
+        own = (d for branch in self.branches for d in branch.attention)
+        return (*self.interventions, *own)
 
     def combine(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 
 from cdkit.errors import CdkitError, CdkitWarning, check_file
 from cdkit.interfaces.part import Part
+from cdkit.methods.composition import compose
 from cdkit.methods.method import NO_CONSTRAINT, REGISTRIES, Branch, Method, kind_of
 from cdkit.registry import (
     BrokenPlugin,
@@ -39,8 +40,12 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
     `"noise.step"`. The value of a parameter that is itself a part is a kind or a table:
     `selector="random_cells"`, `selector={"kind": "top_share", "share": 0.2}`.
 
+    Names with "+" between them are one method, as `cdkit.compose` makes it: `"cmac+vcd"`. A TOML
+    file says the same by `compose = ["cmac", "vcd"]`; in the place of a name it may have a table
+    with parameters: `{ method = "vcd", alpha = 0.5 }`.
+
     Args:
-        name_or_path: The name of a preset, or the path of a TOML file.
+        name_or_path: The name of a preset, the path of a TOML file, or several with "+" between.
         **overrides: New values of parameters, by name.
 
     Returns:
@@ -54,13 +59,73 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
     if not isinstance(name_or_path, str | Path):
         raise CdkitError(f"a method is a preset's name or a path, got {name_or_path!r}")
     source = str(name_or_path)
+    if "+" in source and source not in _preset_files()[0] and not Path(source).is_file():
+        method = compose(*map(load, _names(source)), name=source)
+        return override(method, overrides) if overrides else method
     try:
-        method = parse_method(_read(name_or_path), source=source)
+        data = _read(name_or_path)
+        if "compose" in data:
+            method = _composed(data, source)
+        else:
+            method = parse_method(data, source=source)
     except CdkitError as error:
         if source in str(error):
             raise
         raise CdkitError(f"{source}: {error}") from None
     return override(method, overrides) if overrides else method
+
+
+def method_files(name_or_path: str | Path) -> tuple[Path, ...]:
+    """The files of a user's that a method is read from.
+
+    Args:
+        name_or_path: As `load` takes it.
+
+    Returns:
+        Their paths, each once; none for presets.
+
+    Raises:
+        CdkitError: If a file cannot be read.
+    """
+    source, files = str(name_or_path), _preset_files()[0]
+    if source in files:
+        return ()
+    if "+" in source and not Path(source).is_file():
+        inner: list[Any] = list(_names(source))
+        found = []
+    else:
+        entries = _read(source).get("compose", [])
+        inner = [e if isinstance(e, str) else e["method"] for e in entries]
+        found = [Path(source)]
+    found += [path for name in inner for path in method_files(name)]
+    return tuple(dict.fromkeys(found))
+
+
+def _names(source: str) -> list[str]:
+    names = [name.strip() for name in source.split("+")]
+    if not all(names):
+        raise CdkitError(f"methods are put together as NAME+NAME, got {source!r}")
+    return names
+
+
+def _composed(data: Mapping[str, Any], source: str) -> Method:
+    """The method of a file that lists others."""
+    _check_keys(data, ("name", "summary", "source", "compose"), f"{source}, which has compose")
+    listed = data["compose"]
+    if not isinstance(listed, list) or not listed:
+        raise CdkitError(f"{source}: compose must be a list of methods, got {listed!r}")
+    methods = []
+    for entry in listed:
+        given = {"method": entry} if isinstance(entry, str) else entry
+        if not isinstance(given, Mapping) or not isinstance(given.get("method"), str):
+            raise CdkitError(
+                f"{source}: compose has names, or tables such as "
+                f"{{ method = 'vcd', alpha = 0.5 }}, got {entry!r}"
+            )
+        methods.append(load(given["method"], **{k: v for k, v in given.items() if k != "method"}))
+    made = compose(*methods)
+    words = {key: str(data[key]) for key in ("name", "summary", "source") if key in data}
+    return dataclasses.replace(made, **{"name": Path(source).stem, **words})
 
 
 def presets() -> dict[str, str]:

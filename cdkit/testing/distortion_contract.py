@@ -18,6 +18,7 @@ from cdkit.interfaces.distortion import (
 )
 from cdkit.interfaces.intervention import Intervention
 from cdkit.probing.promises import name_of, require, require_same
+from cdkit.testing.memory_contract import check_memory
 from cdkit.testing.segment_contract import (
     check_cell_change,
     check_mask_ignores_constants,
@@ -72,7 +73,9 @@ def check_strategy(strategy: object) -> None:
                 layers=strategy.layers,
                 needs_whole_prompt=strategy.needs_whole_prompt,
                 keeps_prefix=strategy.keeps_prefix,
+                remembers=strategy.remembers,
             )
+            check_memory(strategy, strategy.distort, strategy.layers, strategy.remembers)
             check_mask_ignores_constants(strategy)
             check_cell_change(strategy)
         case Intervention():
@@ -88,7 +91,9 @@ def check_strategy(strategy: object) -> None:
                 frozenset({"logits", "text_logits", "values"}),
                 layers=strategy.layers,
                 needs_whole_prompt=strategy.needs_whole_prompt,
+                remembers=strategy.remembers,
             )
+            check_memory(strategy, strategy.intervene, strategy.layers, strategy.remembers)
         case _:
             raise AssertionError(
                 f"{name_of(strategy)} must subclass PixelDistortion, FeatureDistortion, "

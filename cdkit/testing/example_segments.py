@@ -68,6 +68,7 @@ def example_segment(
         token_index=torch.arange(8, 14).repeat(3, 1),
         text_logits=text_logits.to(dtype).masked_fill(ahead, -math.inf),
         before_image=(torch.arange(14) < 2).repeat(3, 1),
+        generated_columns=(torch.arange(14) >= 12).repeat(3, 1),
     )
 
 
@@ -100,6 +101,7 @@ def cut(
         token_index=segment.token_index[rows][:, text],
         text_logits=segment.text_logits[rows][:, :, text, columns],
         before_image=segment.before_image[rows][:, columns],
+        generated_columns=segment.generated_columns[rows][:, columns],
         replaced=None if replaced is None else replaced[rows][:, :, text, image],
         # an image axis of 1 stands for all columns
         replacement=None if replacement is None else replacement[rows][:, :, image],
@@ -189,6 +191,9 @@ def beside_a_mate(segment: CrossModalSegment) -> CrossModalSegment:
         ),
         text_logits=text_logits,
         before_image=torch.cat((system, (column < 2)[None])),
+        generated_columns=grown(
+            segment.generated_columns, before, False, column >= total - int((~prompt).sum())
+        ),
     )
 
 

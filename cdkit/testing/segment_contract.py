@@ -54,6 +54,7 @@ def check_segment(
     layers: Depth,
     needs_whole_prompt: bool,
     keeps_prefix: bool = True,
+    remembers: bool = False,
 ) -> None:
     """Check a function that changes segments, through all layers as one forward call runs them.
 
@@ -64,6 +65,8 @@ def check_segment(
         layers: The share of the depth in which it acts.
         needs_whole_prompt: Whether a text row of the prompt may depend on another one.
         keeps_prefix: Whether it leaves the image tokens unpruned.
+        remembers: Whether it keeps something for later calls. Its generated rows then have a
+            memory, and are left to `memory_contract`.
 
     Raises:
         AssertionError: Where a promise is broken.
@@ -94,7 +97,7 @@ def check_segment(
     def run(segments: Sequence[CrossModalSegment]) -> list[CrossModalSegment]:
         layer_state: dict[Hashable, Tensor] = {}
         given = [
-            dataclasses.replace(s, layer_state=layer_state)
+            dataclasses.replace(s, layer_state=layer_state, memory={})
             for s in segments
             if s.image.layer in inside
         ]
@@ -109,6 +112,13 @@ def check_segment(
                 todo="return dataclasses.replace(segment, ...), or the segment itself",
             )
             _check_fields(part, old, changed, modifies, keeps_prefix=keeps_prefix)
+            require(
+                set(changed.memory) <= ({part} if remembers else set()),
+                part,
+                "it writes into memory under itself, and only with remembers = True",
+                list(changed.memory),
+                todo="set remembers = True, and use self as the key: memory[self] = ...",
+            )
         require(
             set(layer_state) <= {part},
             part,
@@ -119,19 +129,24 @@ def check_segment(
         return new
 
     for kinds in ((torch.float64, torch.float64), (torch.float32, torch.bfloat16)):
-        pure(part, run, example_segments(*kinds))
-    segments = example_segments()
+        pure(part, run, _rows(example_segments(*kinds), remembers))
+    segments = _rows(example_segments(), remembers)
     new = run(segments)
     promise = "a second call with the same segment gives the same"
-    _same(run(segments), new, part, promise, todo=STATELESS)
+    same_segments(run(segments), new, part, promise, todo=STATELESS)
     count = segments[0].logits.shape[0]
     for rows in (*torch.arange(count)[:, None], torch.tensor([2, 0, 1])):
         mixed = run([cut(fresh(segment), rows=rows) for segment in segments])
         wanted = [cut(segment, rows=rows) for segment in new]
-        _same(mixed, wanted, part, INDEPENDENT, todo=OWN_AXES)
+        same_segments(mixed, wanted, part, INDEPENDENT, todo=OWN_AXES)
     with takes(part, BATCHES, todo=OWN_CELLS):
         beside = run([beside_a_mate(segment) for segment in segments])
-    _same([without_the_mate(segment) for segment in beside], new, part, PADDING, todo=OWN_CELLS)
+    same_segments(
+        [without_the_mate(segment) for segment in beside], new, part, PADDING, todo=OWN_CELLS
+    )
+    if remembers:
+        _check_unequal_images(part, run, segments, new, needs_whole_prompt=needs_whole_prompt)
+        return
     generated = int(segments[0].prompt.any(0).sum())  # the first text row after the prompt's
     cuts = [slice(0, generated), slice(generated, None), slice(generated + 1, None)]
     if not needs_whole_prompt:
@@ -146,12 +161,21 @@ def check_segment(
             whole = [
                 dataclasses.replace(s, pruned=p.pruned) for s, p in zip(whole, parts, strict=True)
             ]
-        _same(parts, whole, part, promise, todo=OWN_TEXT)
+        same_segments(parts, whole, part, promise, todo=OWN_TEXT)
     later = [cut(fresh(s), rows=slice(0, 2), text=slice(generated, None)) for s in segments]
     told = [dataclasses.replace(fresh(s), full=True, generated=True) for s in later]
     promise = "what `full` and `generated` say changes nothing"
-    _same(run(told), run(later), part, promise, todo=FLAGS)
+    same_segments(run(told), run(later), part, promise, todo=FLAGS)
     _check_unequal_images(part, run, segments, new, needs_whole_prompt=needs_whole_prompt)
+
+
+def _rows(segments: list[CrossModalSegment], remembers: bool) -> list[CrossModalSegment]:
+    """The segments; of a part that remembers the rows of the prompt alone, as the engine calls."""
+    if not remembers:
+        return segments
+    prompt = int(segments[0].prompt.any(0).sum())
+    late = segments[0].prompt.shape[1] - prompt
+    return [cut(s, text=slice(prompt), columns=slice(-late)) for s in segments]
 
 
 def _check_unequal_images(
@@ -170,7 +194,7 @@ def _check_unequal_images(
             alone = run([cut(fresh(segment), **here, image=slice(first)) for segment in segments])
         wanted = [cut(segment, **here, image=slice(first)) for segment in new]
         promise = "text between two images depends on the first one alone"
-        _same(alone, wanted, part, promise, todo=OWN_IMAGE)
+        same_segments(alone, wanted, part, promise, todo=OWN_IMAGE)
     other = [
         dataclasses.replace(
             segment,
@@ -201,7 +225,10 @@ def _check_fields(
     *,
     keeps_prefix: bool,
 ) -> None:
-    kept = ("image", "queries", "cells", "prompt", "predicts_next", "token_index", "before_image")
+    kept = (
+        *("image", "queries", "cells", "prompt", "predicts_next", "token_index"),
+        *("before_image", "generated_columns"),
+    )
     for name in kept:
         require(
             getattr(new, name) is getattr(old, name),
@@ -381,7 +408,7 @@ def check_cell_change(strategy: AttentionDistortion) -> None:
             said = dataclasses.replace(
                 segment, replaced=mask, replacement=change.replacement(segment.image)
             )
-        _same([strategy.distort(fresh(segment))], [said], strategy, promise, todo=todo)
+        same_segments([strategy.distort(fresh(segment))], [said], strategy, promise, todo=todo)
 
 
 def check_selector(selector: Any) -> None:
@@ -511,7 +538,7 @@ def _mask(old: CrossModalSegment, new: CrossModalSegment) -> Tensor:
     return cut if new.replaced is None else cut | new.replaced
 
 
-def _same(
+def same_segments(
     given: Sequence[CrossModalSegment],
     wanted: Sequence[CrossModalSegment],
     part: Any,

@@ -102,6 +102,7 @@ def tensors_in(value: Any) -> list[Tensor]:
         names = {field.name for field in dataclasses.fields(value)} - {
             "answer_cache",
             "layer_state",
+            "memory",
         }
         return [tensor for name in sorted(names) for tensor in tensors_in(getattr(value, name))]
     return []

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation import plan
 from cdkit.evals.ablation.grid import Grid
@@ -25,6 +24,7 @@ from cdkit.evals.runner.fingerprints import RunPart, method_hash
 from cdkit.evals.runner.run_folder import WORLD
 from cdkit.evals.runner.shared_passes import Variant
 from cdkit.interfaces.benchmark import Benchmark, sha256
+from cdkit.methods.presets import method_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,6 @@ def _places(
 
 
 def _sources(grid: Grid, placement: Path | None) -> dict[str, str]:
-    presets = cdkit.presets()
-    named = [Path(s.preset) for s in grid.methods.values() if s.preset not in presets]
+    named = [path for s in grid.methods.values() for path in method_files(s.preset)]
     paths = [*named, *([placement] if placement is not None else [])]
     return {str(path): sha256(path.read_bytes()) for path in dict.fromkeys(paths)}

@@ -84,6 +84,12 @@ def check_benchable(method: Method) -> None:
             "how far that may go for distortions of pixels, prompt and attention, interventions "
             "and a calibrator; use a method of these, such as cmac, vcd or icd"
         )
+    if not method.combiner.fixed_weights:
+        raise CdkitError(
+            f"{method.name} cannot be benched: {kind_of(method.combiner)} weighs a branch by what "
+            "its logits are, so how far rounding may go is not known; use a method of fixed "
+            "weights, such as cmac, vcd or icd"
+        )
     if not method.live_branches and method.calibrator is None and not method.interventions:
         raise CdkitError(
             f"{method.name} cannot be benched: it has no distorted branch, no calibrator and no "

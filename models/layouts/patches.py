@@ -20,7 +20,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cdkit import UnmatchedPixelsError
+from cdkit import ImageGrid, UnmatchedPixelsError
 from cdkit.models.layouts.standard import StandardAdapter, visual_runs
 
 
@@ -40,6 +40,13 @@ class PatchAdapter(StandardAdapter, abc.ABC):
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
         return visual_runs(self, model, ids, ids == model.config.image_token_id)
+
+    def image_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[ImageGrid | None]:
+        merged = sizes_of(model)["a"]
+        grids: list[list[int]] = given["image_grid_thw"].tolist()
+        return [ImageGrid(h // merged, w // merged, tiles=t) for t, h, w in grids]
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]

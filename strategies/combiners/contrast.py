@@ -1,6 +1,6 @@
 """The combiner of the contrastive methods."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +49,20 @@ class Contrast(LogitCombiner):
 
     def weight(self, name: str) -> float:
         return dict(self.alphas).get(name, self.alpha)
+
+    def joined(
+        self, other: LogitCombiner, own: Sequence[str], others: Sequence[str]
+    ) -> LogitCombiner | None:
+        if not isinstance(other, Contrast):
+            return None
+        every = [(name, self.weight(name)) for name in own]
+        every += [(name, other.weight(name)) for name in others]
+        alphas = tuple((name, alpha) for name, alpha in every if alpha != self.alpha)
+        return Contrast(self.alpha, alphas)
+
+    def renamed_branches(self, names: Mapping[str, str]) -> LogitCombiner:
+        alphas = tuple((names.get(name, name), alpha) for name, alpha in self.alphas)
+        return Contrast(self.alpha, alphas)
 
     @property
     def names(self) -> Mapping[str, str]:

@@ -36,6 +36,7 @@ class EntropyContrast(LogitCombiner):
 }"""
     stateful: ClassVar[bool] = False
     switch: ClassVar[str] = "alpha"
+    fixed_weights: ClassVar[bool] = False
 
     alpha: float = 2.0
 

@@ -46,12 +46,15 @@ def ordinary(positions: Tensor, image_index: Tensor) -> Tensor:
 
 
 POSITIONS: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
-    (lambda p, i: -p.double(), "positions never decrease"),
+    (lambda p, i: -p.double(), "positions of text never decrease"),
     (lambda p, i: p.float(), "positions are float64"),
     (lambda p, i: p[:, 1:].double(), "one position a token and axis"),
     (lambda p, i: p.double() / 0.0, "positions are finite"),
     (lambda p, i: p.double() / p.shape[1], "a position depends on no later token"),
-    (lambda p, i: p * (1 + 0.01 * i.sum()).double(), "a position depends on no later token"),
+    (
+        lambda p, i: p * (1 + 0.01 * i.sum(1, keepdim=True)).double(),
+        "a position depends on no later token",
+    ),
     (lambda p, i: p.double() / (2 + i[0, 0]), "rows of the batch are independent"),
     (lambda p, i: p.double() ** 2, "a constant added to all positions only moves them"),
     (ordinary, "is_identity says whether every distance stays"),

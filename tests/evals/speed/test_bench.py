@@ -93,6 +93,7 @@ def test_the_loop_without_a_method_is_generate(model: Any, prompts: Prompts) -> 
         ("dola", "premature_layers"),
         ("m3id", "growth"),
         ("plain", "it has no distorted branch, no calibrator and no intervention"),
+        ("lcd", "entropy_contrast weighs a branch by what its logits are"),
     ],
 )
 def test_what_the_loop_cannot_express_is_refused(name: str, part: str) -> None:

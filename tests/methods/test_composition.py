@@ -1,0 +1,140 @@
+"""Several methods as one: what joins, what is refused, and what comes out."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cdkit
+from cdkit.methods.presets import method_files, parse_method
+
+from ..parity.against import assert_close, beta_of, generate
+from ..parity.reference import apply_constraint
+from ..parity.tiny import sample, tiny
+
+METHODS = {name: cdkit.load(name) for name in cdkit.presets()}
+SAMPLES = (sample(3, 5, seed=31), sample(2, 4, seed=32))
+
+
+def bare(method: cdkit.Method) -> cdkit.Method:
+    """Without what describes it."""
+    return replace(method, name="", summary="", source="")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_and_a_method_are_the_method(name: str) -> None:
+    own, plain = METHODS[name], METHODS["plain"]
+    if own.is_identity:
+        return
+    for pair in ((plain, own), (own, plain)):
+        made = bare(cdkit.compose(*pair))
+        # where the method itself rules nothing out, both ways to say so are the same
+        if own.constraint is None or own.constraint.is_identity:
+            made = replace(made, constraint=own.constraint)
+        live = replace(own, branches=own.branches if own.live_branches else ())
+        assert made == bare(live)
+
+
+def test_every_pair_is_refused_at_once_or_joins_all_parts() -> None:
+    joined = 0
+    for (first, a), (second, b) in itertools.permutations(METHODS.items(), 2):
+        try:
+            made = cdkit.compose(a, b)
+        except cdkit.CdkitError as error:
+            assert f"cannot put {first} and {second} together: " in str(error)
+            with pytest.raises(cdkit.CdkitError):
+                cdkit.compose(b, a)
+            continue
+        joined += 1
+        assert made.name == f"{first}+{second}"
+        for own in (a, b):
+            assert set(map(type, own.interventions)) <= set(map(type, made.interventions))
+            assert {d for x in own.live_branches for d in x.distortions} <= {
+                d for x in made.live_branches for d in x.distortions
+            }
+            assert own.loop in (None, made.loop) and own.readout in (None, made.readout)
+            if own.calibrator is not None and not own.calibrator.is_identity:
+                assert made.calibrator == own.calibrator
+            if own.constraint is not None and not own.constraint.is_identity:
+                assert made.constraint == own.constraint
+            for branch in own.live_branches:
+                (same,) = [x for x in made.branches if x.distortions == branch.distortions][:1]
+                assert made.combiner.weight(same.name) == own.combiner.weight(branch.name)
+        assert parse_method(made.to_dict()) == made
+    assert joined > len(METHODS)
+
+
+def test_branches_of_one_name_are_refused() -> None:
+    first = cdkit.load("vdd_none")
+    second = cdkit.load("icd")
+    both = [
+        replace(method, branches=tuple(replace(b, name="text") for b in method.branches))
+        for method in (replace(first, constraint=second.constraint), second)
+    ]
+    with pytest.raises(cdkit.CdkitError, match="both have a branch 'text'"):
+        cdkit.compose(*both)
+
+
+def test_two_contrasts() -> None:
+    made = cdkit.load("cmac+vcd")
+    assert [branch.name for branch in made.branches] == ["cmac", "vcd"]
+    runs = [generate(tiny(2), method, SAMPLES) for method in (made, METHODS["cmac_vcd"])]
+    assert torch.equal(runs[0].tokens, runs[1].tokens)
+    have, want = ({"combined": ran.logits["combined"]} for ran in runs)
+    assert_close(have, want, within=1e-9)
+
+
+@pytest.mark.parametrize("name", ["vcd+flb", "flb+vcd"])
+def test_a_combiner_on_what_the_other_makes(name: str) -> None:
+    made = cdkit.load(name)
+    ran = generate(tiny(2), made, SAMPLES)
+    contrasted = 2 * ran.logits["original"] - ran.logits["distorted"]
+    steps = torch.arange(contrasted.shape[1], dtype=contrasted.dtype)
+    weight = 0.3 * (1 - (-0.05 * steps).exp())
+    want = contrasted + weight[None, :, None] * contrasted[:, :1]
+    want = apply_constraint(want, ran.logits["original"], beta_of(made))
+    assert_close({"combined": ran.logits["combined"]}, {"combined": want}, within=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("cmac+bapa", r"both bring a calibrator \(scaled_positions\(gamma = 2.0.*balanced_posit"),
+        ("cmac+vdd", r"both bring a constraint \(plausibility\(beta = 0.1.*beta = 0.2"),
+        ("cmac+dola", "by contrast and by layer_contrast, which do not join"),
+        ("m3id+vcd", "growth of m3id would scale the alpha of vcd, too"),
+        ("opera+flb", "over_trust takes tokens back"),
+        ("cmac+cmac", "both are the same method"),
+        ("pai+vcd+pai", "cannot put pai.vcd and pai together"),
+        ("vdd+vdd_none", r"both contrast with the same branch \(no_image\)"),
+        ("cmac+", "NAME.NAME, got 'cmac.'"),
+        ("cmac+vcdx", "no method is called 'vcdx'. Did you mean 'vcd'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(name: str, why: str) -> None:
+    with pytest.raises(cdkit.CdkitError, match=why):
+        cdkit.load(name)
+
+
+def test_parameters_of_a_composed_method() -> None:
+    made: Any = cdkit.load("cmac+vcd", gamma=3.0, **{"vcd.step": 100})
+    assert made.calibrator.gamma == 3.0 and made.branches[1].distortions[0].step == 100
+
+
+def test_a_file_that_lists_methods(tmp_path: Path) -> None:
+    path = tmp_path / "two+more.toml"
+    path.write_text('summary = "Ours"\ncompose = ["cmac", { method = "vcd", alpha = 0.5 }]\n')
+    made = cdkit.load(path)
+    assert (made.name, made.summary) == ("two+more", "Ours")
+    assert bare(made) == bare(cdkit.compose(cdkit.load("cmac"), cdkit.load("vcd", alpha=0.5)))
+    assert method_files(path) == (path,) and method_files("cmac+vcd") == ()
+    two = path.rename(tmp_path / "two.toml")
+    assert method_files(f"gift+{two}") == (two,)
+    assert cdkit.load(f"gift+{two}").interventions == cdkit.load("gift").interventions
+    for wrong in ("compose = []", "compose = [1]", 'compose = ["vcd"]\ncombiner = 1'):
+        path.write_text(wrong)
+        with pytest.raises(cdkit.CdkitError, match="compose"):
+            cdkit.load(path)
