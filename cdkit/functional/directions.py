@@ -11,7 +11,7 @@ States = Float[Tensor, "pairs layers hidden"]
 Directions = Float[Tensor, "layers rank hidden"]
 
 
-def shifted_component(truthful: States, hallucinated: States, *, rank: int) -> Directions:
+def shifted_component(truthful: States, hallucinated: States, rank: int) -> Directions:
     """The mean difference of the states plus its first principal components, as VTI takes it.
 
     The differences of all layers stand beside each other in one long row a pair, so that a
@@ -40,7 +40,7 @@ def shifted_component(truthful: States, hallucinated: States, *, rank: int) -> D
     return found.reshape(layers, 1, hidden)
 
 
-def difference_subspace(truthful: States, hallucinated: States, *, rank: int) -> Directions:
+def difference_subspace(truthful: States, hallucinated: States, rank: int) -> Directions:
     """The first right singular vectors of the differences of each layer, as Nullu takes them.
 
     The differences are not centred: the first direction is much like their mean.

@@ -1,6 +1,7 @@
 """Files of directions that `cdkit vectors` writes: read whole, or refused with the reason."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class VectorFile:
     weights: Float[Tensor, "parameters sample"]
     """The first numbers of each of the decoder's parameters: a model is known by them."""
     manifest: Mapping[str, Any]
-    """Plain data: method, cdkit's version, model, layers, hidden size, rank, data, prompts."""
+    """Plain data: what the directions were made of, and for whom."""
 
     def check(self, decoder: nn.Module, layers: int, path: Path) -> None:
         """Raise unless the directions were computed on this model.
@@ -115,14 +116,12 @@ def write_vectors(
     names, sample = _sample(decoder)
     dtype = str(next(p.dtype for p in decoder.parameters() if p.is_floating_point()))
     model = {**manifest["model"], "dtype": dtype.removeprefix("torch."), "parameters": names}
-    layers, rank, hidden = directions.shape
-    told = {"layers": layers, "rank": rank, "hidden_size": hidden}
-    told = {"format": FORMAT, **manifest, **told, "model": model}
-    save_file(
-        {DIRECTIONS: directions.cpu().contiguous(), WEIGHTS: sample},
-        path,
-        metadata={MANIFEST: json.dumps(told)},
-    )
+    shape = dict(zip(("layers", "directions", "hidden_size"), directions.shape, strict=True))
+    told = {"format": FORMAT, **manifest, **shape, "model": model}
+    tensors = {DIRECTIONS: directions.cpu().contiguous(), WEIGHTS: sample}
+    draft = path.with_name(f".{path.name}.draft")
+    save_file(tensors, draft, metadata={MANIFEST: json.dumps(told)})
+    os.replace(draft, path)  # the file is there whole or not at all
 
 
 def _hidden_size(decoder: nn.Module) -> int:

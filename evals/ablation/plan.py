@@ -23,11 +23,13 @@ class SweepPoint:
 
 
 def variants(grid: Grid) -> tuple[Variant, ...]:
-    """The grid's methods, each parameter checked by `cdkit.load`."""
+    """The grid's methods, each parameter checked by `cdkit.load`, and none without its files."""
     made = tuple(
         Variant(name, cdkit.load(spec.preset, **spec.overrides))
         for name, spec in grid.methods.items()
     )
+    for variant in made:
+        variant.method.check_complete()
     _check_modes(grid, made)
     return made
 

@@ -1,6 +1,6 @@
 """What each layer of a model holds of a caption: forward passes of the stock model, one by one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,13 @@ from cdkit.interfaces.demonstrations import Recipe
 from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
 from cdkit.processors import check_positions
 
-Texts = Sequence[tuple[Pair, str]]
+Text = tuple[Pair, str]
+"""A pair, and which of its captions."""
 
 
 @torch.inference_mode()
 def states_of(
-    engine: AnswerEngine, texts: Texts, recipe: Recipe
+    engine: AnswerEngine, texts: Iterable[Text], recipe: Recipe
 ) -> Float[Tensor, "texts layers hidden"]:
     """The state of each text in each layer of the stock model.
 

@@ -1,5 +1,6 @@
 """Compute a file of directions: the states of all captions, the method's recipe, the manifest."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.chosen_model import ChosenModel
 from cdkit.evals.runner.fingerprints import model_files
-from cdkit.evals.vectors.caption_states import states_of
+from cdkit.evals.vectors.caption_states import Text, states_of
 from cdkit.evals.vectors.pairs import Demonstrations
 from cdkit.functional.directions import check_rank, shuffled_states
 from cdkit.interfaces.demonstrations import Recipe
@@ -27,6 +28,7 @@ def compute_vectors(
     *,
     rank: int | None = None,
     shuffle: int | None = None,
+    watch: Callable[[list[Text]], Iterable[Text]] = iter,
 ) -> dict[str, Any]:
     """Compute the directions of a method on a model, and write their file.
 
@@ -39,6 +41,7 @@ def compute_vectors(
         out: The file to write.
         rank: The rank; None: as published.
         shuffle: The seed under which the pairs are shuffled, for a control; None: they are not.
+        watch: Called with all captions; passes them on while it shows how far the work is.
 
     Returns:
         The manifest, but for what `write_vectors` adds.
@@ -52,8 +55,8 @@ def compute_vectors(
     decoder: Any = adapter_for(model).decoder(model)
     hidden = decoder.get_input_embeddings().weight.shape[-1]
     check_rank(rank, len(pairs), hidden, centred=recipe.centred)
-    truthful = states_of(engine, [(pair, pair.truthful) for pair in pairs], recipe)
-    hallucinated = states_of(engine, [(pair, pair.hallucinated) for pair in pairs], recipe)
+    texts = [(p, p.truthful) for p in pairs] + [(p, p.hallucinated) for p in pairs]
+    truthful, hallucinated = states_of(engine, watch(texts), recipe).chunk(2)
     if shuffle is not None:
         truthful, hallucinated = shuffled_states(truthful, hallucinated, seed=shuffle)
     directions = recipe.directions(truthful, hallucinated, rank).to(truthful.dtype)
@@ -73,9 +76,9 @@ def compute_vectors(
             "files": model_files(path, chosen.revision),
         },
         "data": {"sha256": demonstrations.sha256, "pairs": len(pairs)},
-        "prompts": prompts,
+        "prompts": {"first": prompts[0], "different": len(prompts)},
+        "rank": rank,
         "shuffled": shuffle,
-        "rank_of_recipe": rank,
     }
     write_vectors(out, directions, decoder, manifest)
     return manifest
