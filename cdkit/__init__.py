@@ -81,6 +81,14 @@ if TYPE_CHECKING:
     from cdkit.interfaces.segment import check_scope as check_scope
     from cdkit.interfaces.selector import SELECTORS as SELECTORS
     from cdkit.interfaces.selector import CellSelector as CellSelector
+    from cdkit.interfaces.state_intervention import STATE_INTERVENTIONS as STATE_INTERVENTIONS
+    from cdkit.interfaces.state_intervention import EditedRows as EditedRows
+    from cdkit.interfaces.state_intervention import ModelFacts as ModelFacts
+    from cdkit.interfaces.state_intervention import PromptStates as PromptStates
+    from cdkit.interfaces.state_intervention import Site as Site
+    from cdkit.interfaces.state_intervention import StateIntervention as StateIntervention
+    from cdkit.interfaces.state_intervention import StateReading as StateReading
+    from cdkit.interfaces.state_intervention import StateSegment as StateSegment
     from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
     from cdkit.methods.method import ORIGINAL as ORIGINAL
     from cdkit.methods.method import Branch as Branch
@@ -204,6 +212,16 @@ _HOMES = {
     "interfaces.selector": (
         "SELECTORS",
         "CellSelector",
+    ),
+    "interfaces.state_intervention": (
+        "STATE_INTERVENTIONS",
+        "EditedRows",
+        "ModelFacts",
+        "PromptStates",
+        "Site",
+        "StateIntervention",
+        "StateReading",
+        "StateSegment",
     ),
     "interfaces.video_layout": ("VideoLayout",),
     "methods.method": (

@@ -27,6 +27,7 @@ from cdkit.interfaces.position_calibrator import CALIBRATORS, PositionCalibrator
 from cdkit.interfaces.readout import READOUTS, LayerReadout
 from cdkit.interfaces.schedule import SCHEDULES, AlphaSchedule
 from cdkit.interfaces.selector import SELECTORS
+from cdkit.interfaces.state_intervention import STATE_INTERVENTIONS, StateIntervention
 from cdkit.registry import Registry
 
 ORIGINAL = "original"
@@ -112,6 +113,10 @@ class Method:
     """The positions that cross-modal logits use; None for the model's positions."""
     interventions: tuple[Intervention, ...] = ()
     """Changes of the cross-modal attention in chosen branches, applied in this order."""
+    state_interventions: tuple[StateIntervention, ...] = ()
+    """Changes of hidden states in chosen branches, applied in this order."""
+    prompt_branches: tuple[Branch, ...] = ()
+    """Branches that run for the prompt alone: state interventions read their states."""
     readout: LayerReadout | None = None
     """Which inner layers of the original branch give logits; None for none."""
     schedules: tuple[AlphaSchedule, ...] = ()
@@ -127,8 +132,9 @@ class Method:
 
     def __post_init__(self) -> None:
         names = [branch.name for branch in self.branches]
-        if len(set(names)) < len(names):
-            raise CdkitError(f"branch names must differ, got {', '.join(names)}")
+        every = [*names, *(branch.name for branch in self.prompt_branches)]
+        if len(set(every)) < len(every):
+            raise CdkitError(f"branch names must differ, got {', '.join(every)}")
         try:
             hash(self)
         except TypeError as error:
@@ -149,6 +155,7 @@ class Method:
                         f"{kind_of(intervention)} acts on branch {name!r}, but {self.name} has "
                         f"{', '.join((ORIGINAL, *names))}"
                     )
+        self._check_states(names)
         self._check_uses(names)
         for name, parameter in self.combiner.names.items():
             if name not in names and self.readout is None:
@@ -171,6 +178,34 @@ class Method:
                 f"{kind_of(self.loop)} takes tokens back, so {self.name} cannot carry a state from "
                 "step to step: use no schedule, and a combiner that depends on no step"
             )
+
+    def _check_states(self, names: Sequence[str]) -> None:
+        """Raise where a state intervention names a branch that is not there, or none."""
+        wanted = set[str]()
+        for part in self.state_interventions:
+            there = (ORIGINAL, *names)
+            strange = [name for name in part.branches if name not in there]
+            if strange or not part.branches:
+                acts = f"branch {strange[0]!r}" if strange else "no branch"
+                raise CdkitError(
+                    f"{kind_of(part)} acts on {acts}, but {self.name} has {', '.join(there)}"
+                )
+            reads = part.prompt_branches if "prompt_states" in part.reads else ()
+            every = (*there, *(branch.name for branch in self.prompt_branches))
+            for name in reads:
+                if name not in every:
+                    raise CdkitError(
+                        f"{kind_of(part)} reads the prompt's states in branch {name!r}, but "
+                        f"{self.name} has {', '.join(every)}: give it that branch in "
+                        "[[prompt_branches]]"
+                    )
+            wanted.update(reads)
+        for branch in self.prompt_branches:
+            if branch.name not in wanted:
+                raise CdkitError(
+                    f"no state intervention of {self.name} reads the states of prompt branch "
+                    f"{branch.name!r}, so it would do nothing: take it out"
+                )
 
     def _check_uses(self, names: Sequence[str]) -> None:
         """Raise where the combiner lacks other logits, or never uses those that are there."""
@@ -199,11 +234,17 @@ class Method:
         return tuple(branch for branch in self.branches if self.combiner.uses(branch.name))
 
     @property
+    def live_state_interventions(self) -> tuple[StateIntervention, ...]:
+        """The state interventions that are not switched off."""
+        return tuple(part for part in self.state_interventions if not part.is_identity)
+
+    @property
     def is_identity(self) -> bool:
         """Whether the method has no effect; then the stock model runs unchanged."""
         return (
             not self.live_branches
             and not self.interventions
+            and not self.live_state_interventions
             and self.readout is None
             and self.loop is None
             and self.combiner.is_identity
@@ -239,9 +280,14 @@ class Method:
         return tuple(m for m in MODES if self.loop is None or m in self.loop.modes)
 
     @property
-    def whole_prompt_parts(self) -> tuple[AttentionDistortion | Intervention, ...]:
-        """The parts that need all text rows of a prompt in one call."""
-        parts: list[AttentionDistortion | Intervention] = [*self.interventions]
+    def whole_prompt_parts(
+        self,
+    ) -> tuple[AttentionDistortion | Intervention | StateIntervention, ...]:
+        """The parts that need all rows of a prompt in one call."""
+        parts: list[AttentionDistortion | Intervention | StateIntervention] = [
+            *self.interventions,
+            *self.live_state_interventions,
+        ]
         parts += [d for branch in self.branches for d in branch.attention]
         return tuple(part for part in parts if part.needs_whole_prompt)
 
@@ -293,7 +339,8 @@ class Method:
             yield "loop", self.loop
         yield from _numbered("schedules", self.schedules)
         yield from _numbered("interventions", self.interventions)
-        for branch in self.branches:
+        yield from _numbered("state_interventions", self.state_interventions)
+        for branch in (*self.branches, *self.prompt_branches):
             yield from _numbered(branch.name, branch.distortions)
 
     def with_parts(self, change: Callable[[str, Any], Any]) -> "Method":
@@ -307,6 +354,13 @@ class Method:
             The new method.
         """
         parts = iter([change(place, part) for place, part in self._outer_parts()])
+
+        def with_distortions(branches: Sequence[Branch]) -> tuple[Branch, ...]:
+            return tuple(
+                Branch(branch.name, tuple(next(parts) for _ in branch.distortions))
+                for branch in branches
+            )
+
         return replace(
             self,
             combiner=next(parts),
@@ -316,10 +370,9 @@ class Method:
             loop=None if self.loop is None else next(parts),
             schedules=tuple(next(parts) for _ in self.schedules),
             interventions=tuple(next(parts) for _ in self.interventions),
-            branches=tuple(
-                Branch(branch.name, tuple(next(parts) for _ in branch.distortions))
-                for branch in self.branches
-            ),
+            state_interventions=tuple(next(parts) for _ in self.state_interventions),
+            branches=with_distortions(self.branches),
+            prompt_branches=with_distortions(self.prompt_branches),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -346,11 +399,19 @@ class Method:
             data["schedules"] = [describe(part) for part in self.schedules]
         if self.interventions:
             data["interventions"] = [describe(part) for part in self.interventions]
-        data["branches"] = [
-            {"name": branch.name, "distortions": [describe(part) for part in branch.distortions]}
-            for branch in self.branches
-        ]
+        if self.state_interventions:
+            data["state_interventions"] = [describe(part) for part in self.state_interventions]
+        data["branches"] = _described(self.branches)
+        if self.prompt_branches:
+            data["prompt_branches"] = _described(self.prompt_branches)
         return data
+
+
+def _described(branches: Sequence[Branch]) -> list[dict[str, Any]]:
+    return [
+        {"name": branch.name, "distortions": [describe(part) for part in branch.distortions]}
+        for branch in branches
+    ]
 
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
@@ -361,6 +422,7 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "loop": LOOPS,
     "schedules": SCHEDULES,
     "interventions": INTERVENTIONS,
+    "state_interventions": STATE_INTERVENTIONS,
     "distortions": DISTORTIONS,
     "selector": SELECTORS,
 }

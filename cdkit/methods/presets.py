@@ -106,19 +106,7 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
     for key in ("name", "summary", "source"):
         if not isinstance(data.get(key, ""), str):
             raise CdkitError(f"{source}: {key} must be a text, got {data[key]!r}")
-    branches = []
-    for index, table in enumerate(_tables(data, "branches", source)):
-        where = f"{source}, branch {index + 1}"
-        _check_keys(table, ("name", "distortions"), where)
-        branches.append(
-            Branch(
-                str(table.get("name", "distorted" if index == 0 else f"distorted_{index + 1}")),
-                tuple(
-                    parse_part("distortions", part, where)
-                    for part in _tables(table, "distortions", where)
-                ),
-            )
-        )
+    branches = _branches(data, "branches", "distorted", source)
     combiner, constraint = _combiner_and_constraint(data, source)
     return Method(
         name=str(data.get("name", Path(source).stem)),
@@ -138,8 +126,26 @@ def parse_method(data: Mapping[str, Any], *, source: str = "the method") -> Meth
             parse_part("interventions", part, source)
             for part in _tables(data, "interventions", source)
         ),
-        branches=tuple(branches),
+        state_interventions=tuple(
+            parse_part("state_interventions", part, source)
+            for part in _tables(data, "state_interventions", source)
+        ),
+        branches=branches,
+        prompt_branches=_branches(data, "prompt_branches", "prompt", source),
     )
+
+
+def _branches(data: Mapping[str, Any], key: str, default: str, source: str) -> tuple[Branch, ...]:
+    """The branches in a list of tables; the first one without a name is called `default`."""
+    branches = []
+    for index, table in enumerate(_tables(data, key, source)):
+        where = f"{source}, {'' if key == 'branches' else 'prompt '}branch {index + 1}"
+        _check_keys(table, ("name", "distortions"), where)
+        name = default if index == 0 else f"{default}_{index + 1}"
+        distortions = _tables(table, "distortions", where)
+        parts = tuple(parse_part("distortions", part, where) for part in distortions)
+        branches.append(Branch(str(table.get("name", name)), parts))
+    return tuple(branches)
 
 
 def _combiner_and_constraint(data: Mapping[str, Any], where: str) -> tuple[Any, Any]:

@@ -1,0 +1,1 @@
+"""State interventions: changes of hidden states in chosen branches, the original one too."""
