@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.decoding_loop import Hypothesis as Hypothesis
     from cdkit.interfaces.decoding_loop import Mode as Mode
     from cdkit.interfaces.decoding_loop import Rows as Rows
+    from cdkit.interfaces.demonstrations import DirectionSteering as DirectionSteering
+    from cdkit.interfaces.demonstrations import Recipe as Recipe
+    from cdkit.interfaces.demonstrations import check_steering as check_steering
     from cdkit.interfaces.depth import EVERY_LAYER as EVERY_LAYER
     from cdkit.interfaces.depth import Depth as Depth
     from cdkit.interfaces.depth import check_depth as check_depth
@@ -158,6 +161,11 @@ _HOMES = {
         "Hypothesis",
         "Mode",
         "Rows",
+    ),
+    "interfaces.demonstrations": (
+        "DirectionSteering",
+        "Recipe",
+        "check_steering",
     ),
     "interfaces.depth": (
         "EVERY_LAYER",

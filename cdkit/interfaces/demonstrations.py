@@ -80,8 +80,8 @@ class DirectionSteering(StateIntervention, abc.ABC):
     def constants(self, model: ModelFacts) -> Mapping[str, Directions]:
         if self.count > model.hidden_size:
             raise CdkitError(
-                f"{self.count} directions of {model.hidden_size} numbers cannot be independent: set "
-                "fewer"
+                f"{self.count} directions are more than the {model.hidden_size} numbers of a state "
+                "have: set fewer"
             )
         if self.vectors is None:
             like = torch.eye(self.count, model.hidden_size, dtype=torch.float64)

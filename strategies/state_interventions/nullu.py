@@ -49,7 +49,8 @@ class Nullu(DirectionSteering):
     )
     source: ClassVar[str] = (
         "Ziwei-Zheng/Nullu, commit dcb1ef4: utils/halluedit.py lines 109-113, 201, "
-        "224-229 and 255-267, scripts/model_run.py line 45 (mean over tokens); rank and layers: README.md"
+        "224-227 and 255-267; scripts/model_run.py line 45 (mean over tokens); rank and layers: "
+        "README.md"
     )
     bibtex: ClassVar[str] = """@inproceedings{yang2025nullu,
   title     = {Nullu: Mitigating Object Hallucinations in Large Vision-Language Models via

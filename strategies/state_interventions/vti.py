@@ -49,9 +49,9 @@ class Vti(DirectionSteering):
     """
 
     formula: ClassVar[str] = (
-        "m' = |m| n(n(m) + 0.1 strength n(d)) for the output m of the feed-forward network at every "
-        "token, n(x) = x / |x|; d = mean + first principal component of (truthful - hallucinated) "
-        "layer outputs at the last token of captions"
+        "m' = |m| n(n(m) + 0.1 strength n(d)) for the output m of the feed-forward network at "
+        "every token, n(x) = x / |x|; d = mean + first principal component of (truthful - "
+        "hallucinated) layer outputs at the last token of captions; in layers"
     )
     source: ClassVar[str] = (
         "shengliu66/VTI, commit bb5dfee: vti_utils/llm_layers.py lines 16-30 and 115-121 (edit), "
