@@ -135,4 +135,5 @@ def random_directions(like: Directions, *, seed: int) -> Directions:
     )
     basis = torch.linalg.qr(drawn).Q.to(like.device)  # orthonormal columns
     triangle = torch.linalg.qr(like.double().transpose(1, 2)).R  # like = (Q R)^T
-    return (basis @ triangle).transpose(1, 2)
+    signs = triangle.diagonal(dim1=1, dim2=2).sign()  # LAPACK leaves them open
+    return (basis @ (signs[:, :, None] * triangle)).transpose(1, 2)

@@ -73,21 +73,26 @@ def _shared(method: Method) -> object:
     # a branch that cannot share the original's prefix would keep the others of a pass from it
     apart = not all(branch.keeps_prefix for branch in method.live_branches)
     # interventions name branches, so those that have any need the same ones
-    named = method.branches if method.interventions else None
-    return (calibrator, method.interventions, method.readout, method.schedules, named, apart)
+    named = method.branches if _names_branches(method) else None
+    states = method.live_state_interventions, method.prompt_branches
+    shared = calibrator, method.interventions, states, method.readout, method.schedules
+    return (*shared, named, apart)
+
+
+def _names_branches(method: Method) -> bool:
+    return bool(method.interventions or method.live_state_interventions)
 
 
 def _pass(variants: tuple[Variant, ...]) -> SharedPass:
     first = variants[0].method
+    named = _names_branches(first)
     branches: dict[object, Branch] = {}
     places = {}
     for variant in variants:
-        for branch in (
-            variant.method.branches if first.interventions else variant.method.live_branches
-        ):
+        for branch in variant.method.branches if named else variant.method.live_branches:
             # what interventions name keeps its name; of the others, equal ones run once
-            new = branch if first.interventions else replace(branch, name=f"branch_{len(branches)}")
-            key = branch.name if first.interventions else branch.distortions
+            new = branch if named else replace(branch, name=f"branch_{len(branches)}")
+            key = branch.name if named else branch.distortions
             places[variant.name, branch.name] = branches.setdefault(key, new).name
     some = bool(branches) or first.readout is not None
     union = replace(

@@ -27,6 +27,7 @@ def has_textbook(method: Method) -> bool:
     alone = not (method.interventions or method.calibrator or method.stateful or method.readout)
     return (
         alone
+        and not method.state_interventions
         and method.loop is None
         and len(method.live_branches) == 1
         and all(isinstance(part, PixelDistortion) and part.elementwise for part in noisy)

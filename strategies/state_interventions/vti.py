@@ -57,11 +57,12 @@ class Vti(DirectionSteering):
         "shengliu66/VTI, commit bb5dfee: vti_utils/llm_layers.py lines 16-30 and 115-121 (edit), "
         "vti_utils/utils.py lines 184-230 and vti_utils/pca.py (direction); strength: README.md"
     )
-    bibtex: ClassVar[str] = """@inproceedings{liu2025reducing,
-  title     = {Reducing Hallucinations in Large Vision-Language Models via Latent Space Steering},
-  author    = {Liu, Sheng and Ye, Haotian and Zou, James},
-  booktitle = {ICLR},
-  year      = {2025}
+    bibtex: ClassVar[str] = """@misc{liu2024reducing,
+  title  = {Reducing Hallucinations in Vision-Language Models via Latent Space Steering},
+  author = {Liu, Sheng and Ye, Haotian and Zou, James},
+  year   = {2024},
+  eprint = {2410.15778},
+  note   = {ICLR 2025}
 }"""
     site: ClassVar[Site] = "mlp"
     switch: ClassVar[str] = "strength"

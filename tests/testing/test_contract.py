@@ -23,7 +23,7 @@ EFFECTS = [
     for name, cls in cdkit.DISTORTIONS.items()
     if any(field.name == "selector" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
 ]
-PARTS = [part for name in cdkit.presets() for _, part in cdkit.load(name).parts()]
+PARTS = [part for name in cdkit.presets() for _, part in cdkit.load(name).parts() if not part.lacks]
 
 
 @pytest.mark.parametrize("name", [*cdkit.DISTORTIONS, *cdkit.INTERVENTIONS])
