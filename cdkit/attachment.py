@@ -43,11 +43,13 @@ from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.model_adapter import adapter_for, attentions_of, unwrap
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Method
+from cdkit.methods.method import Branch, Method
 from cdkit.probing.adapter_trial import is_due, refuse_unfit, try_adapter
 from cdkit.probing.observed_layers import ObservedLayers, observe_layers
 from cdkit.probing.padding import ignores_padding
 from cdkit.row_kernels.choice import find_kernels
+from cdkit.states.attached_states import attach_states
+from cdkit.states.state_call import hook_sites
 
 ATTACHED = "_cdkit_attached"
 """The attribute of a model under which the attachment in force stands."""
@@ -312,6 +314,8 @@ class Attachment(BoundToModel):
         )
         if lm_module is not model:
             hooks.wrap(model, "forward", functools.partial(outer_forward, engine))
+        if attached.states is not None:
+            hook_sites(hooks, attached.states, engine.sites)
         layers = adapter.layers(model)
         if engine.attached.method.readout is not None:
             read_out = engine.attached.method.readout.layers(len(layers))
@@ -403,11 +407,14 @@ def _attached(
     if not forced and method.calibrator is not None and method.calibrator.is_identity:
         method = replace(method, calibrator=None)
     branches = method.branches if forced else method.live_branches
+    states = attach_states(method, adapter, model)
+    every = branches if states is None else branches + states.prompt_branches
     hooked = bool(
         method.calibrator is not None
         or method.interventions
         or method.loop is not None
-        or any(branch.attention or branch.feature for branch in branches)
+        or any(branch.attention or branch.feature for branch in every)
+        or (states is not None and states.reading("image_attention"))
         or any(schedule.reads_attention for schedule in method.schedules)
         or traced & {"image_attention", "mask"}
     )
@@ -453,6 +460,7 @@ def _attached(
         lm_module=adapter.lm_module(model),
         attention_layers=tuple(attentions),
         row_kernels=kernels,
+        states=states,
     )
 
 
@@ -487,8 +495,11 @@ def _with_colours(method: Method, processor: Any) -> Method:
         told: Any = part
         return replace(told, mean=told.mean or mean, std=told.std or std)
 
-    branches = (
-        replace(branch, distortions=tuple(map(filled, branch.distortions)))
-        for branch in method.branches
+    def with_colours(branches: Sequence[Branch]) -> tuple[Branch, ...]:
+        return tuple(replace(b, distortions=tuple(map(filled, b.distortions))) for b in branches)
+
+    return replace(
+        method,
+        branches=with_colours(method.branches),
+        prompt_branches=with_colours(method.prompt_branches),
     )
-    return replace(method, branches=tuple(branches))

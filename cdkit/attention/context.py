@@ -15,6 +15,7 @@ from cdkit.execution.packing import Packing
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.segment import CrossModalSegment
+from cdkit.states.state_call import NotedAttention, PromptRecorder
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
 AnswerCache = dict[tuple[int, str], dict[Hashable, Tensor]]
@@ -37,6 +38,8 @@ class LayerWork:
     """Whether the original branch's attention to the image is recorded."""
     records_weights: bool
     """Whether its weights on all columns are recorded."""
+    head_readers: frozenset[str] = frozenset()
+    """The branches whose attention to the image a state intervention reads, for each head."""
     row_changes: RowChanges | None = None
     """What changes in generated rows, in the order of the branches; None where a kernel cannot do
     it, or weights are recorded."""
@@ -56,6 +59,10 @@ class AttentionRecord:
     """A layer each: that row's weights on the image, averaged over heads."""
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
     """The last layer's weights of the original branch's predicting rows, over all columns."""
+    head_attention: dict[str, NotedAttention] = field(default_factory=dict)
+    """Branch -> its attention to the image in the latest layer that a state intervention reads."""
+    recorder: PromptRecorder | None = None
+    """What keeps the states of the prompts' last tokens, in the call that shows them."""
     image_attention: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     """As `Step.image_attention`."""
     mask: dict[str, dict[int, Tensor]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.functional.rope import rotate
 from cdkit.interfaces.segment import CrossModalSegment, softmax
 from cdkit.methods.method import ORIGINAL
+from cdkit.states.state_call import NotedAttention
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ def attend(
         weights = logits.softmax(dim=-1)
     replaced: list[tuple[slice, Tensor]] = []
     for one in changed:
-        if work.records_image or work.records_weights or context.record.traces:
+        if work.records_image or work.records_weights or work.head_readers or context.record.traces:
             _record(context, work, one, weights[one.rows])
         if one.after.replaced is not None:
             assert one.after.replacement is not None
@@ -268,7 +269,7 @@ def _record(
     record, before, after, mask = context.record, one.before, one.after, one.mask
     branch = context.branches[mask.rows.start // context.rows_per_branch]
     original = branch == ORIGINAL
-    if not original and not record.traces:
+    if not original and not record.traces and branch not in work.head_readers:
         return
     on_image = _of_image(weights, mask).masked_fill(~mask.cells[:, None], 0)
     if record.traces_attention:
@@ -277,14 +278,19 @@ def _record(
         cut = torch.isneginf(after.logits) & ~torch.isneginf(before.logits)
         hit = cut if after.replaced is None else cut | after.replaced
         record.mask.setdefault(branch, {})[work.index] = hit
-    if original and work.records_image:
-        logits = after.logits.masked_fill(~mask.cells[:, None], 0)
+    reads_heads = branch in work.head_readers
+    if reads_heads or (original and work.records_image):
         rows, text = mask.predicts_next.shape
         # with padding on the right the last row is not the last column
-        at = torch.arange(text, device=logits.device).mul(mask.predicts_next).amax(dim=-1)
-        each = torch.arange(rows, device=logits.device)
-        record.image_logits.append(logits[each, :, at].sum(-1).mean(1))
-        record.image_weights.append(on_image[each, :, at].mean(1))
+        at = torch.arange(text, device=weights.device).mul(mask.predicts_next).amax(dim=-1)
+        each = torch.arange(rows, device=weights.device)
+        logits, seen = after.logits[each, :, at], on_image[each, :, at]
+        if reads_heads:
+            record.head_attention[branch] = NotedAttention(logits, seen, mask.image.valid)
+        if original and work.records_image:
+            of_cells = logits.masked_fill(~mask.cells[each, at][:, None], 0)
+            record.image_logits.append(of_cells.sum(-1).mean(1))
+            record.image_weights.append(seen.mean(1))
     if original and work.records_weights:
         chunk = context.chunk
         predicting = chunk.stop - max(chunk.start, chunk.layout.length - 1)

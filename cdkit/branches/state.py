@@ -16,6 +16,7 @@ from cdkit.execution.packing import PackedSteps
 from cdkit.execution.plan import GroupPlan, PromptPlan
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.interfaces.combiner import State
+from cdkit.states.answer_states import AnswerStates
 
 
 @dataclass(eq=False)
@@ -150,6 +151,9 @@ class BranchState:
     states: Mapping[str, State] = field(default_factory=dict)
     """What the combiner and each schedule carry along, by their place in the method."""
     answer_cache: AnswerCache = field(default_factory=dict)
+    answer_states: AnswerStates | None = None
+    """What state interventions keep of the prompts; None where there is none. A beam never leaves
+    its sample, so it needs no reordering."""
     key_offset: Float[Tensor, "rows prompt *axes"] | None = None
     """By how many positions the image keys that are kept have moved."""
     reference_offset: Float[Tensor, "rows 1 *axes"] | None = None
@@ -317,6 +321,9 @@ class BranchState:
             prefix=None if self.prefix is None else self.prefix.select(rows),
             states=_selected(self.states, rows),
             answer_cache=answer_cache,
+            answer_states=None
+            if self.answer_states is None
+            else self.answer_states.select(rows, every),
             key_offset=own(self.key_offset),
             reference_offset=own(self.reference_offset),
             generated_offset=own(self.generated_offset),

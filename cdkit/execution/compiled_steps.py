@@ -15,6 +15,7 @@ from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitWarning
 from cdkit.execution.static_cache import FixedLayer, is_fixed
 from cdkit.methods.attached import AttachedMethod
+from cdkit.methods.method import kind_of
 
 Forward = Callable[..., Any]
 
@@ -206,6 +207,9 @@ def compiled_steps(
         why = f"{attached.method.name} brings a loop of its own, which copies its cache"
     elif not attached.hooked and kernel != "sdpa":
         why = f"the model's attention is {kernel}; load it with attn_implementation='sdpa'"
+    elif attached.states is not None:
+        own = kind_of(attached.states.parts[0].part)
+        why = f"{own} changes hidden states between the modules of a layer, which no graph has"
     elif attached.has_sliding_window:
         why = "some of the model's layers keep a window of the last tokens alone, in no buffers"
     if why is not None:

@@ -152,7 +152,7 @@ def layer_works(
         return ()
     acting: dict[str, list[tuple[AttentionDistortion | Intervention, Change]]] = {}
     for name in branches:
-        distortions = [d for b in attached.branches if b.name == name for d in b.attention]
+        distortions = [d for b in attached.every_branch if b.name == name for d in b.attention]
         interventions = [i for i in method.interventions if name in i.branches]
         acting[name] = [
             *((d, d.distort) for d in distortions),
@@ -167,7 +167,10 @@ def layer_works(
         changes = {name: tuple(change for _, change in parts) for name, parts in inside.items()}
         last = attached.records_weights and layer == depth - 1
         recorded = {ORIGINAL} & set(branches) if records_image or last else set()
-        segments = {name for name, own in changes.items() if own or traces} | recorded
+        number, readers = attached.attention_layers[layer], frozenset[str]()
+        if attached.states is not None:
+            readers = attached.states.attention_readers(number) & frozenset(branches)
+        segments = {name for name, own in changes.items() if own or traces} | recorded | readers
         works.append(
             LayerWork(
                 index=layer,
@@ -177,7 +180,10 @@ def layer_works(
                 segments=frozenset(segments),
                 records_image=records_image,
                 records_weights=last,
-                row_changes=None if traces or recorded else _row_changes(branches, inside),
+                head_readers=readers,
+                row_changes=None
+                if traces or recorded or readers
+                else _row_changes(branches, inside),
             )
         )
     return tuple(works)
@@ -273,6 +279,7 @@ def shared_columns(
         or not attached.has_plain_cache
         or not attached.adapter.causal_prefix
         or not all(d.keeps_prefix for branch in branches for d in branch.attention)
+        or not (attached.states is None or attached.states.keeps_prefix)
     ):
         return 0
     if compiled and any(b.pixel or b.feature or b.prompt for b in branches):
@@ -356,6 +363,8 @@ def plan_prompt(
         and not deepstack
         and not token_values
         and attached.method.readout is None
+        # in packed rows the tokens of several branches stand beside each other
+        and attached.states is None
         and takes_packed(cache, attached.cached_depth)
     ):
         packing = Packing(shared, layout.length - shared, len(names))

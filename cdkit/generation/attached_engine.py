@@ -13,6 +13,7 @@ from torch import Tensor
 from cdkit.generation.prompts import Session
 from cdkit.generation.trace import Trace
 from cdkit.methods.attached import AttachedMethod
+from cdkit.states.state_call import CurrentSites
 
 
 class AttentionHandles(NamedTuple):
@@ -75,6 +76,8 @@ class AttachedEngine(abc.ABC):
     """The logits of the latest step; None where its rows have been checked."""
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
     """Attention weights of the latest call in the last layer, where the method has a loop."""
+    sites: CurrentSites = field(default_factory=CurrentSites)
+    """What the hooks at the sites of hidden states read."""
     lock: Any = field(default_factory=threading.RLock)
     """One call at a time: a second thread waits."""
 

@@ -54,6 +54,15 @@ def uses_cache(attached: AttachedMethod, kwargs: Mapping[str, Any]) -> bool:
     return bool(asked)
 
 
+def prompt_alone(kwargs: Mapping[str, Any], columns: int) -> dict[str, Any]:
+    """What the decoder is given of the prompts' columns, without generated tokens behind them."""
+    given: dict[str, Any] = {"inputs_embeds": kwargs["inputs_embeds"][:, :columns]}
+    for name in ("attention_mask", "position_ids"):
+        if isinstance(kwargs.get(name), Tensor):
+            given[name] = kwargs[name][..., :columns]
+    return given
+
+
 def plain_mask(mask: Any) -> Tensor | None:
     """The 2-D mask, where the decoder was given one."""
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None

@@ -1,5 +1,6 @@
 """The decoder's forward with a method on: the rows of all branches go through it."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from cdkit.execution.optimizations import Optimization
 from cdkit.execution.packing import Packing, packed_steps
 from cdkit.execution.plan import GroupPlan, make_group, without_columns
 from cdkit.execution.shared_prefix import take_prefix
-from cdkit.generation.branch_prompts import features_of, uses_cache
+from cdkit.generation.branch_prompts import features_of, prompt_alone, uses_cache
 from cdkit.generation.engine import Engine
 from cdkit.generation.packed_decode import (
     in_decoder_order,
@@ -28,6 +29,7 @@ from cdkit.generation.packed_decode import (
     packed_step,
     packs_text,
 )
+from cdkit.generation.prompt_states import keep_prompts, read_prompts, site_call
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.methods.attached import AttachedMethod
@@ -81,6 +83,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     else:
         assert engine.session is not None
         _distort_features(engine, forward, kwargs)
+        if attached.states is not None:
+            read_prompts(engine, functools.partial(_call_decoder, engine, forward), kwargs)
         if cache is None and uses_cache(attached, kwargs):
             cache = DynamicCache(config=attached.decoder.config)
         call.state, embeds, call.aligned = state, _, _ = start(
@@ -95,6 +99,7 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
             works=engine.works,
             ids=call.ids,
         )
+        keep_prompts(engine, state, embeds)
         output = _run_prompt(engine, forward, state, embeds, kwargs)
         cache = BranchedCache(state, owner=engine) if getattr(output, CACHE) is not None else None
     setattr(output, CACHE, cache)
@@ -165,19 +170,15 @@ def _distort_features(engine: Engine, forward: Forward, kwargs: dict[str, Any]) 
     session, attached = engine.session, engine.attached
     assert session is not None and engine.call is not None
     branches = [
-        b for b in attached.branches if b.feature and b.name not in session.attended_features
+        b for b in attached.every_branch if b.feature and b.name not in session.attended_features
     ]
     if not branches:
         return
     prompt = session.ids.shape[1]
-    of_prompt: dict[str, Any] = {"inputs_embeds": kwargs["inputs_embeds"][:, :prompt]}
-    for name in ("attention_mask", "position_ids"):
-        if isinstance(kwargs.get(name), Tensor):
-            of_prompt[name] = kwargs[name][..., :prompt]
     state, embeds, _ = start(
         attached,
         session,
-        of_prompt,
+        prompt_alone(kwargs, prompt),
         None,
         branches=(),
         optimizations=frozenset(),
@@ -430,10 +431,11 @@ def _call_decoder(
     engine.current.context = context
     engine.current.handed_down = frozenset(kwargs)
     engine.current.gives_weights = gives_weights
+    engine.sites.call = site_call(engine, state, group, start, stop, record)
     try:
         output = forward(**kwargs | own)
     finally:
-        engine.current.context = None
+        engine.current.context = engine.sites.call = None
         if compiled is not None and step is not None:
             compiled.finish(context)
     if attached.hooked and record.layers_run != attached.depth:

@@ -57,7 +57,7 @@ def _keep(
     if session.is_video is not None:
         deepstack = _among_others(session, ORIGINAL, deepstack, source.kind)
     session.deepstack[ORIGINAL] = deepstack
-    for branch in attached.branches:
+    for branch in attached.every_branch:
         changed = {}
         if branch.prompt and adapter.encoder_text is not None:
             changed = _text_of(attached, branch, given, adapter.encoder_text)

@@ -17,6 +17,7 @@ from cdkit.generation.attached_engine import AttachedEngine, AttentionHandles
 from cdkit.generation.prompts import Session
 from cdkit.generation.trace import Step
 from cdkit.methods.method import ORIGINAL
+from cdkit.states.attached_states import Place, SiteEdit
 
 
 @dataclass(eq=False)
@@ -59,6 +60,19 @@ class Engine(AttachedEngine):
             group: layer_works(attached, group, records_image=attached.records_image, traces=traces)
             for group in groups
         }
+
+    @cached_property
+    def site_tables(self) -> dict[tuple[str, ...], dict[Place, tuple[SiteEdit, ...]]]:
+        """For each group of branches what state interventions do at each site."""
+        states = self.attached.states
+        return {} if states is None else {group: states.table(group) for group in self.works}
+
+    @cached_property
+    def prompt_works(self) -> dict[tuple[str, ...], tuple[LayerWork, ...]]:
+        """What the layers do where the states of prompts are read, in all branches together."""
+        assert self.attached.states is not None
+        names = (ORIGINAL, *self.attached.states.prompt_names)
+        return {names: layer_works(self.attached, names, records_image=False, traces=False)}
 
     @cached_property
     def reading_works(self) -> dict[tuple[str, ...], tuple[LayerWork, ...]]:

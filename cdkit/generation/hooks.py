@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from cdkit.errors import CdkitError
 
@@ -49,13 +49,37 @@ class Hooks:
 
         self._undo.append(module.register_forward_hook(hook).remove)
 
-    def before(self, module: nn.Module, see: Callable[[Any], None]) -> None:
-        """Show what the module is given first."""
+    def before(self, module: nn.Module, see: Callable[[Any], None], *, first: bool = False) -> None:
+        """Show what the module is given first; `first`: before what other hooks see."""
 
         def hook(module: nn.Module, given: Any, named: Any) -> None:
             see(given or named["hidden_states"])
 
-        self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first)
+        self._undo.append(handle.remove)
+
+    def change_input(self, module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Replace the tensor that the module is given first."""
+
+        def hook(module: nn.Module, given: Any) -> Any:
+            new = change(given[0], given[0])
+            return None if new is given[0] else (new, *given[1:])
+
+        self._undo.append(module.register_forward_pre_hook(hook, prepend=True).remove)
+
+    def change_output(self, module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Replace the first tensor that the module gives, before other hooks see it; `change` gets
+        it, and what the module was given."""
+
+        def hook(module: nn.Module, given: Any, named: Any, output: Any) -> Any:
+            states = output[0] if isinstance(output, tuple) else output
+            new = change(states, given[0] if given else next(iter(named.values())))
+            if new is states:
+                return None
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        handle = module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+        self._undo.append(handle.remove)
 
     def undo(self) -> None:
         """Put everything back, the latest first."""

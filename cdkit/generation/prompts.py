@@ -31,6 +31,7 @@ from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.pixel_source import Kind
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method
+from cdkit.states.answer_states import Prepared
 
 
 @dataclass(eq=False)
@@ -69,6 +70,8 @@ class Session:
     """Branch -> features of all image tokens, where they differ from the original ones."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
     """Branch, the original one too -> what deeper layers add to the image tokens."""
+    prepared: Prepared | None = None
+    """What state interventions made of the prompts' states, of each sample; None before that."""
     attended_features: dict[str, list[Tensor]] = field(default_factory=dict)
     """Branch -> each sample's features, made from what the original branch attends to."""
 
@@ -238,7 +241,7 @@ def open_session(
         overridden=overridden,
         token_values=_token_values(attached, given),
     )
-    needs_image = method.calibrator or method.interventions or method.loop
+    needs_image = method.calibrator or method.interventions or method.loop or attached.reads_image
     if attached.branches or needs_image:
         for row, images in enumerate(session.images):
             if images == 0:
@@ -278,9 +281,12 @@ def _check_last_row(attached: AttachedMethod, session: Session) -> None:
     """Raise where a prompt ends with an image, but its last row's attention to images is read."""
     # which image tokens are pruned is read from that row, too
     reads_row = any(
-        b.feature or not all(d.keeps_prefix for d in b.attention) for b in attached.branches
+        b.feature or not all(d.keeps_prefix for d in b.attention) for b in attached.every_branch
     )
     reads_row = reads_row or attached.records_image
+    reads_row = reads_row or (
+        attached.states is not None and bool(attached.states.reading("image_attention"))
+    )
     if not reads_row and attached.method.loop is None:
         return
     last = session.layout.last_token[:, None]

@@ -30,6 +30,7 @@ from cdkit.generation.branch_prompts import (
     features_of,
     first_columns,
     plain_mask,
+    prompt_alone,
     uses_cache,
 )
 from cdkit.generation.combine import Noted, combine_call
@@ -52,10 +53,13 @@ from cdkit.generation.reference_attention import (
     plain_attention,
 )
 from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
+from cdkit.generation.reference_states import answer_states, site_call
 from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
 from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.states.answer_states import prepare, prompt_places
+from cdkit.states.state_call import NotedAttention, PromptRecorder
 
 KEY = "cdkit_reference"
 """The name of this attention in Hugging Face's registries."""
@@ -82,6 +86,8 @@ class BranchCall:
     """A layer each: of the row that predicts the next token, see `signals_of`."""
     image_weights: list[Float[Tensor, "rows image"]] = field(default_factory=list)
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
+    head_attention: dict[str, NotedAttention] = field(default_factory=dict)
+    """Of the latest layer whose attention to the image a state intervention reads."""
 
 
 @dataclass(eq=False)
@@ -203,6 +209,7 @@ class ReferenceEngine(AttachedEngine):
         else:
             cached = cache is not None or uses_cache(self.attached, kwargs)
             self._distort_features(forward, kwargs)
+            self._read_prompts(forward, kwargs)
             call.batch, inputs = self._first_inputs(kwargs, self.attached.branches, cached=cached)
         outputs = []
         for name, branch in call.batch.branches.items():
@@ -244,6 +251,7 @@ class ReferenceEngine(AttachedEngine):
         running: BranchCall,
         embeds: Float[Tensor, "rows new hidden"],
         kwargs: dict[str, Any],
+        recorder: PromptRecorder | None = None,
     ) -> Any:
         """One call of the decoder's forward, with this branch's rows alone."""
         branch = running.branch
@@ -272,10 +280,13 @@ class ReferenceEngine(AttachedEngine):
             own["logits_to_keep"] = 0  # some run upper layers for these rows alone
         self.running = running
         running.handed_down = frozenset(kwargs)
+        self.sites.call = recorder or site_call(
+            self.attached, running.name, branch, start, running.head_attention
+        )
         try:
             output = forward(**kwargs | own)
         finally:
-            self.running = None
+            self.running = self.sites.call = None
         if self.attached.hooked and running.layers_run != self.attached.depth:
             raise CdkitError(
                 f"{self.attached.method.name} looks into the attention, but only "
@@ -345,7 +356,7 @@ class ReferenceEngine(AttachedEngine):
     def _changes(self, branch: str, layer: int) -> list[Change]:
         """What is done to a branch's cross-modal segment: distortions, then interventions."""
         distortions = [
-            d for own in self.attached.branches if own.name == branch for d in own.attention
+            d for own in self.attached.every_branch if own.name == branch for d in own.attention
         ]
         acting = [i for i in self.attached.method.interventions if branch in i.branches]
         changes: list[tuple[Any, Change]] = [(d, d.distort) for d in distortions]
@@ -366,13 +377,17 @@ class ReferenceEngine(AttachedEngine):
         tokens = running.tokens.to(made.weights.device)
         cells = made.before.cells[:, None]
         on_image = tokens.at_image(made.weights).masked_fill(~cells, 0)
+        # with padding on the right the last row is not the last column
+        last = torch.arange(new, device=cells.device).mul(tokens.predicts_next).amax(dim=-1)
+        rows = torch.arange(len(last), device=cells.device)
         if running.notes_image:
             logits = made.after.logits.masked_fill(~cells, 0)
-            # with padding on the right the last row is not the last column
-            last = torch.arange(new, device=cells.device).mul(tokens.predicts_next).amax(dim=-1)
-            rows = torch.arange(len(last), device=cells.device)
             running.image_logits.append(logits[rows, :, last].sum(-1).mean(1))
             running.image_weights.append(on_image[rows, :, last].mean(1))
+        states, number = self.attached.states, self.attached.attention_layers[layer.index]
+        if states is not None and running.name in states.attention_readers(number):
+            seen = made.after.logits[rows, :, last], on_image[rows, :, last]
+            running.head_attention[running.name] = NotedAttention(*seen, tokens.image_there)
         if self.call is None:
             return
         wanted, step = self.trace.wanted, self.call.step
@@ -390,6 +405,31 @@ class ReferenceEngine(AttachedEngine):
             hidden = states[0] if isinstance(states, tuple) else states
             self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 
+    # ---- hidden states ---------------------------------------------------------------------------
+
+    def _read_prompts(self, forward: Forward, kwargs: dict[str, Any]) -> None:
+        """Read the states of the prompts' last tokens in each branch, without state interventions:
+        once for each prompt."""
+        session, call, states = self.session, self.call, self.attached.states
+        assert session is not None and call is not None
+        if states is None or session.prepared is not None:
+            return
+        seen = {}
+        if states.reading("prompt_states"):
+            names = states.prompt_names
+            branches = [b for b in self.attached.every_branch if b.name in names]
+            given, aligned = prompt_alone(kwargs, session.ids.shape[1]), call.aligned
+            batch, inputs = self._first_inputs(given, branches, cached=False)
+            call.aligned = aligned  # no token is chosen in branches that run for the prompt alone
+            expand = len(inputs[ORIGINAL]) // len(session.ids)
+            for name, branch in batch.branches.items():
+                recorder = PromptRecorder(branch.layout.last_token, prompt_places(states))
+                running = self._branch_call(name, branch, batch, inputs[name].shape[1])
+                uncached = kwargs | {"use_cache": False}
+                self._run(forward, running, inputs[name], uncached, recorder)
+                seen[name] = {place: kept[::expand] for place, kept in recorder.kept.items()}
+        session.prepared = prepare(states, seen)
+
     # ---- the branches' inputs --------------------------------------------------------------------
 
     def _distort_features(self, forward: Forward, kwargs: dict[str, Any]) -> None:
@@ -399,16 +439,13 @@ class ReferenceEngine(AttachedEngine):
         assert session is not None
         branches = [
             b
-            for b in self.attached.branches
+            for b in self.attached.every_branch
             if b.feature and b.name not in session.attended_features
         ]
         if not branches:
             return
         prompt = session.ids.shape[1]
-        of_prompt: dict[str, Any] = {"inputs_embeds": kwargs["inputs_embeds"][:, :prompt]}
-        for name in ("attention_mask", "position_ids"):
-            if isinstance(kwargs.get(name), Tensor):
-                of_prompt[name] = kwargs[name][..., :prompt]
+        of_prompt = prompt_alone(kwargs, prompt)
         batch, inputs = self._first_inputs(of_prompt, branches=(), cached=False)
         embeds = inputs[ORIGINAL]
         running = self._branch_call(ORIGINAL, batch.original, batch, prompt, notes_image=True)
@@ -453,6 +490,7 @@ class ReferenceEngine(AttachedEngine):
                 token_values=token_values,
                 cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
                 answer_cache={layer: {} for layer in range(self.attached.depth)},
+                answer_states=answer_states(self.attached, session, own.embeds, layout),
             )
         here, late = first.here, first.embeds[:, first.here :]
         if late.shape[1]:

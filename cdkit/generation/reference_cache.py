@@ -15,6 +15,7 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.recurrent_states import copied_layer
 from cdkit.generation.combine import States
 from cdkit.methods.method import ORIGINAL
+from cdkit.states.answer_states import AnswerStates
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,8 @@ class BranchRows:
     cache: Cache | None
     answer_cache: Mapping[int, dict[Hashable, Tensor]]
     """Layer -> what strategies keep of the image columns for the whole answer."""
+    answer_states: AnswerStates | None
+    """What state interventions keep of the prompts; None where there is none."""
 
     @property
     def columns(self) -> int:
@@ -59,6 +62,9 @@ class BranchRows:
                 layer: {key: own(value) for key, value in kept.items()}
                 for layer, kept in self.answer_cache.items()
             },
+            answer_states=None
+            if self.answer_states is None
+            else self.answer_states.select(rows, rows),
         )
 
 

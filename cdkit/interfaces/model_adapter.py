@@ -59,6 +59,11 @@ class ModelAdapter(FormerNames, abc.ABC):
     """The argument with which the image encoder gets the question as token ids; None for most. Its
     mask has the same name with `attention_mask` in the place of `input_ids`. InstructBLIP's
     Q-Former, for example, reads `qformer_input_ids`."""
+    mlp_names: ClassVar[tuple[str, ...]] = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "ff")
+    """What a decoder layer may call its feed-forward network, or its mixture of experts; the first
+    that a layer has."""
+    projection_names: ClassVar[tuple[str, ...]] = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+    """What an attention module may call its output projection; the first that it has."""
     videos: ClassVar[VideoLayout | None] = None
     """Where the family's videos are; None where cdkit reads none of it. Then videos are refused."""
 

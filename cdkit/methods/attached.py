@@ -10,6 +10,7 @@ from cdkit.functional.rope import Rotary
 from cdkit.interfaces.model_adapter import ModelAdapter, SeesAhead
 from cdkit.interfaces.pixel_source import PixelSource
 from cdkit.methods.method import ORIGINAL, Branch, Method
+from cdkit.states.attached_states import AttachedStates
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,8 @@ class AttachedMethod:
     whose other layers keep a recurrent state, or none."""
     row_kernels: Any
     """The module of kernels for generated rows; None where operators compute them."""
+    states: AttachedStates | None
+    """What changes hidden states; None where nothing does."""
 
     @property
     def depth(self) -> int:
@@ -83,9 +86,22 @@ class AttachedMethod:
         return [self.rotary[layer] for layer in sorted(set(self.key_sources))]
 
     @property
+    def every_branch(self) -> tuple[Branch, ...]:
+        """The distorted branches, and then those that run for the prompt alone."""
+        return self.branches + (() if self.states is None else self.states.prompt_branches)
+
+    @property
     def branch_names(self) -> tuple[str, ...]:
         """The original branch, then the distorted branches that run."""
         return (ORIGINAL, *(branch.name for branch in self.branches))
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether a state intervention reads the image, or states of branches' prompts."""
+        states = self.states
+        return states is not None and any(
+            states.reading(what) for what in ("prompt_states", "image_features", "image_attention")
+        )
 
     @property
     def records_image(self) -> bool:
