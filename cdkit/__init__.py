@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from cdkit.interfaces.decoding_loop import Hypothesis as Hypothesis
     from cdkit.interfaces.decoding_loop import Mode as Mode
     from cdkit.interfaces.decoding_loop import Rows as Rows
+    from cdkit.interfaces.demonstrations import DirectionRecipe as DirectionRecipe
     from cdkit.interfaces.demonstrations import DirectionSteering as DirectionSteering
-    from cdkit.interfaces.demonstrations import Recipe as Recipe
     from cdkit.interfaces.demonstrations import check_steering as check_steering
     from cdkit.interfaces.depth import EVERY_LAYER as EVERY_LAYER
     from cdkit.interfaces.depth import Depth as Depth
@@ -164,7 +164,7 @@ _HOMES = {
     ),
     "interfaces.demonstrations": (
         "DirectionSteering",
-        "Recipe",
+        "DirectionRecipe",
         "check_steering",
     ),
     "interfaces.depth": (

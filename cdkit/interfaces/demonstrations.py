@@ -22,7 +22,7 @@ from cdkit.registry import UnknownNameError, unknown
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DirectionRecipe:
     """How directions are made of the captions of demonstrations."""
 
     directions: Callable[[States, States, int], Directions]
@@ -59,7 +59,7 @@ class DirectionSteering(StateIntervention, abc.ABC):
     """A field: where it is given, random directions take the place of the file's, drawn from this
     seed. They have the lengths and angles of the file's; without a file they are of length 1 and
     orthogonal."""
-    recipe: ClassVar[Recipe]
+    recipe: ClassVar[DirectionRecipe]
     """How `cdkit vectors` makes the directions."""
 
     @property

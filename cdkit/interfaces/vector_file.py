@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cdkit.errors import CdkitError, check_file
@@ -120,7 +120,7 @@ def write_vectors(
     told = {"format": FORMAT, **manifest, **shape, "model": model}
     tensors = {DIRECTIONS: directions.cpu().contiguous(), WEIGHTS: sample}
     draft = path.with_name(f".{path.name}.draft")
-    save_file(tensors, draft, metadata={MANIFEST: json.dumps(told)})
+    draft.write_bytes(save(tensors, metadata={MANIFEST: json.dumps(told)}))
     os.replace(draft, path)  # the file is there whole or not at all
 
 

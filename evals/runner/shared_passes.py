@@ -74,20 +74,26 @@ def _shared(method: Method) -> object:
     apart = not all(branch.keeps_prefix for branch in method.live_branches)
     # interventions name branches, so those that have any need the same ones
     named = method.branches if _names_branches(method) else None
-    states = method.live_state_interventions, method.prompt_branches
-    shared = calibrator, method.interventions, states, method.readout, method.schedules
-    return (*shared, named, apart)
+    states = method.state_interventions, method.prompt_branches
+    return (
+        calibrator,
+        method.interventions,
+        states,
+        method.readout,
+        method.schedules,
+        named,
+        apart,
+    )
 
 
 def _names_branches(method: Method) -> bool:
-    return bool(method.interventions or method.live_state_interventions)
+    return bool(method.interventions or method.state_interventions)
 
 
 def _pass(variants: tuple[Variant, ...]) -> SharedPass:
     first = variants[0].method
-    named = _names_branches(first)
     branches: dict[object, Branch] = {}
-    places = {}
+    places, named = {}, _names_branches(first)
     for variant in variants:
         for branch in variant.method.branches if named else variant.method.live_branches:
             # what interventions name keeps its name; of the others, equal ones run once

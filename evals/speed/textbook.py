@@ -25,9 +25,9 @@ def has_textbook(method: Method) -> bool:
     """Whether the loop computes this method: one branch with noise on its pixels, as VCD has it."""
     noisy = [d for branch in method.live_branches for d in branch.distortions]
     alone = not (method.interventions or method.calibrator or method.stateful or method.readout)
+    alone = alone and not method.live_state_interventions
     return (
         alone
-        and not method.state_interventions
         and method.loop is None
         and len(method.live_branches) == 1
         and all(isinstance(part, PixelDistortion) and part.elementwise for part in noisy)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.vectors.pairs import Pair
-from cdkit.interfaces.demonstrations import Recipe
+from cdkit.interfaces.demonstrations import DirectionRecipe
 from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
 from cdkit.processors import check_positions
 
@@ -21,7 +21,7 @@ Text = tuple[Pair, str]
 
 @torch.inference_mode()
 def states_of(
-    engine: AnswerEngine, texts: Iterable[Text], recipe: Recipe
+    engine: AnswerEngine, texts: Iterable[Text], recipe: DirectionRecipe
 ) -> Float[Tensor, "texts layers hidden"]:
     """The state of each text in each layer of the stock model.
 
@@ -53,7 +53,9 @@ def states_of(
     return torch.stack(found)
 
 
-def _inputs(engine: AnswerEngine, pair: Pair, caption: str, recipe: Recipe) -> Mapping[str, Tensor]:
+def _inputs(
+    engine: AnswerEngine, pair: Pair, caption: str, recipe: DirectionRecipe
+) -> Mapping[str, Tensor]:
     engine.check_prompt(pair.prompt)
     engine.check_prompt(caption)
     prompt = engine.prompt(pair.prompt)

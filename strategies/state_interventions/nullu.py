@@ -12,8 +12,8 @@ from cdkit import (
     STATE_INTERVENTIONS,
     CdkitError,
     Depth,
+    DirectionRecipe,
     DirectionSteering,
-    Recipe,
     Site,
     StateSegment,
     check_depth,
@@ -62,7 +62,7 @@ class Nullu(DirectionSteering):
 }"""
     site: ClassVar[Site] = "mlp"
     switch: ClassVar[str] = "strength"
-    recipe: ClassVar[Recipe] = Recipe(
+    recipe: ClassVar[DirectionRecipe] = DirectionRecipe(
         difference_subspace, tokens="all", rank=4, centred=False, space_before=True, ends_turn=True
     )
 

@@ -13,8 +13,8 @@ from cdkit import (
     EVERY_LAYER,
     STATE_INTERVENTIONS,
     Depth,
+    DirectionRecipe,
     DirectionSteering,
-    Recipe,
     Site,
     StateSegment,
     check_depth,
@@ -66,7 +66,9 @@ class Vti(DirectionSteering):
 }"""
     site: ClassVar[Site] = "mlp"
     switch: ClassVar[str] = "strength"
-    recipe: ClassVar[Recipe] = Recipe(shifted_component, tokens="last", rank=1, centred=True)
+    recipe: ClassVar[DirectionRecipe] = DirectionRecipe(
+        shifted_component, tokens="last", rank=1, centred=True
+    )
 
     strength: float = 0.9
     vectors: Path | None = None
