@@ -37,7 +37,8 @@ def shifted_component(truthful: States, hallucinated: States, rank: int) -> Dire
     largest = shares.abs().argmax(0, keepdim=True)
     signs = shares.gather(0, largest).sign().squeeze(0)
     found = mean + (signs[:rank, None] * components[:rank]).sum(0)
-    return found.reshape(layers, 1, hidden)
+    directions: Tensor = found.reshape(layers, 1, hidden)
+    return directions
 
 
 def difference_subspace(truthful: States, hallucinated: States, rank: int) -> Directions:
@@ -59,7 +60,8 @@ def difference_subspace(truthful: States, hallucinated: States, rank: int) -> Di
     pairs, _, hidden = truthful.shape
     check_rank(rank, pairs, hidden, centred=False)
     rows = (truthful - hallucinated).double().transpose(0, 1)
-    return torch.linalg.svd(rows, full_matrices=False).Vh[:, :rank]
+    directions: Tensor = torch.linalg.svd(rows, full_matrices=False).Vh[:, :rank]
+    return directions
 
 
 def check_rank(rank: int, pairs: int, numbers: int, *, centred: bool) -> None:
@@ -136,4 +138,5 @@ def random_directions(like: Directions, *, seed: int) -> Directions:
     basis = torch.linalg.qr(drawn).Q.to(like.device)  # orthonormal columns
     triangle = torch.linalg.qr(like.double().transpose(1, 2)).R  # like = (Q R)^T
     signs = triangle.diagonal(dim1=1, dim2=2).sign()  # LAPACK leaves them open
-    return (basis @ (signs[:, :, None] * triangle)).transpose(1, 2)
+    turned: Tensor = (basis @ (signs[:, :, None] * triangle)).transpose(1, 2)
+    return turned

@@ -10,6 +10,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from cdkit.errors import CdkitError, PromptError
+from cdkit.generation.state_compatibility import check_state_split, check_states
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
@@ -287,6 +288,8 @@ def check_whole_prompt(
             "lives in the cache; leave it out"
         )
     looks = [branch.name for branch in method.branches if branch.feature]
+    if chunk is not None:
+        check_state_split(chunk, method)
     if chunk is not None and looks:
         raise CdkitError(
             f"{method.name} cannot run with prefill_chunk_size={chunk}: branch {looks[0]!r} is "
@@ -423,7 +426,7 @@ def check_padding(method: Method, columns: int, limit: int) -> None:
 def check_attachable(attached: AttachedMethod) -> None:
     """Raise where this very model cannot run the method."""
     method, decoder = attached.method, attached.decoder
-    for branch in attached.branches:
+    for branch in attached.every_branch:
         for distortion in branch.prompt:
             if distortion.needs_text and attached.processor is None:
                 raise CdkitError(
@@ -436,7 +439,7 @@ def check_attachable(attached: AttachedMethod) -> None:
             "embedding of fixed frequencies that explains the keys of its layers; use a method "
             "without a calibrator"
         )
-    rewrites = [branch.name for branch in attached.branches if branch.prompt]
+    rewrites = [branch.name for branch in attached.every_branch if branch.prompt]
     if rewrites and not attached.ignores_padding:
         raise CdkitError(
             f"branch {rewrites[0]!r} of {method.name} has prompts of its own, which are padded to "
@@ -444,13 +447,14 @@ def check_attachable(attached: AttachedMethod) -> None:
             f"of {type(decoder).__name__}. Use a method that leaves the prompt as it is, such as "
             "vcd"
         )
-    distorted = [distortion for branch in attached.branches for distortion in branch.feature]
+    distorted = [distortion for branch in attached.every_branch for distortion in branch.feature]
     if distorted and attached.adapter.features_in_layers:
         raise CdkitError(
             f"{kind_of(distorted[0])} distorts the image features that the decoder is given, and "
             f"{type(decoder).__name__} gets zeros there: its layers add the features. Use a method "
             "that changes pixels, attention or the prompt, such as vcd"
         )
+    check_states(attached)
     if not attached.hooked:
         return
     if not attached.attention_layers:

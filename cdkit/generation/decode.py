@@ -84,7 +84,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         assert engine.session is not None
         _distort_features(engine, forward, kwargs)
         if attached.states is not None:
-            read_prompts(engine, functools.partial(_call_decoder, engine, forward), kwargs)
+            run = functools.partial(_call_decoder, engine, forward)
+            read_prompts(engine, attached.states, run, kwargs)
         if cache is None and uses_cache(attached, kwargs):
             cache = DynamicCache(config=attached.decoder.config)
         call.state, embeds, call.aligned = state, _, _ = start(
@@ -99,7 +100,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
             works=engine.works,
             ids=call.ids,
         )
-        keep_prompts(engine, state, embeds)
+        if attached.states is not None:
+            keep_prompts(engine, attached.states, state, embeds)
         output = _run_prompt(engine, forward, state, embeds, kwargs)
         cache = BranchedCache(state, owner=engine) if getattr(output, CACHE) is not None else None
     setattr(output, CACHE, cache)

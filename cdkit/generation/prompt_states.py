@@ -16,23 +16,29 @@ from cdkit.generation.engine import Engine
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.states.answer_states import AnswerStates, prepare, prompt_places
+from cdkit.states.attached_states import AttachedStates
 from cdkit.states.state_call import PromptRecorder, SiteCall, StateCall
 from cdkit.states.token_kinds import TokenKinds
 
 
-def read_prompts(engine: Engine, run: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+def read_prompts(
+    engine: Engine,
+    states: AttachedStates,
+    run: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+) -> None:
     """Read the states of the prompts' last tokens, once a prompt, where the method reads them.
 
     The branches run once more, uncached and without state interventions.
 
     Args:
         engine: The method on this model; its call is under way.
+        states: Its state interventions.
         run: Calls the decoder for some columns of a group of branches.
         kwargs: What the model passes to its decoder, of the original rows.
     """
     session, attached = engine.session, engine.attached
-    states = attached.states
-    assert states is not None and session is not None and engine.call is not None
+    assert session is not None and engine.call is not None
     if session.prepared is not None:
         return
     if not states.reading("prompt_states"):
@@ -63,12 +69,13 @@ def read_prompts(engine: Engine, run: Callable[..., Any], kwargs: Mapping[str, A
 
 
 def keep_prompts(
-    engine: Engine, state: BranchState, embeds: Float[Tensor, "rows tokens hidden"]
+    engine: Engine,
+    states: AttachedStates,
+    state: BranchState,
+    embeds: Float[Tensor, "rows tokens hidden"],
 ) -> None:
     """Keep what state interventions need of new prompts, for the whole answer."""
-    session, states = engine.session, engine.attached.states
-    if states is None:
-        return
+    session = engine.session
     assert session is not None and session.prepared is not None
     expand = state.plan.rows // session.ids.shape[0]
     state.answer_states = AnswerStates.of(

@@ -155,7 +155,7 @@ class Method:
                         f"{kind_of(intervention)} acts on branch {name!r}, but {self.name} has "
                         f"{', '.join((ORIGINAL, *names))}"
                     )
-        self._check_states(names)
+        self._check_states(names, blind)
         self._check_uses(names)
         for name, parameter in self.combiner.names.items():
             if name not in names and self.readout is None:
@@ -179,7 +179,7 @@ class Method:
                 "step to step: use no schedule, and a combiner that depends on no step"
             )
 
-    def _check_states(self, names: Sequence[str]) -> None:
+    def _check_states(self, names: Sequence[str], blind: Sequence[str]) -> None:
         """Raise where a state intervention names a branch that is not there, or none."""
         wanted = set[str]()
         for part in self.state_interventions:
@@ -189,6 +189,12 @@ class Method:
                 acts = f"branch {strange[0]!r}" if strange else "no branch"
                 raise CdkitError(
                     f"{kind_of(part)} acts on {acts}, but {self.name} has {', '.join(there)}"
+                )
+            unseen = [name for name in part.branches if name in blind]
+            if unseen and part.reads & {"image_features", "image_attention"}:
+                raise CdkitError(
+                    f"{kind_of(part)} reads the image, which branch {unseen[0]!r} does not see: "
+                    "let it act on other branches"
                 )
             reads = part.prompt_branches if "prompt_states" in part.reads else ()
             every = (*there, *(branch.name for branch in self.prompt_branches))

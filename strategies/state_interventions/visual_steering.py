@@ -28,8 +28,9 @@ class VisualSteering(StateIntervention):
     """Turns the feed-forward output of every token towards the image's share of the prompt.
 
     That share is the layer's output in the prompt's last token with the image, less the one without
-    it. The output keeps its length; it is turned more where it points away from the share. Where
-    the image changes nothing, nothing is turned.
+    it. The output keeps its length; it is turned more where it points away from the share. Only the
+    share's direction counts: where the image changes nothing, nothing is turned, and where it
+    changes next to nothing, the direction is that of rounding.
 
     The public code adds to the share what a principal component analysis of this one pair gives,
     which is a unit vector along the first coordinate of the first layer; we leave it out.

@@ -1,7 +1,7 @@
 """The stock model with plain torch hooks: the reference of methods that change hidden states.
 
-No method of cdkit runs here: each sample runs alone, its prompt in one call, then token by token with
-a cache, as the authors' code does.
+No method of cdkit runs here: each sample runs alone, its prompt in one call, then token by token
+with a cache, as the authors' code does.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent / "package"
 
 PROOF = """
 import torch, cdkit
-from cdkit.testing import check_strategy
+from cdkit.testing import check_state_intervention, check_strategy
 
 assert "blur" in cdkit.DISTORTIONS and "diffusion_noise" in cdkit.DISTORTIONS
 assert cdkit.presets()["blurred"] == "Contrast with a blurred image"
@@ -37,6 +37,13 @@ with cdkit.attach(model, method, trace=("logits",)) as run:
     model.generate(**inputs, max_new_tokens=2)
 original, distorted = (run.trace.steps[1].logits[n] for n in ("original", "distorted"))
 assert not torch.allclose(original, distorted)
+damped = cdkit.load("damped", strength=0.3)
+(damp,) = damped.state_interventions
+assert type(damp).__module__ == "cdkit_blur.damp" and damp.strength == 0.3, damp
+check_state_intervention(damp)
+with cdkit.attach(model, damped, trace=("logits",)) as run:
+    model.generate(**inputs, max_new_tokens=2)
+assert not torch.allclose(run.trace.steps[1].logits["original"], original)
 print("the plug-in works")
 """
 

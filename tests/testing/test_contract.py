@@ -14,6 +14,7 @@ from cdkit.testing import (
     check_readout,
     check_schedule,
     check_selector,
+    check_state_intervention,
     check_strategy,
     variants,
 )
@@ -79,6 +80,12 @@ def test_schedules(name: str) -> None:
         check_schedule(schedule)
 
 
+@pytest.mark.parametrize("name", cdkit.STATE_INTERVENTIONS)
+def test_state_interventions(name: str) -> None:
+    for part in variants(cdkit.STATE_INTERVENTIONS[name]):
+        check_state_intervention(part)
+
+
 @pytest.mark.parametrize("name", cdkit.LOOPS)
 def test_loops(name: str) -> None:
     for loop in variants(cdkit.LOOPS[name]):
@@ -102,6 +109,8 @@ def test_the_parts_of_presets(part: object) -> None:
             check_loop(part)
         case cdkit.AlphaSchedule():
             check_schedule(part)
+        case cdkit.StateIntervention():
+            check_state_intervention(part)
         case cdkit.DistortionStrategy() | cdkit.Intervention():
             check_strategy(part)
         case _:
