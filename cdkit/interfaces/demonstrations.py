@@ -78,6 +78,8 @@ class DirectionSteering(StateIntervention, abc.ABC):
         )
 
     def constants(self, model: ModelFacts) -> Mapping[str, Directions]:
+        if lacks := self.lacks:
+            raise CdkitError(f"it needs {lacks}")
         if self.count > model.hidden_size:
             raise CdkitError(
                 f"{self.count} directions are more than the {model.hidden_size} numbers of a state "

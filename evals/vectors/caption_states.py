@@ -39,7 +39,7 @@ def states_of(
     Raises:
         CdkitError: An image cannot be read, or a text is too long for the model.
     """
-    model = unwrap(engine.model)
+    model: Any = unwrap(engine.model)
     adapter = adapter_for(engine.model)
     precision = torch.promote_types(model.dtype, torch.float32)
     found = []

@@ -51,7 +51,7 @@ def compute_vectors(
     """
     pairs = demonstrations.pairs
     rank = recipe.rank if rank is None else rank
-    model = unwrap(engine.model)
+    model: Any = unwrap(engine.model)
     decoder: Any = adapter_for(model).decoder(model)
     hidden = decoder.get_input_embeddings().weight.shape[-1]
     check_rank(rank, len(pairs), hidden, centred=recipe.centred)

@@ -91,4 +91,5 @@ class Vti(DirectionSteering):
         direction = normalize(states.constants["directions"][0].to(wide.dtype), dim=-1)
         length = wide.norm(dim=-1, keepdim=True)
         turned = normalize(normalize(wide, dim=-1) + STEP * self.strength * direction, dim=-1)
-        return (turned * length).to(given.dtype)
+        new: Tensor = turned * length
+        return new.to(given.dtype)

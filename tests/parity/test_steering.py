@@ -30,7 +30,8 @@ def directions(method: str) -> Tensor:
     drawn = torch.randn(3, 32, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     if method == "vti":
         return drawn[:, :, :1].mT * 5  # of any length
-    return torch.linalg.qr(drawn).Q.mT
+    orthonormal: Tensor = torch.linalg.qr(drawn).Q
+    return orthonormal.mT
 
 
 @pytest.fixture
