@@ -29,8 +29,13 @@ def test_from_pairs_to_an_answer(pairs: Path, tmp_path: Path) -> None:
     asked = ("--image", picture, "--prompt", "is there a cat ?", "--set", f"vectors={out}")
     told = run("generate", "--method", "nullu", *asked, "--set", "rank=2")
     assert told.exit_code == 0, told.output
-    assert "holds 2 directions a layer" in refused("generate", "--method", "nullu", *asked)
-    assert "holds the directions of nullu" in refused("generate", "--method", "vti", *asked)
+    for method, why in (
+        ("nullu", "holds 2 directions a layer, but nullu is set to use 4: set fewer"),
+        ("vti", "holds the directions of nullu: compute those of vti"),
+    ):
+        told = run("generate", "--method", method, *asked)
+        assert told.exit_code == 1 and told.stdout == ""
+        assert told.stderr.count("error: ") == 1 and why in told.stderr
     again = refused("vectors", "nullu", "--data", pairs, "--out", out)
     assert again == f"error: --out {out} is there: name a new .safetensors file"
 
