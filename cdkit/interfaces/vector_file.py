@@ -47,13 +47,16 @@ class VectorFile:
             CdkitError: The numbers of layers, the hidden sizes or the weights differ.
         """
         model = self.manifest["model"]
-        found = dict(zip(("layers", "hidden size"), (layers, _hidden_size(decoder)), strict=True))
-        stored = {"layers": len(self.directions), "hidden size": self.directions.shape[-1]}
-        for what, value in stored.items():
-            if value != found[what]:
+        shape = self.directions.shape
+        sizes = (
+            ("number of layers", shape[0], layers),
+            ("hidden size", shape[-1], _hidden_size(decoder)),
+        )
+        for what, stored, here in sizes:
+            if stored != here:
                 raise CdkitError(
-                    f"{path} was computed on {model['name']}, whose {what} is {value}, but this "
-                    f"model's is {found[what]}: {self._anew()}"
+                    f"{path} was computed on {model['name']}, whose {what} is {stored}, but this "
+                    f"model's is {here}: {self._anew()}"
                 )
         if not _same(self.weights, model["parameters"], model["dtype"], decoder):
             raise CdkitError(

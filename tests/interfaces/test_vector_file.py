@@ -51,7 +51,7 @@ def test_the_same_model_in_another_precision(
     ("other", "told"),
     [
         ({"seed": 1}, "whose weights are others than this model's: compute its own"),
-        ({"num_hidden_layers": 2}, "whose layers is 3, but this model's is 2"),
+        ({"num_hidden_layers": 2}, "whose number of layers is 3, but this model's is 2"),
         ({"hidden_size": 16}, "whose hidden size is 32, but this model's is 16"),
         ({"seed": 1, "dtype": torch.bfloat16}, "whose weights are others"),
     ],
