@@ -89,7 +89,8 @@ def read_vectors(path: Path) -> VectorFile:
         raise CdkitError(
             f"cannot read the directions in {path}: {error}; cdkit vectors writes such a file"
         ) from None
-    if not isinstance(manifest, dict) or not {DIRECTIONS, WEIGHTS} <= tensors.keys():
+    whole = isinstance(manifest, dict) and {"method", "model"} <= manifest.keys()
+    if not whole or not {DIRECTIONS, WEIGHTS} <= tensors.keys():
         raise CdkitError(f"{path} holds no directions: give a file that cdkit vectors wrote")
     if manifest.get("format") != FORMAT:
         raise CdkitError(
@@ -162,7 +163,9 @@ def _same(
     The same checkpoint may be loaded in another precision: then numbers may differ by its rounding.
     """
     here, sample = _sample(decoder)
-    rows = {name: row for name, row in zip(names, stored, strict=True)}
+    if not (set(here) <= set(names) or set(names) <= set(here)):
+        return False  # such as LoRA's; one set alone is smaller where weights are quantised
+    rows = dict(zip(names, stored, strict=True))
     shared = [(rows[name], row) for name, row in zip(here, sample, strict=True) if name in rows]
     own = next(p.dtype for p in decoder.parameters() if p.is_floating_point())
     then = getattr(torch, dtype)

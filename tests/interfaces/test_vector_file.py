@@ -72,6 +72,17 @@ def test_one_changed_weight_is_another_model(path: Path, make_model: Callable[..
         check(path, changed)
 
 
+def test_weights_beside_the_model_s_are_another_model(
+    path: Path, make_model: Callable[..., Any]
+) -> None:
+    """As a LoRA has them, which renames what it changes."""
+    changed = make_model()
+    layer = decoder(changed).layers[0]
+    layer.mlp.down_proj = torch.nn.Sequential(layer.mlp.down_proj)
+    with pytest.raises(cdkit.CdkitError, match="whose weights are others"):
+        check(path, changed)
+
+
 def test_what_is_no_file_of_directions(path: Path, tmp_path: Path, model: Any) -> None:
     other = tmp_path / "other.safetensors"
     with pytest.raises(cdkit.CdkitError, match=r"cannot read the directions in .*other"):
