@@ -131,7 +131,8 @@ class StateIntervention(Part, abc.ABC):
     attention included. Layers of the range that lack the site are left alone. An intervention that
     does not act in every decoder layer has this as a field."""
     rows: EditedRows = "every"
-    """The tokens whose states it changes; a field where this can be chosen."""
+    """The tokens whose states it changes; a field where this can be chosen, `rows = "text"` without
+    a type where it is always so."""
     site: ClassVar[Site]
     """Where it changes them."""
     reads: ClassVar[frozenset[StateReading]] = frozenset()
