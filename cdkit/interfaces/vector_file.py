@@ -168,9 +168,11 @@ def _same(
     rows = dict(zip(names, stored, strict=True))
     shared = [(rows[name], row) for name, row in zip(here, sample, strict=True) if name in rows]
     own = next(p.dtype for p in decoder.parameters() if p.is_floating_point())
-    then = getattr(torch, dtype)
-    coarse = max(torch.finfo(own).eps, torch.finfo(then).eps)
-    rounding = 0.0 if own == then else coarse
+    kinds = [torch.finfo(own), torch.finfo(getattr(torch, dtype))]
+    rounding, least = 0.0, 0.0
+    if kinds[0].dtype != kinds[1].dtype:
+        rounding = max(kind.eps for kind in kinds)
+        least = max(kind.eps * kind.smallest_normal for kind in kinds)  # float16 has small ones
     return bool(shared) and all(
-        bool(((one - two).abs() <= rounding * one.abs()).all()) for one, two in shared
+        bool(((one - two).abs() <= rounding * one.abs() + least).all()) for one, two in shared
     )

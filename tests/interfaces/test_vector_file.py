@@ -47,6 +47,14 @@ def test_the_same_model_in_another_precision(
     check(path, make_model(dtype=dtype))
 
 
+def test_a_weight_too_small_for_float16(path: Path, make_model: Callable[..., Any]) -> None:
+    small = make_model()
+    with torch.no_grad():
+        decoder(small).layers[1].mlp.up_proj.weight[0, 0] = 1.03e-6
+    write_vectors(path, torch.ones(3, 1, 32), decoder(small), MANIFEST)
+    check(path, small.half())
+
+
 @pytest.mark.parametrize(
     ("other", "told"),
     [
