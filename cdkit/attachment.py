@@ -170,6 +170,7 @@ class Attachment(BoundToModel):
             raise CdkitError(
                 f"method must be a cdkit.Method, such as cdkit.load('cmac'), got {method!r}"
             )
+        method.check_complete()
         if isinstance(sample_ids, str):
             raise CdkitError(f"sample_ids must be a list, one name a prompt, got {sample_ids!r}")
         if not isinstance(model, nn.Module):

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -53,6 +53,8 @@ class ModelFacts:
     vocabulary: int
     layers: tuple[int, ...]
     """The numbers of the layers in which the intervention acts, from 0."""
+    decoder: Any = None
+    """The text decoder, to hold a file's model against; None for a model that is made up."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,6 +84,7 @@ def model_facts(adapter: ModelAdapter, model: nn.Module, layers: tuple[int, ...]
         heads=heads_of(decoder),
         vocabulary=words.shape[0],
         layers=layers,
+        decoder=decoder,
     )
 
 
