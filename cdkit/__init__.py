@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.decoding_loop import Hypothesis as Hypothesis
     from cdkit.interfaces.decoding_loop import Mode as Mode
     from cdkit.interfaces.decoding_loop import Rows as Rows
+    from cdkit.interfaces.demonstrations import DirectionRecipe as DirectionRecipe
+    from cdkit.interfaces.demonstrations import DirectionSteering as DirectionSteering
+    from cdkit.interfaces.demonstrations import check_steering as check_steering
     from cdkit.interfaces.depth import EVERY_LAYER as EVERY_LAYER
     from cdkit.interfaces.depth import Depth as Depth
     from cdkit.interfaces.depth import check_depth as check_depth
@@ -162,6 +165,11 @@ _HOMES = {
         "Hypothesis",
         "Mode",
         "Rows",
+    ),
+    "interfaces.demonstrations": (
+        "DirectionSteering",
+        "DirectionRecipe",
+        "check_steering",
     ),
     "interfaces.depth": (
         "EVERY_LAYER",

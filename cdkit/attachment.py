@@ -170,6 +170,7 @@ class Attachment(BoundToModel):
             raise CdkitError(
                 f"method must be a cdkit.Method, such as cdkit.load('cmac'), got {method!r}"
             )
+        method.check_complete()
         if isinstance(sample_ids, str):
             raise CdkitError(f"sample_ids must be a list, one name a prompt, got {sample_ids!r}")
         if not isinstance(model, nn.Module):
@@ -438,7 +439,7 @@ def _attached(
     # layers with windows or chunks have masks that only the model makes
     if takes_kernels and hooked and window is None and not sees_chunks(decoder):
         words = decoder.get_input_embeddings().weight
-        kernels = find_kernels(words.device, words.dtype)
+        kernels = find_kernels(words.device, words.dtype, observed.head_dims)
     return AttachedMethod(
         model=model,
         adapter=adapter,

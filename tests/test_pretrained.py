@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from generation.presets import decoded
+from generation.presets import RUNNABLE, decoded
 from PIL import Image
 
 import cdkit
@@ -22,7 +22,7 @@ def test_the_embedded_model_answers_under_every_method() -> None:
         images=[image, image], text=[prompt, f"{prompt} yes"], return_tensors="pt", padding=True
     )
     assert inputs["attention_mask"][0, 0] == 0  # left padding
-    for name in cdkit.presets():
+    for name in RUNNABLE:
         method = cdkit.load(name)
         asked = decoded(method, max_new_tokens=2, do_sample=False)
         with cdkit.attach(model, method, processor=processor):

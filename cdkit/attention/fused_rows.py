@@ -1,6 +1,5 @@
 """Generated rows through a fused kernel: what it needs to know of a method, found out once."""
 
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,6 @@ from cdkit.attention.columns import Columns
 from cdkit.attention.image_columns import CachedImageColumns, ImageColumnIndex
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.branches.layout import Layout
-from cdkit.errors import CdkitWarning
 from cdkit.interfaces.cell_change import CellChange
 from cdkit.interfaces.segment import ImageColumns
 from cdkit.row_kernels.choice import programs
@@ -88,40 +86,26 @@ class FusedRows:
         Returns:
             The output; None where the operators must compute it.
         """
-        is_first = layer not in self.rules
-        if is_first:
+        if layer not in self.rules:
             self.rules[layer] = self._rules(
                 layer, depth, changes, query, keys, values, form, answer_cache
             )
         rules = self.rules[layer]
         if rules is None:
             return None
-        try:
-            return attend_rows(
-                rules,
-                query,
-                keys.prefix,
-                values.prefix,
-                keys.suffix,
-                values.suffix,
-                rows_per_sample=keys.rows_per_sample,
-                image_place=self.image_place,
-                token_mask=token_mask,
-                scaling=form.scaling,
-                sinks=form.sinks,
-            )
-        except Exception as error:
-            if not is_first:
-                raise
-            # Triton compiles at the first launch, and needs a C compiler and a driver that fit it
-            self.rules[layer] = None
-            warnings.warn(
-                f"the kernel for generated tokens does not run here ({error}); slower operators "
-                "run instead. To run it not at all, leave 'row_kernel' out of optimize",
-                CdkitWarning,
-                stacklevel=2,
-            )
-            return None
+        return attend_rows(
+            rules,
+            query,
+            keys.prefix,
+            values.prefix,
+            keys.suffix,
+            values.suffix,
+            rows_per_sample=keys.rows_per_sample,
+            image_place=self.image_place,
+            token_mask=token_mask,
+            scaling=form.scaling,
+            sinks=form.sinks,
+        )
 
     def _rules(
         self,

@@ -67,6 +67,9 @@ class PromptPlan:
     """How the first call goes in as one row a sample; None where it does not."""
     packs_steps: bool
     """Whether steps after it do so, too."""
+    packs_text: bool
+    """Whether text of the first call is attended in packed rows, as every step is, as long as its
+    queries do not move."""
     materialize_all: bool
     """Whether all attention weights are made, not only those that the method changes or reads."""
     calibration: Calibration | None
@@ -295,6 +298,8 @@ def shared_columns(
         cut = min(cut, first_text)
     if attached.sees_ahead != "nowhere":
         cut = _whole_images(image_index, cut)
+    if not branches:
+        return cut  # saves no column, but packed text takes fewer operators
     saved, tokens = cut * len(branches), length * (1 + len(branches))
     return cut if saved >= MIN_SHARED_FRACTION * tokens else 0
 
@@ -372,15 +377,8 @@ def plan_prompt(
         and takes_packed(cache, attached.cached_depth)
     ):
         packing = Packing(shared, layout.length - shared, len(names))
-    return PromptPlan(
-        branches=names,
-        layout=layout,
-        padding=padding,
-        groups=tuple(groups),
-        shared=shared if cache is not None else 0,
-        keeps_prefix_once=once,
-        packing=packing,
-        packs_steps=packing is not None
+    packs_steps = (
+        packing is not None
         and cache is not None
         and attached.method.loop is None
         and constant
@@ -391,7 +389,21 @@ def plan_prompt(
         and attached.counts_padding_from is None
         and not attached.adapter.reads_ids
         and all(group.fused is None for group in groups)
-        and all(type(layer) is DynamicLayer for layer in cache.layers),
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
+    )
+    text = packs_steps and _packs_text(groups[0], layout, shared)
+    if len(names) == 1 and not text:
+        shared, once, packing, packs_steps = 0, False, None, False
+    return PromptPlan(
+        branches=names,
+        layout=layout,
+        padding=padding,
+        groups=tuple(groups),
+        shared=shared if cache is not None else 0,
+        keeps_prefix_once=once,
+        packing=packing,
+        packs_steps=packs_steps,
+        packs_text=text,
         materialize_all=attached.hooked and "fast_kernels" not in optimizations,
         calibration=calibration,
         caches_keys=attached.caches_keys,
@@ -399,6 +411,18 @@ def plan_prompt(
         rng_keys=rng_keys,
         deepstack=deepstack,
         token_values=token_values,
+    )
+
+
+def _packs_text(group: GroupPlan, layout: Layout, shared: int) -> bool:
+    """Whether all text of packed prompts follows all images, which every branch shares, and no
+    sample has padding."""
+    return (
+        not layout.padded
+        and layout.all_rows_have_images
+        and layout.first_text == shared
+        and all(row.first_text <= shared > row.last_image for row in layout.row_stats)
+        and all(image.span is not None for _, image in group.images.values())
     )
 
 

@@ -1,5 +1,6 @@
 """The maths of methods as pure functions of tensors; plug-ins and the engine use the same ones."""
 
+from cdkit.functional.directions import difference_subspace, shifted_component
 from cdkit.functional.logits import (
     check_beta,
     contrast,
@@ -23,10 +24,12 @@ __all__ = [
     "cell_uniform",
     "check_beta",
     "contrast",
+    "difference_subspace",
     "diffuse",
     "diffusion_signal_kept",
     "implausible_everywhere",
     "plausible",
     "rotate",
     "scale_difference",
+    "shifted_component",
 ]

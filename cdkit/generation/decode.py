@@ -27,7 +27,6 @@ from cdkit.generation.packed_decode import (
     layers_missing,
     packed_prompt,
     packed_step,
-    packs_text,
 )
 from cdkit.generation.prompt_states import keep_prompts, read_prompts, site_call
 from cdkit.generation.start import start
@@ -223,7 +222,7 @@ def _run_prompt(
                 layers=depth,
             )
         output = None
-        if packs_text(plan):
+        if plan.packs_text:
             output = packed_prompt(engine, forward, state, embeds, kwargs)
         if output is None:
             state.prefix = plan.packing.empty_prefix(engine.attached.cached_depth)

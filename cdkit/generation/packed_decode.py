@@ -10,27 +10,9 @@ from cdkit.attention.context import AttentionRecord
 from cdkit.attention.packed_rows import PackedContext, PackedSegment
 from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitError
-from cdkit.execution.plan import PromptPlan
 from cdkit.generation.engine import Engine
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.methods.attached import AttachedMethod
-
-
-def packs_text(plan: PromptPlan) -> bool:
-    """Whether the text of a packed prompt may be attended in packed rows, as every step is.
-
-    All of it must follow all images, which all branches share, and no sample may have padding.
-    """
-    (group, *others), layout = plan.groups, plan.layout
-    return (
-        plan.packs_steps
-        and not others
-        and not layout.padded
-        and layout.all_rows_have_images
-        and layout.first_text == plan.shared
-        and all(row.first_text <= plan.shared > row.last_image for row in layout.row_stats)
-        and all(image.span is not None for _, image in group.images.values())
-    )
 
 
 def packed_prompt(

@@ -50,7 +50,7 @@ def start(
     rows = branch_rows(attached, session, given, branches)
     whole = given.embeds.shape[1] == given.here == given.ids.shape[1]
     cut = 0
-    if branches:
+    if branches or (attached.hooked and not attached.branches):
         cut = shared_columns(
             attached,
             given.here,

@@ -26,6 +26,11 @@ class Part(FormerNames):
     """Which value of a parameter makes it work without the whole prompt, such as "scope='row'";
     empty where none does."""
 
+    @property
+    def lacks(self) -> str:
+        """What it needs before it can run, such as a file, and how to get it; empty for nothing."""
+        return ""
+
 
 def inner_parts(part: Part) -> Iterator[tuple[str, Part]]:
     """Find the parts that are a parameter of another part, such as a selector.

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -53,6 +53,8 @@ class ModelFacts:
     vocabulary: int
     layers: tuple[int, ...]
     """The numbers of the layers in which the intervention acts, from 0."""
+    decoder: Any = None
+    """The text decoder, to hold a file's model against; None for a model that is made up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,8 @@ class StateIntervention(Part, abc.ABC):
     attention included. Layers of the range that lack the site are left alone. An intervention that
     does not act in every decoder layer has this as a field."""
     rows: EditedRows = "every"
-    """The tokens whose states it changes; a field where this can be chosen."""
+    """The tokens whose states it changes; a field where this can be chosen, `rows = "text"` without
+    a type where it is always so."""
     site: ClassVar[Site]
     """Where it changes them."""
     reads: ClassVar[frozenset[StateReading]] = frozenset()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -277,6 +278,23 @@ class Method:
         )
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that its parts read, such as vectors: parameters that are paths."""
+        values = (getattr(part, f.name) for _, part in self.parts() for f in fields(part))
+        return tuple(value for value in values if isinstance(value, Path))
+
+    @property
+    def lacks(self) -> str:
+        """What its parts need before it can run, such as a file; empty where nothing is missing."""
+        missing = ((kind_of(part), part.lacks) for _, part in self.parts())
+        return "; ".join(f"{kind} needs {what}" for kind, what in missing if what)
+
+    def check_complete(self) -> None:
+        """Raise a CdkitError where the method lacks something that it needs to run."""
+        if lacks := self.lacks:
+            raise CdkitError(f"{self.name} cannot run yet: {lacks}")
+
+    @property
     def stateful(self) -> bool:
         """Whether a step's logits depend on the steps before it."""
         return self.combiner.stateful or bool(self.schedules)
@@ -493,4 +511,6 @@ def describe(part: object) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Part):
         return describe(value)
+    if isinstance(value, Path):
+        return str(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

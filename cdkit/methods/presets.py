@@ -60,7 +60,7 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
         raise CdkitError(f"a method is a preset's name or a path, got {name_or_path!r}")
     source = str(name_or_path)
     if "+" in source and source not in _preset_files()[0] and not Path(source).is_file():
-        method = compose(*map(load, _names(source)), name=source)
+        method = compose(*map(load, _names(source)))
         return override(method, overrides) if overrides else method
     try:
         data = _read(name_or_path)
@@ -87,16 +87,14 @@ def method_files(name_or_path: str | Path) -> tuple[Path, ...]:
     Raises:
         CdkitError: If a file cannot be read.
     """
-    source, files = str(name_or_path), _preset_files()[0]
-    if source in files:
-        return ()
-    if "+" in source and not Path(source).is_file():
-        inner: list[Any] = list(_names(source))
-        found = []
-    else:
+    source, path = str(name_or_path), Path(name_or_path)
+    found, inner = list[Path](), list[Any]()
+    if path.is_file() and source not in _preset_files()[0]:
         entries = _read(source).get("compose", [])
         inner = [e if isinstance(e, str) else e["method"] for e in entries]
-        found = [Path(source)]
+        found = [path]
+    elif "+" in source:
+        inner = list(_names(source))
     found += [path for name in inner for path in method_files(name)]
     return tuple(dict.fromkeys(found))
 

@@ -123,8 +123,8 @@ def check_stock_run(adapter: ModelAdapter, model: Any, inputs: Inputs) -> Encode
     depth = len(adapter.layers(model))
     calls = recorded_generate(adapter, model, inputs, steps=2)
     came = [source for source in sources_of(adapter) if inputs.get(source.argument) is not None]
-    loop: Any = type(model).generate
-    own = "a generate of its own" if loop is not GenerationMixin.generate else None
+    loop: Any = GenerationMixin
+    own = "a generate of its own" if type(model).generate is not loop.generate else None
     for name in (*map(_encoder, came), "decoder", "lm_module"):
         called = any(call.name == name for call in calls)
         require(called, adapter, f"generate calls the {name} of the adapter", own)

@@ -58,6 +58,9 @@ class ObservedLayers:
     key_sources: tuple[int, ...] = ()
     """For each layer with attention the one whose keys it uses, counted among these layers: itself,
     or an earlier one. Empty where it is not known."""
+    head_dims: frozenset[int] = frozenset()
+    """The dimensions of a key of one head, in all of these layers; empty where they are not
+    known."""
 
 
 _FOUND: WeakKeyDictionary[nn.Module, ObservedLayers] = WeakKeyDictionary()
@@ -112,6 +115,7 @@ def _observe(
     kept = all(
         cached[number] is not None and keys[number].equal(cached[number]) for number in set(sources)
     )
+    dims = frozenset(key.shape[-1] for key in keys)
     found: list[Rotary | None] = []
     for key in keys:
         far = float(key.abs().max())
@@ -120,9 +124,9 @@ def _observe(
             continue
         rotary = _fitting(key, moves.to(key.device), decoder, found)
         if rotary is None:
-            return ObservedLayers(None, caches_keys=kept, key_sources=sources)
+            return ObservedLayers(None, caches_keys=kept, key_sources=sources, head_dims=dims)
         found.append(rotary)
-    return ObservedLayers(tuple(found), caches_keys=kept, key_sources=sources)
+    return ObservedLayers(tuple(found), caches_keys=kept, key_sources=sources, head_dims=dims)
 
 
 def _sources(keys: Sequence[Tensor], cached: Sequence[Tensor | None]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.state_intervention import PromptStates
 from cdkit.methods.method import kind_of
 from cdkit.states.attached_states import AttachedStates, Place
+from cdkit.states.token_kinds import by_head
 
 Prepared = Sequence[Mapping[str, Float[Tensor, "samples layers ..."]]]
 """For each state intervention what its `prepare` gave; empty where it reads no prompt states."""
@@ -122,7 +123,7 @@ def prepare(
             places = [seen[name][part.prompt_site, layer] for layer in own.layers]
             whole = torch.stack([x.to(places[0].device) for x in places], dim=1)
             if part.prompt_site == "heads":
-                whole = whole.unflatten(-1, (states.heads, -1))
+                whole = by_head(whole, states.heads)
             found[name] = whole
         prepared = part.prepare(PromptStates(found, own.layers, states.depth))
         samples = len(next(iter(found.values())))

@@ -104,7 +104,7 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
     Raises:
         CdkitError: Where the model lacks what one of them needs, or its constants do not fit.
     """
-    parts = []
+    parts: list[ActiveIntervention] = []
     layers = adapter.layers(model)
     for part in method.live_state_interventions:
         kind, wanted = kind_of(part), layers_within(part.layers, len(layers))

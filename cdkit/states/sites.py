@@ -51,9 +51,11 @@ def acting_layers(
             reads.
     """
     layers = adapter.layers(model)
-    sites = {part.site} | ({part.prompt_site} if "prompt_states" in part.reads else set())
+    sites: list[Site] = [part.site]
+    if "prompt_states" in part.reads and part.prompt_site != part.site:
+        sites.append(part.prompt_site)
     here = f"layers {wanted.start} to {wanted.stop - 1} of {type(adapter.decoder(model)).__name__}"
-    for site in sorted(sites):
+    for site in sites:
         if not any(site_module(adapter, layers[number], site) for number in wanted):
             raise CdkitError(
                 f"{kind} needs the site {site!r}, which none of {here} has; use a method that "
@@ -82,6 +84,7 @@ def model_facts(adapter: ModelAdapter, model: nn.Module, layers: tuple[int, ...]
         heads=heads_of(decoder),
         vocabulary=words.shape[0],
         layers=layers,
+        decoder=decoder,
     )
 
 

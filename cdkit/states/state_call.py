@@ -14,7 +14,7 @@ from cdkit.interfaces.state_intervention import StateSegment
 from cdkit.methods.method import kind_of
 from cdkit.states.answer_states import AnswerStates
 from cdkit.states.attached_states import AttachedStates, Place, SiteEdit
-from cdkit.states.token_kinds import TokenKinds, at_columns
+from cdkit.states.token_kinds import TokenKinds, at_columns, by_head
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class SiteCall(Protocol):
     ) -> Float[Tensor, "rows tokens width"]:
         """Return the states that take the place of those of a site; `given` is what the module of
         the site got."""
+        ...
 
 
 @dataclass(eq=False)
@@ -98,7 +99,7 @@ class StateCall:
                 f"{tuple(states.shape)} there, not (rows, tokens, width); use a method that "
                 "changes the inputs or the attention, such as vcd or cmac"
             )
-        shaped = states.unflatten(-1, (self.states.heads, -1)) if site == "heads" else states
+        shaped = by_head(states, self.states.heads) if site == "heads" else states
         each, blocks = states.shape[0] // len(self.branches), list[Tensor]()
         for index, name in enumerate(self.branches):
             rows = slice(index * each, (index + 1) * each)

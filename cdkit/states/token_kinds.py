@@ -93,3 +93,10 @@ def at_columns(
     """The states of one token of each row."""
     rows = torch.arange(states.shape[0], device=states.device)
     return states[rows, columns.to(states.device)]
+
+
+def by_head(
+    states: Float[Tensor, "*shape width"], heads: int
+) -> Float[Tensor, "*shape heads head_dim"]:
+    """Head outputs that stand beside each other, apart."""
+    return states.view(*states.shape[:-1], heads, -1)

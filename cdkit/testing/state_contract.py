@@ -99,7 +99,7 @@ def _check_declared(part: StateIntervention) -> None:
             part,
             f"{name} is one of {', '.join(get_args(allowed))}",
             value,
-            todo=f"write {name}: ClassVar = {get_args(allowed)[0]!r}, for example",
+            todo=f"write {name} = {get_args(allowed)[0]!r} in the class, for example",
         )
     known = frozenset(get_args(StateReading))
     require(

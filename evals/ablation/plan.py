@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cdkit
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.grid import Grid
+from cdkit.evals.ablation.grid import Grid, MethodSpec
 from cdkit.evals.reports.results import mode_names
 from cdkit.evals.runner.modes import GREEDY, PLAIN
 from cdkit.evals.runner.shared_passes import Variant
+from cdkit.methods.method import Method
+
+PACKAGED = "packaged:"
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,31 @@ class SweepPoint:
     variant: Variant
 
 
+def method_of(spec: MethodSpec, **more: Any) -> Method:
+    """The method of a grid; `packaged:NAME` in a parameter is a file beside the packaged grids.
+
+    Args:
+        spec: The preset and the parameters that depart from it.
+        more: Further parameters.
+
+    Returns:
+        The method, each parameter checked by `cdkit.load`.
+    """
+    given = {**spec.overrides, **more}
+    return cdkit.load(spec.preset, **{name: _located(value) for name, value in given.items()})
+
+
+def _located(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(PACKAGED):
+        return str(Path(__file__).parent / "configs" / value.removeprefix(PACKAGED))
+    return value
+
+
 def variants(grid: Grid) -> tuple[Variant, ...]:
-    """The grid's methods, each parameter checked by `cdkit.load`."""
-    made = tuple(
-        Variant(name, cdkit.load(spec.preset, **spec.overrides))
-        for name, spec in grid.methods.items()
-    )
+    """The grid's methods, each parameter checked by `cdkit.load`, and none without its files."""
+    made = tuple(Variant(name, method_of(spec)) for name, spec in grid.methods.items())
+    for variant in made:
+        variant.method.check_complete()
     _check_modes(grid, made)
     return made
 
@@ -40,7 +63,7 @@ def sweep_points(grid: Grid) -> tuple[SweepPoint, ...]:
         for parameter, values in sweep.values.items()
         for value in values
         for spec in (grid.methods[name],)
-        for method in (cdkit.load(spec.preset, **{**spec.overrides, parameter: value}),)
+        for method in (method_of(spec, **{parameter: value}),)
     )
 
 

@@ -116,7 +116,7 @@ def prepare(
     else:
         loaded = load_benchmarks(grid, files, under)
     places = _places(grid, loaded, files)
-    sources = _sources(grid, _placement(grid, files))
+    sources = _sources(grid, variants, _placement(grid, files))
     return PreparedRun(model, grid, here, folder, variants, points, loaded, places, sources)
 
 
@@ -167,7 +167,8 @@ def _places(
     return found
 
 
-def _sources(grid: Grid, placement: Path | None) -> dict[str, str]:
+def _sources(grid: Grid, variants: Sequence[Variant], placement: Path | None) -> dict[str, str]:
     named = [path for s in grid.methods.values() for path in method_files(s.preset)]
-    paths = [*named, *([placement] if placement is not None else [])]
+    read = [file for variant in variants for file in variant.method.files]
+    paths = [*named, *read, *([placement] if placement is not None else [])]
     return {str(path): sha256(path.read_bytes()) for path in dict.fromkeys(paths)}

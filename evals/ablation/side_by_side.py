@@ -74,6 +74,8 @@ def methods(
         found[f"{name}, {words}" if words else name] = load(name, **parameters)
     for other in more:
         found.setdefault(other, load(other))
+    if len(found) == 1:  # of several, an answer says what one lacks
+        next(iter(found.values())).check_complete()
     return found
 
 

@@ -133,6 +133,6 @@ def bench(
         typer.echo(json.dumps(found.to_dict()))
         return
     screen = console()
-    screen.print(bench_tables.render(found))
+    screen.print(bench_tables.render(found.to_dict()))
     if out is not None:
         screen.print(f"written: {out}", highlight=False, soft_wrap=True, markup=False)

@@ -73,6 +73,30 @@ def micro_world(
 
 
 @data.command(
+    "micro-pairs",
+    epilog=examples(
+        "cdkit data micro-pairs micro_pairs",
+        "cdkit vectors nullu --model micro --data micro_pairs --out nullu.safetensors",
+    ),
+)
+@guarded
+def micro_pairs(
+    out: Annotated[Path, typer.Argument(help="The folder to write to: new, or empty.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Images, each with a pair of captions.")] = 70,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of pictures and captions.")] = 2026,
+) -> None:
+    """Draw synthetic images, each with a true and a hallucinated caption, for `cdkit vectors`.
+
+    Nothing is downloaded. The same arguments write the same files.
+    """
+    from cdkit.evals.microworld.caption_pairs import write_pairs
+
+    _check_empty(out)
+    write_pairs(out, pairs=pairs, seed=seed)
+    console().print(f"wrote {out}", highlight=False, soft_wrap=True, markup=False)
+
+
+@data.command(
     "build-pope",
     epilog=examples(
         "cdkit data build-pope --instances coco/annotations/instances_val2014.json --out my_pope"

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.grid_toml import parse
+from cdkit.evals.ablation.plan import method_of
 from cdkit.evals.comparison import comparable
 from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.comparison.tallies import seeds
@@ -134,7 +134,7 @@ def _grid(run: FinishedRun) -> Grid:
 def _method(name: str, run: FinishedRun, grid: Grid) -> Method:
     """The method that a run names, if it is still the one that it ran."""
     spec = grid.methods[run.method]
-    method = cdkit.load(spec.preset, **spec.overrides)
+    method = method_of(spec)
     ran = run.manifest.get("method")
     if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
         raise CdkitError(

@@ -54,6 +54,8 @@ class Entry:
     parts: tuple[PartFacts, ...] = ()
     papers: tuple[str, ...] = ()
     """BibTeX, each once."""
+    lacks: str = ""
+    """What a preset needs before it can run, such as a file."""
 
 
 TOPICS: Mapping[str, tuple[Registry[Any], ...]] = {
@@ -139,6 +141,7 @@ def method_entry(method: Method) -> Entry:
         branches=tuple(branch.name for branch in method.live_branches),
         parts=parts,
         papers=_papers(parts),
+        lacks=method.lacks,
     )
 
 
@@ -246,6 +249,7 @@ def _block(entry: Entry) -> RenderableType:
         )
         blocks.append(_labelled(rows, indent=4 if part.kind else 2))
     about = (
+        ("before it runs", entry.lacks),
         ("modes", ", ".join(entry.modes)),
         ("values from", entry.source),
         ("cite", ", ".join(map(cite_key, entry.papers))),

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from cdkit.evals.benchmarks.benchmark_files import digest
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.methods.method import Method
 
@@ -51,8 +53,16 @@ def short_hash(value: object) -> str:
 
 
 def method_hash(method: Method) -> str:
-    """The hash of a method, without its name and description."""
-    return short_hash({k: v for k, v in method.to_dict().items() if k not in WORDS})
+    """The hash of a method, without its name and description; a file counts by its content."""
+    told = method.with_parts(_by_content).to_dict()
+    return short_hash({k: v for k, v in told.items() if k not in WORDS})
+
+
+def _by_content(place: str, part: Any) -> Any:
+    """The part with the SHA-256 of its files in the place of their paths."""
+    values = {field.name: getattr(part, field.name) for field in fields(part)}
+    files = {k: Path(digest(v)) for k, v in values.items() if isinstance(v, Path)}
+    return replace(part, **files) if files else part
 
 
 def data_hash(benchmark: Benchmark) -> str:

@@ -13,5 +13,5 @@ def write_bench(bench: Bench, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(bench.to_dict(), indent=1) + "\n"
     (folder / "bench.json").write_text(text, encoding="utf-8", newline="\n")
-    (folder / "bench.md").write_text(markdown(bench), encoding="utf-8", newline="\n")
+    (folder / "bench.md").write_text(markdown(bench.to_dict()), encoding="utf-8", newline="\n")
     draw(bench, [folder / "bench.svg", folder / "bench.png"])

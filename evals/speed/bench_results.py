@@ -38,13 +38,6 @@ class BenchSection:
     profiles: Mapping[VariantName, Profile] = field(default_factory=dict)
     """Empty where none was asked for."""
 
-    @property
-    def title(self) -> str:
-        return (
-            f"batch {self.batch}, {self.text_tokens} text + {self.image_tokens} image tokens, "
-            f"{self.new_tokens} new"
-        )
-
     def seconds(self, name: VariantName, measure: str) -> Estimate:
         """The median over rounds, the smallest and the largest."""
         return _spread([MEASURES[measure](times) for times in self.taken[name].times])

@@ -6,7 +6,7 @@ from pathlib import Path
 from cdkit.evals.reports.figures import COLOURS, INK, LINE, SOFT, Axes, canvas, drawing
 from cdkit.evals.speed.bench_results import MEASURES, BenchSection
 from cdkit.evals.speed.bench_run import Bench
-from cdkit.evals.speed.bench_tables import HEADINGS, headline
+from cdkit.evals.speed.bench_tables import HEADINGS, headline, title
 from cdkit.evals.speed.variants import PLAIN_NAME, VariantName
 from cdkit.evals.statistics.bootstrap import Estimate
 
@@ -22,10 +22,10 @@ def draw(bench: Bench, paths: Sequence[Path]) -> None:
     """One row of panels a section; a path's ending is its format."""
     heights = [_height(section) for section in bench.sections]
     figure = canvas(sum(heights) + 0.5, PANEL * (len(HEADINGS) + 0.9))
-    figure.suptitle(headline(bench), fontsize=8, color=SOFT)
+    figure.suptitle(headline(bench.to_dict()), fontsize=8, color=SOFT)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, section in zip(parts, bench.sections, strict=True):
-        part.suptitle(section.title, fontsize=9)
+        part.suptitle(title(section.to_dict()), fontsize=9)
         panels = part.subplots(1, len(HEADINGS), sharey=True)
         for axes, (measure, heading) in zip(panels, HEADINGS.items(), strict=True):
             _panel(axes, section, measure)

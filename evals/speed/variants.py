@@ -72,7 +72,8 @@ def runner(
 
 
 def check_benchable(method: Method) -> None:
-    """Raise for a method that has no second pass, or whose rounding errors have no known bound."""
+    """Raise for a method that adds nothing to a pass, or whose rounding errors have no known
+    bound."""
     extra: list[object] = [*method.schedules]
     extra += [part for part in (method.loop, method.readout) if part is not None]
     extra += [part for branch in method.branches for part in branch.feature]
@@ -89,8 +90,9 @@ def check_benchable(method: Method) -> None:
             "its logits are, so how far rounding may go is not known; use a method of fixed "
             "weights, such as cmac, vcd or icd"
         )
-    if not method.live_branches:
+    if not method.live_branches and method.calibrator is None and not method.interventions:
         raise CdkitError(
-            f"{method.name} cannot be benched: it has no distorted branch, so there is no second "
-            "pass to save; use a method with one, such as cmac, vcd or icd"
+            f"{method.name} cannot be benched: it has no distorted branch, no calibrator and no "
+            "intervention, so a pass costs what plain decoding costs; use a method with one of "
+            "them, such as cmac, vcd or icd"
         )

@@ -62,9 +62,9 @@ class GazeShiftAmplification(Intervention):
     bibtex: ClassVar[str] = """@inproceedings{qi2026gift,
   title     = {Capturing Gaze Shifts for Guidance: Cross-Modal Fusion Enhancement for {VLM}
                Hallucination Mitigation},
+  author    = {Qi, Zheng and Shang, Chao and Spiliopoulou, Evangelia and Pappas, Nikolaos},
   booktitle = {ICML},
-  year      = {2026},
-  note      = {arXiv 2510.22067}
+  year      = {2026}
 }"""
     remembers: ClassVar[bool] = True
 

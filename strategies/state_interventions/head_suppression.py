@@ -54,7 +54,7 @@ class HeadSuppression(StateIntervention):
 }"""
     site: ClassVar = "heads"
     reads: ClassVar = frozenset({"image_attention"})
-    rows: ClassVar = "predicting"
+    rows = "predicting"
 
     kept: float = 0.95
     factor: float = 0.08

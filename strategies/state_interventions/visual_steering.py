@@ -86,4 +86,5 @@ class VisualSteering(StateIntervention):
         away = cosine_similarity(h, -v, dim=-1).clamp(min=0)
         turn = self.strength * (1 + rearrange(away, "rows tokens -> rows tokens 1"))
         turned = normalize(normalize(h, dim=-1) + turn * normalize(v, dim=-1), dim=-1)
-        return (h.norm(dim=-1, keepdim=True) * turned).to(states.states.dtype)
+        new: Tensor = h.norm(dim=-1, keepdim=True) * turned
+        return new.to(states.states.dtype)

@@ -54,6 +54,18 @@ def test_full_buffers_grow(
     assert_close(own.logits, wanted.logits, within=tolerance(method))
 
 
+@pytest.mark.parametrize("samples", [EQUAL, PADDED], ids=["equal", "padded"])
+def test_a_branch_alone(samples: tuple[Sample, ...], packed_calls: list[str]) -> None:
+    """Calibration without a distorted branch: packed where text can be, else in rows."""
+    method = cdkit.load("cmac_cmpc")
+    own = generate(tiny(2), method, samples, steps=4)
+    packs = ["packed_prompt", "packed_step", "packed_step", "packed_step"]
+    assert packed_calls == (packs if samples is EQUAL else [])
+    wanted = generate(tiny(2), method, samples, steps=4, optimize=False)
+    assert own.tokens.equal(wanted.tokens)
+    assert_close(own.logits, wanted.logits, within=tolerance(method))
+
+
 def test_rows_of_their_own_after_a_packed_step(
     packed_calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

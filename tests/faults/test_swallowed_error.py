@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import transformers
+from generation.presets import RUNNABLE
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -104,7 +105,7 @@ def test_the_command_line_stops(
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("name", cdkit.presets())
+@pytest.mark.parametrize("name", RUNNABLE)
 def test_attach_lets_errors_through(
     name: str,
     make_model: Callable[..., Any],

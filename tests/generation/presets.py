@@ -26,7 +26,9 @@ def shape(name: str) -> object:
     )
 
 
-ALL = list({shape(name): name for name in reversed(cdkit.presets())}.values())[::-1]
+RUNNABLE = [name for name in cdkit.presets() if not cdkit.load(name).lacks]
+"""The presets that need nothing more, such as a file, to run."""
+ALL = list({shape(name): name for name in reversed(RUNNABLE)}.values())[::-1]
 """One preset of each shape: presets that differ in numbers alone are one to the engine."""
 ACTIVE = [name for name in ALL if not cdkit.load(name).is_identity]
 GREEDY = [name for name in ALL if "greedy" in cdkit.load(name).modes]

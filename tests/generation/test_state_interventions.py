@@ -191,7 +191,8 @@ def test_a_loop_of_its_own() -> None:
 def test_pieces(name: str) -> None:
     """A prompt in chunks, or no cache: the same tokens are changed."""
     whole = generate(tiny(2), METHODS[name], SAMPLES, pad=1)
-    for how in ({"prefill_chunk_size": 7}, {"use_cache": False}):
+    pieces: tuple[dict[str, Any], ...] = ({"prefill_chunk_size": 7}, {"use_cache": False})
+    for how in pieces:
         split = generate(tiny(2), METHODS[name], SAMPLES, pad=1, **how)
         have = {"combined": split.logits["combined"][:, -4:]}  # the chunks before have none
         assert_close(have, {"combined": whole.logits["combined"]}, within=1e-9)
@@ -275,7 +276,7 @@ def test_off_it_is_the_stock_model_and_it_leaves_no_hook() -> None:
 def test_branches_share_the_prompts_beginning_where_nothing_changes_it() -> None:
     shared = {}
     for rows in ("every", "predicting"):
-        part = Push(rows=rows, branches=EVERYWHERE)  # type: ignore[arg-type]
+        part = Push(rows=rows, branches=EVERYWHERE)
         method = beside("cmac", part)
         with cdkit.attach(tiny(2), method, processor=WordTokenizer()) as run:
             inputs = batch(SAMPLES)

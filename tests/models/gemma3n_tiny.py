@@ -62,7 +62,7 @@ FAMILY = Family("gemma3n", config, _picture)
 
 @functools.cache
 def model_of() -> Any:
-    auto: Any = modeling_gemma3n.AutoModel
+    auto: Any = vars(modeling_gemma3n)["AutoModel"]
     others = auto.from_config
 
     def from_config(config: Any, **kwargs: Any) -> nn.Module:

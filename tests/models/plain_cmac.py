@@ -226,9 +226,9 @@ def check_cmac(
             asked: dict[str, Any] = {"gamma": gamma, "distorted": distorted, **how}
             own = torch.stack([step.logits[branch][row] for step in found])
             torch.testing.assert_close(own, plain_logits(model, alone, before, **asked), **close)
+            changed: tuple[dict[str, Any], ...] = ({"gamma": 1.0}, {"distorted": not distorted})
             wrong = [
-                plain_logits(model, alone, before, **asked | {"gamma": 1.0}),
-                plain_logits(model, alone, before, **asked | {"distorted": not distorted}),
+                *(plain_logits(model, alone, before, **asked | own) for own in changed),
                 *(plain_logits(model, other(alone), before, **asked) for other in others),
             ]
             assert not any(torch.allclose(own, one, rtol=0, atol=seen) for one in wrong)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from generation.presets import RUNNABLE
 from parity.against import assert_close
 from torch import Tensor
 
@@ -111,7 +112,7 @@ LINE_AND_GRID = [name for name in ("llava", "qwen2_vl") if name in ADMITTED]
 """Positions with one axis, and with three."""
 
 
-OTHERS = [name for name in cdkit.presets() if name not in PRESETS]
+OTHERS = [name for name in RUNNABLE if name not in PRESETS]
 
 
 @pytest.mark.parametrize(("preset", "name"), covering(OTHERS, LINE_AND_GRID))

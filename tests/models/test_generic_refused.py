@@ -167,7 +167,7 @@ UNFIT: list[tuple[dict[str, Callable[..., Any]], str, str]] = [
         "pai",
         "pai changes or reads attention, .* only 0 of",
     ),
-    ({"logits": without_its_norm}, "dola", "dola reads layers out, and .* logits of the last lay"),
+    ({"logits": without_its_norm}, "dola", "dola reads layers out, and .* logits of the layer"),
 ]
 
 

@@ -30,6 +30,19 @@ def test_a_token_follows_its_cell(name: str) -> None:
     assert follows(name) == []
 
 
+GRIDS = ("llava", "gemma3", "qwen2_vl", "glm4v")
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_have_the_tokens_of_their_images(name: str) -> None:
+    model, given = tiny(name), inputs(name, 0)
+    adapter = adapter_for(model)
+    index = adapter.image_index(model, given["input_ids"])
+    tokens = [int((index == n).sum()) for n in range(int(index.max()) + 1)]
+    grids = adapter.image_grids(model, given, tokens)
+    assert [grid and grid.tokens for grid in grids] == tokens
+
+
 def test_a_grid_read_by_columns_is_seen() -> None:
     assert follows("llava", by_columns=True)
 

@@ -51,11 +51,14 @@ class Suppression:
         )
 
         def turned(y: Tensor) -> Tensor:
-            first, second = y.split(y.shape[-1] // 2, dim=-1)
-            return y * cos + torch.cat((-second, first), dim=-1) * sin
+            first, second = y.chunk(2, dim=-1)
+            rotated: Tensor = y * cos + torch.cat((-second, first), dim=-1) * sin
+            return rotated
 
-        query = turned(attention.q_proj(x)[0].unflatten(-1, (-1, 16)).transpose(0, 1))
-        key = turned(attention.k_proj(x)[0].unflatten(-1, (-1, 16)).transpose(0, 1))
+        query, key = (
+            turned(projection(x)[0].view(x.shape[1], -1, 16).transpose(0, 1))
+            for projection in (attention.q_proj, attention.k_proj)
+        )
         before = self.keys.get(number)
         self.keys[number] = key if before is None else torch.cat((before, key), dim=1)
         keys = self.keys[number].repeat_interleave(len(query) // len(key), dim=0)
@@ -65,11 +68,12 @@ class Suppression:
 
     def heads(self, number: int, states: Tensor, given: Tensor) -> Tensor:
         order = self.scores[number].argsort(descending=not self.least).tolist()
-        new = states.clone().unflatten(-1, (4, 16))
+        new = states.clone().view(*states.shape[:2], 4, 16)
         for head in order[2:]:
             rows = slice(None) if self.every_row else slice(-1, None)
             new[:, rows, head] *= self.factor
-        return new.flatten(2)
+        changed: Tensor = new.flatten(2)
+        return changed
 
 
 def by_hand(samples: Sequence[Sample], tokens: Tensor, **how: Any) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 import cdkit
 
 from .against import Ran, assert_close, generate
+from .expected import check_fault
 from .stock_hooks import changed, last_states, steps, together
 from .tiny import Sample, sample, tiny
 
@@ -18,13 +19,14 @@ GIVEN: dict[str, Any] = {"bucket": (0.3, 1.0), "strength": 0.4}
 
 
 def unit(x: Tensor) -> Tensor:
-    return x / x.norm()
+    return torch.nn.functional.normalize(x, dim=0)
 
 
 def steered(h: Tensor, v: Tensor, strength: float) -> Tensor:
     """One token."""
     away = max(0.0, float(h @ -v / h.norm() / v.norm()))
-    return h.norm() * unit(unit(h) + strength * (1 + away) * unit(v))
+    turned: Tensor = unit(unit(h) + strength * (1 + away) * unit(v)) * h.norm()
+    return turned
 
 
 def by_hand(
@@ -63,3 +65,59 @@ def check(ran: Ran, **how: Any) -> None:
 def test_against_hooks(optimize: bool, pad: int) -> None:
     method = cdkit.load("vista", **GIVEN)
     check(generate(tiny(2), method, SAMPLES, pad=pad, optimize=optimize))
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "other strength": {"strength": 0.41},
+    "other layers": {"layers": range(1, 3)},
+    "other mixture": {"gamma": 0.31},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(ran: Ran, fault: str) -> None:
+    wrong = by_hand(SAMPLES, ran.tokens, **FAULTS[fault])["combined"]
+    check_fault(ran, {"combined": wrong})
+
+
+@pytest.fixture(scope="module")
+def ran() -> Ran:
+    return generate(tiny(2), cdkit.load("vista", **GIVEN), SAMPLES)
+
+
+def test_pushed_away_it_turns_more() -> None:
+    """The factor of 1 + max(0, cos(h, -v)): 1 along the share, 2 against it."""
+    (part,) = cdkit.load("vista", strength=0.5).state_interventions
+    v = torch.tensor([0.0, 9.0], dtype=torch.float64)
+    h = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [0.5, -3.0]]], dtype=torch.float64)
+    ones = torch.ones(1, 3, dtype=torch.bool)
+    segment = cdkit.StateSegment(
+        states=h,
+        token_mask=ones,
+        is_image=~ones,
+        predicts_next=ones,
+        generated=ones,
+        layer=0,
+        depth=1,
+        prepared={"share": v[None]},
+    )
+    turned = part.intervene(segment)[0]
+    assert torch.allclose(turned[0], 2 * unit(torch.tensor([1.0, 0.5], dtype=torch.float64)))
+    assert torch.allclose(turned[1], h[0, 1])
+    assert torch.allclose(turned[2], steered(h[0, 2], v, 0.5))
+
+
+def test_the_layers_of_the_authors() -> None:
+    """The outputs of layers 25 to 30, which have passed 26 to 31 of 32."""
+    method = cdkit.load("vista")
+    assert method.readout is not None and not method.readout.norm
+    assert [*method.readout.layers(32).values()] == [*range(26, 32)]
+    (part,) = method.state_interventions
+    assert list(cdkit.layers_within(part.layers, 32)) == [*range(32)]
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(cdkit.CdkitError, match=r"gamma must be in \[0, 1\], got 1.5"):
+        cdkit.load("vista", gamma=1.5)
+    with pytest.raises(cdkit.CdkitError, match="strength must be a finite number >= 0, got -1"):
+        cdkit.load("vista", strength=-1.0)

@@ -5,7 +5,7 @@
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,17 +67,23 @@ class Recorder:
         return compile(source, target=GPUTarget("cuda", capability, 32))
 
 
-@pytest.mark.parametrize("one", [True, False], ids=["one value", "a value for each"])
+def shapes() -> Iterator[Any]:
+    """A call for each dtype, and, as `slow`, more shapes and the other kind of replacement."""
+    for dtype, capability, heads, kv_heads, dim, few in (
+        (torch.bfloat16, 90, 32, 32, 128, False),
+        (torch.bfloat16, 80, 28, 4, 128, True),
+        (torch.float16, 80, 32, 32, 80, False),
+        (torch.float16, 90, 8, 4, 256, True),
+        (torch.float32, 80, 14, 2, 64, True),
+    ):
+        for one in True, False:
+            # a value for each image token takes more shared memory
+            marks = () if few and not one else pytest.mark.slow
+            yield pytest.param(dtype, capability, heads, kv_heads, dim, one, marks=marks)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "capability", "heads", "kv_heads", "dim"),
-    [
-        (torch.bfloat16, 90, 32, 32, 128),
-        (torch.bfloat16, 80, 28, 4, 128),
-        (torch.float16, 80, 32, 32, 80),
-        (torch.float16, 90, 8, 4, 256),
-        (torch.float32, 80, 14, 2, 64),
-    ],
-    ids=str,
+    ("dtype", "capability", "heads", "kv_heads", "dim", "one"), list(shapes()), ids=str
 )
 def test_compiles(
     dtype: torch.dtype, capability: int, heads: int, kv_heads: int, dim: int, one: bool
@@ -108,8 +114,8 @@ def test_compiles(
         scaling=dim**-0.5,
         sinks=torch.empty(heads, dtype=dtype),
     )
-    for recorder in split, add:
-        binary = recorder.compiled(capability)
+    binaries = [recorder.compiled(capability) for recorder in (split, add)]
+    for binary in binaries:
         assert binary.asm["cubin"] and binary.metadata.shared <= SHARED
-    products = split.compiled(capability).asm["ptx"].count("mma.sync")
+    products = binaries[0].asm["ptx"].count("mma.sync")
     assert (products > 0) == (dtype != torch.float32)  # halves go to the tensor cores

@@ -1,5 +1,8 @@
 """Whole answers with the kernels under Triton's interpreter. `test_generated_rows.py` runs this
-file, in a process in which Triton is imported for its interpreter."""
+file, in a process in which Triton is imported for its interpreter.
+
+The interpreter is slow, so what is marked `slow` runs with `pytest -m slow` alone.
+"""
 
 import copy
 import os
@@ -37,7 +40,10 @@ CASES = (
     *("cmac", "cmac-head", "cmac_imd", "imccd", "attention_mask", "attention_mask-row"),
     *("value_noise", "value_noise-head"),
 )
+FEW = ("attention_mask-row", "value_noise-head")
+"""Two effects, each with a scope of its own; beams have the third."""
 STEPS = 3
+slow = pytest.mark.slow
 
 
 class Spy:
@@ -70,19 +76,26 @@ def check(kv_heads: int, case: str, samples: tuple[Sample, ...], **how: Any) -> 
     assert torch.equal(ran.tokens, expected["combined"].argmax(-1))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in FEW else pytest.param(case, marks=slow) for case in CASES]
+)
 def test_every_variant_equals_the_reference(case: str, spy: Spy) -> None:
     """A padded batch, grouped heads, one prompt with two images."""
     check(2, case, MIXED)
     assert spy.calls == LAYERS * (STEPS - 1)
 
 
-@pytest.mark.parametrize(("case", "kv_heads"), [("cmac", 4), ("cmac", 1), ("value_noise", 1)])
+@slow
+@pytest.mark.parametrize(
+    ("case", "kv_heads"),
+    [("cmac", 4), ("cmac", 1), ("value_noise", 1)],
+)
 def test_one_prompt(case: str, kv_heads: int, spy: Spy) -> None:
     check(kv_heads, case, MIXED[:1])
     assert spy.calls == LAYERS * (STEPS - 1)
 
 
+@slow
 @pytest.mark.parametrize("alone", ["shared_prefix", "one_forward"])
 def test_every_row_has_all_of_its_columns(alone: str, spy: Spy) -> None:
     check(2, "cmac", MIXED[:2], optimize=[alone, "fast_kernels", "row_kernel"])
@@ -98,12 +111,16 @@ def same(method: cdkit.Method, samples: tuple[Sample, ...], **how: Any) -> Ran:
     return own
 
 
-@pytest.mark.parametrize("name", ["cmac", "value_noise", "imccd"])
+@pytest.mark.parametrize(
+    "name",
+    ["cmac", pytest.param("value_noise", marks=slow), pytest.param("imccd", marks=slow)],
+)
 def test_beams(name: str, spy: Spy) -> None:
     same(cdkit.load(name), MIXED[:2], num_beams=2)
     assert spy.calls == LAYERS * (STEPS - 1)
 
 
+@slow
 def test_samples() -> None:
     torch.manual_seed(3)
     ran = generate(tiny(2), cdkit.load("cmac"), MIXED[:2], steps=STEPS, do_sample=True)
@@ -131,6 +148,7 @@ def test_several_branches_with_changes_of_their_own(spy: Spy) -> None:
     assert spy.calls == 2 * LAYERS * (STEPS - 1)
 
 
+@slow
 def test_an_identical_branch_and_calibration_alone(spy: Spy) -> None:
     same(cdkit.load("identical"), MIXED)
     assert spy.calls == LAYERS * (STEPS - 1)
@@ -140,6 +158,7 @@ def test_an_identical_branch_and_calibration_alone(spy: Spy) -> None:
     assert_close(ran.logits, {"original": original, "combined": original}, within=1e-8)
 
 
+@slow
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 def test_other_dtypes(dtype: torch.dtype, within: float, spy: Spy) -> None:
     """The first generated row differs from that of the operators by rounding."""
@@ -160,11 +179,11 @@ def test_other_dtypes(dtype: torch.dtype, within: float, spy: Spy) -> None:
     ("name", "how"),
     [
         ("cmac", {"optimize": ALL - {"row_kernel"}}),
-        ("cmac", {"optimize": False}),
-        ("cmac", {"trace": ("logits", "mask")}),
+        pytest.param("cmac", {"optimize": False}, marks=slow),
+        pytest.param("cmac", {"trace": ("logits", "mask")}, marks=slow),
         ("moving", {}),  # generated queries move
-        ("pai", {}),  # it changes the logits of the original branch
-        ("random_mask", {}),  # its cells are not those above a mean
+        pytest.param("pai", {}, marks=slow),  # it changes the logits of the original branch
+        pytest.param("random_mask", {}, marks=slow),  # its cells are not those above a mean
         ("imccd_chair", {}),  # its gate reads the attention
     ],
 )

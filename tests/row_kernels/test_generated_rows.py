@@ -1,7 +1,7 @@
 """The kernels for generated rows: computed by Triton's interpreter, and compiled for GPUs.
 
-Each of the files it names runs in a process of its own: Triton decides when it is imported whether
-it interprets, and other tests import it, too.
+The files it names run in processes of their own: Triton decides when it is imported whether it
+interprets, and other tests import it, too.
 """
 
 import importlib.util
@@ -24,16 +24,11 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-@needs_triton
-@pytest.mark.parametrize(
-    ("file", "interpret"),
-    [("interpreted_rows.py", "1"), ("interpreted_answers.py", "1"), ("compiled_rows.py", "0")],
-)
-def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
+def run_files(interpret: str, *given: str, cache: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", HERE / file],
-        env=os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=HERE.parents[1],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *given],
+        env=os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(cache)},
+        cwd=HERE,
         capture_output=True,
         text=True,
     )
@@ -41,12 +36,31 @@ def test_in_its_own_process(file: str, interpret: str, tmp_path: Path) -> None:
     assert " passed" in run.stdout and "skipped" not in run.stdout
 
 
+@needs_triton
+def test_interpreted(tmp_path: Path) -> None:
+    run_files("1", "interpreted_rows.py", "interpreted_answers.py", cache=tmp_path)
+
+
+@needs_triton
+def test_compiled(tmp_path: Path) -> None:
+    run_files("0", "compiled_rows.py", cache=tmp_path)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("interpret", "file"), [("1", "interpreted_answers.py"), ("0", "compiled_rows.py")]
+)
+def test_the_rest(interpret: str, file: str, tmp_path: Path) -> None:
+    run_files(interpret, file, "-m", "slow", cache=tmp_path)
+
+
 def test_nothing_of_triton_is_imported_without_cuda() -> None:
     code = (
         "import sys, torch\n"
         "from cdkit.row_kernels.choice import find_kernels\n"
         "assert 'triton' not in sys.modules\n"
-        "assert find_kernels(torch.device('cpu'), torch.float32) is None\n"
+        "assert find_kernels(torch.device('cpu'), torch.float32, [64]) is None\n"
         "assert 'triton' not in sys.modules\n"
         "import cdkit.attachment\n"  # transformers imports Triton itself, where it is installed
         "assert 'cdkit.row_kernels.triton_rows' not in sys.modules\n"
@@ -56,12 +70,14 @@ def test_nothing_of_triton_is_imported_without_cuda() -> None:
 
 
 def test_where_no_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other devices, other dtypes, and machines without Triton."""
-    assert find_kernels(torch.device("cpu"), torch.float32) is None
+    """Other devices, other dtypes, heads too large or not known, and machines without Triton."""
+    assert find_kernels(torch.device("cpu"), torch.float32, [64]) is None
     monkeypatch.setattr(choice, "DEVICES", ("cpu",))
-    assert find_kernels(torch.device("cpu"), torch.float64) is None
+    assert find_kernels(torch.device("cpu"), torch.float64, [64]) is None
+    for heads in [512], [64, 512], []:
+        assert find_kernels(torch.device("cpu"), torch.float32, heads) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert find_kernels(torch.device("cpu"), torch.float32) is None
+    assert find_kernels(torch.device("cpu"), torch.float32, [64]) is None
 
 
 def test_splits() -> None:

@@ -16,7 +16,7 @@ from row_kernels.row_cases import Case, cases, check
 
 HALF, SINGLE = torch.bfloat16, torch.float32
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or find_kernels(torch.device("cuda"), HALF) is None,
+    not torch.cuda.is_available() or find_kernels(torch.device("cuda"), HALF, [128]) is None,
     reason="needs an NVIDIA GPU of compute capability 8.0 or later, and Triton",
 )
 

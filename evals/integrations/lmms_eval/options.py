@@ -104,6 +104,7 @@ def read_options(given: Mapping[str, Any]) -> Options:
         chosen |= {"protocol": protocol, "model_type": kind}
         parameters = protocol.at(model=kind).parameters(method) | parameters
     chosen["method"] = cdkit.load(method, **parameters)
+    chosen["method"].check_complete()
     return Options(**chosen)
 
 

@@ -13,6 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.ablation import grid_toml, plan
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.runner.modes import DECODE, Decode
+from cdkit.interfaces.vector_file import read_vectors
 
 PRESETS = Path(cdkit.strategies.__path__[0]) / "presets"
 
@@ -40,6 +41,21 @@ def test_every_preset_is_in_the_methods_grid_or_left_out_with_a_reason() -> None
     assert there == {file.stem for file in PRESETS.glob("*.toml")}
     grouped = [name for names in grid.tables.values() for name in names]
     assert sorted(grouped) == sorted(grid.methods)
+
+
+def test_the_directions_in_the_methods_grid_are_the_embedded_model_s() -> None:
+    """A model that was trained anew needs new ones: the grid says how they are made."""
+    model, _ = cdkit.load_model("micro")
+    decoder = cdkit.adapter_for(model).decoder(model)
+    grid = grid_toml.read_grid("methods")
+    steered = {
+        name: file for name, spec in grid.methods.items() for file in plan.method_of(spec).files
+    }
+    assert {"vti", "vti shuffled", "nullu", "nullu shuffled"} <= steered.keys()
+    for name, file in steered.items():
+        found = read_vectors(file)
+        found.check(decoder, model.config.text_config.num_hidden_layers, file)
+        assert found.manifest["shuffled"] == (0 if "shuffled" in name else None)
 
 
 def test_the_methods_grid_decodes_in_every_mode_of_a_grid() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from evals.small_run import answered, predictions, proof, run, some
+from generation.presets import RUNNABLE
 from rich.console import Console
 
 import cdkit
@@ -31,6 +32,7 @@ from cdkit.methods.method import Method
 
 KINDS: Mapping[str, Callable[[Method], object]] = {
     "intervention": lambda m: m.interventions,
+    "state intervention": lambda m: m.live_state_interventions,
     "readout": lambda m: m.readout,
     "schedule": lambda m: m.schedules,
     "step": lambda m: m.combiner.stateful,
@@ -44,7 +46,7 @@ KINDS: Mapping[str, Callable[[Method], object]] = {
     "two branches": lambda m: len(m.live_branches) > 1,
     "cut of its own": lambda m: not m.combiner.is_identity,
 }
-METHODS = {name: cdkit.load(name) for name in cdkit.presets()}
+METHODS = {name: cdkit.load(name) for name in RUNNABLE}
 CHOSEN = {
     kind: next(name for name, method in METHODS.items() if of(method))
     for kind, of in KINDS.items()
@@ -175,7 +177,7 @@ def test_the_proof_notices_schedules_that_are_left_out(
         proof(work, engine, found)
 
 
-@pytest.mark.parametrize("kind", ["intervention", "readout", "schedule"])
+@pytest.mark.parametrize("kind", ["intervention", "state intervention", "readout", "schedule"])
 def test_what_changes_the_original_branch_runs_apart(kind: str) -> None:
     variants = [Variant(name, METHODS[name]) for name in ("plain", "plausibility", CHOSEN[kind])]
     together = [{variant.name for variant in work.variants} for work in passes(variants)]

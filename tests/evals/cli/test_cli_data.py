@@ -23,7 +23,7 @@ def refused(*arguments: str | Path) -> str:
     return line
 
 
-@pytest.mark.parametrize("command", ["check", "micro-world", "build-pope"])
+@pytest.mark.parametrize("command", ["check", "micro-world", "micro-pairs", "build-pope"])
 def test_help_has_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0 and f"• cdkit data {command}" in result.stdout

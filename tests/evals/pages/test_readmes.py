@@ -7,11 +7,11 @@ from types import ModuleType
 import pytest
 
 import cdkit
-from cdkit.evals.pages import methods_page, models_readme, strategies_readme
+from cdkit.evals.pages import methods_page, models_readme, strategies_readme, which_method
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = pytest.mark.parametrize("module", [strategies_readme, models_readme])
+PAGES = pytest.mark.parametrize("module", [strategies_readme, models_readme, which_method])
 
 
 def links(page: str) -> set[str]:

@@ -12,12 +12,13 @@ from evals.eval_run import answer, draw, parts_of
 from evals.finished_runs import MANIFEST
 from safetensors.torch import load_file
 
+import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.grid_run import RunOutcome
 from cdkit.evals.comparison.comparable import _other_files
 from cdkit.evals.reports.results import MODES
 from cdkit.evals.runner import fingerprints
-from cdkit.evals.runner.fingerprints import changed_files, model_files
+from cdkit.evals.runner.fingerprints import changed_files, method_hash, model_files
 from cdkit.evals.runner.finished import FinishedRun
 from cdkit.pretrained import micro_path
 
@@ -58,6 +59,20 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "vocab.txt": new_file("vocab.txt"),
     "additional_chat_templates/tool.jinja": new_file("additional_chat_templates/tool.jinja"),
 }
+
+
+def test_a_file_of_a_method_counts_by_its_content(tmp_path: Path) -> None:
+    """So a resumed run notices another file under the same name, and not another place."""
+    one, other, moved = (tmp_path / f"{name}.safetensors" for name in ("one", "other", "moved"))
+    one.write_bytes(b"1")
+    moved.write_bytes(b"1")
+    other.write_bytes(b"2")
+    hashes = [method_hash(cdkit.load("nullu", vectors=path)) for path in (one, moved, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    one.write_bytes(b"2")
+    assert method_hash(cdkit.load("nullu", vectors=one)) == hashes[2]
+    with pytest.raises(CdkitError, match="nowhere cannot be read"):
+        method_hash(cdkit.load("nullu", vectors=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("file", CHANGES)

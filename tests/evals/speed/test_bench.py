@@ -92,7 +92,7 @@ def test_the_loop_without_a_method_is_generate(model: Any, prompts: Prompts) -> 
         ("opera", "over_trust"),
         ("dola", "premature_layers"),
         ("m3id", "growth"),
-        ("plain", "has no distorted branch"),
+        ("plain", "it has no distorted branch, no calibrator and no intervention"),
         ("lcd", "entropy_contrast weighs a branch by what its logits are"),
     ],
 )

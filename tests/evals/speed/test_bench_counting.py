@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit.evals.speed import counting
+from cdkit.evals.speed.agreement import Agreement
 from cdkit.evals.speed.bench_results import BenchSection
 from cdkit.evals.speed.bench_run import Bench
 from cdkit.evals.speed.bench_runners import GenerateRunner, Tick
@@ -104,7 +105,7 @@ def bench_of(plain: TokenCalls, own: TokenCalls) -> Bench:
         weights=5,
         taken={PLAIN_NAME: taken, NAME: taken},
         calls={PLAIN_NAME: plain, NAME: own},
-        agreements={},
+        agreements={PLAIN_NAME: Agreement(0.0, 1.0), NAME: Agreement(0.0, 1.0)},
         one_candidate={},
     )
     return Bench(BenchSettings(methods=("vcd",)), {}, "", (section,))
@@ -112,15 +113,15 @@ def bench_of(plain: TokenCalls, own: TokenCalls) -> Bench:
 
 def test_tables_show_kernels_where_there_are_any() -> None:
     bench = bench_of(TokenCalls(200.0, 100.0), TokenCalls(250.0, 110.0))
-    heads, plain, own = lines(bench.sections[0])
+    heads, plain, own = lines(bench.to_dict()["sections"][0])
     assert heads[-2:] == ["operators a token", "kernels a token"]
     assert plain[-2:] == ["200", "100"] and own[-2:] == ["250 (1.25)", "110 (1.10)"]
-    assert any("Kernels a token" in line for line in how_to_read(bench))
+    assert any("Kernels a token" in line for line in how_to_read(bench.to_dict()))
 
 
 def test_tables_of_a_cpu_have_operators_alone() -> None:
     bench = bench_of(TokenCalls(200.0), TokenCalls(203.5))
-    heads, plain, own = lines(bench.sections[0])
+    heads, plain, own = lines(bench.to_dict()["sections"][0])
     assert heads[-1] == "operators a token" and len(heads) == len(plain) == len(own)
     assert plain[-1] == "200" and own[-1] == "204 (1.02)"
-    assert not any("Kernels" in line for line in how_to_read(bench))
+    assert not any("Kernels" in line for line in how_to_read(bench.to_dict()))

@@ -16,7 +16,7 @@ class Damp(cdkit.StateIntervention):
     """Layer outputs of all text tokens times `1 - strength`."""
 
     site: ClassVar[cdkit.Site] = "layer"
-    rows: ClassVar[cdkit.EditedRows] = "text"  # type: ignore[misc]
+    rows = "text"
     switch: ClassVar[str] = "strength"
 
     strength: float = 0.1

@@ -1,0 +1,125 @@
+"""What each preset costs and shows: `python -m cdkit.evals.pages.method_evidence RUN`.
+
+RUN is a finished `cdkit ablate methods`. The operators of a token are counted on the embedded
+model. No time is measured, so any machine gives the same file for the same versions.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cdkit
+from cdkit.errors import CdkitError
+from cdkit.evals.pages.methods_page import presets_of_cdkit
+from cdkit.evals.speed.bench_runners import GenerateRunner
+from cdkit.evals.speed.counting import counted
+from cdkit.evals.speed.prompts import make_prompts
+from cdkit.methods.method import Method
+
+FILE = "method_evidence.json"
+PAGE = Path("evals/pages") / FILE
+METRICS: Mapping[str, tuple[str, str]] = {
+    "pope": ("pope_adversarial", "accuracy"),
+    "chair": ("chair", "chair_s"),
+}
+"""Name in the file -> benchmark and metric of the grid."""
+TEXT_TOKENS, NEW_TOKENS = 24, 9
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A difference to the plain model under greedy decoding, as a share of one."""
+
+    difference: float
+    low: float
+    high: float
+    verdict: str
+    """As the grid's table says: "better", "worse", or nothing."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one preset."""
+
+    operators: float | None
+    """PyTorch operators that Python calls for one token, over those of plain decoding; None where
+    the preset does not decode greedily, or needs a file."""
+    shown: Mapping[str, Shown]
+    """Key of `METRICS` -> what the grid found; without those that it did not run."""
+
+
+def evidence() -> Mapping[str, Evidence]:
+    """What the packaged file holds, by preset."""
+    text = (resources.files("cdkit.evals.pages") / FILE).read_text("utf-8")
+    return {
+        name: Evidence(own["operators"], {key: Shown(**cell) for key, cell in own["shown"].items()})
+        for name, own in json.loads(text)["presets"].items()
+    }
+
+
+def operators(names: Iterator[str] | list[str]) -> dict[str, float | None]:
+    """Count the operators of a token on the embedded model, one prompt, for each preset."""
+    model, processor = cdkit.load_model("micro")
+    prompts = make_prompts(model, batch=1, text_tokens=TEXT_TOKENS, new_tokens=NEW_TOKENS, seed=0)
+
+    def of(method: Method | None) -> float:
+        runner = GenerateRunner(model, prompts, method, processor, True)
+        return counted(runner, model.device, further=NEW_TOKENS - 1).operators
+
+    plain = of(None)
+    found: dict[str, float | None] = {}
+    for name in names:
+        try:
+            method = cdkit.load(name)
+            found[name] = round(of(method) / plain, 2) if "greedy" in method.modes else None
+        except CdkitError:
+            found[name] = None  # a vector file is missing
+    return found
+
+
+def shown_in(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The differences of a finished grid, by preset."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    with (run / "tables" / "tables.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for key, (benchmark, metric) in METRICS.items():
+                here = (row["benchmark"], row["metric"], row["mode"]) == (
+                    benchmark,
+                    metric,
+                    "greedy",
+                )
+                if here and row["difference"]:
+                    found.setdefault(row["method"], {})[key] = {
+                        "difference": round(float(row["difference"]), 4),
+                        "low": round(float(row["difference_low"]), 4),
+                        "high": round(float(row["difference_high"]), 4),
+                        "verdict": row["verdict"],
+                    }
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Write the file."""
+    if len(arguments) != 1 or not (Path(arguments[0]) / "tables" / "tables.csv").is_file():
+        sys.exit(
+            "usage: python -m cdkit.evals.pages.method_evidence RUN, from the root of a checkout; "
+            "RUN is the folder of a finished `cdkit ablate methods`"
+        )
+    names = [entry.name for entry in presets_of_cdkit()]
+    counts, shown = operators(names), shown_in(Path(arguments[0]))
+    presets = {
+        name: {"operators": counts[name], "shown": shown.get(name, {})} for name in sorted(names)
+    }
+    if not PAGE.parent.is_dir():
+        sys.exit(f"error: {PAGE} is written from the root of a checkout; {Path.cwd()} is none")
+    PAGE.write_text(json.dumps({"presets": presets}, indent=1) + "\n", "utf-8", newline="\n")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

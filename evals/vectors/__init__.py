@@ -1,0 +1,1 @@
+"""Directions from demonstrations: pairs of captions, their states in a model, the file."""
