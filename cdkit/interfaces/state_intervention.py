@@ -159,6 +159,13 @@ class StateIntervention(Part, abc.ABC):
         return bool(self.switch) and getattr(self, self.switch) == 0
 
     @property
+    def needs_whole_calls(self) -> bool:
+        """Whether a call of the decoder must hold the whole prompt, or one generated token: the
+        attention to the image is told for one token of a call, and what is remembered grows call by
+        call."""
+        return self.needs_whole_prompt or self.remembers or "image_attention" in self.reads
+
+    @property
     def keeps_prefix(self) -> bool:
         """Whether it changes nothing before the last token of the prompt. Then branches may share
         the states of the prompt's beginning."""

@@ -202,6 +202,11 @@ class Method:
                     f"{kind_of(part)} reads the image, which branch {unseen[0]!r} does not see: "
                     "let it act on other branches"
                 )
+            if self.loop is not None and part.needs_whole_calls:
+                raise CdkitError(
+                    f"{kind_of(self.loop)} may put several tokens of an answer into one call of "
+                    f"the decoder, and {kind_of(part)} needs one call for each: use one of them"
+                )
             reads = part.prompt_branches if "prompt_states" in part.reads else ()
             every = (*there, *(branch.name for branch in self.prompt_branches))
             for name in reads:
@@ -309,12 +314,12 @@ class Method:
         self,
     ) -> tuple[AttentionDistortion | Intervention | StateIntervention, ...]:
         """The parts that need all rows of a prompt in one call."""
-        parts: list[AttentionDistortion | Intervention | StateIntervention] = [
+        parts: list[AttentionDistortion | Intervention] = [
             *self.interventions,
-            *self.live_state_interventions,
+            *(d for branch in self.branches for d in branch.attention),
         ]
-        parts += [d for branch in self.branches for d in branch.attention]
-        return tuple(part for part in parts if part.needs_whole_prompt or part.remembers)
+        parts = [part for part in parts if part.needs_whole_prompt or part.remembers]
+        return (*parts, *(p for p in self.live_state_interventions if p.needs_whole_calls))
 
     @property
     def remembering(self) -> AttentionDistortion | Intervention | StateIntervention | None:
