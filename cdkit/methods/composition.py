@@ -4,12 +4,15 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.combiner import COMBINERS, LogitCombiner
 from cdkit.interfaces.intervention import Intervention
+from cdkit.interfaces.state_intervention import StateIntervention
 from cdkit.methods.method import Branch, Method, kind_of
+
+Changes = TypeVar("Changes", Intervention, StateIntervention)
 
 DEFAULT_BRANCH = re.compile(r"distorted(_\d+)?")
 """Names that a branch gets where a configuration gives it none."""
@@ -56,7 +59,15 @@ def _joined(a: Method, b: Method) -> Method:
         combiner=combiner,
         branches=branches,
         calibrator=_one_of(a, b, "calibrator"),
-        interventions=_interventions(a, b, *names),
+        interventions=_joined_parts(
+            a, b, *(_renamed(m.interventions, own) for m, own in zip((a, b), names, strict=True))
+        ),
+        state_interventions=_joined_parts(
+            a,
+            b,
+            *(_renamed(m.state_interventions, own) for m, own in zip((a, b), names, strict=True)),
+        ),
+        prompt_branches=_prompt_branches(a, b, *names),
         readout=_one_of(a, b, "readout"),
         schedules=_schedules(a, b),
         loop=_one_of(a, b, "loop"),
@@ -95,6 +106,9 @@ def _branch_names(a: Method, b: Method) -> tuple[dict[str, str], dict[str, str]]
             for branch in method.branches
             if branch in method.live_branches
             or any(branch.name in i.branches for i in method.interventions)
+            or any(
+                branch.name in (*i.branches, *i.prompt_branches) for i in method.state_interventions
+            )
         ]
         for method in (a, b)
     ]
@@ -189,14 +203,15 @@ def _schedules(a: Method, b: Method) -> tuple[Any, ...]:
     return a.schedules or b.schedules
 
 
-def _interventions(
-    a: Method, b: Method, of_a: Mapping[str, str], of_b: Mapping[str, str]
-) -> tuple[Intervention, ...]:
-    def renamed(own: Sequence[Intervention], names: Mapping[str, str]) -> list[Intervention]:
-        changed: list[Any] = list(own)
-        return [replace(i, branches=tuple(names.get(n, n) for n in i.branches)) for i in changed]
+def _renamed(parts: Sequence[Changes], names: Mapping[str, str]) -> list[Changes]:
+    """The parts in branches with other names."""
+    changed: list[Any] = list(parts)
+    return [replace(i, branches=tuple(names.get(n, n) for n in i.branches)) for i in changed]
 
-    first, second = renamed(a.interventions, of_a), renamed(b.interventions, of_b)
+
+def _joined_parts(
+    a: Method, b: Method, first: Sequence[Changes], second: Sequence[Changes]
+) -> tuple[Changes, ...]:
     for one in first:
         for other in second:
             where = set(one.branches) & set(other.branches)
@@ -208,3 +223,29 @@ def _interventions(
                     "would change what the other made: take one of them",
                 )
     return (*first, *second)
+
+
+def _prompt_branches(
+    a: Method, b: Method, of_a: Mapping[str, str], of_b: Mapping[str, str]
+) -> tuple[Branch, ...]:
+    """The branches that run for the prompt alone; one that both have runs once."""
+    joined: dict[str, Branch] = {}
+    for method, names in ((a, of_a), (b, of_b)):
+        for part in method.state_interventions:
+            moved = [n for n in part.prompt_branches if names.get(n, n) != n]
+            if moved:
+                raise _refused(
+                    a,
+                    b,
+                    f"have a branch {moved[0]!r}, whose states {kind_of(part)} of {method.name} "
+                    "reads: give one of the two another name",
+                )
+        for branch in method.prompt_branches:
+            if joined.setdefault(branch.name, branch) != branch:
+                raise _refused(
+                    a,
+                    b,
+                    f"run a branch {branch.name!r} for the prompt, and not the same one: give one "
+                    "of the two another name",
+                )
+    return tuple(joined.values())

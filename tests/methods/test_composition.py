@@ -52,6 +52,8 @@ def test_every_pair_is_refused_at_once_or_joins_all_parts() -> None:
         assert made.name == f"{first}+{second}"
         for own in (a, b):
             assert set(map(type, own.interventions)) <= set(map(type, made.interventions))
+            assert set(own.state_interventions) <= set(made.state_interventions) or own.branches
+            assert set(own.prompt_branches) <= set(made.prompt_branches)
             assert {d for x in own.live_branches for d in x.distortions} <= {
                 d for x in made.live_branches for d in x.distortions
             }
@@ -110,6 +112,7 @@ def test_a_combiner_on_what_the_other_makes(name: str) -> None:
         ("cmac+cmac", "both are the same method"),
         ("pai+vcd+pai", "cannot put pai.vcd and pai together"),
         ("vdd+vdd_none", r"both contrast with the same branch \(no_image\)"),
+        ("vhr+spin+vhr", r"cannot put vhr.spin and vhr together: both have the intervention head_r"),
         ("cmac+", "NAME.NAME, got 'cmac.'"),
         ("cmac+vcdx", "no method is called 'vcdx'. Did you mean 'vcd'"),
     ],
@@ -117,6 +120,35 @@ def test_a_combiner_on_what_the_other_makes(name: str) -> None:
 def test_what_does_not_go_together_is_refused(name: str, why: str) -> None:
     with pytest.raises(cdkit.CdkitError, match=why):
         cdkit.load(name)
+
+
+def test_two_that_change_hidden_states() -> None:
+    """The branch that both read runs once for the prompt; each has the effect that it has alone."""
+    made = cdkit.load("vhr+vista", bucket=(0.3, 1.0))
+    assert [branch.name for branch in made.prompt_branches] == ["without_image"]
+    both, plain = (
+        generate(tiny(2), made, SAMPLES, optimize=optimize).logits for optimize in (True, False)
+    )
+    assert_close(both, plain, within=1e-9)
+    for alone in (cdkit.load("vhr"), cdkit.load("vista", bucket=(0.3, 1.0))):
+        other = generate(tiny(2), alone, SAMPLES).logits["original"][:, 0]
+        assert ((both["original"][:, 0] - other).abs().amax(-1) > 1e-3).all()
+
+
+def test_a_branch_whose_states_are_read_keeps_its_name() -> None:
+    steered = cdkit.load("vista")
+    (part,) = steered.state_interventions
+    contrasted: Any = replace(
+        cdkit.load("vcd"), state_interventions=(replace(part, without="distorted"),)  # type: ignore[call-arg]
+    )
+    with pytest.raises(cdkit.CdkitError, match="whose states visual_steering of vcd reads"):
+        cdkit.compose(contrasted, cdkit.load("ritual", beta=0.1))
+    other = replace(
+        cdkit.load("vhr"),
+        prompt_branches=(replace(steered.prompt_branches[0], distortions=cdkit.load("vcd").branches[0].distortions),),
+    )
+    with pytest.raises(cdkit.CdkitError, match="run a branch 'without_image' for the prompt"):
+        cdkit.compose(steered, other)
 
 
 def test_parameters_of_a_composed_method() -> None:
