@@ -110,6 +110,8 @@ def site_call(
         return None
     mask = state.token_mask
     kinds = TokenKinds.of(group.layout, lambda: mask.joined()[group.rows, :stop], start, stop)
+    # what is remembered of a part of the prompt would not be that of the whole
+    memory = state.memory if stop >= group.layout.length else {}
     return StateCall(
         states=states,
         table=table,
@@ -119,4 +121,5 @@ def site_call(
         attention=record.head_attention,
         read_out=functools.partial(attached.adapter.logits, attached.model),
         layer_state={branch: {} for branch in group.branches},
+        memory=lambda branch, layer: memory.setdefault((layer, branch), {}),
     )

@@ -49,6 +49,7 @@ def site_call(
     states = attached.states
     if states is None or branch.answer_states is None:
         return None
+    whole = branch.columns >= branch.layout.length
     return StateCall(
         states=states,
         table=states.table((name,)),
@@ -58,4 +59,5 @@ def site_call(
         attention=attention,
         read_out=functools.partial(attached.adapter.logits, attached.model),
         layer_state={name: {}},
+        memory=lambda _, layer: branch.memory[layer] if whole else {},
     )

@@ -8,7 +8,6 @@ from cdkit.methods.method import Method, kind_of
 WHOLE_PROMPT = {
     "prompt_states": "reads the states of the prompt's last token, before the prompt goes in",
     "image_features": "reads the image tokens' embeddings, which come with the prompt",
-    "image_attention": "reads where the prompt's last token looks",
 }
 """What an intervention reads -> why the prompt must come whole."""
 

@@ -74,7 +74,7 @@ class PromptStates:
 class StateSegment:
     """The states of one branch at one site of one layer, in one call of the decoder.
 
-    Nothing but `layer_state` may be written to.
+    Nothing may be written to but `layer_state`, and `memory` by an intervention that `remembers`.
     """
 
     states: Float[Tensor, "rows tokens *hidden"]
@@ -115,6 +115,10 @@ class StateSegment:
     layer_state: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
     """What one layer passes on to the layers above it in the same call, (rows, ...) each. An
     intervention uses itself as the key."""
+    memory: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
+    """What an intervention that `remembers` keeps in this layer for the whole answer, (rows, ...)
+    each; the engine reorders and repeats it with the beams. It uses itself as the key, and never
+    writes into a tensor."""
 
 
 class StateIntervention(Part, abc.ABC):
@@ -145,11 +149,21 @@ class StateIntervention(Part, abc.ABC):
     needs_whole_prompt: ClassVar[bool] = False
     """Whether a token's new state depends on the call's other tokens. Then the engine refuses
     arguments that split the prompt, or run it again with an answer behind it."""
+    remembers: ClassVar[bool] = False
+    """Whether it keeps something in `StateSegment.memory` from call to call, such as what the
+    prompt showed. Then the same arguments are refused, and decode loops that take tokens back."""
 
     @property
     def is_identity(self) -> bool:
         """Whether these parameters change nothing."""
         return bool(self.switch) and getattr(self, self.switch) == 0
+
+    @property
+    def needs_whole_calls(self) -> bool:
+        """Whether a call of the decoder must hold the whole prompt, or one generated token: the
+        attention to the image is told for one token of a call, and what is remembered grows call by
+        call."""
+        return self.needs_whole_prompt or self.remembers or "image_attention" in self.reads
 
     @property
     def keeps_prefix(self) -> bool:

@@ -202,6 +202,11 @@ class Method:
                     f"{kind_of(part)} reads the image, which branch {unseen[0]!r} does not see: "
                     "let it act on other branches"
                 )
+            if self.loop is not None and part.needs_whole_calls:
+                raise CdkitError(
+                    f"{kind_of(self.loop)} may put several tokens of an answer into one call of "
+                    f"the decoder, and {kind_of(part)} needs one call for each: use one of them"
+                )
             reads = part.prompt_branches if "prompt_states" in part.reads else ()
             every = (*there, *(branch.name for branch in self.prompt_branches))
             for name in reads:
@@ -309,20 +314,17 @@ class Method:
         self,
     ) -> tuple[AttentionDistortion | Intervention | StateIntervention, ...]:
         """The parts that need all rows of a prompt in one call."""
-        attention = (part for part in self._attention_parts if part.needs_whole_prompt)
-        states = (part for part in self.live_state_interventions if part.needs_whole_prompt)
-        remembering = () if self.remembering is None else (self.remembering,)
-        return (*remembering, *attention, *states)
+        parts: list[AttentionDistortion | Intervention] = [
+            *self.interventions,
+            *(d for branch in self.branches for d in branch.attention),
+        ]
+        parts = [part for part in parts if part.needs_whole_prompt or part.remembers]
+        return (*parts, *(p for p in self.live_state_interventions if p.needs_whole_calls))
 
     @property
-    def remembering(self) -> AttentionDistortion | Intervention | None:
+    def remembering(self) -> AttentionDistortion | Intervention | StateIntervention | None:
         """The first part that keeps something from step to step; None where none does."""
-        return next((part for part in self._attention_parts if part.remembers), None)
-
-    @property
-    def _attention_parts(self) -> tuple[AttentionDistortion | Intervention, ...]:
-        own = (d for branch in self.branches for d in branch.attention)
-        return (*self.interventions, *own)
+        return next((part for part in self.whole_prompt_parts if part.remembers), None)
 
     def combine(
         self,

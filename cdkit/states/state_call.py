@@ -69,6 +69,8 @@ class StateCall:
     """Next-token logits of states between two layers."""
     layer_state: Mapping[str, dict[Hashable, Tensor]]
     """Branch -> what its layers leave to those above them."""
+    memory: Callable[[str, int], dict[Hashable, Tensor]]
+    """(branch, layer) -> what interventions remember there; they write to it."""
     entered: dict[int, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
     """Layer -> the last token's state before it."""
     on_devices: dict[torch.device, TokenKinds] = field(default_factory=dict)
@@ -133,6 +135,8 @@ class StateCall:
         if "layer_logits" in part.reads:
             logits = self.read_out(self.entered[layer][rows]).to(device)
             more["layer_logits"] = logits if logits.dtype.itemsize >= 4 else logits.float()
+        if part.remembers:
+            more["memory"] = self.memory(branch, layer)
         segment = StateSegment(
             states=states,
             token_mask=kinds.token_mask[rows],

@@ -2,7 +2,7 @@
 `cdkit.testing`."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +52,25 @@ def example_prompts(part: StateIntervention, model: ModelFacts) -> PromptStates:
     return PromptStates(states, model.layers, model.depth)
 
 
+Memory = Mapping[int, dict[Hashable, Tensor]]
+"""Layer -> what is remembered there."""
+
+
 @dataclass(frozen=True, eq=False)
 class ExampleCall:
     """One call of the decoder: a segment for each layer in which the intervention acts."""
 
     segments: tuple[StateSegment, ...]
 
-    def changed(self, part: StateIntervention) -> list[Tensor]:
-        """The new states of each layer; what a layer passes on starts empty."""
-        passed_on: dict[Any, Tensor] = {}
+    def changed(self, part: StateIntervention, memory: Memory | None = None) -> list[Tensor]:
+        """The new states of each layer. What a layer passes on starts empty, and so does what is
+        remembered, unless it is given."""
+        passed_on: dict[Hashable, Tensor] = {}
+        kept = memory or {segment.layer: {} for segment in self.segments}
         return [
-            part.intervene(dataclasses.replace(segment, layer_state=passed_on))
+            part.intervene(
+                dataclasses.replace(segment, layer_state=passed_on, memory=kept[segment.layer])
+            )
             for segment in self.segments
         ]
 

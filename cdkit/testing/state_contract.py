@@ -27,6 +27,7 @@ from cdkit.testing.example_states import (
     example_model,
     example_prompts,
 )
+from cdkit.testing.state_memory_contract import check_state_memory
 from cdkit.testing.values import check_value, pure, takes
 
 ROW_BY_ROW = (
@@ -64,6 +65,7 @@ def check_state_intervention(part: Any, *, model: ModelFacts | None = None) -> N
     prepared = _prepared(part, example_prompts(part, model))
     call = example_call(part, model, constants, prepared)
     _check_states(part, call)
+    check_state_memory(part, call)
     if part.switch:
         off = dataclasses.replace(part, **{part.switch: 0.0})
         require(

@@ -50,6 +50,8 @@ def by_row(name: str) -> cdkit.Method:
 def splits_prompts(method: cdkit.Method) -> bool:
     """Whether the prompt may go in by chunks."""
     inputs = any(branch.prompt or branch.feature for branch in method.branches)
+    reads = (part.reads for part in method.live_state_interventions)
+    inputs = inputs or any("prompt_states" in own or "image_features" in own for own in reads)
     return not inputs and not method.whole_prompt_parts
 
 
@@ -64,6 +66,7 @@ def takes_plain_calls(method: cdkit.Method) -> bool:
 def depends_on_the_prompts_end(method: cdkit.Method) -> bool:
     """Whether a token of the answer is treated otherwise when it stands in a prompt."""
     inputs = any(branch.feature for branch in method.branches)
+    inputs = inputs or any("prompt_states" in p.reads for p in method.live_state_interventions)
     return inputs or bool(method.interventions or method.whole_prompt_parts)
 
 

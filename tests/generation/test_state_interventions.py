@@ -174,7 +174,7 @@ def test_a_loop_of_its_own() -> None:
     steered = cdkit.load("vista", bucket=(0.3, 1.0))
     method = replace(
         cdkit.load("opera"),
-        state_interventions=(*steered.state_interventions, LookBack()),
+        state_interventions=(*steered.state_interventions, Push(rows="generated")),
         prompt_branches=steered.prompt_branches,
     )
     model, tokens = tiny(2), []
@@ -288,6 +288,10 @@ def test_branches_share_the_prompts_beginning_where_nothing_changes_it() -> None
 
 
 REFUSED: Mapping[str, tuple[Any, str]] = {
+    "a loop that may put several tokens into a call": (
+        lambda: beside("opera", LookBack()),
+        "over_trust may put several tokens of an answer into one call of the decoder, and LookBack",
+    ),
     "no branch": (
         lambda: alone(Push(branches=())),
         "Push acts on no branch, but alone has original",
@@ -351,12 +355,14 @@ def test_what_attach_refuses() -> None:
 def test_what_a_call_refuses() -> None:
     for part, why in (
         (LookBack(), "LookBack reads the image tokens' embeddings"),
-        (ReadsHeads(), "ReadsHeads reads where the prompt's last token looks"),
+        (ReadsHeads(), "ReadsHeads depends on all text rows"),
     ):
         with pytest.raises(cdkit.CdkitError, match=f"prefill_chunk_size=7: {why}"):
             generate(tiny(2), alone(part), SAMPLES, prefill_chunk_size=7)
     with pytest.raises(cdkit.CdkitError, match="visual_steering reads the states of the prompt"):
         generate(tiny(2), METHODS["vista"], SAMPLES, prefill_chunk_size=7)
+    with pytest.raises(cdkit.CdkitError, match="alone cannot run with use_cache=False: ReadsHeads"):
+        generate(tiny(2), alone(ReadsHeads()), SAMPLES, use_cache=False)
     ends = [sample(3, 0, seed=5)]
     with pytest.raises(cdkit.CdkitError, match="prompt 0 ends with an image"):
         generate(tiny(2), alone(ReadsHeads()), ends)

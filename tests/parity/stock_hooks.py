@@ -70,6 +70,20 @@ def last_states(model: Any, one: Sample, *, image: bool = True) -> Tensor:
     return torch.stack(kept)
 
 
+@torch.no_grad()
+def last_heads(model: Any, one: Sample, *, image: bool = True) -> dict[int, Tensor]:
+    """Layer -> (heads * head_dim): the head outputs of the prompt's last token."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: int, states: Tensor, given: Tensor) -> Tensor:
+        kept[layer] = states[0, -1].clone()
+        return states
+
+    with changed(model, heads=keep):
+        _call(model, one, list(one.ids) if image else [i for i in one.ids if i != IMAGE], image)
+    return kept
+
+
 def _call(model: Any, one: Sample, ids: list[int], image: bool, **more: Any) -> Any:
     pixels = {"pixel_values": one.pixels} if image else {}
     return model(input_ids=torch.tensor([ids]), **pixels, **more)
