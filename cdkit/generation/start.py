@@ -87,7 +87,7 @@ def start(
             for name, values in session.token_values.items()
         }
     expand = given.embeds.shape[0] // session.ids.shape[0]
-    rng_keys = None
+    calibration, rng_keys = session.calibration(attached, expand), None
     if attached.hooked:
         rng_keys = session.rng_keys(expand).repeat(len(rows.blocks))
     plan = plan_prompt(
@@ -103,7 +103,7 @@ def start(
         token_values=token_values,
         may_pack=whole and expand == 1 and not session.plain,
         kernels=None if compiled else attached.row_kernels,
-        calibration=session.calibration(attached, expand),
+        calibration=calibration,
     )
     caches = [cache] + [
         None if cache is None else empty_like(cache, attached.decoder.config)

@@ -32,7 +32,7 @@ TEXT_TOKENS, NEW_TOKENS = 24, 9
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownDifference:
     """A difference to the plain model under greedy decoding, as a share of one."""
 
     difference: float
@@ -49,7 +49,7 @@ class Evidence:
     operators: float | None
     """PyTorch operators that Python calls for one token, over those of plain decoding; None where
     the preset does not decode greedily, or needs a file."""
-    shown: Mapping[str, Shown]
+    shown: Mapping[str, ShownDifference]
     """Key of `METRICS` -> what the grid found; without those that it did not run."""
 
 
@@ -57,7 +57,9 @@ def evidence() -> Mapping[str, Evidence]:
     """What the packaged file holds, by preset."""
     text = (resources.files("cdkit.evals.pages") / FILE).read_text("utf-8")
     return {
-        name: Evidence(own["operators"], {key: Shown(**cell) for key, cell in own["shown"].items()})
+        name: Evidence(
+            own["operators"], {key: ShownDifference(**cell) for key, cell in own["shown"].items()}
+        )
         for name, own in json.loads(text)["presets"].items()
     }
 

@@ -9,7 +9,7 @@ import cdkit
 from cdkit.evals.pages import listing
 from cdkit.evals.pages.generated import rendered, without_arguments, write
 from cdkit.evals.pages.listing import Entry
-from cdkit.evals.pages.method_evidence import METRICS, Evidence, Shown, evidence
+from cdkit.evals.pages.method_evidence import METRICS, Evidence, ShownDifference, evidence
 from cdkit.evals.pages.methods_page import is_control, order, presets_of_cdkit
 from cdkit.interfaces.decoding_loop import MODES
 from cdkit.interfaces.distortion import DistortionStrategy
@@ -55,7 +55,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
-class MethodRow:
+class PresetCosts:
     """One preset in the table."""
 
     name: str
@@ -70,13 +70,13 @@ class MethodRow:
 
 
 @dataclass(frozen=True)
-class MethodRows:
+class PresetGroup:
     """The presets that change the same."""
 
     title: str
     about: str
-    one_pass: tuple[MethodRow, ...]
-    two_passes: tuple[MethodRow, ...]
+    one_pass: tuple[PresetCosts, ...]
+    two_passes: tuple[PresetCosts, ...]
 
 
 def page() -> str:
@@ -106,19 +106,19 @@ def _changes(part: Any) -> Iterator[str]:
             yield TABLES[table]
 
 
-def _groups(entries: Sequence[Entry], known: Mapping[str, Evidence]) -> Iterator[MethodRows]:
+def _groups(entries: Sequence[Entry], known: Mapping[str, Evidence]) -> Iterator[PresetGroup]:
     rows = [_row(entry, known.get(entry.name)) for entry in entries]
     for title, about in GROUPS.items():
         here = [row for row in rows if row.changes and row.changes[0] == title]
         if here:
             one = tuple(row for row in here if row.rows.startswith("1"))
-            yield MethodRows(title, about, one, tuple(row for row in here if row not in one))
+            yield PresetGroup(title, about, one, tuple(row for row in here if row not in one))
 
 
-def _row(entry: Entry, known: Evidence | None) -> MethodRow:
+def _row(entry: Entry, known: Evidence | None) -> PresetCosts:
     method = cdkit.load(entry.name)
     counted = None if known is None else known.operators
-    return MethodRow(
+    return PresetCosts(
         name=entry.name,
         summary=entry.summary,
         changes=changes_of(method),
@@ -145,7 +145,7 @@ def _needs(method: Method) -> Iterator[str]:
             yield "a file (`cdkit vectors`)"
 
 
-def _cell(shown: Shown | None) -> str:
+def _cell(shown: ShownDifference | None) -> str:
     """In points, with the interval; the verdict as the tables of `cdkit ablate` show it."""
     if shown is None:
         return NONE

@@ -62,5 +62,5 @@ def test_numbers_of_a_run(tmp_path: Path) -> None:
     found = method_evidence.shown_in(tmp_path)
     assert set(found) == {"vcd"}
     assert found["vcd"]["pope"]["low"] == -0.08
-    cell = which_method._cell(method_evidence.Shown(**found["vcd"]["chair"]))
+    cell = which_method._cell(method_evidence.ShownDifference(**found["vcd"]["chair"]))
     assert cell == "\N{MINUS SIGN}5.0 [\N{MINUS SIGN}8.0, \N{MINUS SIGN}1.0] ▼"
