@@ -14,7 +14,7 @@ from cdkit.methods.method import kind_of
 from cdkit.states.attached_states import AttachedStates, Place
 from cdkit.states.token_kinds import by_head
 
-Prepared = Sequence[Mapping[str, Float[Tensor, "samples layers ..."]]]
+Prepared = Sequence[Mapping[str, Float[Tensor, "samples _layers ..."]]]
 """For each state intervention what its `prepare` gave; empty where it reads no prompt states."""
 
 

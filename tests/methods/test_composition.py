@@ -112,7 +112,10 @@ def test_a_combiner_on_what_the_other_makes(name: str) -> None:
         ("cmac+cmac", "both are the same method"),
         ("pai+vcd+pai", "cannot put pai.vcd and pai together"),
         ("vdd+vdd_none", r"both contrast with the same branch \(no_image\)"),
-        ("vhr+spin+vhr", r"cannot put vhr.spin and vhr together: both have the intervention head_r"),
+        (
+            "vhr+spin+vhr",
+            r"cannot put vhr.spin and vhr together: both have the intervention head_r",
+        ),
         ("cmac+", "NAME.NAME, got 'cmac.'"),
         ("cmac+vcdx", "no method is called 'vcdx'. Did you mean 'vcd'"),
     ],
@@ -139,14 +142,13 @@ def test_a_branch_whose_states_are_read_keeps_its_name() -> None:
     steered = cdkit.load("vista")
     (part,) = steered.state_interventions
     contrasted: Any = replace(
-        cdkit.load("vcd"), state_interventions=(replace(part, without="distorted"),)  # type: ignore[call-arg]
+        cdkit.load("vcd"),
+        state_interventions=(replace(part, without="distorted"),),  # type: ignore[call-arg]
     )
     with pytest.raises(cdkit.CdkitError, match="whose states visual_steering of vcd reads"):
-        cdkit.compose(contrasted, cdkit.load("ritual", beta=0.1))
-    other = replace(
-        cdkit.load("vhr"),
-        prompt_branches=(replace(steered.prompt_branches[0], distortions=cdkit.load("vcd").branches[0].distortions),),
-    )
+        cdkit.compose(contrasted, METHODS["cmac"])
+    noisy = replace(steered.prompt_branches[0], distortions=METHODS["vcd"].branches[0].distortions)
+    other = replace(METHODS["vhr"], prompt_branches=(noisy,))
     with pytest.raises(cdkit.CdkitError, match="run a branch 'without_image' for the prompt"):
         cdkit.compose(steered, other)
 
