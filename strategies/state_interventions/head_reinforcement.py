@@ -52,7 +52,7 @@ class HeadReinforcement(StateIntervention):
         "z_h' = factor z_h where d_h > median(d), d_h = |z_h - z~_h|^2 at the prompt's last token; "
         "d_h = 0 where d_h > mean(d) + std(d) and a_h > mean(a) + std(a), a_h = |z~_h|^2, if "
         "std(d) > least_spread; z_h: a head's output before the output projection, z~_h: that of "
-        "the branch `without`; every token; in layers"
+        "the branch without; every token; in layers"
     )
     source: ClassVar[str] = (
         "arXiv 2412.13949, equations 4, 6 and 7 and section 4.4; what it leaves open is as in "

@@ -45,7 +45,7 @@ class VisualSteering(StateIntervention):
     formula: ClassVar[str] = (
         "h' = |h| n(n(h) + strength (1 + max(0, cos(h, -v))) n(v)), n(x) = x / |x|; h: the "
         "feed-forward output, v: the layer's output in the prompt's last token, less that of the "
-        "branch `without`; every token; in layers"
+        "branch without; every token; in layers"
     )
     source: ClassVar[str] = (
         "LzVv123456/VISTA, llm_layers.py, lines 15 to 32 and 132 to 150, steering_vector.py, lines "

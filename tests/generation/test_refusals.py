@@ -284,7 +284,7 @@ def test_attention_that_only_seems_to_be_hooked(
 # ---- names and parameters ------------------------------------------------------------------------
 
 NAMES: list[tuple[Callable[[], object], str]] = [
-    (lambda: cdkit.load("cmca"), "no method is called 'cmca'. Did you mean 'cmac'? There is: "),
+    (lambda: cdkit.load("cmax"), "no method is called 'cmax'. Did you mean 'cmac'? There is: "),
     (lambda: cdkit.load("cmac", gama=2), "no parameter of cmac is called 'gama'. Did you mean"),
     (lambda: cdkit.load("vcd", gamma=2.0), "no parameter of vcd is called 'gamma'"),
     (lambda: cdkit.load("cmac", alpha=-1.0), "alpha must be a finite number >= 0, got -1.0"),

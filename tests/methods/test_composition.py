@@ -140,10 +140,9 @@ def test_two_that_change_hidden_states() -> None:
 
 def test_a_branch_whose_states_are_read_keeps_its_name() -> None:
     steered = cdkit.load("vista")
-    (part,) = steered.state_interventions
-    contrasted: Any = replace(
-        cdkit.load("vcd"),
-        state_interventions=(replace(part, without="distorted"),),  # type: ignore[call-arg]
+    part: Any = steered.state_interventions[0]
+    contrasted = replace(
+        cdkit.load("vcd"), state_interventions=(replace(part, without="distorted"),)
     )
     with pytest.raises(cdkit.CdkitError, match="whose states visual_steering of vcd reads"):
         cdkit.compose(contrasted, METHODS["cmac"])

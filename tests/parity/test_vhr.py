@@ -45,7 +45,7 @@ class Reinforcement:
         self.left_out = 0
 
     def choose(self, number: int, own: Tensor) -> list[int]:
-        other = self.without[number].unflatten(-1, (4, -1))
+        other = self.without[number].view(4, -1)
         power = 2 if self.squared else 1
         divergences = [float((a - b).norm()) ** power for a, b in zip(own, other, strict=True)]
         alone = [float(b.norm()) ** 2 for b in other]
@@ -65,14 +65,14 @@ class Reinforcement:
     def heads(self, number: int, states: Tensor, given: Tensor) -> Tensor:
         if number not in self.layers:
             return states
-        heads = states.unflatten(-1, (4, -1)).clone()
+        heads = states.view(1, -1, 4, 16).clone()
         if number not in self.chosen or self.each_step:
-            own = self.given[number].unflatten(-1, (4, -1)) if self.given else heads[0, -1]
+            own = self.given[number].view(4, -1) if self.given else heads[0, -1]
             self.chosen[number] = self.choose(number, own)
         rows = slice(-1, None) if self.last_row else slice(None)
         for head in self.chosen[number]:
             heads[:, rows, head] *= self.factor
-        return heads.flatten(2)
+        return heads.view_as(states)
 
 
 def by_hand(samples: Sequence[Sample], tokens: Tensor, **how: Any) -> tuple[dict[str, Tensor], int]:
@@ -119,7 +119,7 @@ def test_a_fault_is_seen(fault: str) -> None:
 )
 def test_the_guard_of_the_authors(least: float, kept: list[bool]) -> None:
     """Where divergences lie close together, no head is left out; the paper leaves one out."""
-    (part, _) = VHR.state_interventions
+    part: Any = VHR.state_interventions[0]
     own = torch.tensor([0.1, 0.2, 0.3, 0.9], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.bool)
     segment = cdkit.StateSegment(
