@@ -122,7 +122,7 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
     edited: dict[Place, nn.Module] = {}
     entered: dict[int, nn.Module] = {}
     for own in parts:
-        sites = [own.part.site]
+        sites: list[Site] = [own.part.site]
         sites += [own.part.prompt_site] if "prompt_states" in own.part.reads else []
         for number in own.layers:
             for site in sites:

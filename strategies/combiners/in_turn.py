@@ -8,8 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit import COMBINERS, CdkitError, LogitCombiner, State
-from cdkit.strategies.combiners.contrast import Contrast
-from cdkit.strategies.combiners.first_logits import FirstLogits
 
 
 @COMBINERS.register("in_turn")
@@ -33,8 +31,8 @@ class InTurn(LogitCombiner):
     two_in_turn: ClassVar[bool] = True
     fixed_weights: ClassVar[bool] = False
 
-    first: LogitCombiner = field(default_factory=Contrast)
-    then: LogitCombiner = field(default_factory=FirstLogits)
+    first: LogitCombiner = field(default_factory=lambda: COMBINERS["contrast"]())
+    then: LogitCombiner = field(default_factory=lambda: COMBINERS["first_logits"]())
 
     def __post_init__(self) -> None:
         if self.then.uses("any") or self.then.names:
