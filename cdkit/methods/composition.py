@@ -22,8 +22,10 @@ def compose(*methods: Method, name: str | None = None) -> Method:
     """Put methods together: all of their branches, interventions, schedules and other parts.
 
     Two contrasts become one, with each branch's own alpha. A combiner that reads no branch, as FLB,
-    acts on what the other one makes. Branches without a name of their own are called after their
-    method where names would clash. What has no effect in one of the methods is left out.
+    acts on what the other one makes. One that reads inner layers, as VISTA or DoLa, acts first, and
+    the other one's branches are contrasted with what it makes. Branches without a name of their own
+    are called after their method where names would clash. What has no effect in one of the methods
+    is left out.
 
     Args:
         methods: The methods; at least one.
@@ -149,22 +151,31 @@ def _combiner(
     if len(reading) < 2:
         first = reading[0] if reading else a
         then = b if first is a else a
-        kind: Any = next(c for c in COMBINERS.values() if c.two_in_turn)
         own = first.combiner.renamed_branches(of_a if first is a else of_b)
-        made: LogitCombiner = kind(own, then.combiner)
-        return made
-    both = None
+        return _in_turn(own, then.combiner)
+    one, other = a.combiner.renamed_branches(of_a), b.combiner.renamed_branches(of_b)
+    layers = [m for m in (a, b) if m.readout is not None and not m.live_branches]
     if a.readout is None and b.readout is None:
-        one, other = a.combiner.renamed_branches(of_a), b.combiner.renamed_branches(of_b)
         both = one.joined(other, tuple(of_a.values()), tuple(of_b.values()))
-    if both is None:
-        raise _refused(
-            a,
-            b,
-            f"combine the logits of branches or layers, by {kind_of(a.combiner)} and by "
-            f"{kind_of(b.combiner)}, which do not join: take one of them",
-        )
-    return both
+        if both is not None:
+            return both
+    elif len(layers) == 1 and (a.readout is None or b.readout is None):
+        # what inner layers say mends the model's logits; then branches are contrasted with these
+        first, then, names = (one, other, of_b) if layers[0] is a else (other, one, of_a)
+        return _in_turn(first, then, then_branches=tuple(names.values()))
+    raise _refused(
+        a,
+        b,
+        f"combine the logits of branches or layers, by {kind_of(a.combiner)} and by "
+        f"{kind_of(b.combiner)}, which do not join: take one of them",
+    )
+
+
+def _in_turn(first: LogitCombiner, then: LogitCombiner, **parameters: Any) -> LogitCombiner:
+    """The registered combiner that is made of two."""
+    kind: Any = next(c for c in COMBINERS.values() if c.two_in_turn)
+    made: LogitCombiner = kind(first, then, **parameters)
+    return made
 
 
 def _one_of(a: Method, b: Method, part: str) -> Any:

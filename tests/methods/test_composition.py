@@ -101,12 +101,29 @@ def test_a_combiner_on_what_the_other_makes(name: str) -> None:
     assert_close({"combined": ran.logits["combined"]}, {"combined": want}, within=1e-8)
 
 
+@pytest.mark.parametrize("name", ["cmac+vista", "vista+cmac"])
+def test_branches_are_contrasted_with_what_layers_say(name: str) -> None:
+    made: Any = cdkit.load(name, bucket=(0.3, 1.0))
+    assert made.combiner.uses("distorted") and made.combiner.weight("distorted") == 3.0
+    assert [part.branches for part in made.state_interventions] == [("original",)]
+    ran = generate(tiny(2), made, SAMPLES)
+    layers = [
+        x for key, x in ran.logits.items() if key not in ("original", "distorted", "combined")
+    ]
+    assert layers
+    mixed = 0.7 * ran.logits["original"] + 0.3 * torch.stack(layers).mean(0)
+    want = apply_constraint(
+        4 * mixed - 3 * ran.logits["distorted"], ran.logits["original"], beta_of(made)
+    )
+    assert_close({"combined": ran.logits["combined"]}, {"combined": want}, within=1e-8)
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [
         ("cmac+bapa", r"both bring a calibrator \(scaled_positions\(gamma = 2.0.*balanced_posit"),
         ("cmac+vdd", r"both bring a constraint \(plausibility\(beta = 0.1.*beta = 0.2"),
-        ("cmac+dola", "by contrast and by layer_contrast, which do not join"),
+        ("dola+deco", "by layer_contrast and by layer_correction, which do not join"),
         ("m3id+vcd", "growth of m3id would scale the alpha of vcd, too"),
         ("opera+flb", "over_trust takes tokens back"),
         ("cmac+cmac", "both are the same method"),
