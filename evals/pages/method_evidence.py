@@ -13,12 +13,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.pages.methods_page import presets_of_cdkit
 from cdkit.evals.speed.bench_runners import GenerateRunner
+from cdkit.evals.speed.bench_settings import MICRO, BenchSettings
 from cdkit.evals.speed.counting import counted
 from cdkit.evals.speed.prompts import make_prompts
+from cdkit.evals.speed.shapes import build
 from cdkit.methods.method import Method
 
 FILE = "method_evidence.json"
@@ -66,7 +70,8 @@ def evidence() -> Mapping[str, Evidence]:
 
 def operators(names: Iterator[str] | list[str]) -> dict[str, float | None]:
     """Count the operators of a token on the embedded model, one prompt, for each preset."""
-    model, processor = cdkit.load_model("micro")
+    settings = BenchSettings(shape=MICRO, methods=())
+    model, processor = build(settings, torch.float32, torch.device("cpu"))
     prompts = make_prompts(model, batch=1, text_tokens=TEXT_TOKENS, new_tokens=NEW_TOKENS, seed=0)
 
     def of(method: Method | None) -> float:

@@ -7,7 +7,7 @@ import torch
 
 import cdkit
 from cdkit.methods.method import describe
-from cdkit.testing.example_segments import example_segment
+from cdkit.testing.example_segments import example_segment, example_segments
 
 
 def shape(name: str) -> object:
@@ -47,6 +47,15 @@ def by_row(name: str) -> cdkit.Method:
     return cdkit.load(name, scope="row") if scoped else method
 
 
+def opened(method: cdkit.Method) -> cdkit.Method:
+    """The method with every threshold so high that its parts act in each row."""
+    return method.with_parts(
+        lambda place, part: (
+            replace(part, thresholds=(1e6,)) if hasattr(part, "thresholds") else part
+        )
+    )
+
+
 def splits_prompts(method: cdkit.Method) -> bool:
     """Whether the prompt may go in by chunks."""
     inputs = any(branch.prompt or branch.feature for branch in method.branches)
@@ -68,6 +77,22 @@ def depends_on_the_prompts_end(method: cdkit.Method) -> bool:
     inputs = any(branch.feature for branch in method.branches)
     inputs = inputs or any("prompt_states" in p.reads for p in method.live_state_interventions)
     return inputs or bool(method.interventions or method.whole_prompt_parts)
+
+
+def keeps_the_first_token(method: cdkit.Method) -> bool:
+    """Whether it changes generated rows alone, so that the first step is the stock model's: its
+    interventions are tried out."""
+    others = (*method.live_branches, *method.live_state_interventions)
+    if others or method.calibrator or method.readout or not method.interventions:
+        return False
+    for segment in example_segments():
+        of_prompt = segment.prompt[:, None, :, None]
+        for part in method.interventions:
+            after = part.intervene(segment)
+            pairs = ((after.logits, segment.logits), (after.text_logits, segment.text_logits))
+            if any(((a != b) & of_prompt).any() for a, b in pairs) or after.replaced is not None:
+                return False
+    return True
 
 
 def draws_noise(method: cdkit.Method) -> bool:

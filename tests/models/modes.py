@@ -21,13 +21,13 @@ CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 
 
 def covering(rows: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
-    """The product of both as parameters, a cover of it in the quick tests and the rest `wide`.
+    """The product of both as parameters, a cover of it in the quick tests and the rest `slow`.
 
     Each row is quick with the first column and with one more, in turn; so each column is, where
     there are as many rows as columns.
     """
     return [
-        pytest.param(row, column, marks=[] if at in (0, place % len(columns)) else pytest.mark.wide)
+        pytest.param(row, column, marks=[] if at in (0, place % len(columns)) else pytest.mark.slow)
         for place, row in enumerate(rows, start=1)
         for at, column in enumerate(columns)
     ]

@@ -45,9 +45,9 @@ SHARED = "glm4v"
 """Its videos have the token of images, so stock `generate` cannot repeat them for beams, nor mix
 them with images."""
 ALIKE = "qwen3_5_moe"
-EACH = [pytest.param(n, marks=pytest.mark.wide if n == ALIKE else ()) for n in GRID]
+EACH = [pytest.param(n, marks=pytest.mark.slow if n == ALIKE else ()) for n in GRID]
 MIXING = [
-    pytest.param(n, marks=pytest.mark.wide if n == ALIKE else ()) for n in GRID if n != SHARED
+    pytest.param(n, marks=pytest.mark.slow if n == ALIKE else ()) for n in GRID if n != SHARED
 ]
 FILMS = (FILM_ONE, FILM_TWO)
 NAMES = {FILM_ONE: "one", FILM_TWO: "two", MIXED: "mixed", ONE: "image"}
@@ -103,7 +103,7 @@ def test_an_identical_branch_is_stock(name: str, optimize: bool) -> None:
 
 CASES = [
     *covering([name for name in GRID if name != ALIKE], PRESETS),
-    *(pytest.param(ALIKE, preset, marks=pytest.mark.wide) for preset in PRESETS),
+    *(pytest.param(ALIKE, preset, marks=pytest.mark.slow) for preset in PRESETS),
 ]
 
 
@@ -412,13 +412,20 @@ def test_cmac_is_the_references_with_frames(name: str) -> None:
     parity.differs(ran, parity.wanted(ran, gamma=3.0))
 
 
-@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("row", [0, *(pytest.param(r, marks=pytest.mark.slow) for r in (1, 2))])
 @pytest.mark.parametrize("name", FRAMES)
 def test_the_contract_with_frames(name: str, row: int) -> None:
     check_adapter(flat_tiny.tiny(name), inputs=frames(name, row))
 
 
-@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n == "qwen2_5_vl" else pytest.mark.slow)
+        for n in GRID
+        if n != SHARED
+    ],
+)
 def test_the_contract_with_patches(name: str) -> None:
     for prompt in (FILM_TWO, MIXED):
         check_adapter(tiny(name), inputs=inputs(name, prompt))
