@@ -75,7 +75,7 @@ class Gemma3n(StandardAdapter):
         self, model: Any, hidden: Float[Tensor, "rows hidden"], *, norm: bool = True
     ) -> Float[Tensor, "rows vocab"]:
         decoder: Any = self.decoder(model)
-        first, *others = hidden.split(decoder.config.hidden_size, dim=-1)
+        first, *others = torch.split(hidden, decoder.config.hidden_size, dim=-1)
         size = first.pow(2).mean(dim=-1, keepdim=True).sqrt()
         states = [first]
         for project, state in zip(decoder.altup_unembed_projections, others, strict=False):

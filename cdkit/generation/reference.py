@@ -227,6 +227,10 @@ class ReferenceEngine(AttachedEngine):
             setattr(output, CACHE, ReferenceCache(call.batch, owner=self))
         return output
 
+    def _nothing(self) -> dict[int, dict[Hashable, Tensor]]:
+        """What the layers keep, before they keep anything."""
+        return {layer: {} for layer in range(self.attached.depth)}
+
     def _branch_call(
         self, name: str, branch: BranchRows, batch: Batch, new: int, *, notes_image: bool = False
     ) -> BranchCall:
@@ -235,16 +239,15 @@ class ReferenceEngine(AttachedEngine):
             index = branch.layout.image_index[:, : branch.columns]
             shift = batch.calibration.offsets(branch.positions, index)
         whole = branch.columns >= branch.layout.length
-        fresh: list[dict[int, dict[Hashable, Tensor]]] = [
-            {layer: {} for layer in range(self.attached.depth)} for _ in range(2)
-        ]
-        kept = (branch.answer_cache, branch.memory) if whole else fresh
+        # what is kept of a part of the prompt would not be that of the whole
+        answer, remembered = (
+            (branch.answer_cache, branch.memory) if whole else (self._nothing(), self._nothing())
+        )
         return BranchCall(
             name=name,
             branch=branch,
             tokens=Tokens.of(branch.layout, branch.token_mask, batch.rng_keys, shift, new=new),
-            # what is kept of a part of the prompt would not be that of the whole
-            memory=Memory(*kept),
+            memory=Memory(answer, remembered),
             notes_image=name == ORIGINAL and (notes_image or self.attached.records_image),
             notes_last_layer=name == ORIGINAL and self.attached.method.loop is not None,
         )
@@ -495,7 +498,7 @@ class ReferenceEngine(AttachedEngine):
                 ids=own.ids,
                 token_values=token_values,
                 cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
-                answer_cache={layer: {} for layer in range(self.attached.depth)},
+                answer_cache=self._nothing(),
                 answer_states=answer_states(self.attached, session, own.embeds, layout),
                 memory={layer: {} for layer in range(self.attached.depth)},
             )

@@ -149,10 +149,9 @@ def _combiner(
         return active[0].combiner.renamed_branches(of_a if active[0] is a else of_b)
     reading = [m for m in active if _reads_others(m)]
     if len(reading) < 2:
-        first = reading[0] if reading else a
-        then = b if first is a else a
-        own = first.combiner.renamed_branches(of_a if first is a else of_b)
-        return _in_turn(own, then.combiner)
+        reads = reading[0] if reading else a
+        own = reads.combiner.renamed_branches(of_a if reads is a else of_b)
+        return _in_turn(own, (b if reads is a else a).combiner)
     one, other = a.combiner.renamed_branches(of_a), b.combiner.renamed_branches(of_b)
     layers = [m for m in (a, b) if m.readout is not None and not m.live_branches]
     if a.readout is None and b.readout is None:
@@ -221,8 +220,8 @@ def _renamed(parts: Sequence[Changes], names: Mapping[str, str]) -> list[Changes
 
 
 def _joined_parts(
-    a: Method, b: Method, first: Sequence[Changes], second: Sequence[Changes]
-) -> tuple[Changes, ...]:
+    a: Method, b: Method, first: Sequence[Any], second: Sequence[Any]
+) -> tuple[Any, ...]:
     for one in first:
         for other in second:
             where = set(one.branches) & set(other.branches)

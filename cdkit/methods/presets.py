@@ -122,7 +122,9 @@ def _composed(data: Mapping[str, Any], source: str) -> Method:
             )
         methods.append(load(given["method"], **{k: v for k, v in given.items() if k != "method"}))
     made = compose(*methods)
-    words = {key: str(data[key]) for key in ("name", "summary", "source") if key in data}
+    words: dict[str, Any] = {
+        key: str(data[key]) for key in ("name", "summary", "source") if key in data
+    }
     return dataclasses.replace(made, **{"name": Path(source).stem, **words})
 
 

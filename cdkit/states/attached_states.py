@@ -123,7 +123,8 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
     entered: dict[int, nn.Module] = {}
     for own in parts:
         sites: list[Site] = [own.part.site]
-        sites += [own.part.prompt_site] if "prompt_states" in own.part.reads else []
+        if "prompt_states" in own.part.reads:
+            sites.append(own.part.prompt_site)
         for number in own.layers:
             for site in sites:
                 module = site_module(adapter, layers[number], site)

@@ -236,6 +236,7 @@ BRANCHED = [
     name
     for name in GREEDY
     if not cdkit.load(name).stateful
+    and cdkit.load(name).remembering is None
     and not any(part.needs_whole_calls for part in cdkit.load(name).live_state_interventions)
 ]
 

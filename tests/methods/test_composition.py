@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from parity.against import assert_close, beta_of, generate
+from parity.reference import apply_constraint
+from parity.tiny import sample, tiny
 
 import cdkit
 from cdkit.methods.presets import method_files, parse_method
-
-from ..parity.against import assert_close, beta_of, generate
-from ..parity.reference import apply_constraint
-from ..parity.tiny import sample, tiny
 
 METHODS = {name: cdkit.load(name) for name in cdkit.presets()}
 SAMPLES = (sample(3, 5, seed=31), sample(2, 4, seed=32))

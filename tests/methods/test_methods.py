@@ -198,7 +198,7 @@ def test_switched_off_no_branch_runs(name: str) -> None:
         still = cdkit.load(name, **off)
         assert still.live_branches == ()
         quiet = cdkit.load(name, **off, beta=0.0)
-        acts = method.calibrator or method.interventions or method.loop
+        acts: Any = method.calibrator or method.interventions or method.loop
         acts = acts or method.live_state_interventions
         assert quiet.is_identity == (acts is None or acts == ())
 

@@ -102,7 +102,7 @@ class PlainShared(Plain):
     keys: dict[str, Tensor] = field(default_factory=dict)
     """Kind of layer -> the keys of its last layer with keys of its own, before they are turned."""
 
-    def noted(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def noted(self, x: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         self.raw.append(x)
         return self.turn(x, *args, **kwargs)
 

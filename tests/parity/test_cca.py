@@ -98,9 +98,8 @@ def test_sampling_and_beams() -> None:
 
 
 def test_pieces() -> None:
-    whole, split = (
-        generate(tiny(2), cdkit.load("cca"), SAMPLES, **x) for x in ({}, {"prefill_chunk_size": 7})
-    )
+    chunks: list[dict[str, Any]] = [{}, {"prefill_chunk_size": 7}]
+    whole, split = (generate(tiny(2), cdkit.load("cca"), SAMPLES, **x) for x in chunks)
     have = {"combined": split.logits["combined"][:, -4:]}  # the chunks before have none
     assert_close(have, {"combined": whole.logits["combined"]}, within=1e-8)
 
@@ -195,7 +194,8 @@ def test_it_keeps_the_promises() -> None:
 def test_branches_and_loops_with_positions_of_each_layer() -> None:
     """Packed rows, their end, and the stock cache that a loop hands on."""
     method = replace(cdkit.load("vcd"), calibrator=LaterIsNearer())
-    for how in ({}, {"num_beams": 2}):
+    modes: list[dict[str, Any]] = [{}, {"num_beams": 2}]
+    for how in modes:
         runs = [generate(tiny(2), method, SAMPLES, optimize=x, **how) for x in (True, False)]
         assert torch.equal(runs[0].tokens, runs[1].tokens)
         if not how:

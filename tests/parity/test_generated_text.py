@@ -64,7 +64,7 @@ def adaiat(
 MEASURED: Any = {
     "strength": 1.0, "gains": GAINS, "thresholds": THRESHOLDS, "layers": (0.0, 1.0)
 }  # fmt: skip
-MEASURED_EDIT = {
+MEASURED_EDIT: dict[str, Any] = {
     "alpha": 1.0,
     "gains": lambda layer: GAINS[layer],
     "threshold": lambda layer: THRESHOLDS[layer],
@@ -96,7 +96,8 @@ def test_in_packed_rows_and_static_caches() -> None:
     """Beside another branch, with every cache that knows generated columns."""
     both = cdkit.load("iat+icd", strength=3.0, layers=(0.0, 1.0))
     plain = generate(tiny(2), both, SAMPLES, optimize=False)
-    for how in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
+    caches: list[dict[str, Any]] = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
+    for how in caches:
         ran = generate(tiny(2), both, SAMPLES, **how)
         assert_close(ran.logits, plain.logits, within=1e-8)
 

@@ -187,7 +187,7 @@ def test_off_is_the_stock_model() -> None:
 
 
 def test_the_layers_of_the_authors() -> None:
-    (part,) = cdkit.load("gift").interventions
+    part: Any = cdkit.load("gift").interventions[0]
     assert layers_within(part.layers, 32).start == 11
     assert list(layers_within(part.enhanced, 32)) == list(range(12, 23))
 

@@ -122,9 +122,8 @@ def test_the_files_of_methods_and_places_are_hashed(prepared: PreparedRun, tmp_p
     own = tmp_path / "own.toml"
     own.write_text("summary = 'mine'")
     methods = {"plain": MethodSpec("plain"), "own": MethodSpec(str(own))}
-    hashed = preparing._sources(
-        Grid(benchmarks=prepared.grid.benchmarks, methods=methods, world=prepared.grid.world), None
-    )
+    grid = Grid(benchmarks=prepared.grid.benchmarks, methods=methods, world=prepared.grid.world)
+    hashed = preparing._sources(grid, (), None)
     assert hashed == {str(own): hashlib.sha256(own.read_bytes()).hexdigest()}
 
 
