@@ -500,7 +500,7 @@ class ReferenceEngine(AttachedEngine):
                 cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
                 answer_cache=self._nothing(),
                 answer_states=answer_states(self.attached, session, own.embeds, layout),
-                memory={layer: {} for layer in range(self.attached.depth)},
+                memory=self._nothing(),
             )
         here, late = first.here, first.embeds[:, first.here :]
         if late.shape[1]:
