@@ -134,7 +134,7 @@ class Calls:
         patch.setattr(owner, name, counted)
 
 
-@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("beams", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TRIED)
 def test_every_family(name: str, beams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that comes again, as another tensor, gives the same logits without the encoder."""
