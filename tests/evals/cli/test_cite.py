@@ -36,7 +36,7 @@ def test_what_has_no_paper_is_said() -> None:
 @pytest.mark.parametrize("command", ["cite", "list"])
 def test_an_unknown_name(command: str) -> None:
     told = run(command, "vcdd")
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "'vcdd'" in told.stderr
     assert "Did you mean" in told.stderr
 
