@@ -49,7 +49,20 @@ def runs(name: str, mode: str) -> bool:
 
 
 STOCK = [name for name in ACTIVE if cdkit.load(name).loop is None]  # a loop: see test_loops
-CASES = [(name, mode) for name in STOCK for mode in MODES if runs(name, mode)]
+EVERYWHERE = ("cmac", "vcd", "icd", "vdd", "vaf", "gift", "vista", "spin", "dola")
+"""In all modes: attention, pixels, prompt, two branches, interventions, memory, states, layers."""
+CASES = [
+    pytest.param(
+        name,
+        mode,
+        marks=()
+        if name in EVERYWHERE or at in (0, 1 + place % (len(MODES) - 1))
+        else pytest.mark.slow,
+    )
+    for place, name in enumerate(STOCK)
+    for at, mode in enumerate(MODES)
+    if runs(name, mode)
+]
 REFUSED = [(name, mode) for name in ACTIVE for mode in MODES if not runs(name, mode)]
 
 
