@@ -25,7 +25,6 @@ class Gemma3n(StandardAdapter):
     """
 
     example: ClassVar[str] = "google/gemma-3n-E2B-it"
-    square_grid: ClassVar[bool] = True
     caps_logits: ClassVar[bool] = True
     reads_ids: ClassVar[bool] = True
     placeholder: ClassVar[str] = "<image_soft_token>"

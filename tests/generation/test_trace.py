@@ -139,7 +139,7 @@ def test_states_before_the_image_are_equal_in_both_branches(
                 layer.register_forward_hook(lambda m, i, output: seen.append(output))
                 for layer in layers
             ]
-            model(**inputs)
+            model(**inputs, logits_to_keep=1)
             for hook in hooks:
                 hook.remove()
         assert len(seen) == LAYERS
