@@ -1,5 +1,6 @@
 """Load a model and its processor by name: the embedded one, a folder, or a hub name."""
 
+import multiprocessing
 import pickle
 import re
 import warnings
@@ -98,6 +99,10 @@ def load_model(
         "quantization_config": quantization_config,
         "attn_implementation": attn_implementation,
     }
+    if multiprocessing.parent_process() is not None:
+        # a forked process makes torch's thread pool anew at its first use, which must not be the
+        # threads that read the weights: two at once find none
+        torch.set_num_threads(torch.get_num_threads())
     load: Any = AutoModelForImageTextToText.from_pretrained
     try:
         model, report = load(
