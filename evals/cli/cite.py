@@ -6,7 +6,7 @@ import typer
 
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import app, examples, guarded, note, quiet
-from cdkit.evals.cli.usage import UsageError
+from cdkit.evals.cli.usage import meant_name
 
 
 @app.command("cite", epilog=examples("cdkit cite cmac vcd", "cdkit cite cmac pope > methods.bib"))
@@ -24,15 +24,11 @@ def cite(
     quiet()
     from cdkit.evals.cli.list_ import Topic
     from cdkit.evals.pages import listing
-    from cdkit.registry import in_any_case, unknown
 
     every = [entry for topic in Topic for entry in listing.entries(topic)]
-    known = dict.fromkeys(entry.name for entry in every)
     found: list[listing.Entry] = []
     for name in names:
-        meant = in_any_case(name, known)
-        if meant is None:
-            raise UsageError(unknown("entry", name, known))
+        meant = meant_name("entry", name, (entry.name for entry in every))
         chosen = [entry for entry in every if entry.name == meant]
         if not listing.papers(chosen):
             note(f"{meant} names no paper: cdkit defines it")

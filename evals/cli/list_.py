@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cdkit.errors import CdkitError
 from cdkit.evals.cli.app import app, console, examples, guarded, note, quiet
-from cdkit.evals.cli.usage import UsageError
+from cdkit.evals.cli.usage import meant_name
 
 
 class Topic(StrEnum):
@@ -64,17 +64,15 @@ def list_(
     """List all methods, strategies, calibrators, models, benchmarks and protocols, a line each."""
     quiet()
     from cdkit.evals.pages import listing, type_table
-    from cdkit.registry import in_any_case, unknown
+    from cdkit.registry import in_any_case
 
     topic = in_any_case(name, Topic)
     if every and (topic != Topic.MODELS or as_json):
         raise CdkitError("--all shows a table of types: write `cdkit list models --all`")
     listed = {each: listing.entries(each) for each in ([topic] if topic else Topic)}
     if name is not None and topic is None:
-        known = dict.fromkeys(entry.name for entries in listed.values() for entry in entries)
-        meant = in_any_case(name, known)
-        if meant is None:
-            raise UsageError(unknown("topic or entry", name, [*Topic, *known]))
+        known = (entry.name for entries in listed.values() for entry in entries)
+        meant = meant_name("topic or entry", name, (*Topic, *known))
         shown = {t: tuple(e for e in entries if e.name == meant) for t, entries in listed.items()}
         listed, cite = {t: entries for t, entries in shown.items() if entries}, True
     if as_json:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from cdkit.errors import CdkitError
-from cdkit.registry import unknown
+from cdkit.registry import in_any_case, unknown
 
 USAGE = 2
 """The exit status of a usage error, which is Click's too; all other errors have 1."""
@@ -28,6 +28,15 @@ def usage() -> Iterator[None]:
         yield
     except CdkitError as error:
         raise UsageError(str(error)) from None
+
+
+def meant_name(what: str, given: str, known: Iterable[str]) -> str:
+    """The known name that is given, in upper or lower case; a usage error where there is none."""
+    names = tuple(dict.fromkeys(known))
+    found = in_any_case(given, names)
+    if found is None:
+        raise UsageError(unknown(what, given, names))
+    return found
 
 
 def check_name(what: str, given: str, known: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ model. No time is measured, so any machine gives the same file for the same vers
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 import cdkit
-from cdkit.errors import CdkitError
 from cdkit.evals.pages.methods_page import presets_of_cdkit
 from cdkit.evals.speed.bench_runners import GenerateRunner
 from cdkit.evals.speed.bench_settings import MICRO, BenchSettings
@@ -68,7 +67,7 @@ def evidence() -> Mapping[str, Evidence]:
     }
 
 
-def operators(names: Iterator[str] | list[str]) -> dict[str, float | None]:
+def operators(names: Iterable[str]) -> dict[str, float | None]:
     """Count the operators of a token on the embedded model, one prompt, for each preset."""
     settings = BenchSettings(shape=MICRO, methods=())
     model, processor = build(settings, torch.float32, torch.device("cpu"))
@@ -81,11 +80,9 @@ def operators(names: Iterator[str] | list[str]) -> dict[str, float | None]:
     plain = of(None)
     found: dict[str, float | None] = {}
     for name in names:
-        try:
-            method = cdkit.load(name)
-            found[name] = round(of(method) / plain, 2) if "greedy" in method.modes else None
-        except CdkitError:
-            found[name] = None  # a vector file is missing
+        method = cdkit.load(name)
+        runs = "greedy" in method.modes and not method.lacks
+        found[name] = round(of(method) / plain, 2) if runs else None
     return found
 
 

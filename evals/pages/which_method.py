@@ -130,7 +130,7 @@ def _row(entry: Entry, known: Evidence | None) -> PresetCosts:
 
 
 def _rows(method: Method) -> str:
-    alone = len(getattr(method, "prompt_branches", ()))
+    alone = len(method.prompt_branches)
     return f"{1 + len(method.live_branches)}" + (f" (+{alone} for the prompt)" if alone else "")
 
 
@@ -140,9 +140,8 @@ def _needs(method: Method) -> Iterator[str]:
     for branch in method.live_branches:
         if any(distortion.needs_text for distortion in branch.prompt):
             yield "a processor"
-    for _, part in method.parts():
-        if getattr(part, "needs_file", False):
-            yield "a file (`cdkit vectors`)"
+    if method.lacks:
+        yield "[a file](vectors.md)"
 
 
 def _cell(shown: ShownDifference | None) -> str:
