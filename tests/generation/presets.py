@@ -1,11 +1,14 @@
 """What the presets promise by their parts alone, so that a test runs over all of them unnamed."""
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import cdkit
+from cdkit import layers_within
 from cdkit.methods.method import describe
 from cdkit.testing.example_segments import example_segment, example_segments
 
@@ -85,10 +88,13 @@ def keeps_the_first_token(method: cdkit.Method) -> bool:
     others = (*method.live_branches, *method.live_state_interventions)
     if others or method.calibrator or method.readout or not method.interventions:
         return False
-    for segment in example_segments():
-        of_prompt = segment.prompt[:, None, :, None]
-        for part in method.interventions:
-            after = part.intervene(segment)
+    for part in method.interventions:
+        passed_on: dict[Hashable, Tensor] = {}  # from layer to layer of one call
+        segments = example_segments()
+        for layer in layers_within(part.layers, len(segments)):
+            segment = segments[layer]
+            of_prompt = segment.prompt[:, None, :, None]
+            after = part.intervene(replace(segment, layer_state=passed_on))
             pairs = ((after.logits, segment.logits), (after.text_logits, segment.text_logits))
             if any(((a != b) & of_prompt).any() for a, b in pairs) or after.replaced is not None:
                 return False
