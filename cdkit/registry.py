@@ -2,10 +2,13 @@
 
 import difflib
 import importlib
+import os
 import pkgutil
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
@@ -179,7 +182,7 @@ def load_plugins(group: str) -> tuple[list[tuple[EntryPoint, Any]], list[BrokenP
     found: list[tuple[EntryPoint, Any]] = []
     broken: list[BrokenPlugin] = []
     with LOADING:
-        for entry in entry_points(group=group):
+        for entry in installed_entries(group, _search_path()):
             key = (distribution_of(entry), entry)
             if key not in _FAILED:
                 try:
@@ -189,6 +192,17 @@ def load_plugins(group: str) -> tuple[list[tuple[EntryPoint, Any]], list[BrokenP
                     _FAILED[key] = broken_plugin(entry, error)
             broken.append(_FAILED[key])
     return found, broken
+
+
+@cache
+def installed_entries(group: str, path: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of a group, kept: to read them opens a file of each installed package."""
+    return tuple(entry_points(group=group))
+
+
+def _search_path() -> tuple[tuple[str, int], ...]:
+    """Python's search path, with the time of each folder's last change, such as an install."""
+    return tuple((p, os.stat(p).st_mtime_ns if os.path.exists(p) else 0) for p in sys.path)
 
 
 def broken_plugin(entry: EntryPoint, error: BaseException) -> BrokenPlugin:

@@ -121,10 +121,10 @@ def test_a_broken_plugin_leaves_the_others(
     (tmp_path / "cdkit_fine.py").write_text("loaded = 1\n")
     values = ("cdkit_raises", "cdkit_exits", "cdkit_not_there", "cdkit_fine", "cdkit_fine:gone")
 
-    def entry_points(*, group: str) -> list[EntryPoint]:
+    def entries(group: str, _: object) -> list[EntryPoint]:
         return [EntryPoint(f"of_{value}", value, group) for value in values]
 
-    monkeypatch.setattr("cdkit.registry.entry_points", entry_points)
+    monkeypatch.setattr("cdkit.registry.installed_entries", entries)
     for _ in range(2):
         assert list(registry) == ["blur"] and "cdkit_fine" in sys.modules
         assert [b.entry_point.split()[0] for b in registry.broken] == [
@@ -174,12 +174,12 @@ def test_entry_points_of_the_group_are_loaded(
 ) -> None:
     asked = []
 
-    def entry_points(*, group: str) -> list[EntryPoint]:
+    def entries(group: str, _: object) -> list[EntryPoint]:
         asked.append(group)
         return [EntryPoint("anything", "colorsys", group)]
 
     sys.modules.pop("colorsys", None)
-    monkeypatch.setattr("cdkit.registry.entry_points", entry_points)
+    monkeypatch.setattr("cdkit.registry.installed_entries", entries)
     assert list(registry) == ["blur"]
     assert asked == ["cdkit.tests.nothing"] and "colorsys" in sys.modules
 

@@ -1,6 +1,7 @@
 """A method that is switched on works in every decode mode, never silently in some of them only."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ OPEN = ("is there a cat in the image ?",)
 Run = Callable[..., Tensor]
 
 
+@cache  # asked by several files while they are collected
 def runs(name: str, mode: str) -> bool:
     """Whether the preset is defined there; where it is not, it raises: see below."""
     asked, method = MODES[mode], by_row(name)
