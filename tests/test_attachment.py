@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from generation.presets import RUNNABLE, takes_plain_calls
+from generation.presets import RUNNABLE, in_turn, takes_plain_calls
 from torch import Tensor
 
 import cdkit
@@ -57,7 +57,7 @@ def own(make_model: Callable[..., Any]) -> Any:
     return make_model()
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", in_turn(RUNNABLE, 3))
 def test_leaving_restores_everything(
     name: str, own: Any, processor: Any, make_inputs: MakeInputs, logits_of: Callable[..., Tensor]
 ) -> None:

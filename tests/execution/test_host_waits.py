@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from generation.presets import ALL
+from generation.presets import ALL, in_turn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -208,7 +208,7 @@ def plain(model: Any, inputs: Any) -> dict[str, int]:
     return waits
 
 
-@pytest.mark.parametrize(("name", "mode"), RUNS)
+@pytest.mark.parametrize(("name", "mode"), in_turn(RUNS, 3))
 def test_a_step_waits_for_the_guard_alone(
     name: str, mode: str, model: Any, processor: Any, inputs: Any, plain: dict[str, int]
 ) -> None:
@@ -218,7 +218,7 @@ def test_a_step_waits_for_the_guard_alone(
     check_guard_alone(steps, plain[mode])
 
 
-@pytest.mark.parametrize(("name", "mode"), RUNS)
+@pytest.mark.parametrize(("name", "mode"), in_turn(RUNS, 0))
 def test_a_guard_that_puts_off_its_question_waits_for_nothing(
     name: str,
     mode: str,

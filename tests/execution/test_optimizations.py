@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from covers import covering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity.against import Ran, assert_close, generate, tolerance
@@ -54,14 +55,12 @@ def same(
     assert_close(own.logits, wanted.logits, within=tolerance(method))
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("alone", WHAT)
+@pytest.mark.parametrize(("name", "alone"), covering(METHODS, WHAT))
 def test_one_by_itself(name: str, alone: str) -> None:
     same(name, frozenset({alone}), BATCH)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("without", WHAT)
+@pytest.mark.parametrize(("name", "without"), covering(METHODS, WHAT))
 def test_all_but_one(name: str, without: str) -> None:
     same(name, ALL - {without}, BATCH[:1], kv=4)
 

@@ -1,9 +1,10 @@
 """What the presets promise by their parts alone, so that a test runs over all of them unnamed."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -36,6 +37,25 @@ ALL = list({shape(name): name for name in reversed(RUNNABLE)}.values())[::-1]
 ACTIVE = [name for name in ALL if not cdkit.load(name).is_identity]
 GREEDY = [name for name in ALL if "greedy" in cdkit.load(name).modes]
 ACTIVE_GREEDY = [name for name in GREEDY if name in ACTIVE]
+CHIEF = ("cmac", "vcd", "icd", "vdd", "vaf", "gift", "vista", "spin", "dola", "plain")
+"""One of each kind: attention, pixels, prompt, two branches, interventions, memory, states, layers,
+none."""
+
+
+def in_turn(cases: Iterable[Any], turn: int) -> list[Any]:
+    """Names of presets, or tuples that begin with one, as parameters.
+
+    Those of the chief presets and, by turn, of a quarter of the others are quick; the rest is
+    `slow`. With four turns in four tests each preset is quick in one of them.
+    """
+    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
+    quick = {
+        name for place, name in enumerate(dict.fromkeys(r[0] for r in rows)) if place % 4 == turn
+    }
+    return [
+        pytest.param(*row, marks=() if row[0] in quick.union(CHIEF) else pytest.mark.slow)
+        for row in rows
+    ]
 
 
 def decoded(method: cdkit.Method, **asked: Any) -> dict[str, Any]:

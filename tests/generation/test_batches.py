@@ -9,7 +9,7 @@ from torch import Tensor
 
 import cdkit
 
-from .presets import ALL, GREEDY, draws_noise
+from .presets import ALL, GREEDY, draws_noise, in_turn
 
 QUESTIONS = (
     "is there a cat ?",
@@ -21,12 +21,12 @@ Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
 
 
-@pytest.fixture(params=GREEDY)
+@pytest.fixture(params=in_turn(GREEDY, 2))
 def method(request: pytest.FixtureRequest) -> cdkit.Method:
     return cdkit.load(request.param)
 
 
-@pytest.fixture(params=[name for name in ALL if "beam" in cdkit.load(name).modes])
+@pytest.fixture(params=in_turn([name for name in ALL if "beam" in cdkit.load(name).modes], 3))
 def beaming(request: pytest.FixtureRequest) -> cdkit.Method:
     return cdkit.load(request.param)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import cdkit
 
-from .presets import ACTIVE, by_row, depends_on_the_prompts_end, takes_plain_calls
+from .presets import ACTIVE, by_row, depends_on_the_prompts_end, in_turn, takes_plain_calls
 
 QUESTIONS = ("is there a cat ?", "before <image> w3 <image> w4 in the image ?")
 NEW = 4
@@ -28,7 +28,7 @@ def by_plain_calls(name: str) -> bool:
     return takes_plain_calls(method) and not depends_on_the_prompts_end(method)
 
 
-@pytest.fixture(params=[name for name in ACTIVE if by_plain_calls(name)], scope="module")
+@pytest.fixture(params=in_turn([n for n in ACTIVE if by_plain_calls(n)], 2), scope="module")
 def method(request: pytest.FixtureRequest) -> cdkit.Method:
     return by_row(request.param)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import cdkit
 from cdkit.interfaces.cache_names import CACHE
 
-from .presets import ACTIVE_GREEDY
+from .presets import ACTIVE_GREEDY, in_turn
 
 Inputs = dict[str, Tensor]
 MakeInputs = Callable[..., Inputs]
@@ -85,7 +85,7 @@ def test_those_of_an_identical_branch_are_the_stock_models(
             assert kept.any()
 
 
-@pytest.mark.parametrize("name", ACTIVE_GREEDY)
+@pytest.mark.parametrize("name", in_turn(ACTIVE_GREEDY, 0))
 def test_states_are_those_of_the_plain_algorithm(
     name: str, eager: Any, processor: Any, make_inputs: MakeInputs
 ) -> None:

@@ -14,7 +14,7 @@ import cdkit
 from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode, Rows
 from cdkit.strategies.loops.beam_search import first_beam, grow
 
-from .presets import GREEDY
+from .presets import GREEDY, in_turn
 
 hf: Any = transformers  # much of it is not typed
 Inputs = dict[str, Tensor]
@@ -241,7 +241,7 @@ BRANCHED = [
 ]
 
 
-@pytest.mark.parametrize("name", BRANCHED)
+@pytest.mark.parametrize("name", in_turn(BRANCHED, 0))
 def test_branches_follow_a_loop(
     name: str, model: Any, processor: Any, make_inputs: MakeInputs
 ) -> None:
@@ -299,7 +299,7 @@ def assert_rows(have: Rows, want: Rows) -> None:
     assert (have.weights[:, :, -1] - want.weights[:, :, -1]).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("name", BRANCHED)
+@pytest.mark.parametrize("name", in_turn(BRANCHED, 1))
 def test_rows_are_values(name: str, model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     inputs = make_inputs(*QUESTIONS)
     Probe.seen.clear()

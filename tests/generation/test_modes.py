@@ -16,6 +16,7 @@ from .presets import (
     ACTIVE,
     ACTIVE_GREEDY,
     by_row,
+    in_turn,
     keeps_the_first_token,
     opened,
     runs_uncached,
@@ -155,7 +156,7 @@ def test_an_idle_method_is_the_stock_model_to_the_bit(
     assert runs[0].equal(runs[1])
 
 
-@pytest.mark.parametrize("name", ACTIVE_GREEDY)
+@pytest.mark.parametrize("name", in_turn(ACTIVE_GREEDY, 0))
 def test_split_runs_equal_the_whole_run(
     name: str,
     model: Any,
@@ -179,7 +180,7 @@ def test_split_runs_equal_the_whole_run(
                 logits_of(model, inputs, **split)
 
 
-@pytest.mark.parametrize("name", ACTIVE_GREEDY)
+@pytest.mark.parametrize("name", in_turn(ACTIVE_GREEDY, 1))
 def test_a_streamer_gets_the_tokens_of_the_method(
     name: str, model: Any, processor: Any, make_inputs: Callable[..., dict[str, Tensor]]
 ) -> None:
@@ -204,7 +205,7 @@ def test_methods_change_answers_too(
         assert not changed.equal(plain), name
 
 
-@pytest.mark.parametrize("name", ACTIVE_GREEDY)
+@pytest.mark.parametrize("name", in_turn(ACTIVE_GREEDY, 2))
 def test_shared_work_changes_nothing(
     name: str,
     model: Any,

@@ -20,7 +20,7 @@ import cdkit
 from cdkit.execution.optimizations import ALL
 from cdkit.interfaces.cache_names import CACHE
 
-from .presets import GREEDY
+from .presets import GREEDY, in_turn
 
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
@@ -114,7 +114,7 @@ def test_scores_come_after_the_processors(model: Any, make_inputs: MakeInputs) -
         torch.testing.assert_close(scores.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", GREEDY)
+@pytest.mark.parametrize("name", in_turn(GREEDY, 1))
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_returned_cache_is_a_plain_one_of_the_original_branch(
     name: str, beams: int, model: Any, processor: Any, make_inputs: MakeInputs

@@ -29,7 +29,7 @@ def positions(inputs: Inputs) -> Tensor:
     return (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("name", presets.in_turn(ACTIVE, 0))
 def test_it_equals_the_first_step_of_generate(
     name: str, model: Any, processor: Any, make_inputs: MakeInputs, logits_of: Callable[..., Tensor]
 ) -> None:
@@ -41,7 +41,7 @@ def test_it_equals_the_first_step_of_generate(
     torch.testing.assert_close(out.logits[:, 0].float(), first, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("name", presets.in_turn(ACTIVE, 1))
 def test_every_column_is_scored_where_the_prompts_agree(
     name: str, model: Any, processor: Any, make_inputs: MakeInputs
 ) -> None:
@@ -105,7 +105,7 @@ def test_teacher_forcing_equals_decoding_step_by_step(
     torch.testing.assert_close(forced, steps[:, 0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("name", presets.in_turn(ACTIVE, 2))
 def test_going_on_by_hand(name: str, model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     """The cache of a plain call goes into the next one: greedy decoding in six lines."""
     inputs = make_inputs(*QUESTIONS)
@@ -129,7 +129,7 @@ def test_going_on_by_hand(name: str, model: Any, processor: Any, make_inputs: Ma
     assert torch.cat(ids, dim=1).equal(wanted[:, -5:])
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+@pytest.mark.parametrize("name", presets.in_turn(ACTIVE, 3))
 def test_two_generations_by_hand_do_not_mix(
     name: str, model: Any, processor: Any, make_inputs: MakeInputs
 ) -> None:

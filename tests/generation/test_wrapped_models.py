@@ -16,7 +16,7 @@ from torch import Tensor
 
 import cdkit
 
-from .presets import ACTIVE_GREEDY, takes_plain_calls
+from .presets import ACTIVE_GREEDY, in_turn, takes_plain_calls
 
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 Inputs = dict[str, Tensor]
@@ -168,7 +168,7 @@ def model_in(make_model: Callable[..., Any]) -> Callable[[torch.dtype], Any]:
     return functools.cache(lambda dtype: make_model(dtype=dtype))
 
 
-@pytest.mark.parametrize("name", ACTIVE_GREEDY)
+@pytest.mark.parametrize("name", in_turn(ACTIVE_GREEDY, 3))
 def test_half_precision(
     name: str,
     model_in: Callable[[torch.dtype], Any],

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -18,19 +17,6 @@ MODES: dict[str, dict[str, Any]] = {
 STEPS = 4
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 """Of logits that `generate` gives out: they are float32."""
-
-
-def covering(rows: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
-    """The product of both as parameters, a cover of it in the quick tests and the rest `slow`.
-
-    Each row is quick with the first column and with one more, in turn; so each column is, where
-    there are as many rows as columns.
-    """
-    return [
-        pytest.param(row, column, marks=[] if at in (0, place % len(columns)) else pytest.mark.slow)
-        for place, row in enumerate(rows, start=1)
-        for at, column in enumerate(columns)
-    ]
 
 
 def generated(model: Any, given: dict[str, Tensor], **how: Any) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from covers import covering
 from generation.presets import RUNNABLE
 from parity.against import assert_close
 from torch import Tensor
@@ -13,7 +14,7 @@ from cdkit.interfaces.model_adapter import ADAPTERS
 from cdkit.probing.promises import tolerance as precision
 from cdkit.testing import check_adapter
 
-from .modes import MODES, PRESETS, STEPS, covering, generated
+from .modes import MODES, PRESETS, STEPS, generated
 from .tiny import FAMILIES, Words, inputs, tiny
 
 ELSEWHERE = ("qwen_vl", "fuyu", "llama4", "gemma3n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from covers import covering
 from torch import Tensor, nn
 
 import cdkit
@@ -22,7 +23,6 @@ from .modes import (
     answered,
     check_batch,
     check_off_and_identical,
-    covering,
     generated,
 )
 from .plain_cmac import Plain, check_cmac

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from covers import covering
 from torch import Tensor
 
 import cdkit
@@ -23,7 +24,6 @@ from .modes import (
     answered,
     check_batch,
     check_off_and_identical,
-    covering,
     generated,
 )
 from .tiny import END, IMAGE, START, Words, around

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from covers import covering
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -27,7 +28,6 @@ from .modes import (
     answered,
     check_batch,
     check_off_and_identical,
-    covering,
     generated,
 )
 from .tiny import Inputs, Words, made, text

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from covers import covering
 from parity.decoders import Form
 from parity.exact import exact
 from parity.families import Prompt, answered, check, differs, wanted
@@ -32,7 +33,6 @@ from .modes import (
     PRESETS,
     check_batch,
     check_off_and_identical,
-    covering,
     generated,
 )
 from .modes import answered as by_preset

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from covers import covering
 from parity.exact import exact
 from parity.families import Prompt, Ran, answered, check, differs, wanted
 from parity.faults import faulty
@@ -17,7 +18,7 @@ from cdkit.interfaces.model_adapter import adapter_for
 
 from . import tiny as families
 from .modes import answered as by_preset
-from .modes import check_batch, check_off_and_identical, covering
+from .modes import check_batch, check_off_and_identical
 from .tiny import IMAGE, QUESTIONS, Inputs, Words, laid_out, of_pictures, tiny
 
 NAMES = ("molmo2", "gemma4", "gemma4_unified")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from covers import covering
 from parity import families as parity
 from parity.exact import exact
 from parity.families import Prompt as Written
@@ -37,7 +38,7 @@ from .grid_tiny import (
     kinds_of,
     tiny,
 )
-from .modes import CLOSE, MODES, PRESETS, answered, check_batch, covering, generated
+from .modes import CLOSE, MODES, PRESETS, answered, check_batch, generated
 from .plain_cmac import check_cmac
 from .test_grid import close, turned_at
 

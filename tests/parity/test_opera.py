@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from covers import covering
 
 import cdkit
 from cdkit.interfaces.decoding_loop import DecodingContext, DecodingLoop, Hypothesis, Mode, Rows
@@ -111,8 +112,7 @@ def right(name: str, index: int) -> Search:
     return search(index, CASES[name])
 
 
-@pytest.mark.parametrize("optimize", [True, False])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "optimize"), covering([*CASES], [True, False]))
 def test_a_batch_of_left_padded_prompts(name: str, optimize: bool) -> None:
     have = opera(tiny(2), SAMPLES, CASES[name], pad=2, optimize=optimize)
     for index, found in enumerate(have):

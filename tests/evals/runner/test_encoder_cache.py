@@ -34,7 +34,7 @@ TRIED = [name for name, family in FAMILIES.items() if family.model_type in ADAPT
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Part]:
-    files = draw(tmp_path_factory.mktemp("world"), images=6)
+    files = draw(tmp_path_factory.mktemp("world"), images=3)
     return [Part(f"pope_{name}", POPE(path), files.images) for name, path in files.pope.items()]
 
 
