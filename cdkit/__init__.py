@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from cdkit.methods.method import Method as Method
     from cdkit.methods.presets import load as load
     from cdkit.methods.presets import presets as presets
+    from cdkit.pretrained import example_image as example_image
     from cdkit.pretrained import load_model as load_model
     from cdkit.probing.observed_layers import ObservedLayers as ObservedLayers
     from cdkit.probing.observed_layers import observe_layers as observe_layers
@@ -249,7 +250,7 @@ _HOMES = {
         "load",
         "presets",
     ),
-    "pretrained": ("load_model",),
+    "pretrained": ("example_image", "load_model"),
     "probing.observed_layers": (
         "ObservedLayers",
         "observe_layers",

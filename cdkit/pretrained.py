@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageTextToText
@@ -38,6 +39,16 @@ SHOWN = 3
 def micro_path() -> Path:
     """The folder of the embedded checkpoint: a stock LlavaForConditionalGeneration."""
     return Path(str(resources.files("cdkit.models"))) / MICRO
+
+
+def example_image() -> Image.Image:
+    """A picture to try a method on: one photo of the world that the embedded model knows.
+
+    Returns:
+        An RGB image of 64 x 64 pixels. It shows a chair, a person and a spoon.
+    """
+    with Image.open(micro_path() / "example.png") as image:
+        return image.convert("RGB")
 
 
 def load_model(

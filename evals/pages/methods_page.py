@@ -15,6 +15,8 @@ PAGE = Path("docs/methods.md")
 COMMAND = "python -m cdkit.evals.pages.methods_page"
 SHARED = ("combiner", "constraint")
 """Parts that methods of many papers share."""
+CMAC = "li2025imccd"
+"""The paper whose methods come first."""
 CONTROL = "Control: "
 """How the summary of a preset starts that is no method but a control: the preset says it itself."""
 
@@ -49,11 +51,21 @@ def presets_of_cdkit() -> list[Entry]:
 
 def _groups(entries: Sequence[Entry]) -> list[MethodGroup]:
     controls = tuple(filter(is_control, entries))
+    cmac = tuple(
+        entry
+        for entry in entries
+        if entry not in controls and listing.cite_key(paper_of(entry)) == CMAC
+    )
     return [
         MethodGroup(
-            "The methods of papers",
+            "CMAC",
+            "The method of the paper, its two halves, its ablations, and its public code's settings.",
+            cmac,
+        ),
+        MethodGroup(
+            "The methods of other papers",
             "With the papers' own ablations, and other readings by public code.",
-            tuple(entry for entry in entries if entry not in controls),
+            tuple(entry for entry in entries if entry not in (*cmac, *controls)),
         ),
         MethodGroup(
             "Controls",
