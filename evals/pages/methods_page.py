@@ -59,7 +59,7 @@ def _groups(entries: Sequence[Entry]) -> list[MethodGroup]:
     return [
         MethodGroup(
             "CMAC",
-            "The method of the paper, its two halves, its ablations, and its public code's settings.",
+            "The paper's method, its two halves, its ablations, and the settings of its code.",
             cmac,
         ),
         MethodGroup(
