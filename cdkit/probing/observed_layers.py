@@ -67,6 +67,8 @@ class ObservedLayers:
 
 _FOUND: WeakKeyDictionary[nn.Module, ObservedLayers] = WeakKeyDictionary()
 """Decoder -> what was observed; once, not at each attach."""
+_HAND_ON: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
+"""Decoder -> the layers of which `hands_heads_on` holds."""
 
 
 def observe_layers(
@@ -203,6 +205,9 @@ def hands_heads_on(
         False where they are gated or normed on the way, and where the decoder does not run one
         token like this, so that it is not known.
     """
+    known = _HAND_ON.setdefault(decoder, set())
+    if index in known:
+        return True
     shell, inner = _shell(decoder, attentions)
     copied, got = inner[index], list[Tensor]()
     seen = _Watched(projection, got)
@@ -219,7 +224,9 @@ def hands_heads_on(
     made: Tensor | None = vars(copied).get(MADE)
     if made is None or len(got) != 1 or got[0].numel() != made.numel():
         return False
-    return bool(got[0].flatten().to(made).equal(made.flatten()))
+    if got[0].flatten().to(made).equal(made.flatten()):
+        known.add(index)
+    return index in known
 
 
 class _Watched(nn.Module):

@@ -1,5 +1,6 @@
 """The stream readout of a method on one model: decided when the method is attached."""
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,19 +75,20 @@ class ModelSublayers(Sublayers):
     def _call(self, layer: int, states: Float[Tensor, "rows hidden"], instead: Any) -> Any:
         """Call a layer, with `instead` in the place of its attention's forward."""
         module = self.layers[layer]
-        named = inspect.signature(type(module).forward).parameters
-        missing = {
-            name: None
-            for name, own in list(named.items())[2:]  # after self and the states
-            if own.default is own.empty
-            and own.kind in (own.POSITIONAL_OR_KEYWORD, own.KEYWORD_ONLY)
-        }
         hooks = Hooks()
         hooks.set(self.attentions[layer], "forward", instead)
         try:
-            return module(states[:, None], **missing)
+            return module(states[:, None], **dict.fromkeys(_required(type(module))))
         finally:
             hooks.undo()
+
+
+@functools.cache
+def _required(layer: type[nn.Module]) -> tuple[str, ...]:
+    """What a layer must be called with besides the states: its attention alone reads it."""
+    named = list(inspect.signature(layer.forward).parameters.values())[2:]  # after self, states
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return tuple(own.name for own in named if own.default is own.empty and own.kind in kinds)
 
 
 class _Shown(Exception):

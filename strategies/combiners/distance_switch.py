@@ -1,4 +1,4 @@
-"""ONLY: at each token other logits are added where they agree with the original, else contrasted."""
+"""ONLY: each token adds other logits where they agree with the original ones, else contrasts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

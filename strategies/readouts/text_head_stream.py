@@ -68,7 +68,7 @@ class TextHeadStream(StreamReadout):
 
     def __post_init__(self) -> None:
         if not 0 <= self.layer < 1:
-            raise CdkitError(f"layer must be a share of the depth, 0 <= layer < 1, got {self.layer}")
+            raise CdkitError(f"layer must be a share of the depth, in [0, 1), got {self.layer}")
         check_finite("residual", self.residual, low=0)
         check_finite("original_share", self.original_share, low=0)
 

@@ -84,12 +84,10 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def one_by_hand(model: Any, one: Sample, generated: Sequence[int], how: Pieces) -> dict[str, Tensor]:
+def by_hand(model: Any, one: Sample, generated: Sequence[int], how: Pieces) -> dict[str, Tensor]:
     """(steps, vocab) each: the original's logits, and the stream's."""
     ids, decoder = [*one.ids, *generated[:-1]], model.model.language_model
-    out = model(
-        input_ids=torch.tensor([ids]), pixel_values=one.pixels, output_hidden_states=True
-    )
+    out = model(input_ids=torch.tensor([ids]), pixel_values=one.pixels, output_hidden_states=True)
     layer, last = decoder.layers[how.layer], decoder.layers[-1]
     states = layer.input_layernorm(out.hidden_states[how.layer])[0]
     cos, sin = (x[0] for x in decoder.rotary_emb(states, torch.arange(len(ids))[None]))
@@ -113,14 +111,14 @@ def expected(
     model: Any, samples: Sequence[Sample], tokens: Tensor, how: Pieces = RIGHT
 ) -> dict[str, Tensor]:
     parts = [
-        one_by_hand(model, one, own, how)
-        for one, own in zip(samples, tokens.tolist(), strict=True)
+        by_hand(model, one, own, how) for one, own in zip(samples, tokens.tolist(), strict=True)
     ]
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 def distance(p: Tensor, q: Tensor) -> float:
-    return sum(abs(a - b) for a, b in zip(p.softmax(-1).tolist(), q.softmax(-1).tolist(), strict=True))
+    shares = (x.softmax(-1).tolist() for x in (p, q))
+    return sum(abs(a - b) for a, b in zip(*shares, strict=True))
 
 
 def mixed(
@@ -150,7 +148,8 @@ def mixed(
 def between() -> float:
     """A threshold with tokens of one answer on either side."""
     ran = generate(tiny(2), cdkit.load("only", threshold=0.0), SAMPLES)
-    far = [distance(z, s) for z, s in zip(ran.logits["original"][0], ran.logits["text_heads"][0], strict=True)]
+    pairs = zip(ran.logits["original"][0], ran.logits["text_heads"][0], strict=True)
+    far = [distance(z, other) for z, other in pairs]
     low, high = sorted(far)[1:3]
     assert high - low > 1e-3
     return (low + high) / 2
@@ -221,12 +220,14 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_stream_is_seen(ran: Ran, fault: str) -> None:
     faulty = expected(tiny(2), SAMPLES, ran.tokens, FAULTS[fault])
-    check_fault(ran, {"text_heads": faulty["text_heads"]})
+    rows = (0,) if fault == "biased deviation" else None  # few weights lie between both limits
+    check_fault(ran, {"text_heads": faulty["text_heads"]}, rows)
 
 
 def test_the_first_token_is_no_text(ran: Ran) -> None:
     faulty = expected(tiny(2), SAMPLES, ran.tokens, Pieces(first_is_text=True))
-    check_fault(ran, {"text_heads": faulty["text_heads"]}, rows=(0, 1))  # row 2 begins with an image
+    with_text_first = (0, 1)  # the other one begins with an image
+    check_fault(ran, {"text_heads": faulty["text_heads"]}, with_text_first)
 
 
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -256,7 +257,7 @@ def test_the_authors_constants() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(cdkit.CdkitError, match="0 <= layer < 1, got 1.0"):
+    with pytest.raises(cdkit.CdkitError, match=r"layer must be .* in \[0, 1\), got 1.0"):
         cdkit.load("only", layer=1.0)
     with pytest.raises(cdkit.CdkitError, match="residual must be a finite number >= 0"):
         cdkit.load("only", residual=-0.1)
