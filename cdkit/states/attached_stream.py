@@ -74,8 +74,9 @@ class ModelSublayers(Sublayers):
 
     def _call(self, layer: int, states: Float[Tensor, "rows hidden"], instead: Any) -> Any:
         """Call a layer, with `instead` in the place of its attention's forward."""
-        module = self.layers[layer]
-        hooks = Hooks()
+        if layer not in self.attentions:
+            raise CdkitError(f"layer {layer} has no attention")
+        module, hooks = self.layers[layer], Hooks()
         hooks.set(self.attentions[layer], "forward", instead)
         try:
             return module(states[:, None], **dict.fromkeys(_required(type(module))))
@@ -158,7 +159,8 @@ def _try_out(made: AttachedStream, decoder: Any, kind: str, instead: str) -> Non
     except torch.OutOfMemoryError:
         raise
     except UNFIT as error:
-        why = f"{type(error).__name__}: {error}"
+        own = "" if isinstance(error, CdkitError) else f"{type(error).__name__}: "
+        why = f"{own}{error}"
     if why:
         raise CdkitError(
             f"{kind} sends a token through sublayers of {type(decoder).__name__}, whose layers "

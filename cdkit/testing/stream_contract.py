@@ -116,4 +116,7 @@ def _row() -> AttentionRow:
 
 def _of(row: AttentionRow, some: Tensor) -> AttentionRow:
     values: dict[str, Any] = {one.name: getattr(row, one.name) for one in fields(row)}
-    return AttentionRow(**{n: x[some] if isinstance(x, Tensor) else x for n, x in values.items()})
+    of_some: dict[str, Any] = {
+        name: value[some] if isinstance(value, Tensor) else value for name, value in values.items()
+    }
+    return AttentionRow(**of_some)
