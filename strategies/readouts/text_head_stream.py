@@ -80,10 +80,10 @@ class TextHeadStream(StreamReadout):
 
     def reweigh(self, row: AttentionRow) -> Float[Tensor, "rows heads columns"]:
         text = row.visible & ~row.is_image & ~row.is_first
-        weights, of_text = _spread(row.weights, text[:, None])
-        weights, of_image = _spread(weights, row.is_image[:, None])
+        weights, entropy = _spread(row.weights, torch.stack((text, row.is_image), dim=1)[:, None])
+        over_text, over_image = entropy.unbind(-1)
         # a head without a weight left on text spreads least over it, and likewise of the image
-        ratio = of_text.nan_to_num(nan=0.0) / of_image.nan_to_num(nan=torch.inf)
+        ratio = over_text.nan_to_num(nan=0.0) / over_image.nan_to_num(nan=torch.inf)
         falls_short = ratio < ratio.mean(dim=-1, keepdim=True)
         return weights.masked_fill(falls_short[..., None], 0)
 
@@ -100,16 +100,17 @@ class TextHeadStream(StreamReadout):
 
 
 def _spread(
-    weights: Float[Tensor, "rows heads columns"], columns: Bool[Tensor, "rows 1 columns"]
-) -> tuple[Float[Tensor, "rows heads columns"], Float[Tensor, "rows heads"]]:
-    """The weights without those that stand out in some columns, and the entropy of these columns.
+    weights: Float[Tensor, "rows heads columns"], kinds: Bool[Tensor, "rows 1 kinds columns"]
+) -> tuple[Float[Tensor, "rows heads columns"], Float[Tensor, "rows heads kinds"]]:
+    """The weights without those that stand out among the columns of a kind, and what entropy each
+    kind is left with.
 
     The standard deviation is the unbiased one. The entropy is NaN where no weight is left.
     """
-    own, count = weights * columns, columns.sum(dim=-1, keepdim=True)
+    own, count = weights[:, :, None] * kinds, kinds.sum(dim=-1, keepdim=True)
     mean = own.sum(dim=-1, keepdim=True) / count
-    variance = ((own - mean).square() * columns).sum(dim=-1, keepdim=True) / (count - 1)
-    weights = weights.masked_fill(columns & (own > mean + variance.sqrt()), 0)
-    own = weights * columns
+    variance = ((own - mean).square() * kinds).sum(dim=-1, keepdim=True) / (count - 1)
+    own = own.masked_fill(own > mean + variance.sqrt(), 0)
     shares = own / own.sum(dim=-1, keepdim=True)
-    return weights, -(shares * (shares + TINY).log()).sum(dim=-1)
+    entropy = -(shares * (shares + TINY).log()).sum(dim=-1)
+    return torch.where(kinds.any(dim=2), own.sum(dim=2), weights), entropy
