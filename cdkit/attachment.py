@@ -36,6 +36,7 @@ from cdkit.generation.generate import run_generate
 from cdkit.generation.hooks import BoundToModel, Hooks
 from cdkit.generation.plain_call import outer_forward
 from cdkit.generation.prompts import open_session
+from cdkit.generation.readouts import hook_readout
 from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
@@ -49,6 +50,7 @@ from cdkit.probing.observed_layers import ObservedLayers, observe_layers
 from cdkit.probing.padding import ignores_padding
 from cdkit.row_kernels.choice import find_kernels
 from cdkit.states.attached_states import attach_states
+from cdkit.states.attached_stream import attach_stream
 from cdkit.states.state_call import hook_sites
 
 ATTACHED = "_cdkit_attached"
@@ -321,18 +323,7 @@ class Attachment(BoundToModel):
             hooks.wrap(model, "forward", functools.partial(outer_forward, engine))
         if attached.states is not None:
             hook_sites(hooks, attached.states, engine.sites)
-        layers = adapter.layers(model)
-        if engine.attached.method.readout is not None:
-            read_out = engine.attached.method.readout.layers(len(layers))
-            _check_names(engine.attached.method, read_out)
-            for name, passed in read_out.items():
-                if not (self._forced or engine.attached.method.combiner.uses(name)):
-                    continue
-                keep = functools.partial(engine.keep_readout, name)
-                if passed == 0:
-                    hooks.before(layers[0], keep)
-                else:
-                    hooks.after(layers[passed - 1], keep)
+        hook_readout(hooks, engine, forced=self._forced)
         if attached.hooked:
             engine.gives_weights = decoder.config._attn_implementation == "eager"
             key, attribute, handles = engine.attention()
@@ -413,6 +404,7 @@ def _attached(
         method = replace(method, calibrator=None)
     branches = method.branches if forced else method.live_branches
     states = attach_states(method, adapter, model)
+    stream = attach_stream(method, adapter, model, forced=forced)
     every = branches if states is None else branches + states.prompt_branches
     hooked = bool(
         method.calibrator is not None
@@ -420,6 +412,7 @@ def _attached(
         or method.loop is not None
         or any(branch.attention or branch.feature for branch in every)
         or (states is not None and states.reading("image_attention"))
+        or stream is not None
         or any(schedule.reads_attention for schedule in method.schedules)
         or traced & {"image_attention", "mask"}
     )
@@ -466,23 +459,8 @@ def _attached(
         attention_layers=tuple(attentions),
         row_kernels=kernels,
         states=states,
+        stream=stream,
     )
-
-
-def _check_names(method: Method, layers: Collection[str]) -> None:
-    """Raise where a readout's names clash with branches, or the combiner names neither."""
-    branches = [branch.name for branch in method.branches]
-    if clash := set(branches) & set(layers):
-        raise CdkitError(
-            f"branch {min(clash)!r} of {method.name} is called like a layer that is read out; "
-            "give the branch another name"
-        )
-    for name, parameter in method.combiner.names.items():
-        if name not in branches and name not in layers:
-            raise CdkitError(
-                f"{parameter} names {name!r}, but {method.name} has "
-                f"{', '.join((*branches, *layers))}"
-            )
 
 
 def _with_colours(method: Method, processor: Any) -> Method:

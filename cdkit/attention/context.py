@@ -16,9 +16,11 @@ from cdkit.execution.packing import Packing
 from cdkit.execution.shared_prefix import SharedPrefix
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.segment import CrossModalSegment
+from cdkit.interfaces.stream_readout import AttentionRow
 from cdkit.states.state_call import NotedAttention, PromptRecorder
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
+Reweigh = Callable[[AttentionRow], Float[Tensor, "rows heads columns"]]
 AnswerCache = dict[tuple[int, str], dict[Hashable, Tensor]]
 """(layer, branch) -> what strategies keep of its image columns for the whole answer."""
 
@@ -41,6 +43,9 @@ class LayerWork:
     """Whether its weights on all columns are recorded."""
     head_readers: frozenset[str] = frozenset()
     """The branches whose attention to the image a state intervention reads, for each head."""
+    reweigh: Reweigh | None = None
+    """How a stream readout weighs the original branch's predicting row anew; None in layers where
+    none does."""
     row_changes: RowChanges | None = None
     """What changes in generated rows, in the order of the branches; None where a kernel cannot do
     it, or weights are recorded."""
@@ -62,6 +67,8 @@ class AttentionRecord:
     """The last layer's weights of the original branch's predicting rows, over all columns."""
     head_attention: dict[str, NotedAttention] = field(default_factory=dict)
     """Branch -> its attention to the image in the latest layer that a state intervention reads."""
+    stream_heads: Float[Tensor, "rows heads value_dim"] | None = None
+    """The original branch's predicting row as a stream readout weighs it."""
     recorder: PromptRecorder | None = None
     """What keeps the states of the prompts' last tokens, in the call that shows them."""
     image_attention: dict[str, dict[int, Tensor]] = field(default_factory=dict)

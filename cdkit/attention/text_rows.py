@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.attention.columns import Columns
-from cdkit.attention.context import DecoderContext, LayerWork
+from cdkit.attention.context import DecoderContext, LayerWork, Reweigh
 from cdkit.attention.image_columns import CachedImageColumns
 from cdkit.attention.masks import RowMasks, SegmentMask, without_pruned
 from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.functional.rope import rotate
 from cdkit.interfaces.segment import CrossModalSegment, softmax
+from cdkit.interfaces.stream_readout import AttentionRow
 from cdkit.methods.method import ORIGINAL
 from cdkit.states.state_call import NotedAttention
 
@@ -104,6 +105,16 @@ def attend(
     for one in changed:
         if work.records_image or work.records_weights or work.head_readers or context.record.traces:
             _record(context, work, one, weights[one.rows])
+        if work.reweigh is not None and _branch(context, one) == ORIGINAL:
+            context.record.stream_heads = _stream_heads(
+                context,
+                work,
+                work.reweigh,
+                one.mask,
+                masks.of(one.rows).seen,
+                weights[one.rows],
+                values.of(one.rows),
+            )
         if one.after.replaced is not None:
             assert one.after.replacement is not None
             taken = _take_out(weights[one.rows], one.after.replaced, one.mask)
@@ -261,6 +272,45 @@ def _pruned_columns(
     return nowhere.scatter_add(1, mask.gather_index[:, 0, 0], cut) > 0
 
 
+def _branch(context: DecoderContext, one: _Changed) -> str:
+    return context.branches[one.mask.rows.start // context.rows_per_branch]
+
+
+def _predicting(mask: SegmentMask) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The batch's rows, and of each the last text row that predicts the next token."""
+    rows, text = mask.predicts_next.shape
+    device = mask.predicts_next.device
+    # with padding on the right the last row is not the last column
+    at = torch.arange(text, device=device).mul(mask.predicts_next).amax(dim=-1)
+    return torch.arange(rows, device=device), at
+
+
+def _stream_heads(
+    context: DecoderContext,
+    work: LayerWork,
+    reweigh: Reweigh,
+    mask: SegmentMask,
+    seen: Bool[Tensor, "#rows text columns"],
+    weights: Float[Tensor, "rows heads text columns"],
+    values: Columns,
+) -> Float[Tensor, "rows heads value_dim"]:
+    """The values of the predicting row, weighed as a stream readout says."""
+    each, at = _predicting(mask)
+    total, first = weights.shape[-1], context.chunk.layout.token_mask[mask.rows].to(at.device)
+    first = first & (first.cumsum(dim=-1) == 1)
+    on_image = mask.segment.expand(-1, -1, weights.shape[2], -1)[each, 0, at]
+    visible = seen.expand(len(each), -1, -1)[each, at]
+    row = AttentionRow(
+        weights=weights[each, :, at],
+        visible=visible,
+        is_image=on_image & visible,
+        is_first=torch.nn.functional.pad(first, (0, total - first.shape[1])) & visible,
+        layer=work.index,
+        depth=work.depth,
+    )
+    return values.averaged(reweigh(row)[:, :, None])[:, :, 0]
+
+
 def _record(
     context: DecoderContext,
     work: LayerWork,
@@ -269,7 +319,7 @@ def _record(
 ) -> None:
     """Record what traces, schedules, feature distortions and loops read."""
     record, before, after, mask = context.record, one.before, one.after, one.mask
-    branch = context.branches[mask.rows.start // context.rows_per_branch]
+    branch = _branch(context, one)
     original = branch == ORIGINAL
     if not original and not record.traces and branch not in work.head_readers:
         return
@@ -282,10 +332,7 @@ def _record(
         record.mask.setdefault(branch, {})[work.index] = hit
     reads_heads = branch in work.head_readers
     if reads_heads or (original and work.records_image):
-        rows, text = mask.predicts_next.shape
-        # with padding on the right the last row is not the last column
-        at = torch.arange(text, device=weights.device).mul(mask.predicts_next).amax(dim=-1)
-        each = torch.arange(rows, device=weights.device)
+        each, at = _predicting(mask)
         logits, seen = after.logits[each, :, at], on_image[each, :, at]
         if reads_heads:
             record.head_attention[branch] = NotedAttention(logits, seen, mask.image.valid)

@@ -215,6 +215,9 @@ def compiled_steps(
     elif attached.states is not None:
         own = kind_of(attached.states.parts[0].part)
         why = f"{own} changes hidden states between the modules of a layer, which no graph has"
+    elif attached.stream is not None:
+        own = kind_of(attached.stream.part)
+        why = f"{own} weighs one row of a layer anew, which no graph has"
     elif attached.has_sliding_window:
         why = "some of the model's layers keep a window of the last tokens alone, in no buffers"
     if why is not None:

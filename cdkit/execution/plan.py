@@ -172,7 +172,10 @@ def layer_works(
         }
         changes = {name: tuple(change for _, change in parts) for name, parts in inside.items()}
         last = attached.records_weights and layer == depth - 1
-        recorded = {ORIGINAL} & set(branches) if records_image or last else set()
+        stream = attached.stream
+        reweigh = stream.part.reweigh if stream is not None and stream.layer == layer else None
+        reads_row = records_image or last or reweigh is not None
+        recorded = {ORIGINAL} & set(branches) if reads_row else set()
         number, readers = attached.attention_layers[layer], frozenset[str]()
         if attached.states is not None:
             readers = attached.states.attention_readers(number) & frozenset(branches)
@@ -187,6 +190,7 @@ def layer_works(
                 records_image=records_image,
                 records_weights=last,
                 head_readers=readers,
+                reweigh=reweigh,
                 row_changes=None
                 if traces or recorded or readers
                 else _row_changes(branches, inside),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cdkit.functional.logits import scale_difference
 from cdkit.generation.attached_engine import AttachedEngine, StepLogits
+from cdkit.generation.readouts import readout_logits
 from cdkit.generation.trace import Step
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import Signals
@@ -38,6 +39,8 @@ class Noted(NamedTuple):
     """A layer each: that row's weights on the image, averaged over heads."""
     last_weights: Float[Tensor, "rows heads new columns"] | None
     """Attention weights of the last layer, where a loop reads them."""
+    stream_heads: Float[Tensor, "rows heads value_dim"] | None = None
+    """The original branch's heads as a stream readout weighs them; None where there is none."""
 
 
 class Combined(NamedTuple):
@@ -74,10 +77,8 @@ def combine_call(
     original, *distorted = raw.unbind(0)
     others = dict(zip(branches[1:], distorted, strict=True))
     if noted.readouts:
-        adapter, readout = attached.adapter, attached.method.readout
-        norm = readout is None or readout.norm
-        for name, hidden in noted.readouts.items():
-            others[name] = adapter.logits(attached.model, hidden[:rows], norm=norm).to(wide)
+        states = {name: hidden[:rows] for name, hidden in noted.readouts.items()}
+        others |= readout_logits(attached, states, noted.stream_heads, original)
     made = combine(attached.method, original, others, noted, step=state.step, states=state.states)
     state.step, state.states = state.step + 1, made.states
     engine.last_original, engine.last_weights = original, noted.last_weights

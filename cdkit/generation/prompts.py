@@ -302,7 +302,7 @@ def _check_last_row(attached: AttachedMethod, session: Session) -> None:
     reads_row = any(
         b.feature or not all(d.keeps_prefix for d in b.attention) for b in attached.every_branch
     )
-    reads_row = reads_row or attached.records_image
+    reads_row = reads_row or attached.records_image or attached.stream is not None
     reads_row = reads_row or (
         attached.states is not None and bool(attached.states.reading("image_attention"))
     )

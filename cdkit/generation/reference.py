@@ -50,6 +50,7 @@ from cdkit.generation.reference_attention import (
     Tokens,
     attend,
     plain_attention,
+    stream_heads,
 )
 from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
 from cdkit.generation.reference_states import answer_states, site_call
@@ -86,6 +87,8 @@ class BranchCall:
     """A layer each: of the row that predicts the next token, see `signals_of`."""
     image_weights: list[Float[Tensor, "rows image"]] = field(default_factory=list)
     last_weights: Float[Tensor, "rows heads new columns"] | None = None
+    stream_heads: Float[Tensor, "rows heads value_dim"] | None = None
+    """The predicting row's heads, as a stream readout weighs them."""
     head_attention: dict[str, NotedAttention] = field(default_factory=dict)
     """Of the latest layer whose attention to the image a state intervention reads."""
 
@@ -184,7 +187,13 @@ class ReferenceEngine(AttachedEngine):
         if batch.original.columns < batch.original.layout.length:
             # a chunk of the prompt: no token is chosen from these
             return logits[: logits.shape[0] // len(branches)]
-        noted = Noted(call.readouts, seen.image_logits, seen.image_weights, seen.last_weights)
+        noted = Noted(
+            call.readouts,
+            seen.image_logits,
+            seen.image_weights,
+            seen.last_weights,
+            seen.stream_heads,
+        )
         return combine_call(self, logits, branches, batch, noted, call.step)
 
     # ---- the decoder: the branches one after the other -------------------------------------------
@@ -357,7 +366,7 @@ class ReferenceEngine(AttachedEngine):
             kwargs.get("softcap"),
             kwargs.get("s_aux"),
         )
-        self._note(running, layer, made)
+        self._note(running, layer, made, value)
         return made
 
     def _changes(self, branch: str, layer: int) -> list[Change]:
@@ -372,7 +381,7 @@ class ReferenceEngine(AttachedEngine):
             do for part, do in changes if layer in layers_within(part.layers, self.attached.depth)
         ]
 
-    def _note(self, running: BranchCall, layer: Layer, made: Attended) -> None:
+    def _note(self, running: BranchCall, layer: Layer, made: Attended, value: Tensor) -> None:
         """Record what traces, schedules, feature distortions and loops read."""
         prompt, new = running.branch.layout.length, made.weights.shape[2]
         if running.notes_last_layer and layer.index == layer.depth - 1:
@@ -395,6 +404,9 @@ class ReferenceEngine(AttachedEngine):
         if states is not None and running.name in states.attention_readers(number):
             seen = made.after.logits[rows, :, last], on_image[rows, :, last]
             running.head_attention[running.name] = NotedAttention(*seen, tokens.image_there)
+        stream = self.attached.stream
+        if stream is not None and stream.layer == layer.index and running.name == ORIGINAL:
+            running.stream_heads = stream_heads(stream.part, tokens, layer, made, value, last)
         if self.call is None:
             return
         wanted, step = self.trace.wanted, self.call.step

@@ -17,6 +17,7 @@ from cdkit.branches.layout import Layout, text_after_image
 from cdkit.branches.positions import Offsets
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.segment import CrossModalSegment, ImageColumns, softmax
+from cdkit.interfaces.stream_readout import AttentionRow, StreamReadout
 
 Change = Callable[[CrossModalSegment], CrossModalSegment]
 
@@ -150,6 +151,8 @@ class Attended:
     """As the calibrator left it; None where no token is text after an image."""
     after: CrossModalSegment | None
     """As the distortions and interventions left it."""
+    visible: Bool[Tensor, "rows new columns"]
+    """Where a token may attend."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +253,41 @@ def attend(
         instead = tokens.at_columns(instead.transpose(2, 3)).transpose(2, 3)
         out = (weights * ~replaced) @ _each_head(values, heads)
         out = out + (weights * replaced) @ _each_head(instead, heads)
-    return Attended(out.transpose(1, 2).to(dtype), weights, before, after)
+    return Attended(out.transpose(1, 2).to(dtype), weights, before, after, visible)
+
+
+def stream_heads(
+    readout: StreamReadout,
+    tokens: Tokens,
+    layer: Layer,
+    made: Attended,
+    value: Float[Tensor, "rows kv_heads columns value_dim"],
+    last: Int[Tensor, " rows"],
+) -> Float[Tensor, "rows heads value_dim"]:
+    """The values of the token that predicts the next one, weighed as a stream readout says.
+
+    Args:
+        readout: The readout.
+        tokens: Of the branch, on the layer's device.
+        layer: The layer.
+        made: What it computed.
+        value: Its values.
+        last: Which of the call's tokens it is, in each row.
+    """
+    rows = torch.arange(len(last), device=last.device)
+    visible = made.visible[rows, last]
+    weights = readout.reweigh(
+        AttentionRow(
+            weights=made.weights[rows, :, last],
+            visible=visible,
+            is_image=tokens.is_image & visible,
+            is_first=tokens.token_mask & (tokens.token_mask.long().cumsum(dim=1) == 1) & visible,
+            layer=layer.index,
+            depth=layer.depth,
+        )
+    )
+    values = _each_head(value.to(weights), weights.shape[1])
+    return (weights[:, :, None] @ values)[:, :, 0].to(value.dtype)
 
 
 def plain_attention(

@@ -67,7 +67,11 @@ def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -
         else:
             assert record is not None
             noted = Noted(
-                call.readouts, record.image_logits, record.image_weights, record.last_weights
+                call.readouts,
+                record.image_logits,
+                record.image_weights,
+                record.last_weights,
+                record.stream_heads,
             )
             output.logits = combine_call(engine, logits, plan.branches, state, noted, call.step)
     finally:

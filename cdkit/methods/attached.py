@@ -11,6 +11,7 @@ from cdkit.interfaces.model_adapter import ModelAdapter, SeesAhead
 from cdkit.interfaces.pixel_source import PixelSource
 from cdkit.methods.method import ORIGINAL, Branch, Method
 from cdkit.states.attached_states import AttachedStates
+from cdkit.states.attached_stream import AttachedStream
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,8 @@ class AttachedMethod:
     """The module of kernels for generated rows; None where operators compute them."""
     states: AttachedStates | None
     """What changes hidden states; None where nothing does."""
+    stream: AttachedStream | None
+    """The stream that logits are read from; None where the method has none."""
 
     @property
     def depth(self) -> int:
@@ -97,10 +100,15 @@ class AttachedMethod:
 
     @property
     def reads_image(self) -> bool:
-        """Whether a state intervention reads the image, or states of branches' prompts."""
+        """Whether a readout or a state intervention reads the image, or states of branches'
+        prompts."""
         states = self.states
-        return states is not None and any(
-            states.reading(what) for what in ("prompt_states", "image_features", "image_attention")
+        return self.stream is not None or (
+            states is not None
+            and any(
+                states.reading(what)
+                for what in ("prompt_states", "image_features", "image_attention")
+            )
         )
 
     @property

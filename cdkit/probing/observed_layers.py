@@ -37,6 +37,8 @@ KEY = "cdkit_probe"
 """The name in Hugging Face's attention registries."""
 SEEN = "_cdkit_seen"
 """The attribute of a copied attention module with the keys that it handed to its attention."""
+MADE = "_cdkit_made"
+"""The attribute with the outputs of the heads that its attention gave back."""
 START = 3
 STEPS = (0, 2, 7, 301)
 """By how many positions the tokens that are compared lie behind `START`."""
@@ -65,6 +67,8 @@ class ObservedLayers:
 
 _FOUND: WeakKeyDictionary[nn.Module, ObservedLayers] = WeakKeyDictionary()
 """Decoder -> what was observed; once, not at each attach."""
+_HAND_ON: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
+"""Decoder -> the layers of which `hands_heads_on` holds."""
 
 
 def observe_layers(
@@ -167,6 +171,83 @@ def keys_at(
         CdkitError: Where a layer does not call its attention once.
     """
     shell, inner = _shell(decoder, attentions)
+    cache = _run_shell(shell, decoder, positions, token_kwargs)
+    keys: list[list[Tensor]] = [vars(module)[SEEN] for module in inner]
+    if wrong := [len(own) for own in keys if len(own) != 1]:
+        raise CdkitError(
+            f"a layer of {type(decoder).__name__} calls its attention {wrong[0]} times"
+        )
+    layers: list[Any] = [layer for layer in cache.layers if keeps_keys(layer)]
+    if len(layers) != len(inner):  # some layers have no keys, but use those of others
+        every: list[Any] = cache.layers
+        numbers: list[Any] = [module.layer_idx for module in inner]
+        layers = [every[number] for number in numbers]
+    return [own[0] for own in keys], [x.keys if keeps_keys(x) else None for x in layers]
+
+
+def hands_heads_on(
+    decoder: Any,
+    attentions: Sequence[nn.Module],
+    index: int,
+    projection: nn.Module,
+    token_kwargs: Mapping[str, Tensor] | None = None,
+) -> bool:
+    """Whether an output projection gets the outputs of its layer's heads as they are.
+
+    Args:
+        decoder: The text decoder.
+        attentions: The attention module of each of its layers that has one.
+        index: The layer, counted among these.
+        projection: The output projection of that layer.
+        token_kwargs: As `observe_layers` takes it.
+
+    Returns:
+        False where they are gated or normed on the way, and where the decoder does not run one
+        token like this, so that it is not known.
+    """
+    known = _HAND_ON.setdefault(decoder, set())
+    if index in known:
+        return True
+    shell, inner = _shell(decoder, attentions)
+    copied, got = inner[index], list[Tensor]()
+    seen = _Watched(projection, got)
+    owners = [name for name, own in copied._modules.items() if own is projection]
+    copied._modules |= dict.fromkeys(owners, seen)
+    positions = torch.full((1, axes_of(decoder.config)), START)
+    try:
+        with torch.no_grad():
+            _run_shell(shell, decoder, positions, token_kwargs or {})
+    except torch.OutOfMemoryError:
+        raise
+    except UNFIT:
+        return False
+    made: Tensor | None = vars(copied).get(MADE)
+    if made is None or len(got) != 1 or got[0].numel() != made.numel():
+        return False
+    if got[0].flatten().to(made).equal(made.flatten()):
+        known.add(index)
+    return index in known
+
+
+class _Watched(nn.Module):
+    """A module that keeps what it is given."""
+
+    def __init__(self, inner: nn.Module, got: list[Tensor]) -> None:
+        super().__init__()
+        self.inner, self.got = inner, got
+
+    def forward(self, x: Tensor) -> Any:
+        self.got.append(x)
+        return self.inner(x)
+
+
+def _run_shell(
+    shell: Any,
+    decoder: Any,
+    positions: Shaped[Tensor, "rows axes"],
+    token_kwargs: Mapping[str, Tensor],
+) -> Any:
+    """Run one token at these positions through a copy of the decoder; returns its cache."""
     device = decoder.get_input_embeddings().weight.device
     random = torch.Generator().manual_seed(0)
     embeds = torch.randn(1, 1, decoder.config.hidden_size, generator=random)
@@ -180,17 +261,7 @@ def keys_at(
         **{CACHE: cache},
         **{n: x.expand(len(positions), *x.shape[1:]) for n, x in token_kwargs.items()},
     )
-    keys: list[list[Tensor]] = [vars(module)[SEEN] for module in inner]
-    if wrong := [len(own) for own in keys if len(own) != 1]:
-        raise CdkitError(
-            f"a layer of {type(decoder).__name__} calls its attention {wrong[0]} times"
-        )
-    layers: list[Any] = [layer for layer in cache.layers if keeps_keys(layer)]
-    if len(layers) != len(inner):  # some layers have no keys, but use those of others
-        every: list[Any] = cache.layers
-        numbers: list[Any] = [module.layer_idx for module in inner]
-        layers = [every[number] for number in numbers]
-    return [own[0] for own in keys], [x.keys if keeps_keys(x) else None for x in layers]
+    return cache
 
 
 def axes_of(config: Any) -> int:
@@ -263,7 +334,9 @@ def _record(
     """In the place of the attention: a token that attends to itself alone gets its own value."""
     vars(module)[SEEN].append(key)
     out = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-    return out.transpose(1, 2).contiguous(), None
+    out = out.transpose(1, 2).contiguous()
+    vars(module)[MADE] = out
+    return out, None
 
 
 AttentionInterface.register(KEY, _record)

@@ -3,13 +3,15 @@
 from typing import Any
 
 from cdkit.interfaces.readout import LayerReadout
+from cdkit.interfaces.stream_readout import StreamReadout
 from cdkit.methods.method import ORIGINAL
 from cdkit.probing.promises import require
+from cdkit.testing.stream_contract import check_stream
 from cdkit.testing.values import check_value
 
 
 def check_readout(readout: Any) -> None:
-    """Check the promises of a layer readout.
+    """Check the promises of a layer readout, or of a stream readout.
 
     Args:
         readout: An instance of a subclass of `cdkit.LayerReadout`.
@@ -46,3 +48,5 @@ def check_readout(readout: Any) -> None:
             layers,
             todo="count layers from 0 (the embeddings) to the depth",
         )
+    if isinstance(readout, StreamReadout):
+        check_stream(readout)

@@ -32,6 +32,9 @@ class HeadReinforcement(StateIntervention):
     those of the reinforced layers below, while the prompt without it runs unchanged. Of an even
     number of heads, the median is the lower of the two in the middle.
 
+    Where the image changes nothing in a layer's heads, their divergences are rounding, and so is
+    the choice: another batch, kernel or precision may scale other heads there.
+
     A head whose divergence and whose output without the image both stand out (by more than a
     standard deviation above the layer's mean) grew louder when the image went away. It counts as 0.
 

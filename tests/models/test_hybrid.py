@@ -63,6 +63,20 @@ def run(name: str, preset: str, rows: tuple[int, ...], *, optimize: bool, **how:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("qwen3_5", "does not hand them to an output projection as they are"),
+        ("lfm2_vl", r"with a token's state alone \(layer 2 has no attention\)"),
+    ],
+)
+def test_a_stream_past_a_gate_or_a_layer_without_attention_is_refused(
+    name: str, words: str
+) -> None:
+    with pytest.raises(cdkit.CdkitError, match=words):
+        cdkit.attach(tiny(name), cdkit.load("only"))
+
+
 # ---- what is not changed -------------------------------------------------------------------------
 
 
