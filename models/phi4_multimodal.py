@@ -29,6 +29,10 @@ class Phi4Multimodal(PaddedTilesOfSizesAdapter):
     4096 in the published checkpoint), where stock `generate` loses the prompt: with a method,
     prompt and answer must fit before. Sounds are refused.
 
+    In transformers 5.24 its image encoder attends causally by sdpa where no crop of a batch has
+    padding, so the answer about a picture without padding may change beside another one, with cdkit
+    or without. `attn_implementation={"vision_config": "eager"}` in `load_model` prevents that.
+
     The weights for pictures are a LoRA adapter beside the checkpoint, in its folder `vision-lora`:
     the stock class does not load it. Load it before a method is attached
     (`model.load_adapter(..., adapter_name="vision", adapter_kwargs={"subfolder": "vision-lora"})`,

@@ -169,6 +169,24 @@ def test_sounds_are_refused() -> None:
     refused(given, "audio_input_features came with the prompts, and .* read no sounds")
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_picture_without_padding(kernel: str) -> None:
+    """By sdpa the stock encoder is causal where no crop of a batch has padding."""
+    own = families.made(families.FAMILIES[NAME])
+    own.set_attn_implementation({"vision_config": kernel})
+    adapter, features = adapter_for(own), list[Tensor]()
+    owner, name = adapter.encoder(own)
+    for rows in ((0,), (0, 1)):
+        given = families.inputs(NAME, *rows)
+        given["image_attention_mask"][0] = 1
+        asked = adapter.encoder_kwargs(own, given)
+        assert asked is not None
+        features.append(adapter.features(getattr(owner, name)(**asked))[:13])
+        check_off_and_identical(own, given)
+    same = torch.allclose(*features, rtol=1e-6)
+    assert same == (kernel == "eager"), "the adapter need not warn of it any more"
+
+
 # ---- positions -----------------------------------------------------------------------------------
 
 

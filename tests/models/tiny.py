@@ -524,10 +524,13 @@ def _phi4_multimodal() -> dict[str, Any]:
 
 
 def _crops(row: int) -> tuple[list[int], Inputs]:
-    """One crop, or two of which the last quarter is padding; then the whole picture."""
+    """One crop with a row of padding, or two with two columns of it; then the whole picture.
+
+    Each has padding, as the stock encoder reads pictures otherwise where none has.
+    """
     crops, tokens = ((1, 6), (2, 8))[row]
     mask = torch.ones(1, 1 + crops, 4, 4, dtype=torch.long)
-    mask[:, 2:, :, 2:] = 0
+    mask[:, 1 if row == 0 else 2, 3 * (row == 0) :, 2 * row :] = 0
     return around(row, *[IMAGE] * (tokens + 1 + 6)), {
         "image_pixel_values": pixels(row, 1, 1 + crops, 3, 8, 8),
         "image_sizes": torch.tensor([[8, 8 * crops]]),
