@@ -41,6 +41,7 @@ class Phi4Multimodal(PaddedTilesOfSizesAdapter):
     """
 
     example: ClassVar[str] = "microsoft/Phi-4-multimodal-instruct"
+    decoder_encodes: ClassVar[bool] = True
     decoder_path: ClassVar[str] = "model"
     encoder_path: ClassVar[str] = "model.embed_tokens_extend.image_embed"
     encoder_method: ClassVar[str] = "forward"

@@ -246,6 +246,9 @@ def open_session(
     calibrator, grids = method.calibrator, tuple[tuple[ImageGrid | None, ...], ...]()
     if calibrator is not None and calibrator.needs_grid:
         grids = image_grids(attached, calibrator, given, layout, kinds)
+    encoder_kwargs = None
+    if attached.adapter.decoder_encodes:
+        encoder_kwargs = attached.adapter.encoder_kwargs(attached.model, given)
     session = Session(
         ids=ids,
         token_mask=token_mask,
@@ -264,7 +267,7 @@ def open_session(
         static_cache=static,
         overridden=overridden,
         token_values=_token_values(attached, given),
-        encoder_kwargs=attached.adapter.encoder_kwargs(attached.model, given),
+        encoder_kwargs=encoder_kwargs,
     )
     needs_image = method.calibrator or method.interventions or method.loop or attached.reads_image
     if attached.branches or needs_image:

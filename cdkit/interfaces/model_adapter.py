@@ -59,6 +59,10 @@ class ModelAdapter(FormerNames, abc.ABC):
     """Whether image tokens enter the decoder as zeros, and its layers add all of their features
     (`deepstack_features`). Then methods that distort what the decoder is given of an image are
     refused."""
+    decoder_encodes: ClassVar[bool] = False
+    """Whether the decoder gets token ids and pixels, and calls the image encoder in its own forward
+    (Phi-4 multimodal). Under a method, cdkit calls the encoder once a prompt (`encoder_kwargs`) and
+    gives the decoder embeddings in the place of both; it must take these."""
     refuses_static: ClassVar[str] = ""
     """Why a method does not run with a static cache; empty where it does."""
     encoder_text: ClassVar[str | None] = None
@@ -114,18 +118,14 @@ class ModelAdapter(FormerNames, abc.ABC):
     def encoder_kwargs(
         self, model: nn.Module, given: Mapping[str, Any]
     ) -> Mapping[str, Any] | None:
-        """What the image encoder is called with, where the decoder calls it in its own forward.
-
-        Such a decoder gets token ids and pixels. Under a method, cdkit calls the encoder once a
-        prompt and gives the decoder embeddings in the place of both; it must take these.
+        """What the image encoder is called with, where `decoder_encodes`.
 
         Args:
             model: The model.
             given: The arguments of `generate`, or of a plain call, for the prompts.
 
         Returns:
-            The encoder's arguments by name. None where `given` has no images, and of most families:
-            these encode images before the decoder is called.
+            The encoder's arguments by name; None where `given` has no images, and of most families.
 
         Raises:
             CdkitError: Where something else comes for the decoder to encode.

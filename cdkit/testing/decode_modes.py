@@ -167,7 +167,7 @@ def _are_mixed_up(adapter: ModelAdapter, model: Any, prompts: Inputs) -> bool:
     """Whether `generate` would repeat each of a prompt's images for its beams: a decoder that
     encodes them itself gets them like that."""
     several = int(adapter.image_index(model, prompts["input_ids"]).max()) > 0
-    return several and adapter.encoder_kwargs(model, prompts) is not None
+    return several and adapter.decoder_encodes
 
 
 def check_stock(adapter: ModelAdapter, model: Any, prompt: Inputs, processor: Any) -> None:
