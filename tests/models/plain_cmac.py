@@ -152,15 +152,15 @@ def plain_logits(
     handle = decoder.register_forward_pre_hook(
         lambda module, args, kwargs: asked.update(kwargs), with_kwargs=True
     )
-    states: list[Any] = []
-    first = decoder.layers[0].register_forward_pre_hook(lambda _, args: states.extend(args[:1]))
+    entered: list[Any] = []
+    first = decoder.layers[0].register_forward_pre_hook(lambda _, args: entered.extend(args[:1]))
     model(**given)
     handle.remove()
     first.remove()
     prompt, more = given["input_ids"].shape[1], len(generated)
     embeds, positions = asked.get("inputs_embeds"), asked["position_ids"]
     if embeds is None:  # the decoder makes them of ids and pixels
-        embeds = states[0]
+        embeds = entered[0]
     if positions is None:
         positions = torch.arange(embeds.shape[1])[None]
     axes = 3 if positions.ndim == 3 else 1

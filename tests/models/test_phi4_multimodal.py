@@ -108,7 +108,7 @@ def test_cmac_is_its_definition(optimize: bool) -> None:
 def test_noise_on_every_crop(optimize: bool) -> None:
     """The branch of VCD is the stock model on the noised pictures."""
     given, seen = several(0, 1), list[Tensor]()
-    encoder = adapter_for(model()).encoder(model())[0]
+    encoder: Any = adapter_for(model()).encoder(model())[0]
     embed = encoder.img_processor.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     method = cdkit.load("vcd")
     try:
@@ -183,7 +183,8 @@ def test_a_picture_without_padding(kernel: str) -> None:
         assert asked is not None
         features.append(adapter.features(getattr(owner, name)(**asked))[:13])
         check_off_and_identical(own, given)
-    same = torch.allclose(*features, rtol=1e-6)
+    alone, beside = features
+    same = torch.allclose(alone, beside, rtol=1e-6)
     assert same == (kernel == "eager"), "the adapter need not warn of it any more"
 
 
