@@ -446,6 +446,7 @@ def _attached(
         hooked=hooked,
         sees_ahead=adapter.sees_ahead_in(model),
         counts_padding_from=adapter.counts_padding_from(model),
+        rope_limit=adapter.rope_limit(model),
         has_plain_cache=has_plain_cache(decoder) and not unknown,
         caches_keys=observed.caches_keys,
         key_sources=sources,

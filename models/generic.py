@@ -51,7 +51,6 @@ class Generic(StandardAdapter):
         _check_inner_models(model)
         _check_cross_attention(model)
         _check_generate(model)
-        _check_images_come_encoded(model)
         self.check_images(model)
         decoder = self.decoder(model)
         _check_decoder(decoder)
@@ -265,21 +264,6 @@ def _check_generate(model: Any) -> None:
                 "logits of one token"
             )
         raise CdkitError(f"{why}. {OTHERS}")
-
-
-def _check_images_come_encoded(model: Any) -> None:
-    """Refuse a decoder that is given pixels: it encodes the image in its own forward."""
-    embeddings = _embeddings(model)
-    for module in model.modules():
-        has_text = any(child is embeddings for child in module.children())
-        if not (has_text and hasattr(module, "layers")) or hasattr(module, "get_image_features"):
-            continue
-        for name in signature(type(module).forward).parameters:
-            if "pixel_values" in name:
-                raise CdkitError(
-                    f"its decoder takes {name} and encodes the image in its own forward, so there "
-                    f"are no features of an image to replace. {OTHERS}"
-                )
 
 
 def _check_decoder(decoder: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from cdkit.branches.inputs import PromptRows, features_of_rows, place_features
 from cdkit.branches.rewritten_prompts import rewritten
 from cdkit.errors import CdkitError
+from cdkit.generation.compatibility import check_rope
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
@@ -149,6 +150,7 @@ def branch_rows(
             for name, values in session.token_values.items()
         },
     )
+    expand = given.ids.shape[0] // session.ids.shape[0]
     blocks, aligned, common = [original], given.embeds.shape[1], here
     for branch in branches:
         features = features_of(session, branch, rows=given.ids.shape[0])
@@ -170,12 +172,13 @@ def branch_rows(
                 branch,
                 model=attached.model,
                 adapter=attached.adapter,
-                expand=given.ids.shape[0] // session.ids.shape[0],
+                expand=expand,
                 tokenizer=getattr(attached.processor, "tokenizer", attached.processor),
                 features=features,
             )
             aligned, common = min(aligned, new.aligned), min(common, new.shared)
             block = new.rows
+            check_rope(attached, block.token_mask[::expand], session.new_tokens)
         elif features is not None:
             embeds = place_features(block.embeds, given.image_index, features)
             block = replace(block, embeds=embeds)

@@ -408,18 +408,49 @@ def check_window(attached: AttachedMethod, token_mask: Tensor, new: int) -> None
         PromptError: Where some prompts are too long for the window, and shorter ones would do.
         CdkitError: Where the answer alone is.
     """
-    longest, window = token_mask.shape[1] + new, attached.window
-    if window is None or longest <= window:
+    if attached.window is None:
         return
-    name = attached.method.name
+    name, window = attached.method.name, attached.window
     message = (
         f"{name} needs the image tokens all along, but the decoder's sliding window keeps {window} "
         "tokens and prompt and answer may reach {}: shorten the prompt or max_new_tokens, or use a "
         "method that changes only the inputs, such as vcd"
     )
+    _check_longest(token_mask, new, window, message)
+
+
+def check_rope(attached: AttachedMethod, token_mask: Tensor, new: int) -> None:
+    """Raise where the rotary frequencies change before the answer ends.
+
+    Args:
+        attached: The method on its model.
+        token_mask: The mask of the prompts, or of those of a branch: (prompts, tokens), False on
+            padding.
+        new: How many tokens may be added.
+
+    Raises:
+        PromptError: Where some prompts are too long, and shorter ones would do.
+        CdkitError: Where the answer alone is.
+    """
+    limit = attached.rope_limit
+    if limit is None:
+        return
+    message = (
+        f"{attached.method.name} runs up to {limit} tokens here, as all rotary frequencies of "
+        f"{type(attached.decoder).__name__} change beyond, and prompt and answer may reach {{}}: "
+        "shorten the prompt or max_new_tokens, or give fewer or smaller images"
+    )
+    _check_longest(token_mask, new, limit, message)
+
+
+def _check_longest(token_mask: Tensor, new: int, limit: int, message: str) -> None:
+    """Raise `message`, with the number of tokens, where prompt and answer exceed a limit."""
+    longest = token_mask.shape[1] + new
+    if longest <= limit:
+        return
     lengths = [int(count) + new for count in token_mask.sum(dim=1)]
-    reasons = {i: message.format(n) for i, n in enumerate(lengths) if n > window}
-    if new >= window or not reasons:
+    reasons = {i: message.format(n) for i, n in enumerate(lengths) if n > limit}
+    if new >= limit or not reasons:
         raise CdkitError(message.format(longest))
     raise PromptError(message.format(longest), reasons)
 

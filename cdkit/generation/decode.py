@@ -21,6 +21,7 @@ from cdkit.execution.packing import Packing, packed_steps
 from cdkit.execution.plan import GroupPlan, make_group, without_columns
 from cdkit.execution.shared_prefix import take_prefix
 from cdkit.generation.branch_prompts import features_of, prompt_alone, uses_cache
+from cdkit.generation.encode import embed_tokens
 from cdkit.generation.engine import Engine
 from cdkit.generation.packed_decode import (
     in_decoder_order,
@@ -54,9 +55,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """
     call, attached = engine.call, engine.attached
     if kwargs.get("inputs_embeds") is None and kwargs.get("input_ids") is not None:
-        # an inner language model embeds its tokens itself
-        ids = kwargs.pop("input_ids")
-        kwargs["inputs_embeds"] = attached.adapter.embed(attached.model, ids)
+        # an inner language model embeds its tokens itself, and some decoders their images
+        embed_tokens(engine, kwargs)
     if call is None or args or kwargs.get("inputs_embeds") is None:
         raise CdkitError(
             f"with {attached.method.name} attached, call the model itself or its generate; its "

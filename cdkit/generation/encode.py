@@ -1,17 +1,20 @@
 """The image encoder with a method on: the images of distorted branches beside the originals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cdkit.branches.inputs import features_of_rows, place_features
+from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.rewritten_prompts import rewritten_text
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import arguments
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.prompts import Session
+from cdkit.interfaces.cache_names import given_cache
 from cdkit.interfaces.pixel_source import Kind, PixelSource
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch
@@ -41,6 +44,66 @@ def encode_images(
     finally:
         engine.is_encoding = False
     return output
+
+
+def embed_tokens(engine: AttachedEngine, kwargs: dict[str, Any]) -> None:
+    """Replace token ids, of a decoder that embeds them itself, by embeddings.
+
+    Where it encodes images as well, they are encoded at the first call of a prompt, and their
+    features stand at the image tokens.
+
+    Args:
+        engine: The method on this model.
+        kwargs: What the decoder is given; is changed.
+
+    Raises:
+        CdkitError: Where `generate` would mix the images of prompts.
+    """
+    attached, session = engine.attached, engine.session
+    ids = kwargs.pop("input_ids")
+    embeds = attached.adapter.embed(attached.model, ids)
+    if session is not None and session.encoder_kwargs is not None:
+        for name in session.encoder_kwargs:
+            kwargs.pop(name, None)
+        cache = given_cache(kwargs)
+        seen = cache.get_seq_length() if isinstance(cache, MethodCache) else 0
+        here = session.ids.shape[1] - seen
+        if here > 0:  # behind the prompts there is text alone
+            _check_repeated(attached, session, len(ids))
+            placed = _with_images(attached, session, session.encoder_kwargs, embeds[:, :here], seen)
+            embeds = torch.cat((placed, embeds[:, here:]), dim=1)
+    kwargs["inputs_embeds"] = embeds
+
+
+def _check_repeated(attached: AttachedMethod, session: Session, rows: int) -> None:
+    """Raise where `generate` repeats each image, and not the images of each prompt."""
+    expand = rows // len(session.ids)
+    most = max(session.images)
+    if expand > 1 and most > 1:
+        raise CdkitError(
+            f"a prompt has {most} images, and Hugging Face's generate repeats each of them for the "
+            f"{expand} rows of the prompt (num_beams, num_return_sequences), so "
+            f"{type(attached.model).__name__} without a method would mix them up: leave both at 1"
+        )
+
+
+def _with_images(
+    attached: AttachedMethod,
+    session: Session,
+    given: Mapping[str, Any],
+    embeds: Float[Tensor, "rows columns hidden"],
+    seen: int,
+) -> Float[Tensor, "rows columns hidden"]:
+    """Columns of the prompts from `seen` on, with the features of the original images."""
+    adapter, model = attached.adapter, attached.model
+    if ORIGINAL not in session.features:
+        owner, name = adapter.encoder(model)
+        output = getattr(owner, name)(**given)
+        session.features[ORIGINAL] = adapter.placed_features(model, adapter.features(output))
+    expand = len(embeds) // len(session.ids)
+    rows = features_of_rows(session.features[ORIGINAL], session.tokens, expand)
+    index = session.image_index.repeat_interleave(expand, dim=0)
+    return place_features(embeds, index, rows, start=seen)
 
 
 def _keep(

@@ -21,6 +21,7 @@ from cdkit.generation.compatibility import (
     check_eval,
     check_loop,
     check_mode,
+    check_rope,
     check_static_cache,
     check_whole_prompt,
     check_window,
@@ -72,8 +73,11 @@ class Session:
     """What `generate` must be passed so that it does not take what the checkpoint says."""
     token_values: Mapping[str, Shaped[Tensor, "samples tokens"]] = field(default_factory=dict)
     """Arguments that the decoder gets as well: a value for each token of the prompts."""
+    encoder_kwargs: Mapping[str, Any] | None = None
+    """As `ModelAdapter.encoder_kwargs`: cdkit calls the encoder with these."""
     features: dict[str, Float[Tensor, "tokens hidden"]] = field(default_factory=dict)
-    """Branch -> features of all image tokens, where they differ from the original ones."""
+    """Branch -> features of all image tokens, where they differ from the original ones; where cdkit
+    calls the encoder, the original ones too."""
     deepstack: dict[str, Sequence[Float[Tensor, "tokens hidden"]]] = field(default_factory=dict)
     """Branch, the original one too -> what deeper layers add to the image tokens."""
     prepared: Prepared | None = None
@@ -228,6 +232,7 @@ def open_session(
         raise CdkitError(f"attention_mask must be (prompts, tokens), got {tuple(mask.shape)}")
     token_mask = mask.to(ids.device).bool()
     check_window(attached, token_mask, new)
+    check_rope(attached, token_mask, new)
     index = attached.adapter.image_index(attached.model, ids)
     image_index = index.masked_fill(~token_mask, -1)
     if bool((hidden := (index >= 0) & ~token_mask).any()):
@@ -241,6 +246,9 @@ def open_session(
     calibrator, grids = method.calibrator, tuple[tuple[ImageGrid | None, ...], ...]()
     if calibrator is not None and calibrator.needs_grid:
         grids = image_grids(attached, calibrator, given, layout, kinds)
+    encoder_kwargs = None
+    if attached.adapter.decoder_encodes:
+        encoder_kwargs = attached.adapter.encoder_kwargs(attached.model, given)
     session = Session(
         ids=ids,
         token_mask=token_mask,
@@ -259,6 +267,7 @@ def open_session(
         static_cache=static,
         overridden=overridden,
         token_values=_token_values(attached, given),
+        encoder_kwargs=encoder_kwargs,
     )
     needs_image = method.calibrator or method.interventions or method.loop or attached.reads_image
     if attached.branches or needs_image:

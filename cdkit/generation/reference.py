@@ -39,6 +39,7 @@ from cdkit.generation.compatibility import (
     refuse_adapter,
     unknown_attention_argument,
 )
+from cdkit.generation.encode import embed_tokens
 from cdkit.generation.hooks import BoundToModel
 from cdkit.generation.plain_call import check_last_column, forward_call
 from cdkit.generation.prompts import Session
@@ -202,10 +203,8 @@ class ReferenceEngine(AttachedEngine):
         """The decoder's forward once for each branch; the output has the rows of all of them."""
         call = self.call
         if kwargs.get("inputs_embeds") is None and kwargs.get("input_ids") is not None:
-            # an inner language model embeds its tokens itself
-            kwargs["inputs_embeds"] = self.attached.adapter.embed(
-                self.attached.model, kwargs.pop("input_ids")
-            )
+            # an inner language model embeds its tokens itself, and some decoders their images
+            embed_tokens(self, kwargs)
         if call is None or args or kwargs.get("inputs_embeds") is None:
             raise CdkitError(
                 f"with {self.attached.method.name} attached, call the model itself or its "

@@ -44,8 +44,10 @@ class ModelAdapter(FormerNames, abc.ABC):
     draw attention over it. False where an image is cut into tiles, or read by queries."""
     example: ClassVar[str]
     """The name on the hub, OWNER/NAME, of a checkpoint that this adapter runs."""
+    pixel_argument: ClassVar[str] = "pixel_values"
+    """The argument of `generate`, and of the image encoder, with the pixels of images."""
     required: ClassVar[tuple[str, ...]] = ()
-    """Arguments of `generate` beside `pixel_values` without which the model would silently compute
+    """Arguments of `generate` beside the pixels without which the model would silently compute
     something else; cdkit raises where one is missing."""
     needs_check: ClassVar[bool] = False
     """Whether the adapter searches a model that it does not know for its parts. Then cdkit tries it
@@ -57,6 +59,10 @@ class ModelAdapter(FormerNames, abc.ABC):
     """Whether image tokens enter the decoder as zeros, and its layers add all of their features
     (`deepstack_features`). Then methods that distort what the decoder is given of an image are
     refused."""
+    decoder_encodes: ClassVar[bool] = False
+    """Whether the decoder gets token ids and pixels, and calls the image encoder in its own forward
+    (Phi-4 multimodal). Under a method, cdkit calls the encoder once a prompt (`encoder_kwargs`) and
+    gives the decoder embeddings in the place of both; it must take these."""
     refuses_static: ClassVar[str] = ""
     """Why a method does not run with a static cache; empty where it does."""
     encoder_text: ClassVar[str | None] = None
@@ -109,11 +115,28 @@ class ModelAdapter(FormerNames, abc.ABC):
             The module that has it, and the name of its method.
         """
 
+    def encoder_kwargs(
+        self, model: nn.Module, given: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """What the image encoder is called with, where `decoder_encodes`.
+
+        Args:
+            model: The model.
+            given: The arguments of `generate`, or of a plain call, for the prompts.
+
+        Returns:
+            The encoder's arguments by name; None where `given` has no images, and of most families.
+
+        Raises:
+            CdkitError: Where something else comes for the decoder to encode.
+        """
+        return None
+
     @abc.abstractmethod
     def split_pixels(
         self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Float[Tensor, "frames channels height width"]]:
-        """Take `given["pixel_values"]` apart, image by image.
+        """Take the pixels in `given`, those of `pixel_argument`, apart, image by image.
 
         Args:
             model: The model.
@@ -142,7 +165,7 @@ class ModelAdapter(FormerNames, abc.ABC):
             given: The arguments of the encoder.
 
         Returns:
-            What replaces `given["pixel_values"]`, in its shape.
+            What replaces these pixels, in their shape.
         """
 
     def split_values(
@@ -184,7 +207,7 @@ class ModelAdapter(FormerNames, abc.ABC):
         Returns:
             The arguments of the encoder that they replace, by name, each in its shape.
         """
-        return {"pixel_values": self.join_pixels(model, images, given)}
+        return {self.pixel_argument: self.join_pixels(model, images, given)}
 
     @abc.abstractmethod
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
@@ -256,6 +279,14 @@ class ModelAdapter(FormerNames, abc.ABC):
     def counts_padding_from(self, model: nn.Module) -> int | None:
         """From how many columns on a layer's output depends on columns, padding included, and not
         on positions alone; None where it never does. Such layers ask their cache for its length."""
+        return None
+
+    def rope_limit(self, model: nn.Module) -> int | None:
+        """For how many tokens the rotary frequencies are those of `rotary`; None where for any.
+
+        Beyond, all tokens get others (longrope), so no method runs there: a cache holds keys of the
+        former ones.
+        """
         return None
 
     def create_masks(

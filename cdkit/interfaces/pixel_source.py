@@ -32,7 +32,7 @@ def sources_of(adapter: ModelAdapter) -> tuple[PixelSource, ...]:
     """Images, and videos where the adapter knows those of its family."""
     images = PixelSource(
         "image",
-        "pixel_values",
+        adapter.pixel_argument,
         adapter.required,
         adapter.encoder,
         adapter.split_pixels,

@@ -36,6 +36,8 @@ class AttachedMethod:
     """Which tokens of a prompt attend to tokens after them."""
     counts_padding_from: int | None
     """From how many columns on layers count columns, padding included; None where none does."""
+    rope_limit: int | None
+    """As `ModelAdapter.rope_limit`."""
     has_plain_cache: bool
     """Whether every layer's cache holds keys and values of tokens and nothing else. Others, such as
     an indexer's, may depend on how a prompt is cut into calls. False where layers use keys of

@@ -24,6 +24,7 @@ from cdkit.interfaces.model_adapter import (
     states_of,
 )
 from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
+from cdkit.probing.images_in_decoder import encoded_before
 from cdkit.probing.observed_layers import axes_of, keys_at
 from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
 from cdkit.probing.recorded_calls import RecordedCall, recording_calls
@@ -77,9 +78,11 @@ def recorded_generate(
         "decoder": (adapter.decoder(model), "forward"),
         "lm_module": (adapter.lm_module(model), "forward"),
     }
-    with recording_calls(layers | modules, names_only=[*layers][:-1]) as calls:
+    given = adapter.encoder_kwargs(model, inputs)
+    names_only = [*layers][given is not None : -1]  # what goes into the first layer is asked for
+    with recording_calls(layers | modules, names_only=names_only) as calls:
         generate_tokens(model, inputs, steps=steps, **options)
-    return calls
+    return calls if given is None else list(encoded_before(adapter, model, given, calls))
 
 
 def _encoder(source: PixelSource) -> str:
@@ -433,7 +436,11 @@ def check_rotary(adapter: ModelAdapter, model: Any) -> None:
     if _takes_fractions(keys, axes):
         check(by / 4, promise, None)
     longest = getattr(decoder.config, "max_position_embeddings", None)
-    if longest is not None and longest <= 2**15:  # beyond, float32 angles say nothing
+    limit = adapter.rope_limit(model)
+    if limit is not None:
+        last = limit - len(by)
+        check(torch.full_like(by, last), "rotary is that of all tokens up to rope_limit", 0.05)
+    elif longest is not None and longest <= 2**15:  # beyond, float32 angles say nothing
         promise = "rotary is None where the frequencies change with the length"
         check(torch.full_like(by, 3 * longest), promise, 0.05)
 

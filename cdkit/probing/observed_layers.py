@@ -386,9 +386,10 @@ def _candidates(
             half = frequencies.shape[-1]
             if frequencies.ndim != 1 or frequencies.is_meta or 2 * half > width:
                 continue
+            own = frequencies.clone()  # a longer sequence may change those of longrope in place
             for first in sorted({0, width - 2 * half}):
                 for interleaved in (False, True):
-                    rotary = Rotary(frequencies, interleaved=interleaved, first=first)
+                    rotary = Rotary(own, interleaved=interleaved, first=first)
                     if axes > 1:
                         rotary = replace(rotary, axes=_axes(keys, rotary, axes))
                     found.append(rotary)

@@ -16,6 +16,7 @@ from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS, ModelAdapter, SeesA
 
 PAGE = Path("docs/models.md")
 COMMAND = "python -m cdkit.evals.pages.models_page"
+PIXELS = "pixel_values"
 ATTENTION: dict[SeesAhead, str] = {
     "nowhere": "causal",
     "in images": "causal; tokens of an image see all of it",
@@ -39,6 +40,7 @@ class Family:
     """Whether positions have three axes."""
     attention: str
     required: tuple[str, ...]
+    """What `generate` needs beside `pixel_values`, or in their place."""
     videos: tuple[str, ...] | None
     """What `generate` needs beside the pixels of videos; None where the adapter reads none."""
     most_images: int | None
@@ -87,6 +89,7 @@ def _family(name: str, adapter: type[ModelAdapter]) -> Family:
     config: Any = CONFIG_MAPPING[name]
     stock: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config]
     about, _, more = (inspect.getdoc(adapter) or "").partition("\n\n")
+    pixels = (adapter.pixel_argument,) if adapter.pixel_argument != PIXELS else ()
     return Family(
         name=name,
         stock=stock.__name__,
@@ -94,7 +97,7 @@ def _family(name: str, adapter: type[ModelAdapter]) -> Family:
         more=more,
         axes=hasattr(MODEL_MAPPING.get(config, None), "get_rope_index"),
         attention=ATTENTION[adapter.sees_ahead],
-        required=adapter.required,
+        required=(*pixels, *adapter.required),
         videos=None if adapter.videos is None else adapter.videos.required,
         most_images=getattr(adapter, "most_images", None),
         fallback=getattr(adapter, "placeholder", "").join(

@@ -6,6 +6,7 @@ depend on the sizes of the other images in the batch.
 
 import abc
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,8 @@ class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
     """
 
     required: ClassVar[tuple[str, ...]] = ("image_sizes",)
+    image_token: ClassVar[str] = "image_token_id"
+    """Where the config has the id of the image token, a dotted name."""
 
     @abc.abstractmethod
     def tiles(self, model: Any, given: Mapping[str, Any]) -> list[int]:
@@ -35,23 +38,24 @@ class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
     def image_index(
         self, model: Any, ids: Int[Tensor, "rows tokens"]
     ) -> Int[Tensor, "rows tokens"]:
-        return visual_runs(self, model, ids, ids == model.config.image_token_id)
+        return visual_runs(self, model, ids, ids == attrgetter(self.image_token)(model.config))
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> list[Tensor]:
-        pixels: Tensor = given["pixel_values"]
+        pixels: Tensor = given[self.pixel_argument]
         if pixels.ndim != 5 or len(pixels) != len(tokens):
             raise CdkitError(
                 f"the prompts have {len(tokens)} images, each a run of image tokens, but "
-                f"pixel_values has shape {tuple(pixels.shape)} in place of (images, tiles, 3, "
-                "height, width); put text, as a line break, between the images of a prompt"
+                f"{self.pixel_argument} has shape {tuple(pixels.shape)} in place of (images, "
+                "tiles, 3, height, width); put text, as a line break, between the images of a "
+                "prompt"
             )
         tiles = self.tiles(model, given)
         return [entry[:count] for entry, count in zip(pixels, tiles, strict=True)]
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
-        pairs = zip(given["pixel_values"], images, strict=True)
+        pairs = zip(given[self.pixel_argument], images, strict=True)
         return torch.stack([torch.cat((image, entry[len(image) :])) for entry, image in pairs])
 
 

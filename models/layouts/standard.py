@@ -20,7 +20,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
 
     A family says where its image tokens stand and how its pixels split. It is taken for granted
     that the decoder has `layers[i].self_attn` and `norm`, that the `lm_module` has an `lm_head`,
-    and that the encoder is the method `get_image_features` of a module. A layer without a
+    and that the encoder is the `encoder_method` of a module. A layer without a
     `self_attn` has no attention. Paths are dotted names of submodules, as `get_submodule` takes
     them.
     """
@@ -31,7 +31,9 @@ class StandardAdapter(ModelAdapter, abc.ABC):
     lm_module_path: ClassVar[str] = ""
     """Where the module is whose logits `generate` reads; empty for the model itself."""
     encoder_path: ClassVar[str] = "model"
-    """Where the module is that has `get_image_features`."""
+    """Where the module is that has the image encoder."""
+    encoder_method: ClassVar[str] = "get_image_features"
+    """What the encoder is called there."""
     caps_logits: ClassVar[bool] = False
     """Whether the model itself applies its text config's `final_logit_softcapping`."""
     image_first: ClassVar[bool] = False
@@ -84,7 +86,7 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         return model.get_submodule(self.lm_module_path)
 
     def encoder(self, model: Any) -> tuple[nn.Module, str]:
-        return model.get_submodule(self.encoder_path), "get_image_features"
+        return model.get_submodule(self.encoder_path), self.encoder_method
 
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
         return flat(output.pooler_output)
@@ -119,11 +121,20 @@ class StandardAdapter(ModelAdapter, abc.ABC):
         if embedding is None or types is None:
             return None
         kinds = types if isinstance(types, dict) else {"": types}
-        if not set(kinds.values()) <= set(FIXED_ROPE):
+        fixed = set(kinds.values()) <= set(FIXED_ROPE) or self.rope_limit(model) is not None
+        if not fixed:
             return None
         found = (self.attention(layer) for layer in self.layers(model))
         attentions = [own for own in found if own is not None]
         return observe_layers(decoder, attentions, self.kwargs_of_one_token(model)).rotary
+
+    def rope_limit(self, model: Any) -> int | None:
+        """Longrope: all frequencies change where a sequence is longer than in the pretraining."""
+        decoder: Any = self.decoder(model)
+        if getattr(getattr(decoder, "rotary_emb", None), "rope_type", None) != "longrope":
+            return None
+        limit = decoder.config.rope_parameters.get("original_max_position_embeddings")
+        return None if limit is None else int(limit)
 
     def system_slot(self, ids: Sequence[int], tokenizer: Any) -> int:
         first = 0

@@ -31,7 +31,9 @@ hf: Any = transformers
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parents[1] / "models" / "every_type.toml"
 DATA: dict[str, Any] = json.loads((HERE / "every_type.json").read_text())
-TYPES = tuple(sorted(vars(modeling_auto)["MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"]))
+CAUSAL = ("phi4_multimodal",)
+"""Types that read images and that transformers counts among the causal models alone."""
+TYPES = tuple(sorted((*vars(modeling_auto)["MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"], *CAUSAL)))
 METHODS = {
     "inputs": "no_image",
     "pixels": "vcd",

@@ -19,6 +19,11 @@ from .grid_tiny import IMAGE, VIDEO
 from .modes import generated
 
 
+def decoder_of(model: Any) -> Any:
+    """The module with the layers; one that encodes images itself is the whole inner model."""
+    return getattr(model.model, "language_model", model.model)
+
+
 @dataclass(eq=False)
 class Plain:
     """CMAC written out: one sequence, no cache, all attention weights, the model's own rotary
@@ -39,7 +44,7 @@ class Plain:
 
     @property
     def module(self) -> Any:
-        return sys.modules[type(self.model.model.language_model.layers[-1].self_attn).__module__]
+        return sys.modules[type(decoder_of(self.model).layers[-1].self_attn).__module__]
 
     def __post_init__(self) -> None:
         self.turn = self.module.apply_rotary_pos_emb
@@ -77,7 +82,7 @@ class Plain:
     def moved(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Queries and keys at the calibrated positions."""
         plain_query, plain_key = self.raw.pop()
-        rotary = self.model.model.language_model.rotary_emb
+        rotary = decoder_of(self.model).rotary_emb
         places = self.calibrated() if self.axes > 1 else self.calibrated()[0]
         turned = self.turn(plain_query, plain_key, *rotary(value, position_ids=places))
         return [  # some families split off the part of a head that does not turn
@@ -142,15 +147,20 @@ def plain_logits(
 
     `mark` is the token that stands between the rows of an image; then there is one image.
     """
-    decoder = model.model.language_model
+    decoder = decoder_of(model)
     asked: dict[str, Any] = {}
     handle = decoder.register_forward_pre_hook(
         lambda module, args, kwargs: asked.update(kwargs), with_kwargs=True
     )
+    entered: list[Any] = []
+    first = decoder.layers[0].register_forward_pre_hook(lambda _, args: entered.extend(args[:1]))
     model(**given)
     handle.remove()
+    first.remove()
     prompt, more = given["input_ids"].shape[1], len(generated)
-    embeds, positions = asked["inputs_embeds"], asked["position_ids"]
+    embeds, positions = asked.get("inputs_embeds"), asked["position_ids"]
+    if embeds is None:  # the decoder makes them of ids and pixels
+        embeds = entered[0]
     if positions is None:
         positions = torch.arange(embeds.shape[1])[None]
     axes = 3 if positions.ndim == 3 else 1
@@ -236,7 +246,7 @@ def check_cmac(
 
 @contextmanager
 def _as_attention(model: Any, plain: Plain) -> Iterator[None]:
-    decoder = model.model.language_model
+    decoder = decoder_of(model)
     before = decoder.config._attn_implementation
     AttentionInterface.register("written_out", plain.attention)
     AttentionMaskInterface.register("written_out", sdpa_mask)

@@ -7,7 +7,6 @@ from unittest import mock
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 import cdkit
@@ -44,33 +43,6 @@ def test_what_does_not_fit_is_refused(name: str, words: str) -> None:
     said = str(error.value)
     assert "cdkit list models --all" in said
     assert not any(words in said for words in ("Did you mean", "Error", "has no attribute"))
-
-
-def test_a_decoder_that_is_given_pixels() -> None:
-    """Phi-4 multimodal, which is no image-text-to-text model of transformers."""
-    hf: Any = transformers
-    audio = {
-        "hidden_size": 16, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2,
-        "audio_token_id": 96, "nemo_conv_channels": 16, "input_size": 16,
-    }  # fmt: skip
-    config = hf.AutoConfig.for_model(
-        "phi4_multimodal",
-        **known.SMALL_TEXT,
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 8,
-            "patch_size": 2,
-            "crop_size": 8,
-            "image_token_id": IMAGE,
-            "feature_layer": -1,
-        },
-        audio_config=audio,
-    )
-    with pytest.raises(cdkit.CdkitError, match="its decoder takes image_pixel_values and encodes"):
-        cdkit.attach(hf.Phi4MultimodalForCausalLM(config).eval(), cdkit.load("vcd"))
 
 
 def test_what_only_calibration_or_readouts_need_is_not_asked_for() -> None:
@@ -202,6 +174,7 @@ REFUSED = {
     "molmo2": "alone, not added to the tokens' embeddings",
     "paligemma": "no state up to the image depends on the text after it",
     "instructblip": "has no rotary embedding|no output head|reads text, too",
+    "phi4_multimodal": "its config has no image_token_id",
 }
 """Known families that need more than a generic adapter can find out, and what gives them away."""
 

@@ -101,16 +101,21 @@ def test_a_missing_file_is_named(folder: Path) -> None:
         cdkit.load_model(folder)
 
 
-def test_a_processor_that_only_torchvision_has(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("kimi_k25", "Kimi_K25ImageProcessor"),
+        ("phi4_multimodal", "Phi4MultimodalImageProcessor"),
+    ],
+)
+def test_a_processor_that_only_torchvision_has(name: str, kind: str, tmp_path: Path) -> None:
     """The package and the torch that it must match are named; no word of transformers'."""
-    model, _ = every_type.tiny("kimi_k25")
+    model, _ = every_type.tiny(name)
     model.save_pretrained(tmp_path)
     _tokenizer({}, "<image>").save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(
-        '{"image_processor_type": "Kimi_K25ImageProcessor"}'
-    )
+    (tmp_path / "preprocessor_config.json").write_text(f'{{"image_processor_type": "{kind}"}}')
     words = (
-        rf"Kimi_K25ImageProcessor, the image processor of kimi_k25, needs torchvision .* torch "
+        rf"{kind}, the image processor of {name}, needs torchvision .* torch "
         rf"{re.escape(torch.__version__)}, "
     )
     with pytest.raises(cdkit.CdkitError, match=words):

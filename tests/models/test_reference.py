@@ -20,7 +20,7 @@ from . import tiny as all_tiny
 
 GRID = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "qwen3_5", "qwen3_5_moe")
 """Positions of three axes: test_grid.py recomputes those."""
-BY_MODEL = ("granite4_vision",)
+BY_MODEL = ("granite4_vision", "phi4_multimodal")
 """Other decoders that are recomputed in that way, by files of their own."""
 SINGLE = [
     name

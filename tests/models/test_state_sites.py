@@ -15,7 +15,9 @@ from cdkit.states.sites import site_module
 from .tiny import Words, inputs, tiny
 
 pytestmark = pytest.mark.wide
-FAMILIES = ("qwen3_5", "qwen3_vl_moe", "gemma3", "granite4_vision", "instructblip")
+FAMILIES = (
+    "qwen3_5", "qwen3_vl_moe", "gemma3", "granite4_vision", "instructblip", "phi4_multimodal",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from cdkit.interfaces.model_adapter import ADAPTERS
+
 PAD, BOS, EOS, VOCAB, THETA = 0, 1, 2, 100, 50.0
 IMAGE, VIDEO, START, END, NEWLINE, TAG = 90, 91, 92, 93, 94, 95
 """The special tokens of every family here; TAG and what follows tell rows, columns and tiles."""
@@ -61,8 +63,9 @@ def tiny(name: str) -> Any:
 
 def made(family: Family) -> Any:
     """A new model; its answers never end."""
+    ADAPTERS.load()  # which may tell the Auto classes of their families
     untied = {"tie_word_embeddings": False}
-    config = AutoConfig.for_model(family.model_type, **untied, **family.config())
+    config = AutoConfig.for_model(family.model_type, **untied | family.config())
     auto: Any = AutoModelForImageTextToText
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -102,14 +105,20 @@ def laid_out(family: Family, *rows: int) -> Inputs:
         of_image = torch.isin(given["input_ids"], torch.tensor(family.typed))
         given[family.types] = of_image.long() * (not family.prefix_types)
     images = of_pictures([image for _, image in prompts])
-    if "pixel_values" in images:
-        images["pixel_values"] = images["pixel_values"].to(family.dtype)
+    for name in {"pixel_values", "image_pixel_values"} & images.keys():
+        images[name] = images[name].to(family.dtype)
     return given | images
 
 
 def of_pictures(each: list[Inputs]) -> Inputs:
     """What belongs to several pictures, from what belongs to each of them."""
     images = _stacked(each, left=False)
+    if "image_attention_mask" in images:  # what fills up is no padding of a crop
+        crops = 1 + images["image_sizes"].prod(dim=-1) // 64
+        filled = torch.arange(images["image_attention_mask"].shape[1]) >= crops[:, None]
+        images["image_attention_mask"] = images["image_attention_mask"].masked_fill(
+            filled[..., None, None], 1
+        )
     if "image_num_crops" in images:  # patches are counted over all pictures
         sizes = [len(own["image_token_pooling"]) for own in each]
         patches = torch.tensor([own["pixel_values"].shape[:2].numel() for own in each])
@@ -495,6 +504,40 @@ def _low_and_high(row: int) -> tuple[list[int], Inputs]:
     }
 
 
+def _phi4_multimodal() -> dict[str, Any]:
+    """Three quarters of each head turn, by frequencies that change after 512 tokens."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": THETA, "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.2, 1.5], "long_factor": [1.0, 2.0, 4.0],
+    }  # fmt: skip
+    audio = {
+        "hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+        "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "input_size": 16,
+        "nemo_conv_channels": 16, "audio_token_id": 96,
+    }  # fmt: skip
+    tower = vision("phi4_multimodal_vision", crop_size=8, image_token_id=IMAGE)
+    return {
+        **SMALL_TEXT,
+        "rope_parameters": rope, "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 512, "vision_config": tower, "audio_config": audio,
+    }  # fmt: skip
+
+
+def _crops(row: int) -> tuple[list[int], Inputs]:
+    """One crop with a row of padding, or two with two columns of it; then the whole picture.
+
+    Each has padding, as the stock encoder reads pictures otherwise where none has.
+    """
+    crops, tokens = ((1, 6), (2, 8))[row]
+    mask = torch.ones(1, 1 + crops, 4, 4, dtype=torch.long)
+    mask[:, 1 if row == 0 else 2, 3 * (row == 0) :, 2 * row :] = 0
+    return around(row, *[IMAGE] * (tokens + 1 + 6)), {
+        "image_pixel_values": pixels(row, 1, 1 + crops, 3, 8, 8),
+        "image_sizes": torch.tensor([[8, 8 * crops]]),
+        "image_attention_mask": mask,
+    }
+
+
 def _between_newlines(row: int) -> tuple[list[int], Inputs]:
     image = [NEWLINE, START, *[IMAGE] * 16, END, NEWLINE]
     return around(row, *image), {"pixel_values": pixels(row, 1, 3, 8, 8)}
@@ -638,6 +681,7 @@ FAMILIES: Mapping[str, Family] = {
         types="mm_token_type_ids",
         typed=(IMAGE, TAG, NEWLINE, START, END),
     ),
+    "phi4_multimodal": Family("phi4_multimodal", _phi4_multimodal, _crops),
     "shieldgemma2": Family("shieldgemma2", _gemma3, _between_newlines, types="token_type_ids"),
     "paligemma": Family(
         "paligemma", _paligemma, _image_first, types="token_type_ids", prefix_types=True
