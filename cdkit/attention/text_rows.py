@@ -273,7 +273,8 @@ def _pruned_columns(
 
 
 def _branch(context: DecoderContext, one: _Changed) -> str:
-    return context.branches[one.mask.rows.start // context.rows_per_branch]
+    index: int = one.mask.rows.start // context.rows_per_branch
+    return context.branches[index]
 
 
 def _predicting(mask: SegmentMask) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -79,15 +79,15 @@ class ModelSublayers(Sublayers):
         module, hooks = self.layers[layer], Hooks()
         hooks.set(self.attentions[layer], "forward", instead)
         try:
-            return module(states[:, None], **dict.fromkeys(_required(type(module))))
+            return module(states[:, None], **dict.fromkeys(_required(type(module).forward)))
         finally:
             hooks.undo()
 
 
 @functools.cache
-def _required(layer: type[nn.Module]) -> tuple[str, ...]:
+def _required(forward: Callable[..., Any]) -> tuple[str, ...]:
     """What a layer must be called with besides the states: its attention alone reads it."""
-    named = list(inspect.signature(layer.forward).parameters.values())[2:]  # after self, states
+    named = list(inspect.signature(forward).parameters.values())[2:]  # after self, states
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     return tuple(own.name for own in named if own.default is own.empty and own.kind in kinds)
 
