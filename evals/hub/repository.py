@@ -1,16 +1,17 @@
 """The files of a repository for `generate(custom_generate=...)`: code, requirements, model card."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import pprint
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, GenerationMixin
+import transformers
 
 import cdkit
 from cdkit.errors import CdkitError
@@ -20,6 +21,7 @@ from cdkit.generation.compatibility import MODE_ARGUMENTS
 from cdkit.interfaces.part import Part
 from cdkit.methods.method import Method, kind_of
 
+hf: Any = transformers  # much of it is not typed
 OF_ATTACH = ("processor", "seed", "sample_ids")
 """Arguments of `cdkit.attach` that a call of `generate` may give."""
 OF_DOWNLOAD = (
@@ -104,28 +106,34 @@ def repository(method: Method) -> dict[str, str]:
     """The text of each file of the repository, by its place; raises as `write_repository` does."""
     _refuse_files(method)
     needed = requirements(method)
-    parameters = call_parameters(method)
+    return {
+        "README.md": model_card(method, needed),
+        "custom_generate/generate.py": code(method),
+        "custom_generate/requirements.txt": "".join(f"{line}\n" for line in needed),
+    }
+
+
+def code(method: Method) -> str:
+    """The Python that transformers runs, with the method in it as data."""
     plain = sorted({name for *_, name, _ in _fields(method)} - taken_names())
-    code = CODE.format(
+    return CODE.format(
         method=pprint.pformat(method.to_dict(), width=96, sort_dicts=False),
-        parameters=pprint.pformat(tuple(plain), width=96, compact=True),
-        of_download=pprint.pformat(OF_DOWNLOAD, width=96, compact=True),
+        parameters=pprint.pformat(tuple(plain), width=80, compact=True),
+        of_download=pprint.pformat(OF_DOWNLOAD, width=80, compact=True),
     )
-    entry = listing.method_entry(method)
-    card = rendered(
+
+
+def model_card(method: Method, needed: Sequence[str]) -> str:
+    """The page that the hub shows: how to call the method, what it does, its papers."""
+    return rendered(
         "model_card.md",
         filters={},
-        entry=entry,
-        parameters=parameters,
+        entry=listing.method_entry(method),
+        parameters=call_parameters(method),
         requirements=needed,
         defined=[MODE_ARGUMENTS[mode] for mode in method.modes],
         any_mode=len(method.modes) == len(MODE_ARGUMENTS),
     )
-    return {
-        "README.md": card,
-        "custom_generate/generate.py": code,
-        "custom_generate/requirements.txt": "".join(f"{line}\n" for line in needed),
-    }
 
 
 def requirements(method: Method) -> tuple[str, ...]:
@@ -169,11 +177,12 @@ def call_parameters(method: Method) -> tuple[CallParameter, ...]:
     )
 
 
-def taken_names() -> Collection[str]:
+@functools.cache
+def taken_names() -> Set[str]:
     """Names that mean something else in a call of `generate`."""
     return {
-        *inspect.signature(GenerationMixin.generate).parameters,
-        *GenerationConfig().to_dict(),
+        *inspect.signature(hf.GenerationMixin.generate).parameters,
+        *hf.GenerationConfig().to_dict(),
         *("tokenizer", "assistant_tokenizer", "trust_remote_code", "model"),
         *OF_ATTACH,
         *OF_DOWNLOAD,

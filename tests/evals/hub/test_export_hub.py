@@ -20,6 +20,8 @@ from cdkit.evals import cli
 from cdkit.evals.hub import repository
 from cdkit.evals.hub.repository import call_parameters, taken_names, write_repository
 
+hf: Any = transformers  # much of it is not typed
+modules: Any = dynamic_module_utils
 ROOT = Path(__file__).resolve().parents[3]
 DECODING: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -102,15 +104,21 @@ def test_parameters_are_arguments_of_the_call(
 def test_every_preset_is_data_that_reads_back() -> None:
     for name in cdkit.presets():
         method = cdkit.load(name)
-        files = repository.repository(method)
         module: dict[str, Any] = {}
-        exec(compile(files["custom_generate/generate.py"], name, "exec"), module)
+        exec(compile(repository.code(method), name, "exec"), module)
         assert cdkit.load(module["METHOD"]) == method
         own = {each.name for each in call_parameters(method)}
         assert {n for n in own if "." not in n} <= {*module["PARAMETERS"]}
         assert taken_names().isdisjoint(module["PARAMETERS"])
-        assert cdkit.load(module["METHOD"], **dict(_values(method))) == method
-        card = files["README.md"]
+
+
+def test_the_card_says_how_to_call_it_and_what_to_cite() -> None:
+    words = {"deco": "combiner.top_k", "opera": "num_beams=5", "vti": "cdkit vectors vti"}
+    for name in ("cmac", "vhr", "plain", *words):
+        method = cdkit.load(name)
+        card = repository.repository(method)["README.md"]
+        assert words.get(name, name) in card
+        assert cdkit.load(method.to_dict(), **dict(_values(method))) == method  # by these names
         assert method.summary.split()[0] in card and "\n\n\n" not in card
         assert all(paper in card for paper in _bibtex(method))
 
@@ -160,7 +168,7 @@ def test_the_requirements_are_cdkits_own_and_hugging_face_reads_each(tmp_path: P
     }
     version = project["version"]
     assert {*lines} == {*declared, f"cdkit>={version}", "cdkit<0.2"}
-    check = dynamic_module_utils.check_python_requirements
+    check = modules.check_python_requirements
     check(str(path.parent), requirements_file=path.name)
     for line in lines:  # it reads the first comparison of a line, and nothing behind it
         assert "".join(split_package_version(line)) == line
@@ -213,10 +221,10 @@ def test_what_is_refused(tmp_path: Path, model: Any, inputs: dict[str, Tensor]) 
 
 def test_a_model_without_an_adapter(tmp_path: Path) -> None:
     write_repository(cdkit.load("cmac"), tmp_path / "out")
-    config = transformers.LlamaConfig(
+    config = hf.LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
     hub = {"custom_generate": str(tmp_path / "out"), "trust_remote_code": True}
-    blind = transformers.LlamaForCausalLM(config).eval()
+    blind = hf.LlamaForCausalLM(config).eval()
     with pytest.raises(cdkit.CdkitError, match="adapter"):
         blind.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=2, **hub)
