@@ -3,8 +3,12 @@
 import argparse
 
 import gradio as gr
+import numpy as np
 
 import cdkit
+from cdkit.evals.microworld import WORLD
+from cdkit.evals.microworld.drawing import render
+from cdkit.evals.microworld.world import draw_picture
 
 
 def build(name: str = "micro") -> gr.Interface:
@@ -13,6 +17,8 @@ def build(name: str = "micro") -> gr.Interface:
     adapter = cdkit.adapter_for(model)
 
     def answers(image, question, methods):
+        if image is None:
+            raise gr.Error("Give an image first.")
         prompt = adapter.prompt(question, images=1, processor=processor)
         inputs = processor(images=[image], text=[prompt], return_tensors="pt").to(model.device)
         length = inputs["input_ids"].shape[1]
@@ -27,13 +33,16 @@ def build(name: str = "micro") -> gr.Interface:
             rows.append([method, words])
         return rows
 
+    picture = render(WORLD, draw_picture(WORLD, np.random.default_rng(0)))  # what micro knows
     runnable = [each for each in cdkit.presets() if not cdkit.load(each).lacks]
     return gr.Interface(
         answers,
         [
-            gr.Image(type="pil", label="Image"),
+            gr.Image(picture if name == "micro" else None, type="pil", label="Image"),
             gr.Textbox("Please describe this image in detail.", label="Question"),
-            gr.CheckboxGroup(runnable, value=["plain", "vcd", "cmac"], label="Methods"),
+            gr.Dropdown(
+                runnable, value=["plain", "vcd", "cmac"], multiselect=True, label="Methods"
+            ),
         ],
         gr.Dataframe(headers=["method", "answer"], wrap=True, label="Answers"),
         title=f"Contrastive decoding: {name}",
