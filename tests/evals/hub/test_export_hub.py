@@ -228,3 +228,10 @@ def test_a_model_without_an_adapter(tmp_path: Path) -> None:
     blind = hf.LlamaForCausalLM(config).eval()
     with pytest.raises(cdkit.CdkitError, match="adapter"):
         blind.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=2, **hub)
+
+
+def test_data_that_is_no_method_has_its_name_in_the_message() -> None:
+    with pytest.raises(cdkit.CdkitError, match=r"mine has no \[combiner\]"):
+        cdkit.load({"name": "mine"})
+    composed = {"name": "both", "compose": ["cmac", {"method": "vcd", "alpha": 0.5}]}
+    assert cdkit.load(composed).name == "both"
