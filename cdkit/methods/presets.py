@@ -32,7 +32,7 @@ PRESET_GROUP = "cdkit.presets"
 """The group of entry points in which other packages name a package with preset files."""
 
 
-def load(name_or_path: str | Path, **overrides: Any) -> Method:
+def load(name_or_path: str | Path | Mapping[str, Any], **overrides: Any) -> Method:
     """Load a method from a preset or a TOML file: `cdkit.load("cmac", alpha=1.0, gamma=3.0)`.
 
     Where two parts of a method have a parameter of the same name, a dotted name says which is
@@ -45,7 +45,8 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
     with parameters: `{ method = "vcd", alpha = 0.5 }`.
 
     Args:
-        name_or_path: The name of a preset, the path of a TOML file, or several with "+" between.
+        name_or_path: The name of a preset, the path of a TOML file, or several with "+" between;
+            or what such a file says, as `Method.to_dict` writes it.
         **overrides: New values of parameters, by name.
 
     Returns:
@@ -56,6 +57,10 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
         CdkitError: If the file cannot be read, a value is not allowed, or a name fits more than
             one parameter.
     """
+    if isinstance(name_or_path, Mapping):
+        source = str(name_or_path.get("name", "the method"))
+        method = _of_tables(name_or_path, source)
+        return override(method, overrides) if overrides else method
     if not isinstance(name_or_path, str | Path):
         raise CdkitError(f"a method is a preset's name or a path, got {name_or_path!r}")
     source = str(name_or_path)
@@ -63,11 +68,7 @@ def load(name_or_path: str | Path, **overrides: Any) -> Method:
         method = compose(*map(load, _names(source)))
         return override(method, overrides) if overrides else method
     try:
-        data = _read(name_or_path)
-        if "compose" in data:
-            method = _composed(data, source)
-        else:
-            method = parse_method(data, source=source)
+        method = _of_tables(_read(name_or_path), source)
     except CdkitError as error:
         if source in str(error):
             raise
@@ -104,6 +105,10 @@ def _names(source: str) -> list[str]:
     if not all(names):
         raise CdkitError(f"methods are put together as NAME+NAME, got {source!r}")
     return names
+
+
+def _of_tables(data: Mapping[str, Any], source: str) -> Method:
+    return _composed(data, source) if "compose" in data else parse_method(data, source=source)
 
 
 def _composed(data: Mapping[str, Any], source: str) -> Method:

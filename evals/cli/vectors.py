@@ -1,5 +1,6 @@
 """`cdkit vectors`: directions of a model's hidden states, computed from demonstrations."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Annotated
@@ -67,10 +68,10 @@ def vectors(
     """
     quiet()
     from rich.console import Console
-    from rich.progress import track
 
     from cdkit.evals.runner.answer_engine import AnswerEngine
     from cdkit.evals.runner.chosen_model import ChosenModel
+    from cdkit.evals.runner.progress import progress_bars
     from cdkit.evals.vectors.compute import compute_vectors
     from cdkit.evals.vectors.pairs import read_pairs
     from cdkit.interfaces.demonstrations import steering
@@ -80,20 +81,18 @@ def vectors(
     check_new(out)
     chosen = ChosenModel(model, dtype or "auto", revision, load_in_4bit)
     engine = AnswerEngine(*chosen.load(device))
-    screen = Console(stderr=True)
-    compute_vectors(
-        engine,
-        chosen,
-        method,
-        recipe,
-        demonstrations,
-        out,
-        rank=rank,
-        shuffle=shuffle,
-        watch=lambda texts: track(
-            texts, method, console=screen, transient=True, disable=not screen.is_terminal
-        ),
-    )
+    with progress_bars(Console(stderr=True)) as stages:
+        compute_vectors(
+            engine,
+            chosen,
+            method,
+            recipe,
+            demonstrations,
+            out,
+            rank=rank,
+            shuffle=shuffle,
+            watch=functools.partial(stages.over, method),
+        )
     pairs = len(demonstrations.pairs)
     console().print(
         f"wrote {out}, from {pairs} pairs", highlight=False, soft_wrap=True, markup=False

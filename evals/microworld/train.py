@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from rich.console import Console
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
@@ -25,6 +26,7 @@ from cdkit.evals.microworld.packing import PackedLessons, Words
 from cdkit.evals.microworld.stages import LanguageStage, Lessons, Stage, VisionStage
 from cdkit.evals.microworld.text import vocabulary
 from cdkit.evals.microworld.world import WORLD, World
+from cdkit.evals.runner.progress import ProgressLines, Stages, draws_bars
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,11 @@ def _fit(
     callbacks: Sequence[Callback],
 ) -> tuple[float, ...]:
     losses = _Losses()
-    bars = [TQDMProgressBar(refresh_rate=10)] if progress else []
+    screen = Console(stderr=True)
+    draws = progress and draws_bars(screen)
+    shown: list[Callback] = [TQDMProgressBar(refresh_rate=10)] if draws else []
+    if progress and not draws:
+        shown = [_Lines(Stages(ProgressLines(screen)), type(taught).__name__)]
     precision: Any = taught.stage.precision
     taught.train()
     with warnings.catch_warnings(), _quiet():
@@ -144,8 +150,8 @@ def _fit(
             max_epochs=1,
             precision=precision,
             gradient_clip_val=1.0,
-            callbacks=[losses, *bars, *callbacks],
-            enable_progress_bar=progress,
+            callbacks=[losses, *shown, *callbacks],
+            enable_progress_bar=draws,
             enable_model_summary=False,
             enable_checkpointing=False,
             logger=False,
@@ -168,6 +174,26 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+class _Lines(Callback):
+    """Says now and then how many steps are done, where no bar can be drawn."""
+
+    def __init__(self, stages: Stages, name: str) -> None:
+        self._stages, self._name = stages, name
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stages.start(self._name, int(trainer.max_steps))
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: PackedLessons,
+        batch_idx: int,
+    ) -> None:
+        self._stages.advance(self._name)
 
 
 class _Losses(Callback):

@@ -24,9 +24,14 @@ def threads() -> object:
 def test_a_short_run_learns_and_leaves_a_loadable_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = train_micro(tmp_path / "micro", recipe=TINY, progress=False)
+    done = train_micro(tmp_path / "micro", recipe=TINY, progress=True)
     assert done.folder == tmp_path / "micro"
-    told = caplog.text + "".join(capfd.readouterr())
+    out, err = capfd.readouterr()
+    told = caplog.text + out + err
+    assert err.splitlines() == [  # into a pipe: lines, and no bar
+        f"{name}: 12 of 12 in {line.split()[-1]}"
+        for name, line in zip(("VisionStage", "LanguageStage"), err.splitlines(), strict=True)
+    ]
     assert "Tip" not in told and "GPU" not in told  # Lightning's own lines
     for name, losses in done.losses.items():
         assert len(losses) == 12
