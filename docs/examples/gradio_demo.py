@@ -3,12 +3,8 @@
 import argparse
 
 import gradio as gr
-import numpy as np
 
 import cdkit
-from cdkit.evals.microworld import WORLD
-from cdkit.evals.microworld.drawing import render
-from cdkit.evals.microworld.world import draw_picture
 
 
 def build(name: str = "micro") -> gr.Interface:
@@ -33,12 +29,11 @@ def build(name: str = "micro") -> gr.Interface:
             rows.append([method, words])
         return rows
 
-    picture = render(WORLD, draw_picture(WORLD, np.random.default_rng(4)))  # what micro knows
     runnable = [each for each in cdkit.presets() if not cdkit.load(each).lacks]
     return gr.Interface(
         answers,
         [
-            gr.Image(picture if name == "micro" else None, type="pil", label="Image"),
+            gr.Image(cdkit.example_image() if name == "micro" else None, type="pil", label="Image"),
             gr.Textbox("Please describe this image in detail.", label="Question"),
             gr.Dropdown(
                 runnable, value=["plain", "vcd", "cmac"], multiselect=True, label="Methods"

@@ -77,7 +77,7 @@ def test_attach_and_look(
     found = run(named(1), monkeypatch)
     assert found["plain"] != found["contrasted"]  # it says that the answers differ
     told = capsys.readouterr().out
-    assert "token 3: 'three'" in told and "after the contrast" in told and "layer 0:" in told
+    assert "token 3: 'two'" in told and "after the contrast" in told and "layer 0:" in told
     assert "<Method cmac" in told
 
 
