@@ -1,11 +1,12 @@
 """The frame of a figure: scales with round ticks, grid lines, and titles of the axes."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cdkit.evals.reports.formatting import MINUS
 from cdkit.evals.reports.canvas import SIZE, Canvas, longest, shortened
+from cdkit.evals.reports.formatting import MINUS
 
 SMALL = 10.0
 WIDTH = 380.0
@@ -50,12 +51,10 @@ def ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
 
 def tick_texts(values: Sequence[float]) -> tuple[str, ...]:
     """The numbers with as many decimals as tell them apart."""
-    step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     decimals = next((d for d in range(7) if abs(step * 10**d - round(step * 10**d)) < 1e-6), 7)
     texts = (f"{value:.{decimals}f}" for value in values)
-    return tuple(
-        "0" if float(text) == 0 else text.replace("-", MINUS) for text in texts
-    )
+    return tuple("0" if float(text) == 0 else text.replace("-", MINUS) for text in texts)
 
 
 def x_axis(canvas: Canvas, scale: Scale, top: float, bottom: float, title: str = "") -> None:
@@ -71,7 +70,7 @@ def named_x_axis(
 ) -> None:
     """Grid lines at `places` (pixels) with `names` under them, as many as there is room for."""
     widest = longest(names, SMALL) + 6
-    nearest = min((b - a for a, b in zip(places, places[1:], strict=False)), default=widest)
+    nearest = min((b - a for a, b in itertools.pairwise(places)), default=widest)
     every = max(1, math.ceil(widest / max(nearest, 1.0)))
     for number, (x, name) in enumerate(zip(places, names, strict=True)):
         canvas.line([(x, top), (x, bottom)], "line")
@@ -94,7 +93,7 @@ def y_title(canvas: Canvas, title: str) -> float:
     Returns:
         Where the plot may begin.
     """
-    canvas.text(2, SIZE + 2, shortened(title, canvas.width - 6), "soft")
+    canvas.text(2.0, SIZE + 2, shortened(title, canvas.width - 6), "soft")
     return SIZE + 14
 
 

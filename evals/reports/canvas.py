@@ -1,7 +1,7 @@
 """A figure as shapes on a plane, drawn by `svg` on the page and by `pdf` for a paper.
 
-Units are CSS pixels, y grows downwards. Colours are names of `PALETTE`: the page's style sheet gives
-them in light and in dark, so a figure follows it.
+Units are CSS pixels, y grows downwards. Colours are names of `PALETTE`: the page's style sheet
+gives them in light and in dark, so a figure follows it.
 """
 
 import math
@@ -18,17 +18,17 @@ PALETTE = {
     "even": ("#6b7280", "#97a1b0"),
     "c0": ("#0072b2", "#5fb4ea"),
     "c1": ("#c24e00", "#f58a42"),
-    "c2": ("#00795a", "#2fc296"),
-    "c3": ("#9c4a80", "#dd92c0"),
-    "c4": ("#7d6400", "#e3c13a"),
+    "c2": ("#00806b", "#35c9a5"),
+    "c3": ("#a03e85", "#e08fc8"),
+    "c4": ("#2b323d", "#f0f2f5"),
 }
 """Name -> the colour on white, and on the dark page.
 
-Better and worse are blue and orange, and lines take Okabe and Ito's hues: both stay apart under
-deuteranopia and protanopia. A shape or a dash says the same as each colour."""
+Better and worse are blue and orange, and lines take Okabe and Ito's hues: they stay apart under
+deuteranopia. A shape or a dash says the same as each colour."""
 LINES = tuple(name for name in PALETTE if name[1:].isdigit())
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "drop")
-DASHES = ((), (6, 3), (2, 2), (8, 3, 2, 3))
+DASHES: tuple[tuple[float, ...], ...] = ((), (6.0, 3.0), (2.0, 2.0), (8.0, 3.0, 2.0, 3.0))
 VERDICTS = {"better": ("better", "triangle"), "worse": ("worse", "drop"), "": ("even", "circle")}
 """Verdict of a cell -> colour and shape: the triangle points up where a method is better, and down
 where it is worse, as the marks of the tables do."""

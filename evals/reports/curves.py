@@ -14,8 +14,8 @@ from cdkit.evals.reports.axes import (
     y_axis,
     y_title,
 )
-from cdkit.evals.reports.results import Curve, Figure
 from cdkit.evals.reports.canvas import DASHES, LINES, SHAPES, Canvas, longest, shortened
+from cdkit.evals.reports.results import Curve, Figure
 from cdkit.evals.statistics.bootstrap import Estimate
 
 HEIGHT = 210.0
@@ -30,7 +30,7 @@ def curves(figure: Figure) -> Canvas:
     told = shortened(figure.reference_label, NAMES, SMALL)
     labels = [*names, told] if figure.reference is not None else names
     left, right = 44.0, WIDTH - longest(labels, SMALL) - 14
-    canvas = Canvas(WIDTH, 0, _about(figure))
+    canvas = Canvas(WIDTH, 0.0, _about(figure))
     top = y_title(canvas, figure.y_label)
     bottom = top + max(HEIGHT, APART * len(labels))
     canvas.height = bottom + 38
@@ -38,7 +38,9 @@ def curves(figure: Figure) -> Canvas:
     level = [] if figure.reference is None else [figure.reference]
     ends = [end for e in (*estimates, *level) for end in (e.low, e.high)]
     up = Scale(*span(ends), bottom, top)
-    across = Scale(*span(x for curve in figure.curves for x in curve.x), left, right)
+    xs = [x for curve in figure.curves for x in curve.x]
+    xs += map(float, range(len(figure.ticks)))
+    across = Scale(*span(xs), left, right)
     y_axis(canvas, up, left, right)
     if figure.ticks:
         places = [across(float(place)) for place in range(len(figure.ticks))]
@@ -50,11 +52,11 @@ def curves(figure: Figure) -> Canvas:
     if figure.reference is not None:
         _band(canvas, (left, right), (figure.reference,) * 2, up, "even", 0.16)
         y = up(figure.reference.value)
-        canvas.line([(left, y), (right, y)], "even", 1.2, dash=(5, 3))
+        canvas.line([(left, y), (right, y)], "even", 1.2, dash=(5.0, 3.0))
     for number, curve in enumerate(figure.curves):
         _curve(canvas, curve, across, up, number)
     wanted = [up.clipped(_last(curve)) for curve in figure.curves]
-    wanted += [up(figure.reference.value)] * (figure.reference is not None)
+    wanted += [up(each.value) for each in level]
     colours = [LINES[number % len(LINES)] for number in range(len(names))] + ["soft"]
     for text, colour, at, y in zip(
         labels, colours, wanted, apart(wanted, top, bottom), strict=False

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdkit.evals.reports import pdf, svg
+from cdkit.evals.reports.canvas import Canvas
 from cdkit.evals.reports.curves import curves
 from cdkit.evals.reports.forest import forest
 from cdkit.evals.reports.results import Figure, Results, Table, direction
 from cdkit.evals.reports.scatter import Scatter, cost_scatter, yes_ratio_scatter
-from cdkit.evals.reports.canvas import Canvas
 from cdkit.evals.runner.modes import GREEDY
 
 FOLDER = "figures"

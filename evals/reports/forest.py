@@ -4,9 +4,9 @@ import math
 from collections.abc import Collection
 
 from cdkit.evals.reports.axes import SMALL, WIDTH, Scale, span, x_axis
+from cdkit.evals.reports.canvas import VERDICTS, Canvas, longest, shortened
 from cdkit.evals.reports.formatting import heading, interval, signed, title_of
 from cdkit.evals.reports.results import Cell, Table, direction, scale
-from cdkit.evals.reports.canvas import VERDICTS, Canvas, longest, shortened, text_width
 
 ROW = 19.0
 NAMES = 122.0
@@ -22,18 +22,19 @@ def forest(table: Table, metric: str, controls: Collection[str] = ()) -> Canvas:
     found = [cell for cell in cells.values() if cell is not None]
     by = scale(metric)
     labels = {name: shortened(name, NAMES) for name in names}
-    values = [signed(cell.difference.value, metric) for cell in found if cell.difference]
+    apart = [cell.difference for cell in found if cell.difference is not None]
+    values = [signed(each.value, metric) for each in apart]
     left, right = longest(labels.values()) + 12, WIDTH - longest(values, SMALL) - 10
     top, bottom = 24.0, 24 + ROW * len(names) + 6
     canvas = Canvas(WIDTH, bottom + 54, _about(table, metric, cells))
-    canvas.text(2, 13, shortened(table.decoding, WIDTH / 2), bold=True)
-    ends = [by * end for c in found if c.difference for end in (c.difference.low, c.difference.high)]
+    canvas.text(2.0, 13.0, shortened(table.decoding, WIDTH / 2), bold=True)
+    ends = [by * end for each in apart for end in (each.low, each.high)]
     across = Scale(*span([*ends, 0.0]), left, right)
     what = f"{title_of(metric)}: difference to {table.base}"
     x_axis(canvas, across, top, bottom, f"{what}, points" if by == 100 else what)
     zero = across(0.0)
     canvas.line([(zero, top - 4), (zero, bottom)], "ink")
-    _sides(canvas, zero, left, right, direction(metric), bottom + 47)
+    _sides(canvas, left, right, direction(metric), bottom + 47)
     for number, name in enumerate(names):
         y = top + ROW * (number + 0.65)
         tint = "soft" if name in controls else "ink"
@@ -42,29 +43,22 @@ def forest(table: Table, metric: str, controls: Collection[str] = ()) -> Canvas:
         if cell is None or cell.difference is None:
             continue
         colour, shape = VERDICTS[cell.verdict]
-        low, value, high = (
-            across(by * v) for v in (cell.difference.low, cell.difference.value, cell.difference.high)
-        )
+        told = cell.difference
+        low, value, high = (across(by * v) for v in (told.low, told.value, told.high))
         canvas.line([(low, y), (high, y)], colour, 1.8)
         canvas.mark(value, y, shape, colour, 3.8)
-        told = signed(cell.difference.value, metric)
-        bold = bool(cell.verdict)
-        canvas.text(WIDTH - 3, y + 3.5, told, colour, anchor="end", size=SMALL, bold=bold)
+        text, bold = signed(told.value, metric), bool(cell.verdict)
+        canvas.text(WIDTH - 3, y + 3.5, text, colour, anchor="end", size=SMALL, bold=bold)
     return canvas
 
 
-def _sides(
-    canvas: Canvas, zero: float, left: float, right: float, better: int, y: float
-) -> None:
+def _sides(canvas: Canvas, left: float, right: float, better: int, y: float) -> None:
     """Which side of the base is better: nothing where neither is."""
     if not better:
         return
-    before, after = ("← worse", "better →") if better > 0 else ("← better", "worse →")
-    for text, at, anchor in ((before, zero - 6, "end"), (after, zero + 6, "start")):
-        width = text_width(text, SMALL)
-        at = max(at, width + 2) if anchor == "end" else min(at, canvas.width - width - 2)
-        colour = "better" if "better" in text else "worse"
-        canvas.text(at, y, text, colour, anchor=anchor, size=SMALL)
+    before, after = ("worse", "better") if better > 0 else ("better", "worse")
+    canvas.text(left, y, f"← {before}", before, size=SMALL)
+    canvas.text(right, y, f"{after} →", after, anchor="end", size=SMALL)
 
 
 def _known(cell: Cell | None) -> Cell | None:

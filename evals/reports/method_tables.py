@@ -32,10 +32,10 @@ def method_table(
     """The table of one benchmark and mode. Holm's family is all of its tests.
 
     A metric that is neither good nor bad (the yes ratio, a length) has an interval but no test. One
-    that a method's tallies lack, or whose value is no number, has no cell. `absent` maps methods that are not defined for the
-    mode to those that they are defined for, and `refused` those that the model cannot run to the
-    reason; `failed` samples are left out of all tallies. Differences are taken to the method
-    `base`.
+    that a method's tallies lack, or whose value is no number, has no cell. `absent` maps methods
+    that are not defined for the mode to those that they are defined for, and `refused` those that
+    the model cannot run to the reason; `failed` samples are left out of all tallies. Differences
+    are taken to the method `base`.
     """
     absent, refused, tally = absent or {}, refused or {}, runs[base][0]
     metrics = tuple(show) or tally.metrics

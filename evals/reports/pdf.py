@@ -1,6 +1,7 @@
-"""A canvas as PDF for a paper, its fonts embedded as publishers ask. Needs matplotlib.
+"""A canvas as PDF for a paper. Needs matplotlib.
 
-Nothing else of cdkit does. It is imported when a PDF is written, and not before.
+Nothing else of cdkit does. It is imported when a PDF is written, and not before. Text is drawn as
+outlines: publishers ask that fonts be embedded, and so there is none to embed.
 """
 
 import importlib.util
@@ -8,13 +9,14 @@ import warnings
 from pathlib import Path
 
 from cdkit.evals.reports.backend import usable_backend
-from cdkit.evals.reports.canvas import PALETTE, Area, Label, Canvas
+from cdkit.evals.reports.canvas import PALETTE, Area, Canvas, Label
 
 usable_backend()
 
 POINTS = 0.75
 """Points of a paper in a pixel of CSS."""
-ANCHORS = {"start": "left", "middle": "center", "end": "right"}
+ANCHORS = {"start": 0.0, "middle": 0.5, "end": 1.0}
+"""Which share of a text stands to the left of its point."""
 
 
 def available() -> bool:
@@ -27,11 +29,23 @@ def write(path: Path, canvas: Canvas) -> None:
     import matplotlib
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Polygon
+    from matplotlib.patches import PathPatch, Polygon
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
 
-    settings = {"text.parse_math": False, "pdf.fonttype": 42, "font.family": "DejaVu Sans"}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    def outlines(label: Label, colour: str) -> PathPatch | None:
+        font = FontProperties(family="DejaVu Sans", weight="bold" if label.bold else "normal")
+        drawn = TextPath((0, 0), label.text, size=label.size, prop=font)
+        if not len(drawn.vertices):
+            return None
+        left = label.x - ANCHORS[label.anchor] * float(drawn.vertices[:, 0].max())
+        upright = Affine2D().scale(1, -1).translate(left, label.y)
+        return PathPatch(upright.transform_path(drawn), color=colour, linewidth=0)
+
+    # not as mathematics: `$` is a dollar sign
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         inch = POINTS / 72
         figure = Figure(figsize=(canvas.width * inch, canvas.height * inch))
@@ -42,19 +56,17 @@ def write(path: Path, canvas: Canvas) -> None:
         for shape in canvas.shapes:
             colour = PALETTE[shape.colour][0]
             if isinstance(shape, Label):
-                axes.text(
-                    shape.x, shape.y, shape.text,
-                    color=colour, fontsize=shape.size * POINTS, ha=ANCHORS[shape.anchor],
-                    va="baseline", weight="bold" if shape.bold else "normal",
-                )  # fmt: skip
+                drawn = outlines(shape, colour)
+                if drawn is not None:
+                    axes.add_artist(drawn)
             elif isinstance(shape, Area):
-                axes.add_patch(
+                axes.add_artist(
                     Polygon(shape.points, color=colour, alpha=shape.opacity, linewidth=0)
                 )
             else:
                 width = shape.width * POINTS
                 dashes = tuple(dash * POINTS / width for dash in shape.dash)
-                axes.add_line(
+                axes.add_artist(
                     Line2D(
                         *zip(*shape.points, strict=True),
                         color=colour, linewidth=width, alpha=shape.opacity,

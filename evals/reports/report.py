@@ -1,6 +1,7 @@
 """report.html: one file with the verdict, the tables, the figures and how it was run.
 
-It loads nothing and runs no script. A run of one method, a grid and a comparison have the same page.
+It loads nothing and runs no script. A run of one method, a grid and a comparison have the same
+page.
 """
 
 import functools

@@ -1,15 +1,16 @@
 """Two measures of all methods against each other: points with their names beside them."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cdkit.evals.reports.axes import SMALL, WIDTH, Scale, span, x_axis, y_axis, y_title
+from cdkit.evals.reports.canvas import VERDICTS, Canvas, shortened
 from cdkit.evals.reports.formatting import heading, side
 from cdkit.evals.reports.label_places import HEIGHT as TEXT
 from cdkit.evals.reports.label_places import Box, place_labels
 from cdkit.evals.reports.results import Cell, Costs, MethodRow, Table, scale
-from cdkit.evals.reports.canvas import VERDICTS, Canvas, shortened
 from cdkit.evals.statistics.bootstrap import Estimate
 
 HEIGHT = 270.0
@@ -119,7 +120,9 @@ def _scatter(
     bottom = top + HEIGHT - 20
     canvas.height = bottom + 38
     # names need room at both ends
-    across = Scale(*span((e for p in points for e in (p.x.low, p.x.high)), margin=0.16), left, right)
+    across = Scale(
+        *span((e for p in points for e in (p.x.low, p.x.high)), margin=0.16), left, right
+    )
     up = Scale(*span((e for p in points for e in (p.y.low, p.y.high)), margin=0.1), bottom, top)
     y_axis(canvas, up, left, right)
     x_axis(canvas, across, top, bottom, x_label)
@@ -131,7 +134,9 @@ def _scatter(
         canvas.line([(x, up(point.y.low)), (x, up(point.y.high))], colour, opacity=0.3)
     for point, (x, y) in zip(points, places, strict=True):
         canvas.mark(x, y, point.look[1], point.look[0], 3.8)
-    return Scatter(title, canvas, _names(canvas, points, places, Box(left, top, right, bottom)), note)
+    return Scatter(
+        title, canvas, _names(canvas, points, places, Box(left, top, right, bottom)), note
+    )
 
 
 def _names(
@@ -159,7 +164,7 @@ def _threshold_line(
     canvas: Canvas, line: Sequence[tuple[float, float]], across: Scale, up: Scale
 ) -> None:
     """The part of the line that is within what the methods span: its ends are far off."""
-    for a, b in zip(line, line[1:], strict=False):
+    for a, b in itertools.pairwise(line):
         piece = _clipped(a, b, (across.low, up.low), (across.high, up.high))
         if piece is not None:
             ends = [(across(x), up(y)) for x, y in piece]

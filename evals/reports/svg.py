@@ -1,4 +1,4 @@
-"""A canvas as SVG: in the page, where the style sheet colours it, or as a file with its own colours.
+"""A canvas as SVG: in the page, where the style sheet colours it, or as a file of its own.
 
 Text stays text: it can be searched, read aloud and shown in any script that the reader has.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from markupsafe import Markup, escape
 
-from cdkit.evals.reports.canvas import PALETTE, SIZE, Area, Label, Line, Canvas, Shape
+from cdkit.evals.reports.canvas import PALETTE, SIZE, Area, Canvas, Label, Line, Shape
 
 FONT = "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 NAMESPACE = "http://www.w3.org/2000/svg"
@@ -26,12 +26,14 @@ def inline(canvas: Canvas) -> Markup:
 def document(canvas: Canvas) -> str:
     """A file of its own, in the colours of paper."""
     width, height = _n(canvas.width), _n(canvas.height)
-    shapes = "\n".join(_shapes(canvas.shapes, {name: light for name, (light, _) in PALETTE.items()}))
+    shapes = "\n".join(
+        _shapes(canvas.shapes, {name: light for name, (light, _) in PALETTE.items()})
+    )
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n'
         f'<svg xmlns="{NAMESPACE}" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="{FONT}" font-size="{_n(SIZE)}">\n'
-        f'<title>{escape(_printable(canvas.about))}</title>\n'
+        f"<title>{escape(_printable(canvas.about))}</title>\n"
         f'<rect width="{width}" height="{height}" fill="#fff"/>\n{shapes}\n</svg>\n'
     )
 

@@ -91,8 +91,10 @@ def _of_controls(cells: dict[str, Cell], metric: str, base: str) -> str:
             found.append(f"{_names(some)} {is_or_are} {kind} {_by(some, metric)}")
     if found:
         return f"of the controls, {' and '.join(found)}"
-    return f"no control differs from {base}" if len(cells) > 1 else (
-        f"the control {next(iter(cells))} does not differ from {base}"
+    return (
+        f"no control differs from {base}"
+        if len(cells) > 1
+        else (f"the control {next(iter(cells))} does not differ from {base}")
     )
 
 

@@ -25,7 +25,7 @@ def draw(bench: Bench) -> Canvas:
     left = longest(names, SMALL) + 12
     width = left + PANEL * len(HEADINGS)
     what = "multiples of plain decoding: medians, with the smallest and the largest"
-    canvas = Canvas(width, 0, f"{headline(bench.to_dict())}: {what}")
+    canvas = Canvas(width, 0.0, f"{headline(bench.to_dict())}: {what}")
     canvas.text(4, 14, shortened(canvas.about, width - 8, SMALL), "soft", size=SMALL)
     y = 24.0
     for section in bench.sections:

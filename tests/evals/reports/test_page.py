@@ -1,8 +1,10 @@
 """report.html with hostile names, as a file and in a browser: phone, desktop and print."""
 
 import html
+import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -44,7 +46,9 @@ def drawn(page: str) -> list[str]:
 
 def test_the_figures_are_sound_and_run_nothing(page: str) -> None:
     figures = drawn(page)
-    assert len(figures) == 2 + 1 + 2 + 1  # forests, curves, yes ratio by table, cost by the greedy one
+    assert (
+        len(figures) == 2 + 1 + 2 + 1
+    )  # forests, curves, yes ratio by table, cost by the greedy one
     for figure in figures:
         root = ElementTree.fromstring(figure)
         kinds = {element.tag for element in root.iter()}
@@ -52,7 +56,9 @@ def test_the_figures_are_sound_and_run_nothing(page: str) -> None:
         assert not {key for e in root.iter() for key in e.attrib if key.startswith("on")}
         assert root.get("role") == "img" and len(str(root.get("aria-label"))) > 20
         assert "width" not in root.attrib  # as wide as the page lets it be
-        assert not re.search(r'"#[0-9a-f]+"', figure) and "var(--" in figure  # in the page's colours, light or dark
+        assert (
+            not re.search(r'"#[0-9a-f]+"', figure) and "var(--" in figure
+        )  # in the page's colours, light or dark
 
 
 def test_every_table_has_a_caption_and_its_heads_a_scope(page: str) -> None:
@@ -66,10 +72,19 @@ def test_every_table_has_a_caption_and_its_heads_a_scope(page: str) -> None:
 
 def test_the_page_answers_first(page: str) -> None:
     """Verdict, then values and differences, then the rest; how to read folds."""
-    order = [page.index(part) for part in (
-        'class="verdict"', "Under greedy decoding on pope", 'id="overview"', "<table",
-        "<summary>How to read this", 'id="t0"', 'id="gallery"', 'id="manifest"',
-    )]
+    order = [
+        page.index(part)
+        for part in (
+            'class="verdict"',
+            "Under greedy decoding on pope",
+            'id="overview"',
+            "<table",
+            "<summary>How to read this",
+            'id="t0"',
+            'id="gallery"',
+            'id="manifest"',
+        )
+    ]
     assert order == sorted(order)
     assert '<details class="note prints">' in page
 
@@ -129,3 +144,43 @@ def test_the_measure_sees_what_sticks_out_and_what_fails(page: str, tmp_path: Pa
     assert measured(tmp_path, broken, 390)["broken"] == 1
     with pytest.raises(AssertionError, match="CONSOLE"):
         measured(tmp_path, page.replace("</body>", "<script>console.error('x')</script>"), 390)
+
+
+FIRST = """<!doctype html><body style="margin: 0">
+<iframe id="page" width="{width}" height="{height}" style="border: 0" srcdoc="{page}"></iframe>
+<script>onload = () => {{
+  const root = document.getElementById("page").contentDocument;
+  const ends = (what) => root.querySelector(what).getBoundingClientRect().bottom;
+  document.body.innerText = "measured " + JSON.stringify({{
+    verdict: ends(".verdict p"), number: ends(".brief tbody td .difference"),
+    page: getComputedStyle(root.body).backgroundColor,
+    text: getComputedStyle(root.querySelector(".drawn text")).fill,
+  }});
+}}</script>"""
+
+
+def first_screen(tmp_path: Path, page: str, size: tuple[int, int], *how: str) -> dict[str, Any]:
+    width, height = size
+    text = FIRST.format(width=width, height=height, page=html.escape(page, quote=True))
+    told = html.unescape(browse(tmp_path, text, "--dump-dom", *how).stdout)
+    found = re.search(r"measured (\{.*?\})", told)
+    assert found is not None, told[-500:]
+    shown: dict[str, Any] = json.loads(found[1])
+    return shown
+
+
+@in_a_browser
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_the_first_screen_has_the_verdict_and_the_first_numbers(
+    page: str, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    found = first_screen(tmp_path, page, size)
+    assert 0 < found["verdict"] < found["number"] < size[1]
+
+
+@in_a_browser
+def test_the_figures_follow_the_readers_colours(page: str, tmp_path: Path) -> None:
+    light = first_screen(tmp_path, page, (1280, 800))
+    assert (light["page"], light["text"]) == ("rgb(255, 255, 255)", "rgb(17, 24, 39)")
+    dark = first_screen(tmp_path, page, (1280, 800), "--blink-settings=preferredColorScheme=0")
+    assert (dark["page"], dark["text"]) == ("rgb(20, 23, 29)", "rgb(231, 234, 240)")

@@ -137,7 +137,9 @@ def test_a_listing_is_laid_out_and_escaped_everywhere() -> None:
     assert "## What \\<changed\\>" in text and "| a\\|b \\<script\\> | 3 |" in text
     assert "a \\*note\\*" in text
     page = report.render(Results((), text_tables=(LISTING,)), MANIFEST)
-    assert '<th scope="row">a|b &lt;script&gt;</th><td>3</td>' in page and 'href="#listings"' in page
+    assert (
+        '<th scope="row">a|b &lt;script&gt;</th><td>3</td>' in page and 'href="#listings"' in page
+    )
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(terminal.text_table(LISTING))
     assert "a|b <script>" in console.export_text()

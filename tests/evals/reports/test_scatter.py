@@ -70,7 +70,11 @@ def test_equal_methods_share_a_number() -> None:
     shown = scatter.yes_ratio_scatter(table)
     # the base has a point of its own, in its own colour, even where another has its values
     assert shown is not None and not shown.key
-    assert [t for t in texts(shown) if t in ("plain", "a, c", "b", "a", "c")] == ["plain", "a, c", "b"]
+    assert [t for t in texts(shown) if t in ("plain", "a, c", "b", "a", "c")] == [
+        "plain",
+        "a, c",
+        "b",
+    ]
     assert "The line is" not in shown.note
 
 

@@ -74,13 +74,17 @@ def test_an_interval_that_crosses_zero_is_shown_as_it_is() -> None:
 
 def test_one_method_without_a_finding_has_its_difference() -> None:
     told = sentence(table({"cmac": (0.01, "")}, mode="sample"))
-    assert told.startswith("Under sampling on popular (accuracy), cmac does not differ from plain (")
+    assert told.startswith(
+        "Under sampling on popular (accuracy), cmac does not differ from plain ("
+    )
     assert "+1.0 [\N{MINUS SIGN}1.0, 3.0]" in told
 
 
 def test_of_many_methods_few_are_named() -> None:
     told = sentence(table({f"m{i}": (0.03 + i / 1000, "better") for i in range(40)}))
-    assert told.count(" m") <= NAMED and "m39, m38, m37 and 37 others beat plain by up to 6.9" in told
+    assert (
+        told.count(" m") <= NAMED and "m39, m38, m37 and 37 others beat plain by up to 6.9" in told
+    )
 
 
 def test_what_cannot_be_detected_is_said() -> None:
