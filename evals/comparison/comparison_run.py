@@ -34,6 +34,8 @@ from cdkit.interfaces.benchmark import Tally
 from cdkit.registry import unknown
 
 TABLES = "intervals and tests"
+NAMED = 6
+"""Runs that the page's head names, at most."""
 GALLERY = 4
 """Questions of each part that the page shows, at most."""
 
@@ -223,7 +225,8 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
     """What the page shows of how it was made."""
     runs = compared.runs
     models = dict.fromkeys(comparable.model_of(run) for run in runs.values())
-    others = ", ".join(list(runs)[1:])
+    names = list(runs)[1:]
+    others = ", ".join(names) if len(names) <= NAMED else f"{len(names)} runs"
     return {
         "kind": "comparison",
         "name": name,

@@ -111,9 +111,8 @@ def _last(curve: Curve) -> float:
 
 
 def _about(figure: Figure) -> str:
-    told = (
-        f"{curve.label} from {curve.y[0].value:.1f} to {curve.y[-1].value:.1f}"
-        for curve in figure.curves
-        if curve.y
-    )
-    return f"{figure.title}: {figure.y_label} by {figure.x_label}; {'; '.join(told)}"
+    told = [f"{figure.title}: {figure.y_label} by {figure.x_label}"]
+    for curve in figure.curves:
+        known = [f"{y.value:.1f}" for y in curve.y if math.isfinite(y.value)]
+        told.append(f"{curve.label} from {known[0]} to {known[-1]}" if known else curve.label)
+    return "; ".join(told)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cdkit.evals.pages import listing
-from cdkit.evals.pages.methods_page import CONTROL, is_control, paper_of
+from cdkit.evals.pages.methods_page import CONTROL
 from cdkit.evals.reports.results import MethodNote, Results
 from cdkit.interfaces.benchmark import Benchmark
 from cdkit.methods.presets import parse_method
@@ -34,8 +34,10 @@ def method_note(name: str, resolved: Mapping[str, Any]) -> MethodNote:
     except Exception as error:  # any class may be another package's: the page still says the rest
         words = " ".join(str(error).split())
         return MethodNote(name, told, f"not known here ({words})", control)
-    paper = reference(paper_of(entry))
-    if paper and is_control(entry):
+    # many methods share the constraint: its paper stands for what has no other
+    own = [part.bibtex for part in entry.parts if part.bibtex and part.place != "constraint"]
+    paper = "; ".join(map(reference, dict.fromkeys(own or entry.papers)))
+    if paper and control:
         paper = f"of its parts: {paper}"
     return MethodNote(name, told, paper or NO_PAPER, control, entry.papers)
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from evals.made_results import METHODS, results
+from evals.made_results import results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,7 +195,7 @@ def test_svg_files_are_sound_run_nothing_and_keep_names_as_text(tmp_path: Path) 
         assert not any(key.startswith("on") for element in root.iter() for key in element.attrib)
         assert "var(" not in file.read_text("utf-8")  # its colours are its own
         told += "".join(root.itertext())
-    assert len(files) == 6 and all(shortened(name, 100.0) in told for name in METHODS[2:6])
+    assert len(files) == 6 and all(n in told for n in ("=1+1", "_hidden", "[a]*"))
 
 
 @pytest.mark.skipif(not pdf.available(), reason="needs matplotlib: pip install 'cdkit[plots]'")
