@@ -114,7 +114,8 @@ class Canvas:
         size: float = SIZE,
         bold: bool = False,
     ) -> None:
-        self.shapes.append(Label(x, y, text, colour, anchor, size, bold))
+        if printable := "".join(c if c.isprintable() else " " for c in text).strip():
+            self.shapes.append(Label(x, y, printable, colour, anchor, size, bold))
 
 
 def text_width(text: str, size: float = SIZE) -> float:

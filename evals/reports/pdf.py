@@ -35,11 +35,9 @@ def write(path: Path, canvas: Canvas) -> None:
     from matplotlib.textpath import TextPath
     from matplotlib.transforms import Affine2D
 
-    def outlines(label: Label, colour: str) -> PathPatch | None:
+    def outlines(label: Label, colour: str) -> PathPatch:
         font = FontProperties(family="DejaVu Sans", weight="bold" if label.bold else "normal")
         drawn = TextPath((0, 0), label.text, size=label.size, prop=font)
-        if not len(drawn.vertices):
-            return None
         left = label.x - ANCHORS[label.anchor] * float(drawn.vertices[:, 0].max())
         upright = Affine2D().scale(1, -1).translate(left, label.y)
         return PathPatch(upright.transform_path(drawn), color=colour, linewidth=0)
@@ -56,9 +54,7 @@ def write(path: Path, canvas: Canvas) -> None:
         for shape in canvas.shapes:
             colour = PALETTE[shape.colour][0]
             if isinstance(shape, Label):
-                drawn = outlines(shape, colour)
-                if drawn is not None:
-                    axes.add_artist(drawn)
+                axes.add_artist(outlines(shape, colour))
             elif isinstance(shape, Area):
                 axes.add_artist(
                     Polygon(shape.points, color=colour, alpha=shape.opacity, linewidth=0)

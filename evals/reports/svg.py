@@ -64,7 +64,7 @@ def _text(label: Label, colour: str) -> str:
     how += f' text-anchor="{label.anchor}"' if label.anchor != "start" else ""
     how += f' font-size="{_n(label.size)}"' if label.size != SIZE else ""
     how += ' font-weight="600"' if label.bold else ""
-    return f'<text x="{_n(label.x)}" y="{_n(label.y)}"{how}>{escape(_printable(label.text))}</text>'
+    return f'<text x="{_n(label.x)}" y="{_n(label.y)}"{how}>{escape(label.text)}</text>'
 
 
 def _printable(text: str) -> str:

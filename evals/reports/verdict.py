@@ -48,7 +48,11 @@ def sentence(table: Table, controls: Collection[str] = ()) -> str:
         return f"{where} only {table.base} was run: {title_of(metric)} {value}."
     if not direction(metric):
         return f"{where} nothing is tested: {title_of(metric)} has no better side."
-    tested = {row.method: row.cells[metric] for row in others if metric in row.cells}
+    tested = {
+        row.method: row.cells[metric]
+        for row in others
+        if metric in row.cells and math.isfinite(_difference(row.cells[metric]).value)
+    }
     if not tested:
         return f"{where} no other method has a value of {title_of(metric)}."
     ours = {name: cell for name, cell in tested.items() if name not in controls}
@@ -141,12 +145,12 @@ def _signed(estimate: Estimate, metric: str) -> str:
 def _power(cells: Collection[Cell], metric: str, images: int) -> str:
     """What the test could have found, over the methods of a table."""
     known = [cell.detectable_holm for cell in cells if cell.detectable_holm is not None]
-    counted = f"the {images} image{'s' * (images != 1)}"
+    counted = "the one image detects" if images == 1 else f"the {images} images detect"
     if not known:
-        return f"{counted} detect no difference of any size"
+        return f"{counted} no difference of any size"
     low, high = number(min(known), metric), number(max(known), metric)
     points = " points" * (scale(metric) == 100)
-    return f"{counted} detect {low if low == high else f'{low} to {high}'}{points}"
+    return f"{counted} {low if low == high else f'{low} to {high}'}{points}"
 
 
 def _summary(tables: Sequence[Table], controls: Collection[str]) -> Iterator[str]:

@@ -310,7 +310,7 @@ def test_the_page_loads_nothing(page: str) -> None:
 
 
 class Tags(HTMLParser):
-    VOID = frozenset({"meta", "img", "br", "wbr", "path"})
+    VOID = frozenset({"meta", "img", "br", "wbr"})
 
     def __init__(self) -> None:
         super().__init__()
