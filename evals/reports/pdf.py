@@ -69,4 +69,4 @@ def write(path: Path, canvas: Canvas) -> None:
                         linestyle=(0, dashes) if dashes else "-",
                     )
                 )  # fmt: skip
-        page.print_pdf(path, metadata={"CreationDate": None})
+        page.print_pdf(path, metadata={"CreationDate": None})  # type: ignore[no-untyped-call]
