@@ -26,7 +26,7 @@ def draw(bench: Bench) -> Canvas:
     width = left + PANEL * len(HEADINGS)
     what = "multiples of plain decoding: medians, with the smallest and the largest"
     canvas = Canvas(width, 0.0, f"{headline(bench.to_dict())}: {what}")
-    canvas.text(4, 14, shortened(canvas.about, width - 8, SMALL), "soft", size=SMALL)
+    canvas.text(4.0, 14.0, shortened(canvas.about, width - 8, SMALL), "soft", size=SMALL)
     y = 24.0
     for section in bench.sections:
         y = _section(canvas, section, left, y)
@@ -38,7 +38,7 @@ def _section(canvas: Canvas, section: BenchSection, left: float, y: float) -> fl
     """Draw a section from `y` on; returns where it ends."""
     names = _names(section)
     places = _places(names)
-    canvas.text(4, y + 14, shortened(title(section.to_dict()), canvas.width - 8), bold=True)
+    canvas.text(4.0, y + 14, shortened(title(section.to_dict()), canvas.width - 8), bold=True)
     top = y + 40
     bottom = top + ROW * (max(places.values(), default=0) + 1)
     for name in names:
@@ -53,7 +53,7 @@ def _section(canvas: Canvas, section: BenchSection, left: float, y: float) -> fl
         x_axis(canvas, across, top, bottom)
         for name, each in found.items():
             _bar(canvas, across, each, top + ROW * (places[name] + 0.5), _colour(names, name))
-        canvas.line([(across(1), top), (across(1), bottom)], "ink")
+        canvas.line([(across(1.0), top), (across(1.0), bottom)], "ink")
     return bottom + 26
 
 
