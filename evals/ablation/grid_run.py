@@ -3,7 +3,6 @@
 `cdkit eval`, `cdkit ablate` and their grids are all run by `run_grid`.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from cdkit.evals.ablation.demand import workload
 from cdkit.evals.ablation.grid import Grid
 from cdkit.evals.ablation.grid_toml import as_plain, dumps
 from cdkit.evals.ablation.prepared import PreparedRun, prepare_all, without_benchmarks
-from cdkit.evals.reports import exports, markdown, report
+from cdkit.evals.reports import glossary, page_files
 from cdkit.evals.reports.numbers import numbers
 from cdkit.evals.reports.results import Results
 from cdkit.evals.runner import run_folder as files
@@ -143,7 +142,7 @@ def run_grid(
         facts = run_manifest.manifest(grid, found, journal, started=started, stages=stages.seconds)
         write_json(folder / files.MANIFEST, facts)
         write_json(folder / files.METRICS, {"scores": scored, **numbers(results)})
-        _write_pages(folder, results, facts)
+        _write_pages(folder, first, results, facts)
         (folder / CONFIG).write_text(dumps(grid), encoding="utf-8")
         log_metrics(kept, scored, len(journal.rows))
     return RunOutcome(
@@ -157,12 +156,16 @@ def run_grid(
     )
 
 
-def _write_pages(folder: Path, results: Results, facts: Mapping[str, object]) -> None:
-    """The pages of an earlier start of the run are written anew."""
-    shutil.rmtree(folder / exports.FOLDER, ignore_errors=True)
-    if results.tables:
-        markdown.write(folder / "tables.md", results)
-        report.write(folder / "report.html", results, facts, exports.write(folder, results))
+def _write_pages(
+    folder: Path, run: PreparedRun, results: Results, facts: Mapping[str, Any]
+) -> None:
+    """The tables and the page, with what its methods are."""
+    if not results.tables:
+        page_files.remove(folder)
+        return
+    resolved = {name: facts["methods"][name]["resolved"] for name in facts["methods"]}
+    benchmarks = [item.benchmark for item in run.loaded]
+    page_files.write(folder, glossary.described(results, resolved, benchmarks), facts)
 
 
 def _follow(grid: Grid, resources: Resources, folder: Path, options: RunOptions) -> None:

@@ -84,7 +84,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write bench.json, bench.md, bench.svg and bench.png into this folder.",
+            help="Write bench.json, bench.md and bench.svg into this folder.",
             show_default=False,
         ),
     ] = None,

@@ -122,7 +122,7 @@ def compare(
     from cdkit.evals.comparison.changes import headlines
     from cdkit.evals.comparison.run_folders import read_runs
     from cdkit.evals.comparison.run_names import name_runs
-    from cdkit.evals.reports import exports, terminal
+    from cdkit.evals.reports import page_files, terminal
     from cdkit.evals.reports.table_layout import overviews
     from cdkit.evals.runner.progress import progress_bars
 
@@ -164,7 +164,7 @@ def compare(
     for note in compared.notes:
         screen.print(Text(f"note: {note}"))
     screen.print(terminal.legend(compared.base))
-    for note in exports.missing():
+    for note in page_files.missing():
         screen.print(note, highlight=False, soft_wrap=True, markup=False)
     for what, file in (("all tables", "tables.md"), ("report", "report.html")):
         screen.print(f"{what}: {folder / file}", highlight=False, soft_wrap=True, markup=False)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cdkit.evals.ablation.grid_run import RunOutcome
 from cdkit.evals.cli.app import FAILED, console
-from cdkit.evals.reports import exports, terminal
+from cdkit.evals.reports import page_files, terminal
 from cdkit.evals.reports.table_layout import overviews, view
 
 SHOWN = 10
@@ -55,7 +55,7 @@ def _print_comparison(outcome: RunOutcome, *, full: bool) -> None:
         screen.print(terminal.render(shown, screen.width))
         screen.print()
     screen.print(terminal.legend(outcome.run.grid.base))
-    for note in exports.missing():
+    for note in page_files.missing():
         screen.print(note, highlight=False, soft_wrap=True, markup=False)
     for what, file in (("all tables", "tables.md"), ("report", "report.html")):
         screen.print(

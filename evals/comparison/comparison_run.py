@@ -22,7 +22,7 @@ from cdkit.evals.comparison import (
 from cdkit.evals.comparison.changes import Change
 from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.comparison.tallies import seeds, tallies
-from cdkit.evals.reports import exports, markdown, method_tables, report
+from cdkit.evals.reports import glossary, method_tables, page_files
 from cdkit.evals.reports.numbers import numbers
 from cdkit.evals.reports.results import POINTS, SIGNIFICANT, Results, Table, TextTable
 from cdkit.evals.runner.example_gallery import OverlaySource
@@ -34,6 +34,8 @@ from cdkit.interfaces.benchmark import Tally
 from cdkit.registry import unknown
 
 TABLES = "intervals and tests"
+NAMED = 6
+"""Runs that the page's head names, at most."""
 GALLERY = 4
 """Questions of each part that the page shows, at most."""
 
@@ -183,7 +185,7 @@ def new_folder(output: Path | None) -> Path:
 
 
 def write(compared: ComparedRuns, folder: Path) -> None:
-    """comparison.json, tables.md, tables/ and report.html in a folder of their own."""
+    """comparison.json, and the page with what stands beside it, in a folder of their own."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -191,9 +193,20 @@ def write(compared: ComparedRuns, folder: Path) -> None:
     facts = manifest(compared, folder.name)
     text = json.dumps(data(compared), indent=1, ensure_ascii=False)
     (folder / "comparison.json").write_text(text, encoding="utf-8", newline="\n")
-    markdown.write(folder / "tables.md", compared.results)
-    left_out = exports.write(folder, compared.results)
-    report.write(folder / "report.html", compared.results, facts, left_out)
+    page_files.write(folder, _described(compared), facts)
+
+
+def _described(compared: ComparedRuns) -> Results:
+    """The results with what the methods of the runs are, as the runs' manifests say."""
+    made = {name: run.manifest.get("method") for name, run in compared.runs.items()}
+    resolved = {
+        name: method["resolved"]
+        for name, method in made.items()
+        if isinstance(method, Mapping) and isinstance(method.get("resolved"), Mapping)
+    }
+    base = compared.runs[compared.base]
+    benchmarks = [part.benchmark for part in base.parts.values()]
+    return glossary.described(compared.results, resolved, benchmarks)
 
 
 def data(compared: ComparedRuns) -> dict[str, object]:
@@ -212,7 +225,8 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
     """What the page shows of how it was made."""
     runs = compared.runs
     models = dict.fromkeys(comparable.model_of(run) for run in runs.values())
-    others = ", ".join(list(runs)[1:])
+    names = list(runs)[1:]
+    others = ", ".join(names) if len(names) <= NAMED else f"{len(names)} runs"
     return {
         "kind": "comparison",
         "name": name,

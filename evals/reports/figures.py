@@ -1,66 +1,105 @@
-"""What all plots share: a figure without a display, and SVG as a data URI.
+"""All figures of a page, each drawn once: for the page, and as files for a paper."""
 
-Nothing else here imports matplotlib: its backend is looked at first.
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-Names come from users' files, so no text is read as mathematics: `$` is a dollar sign.
-"""
+from cdkit.evals.reports import pdf, svg
+from cdkit.evals.reports.canvas import Canvas
+from cdkit.evals.reports.curves import curves
+from cdkit.evals.reports.forest import forest
+from cdkit.evals.reports.results import Figure, Results, Table, direction
+from cdkit.evals.reports.scatter import Scatter, cost_scatter, yes_ratio_scatter
+from cdkit.evals.runner.modes import GREEDY
 
-import base64
-import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from cdkit.evals.reports.backend import usable_backend
-
-usable_backend()
-import matplotlib  # noqa: E402
-from matplotlib.axes import Axes as Axes  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure as Figure  # noqa: E402
-
-COLOURS = ("#1b6ca8", "#c8553d", "#588157", "#7b4fa3", "#b08900")
-INK, LINE, SOFT = "#111827", "#e5e7eb", "#6b7280"
-WIDTH = 6.4  # inches: one column of the report
+FOLDER = "figures"
+NO_PDF = (
+    f"{FOLDER}/*.pdf were not written: they need matplotlib, pip install 'cdkit[plots]'; "
+    f"{FOLDER}/*.svg show the same"
+)
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Every figure is made and saved in here."""
-    with (
-        matplotlib.rc_context({"svg.hashsalt": "cdkit", "text.parse_math": False}),
-        warnings.catch_warnings(),
-    ):
-        # a name in a script that the font lacks is drawn as boxes; the tables show it
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
+@dataclass(frozen=True, eq=False)
+class PageFigures:
+    """What the page shows, and where."""
+
+    forests: Mapping[str, tuple[Canvas, ...]]
+    """Subject -> its headline metric, a picture a decode mode."""
+    scatters: Mapping[str, tuple[Scatter, ...]]
+    """Subject -> accuracy by yes ratio, of each table that has both."""
+    curves: tuple[tuple[Figure, Canvas], ...]
+    costs: tuple[Scatter, ...]
+
+    def files(self) -> dict[str, Canvas]:
+        """Name of a file, without its ending -> the figure; no name twice."""
+        found: dict[str, Canvas] = {}
+        for title, canvas in self._titled():
+            name = plain = _file_name(title)
+            count = 1
+            while name in found:
+                count += 1
+                name = f"{plain}-{count}"
+            found[name] = canvas
+        return found
+
+    def _titled(self) -> Iterator[tuple[str, Canvas]]:
+        for subject, canvases in self.forests.items():
+            yield from ((f"differences {subject}", canvas) for canvas in canvases)
+        for subject, scatters in self.scatters.items():
+            yield from ((f"yes ratio {subject}", shown.picture) for shown in scatters)
+        yield from ((figure.title, canvas) for figure, canvas in self.curves)
+        yield from (("cost", shown.picture) for shown in self.costs)
 
 
-def canvas(height: float, width: float) -> Figure:
-    """A figure that no backend is asked for: a notebook's may not be installed here."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def page_figures(results: Results) -> PageFigures:
+    """Draw all figures of a run or a comparison."""
+    of_subject: dict[str, list[Table]] = {}
+    for table in results.tables:
+        of_subject.setdefault(table.subject, []).append(table)
+    forests, scatters = dict[str, tuple[Canvas, ...]](), dict[str, tuple[Scatter, ...]]()
+    for subject, tables in of_subject.items():
+        metric = tables[0].headline
+        several = [table for table in tables if len(table.rows) > 1]
+        if direction(metric) and several:
+            forests[subject] = tuple(forest(t, metric, results.controls) for t in several)
+        points = (yes_ratio_scatter(table) for table in tables)
+        if shown := tuple(each for each in points if each is not None):
+            scatters[subject] = shown
+    drawn = tuple((figure, curves(figure)) for figure in results.figures)
+    return PageFigures(forests, scatters, drawn, tuple(_costs(results)))
 
 
-def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
-    """A figure of one panel, its grid behind what is drawn."""
-    figure = canvas(height, width)
-    axes = figure.subplots()
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def write(folder: Path, shown: PageFigures) -> None:
+    """Write `folder`/figures/, which must not be there yet: SVG, and PDF where matplotlib is."""
+    files = shown.files()
+    if not files:
+        return
+    place = folder / FOLDER
+    place.mkdir()
+    for name, canvas in files.items():
+        text = svg.document(canvas)
+        (place / f"{name}.svg").write_text(text, encoding="utf-8", newline="\n")
+        if pdf.available():
+            pdf.write(place / f"{name}.pdf", canvas)
 
 
-def svg(figure: Figure) -> str:
-    """A data URI: as an image, one figure's ids cannot meet another's, and nothing in it runs."""
-    with io.StringIO() as file:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        drawn = file.getvalue()
-    return "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()
+def missing() -> tuple[str, ...]:
+    """What `write` leaves out, and why."""
+    return () if pdf.available() else (NO_PDF,)
 
 
-def label(name: str) -> str:
-    """For a legend, from which matplotlib leaves out what starts with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+def _costs(results: Results) -> Iterator[Scatter]:
+    """By the greedy tables where there are any: every mode would show the same costs."""
+    if results.costs is None:
+        return
+    greedy = [table for table in results.tables if table.mode == GREEDY]
+    for table in greedy or results.tables:
+        drawn = cost_scatter(table, results.costs)
+        if drawn is not None:
+            yield drawn
+
+
+def _file_name(title: str) -> str:
+    """The title in letters that every file system and LaTeX take."""
+    return re.sub("[^a-z0-9]+", "-", title.lower())[:80].strip("-") or "figure"

@@ -1,4 +1,6 @@
-"""Numbers and headings as all tables and plots write them."""
+"""Numbers and headings as all tables and figures write them."""
+
+import math
 
 from cdkit.evals.reports.results import KINDS, direction, scale
 from cdkit.evals.statistics.bootstrap import Estimate
@@ -26,6 +28,7 @@ HEADINGS = {
     "chance": "random guess %",
 }
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+SIDES = {1: "↑ higher is better", -1: "↓ lower is better", 0: ""}
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 """Where a method has no value."""
@@ -50,7 +53,20 @@ def heading(metric: str) -> str:
     return HEADINGS.get(metric, plain.replace("_", " ") + unit) + ARROWS[direction(metric)]
 
 
+def title_of(metric: str) -> str:
+    """The heading's words alone, for sentences."""
+    return heading(metric).rstrip(" ↑↓%")
+
+
+def side(metric: str) -> str:
+    """Which side of a metric is better, in words; empty where neither is."""
+    return SIDES[direction(metric)]
+
+
 def number(value: float, metric: str) -> str:
+    """In the metric's unit; a dash for what is no number."""
+    if not math.isfinite(value):
+        return DASH
     return f"{value * scale(metric):.1f}".replace("-", MINUS)
 
 
@@ -60,6 +76,8 @@ def interval(estimate: Estimate, metric: str) -> str:
 
 def signed(value: float, metric: str) -> str:
     """`+4.0`: in points where the metric is a share."""
+    if not math.isfinite(value):
+        return DASH
     return f"{value * scale(metric):+.1f}".replace("-", MINUS)
 
 

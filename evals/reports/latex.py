@@ -113,8 +113,7 @@ def _text_table(shown: TextTable) -> Float:
 
 def _caption(shown: View) -> str:
     notes = "".join(f" {escape(note)}." for note in shown.notes)
-    base = _base(shown)
-    what = "" if shown.brief else f" Under each value, its difference to {escape(base)}."
+    what = "" if shown.brief else f" Under each value, its difference to {escape(shown.base)}."
     return (
         f"{escape(shown.title)} ({escape(shown.size)}).{what} Brackets: 95\\,\\% bootstrap "
         "intervals, paired, by image and seed. \\textsuperscript{+} \\textsuperscript{$-$}: "
@@ -122,12 +121,6 @@ def _caption(shown: View) -> str:
         "$p < .05$); \\textsuperscript{*}: the best of its column where that test says so. The "
         f"intervals do not cover the training of the one model.{notes}"
     )
-
-
-def _base(shown: View) -> str:
-    """The method that the others' differences are taken to: it has none itself."""
-    cells = shown.columns[0].cells
-    return next(name for name, cell in cells.items() if cell.difference is None)
 
 
 def _cell(shown: ShownCell | None) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from cdkit.evals.reports.formatting import DASH, how_to_read
 from cdkit.evals.reports.results import Results, TextTable
 from cdkit.evals.reports.table_layout import View, overviews, view
+from cdkit.evals.reports.verdict import verdict
 
 
 def write(path: Path, results: Results) -> None:
@@ -13,12 +14,14 @@ def write(path: Path, results: Results) -> None:
 
 
 def render(results: Results) -> str:
-    """The overviews, then every table, then the text tables."""
+    """The verdict, the overviews, then every table, then the text tables."""
     views = [*overviews(results.tables), *map(view, results.tables)]
     bases = dict.fromkeys(table.base for table in results.tables)
     text = [line for shown in views for line in lines(shown)]
     text += [line for shown in results.text_tables for line in text_table_lines(shown)]
-    return "\n".join([*(how_to_read(_plain(base)) for base in bases), "", *text])
+    found = verdict(results)
+    told = [f"{_plain(sentence)}\n" for sentence in found.by_table or found.lead]
+    return "\n".join([*told, *(how_to_read(_plain(base)) for base in bases), "", *text])
 
 
 def lines(shown: View) -> Iterator[str]:

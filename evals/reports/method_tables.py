@@ -32,16 +32,23 @@ def method_table(
     """The table of one benchmark and mode. Holm's family is all of its tests.
 
     A metric that is neither good nor bad (the yes ratio, a length) has an interval but no test. One
-    that a method's tallies lack has no cell. `absent` maps methods that are not defined for the
-    mode to those that they are defined for, and `refused` those that the model cannot run to the
-    reason; `failed` samples are left out of all tallies. Differences are taken to the method
-    `base`.
+    that a method's tallies lack, or whose value is no number, has no cell. `absent` maps methods
+    that are not defined for the mode to those that they are defined for, and `refused` those that
+    the model cannot run to the reason; `failed` samples are left out of all tallies. Differences
+    are taken to the method `base`.
     """
     absent, refused, tally = absent or {}, refused or {}, runs[base][0]
     metrics = tuple(show) or tally.metrics
     of_base = resample(runs[base], resamples=resamples, only=metrics)
+    known = [m for m in metrics if math.isfinite(of_base.values[m])]
     compared = {
-        method: compare(run, runs[base], resamples=resamples, only=_had(run, metrics))
+        method: {
+            m: found
+            for m, found in compare(
+                run, runs[base], resamples=resamples, only=_had(run, metrics)
+            ).items()
+            if math.isfinite(found.difference.value)
+        }
         for method, run in runs.items()
         if method != base
     }
@@ -56,7 +63,7 @@ def method_table(
         for m in metrics
     }
     images, level = len(tally.images), SIGNIFICANT / max(1, len(tested))
-    rows = {base: MethodRow(base, {m: Cell(of_base.estimate(m)) for m in metrics})} | {
+    rows = {base: MethodRow(base, {m: Cell(of_base.estimate(m)) for m in known})} | {
         method: MethodRow(
             method,
             {

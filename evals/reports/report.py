@@ -1,39 +1,47 @@
-"""report.html: one file with the tables, the plots and the manifest, and nothing to load."""
+"""report.html: one file with the verdict, the tables, the figures and how it was run.
+
+It loads nothing and runs no script. A run of one method, a grid and a comparison have the same
+page.
+"""
 
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cdkit.evals.reports import formatting, heatmaps, plots, scatter
-from cdkit.evals.reports.results import Example, Results, Table, direction
-from cdkit.evals.reports.scatter import Scatter
+from cdkit.evals.reports import formatting, heatmaps, svg
+from cdkit.evals.reports.figures import PageFigures, page_figures
+from cdkit.evals.reports.results import Example, Results, Table
 from cdkit.evals.reports.table_layout import View, overviews, view
-from cdkit.evals.runner.modes import GREEDY, PLAIN
+from cdkit.evals.reports.verdict import verdict
+from cdkit.evals.runner.modes import PLAIN
 
 TEMPLATE = "report.html"
 BACKDROP = 192
 """Pixels of a picture under attention, at most: its panels are small."""
-
-
-def write(
-    path: Path,
-    results: Results,
-    manifest: Mapping[str, object],
-    exports: Sequence[str] | None = None,
-) -> None:
-    path.write_text(render(results, manifest, exports), encoding="utf-8", newline="\n")
+FEW = 4
+"""So many citations stand open on the page; more are folded."""
 
 
 def render(
-    results: Results, manifest: Mapping[str, object], exports: Sequence[str] | None = None
+    results: Results,
+    manifest: Mapping[str, object],
+    missing: Sequence[str] | None = None,
+    figures: PageFigures | None = None,
 ) -> str:
     """The page. Whatever a model or a file said is escaped: autoescape is on for all of it.
 
-    `exports` is what `exports.write` gave where it wrote beside the page.
+    Args:
+        results: What was found.
+        manifest: How it was found; `summary` is shown, the rest folds.
+        missing: What was not written beside the page, a line each; None where nothing was written.
+        figures: Its figures, if they are drawn already.
+
+    Returns:
+        HTML.
     """
     environment = Environment(
         loader=PackageLoader("cdkit.evals.reports"),
@@ -46,20 +54,25 @@ def render(
     environment.filters["panels"] = heatmaps.panels
     environment.filters["backdrop"] = functools.partial(heatmaps.backdrop, most=BACKDROP)
     environment.filters["breakable"] = _breakable
+    environment.filters["svg"] = svg.inline
+    environment.filters["side"] = formatting.side
+    environment.filters["whole"] = _whole
     return environment.get_template(TEMPLATE).render(
         results=results,
-        overviews=overviews(results.tables),
+        verdict=verdict(results),
+        # with values too: what other writers keep on one line has two here
+        overviews=[replace(shown, brief=False) for shown in overviews(results.tables)],
         views=_by_benchmark(results.tables),
         manifest=manifest,
         base=next((table.base for table in results.tables), PLAIN),
         raw=json.dumps(manifest, indent=2, default=str),
-        forests=_forests(results.tables),
-        scatters=_scatters(results.tables),
-        costs=_costs(results),
-        exports=exports,
-        figures=[(figure, plots.curves(figure)) for figure in results.figures],
+        figures=figures or page_figures(results),
+        missing=missing,
         p_value=formatting.p_value,
         dash=formatting.DASH,
+        light=svg.palette(0),
+        dark=svg.palette(1),
+        few=FEW,
     )
 
 
@@ -70,37 +83,14 @@ def _by_benchmark(tables: tuple[Table, ...]) -> dict[str, list[View]]:
     return found
 
 
-def _forests(tables: tuple[Table, ...]) -> dict[str, str]:
-    """One forest plot a benchmark: its headline metric, a panel a mode."""
-    found = {}
-    for benchmark in dict.fromkeys(table.subject for table in tables):
-        mine = [table for table in tables if table.subject == benchmark]
-        if direction(mine[0].headline) and any(len(table.rows) > 1 for table in mine):
-            found[benchmark] = plots.forest(mine, mine[0].headline)
-    return found
-
-
-def _scatters(tables: tuple[Table, ...]) -> dict[str, list[Scatter]]:
-    """Accuracy by yes ratio, for each table that has both."""
-    found: dict[str, list[Scatter]] = {}
-    for table in tables:
-        if (drawn := scatter.yes_ratio_scatter(table)) is not None:
-            found.setdefault(table.subject, []).append(drawn)
-    return found
-
-
-def _costs(results: Results) -> list[Scatter]:
-    """By the greedy tables where there are any: every mode would show the same costs."""
-    if results.costs is None:
-        return []
-    greedy = [table for table in results.tables if table.mode == GREEDY]
-    drawn = (scatter.cost_scatter(table, results.costs) for table in greedy or results.tables)
-    return [shown for shown in drawn if shown is not None]
-
-
 def _breakable(name: str) -> Markup:
     """The name, which a narrow column may break after an underscore."""
     return escape(name).replace("_", Markup("_<wbr>"))
+
+
+def _whole(text: str) -> str:
+    """An interval that no line break divides."""
+    return text.replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def _data_uri(example: Example) -> str:

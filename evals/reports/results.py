@@ -129,8 +129,10 @@ class Table:
 
     @property
     def headline(self) -> str:
-        """The first metric that has a better side."""
-        return next((m for m in self.metrics if direction(m)), self.metrics[0])
+        """The first metric that has a better side and that the base has a value of."""
+        known = self.rows[self.base].cells if self.base in self.rows else {}
+        sided = [m for m in self.metrics if direction(m)]
+        return next((m for m in (*sided, *self.metrics) if m in known), (*sided, *self.metrics)[0])
 
 
 @dataclass(frozen=True)
@@ -251,13 +253,37 @@ class TextTable:
             raise ValueError(f"{self.title}: every row needs {len(self.heads)} cells")
 
 
+@dataclass(frozen=True)
+class MethodNote:
+    """What a method of the tables is."""
+
+    name: str
+    """As the tables call it."""
+    summary: str
+    paper: str
+    """Title, venue and year, or why there is none."""
+    control: bool = False
+    papers: tuple[str, ...] = ()
+    """The BibTeX of all of its working parts."""
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
+    """What a run or a comparison found."""
+
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     text_tables: tuple[TextTable, ...] = ()
     costs: Costs | None = None
+    methods: tuple[MethodNote, ...] = ()
+    citations: tuple[str, ...] = ()
+    """The BibTeX of methods and benchmarks, each paper once."""
+
+    @property
+    def controls(self) -> frozenset[str]:
+        """Names of the methods that are controls."""
+        return frozenset(note.name for note in self.methods if note.control)
 
 
 def mode_names(modes: Sequence[str]) -> str:

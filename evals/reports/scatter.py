@@ -1,29 +1,33 @@
-"""Two measures of all methods against each other: numbered points, and a list of their names."""
+"""Two measures of all methods against each other: points with their names beside them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cdkit.evals.reports.figures import INK, SOFT, Axes, drawing, new_figure, svg
-from cdkit.evals.reports.formatting import heading
-from cdkit.evals.reports.plots import VERDICTS
+from cdkit.evals.reports.axes import SMALL, WIDTH, Scale, span, x_axis, y_axis, y_title
+from cdkit.evals.reports.canvas import VERDICTS, Canvas, shortened
+from cdkit.evals.reports.formatting import heading, side
+from cdkit.evals.reports.label_places import HEIGHT as TEXT
+from cdkit.evals.reports.label_places import Box, place_labels
 from cdkit.evals.reports.results import Cell, Costs, MethodRow, Table, scale
 from cdkit.evals.statistics.bootstrap import Estimate
 
-HEIGHT = 3.6
-APART = 8.0
-"""Points (1/72 inch) between the middles of two numbers."""
-DIRECTIONS = ((0, 1), (0.8, 0.7), (-0.8, 0.7), (1, 0), (-1, 0), (0.8, -0.7), (-0.8, -0.7), (0, -1))
-PLACES = tuple((r * x, r * y) for r in (9, 15, 21, 28) for x, y in DIRECTIONS)
-"""Where a number may stand beside its point, the best place first."""
+HEIGHT = 270.0
+NAMES = 150.0
+"""Room for the names of methods that share a point."""
+BASE = ("ink", "diamond")
+FIRST = ("ink", "better", "worse", "even")
+"""Colours of points whose names are placed first, and so on."""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """A picture, and what its numbers stand for: methods of equal values share one, from 1 on."""
+    """A picture, and the names that found no room in it: each number with its methods."""
 
     title: str
-    picture: str
-    names: tuple[tuple[str, ...], ...]
+    picture: Canvas
+    key: tuple[tuple[str, tuple[str, ...]], ...]
     note: str
 
 
@@ -34,7 +38,8 @@ class Point:
     names: tuple[str, ...]
     x: Estimate
     y: Estimate
-    colour: str
+    look: tuple[str, str]
+    """Colour and shape."""
 
 
 def yes_ratio_scatter(table: Table) -> Scatter | None:
@@ -46,7 +51,7 @@ def yes_ratio_scatter(table: Table) -> Scatter | None:
     if not {"yes_ratio", "accuracy"} <= set(table.metrics):
         return None
     points = _points(table, "accuracy", lambda row: _shown(row.cells.get("yes_ratio"), "yes_ratio"))
-    note = "Bars: 95 % intervals. Colours as in the tables."
+    note = f"Bars: 95 % intervals. {_key_of_shapes(table.base)}"
     if table.shifted:
         note += (
             f" The line is {table.base} with its own threshold moved: a method on it only says yes "
@@ -64,25 +69,29 @@ def cost_scatter(table: Table, costs: Costs) -> Scatter | None:
     untimed = [name for name in table.rows if name not in costs.ratios]
     if len(untimed) == len(table.rows):
         return None
-    note = f"Bars: intervals of the headline, spread of the cost. {costs.note}"
-    note += f" Not timed: {', '.join(untimed)}." if untimed else ""
+    note = f"Bars: intervals of the headline, spread of the cost. {_key_of_shapes(table.base)}"
+    note += f" {costs.note}" + (f" Not timed: {', '.join(untimed)}." if untimed else "")
     title = f"Cost and {heading(table.headline).rstrip(' ↑↓%')}, {table.title}"
-    label = f"seconds an answer, as a multiple of {table.base}'s"
+    label = f"← cheaper: seconds an answer, as a multiple of {table.base}'s"
     return _scatter(title, points, label, table.headline, [], note)
+
+
+def _key_of_shapes(base: str) -> str:
+    return f"◆ {base}; ▲ better, ▼ worse, as in the tables; ● neither."
 
 
 def _points(
     table: Table, metric: str, across: Callable[[MethodRow], Estimate | None]
 ) -> tuple[Point, ...]:
     """One for each different pair of values, in the order of the table's rows."""
-    found: dict[tuple[Estimate, Estimate, str], list[str]] = {}
+    found: dict[tuple[Estimate, Estimate, tuple[str, str]], list[str]] = {}
     for name, row in table.rows.items():
         cell = row.cells.get(metric)
         x, y = across(row), _shown(cell, metric)
-        if cell is None or x is None or y is None:
+        if cell is None or x is None or y is None or not _finite(x, y):
             continue
-        colour = INK if cell.difference is None else VERDICTS[cell.verdict]
-        found.setdefault((x, y, colour), []).append(name)
+        look = BASE if cell.difference is None else VERDICTS[cell.verdict]
+        found.setdefault((x, y, look), []).append(name)
     return tuple(Point(tuple(names), *key) for key, names in found.items())
 
 
@@ -93,7 +102,10 @@ def _shown(cell: Cell | None, metric: str) -> Estimate | None:
     return Estimate(by * of.value, by * of.low, by * of.high)
 
 
-@drawing()
+def _finite(*estimates: Estimate) -> bool:
+    return all(math.isfinite(end) for e in estimates for end in (e.value, e.low, e.high))
+
+
 def _scatter(
     title: str,
     points: Sequence[Point],
@@ -102,37 +114,88 @@ def _scatter(
     line: Sequence[tuple[float, float]],
     note: str,
 ) -> Scatter:
-    drawn, axes = new_figure(HEIGHT)
-    for point in points:
-        x, y = point.x, point.y
-        axes.plot([x.low, x.high], [y.value, y.value], color=point.colour, alpha=0.3, linewidth=1)
-        axes.plot([x.value, x.value], [y.low, y.high], color=point.colour, alpha=0.3, linewidth=1)
-        is_base = point.colour == INK
-        axes.plot([x.value], [y.value], "D" if is_base else "o", color=point.colour, markersize=5)
-    left, right, low, high = *axes.get_xlim(), *axes.get_ylim()
-    if line:  # within what the methods span: the ends of the line are far off
-        axes.plot(*zip(*line, strict=True), color=SOFT, linestyle="--", linewidth=1, zorder=1)
-    axes.set(xlim=(left, right), ylim=(low, high), xlabel=x_label, ylabel=heading(metric))
-    drawn.draw_without_rendering()  # the layout decides where points stand
-    for number, (point, place) in enumerate(zip(points, _places(axes, points), strict=True), 1):
-        axes.annotate(
-            str(number), (point.x.value, point.y.value), xytext=place,
-            textcoords="offset points", ha="center", va="center", fontsize=8, color=point.colour,
-        )  # fmt: skip
-    return Scatter(title, svg(drawn), tuple(point.names for point in points), note)
+    canvas = Canvas(WIDTH, HEIGHT + 60, _about(title, points))
+    left, right = 44.0, WIDTH - 6
+    top = y_title(canvas, f"{heading(metric).rstrip(' ↑↓')} {side(metric)}".strip())
+    bottom = top + HEIGHT - 20
+    canvas.height = bottom + 38
+    # names need room at both ends
+    across = Scale(
+        *span((e for p in points for e in (p.x.low, p.x.high)), margin=0.16), left, right
+    )
+    up = Scale(*span((e for p in points for e in (p.y.low, p.y.high)), margin=0.1), bottom, top)
+    y_axis(canvas, up, left, right)
+    x_axis(canvas, across, top, bottom, x_label)
+    _threshold_line(canvas, line, across, up)
+    places = [(across(point.x.value), up(point.y.value)) for point in points]
+    for point, (x, y) in zip(points, places, strict=True):
+        colour = point.look[0]
+        canvas.line([(across(point.x.low), y), (across(point.x.high), y)], colour, opacity=0.3)
+        canvas.line([(x, up(point.y.low)), (x, up(point.y.high))], colour, opacity=0.3)
+    for point, (x, y) in zip(points, places, strict=True):
+        canvas.mark(x, y, point.look[1], point.look[0], 3.8)
+    return Scatter(
+        title, canvas, _names(canvas, points, places, Box(left, top, right, bottom)), note
+    )
 
 
-def _places(axes: Axes, points: Sequence[Point]) -> Iterator[tuple[float, float]]:
-    """For each number an offset at which it meets neither a point nor a number before it."""
-    inch = axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    at = axes.transData.transform([(p.x.value, p.y.value) for p in points]) * 72 / inch
-    taken = [(float(x), float(y)) for x, y in at]
-    for x, y in taken[: len(points)]:
-        free = (
-            place
-            for place in PLACES
-            if all((x + place[0] - a) ** 2 + (y + place[1] - b) ** 2 >= APART**2 for a, b in taken)
-        )
-        place = next(free, PLACES[0])
-        taken.append((x + place[0], y + place[1]))
-        yield place
+def _names(
+    canvas: Canvas, points: Sequence[Point], places: Sequence[tuple[float, float]], frame: Box
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Name the points; returns the numbers that stand for names, with these."""
+    # the base first, then what the tests found: their names are looked for
+    order = sorted(range(len(points)), key=lambda i: FIRST.index(points[i].look[0]))
+    texts = [shortened(", ".join(points[i].names), NAMES, SMALL) for i in order]
+    key = []
+    for i, label in zip(
+        order, place_labels([places[i] for i in order], texts, frame, SMALL), strict=True
+    ):
+        (x, y), box, colour = places[i], label.box, points[i].look[0]
+        if label.far:
+            near = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+            canvas.line([(x, y), near], colour, 0.7, opacity=0.6)
+        canvas.text(box.left, box.top + TEXT - 2, label.text, colour, size=SMALL)
+        if label.numbered or "…" in label.text:
+            key.append((label.text, points[i].names))
+    return tuple(key)
+
+
+def _threshold_line(
+    canvas: Canvas, line: Sequence[tuple[float, float]], across: Scale, up: Scale
+) -> None:
+    """The part of the line that is within what the methods span: its ends are far off."""
+    for a, b in itertools.pairwise(line):
+        piece = _clipped(a, b, (across.low, up.low), (across.high, up.high))
+        if piece is not None:
+            ends = [(across(x), up(y)) for x, y in piece]
+            canvas.line(ends, "soft", 1.2)
+
+
+def _about(title: str, points: Sequence[Point]) -> str:
+    told = (f"{', '.join(p.names)}: {p.x.value:.1f}, {p.y.value:.1f}" for p in points)
+    return f"{title}. {'; '.join(told)}"
+
+
+def _clipped(
+    a: tuple[float, float],
+    b: tuple[float, float],
+    low: tuple[float, float],
+    high: tuple[float, float],
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The part of the segment from a to b that is inside a rectangle (Liang and Barsky)."""
+    first, last = 0.0, 1.0
+    for start, stop, least, most in zip(a, b, low, high, strict=True):
+        step = stop - start
+        if step == 0:
+            if not least <= start <= most:
+                return None
+            continue
+        enters, leaves = sorted(((least - start) / step, (most - start) / step))
+        first, last = max(first, enters), min(last, leaves)
+    if first > last:
+        return None
+
+    def at(part: float) -> tuple[float, float]:
+        return a[0] + part * (b[0] - a[0]), a[1] + part * (b[1] - a[1])
+
+    return at(first), at(last)

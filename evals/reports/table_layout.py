@@ -12,6 +12,7 @@ from cdkit.evals.reports.formatting import (
     signed_interval,
 )
 from cdkit.evals.reports.results import Cell, Table, mode_names
+from cdkit.evals.runner.modes import PLAIN
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class View:
     """Why there are dashes, and which methods are not here."""
     brief: bool = False
     """Cells say the difference to the base alone (its own: the value), on one line."""
+    base: str = PLAIN
+    """The method that the others' differences are taken to."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -91,7 +94,8 @@ def view(table: Table) -> View:
     for column in columns:
         if lacking := [name for name in table.rows if name not in column.cells]:
             notes.append(f"a dash: {', '.join(lacking)} has no {column.heading.rstrip(' ↑↓%')}")
-    return View(table.title, _size(table), _filled(sections), columns, tuple(notes))
+    shown = _filled(sections)
+    return View(table.title, _size(table), shown, columns, tuple(notes), base=table.base)
 
 
 def overviews(tables: Sequence[Table]) -> tuple[View, ...]:
@@ -111,6 +115,7 @@ def _overview(tables: Sequence[Table]) -> View:
         tuple(_column(table, metric, table.decoding) for table in tables),
         tuple(_only(tables)),
         brief=True,
+        base=tables[0].base,
     )
 
 

@@ -28,7 +28,7 @@ def test_the_folder_holds_the_whole_run(prepared: PreparedRun, folder: Path) -> 
     found = {path.name for path in folder.iterdir()}
     assert found >= {
         "config.toml", "manifest.json", "predictions.jsonl", "metrics.json", "report.html",
-        "tables.md", "tables",
+        "tables.md", "tables", "figures", "citations.bib",
     }  # fmt: skip
     assert grid_toml.read_grid(folder / "config.toml") == prepared.grid
 

@@ -73,7 +73,7 @@ def test_tables_on_the_screen_and_everything_in_a_folder(folders: list[Path]) ->
     assert "better or worse than plain" in " ".join(result.stdout.split())
     assert "report: new/report.html" in result.stdout
     assert {file.name for file in Path("new").iterdir()} == {
-        "comparison.json", "tables.md", "report.html", "tables"
+        "comparison.json", "tables.md", "report.html", "tables", "figures", "citations.bib"
     }  # fmt: skip
 
 

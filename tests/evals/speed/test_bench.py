@@ -227,7 +227,7 @@ def test_a_bench_of_all_default_variants(tmp_path: Path) -> None:
     assert result.stdout.count("two-pass   vcd") == 2
     assert "batch 2, 6 text + 64 image tokens, 2 new" in result.stdout
     assert {f.name for f in folder.iterdir()} == {
-        *("bench.json", "bench.md", "bench.svg", "bench.png"),
+        *("bench.json", "bench.md", "bench.svg"),
     }
     told = json.loads((folder / "bench.json").read_text())
     assert told["settings"]["shape"] == "micro" and told["settings"]["batches"] == [1, 2]
