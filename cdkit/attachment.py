@@ -89,8 +89,8 @@ def attach(
             digest of its pixels and tokens.
         trace: What to record in `run.trace` of each step of the latest call: "logits",
             "image_attention", "mask", "inputs" (what each branch was given: pixels, prompt,
-            positions). `show` draws what is recorded. "last_logits" records the latest step alone, at no cost, and
-            nothing where the method has no effect.
+            positions). `show` draws what is recorded. "last_logits" records the latest step alone,
+            at no cost, and nothing where the method has no effect.
         optimize: True uses every optimisation; each of them is exact. False runs the plain
             algorithm: each branch with its own prompt, prefill and cache, one after the other. A
             collection of names of `cdkit.execution.optimizations` uses these alone, for tests and

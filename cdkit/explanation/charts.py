@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.explanation.explanation import PositionLine
+from cdkit.explanation.explained import PositionLine
 
 WIDTH, HEIGHT = 300, 60
 """Of a chart, in its own units."""

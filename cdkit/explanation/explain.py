@@ -11,7 +11,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from cdkit.attachment import Attachment, attach
 from cdkit.errors import CdkitError, check_temperature
-from cdkit.explanation.explanation import PLAIN, ExplainedAnswer, Explanation
+from cdkit.explanation.explained import PLAIN, ExplainedAnswer
+from cdkit.explanation.explanation import Explanation
 from cdkit.explanation.part_words import described_parts
 from cdkit.explanation.shown_pixels import picture_views
 from cdkit.explanation.traced_answer import (
@@ -44,6 +45,7 @@ def explain(
     seed: int = 0,
     sample_id: str | None = None,
     options: Mapping[str, Any] | None = None,
+    how: str | None = None,
     layers: Sequence[int] | None = None,
     top: int = 5,
 ) -> Explanation:
@@ -69,6 +71,7 @@ def explain(
         seed: The seed of noise and of draws.
         sample_id: The name by which noise is drawn, as in `attach`.
         options: Further arguments of `generate`, such as a `logits_processor`.
+        how: What the page says about how tokens were chosen; None follows from the arguments.
         layers: The decoder layers whose attention is drawn; None for as many as a page of 3 MB
             can hold, evenly spread.
         top: How many candidates of each column are shown.
@@ -81,7 +84,7 @@ def explain(
             refused.
     """
     given, wanted = dict(inputs), _methods(methods)
-    how = Decoding(
+    decoding = Decoding(
         max_new_tokens,
         temperature,
         beams,
@@ -91,15 +94,18 @@ def explain(
     )
     _check(given, top)
     ends = end_tokens(unwrap(model))
-    plain = _run(model, _plain(), given, how, processor)
-    answers = [_explained(PLAIN, plain, None, processor, top, how)]
+    plain = _run(model, _plain(), given, decoding, processor)
+    shown = _checked_layers(layers, every := layers_of(plain.trace))
+    answers = [_explained(PLAIN, plain, None, processor, top, decoding)]
     traced = {PLAIN: plain.trace}
     refused = list[CdkitError]()
     for name, method in wanted.items():
         try:
-            run = _run(model, method, given, how, processor)
+            run = _run(model, method, given, decoding, processor)
             same = until_end(run.tokens, ends) == until_end(plain.tokens, ends)
-            along = plain if same else _along(model, _plain(), given, run.tokens, how, processor)
+            along = plain
+            if not same:
+                along = _along(model, _plain(), given, run.tokens, decoding, processor)
         except CdkitError as error:
             refused.append(error)
             answers.append(_without_steps(name, method, str(error)))
@@ -109,7 +115,7 @@ def explain(
             traced[name] = along.trace
             continue
         logits = [step.logits[ORIGINAL][0] for step in along.trace.steps]
-        answers.append(_explained(name, run, logits, processor, top, how))
+        answers.append(_explained(name, run, logits, processor, top, decoding))
         traced[name] = run.trace
     if refused and len(refused) == len(wanted):
         raise refused[0]
@@ -118,14 +124,13 @@ def explain(
     views, notes = picture_views(
         first, 0, processor, {n: t.inputs for n, t in traced.items() if t.inputs is not None}
     )
-    every = max((layers_of(trace) for trace in traced.values()), key=len)
     return Explanation(
         model=str(getattr(unwrap(model).config, "name_or_path", "") or type(model).__name__),
         prompt=prompt_text(first, 0, processor),
-        how=how.words,
+        how=how or decoding.words,
         answers=tuple(answers),
         layers=every,
-        shown_layers=_checked_layers(layers, every),
+        shown_layers=shown,
         views=views,
         notes=tuple(dict.fromkeys((*notes, *plain.notes))),
     )

@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from cdkit.explanation import summary
 from cdkit.explanation.charts import PositionChart, layer_points, position_charts
-from cdkit.explanation.explanation import (
+from cdkit.explanation.explained import (
     COMBINED,
     PLAIN,
     ExplainedAnswer,
     ExplainedStep,
-    Explanation,
+    ExplainedPrompt,
     PictureView,
     most_telling,
 )
@@ -81,7 +81,7 @@ class AnswerView:
     def told(self, number: int) -> str:
         """A token's line: what plain would have chosen, or that it is the same."""
         step = self.answer.steps[number]
-        mine, base = step.favourites[self.answer.last], step.favourites[self.answer.base]
+        mine = step.favourites[self.answer.last]
         lines = []
         if number in self.changed:
             lines.append(summary.why(self.answer, number))
@@ -91,10 +91,9 @@ class AnswerView:
         if step.token != mine:
             text = summary.quoted(step.candidate(mine).text)
             lines.append(
-                f"Not the most probable token, which is {text}: sampling, a beam search or a logits "
-                "processor chose another."
+                f"The most probable token is {text}: sampling, a beam search or a logits processor "
+                "chose another."
             )
-        del base
         return " ".join(lines)
 
     def share_line(self, number: int, branch: str) -> str:
@@ -103,7 +102,7 @@ class AnswerView:
         return " ".join(f"{100 * share:.0f}" for share in shares)
 
 
-def render(found: Explanation) -> str:
+def render(found: ExplainedPrompt) -> str:
     """The page. Whatever a model or a file said is escaped."""
     environment = Environment(
         loader=PackageLoader("cdkit.explanation"),
@@ -120,7 +119,7 @@ def render(found: Explanation) -> str:
     answer, step = most_telling(found.answers)
     return environment.get_template(TEMPLATE).render(
         found=found,
-        paragraphs=found.sentences(),
+        paragraphs=summary.sentences(found),
         views=views,
         layers=layers,
         layer_places=[found.layers.index(layer) for layer in layers],
@@ -150,7 +149,7 @@ def _title(answers: Sequence[ExplainedAnswer]) -> str:
     return f"What {listed} did to one answer"
 
 
-def _view(found: Explanation, number: int, panels: tuple[Panel, ...]) -> AnswerView:
+def _view(found: ExplainedPrompt, number: int, panels: tuple[Panel, ...]) -> AnswerView:
     answer = found.answers[number]
     shown = list(answer.columns)
     if len(shown) > COLUMNS:  # inner layers that are read out go first
@@ -190,7 +189,7 @@ def _profiles(answer: ExplainedAnswer, step: int) -> dict[str, str]:
     }
 
 
-def _distorted(found: Explanation) -> list[list[tuple[str, str, Markup]]]:
+def _distorted(found: ExplainedPrompt) -> list[list[tuple[str, str, Markup]]]:
     """For each picture (method, branch, address) of its distorted copies."""
     return [
         [
@@ -204,7 +203,7 @@ def _distorted(found: Explanation) -> list[list[tuple[str, str, Markup]]]:
 # ---- attention over the pictures -----------------------------------------------------------------
 
 
-def drawn(found: Explanation) -> tuple[tuple[int, ...], list[tuple[Panel, ...]], str]:
+def drawn(found: ExplainedPrompt) -> tuple[tuple[int, ...], list[tuple[Panel, ...]], str]:
     """The layers of which attention is drawn, the panels of each answer, and what was left out."""
     placed = [(n, view) for n, view in enumerate(found.views) if view.grid is not None]
     if not placed or not any(answer.maps for answer in found.answers):
@@ -241,7 +240,7 @@ def _cells(view: PictureView) -> Int[np.ndarray, "height width"]:
 
 
 def _panels(
-    found: Explanation,
+    found: ExplainedPrompt,
     layers: Sequence[int],
     grids: Mapping[int, Int[np.ndarray, "_ _"]],
 ) -> tuple[list[tuple[Panel, ...]], int]:

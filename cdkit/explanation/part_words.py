@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from cdkit.explanation.explanation import BranchInput, DescribedPart
+from cdkit.explanation.explained import BranchInput, DescribedPart
 from cdkit.generation.traced_inputs import TracedInputs
 from cdkit.interfaces.distortion import Modified
 from cdkit.methods.method import Branch, Method, describe

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cdkit.explanation.explanation import Explanation, most_telling
+from cdkit.explanation.explained import ExplainedPrompt, most_telling
 from cdkit.explanation.html_page import column_name
 from cdkit.explanation.sprites import ATTENTION, MASK, STRONGEST
-from cdkit.explanation.summary import quoted
+from cdkit.explanation.summary import quoted, sentences
 
 WIDTH, MARGIN, LINE = 1000, 28, 27
 INK, SOFT, BAR, CARD = (27, 31, 38), (92, 99, 112), (143, 180, 232), (245, 246, 248)
@@ -19,12 +19,12 @@ SIDE = 300
 ROWS = 6
 
 
-def draw(found: Explanation) -> bytes:
+def draw(found: ExplainedPrompt) -> bytes:
     """The sentences, the candidates of the most telling token, and its attention, as a PNG."""
     canvas = Image.new("RGB", (WIDTH, 4000), "white")
     pen, body, small = ImageDraw.Draw(canvas), _font(19), _font(15)
     y = MARGIN
-    for paragraph in found.sentences() or ["The plain model's answer."]:
+    for paragraph in sentences(found) or ["The plain model's answer."]:
         y = _text(pen, paragraph, y, body, INK) + 8
     for answer in found.answers:
         y = _text(pen, f"{answer.name}: {answer.text or '(nothing)'}", y, body, SOFT) + 4
@@ -81,7 +81,7 @@ def _table(pen: Any, answer: Any, at: int, y: int, body: Any, small: Any) -> int
 
 
 def _maps(
-    canvas: Image.Image, pen: Any, found: Explanation, answer: Any, at: int, y: int, font: Any
+    canvas: Image.Image, pen: Any, found: ExplainedPrompt, answer: Any, at: int, y: int, font: Any
 ) -> int:
     """Attention and masks over the first picture that has places for its tokens."""
     view = next((own for own in found.views if own.grid is not None), None)

@@ -1,4 +1,4 @@
-"""Pictures of what the image encoder reads, of each branch, and where image tokens stand in them."""
+"""Pictures of what the image encoder reads in each branch, and where image tokens stand in them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cdkit.explanation.explanation import PictureView
+from cdkit.explanation.explained import PictureView
 from cdkit.generation.traced_inputs import TracedInputs
 from cdkit.interfaces.token_grid import TokenGrid
 from cdkit.methods.method import ORIGINAL

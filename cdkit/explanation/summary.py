@@ -1,12 +1,12 @@
 """What methods did to an answer, in a few plain sentences made from its numbers."""
 
-from cdkit.explanation.explanation import (
+from cdkit.explanation.explained import (
     BY_CONSTRAINT,
     COMBINED,
     PLAIN,
     ExplainedAnswer,
     ExplainedStep,
-    Explanation,
+    ExplainedPrompt,
 )
 from cdkit.methods.method import ORIGINAL
 
@@ -16,7 +16,7 @@ MOVED = 0.005
 """Probabilities that differ by less are called equal."""
 
 
-def sentences(found: Explanation) -> list[str]:
+def sentences(found: ExplainedPrompt) -> list[str]:
     """A paragraph for each method, the plain one left out."""
     return [paragraph(answer) for answer in found.answers if answer.name != PLAIN]
 
@@ -51,9 +51,9 @@ def why(answer: ExplainedAnswer, number: int) -> str:
     before, after = step.favourites[answer.base], step.favourites[answer.last]
     old, new = step.candidate(before), step.candidate(after)
     who = "plain" if answer.base == PLAIN else "the original branch"
+    gave, too = (share(one.probabilities[answer.base]) for one in (old, new))
     told = [
-        f"At token {number + 1} {who} gave {quoted(old.text)} {share(old.probabilities[answer.base])} and "
-        f"{quoted(new.text)} {share(new.probabilities[answer.base])}."
+        f"At token {number + 1} {who} gave {quoted(old.text)} {gave} and {quoted(new.text)} {too}."
     ]
     if ORIGINAL in answer.columns and answer.base == PLAIN:
         moved = abs(old.probabilities[ORIGINAL] - old.probabilities[PLAIN])
@@ -125,8 +125,8 @@ def _largest_shift(answer: ExplainedAnswer) -> str:
 
 def quoted(text: str) -> str:
     """A token in quotation marks, what cannot be seen written out."""
-    shown = text.strip(" ").replace("\n", "\u23ce").replace("\t", "\u21e5")
-    return f"\u201c{shown or '\u2423'}\u201d"
+    shown = text.strip(" ").replace("\n", "\u23ce").replace("\t", "\u21e5") or "\u2423"
+    return f"\u201c{shown}\u201d"
 
 
 def share(probability: float) -> str:

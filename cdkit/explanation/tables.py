@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from cdkit.explanation.explanation import Explanation
+from cdkit.explanation.explained import ExplainedPrompt
 
 
-def tables(found: Explanation) -> dict[str, list[dict[str, Any]]]:
+def tables(found: ExplainedPrompt) -> dict[str, list[dict[str, Any]]]:
     """The rows by table; see `Explanation.tables`."""
     rows: dict[str, list[dict[str, Any]]] = {
         "tokens": [],

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cdkit.explanation.explanation import (
+from cdkit.explanation.explained import (
     BY_COMBINER,
     BY_CONSTRAINT,
     COMBINED,

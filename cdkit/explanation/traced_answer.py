@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.errors import CdkitError
-from cdkit.explanation.explanation import (
+from cdkit.explanation.explained import (
     AttentionMaps,
     ExplainedAnswer,
-    Explanation,
     PositionLine,
 )
+from cdkit.explanation.explanation import Explanation
 from cdkit.explanation.part_words import branch_inputs, described_parts, words_of
 from cdkit.explanation.shown_pixels import picture_views
 from cdkit.explanation.token_candidates import explained_steps
@@ -191,7 +191,7 @@ def position_lines(
         return ()
     last = int(inputs.token_mask[sample].nonzero()[-1])
 
-    def ahead(positions: Float[Tensor, "tokens *axes"]) -> Float[np.ndarray, "image axes"]:
+    def ahead(positions: Float[Tensor, "all_tokens *axes"]) -> Float[np.ndarray, "image axes"]:
         away = positions[last] - positions[on_image]
         found: Float[np.ndarray, "image axes"] = away.reshape(len(away), -1).cpu().numpy()
         return found
