@@ -21,6 +21,7 @@ from cdkit.explanation.traced_answer import (
     end_tokens,
     explained_answer,
     layers_of,
+    model_name,
     prompt_text,
     until_end,
 )
@@ -125,7 +126,7 @@ def explain(
         first, 0, processor, {n: t.inputs for n, t in traced.items() if t.inputs is not None}
     )
     return Explanation(
-        model=str(getattr(unwrap(model).config, "name_or_path", "") or type(model).__name__),
+        model=model_name(unwrap(model)),
         prompt=prompt_text(first, 0, processor),
         how=how or decoding.words,
         answers=tuple(answers),
@@ -242,9 +243,7 @@ def _check(given: Mapping[str, Any], top: int) -> None:
         raise CdkitError(f"top must be 1 or more, got {top}")
 
 
-def _checked_layers(
-    asked: Sequence[int] | None, there: Sequence[int]
-) -> tuple[int, ...] | None:
+def _checked_layers(asked: Sequence[int] | None, there: Sequence[int]) -> tuple[int, ...] | None:
     if asked is None:
         return None
     for layer in asked:

@@ -20,8 +20,8 @@ from cdkit.explanation.explained import (
     COMBINED,
     PLAIN,
     ExplainedAnswer,
-    ExplainedStep,
     ExplainedPrompt,
+    ExplainedStep,
     PictureView,
     most_telling,
 )
@@ -278,5 +278,3 @@ def _style(view: PictureView, steps: int, layers: int, png: bytes) -> Markup:
         f"background-position:calc(var(--l)*{100 / max(1, layers - 1):.5f}%) "
         f"calc(var(--t)*{100 / max(1, steps - 1):.5f}%)"
     )
-
-

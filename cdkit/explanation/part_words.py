@@ -26,7 +26,7 @@ assert CHANGES.keys() == set(get_args(Modified))
 def first_sentence(part: object) -> str:
     """What a part does: the first sentence of its docstring, as plain text."""
     text = " ".join((inspect.getdoc(type(part)) or "").split("\n\n")[0].split())
-    found = re.match(r"(.+?[.:])(?:\s|$)", text)
+    found = re.match(r"(.+?\.)(?:\s|$)", text)
     return (found[1] if found else text).rstrip(":.").replace("`", "")
 
 

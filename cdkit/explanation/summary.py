@@ -5,8 +5,8 @@ from cdkit.explanation.explained import (
     COMBINED,
     PLAIN,
     ExplainedAnswer,
-    ExplainedStep,
     ExplainedPrompt,
+    ExplainedStep,
 )
 from cdkit.methods.method import ORIGINAL
 
@@ -58,9 +58,10 @@ def why(answer: ExplainedAnswer, number: int) -> str:
     if ORIGINAL in answer.columns and answer.base == PLAIN:
         moved = abs(old.probabilities[ORIGINAL] - old.probabilities[PLAIN])
         if moved > MOVED:
+            now, other = (share(one.probabilities[ORIGINAL]) for one in (old, new))
             told.append(
-                "In its original branch, whose attention or input it changes too, "
-                f"{quoted(old.text)} has {share(old.probabilities[ORIGINAL])}."
+                f"The method changes its original branch, too: there {quoted(old.text)} has {now} "
+                f"and {quoted(new.text)} {other}."
             )
     told.append(_by_contrast(answer, step))
     return " ".join(filter(None, told))

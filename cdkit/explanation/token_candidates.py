@@ -49,13 +49,17 @@ def explained_steps(
         The columns, and the steps.
     """
     each = [_columns(step, row) for step in steps[: len(tokens)]]
-    is_plain = method.is_identity and all(len(own) == 2 for own in each)
+    # what changes the original branch alone has no other logits after the combiner
+    alone = all(len(own) == 2 and own[COMBINED].equal(own[ORIGINAL]) for own in each)
+    is_plain = method.is_identity and alone
     found = []
     for number, (token, own) in enumerate(zip(tokens, each, strict=True)):
         original, combined = own[ORIGINAL], own[COMBINED]
-        shown: Columns = {PLAIN: original} if is_plain else own
+        shown: Columns = own
+        if alone:
+            shown = {PLAIN if is_plain else ORIGINAL: original}
         if plain is not None and not is_plain:
-            shown = {PLAIN: plain[number], **own}
+            shown = {PLAIN: plain[number], **shown}
         scale = steps[number].alpha_scale
         found.append(
             _explained(

@@ -1,6 +1,7 @@
 """One traced call of `generate` -> the answer of one of its prompts, explained."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,9 +145,7 @@ def _image_tokens(inputs: TracedInputs | None, sample: int) -> int | None:
     return None if inputs is None else int((inputs.image_index[sample] >= 0).sum())
 
 
-def attention_maps(
-    steps: Sequence[Step], row: int, tokens: int | None
-) -> dict[str, AttentionMaps]:
+def attention_maps(steps: Sequence[Step], row: int, tokens: int | None) -> dict[str, AttentionMaps]:
     """Attention and masks of each branch, averaged over heads, of the row that predicts."""
     if not steps or not steps[0].image_attention:
         return {}
@@ -174,9 +173,7 @@ def _stacked(
     return np.stack(made)
 
 
-def position_lines(
-    inputs: TracedInputs | None, sample: int
-) -> tuple[PositionLine, ...]:
+def position_lines(inputs: TracedInputs | None, sample: int) -> tuple[PositionLine, ...]:
     """How far the last token of the prompt is from each image token, before and after calibration.
 
     Returns:
@@ -191,7 +188,7 @@ def position_lines(
         return ()
     last = int(inputs.token_mask[sample].nonzero()[-1])
 
-    def ahead(positions: Float[Tensor, "all_tokens *axes"]) -> Float[np.ndarray, "image axes"]:
+    def ahead(positions: Float[Tensor, "_ *axes"]) -> Float[np.ndarray, "image axes"]:
         away = positions[last] - positions[on_image]
         found: Float[np.ndarray, "image axes"] = away.reshape(len(away), -1).cpu().numpy()
         return found
@@ -266,7 +263,7 @@ def explain_call(
     if trace.inputs is not None:
         views, notes = picture_views(trace.inputs, row, processor, {method.name: trace.inputs})
     return Explanation(
-        model=_model_name(model),
+        model=model_name(model),
         prompt=prompt_text(trace.inputs, row, processor),
         how="as the call of generate asked for",
         answers=(answer,),
@@ -285,10 +282,10 @@ def layers_of(trace: Trace) -> tuple[int, ...]:
     return tuple(indices if trace.inputs is None else (trace.inputs.layers[i] for i in indices))
 
 
-def _model_name(model: Any) -> str:
-    config = getattr(model, "config", None)
-    name = getattr(config, "name_or_path", "") or type(model).__name__
-    return str(name)
+def model_name(model: Any) -> str:
+    """The checkpoint's name on the hub, or its folder's; that of the class where it has none."""
+    name = str(getattr(model.config, "name_or_path", ""))
+    return (Path(name).name if Path(name).is_absolute() else name) or type(model).__name__
 
 
 def _check(method: Method, trace: Trace, row: int) -> None:

@@ -105,9 +105,7 @@ def _pixels(
     return found, ""
 
 
-def _why_unordered(
-    attached: AttachedMethod, session: Session, given: Mapping[str, Any]
-) -> str:
+def _why_unordered(attached: AttachedMethod, session: Session, given: Mapping[str, Any]) -> str:
     counts = tokens_of_images(session.layout)
     for source in attached.sources:
         if given.get(source.argument) is None:
@@ -120,9 +118,7 @@ def _why_unordered(
     return "the image came encoded, without pixels"
 
 
-def _prompts(
-    attached: AttachedMethod, session: Session
-) -> dict[str, tuple[tuple[int, ...], ...]]:
+def _prompts(attached: AttachedMethod, session: Session) -> dict[str, tuple[tuple[int, ...], ...]]:
     tokenizer = getattr(attached.processor, "tokenizer", attached.processor)
     found = {}
     for branch in attached.every_branch:

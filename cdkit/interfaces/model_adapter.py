@@ -356,9 +356,7 @@ class ModelAdapter(FormerNames, abc.ABC):
         """
         return [
             self.no_places if grid is None or grid.tokens != count else _tiles_of(grid)
-            for grid, count in zip(
-                self.image_grids(model, given, tokens), tokens, strict=True
-            )
+            for grid, count in zip(self.image_grids(model, given, tokens), tokens, strict=True)
         ]
 
     @abc.abstractmethod

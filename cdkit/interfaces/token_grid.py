@@ -41,9 +41,7 @@ class TokenGrid:
             )
 
 
-def frame_grid(
-    height: int, width: int, *, first: int, frame: int = 0, name: str = ""
-) -> TokenGrid:
+def frame_grid(height: int, width: int, *, first: int, frame: int = 0, name: str = "") -> TokenGrid:
     """A grid that covers one frame, its tokens row by row.
 
     Args:

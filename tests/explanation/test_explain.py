@@ -263,9 +263,7 @@ def test_a_loop_has_the_plain_numbers_along_its_answer(
 
 
 def test_plain_alone(model: Any, processor: Any, make_inputs: MakeInputs) -> None:
-    found = cdkit.explain(
-        model, make_inputs(QUESTION), [], processor=processor, max_new_tokens=2
-    )
+    found = cdkit.explain(model, make_inputs(QUESTION), [], processor=processor, max_new_tokens=2)
     assert [answer.name for answer in found.answers] == [PLAIN] and found.sentences() == []
     assert "One answer of the plain model" in found.to_html()
 
@@ -285,7 +283,9 @@ def test_methods_of_other_kinds(
     assert f"What {name} did to one answer" in found.to_html()
 
 
-def test_an_answer_without_words(make_model: Callable[..., Any], processor: Any, make_inputs: MakeInputs) -> None:
+def test_an_answer_without_words(
+    make_model: Callable[..., Any], processor: Any, make_inputs: MakeInputs
+) -> None:
     model = make_model()
     inputs = make_inputs(QUESTION)
     first = int(model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1])
@@ -297,7 +297,9 @@ def test_an_answer_without_words(make_model: Callable[..., Any], processor: Any,
 
 def test_a_prompt_without_image(model: Any, processor: Any) -> None:
     inputs = dict(processor(text=["is there a cat ?"], return_tensors="pt"))
-    found = cdkit.explain(model, inputs, ["plausibility", "vcd"], processor=processor, max_new_tokens=2)
+    found = cdkit.explain(
+        model, inputs, ["plausibility", "vcd"], processor=processor, max_new_tokens=2
+    )
     assert "prompt 0 has no image" in named(found, "vcd").refused
     assert not found.views and "has no image" in found.notes[0]
     assert "✕ Not run: prompt 0 has no image" in found.to_html()

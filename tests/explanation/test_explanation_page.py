@@ -206,7 +206,7 @@ def test_one_token_is_shown_without_the_script(page: str, tmp_path: Path) -> Non
     first = re.findall(r'id="a(\d+)t(\d+)" class="[^"]*" checked', page)
     assert len(first) == 1
     assert dump(tmp_path, quiet, VISIBLE) == f'["a{first[0][0]}s{first[0][1]}"]'
-    moved = quiet.replace(" checked><label for=\"a", "><label for=\"a").replace(
+    moved = quiet.replace(' checked><label for="a', '><label for="a').replace(
         'id="a2t1" class="t1 a2"', 'id="a2t1" class="t1 a2" checked'
     )
     assert dump(tmp_path, moved, VISIBLE) == '["a2s1"]'
