@@ -188,7 +188,7 @@ def position_lines(inputs: TracedInputs | None, sample: int) -> tuple[PositionLi
         return ()
     last = int(inputs.token_mask[sample].nonzero()[-1])
 
-    def ahead(positions: Float[Tensor, "_ *axes"]) -> Float[np.ndarray, "image axes"]:
+    def ahead(positions: Float[Tensor, "..."]) -> Float[np.ndarray, "image axes"]:
         away = positions[last] - positions[on_image]
         found: Float[np.ndarray, "image axes"] = away.reshape(len(away), -1).cpu().numpy()
         return found

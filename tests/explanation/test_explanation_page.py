@@ -1,4 +1,4 @@
-"""The page of an explanation: what it loads (nothing), how large it is, how it reads in browsers."""
+"""The page of an explanation: what it loads (nothing), how large it is, how it reads."""
 
 import base64
 import io
