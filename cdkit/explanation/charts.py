@@ -31,7 +31,7 @@ class PositionChart:
 def points(values: Float[np.ndarray, " n"], low: float, high: float) -> str:
     """A line from left to right; the largest value is at the top."""
     places = np.unique(np.linspace(0, len(values) - 1, min(len(values), POINTS)).round())
-    span = high - low or 1
+    span = high - low or 1.0
     return " ".join(
         f"{WIDTH * i / max(1, len(values) - 1):.0f},"
         f"{HEIGHT - HEIGHT * (float(values[int(i)]) - low) / span:.1f}"
@@ -41,7 +41,7 @@ def points(values: Float[np.ndarray, " n"], low: float, high: float) -> str:
 
 def layer_points(shares: Float[np.ndarray, " layers"], top: float) -> str:
     """The share of attention on the image, layer by layer."""
-    return points(shares, 0, top or 1)
+    return points(shares, 0.0, top or 1.0)
 
 
 def position_charts(lines: Sequence[PositionLine]) -> tuple[PositionChart, ...]:

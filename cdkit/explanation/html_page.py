@@ -78,6 +78,10 @@ class AnswerView:
         others = [one.token for one in step.candidates if one.token not in kept][:spare]
         return [one for one in step.candidates if one.token in kept or one.token in others]
 
+    def tallest(self, step: ExplainedStep) -> float:
+        """The largest probability in a token's table: its bar is as wide as the column."""
+        return max(max(one.probabilities.values()) for one in self.rows(step))
+
     def told(self, number: int) -> str:
         """A token's line: what plain would have chosen, or that it is the same."""
         step = self.answer.steps[number]
@@ -119,7 +123,11 @@ def render(found: ExplainedPrompt) -> str:
     answer, step = most_telling(found.answers)
     return environment.get_template(TEMPLATE).render(
         found=found,
-        paragraphs=summary.sentences(found),
+        paragraphs=[
+            (summary.paragraph(own), summary.mechanism(own))
+            for own in found.answers
+            if own.name != PLAIN
+        ],
         views=views,
         layers=layers,
         layer_places=[found.layers.index(layer) for layer in layers],
@@ -182,7 +190,7 @@ def _parts_at(plain: ExplainedAnswer, answer: ExplainedAnswer) -> int | None:
 
 
 def _profiles(answer: ExplainedAnswer, step: int) -> dict[str, str]:
-    top = max((float(m.attention.sum(axis=-1).max()) for m in answer.maps.values()), default=0)
+    top = max((float(m.attention.sum(axis=-1).max()) for m in answer.maps.values()), default=0.0)
     return {
         branch: layer_points(maps.attention[step].sum(axis=-1), top)
         for branch, maps in answer.maps.items()

@@ -12,6 +12,12 @@ from cdkit.methods.method import ORIGINAL
 
 NAMED = 3
 """Changed tokens that a sentence names."""
+SHOWN_BRANCHES = 2
+"""Branches whose numbers a sentence has."""
+ACTS_IN_THE_MODEL = frozenset(
+    {"calibrator", "readout", "loop", "interventions", "state_interventions"}
+)
+"""Places of parts that act in the original branch, too, or beside it."""
 MOVED = 0.005
 """Probabilities that differ by less are called equal."""
 
@@ -45,20 +51,39 @@ def paragraph(answer: ExplainedAnswer) -> str:
     )
 
 
+def mechanism(answer: ExplainedAnswer) -> str:
+    """How a method works, from what its parts say of themselves."""
+    if answer.refused or not answer.steps:
+        return ""
+    told = []
+    run = [given for given in answer.given if given.branch in answer.branches]
+    if run:
+        named = "; ".join(f"{own.branch}: {' and '.join(own.changes)}" for own in run)
+        where = f"in a branch where something is distorted ({named})"
+        if len(run) > 1:
+            where = f"in {len(run)} branches where something is distorted ({named})"
+        end = "It then combines the predictions."
+        if answer.contrastive:
+            end = "It then pushes the prediction away from the distorted one."
+        told.append(f"It predicts each token from the real input, and again {where}. {end}")
+    told += [f"{part.words}." for part in answer.parts if part.place in ACTS_IN_THE_MODEL]
+    return " ".join(told)
+
+
 def why(answer: ExplainedAnswer, number: int) -> str:
     """How a method came to prefer another token at a step."""
     step = answer.steps[number]
     before, after = step.favourites[answer.base], step.favourites[answer.last]
     old, new = step.candidate(before), step.candidate(after)
     who = "plain" if answer.base == PLAIN else "the original branch"
-    gave, too = (share(one.probabilities[answer.base]) for one in (old, new))
+    gave, too = pair(*(one.probabilities[answer.base] for one in (old, new)))
     told = [
         f"At token {number + 1} {who} gave {quoted(old.text)} {gave} and {quoted(new.text)} {too}."
     ]
     if ORIGINAL in answer.columns and answer.base == PLAIN:
         moved = abs(old.probabilities[ORIGINAL] - old.probabilities[PLAIN])
         if moved > MOVED:
-            now, other = (share(one.probabilities[ORIGINAL]) for one in (old, new))
+            now, other = pair(*(one.probabilities[ORIGINAL] for one in (old, new)))
             told.append(
                 f"The method changes its original branch, too: there {quoted(old.text)} has {now} "
                 f"and {quoted(new.text)} {other}."
@@ -68,37 +93,33 @@ def why(answer: ExplainedAnswer, number: int) -> str:
 
 
 def _by_contrast(answer: ExplainedAnswer, step: ExplainedStep) -> str:
-    """What the branches gave the old favourite, and what became of it."""
-    old = step.candidate(step.favourites[answer.base])
-    new = step.candidate(step.favourites[answer.last])
+    """What the branches gave both tokens, and what came out."""
     if COMBINED not in answer.columns:
         return ""
-    names = list(answer.branches)
-    then = _became_of(answer, step, names)
-    rise = f"{quoted(new.text)} has {share(new.probabilities[COMBINED])} and comes first."
-    if not names:
-        return f"Then {then.removeprefix('and ')}; {rise}"
-    begin = f"The {names[0]} branch gave {quoted(old.text)} {share(old.probabilities[names[0]])}"
-    for name in names[1:2]:
-        begin += f", the {name} branch {share(old.probabilities[name])}"
-    return f"{begin}, {then}; {rise}"
-
-
-def _became_of(answer: ExplainedAnswer, step: ExplainedStep, names: list[str]) -> str:
     old = step.candidate(step.favourites[answer.base])
-    end = old.probabilities[COMBINED]
+    new = step.candidate(step.favourites[answer.last])
+    told, leans = list[str](), list[bool]()
+    for name in answer.branches:
+        gave, too = old.probabilities[name], new.probabilities[name]
+        told.append(f"the {name} branch {' and '.join(pair(gave, too))}")
+        # what a contrast adds to the logits' difference has this sign
+        leans.append(gave * new.probabilities[ORIGINAL] > too * old.probabilities[ORIGINAL])
+    what = "the contrast" if answer.contrastive and told else "it"
+    end, first = pair(*(one.probabilities[COMBINED] for one in (old, new)))
+    after = f"After {what} {quoted(old.text)} has {end} and {quoted(new.text)} {first}."
     if old.removed_by:
-        who = "the plausibility constraint" if old.removed_by == BY_CONSTRAINT else "the combiner"
-        return f"and {who} removed it"
-    start = old.probabilities[ORIGINAL]
-    verb = "lowered" if end < start - MOVED else "raised" if end > start + MOVED else "left"
-    more = [name for name in names if old.probabilities[name] > start]
-    consistent = answer.contrastive and verb == "lowered" and len(more) == len(names) > 0
-    if consistent:
-        return f"more than the original one, so the contrast lowered it to {share(end)}"
-    what = "the contrast" if answer.contrastive and names else "the method"
-    into = "at" if verb == "left" else "to"
-    return f"and {what} {verb} it {into} {share(end)}"
+        who = "plausibility constraint" if old.removed_by == BY_CONSTRAINT else "combiner"
+        after = f"The {who} removed {quoted(old.text)}; {quoted(new.text)} then has {first}."
+    if not told:
+        return after.replace("After it", "In the end")
+    gave_words = "; ".join(told[:SHOWN_BRANCHES]).replace("branch ", "branch gave them ", 1)
+    begin = gave_words[:1].upper() + gave_words[1:]
+    if answer.contrastive and leans == [True] and not old.removed_by:
+        begin += (
+            f": it leans to {quoted(old.text)} more than the original branch does, so the contrast "
+            f"pushes towards {quoted(new.text)}"
+        )
+    return f"{begin}. {after}"
 
 
 def _became(answer: ExplainedAnswer, number: int) -> str:
@@ -128,6 +149,14 @@ def quoted(text: str) -> str:
     """A token in quotation marks, what cannot be seen written out."""
     shown = text.strip(" ").replace("\n", "\u23ce").replace("\t", "\u21e5") or "\u2423"
     return f"\u201c{shown}\u201d"
+
+
+def pair(first: float, second: float) -> tuple[str, str]:
+    """Two probabilities, in three digits where two would make them equal."""
+    words = share(first), share(second)
+    if words[0] == words[1] and first != second and min(first, second) >= 0.005:
+        return f"{first:.3f}", f"{second:.3f}"
+    return words
 
 
 def share(probability: float) -> str:

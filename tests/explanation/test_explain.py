@@ -305,6 +305,7 @@ def test_a_prompt_without_image(model: Any, processor: Any) -> None:
     assert "✕ Not run: prompt 0 has no image" in found.to_html()
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 def test_bad_input(model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     inputs = make_inputs(QUESTION)
 
