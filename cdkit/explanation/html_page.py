@@ -31,7 +31,7 @@ from cdkit.methods.method import ORIGINAL
 TEMPLATE = "explanation.html"
 PIXELS = 4_000_000
 """Pixels of all sprite sheets together, at most: half a byte each before compression."""
-BYTES = 1_500_000
+BYTES = 1_600_000
 """Bytes of all sprite sheets together, at most."""
 FEWEST_LAYERS = 4
 PHOTO = 336
@@ -174,7 +174,7 @@ def _view(found: ExplainedPrompt, number: int, panels: tuple[Panel, ...]) -> Ans
         _parts_at(found.answers[0], answer),
         panels,
         position_charts(answer.positions),
-        tuple(_profiles(answer, step) for step in range(len(answer.steps))),
+        tuple(_profiles(answer)),
     )
 
 
@@ -189,12 +189,12 @@ def _parts_at(plain: ExplainedAnswer, answer: ExplainedAnswer) -> int | None:
     return None
 
 
-def _profiles(answer: ExplainedAnswer, step: int) -> dict[str, str]:
-    top = max((float(m.attention.sum(axis=-1).max()) for m in answer.maps.values()), default=0.0)
-    return {
-        branch: layer_points(maps.attention[step].sum(axis=-1), top)
-        for branch, maps in answer.maps.items()
-    }
+def _profiles(answer: ExplainedAnswer) -> Iterator[dict[str, str]]:
+    """For each step: branch -> the points of its share of attention on the image, by layer."""
+    shares = {branch: maps.attention.sum(axis=-1) for branch, maps in answer.maps.items()}
+    top = max((float(own.max()) for own in shares.values()), default=0.0)
+    for step in range(len(answer.steps)):
+        yield {branch: layer_points(own[step], top) for branch, own in shares.items()}
 
 
 def _distorted(found: ExplainedPrompt) -> list[list[tuple[str, str, Markup]]]:

@@ -66,7 +66,7 @@ def _png(sheet: UInt8[np.ndarray, "height width"], colour: tuple[int, int, int])
     image.putpalette(list(colour) * DEGREES)
     opacity = bytes(round(255 * STRONGEST * i / (DEGREES - 1)) for i in range(DEGREES))
     with io.BytesIO() as file:
-        image.save(file, "PNG", optimize=True, bits=4, transparency=opacity)
+        image.save(file, "PNG", compress_level=6, bits=4, transparency=opacity)
         return file.getvalue()
 
 

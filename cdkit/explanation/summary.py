@@ -58,10 +58,10 @@ def mechanism(answer: ExplainedAnswer) -> str:
     told = []
     run = [given for given in answer.given if given.branch in answer.branches]
     if run:
-        named = "; ".join(f"{own.branch}: {' and '.join(own.changes)}" for own in run)
-        where = f"in a branch where something is distorted ({named})"
+        where = f"in a branch that distorts {' and '.join(run[0].changes) or 'nothing'}"
         if len(run) > 1:
-            where = f"in {len(run)} branches where something is distorted ({named})"
+            named = "; ".join(f"{own.branch}: {' and '.join(own.changes)}" for own in run)
+            where = f"in {len(run)} distorted branches ({named})"
         end = "It then combines the predictions."
         if answer.contrastive:
             end = "It then pushes the prediction away from the distorted one."

@@ -85,7 +85,7 @@ def follows(name: str, grids: tuple[TokenGrid, ...]) -> list[tuple[str, int, int
 
 
 def _cell_of(image: Tensor, grid: TokenGrid, row: int, column: int) -> None:
-    """Brighten the pixels of a cell, in place: a cell may reach over two tiles."""
+    """Redden the pixels of a cell, in place: a norm over a patch would not see it brighter."""
     rows, columns = grid.frames.shape
     high, wide = image.shape[-2:]
     top, left, bottom, right = grid.box
@@ -94,7 +94,7 @@ def _cell_of(image: Tensor, grid: TokenGrid, row: int, column: int) -> None:
     xs = [round((left + (column + i) * size[1]) * columns * wide) for i in (0, 1)]
     for y in range(*ys):
         for x in range(*xs):
-            image[grid.frames[y // high, x // wide], :, y % high, x % wide] += 0.01
+            image[grid.frames[y // high, x // wide], 0, y % high, x % wide] += 0.01
 
 
 def test_padding_has_no_tokens() -> None:
