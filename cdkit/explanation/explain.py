@@ -198,7 +198,7 @@ class TracedRun:
     notes: tuple[str, ...] = ()
 
 
-class ForcedTokens(LogitsProcessor):
+class KnownAnswer(LogitsProcessor):
     """Leaves one candidate a step: the next token of an answer that is known."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -284,7 +284,7 @@ def _along(
     forced = {
         "do_sample": False,
         "num_beams": 1,
-        "logits_processor": LogitsProcessorList([ForcedTokens(tokens)]),
+        "logits_processor": LogitsProcessorList([KnownAnswer(tokens)]),
         "max_new_tokens": len(tokens),
     }
     return _traced(model, method, given, how, processor, forced)

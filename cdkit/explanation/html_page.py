@@ -43,7 +43,7 @@ COLUMNS = 6
 
 
 @dataclass(frozen=True)
-class Panel:
+class AttentionPanel:
     """Attention or a mask of one branch over one picture."""
 
     title: str
@@ -62,7 +62,7 @@ class AnswerView:
     hidden_columns: int
     parts_at: int | None
     """The first step whose token is not that of the plain answer; None where none is."""
-    panels: tuple[Panel, ...]
+    panels: tuple[AttentionPanel, ...]
     charts: tuple[PositionChart, ...]
     profiles: tuple[Mapping[str, str], ...]
     """For each step: branch -> the points of its share of attention by layer."""
@@ -157,7 +157,7 @@ def _title(answers: Sequence[ExplainedAnswer]) -> str:
     return f"What {listed} did to one answer"
 
 
-def _view(found: ExplainedPrompt, number: int, panels: tuple[Panel, ...]) -> AnswerView:
+def _view(found: ExplainedPrompt, number: int, panels: tuple[AttentionPanel, ...]) -> AnswerView:
     answer = found.answers[number]
     shown = list(answer.columns)
     if len(shown) > COLUMNS:  # inner layers that are read out go first
@@ -211,7 +211,7 @@ def _distorted(found: ExplainedPrompt) -> list[list[tuple[str, str, Markup]]]:
 # ---- attention over the pictures -----------------------------------------------------------------
 
 
-def drawn(found: ExplainedPrompt) -> tuple[tuple[int, ...], list[tuple[Panel, ...]], str]:
+def drawn(found: ExplainedPrompt) -> tuple[tuple[int, ...], list[tuple[AttentionPanel, ...]], str]:
     """The layers of which attention is drawn, the panels of each answer, and what was left out."""
     placed = [(n, view) for n, view in enumerate(found.views) if view.grid is not None]
     if not placed or not any(answer.maps for answer in found.answers):
@@ -251,18 +251,18 @@ def _panels(
     found: ExplainedPrompt,
     layers: Sequence[int],
     grids: Mapping[int, Int[np.ndarray, "_ _"]],
-) -> tuple[list[tuple[Panel, ...]], int]:
+) -> tuple[list[tuple[AttentionPanel, ...]], int]:
     """The panels of each answer, and how many bytes their sheets have."""
     indices = [found.layers.index(layer) for layer in layers]
     made, size = [], 0
     for answer in found.answers:
-        panels = list[Panel]()
+        panels = list[AttentionPanel]()
         for title, kind, values in _sheets(answer):
             for number, cells in grids.items():
                 sheet = sprite(values[:, indices], cells, mask=kind == "mask")
                 size += len(sheet.png)
                 style = _style(found.views[number], sheet.steps, sheet.layers, sheet.png)
-                panels.append(Panel(title, kind, number, style))
+                panels.append(AttentionPanel(title, kind, number, style))
         made.append(tuple(panels))
     return made, size
 

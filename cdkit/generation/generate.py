@@ -58,7 +58,8 @@ def run_generate(
     guards = Hooks()
     try:
         engine.session = session
-        engine.trace.clear()
+        engine.trace.steps.clear()
+        engine.trace.inputs = engine.trace.sequences = None
         if session.compile_config is not None:
             engine.compile_steps(session)
         made = _guard(guards, engine, session, given)

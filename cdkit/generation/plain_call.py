@@ -46,7 +46,8 @@ def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
     method, adapter = engine.attached.method, engine.attached.adapter
     config = engine.attached.model.config
     if not isinstance(given_cache(given), MethodCache):
-        engine.trace.clear()
+        engine.trace.steps.clear()
+        engine.trace.inputs = engine.trace.sequences = None
         engine.session = open_session(engine.attached, given, defaults=[config], plain=True)
         return
     check_arguments(given, [config], method, plain=True)

@@ -71,11 +71,6 @@ class Trace:
     """The prompts with their answers, as `generate` returned them; None after a plain call, and
     where nothing or only "last_logits" is recorded."""
 
-    def clear(self) -> None:
-        """Forget the call before."""
-        self.steps.clear()
-        self.inputs = self.sequences = None
-
     def __repr__(self) -> str:
         recorded = ", ".join(sorted(self.wanted)) or "nothing"
         first = f", the first: {self.steps[0]!r}" if self.steps else ""
