@@ -38,6 +38,8 @@ PHOTO = 336
 """Pixels of a picture's longer side, at most."""
 ROWS = 12
 """Candidates that a token's table shows."""
+VISIBLE = 0.0005
+"""Candidates that are less probable in every column are left out of the table."""
 COLUMNS = 6
 """Columns that it shows; further inner layers are in `Explanation.tables`."""
 
@@ -75,7 +77,11 @@ class AnswerView:
         """The candidates that the table shows: the favourites and the chosen one always."""
         kept = {step.token, *(step.favourites[name] for name in self.columns)}
         spare = max(0, ROWS - len(kept))
-        others = [one.token for one in step.candidates if one.token not in kept][:spare]
+        others = [
+            one.token
+            for one in step.candidates
+            if one.token not in kept and max(one.probabilities.values()) >= VISIBLE
+        ][:spare]
         return [one for one in step.candidates if one.token in kept or one.token in others]
 
     def tallest(self, step: ExplainedStep) -> float:

@@ -83,10 +83,12 @@ def why(answer: ExplainedAnswer, number: int) -> str:
     if ORIGINAL in answer.columns and answer.base == PLAIN:
         moved = abs(old.probabilities[ORIGINAL] - old.probabilities[PLAIN])
         if moved > MOVED:
+            chooses = step.favourites[ORIGINAL] == after and COMBINED in answer.columns
             now, other = pair(*(one.probabilities[ORIGINAL] for one in (old, new)))
             told.append(
                 f"The method changes its original branch, too: there {quoted(old.text)} has {now} "
-                f"and {quoted(new.text)} {other}."
+                f"and {quoted(new.text)} {other}"
+                + ("; that alone changes the choice." if chooses else ".")
             )
     told.append(_by_contrast(answer, step))
     return " ".join(filter(None, told))

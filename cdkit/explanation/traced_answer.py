@@ -220,10 +220,10 @@ def prompt_text(inputs: TracedInputs | None, sample: int, processor: Any) -> str
 
 
 def decoded(tokens: Sequence[int], processor: Any) -> str:
-    """An answer as text, without special tokens; empty without a tokenizer."""
+    """An answer as text, without special tokens; its numbers without a tokenizer."""
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
-        return ""
+        return ", ".join(map(word_of(processor), tokens))
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
