@@ -12,6 +12,8 @@ PLAIN = "plain"
 """The column of the model without a method, and the name of that method."""
 COMBINED = "combined"
 """The column after the combiner and the constraint: the logits that `generate` chooses from."""
+VISIBLE = 0.0005
+"""The least probability that a table is worth a row for."""
 BY_CONSTRAINT, BY_COMBINER = "constraint", "combiner"
 
 
@@ -44,6 +46,21 @@ class ExplainedStep:
     """The probability that the removed tokens have together in the original branch."""
     alpha_scale: float | None
     """What the schedules multiplied alpha by; None for a method without schedules."""
+
+    def shown(self, columns: Sequence[str], most: int) -> list[Candidate]:
+        """The candidates that a table of `most` rows shows, in their order.
+
+        The chosen token and the favourite of each column are always there; those that are
+        improbable in every column only among these.
+        """
+        kept = {self.token, *(self.favourites[name] for name in columns)}
+        others = [
+            one.token
+            for one in self.candidates
+            if one.token not in kept and max(one.probabilities.values()) >= VISIBLE
+        ]
+        kept.update(others[: max(0, most - len(kept))])
+        return [one for one in self.candidates if one.token in kept]
 
     def candidate(self, token: int) -> Candidate:
         """The candidate with this token, one of `favourites` or the chosen one."""

@@ -7,7 +7,6 @@ alone. A script of a few lines adds the arrow keys.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +18,7 @@ from cdkit.explanation.charts import PositionChart, layer_points, position_chart
 from cdkit.explanation.explained import (
     COMBINED,
     PLAIN,
+    Candidate,
     ExplainedAnswer,
     ExplainedPrompt,
     ExplainedStep,
@@ -38,8 +38,6 @@ PHOTO = 336
 """Pixels of a picture's longer side, at most."""
 ROWS = 12
 """Candidates that a token's table shows."""
-VISIBLE = 0.0005
-"""Candidates that are less probable in every column are left out of the table."""
 COLUMNS = 6
 """Columns that it shows; further inner layers are in `Explanation.tables`."""
 
@@ -73,16 +71,9 @@ class AnswerView:
     def changed(self) -> frozenset[int]:
         return frozenset(self.answer.changed)
 
-    def rows(self, step: ExplainedStep) -> list[Any]:
-        """The candidates that the table shows: the favourites and the chosen one always."""
-        kept = {step.token, *(step.favourites[name] for name in self.columns)}
-        spare = max(0, ROWS - len(kept))
-        others = [
-            one.token
-            for one in step.candidates
-            if one.token not in kept and max(one.probabilities.values()) >= VISIBLE
-        ][:spare]
-        return [one for one in step.candidates if one.token in kept or one.token in others]
+    def rows(self, step: ExplainedStep) -> list[Candidate]:
+        """The candidates that the table shows."""
+        return step.shown(self.columns, ROWS)
 
     def tallest(self, step: ExplainedStep) -> float:
         """The largest probability in a token's table: its bar is as wide as the column."""

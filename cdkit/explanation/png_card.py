@@ -69,7 +69,7 @@ def _table(pen: Any, answer: Any, at: int, y: int, body: Any, small: Any) -> int
     for i, name in enumerate(columns):
         pen.text((MARGIN + (i + 1) * wide, y), column_name(name), fill=SOFT, font=small)
     y += LINE - 4
-    for one in step.candidates[:ROWS]:
+    for one in step.shown(columns, ROWS):
         mark = " > chosen" if one.token == step.token else " x removed" if one.removed_by else ""
         pen.text((MARGIN, y), quoted(one.text) + mark, fill=INK, font=small)
         for i, name in enumerate(columns):

@@ -14,6 +14,8 @@ from cdkit.interfaces.model_adapter import adapter_for
 from cdkit.interfaces.token_grid import TokenGrid
 from cdkit.models.layouts.padded_images import _without_padding
 
+from . import grid_tiny
+from .grid_tiny import BOS, Prompt
 from .tiny import FAMILIES, inputs, tiny
 
 WITHOUT = {"idefics2": "perceiver", "instructblip": "Q-Former", "molmo2": "crops overlap"}
@@ -103,3 +105,46 @@ def test_padding_has_no_tokens() -> None:
     assert found is not None and found.box == (0.25, 0.0, 0.75, 1.0)
     assert found.tokens.tolist() == [[*range(16, 24)], [*range(25, 33)]]  # 24 and 33 end rows
     assert _without_padding(4, (1, 2), [4, 16], 16 + 2 * 8, lambda h, w: (h, w)) is None
+
+
+FILM: Prompt = (BOS, 10, (3, 2, 2), 20, 21, 22, 23)
+"""A video of three patches in time, two tokens high and two wide."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "glm4v"])
+def test_a_token_of_a_video_follows_its_frame(name: str) -> None:
+    """One run of all tokens, or one for each patch in time."""
+    model = copy.deepcopy(grid_tiny.tiny(name))
+    given = grid_tiny.inputs(name, FILM)
+    videos = adapter_for(model).videos
+    assert videos is not None
+    for weight_name, weight in model.named_parameters():
+        if WEAK.search(weight_name) and "language_model" not in weight_name:
+            weight.mul_(0.01)
+    runs = videos.split_pixels(model, given, [])
+    found = videos.token_grids(model, given, [len(own) * 2 for own in runs])
+    assert len(found) == len(runs)
+    owner, attribute = videos.encoder(model)
+    taken = inspect.signature(getattr(owner, attribute)).parameters
+
+    def features() -> Tensor:
+        own = {key: value for key, value in given.items() if key in taken}
+        own["pixel_values_videos"] = videos.join_pixels(model, runs, given)
+        return adapter_for(model).features(getattr(owner, attribute)(**own))
+
+    plain, first = features(), 0
+    for run, grids in zip(runs, found, strict=True):
+        assert not isinstance(grids, str)
+        for grid in grids:
+            (frame,) = grid.frames.flatten().tolist()
+            for cell in (0, 2):
+                row, column = divmod(cell, 2)
+                before = run.clone()
+                _cell_of(run, grid, row, column)
+                moved = int((features() - plain).norm(dim=-1).argmax())
+                assert moved == first + int(grid.tokens[row, column]), (grid.name, frame, cell)
+                run.copy_(before)
+        first += sum(grid.tokens.numel() for grid in grids)
+    names = [grid.name for grids in found for grid in grids]
+    assert len(names) == 3 and first == len(plain)
