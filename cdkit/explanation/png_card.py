@@ -85,12 +85,13 @@ def _maps(
 ) -> int:
     """Attention and masks over the first picture that has places for its tokens."""
     view = next((own for own in found.views if own.grid is not None), None)
-    if view is None or not answer.maps:
+    grid = None if view is None else view.grid
+    if view is None or grid is None or not answer.maps:
         return y
     asked: Sequence[int] = found.shown_layers or found.layers
     layer = asked[len(asked) // 2]
     index = found.layers.index(layer)
-    cells = view.grid.tokens.numpy() + view.first
+    cells = grid.tokens.numpy() + view.first
     x = MARGIN
     for branch, maps in answer.maps.items():
         sheets = [("attention", maps.attention, ATTENTION)]
@@ -102,7 +103,7 @@ def _maps(
             own = values[at, index]
             if kind == "attention":
                 own = np.sqrt(own / max(float(own.max()), 1e-12))
-            shown = _over(view.pixels, own[cells], view.grid.box, colour)
+            shown = _over(view.pixels, own[cells], grid.box, colour)
             canvas.paste(shown, (x, y + LINE))
             pen.text((x, y), f"{branch}: {kind}, layer {layer}", fill=SOFT, font=font)
             x += SIDE + 16

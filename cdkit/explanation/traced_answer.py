@@ -13,6 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.explanation.explained import (
     AttentionMaps,
     ExplainedAnswer,
+    PictureView,
     PositionLine,
 )
 from cdkit.explanation.explanation import Explanation
@@ -259,7 +260,7 @@ def explain_call(
         top=top,
         text=decoded(tokens, processor),
     )
-    views, notes = (), tuple[str, ...]()
+    views, notes = tuple[PictureView, ...](), tuple[str, ...]()
     if trace.inputs is not None:
         views, notes = picture_views(trace.inputs, row, processor, {method.name: trace.inputs})
     return Explanation(
