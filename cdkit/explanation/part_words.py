@@ -79,7 +79,9 @@ def _given(
     sample: int,
     decode: Callable[[Sequence[int]], list[str]] | None,
 ) -> BranchInput:
-    modified = [what for own in branch.distortions for what in CHANGES if what in own.modifies]
+    modified: list[Modified] = [
+        what for own in branch.distortions for what in CHANGES if what in own.modifies
+    ]
     prompt = None
     if inputs is not None and branch.name in inputs.prompts and decode is not None:
         mask = inputs.token_mask[sample]

@@ -108,7 +108,7 @@ def test_what_a_model_says_is_escaped(found: cdkit.Explanation) -> None:
     assert page.count("<script>") == 1  # the arrow keys
 
 
-@pytest.mark.parametrize("side", [24, 54])
+@pytest.mark.parametrize("side", [24, pytest.param(54, marks=pytest.mark.slow)])
 def test_64_tokens_are_less_than_3_mb(side: int) -> None:
     """576 image tokens as LLaVA-1.5 has them, and 2916, in 32 layers."""
     text = large(64, 32, side).to_html()
