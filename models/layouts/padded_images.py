@@ -79,8 +79,10 @@ class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> Sequence[tuple[TokenGrid, ...] | str]:
         """The whole picture, small; and its tiles as one picture, without the padding around it."""
-        side = self.tile_side(model)
-        grids, size = model.config.image_grid_pinpoints, model.config.vision_config.image_size
+        grids = getattr(model.config, "image_grid_pinpoints", None)
+        if grids is None:
+            return [self.no_places] * len(tokens)  # its tiles are laid out by another rule
+        side, size = self.tile_side(model), model.config.vision_config.image_size
         found = list[tuple[TokenGrid, ...] | str]()
         for count, own, tiles in zip(
             tokens, given["image_sizes"], self.tiles(model, given), strict=True

@@ -18,7 +18,12 @@ from . import grid_tiny
 from .grid_tiny import BOS, Prompt
 from .tiny import FAMILIES, inputs, tiny
 
-WITHOUT = {"idefics2": "perceiver", "instructblip": "Q-Former", "molmo2": "crops overlap"}
+WITHOUT = {
+    "idefics2": "perceiver",
+    "instructblip": "Q-Former",
+    "molmo2": "crops overlap",
+    "phi4_multimodal": "does not say where",
+}
 """Families whose tokens have no place -> a word of the reason."""
 WEAK = re.compile(r"(attn|attention)\.(out_proj|o_proj|proj|projection_layer)\.weight")
 """Attention of towers: what a token gets from others would drown its own, in random weights."""
