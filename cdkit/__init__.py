@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cdkit.errors import PromptError as PromptError
     from cdkit.errors import check_choice as check_choice
     from cdkit.errors import check_finite as check_finite
+    from cdkit.explanation.explain import explain as explain
+    from cdkit.explanation.explanation import Explanation as Explanation
     from cdkit.functional.logits import contrast as contrast
     from cdkit.functional.logits import plausible as plausible
     from cdkit.functional.rope import Rotary as Rotary
@@ -95,6 +97,8 @@ if TYPE_CHECKING:
     from cdkit.interfaces.state_intervention import StateIntervention as StateIntervention
     from cdkit.interfaces.state_intervention import StateReading as StateReading
     from cdkit.interfaces.state_intervention import StateSegment as StateSegment
+    from cdkit.interfaces.token_grid import TokenGrid as TokenGrid
+    from cdkit.interfaces.token_grid import frame_grid as frame_grid
     from cdkit.interfaces.stream_readout import AttentionRow as AttentionRow
     from cdkit.interfaces.stream_readout import StreamReadout as StreamReadout
     from cdkit.interfaces.stream_readout import Sublayers as Sublayers
@@ -130,6 +134,8 @@ _HOMES = {
         "check_choice",
         "check_finite",
     ),
+    "explanation.explain": ("explain",),
+    "explanation.explanation": ("Explanation",),
     "functional.logits": (
         "contrast",
         "plausible",
@@ -241,6 +247,10 @@ _HOMES = {
         "StateIntervention",
         "StateReading",
         "StateSegment",
+    ),
+    "interfaces.token_grid": (
+        "TokenGrid",
+        "frame_grid",
     ),
     "interfaces.stream_readout": (
         "AttentionRow",

@@ -17,6 +17,8 @@ from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.execution.optimizations import chosen
 from cdkit.execution.plan import sees_chunks
+from cdkit.explanation.explanation import Explanation
+from cdkit.explanation.traced_answer import explain_call
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.compatibility import (
@@ -88,8 +90,9 @@ def attach(
         sample_ids: A name for each prompt of the calls to come. By default a prompt's name is a
             digest of its pixels and tokens.
         trace: What to record in `run.trace` of each step of the latest call: "logits",
-            "image_attention", "mask". "last_logits" records the latest step alone, at no cost, and
-            nothing where the method has no effect.
+            "image_attention", "mask", "inputs" (what each branch was given: pixels, prompt,
+            positions). `show` draws what is recorded. "last_logits" records the latest step alone,
+            at no cost, and nothing where the method has no effect.
         optimize: True uses every optimisation; each of them is exact. False runs the plain
             algorithm: each branch with its own prompt, prefill and cache, one after the other. A
             collection of names of `cdkit.execution.optimizations` uses these alone, for tests and
@@ -281,6 +284,26 @@ class Attachment(BoundToModel):
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+
+    def show(self, *, row: int = 0, top: int = 5) -> Explanation:
+        """Show one answer of the latest `generate` call: how each of its tokens was chosen.
+
+        In a notebook the result is a page; `tables()` has its numbers. `cdkit.explain` compares
+        with the plain model as well.
+
+        Args:
+            row: The prompt, from 0.
+            top: How many candidates of each branch are shown.
+
+        Raises:
+            CdkitError: If the trace has no logits (`attach(trace=("logits", "image_attention",
+                "mask", "inputs"))` records everything), there was no call, or no row belongs to one
+                answer, as under beams.
+        """
+        attached = self._engine.attached
+        return explain_call(
+            self.method, self.trace, attached.lm_module, attached.processor, row=row, top=top
+        )
 
     def detach(self) -> None:
         """Restore the model, as the end of the `with` block does; a second call does nothing.

@@ -23,6 +23,7 @@ class Fuyu(StandardAdapter):
     example: ClassVar[str] = "adept/fuyu-8b"
     placeholder: ClassVar[str] = ""
     fallback: ClassVar[str] = "{images}{question}\n"
+    no_places: ClassVar[str] = "nothing says how many patches are in a row of the picture"
     most_images: ClassVar[int | None] = 1
 
     def check_images(self, model: Any) -> None:

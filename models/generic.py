@@ -46,6 +46,10 @@ class Generic(StandardAdapter):
 
     example: ClassVar[str] = "stepfun-ai/GOT-OCR-2.0-hf"
     needs_check: ClassVar[bool] = True
+    no_places: ClassVar[str] = (
+        "the generic adapter does not know in which order this family writes the tokens of a "
+        "picture"
+    )
 
     def check(self, model: Any) -> None:
         _check_inner_models(model)

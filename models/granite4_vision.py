@@ -1,6 +1,7 @@
 """Granite 4 Vision: LLaVA-NeXT's tiles, whose features come in at several layers of the decoder."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
@@ -27,6 +28,9 @@ class Granite4Vision(PaddedTilesOfSizesAdapter):
         "<|start_of_role|>user<|end_of_role|>{images}{question}<|end_of_text|>\n"
         "<|start_of_role|>assistant<|end_of_role|>"
     )
+
+    def tile_side(self, model: Any) -> int:
+        return int(super().tile_side(model) * Fraction(model.config.downsample_rate))
 
     def tiles(self, model: Any, given: Mapping[str, Any]) -> list[int]:
         config = model.config

@@ -23,6 +23,9 @@ class InstructBlip(StandardAdapter):
     lm_module_path: ClassVar[str] = "language_model"
     encoder_path: ClassVar[str] = ""
     encoder_text: ClassVar[str | None] = "qformer_input_ids"
+    no_places: ClassVar[str] = (
+        "its image tokens are queries of a Q-Former, and each of them reads the whole picture"
+    )
     required: ClassVar[tuple[str, ...]] = ("qformer_input_ids",)
     image_first: ClassVar[bool] = True
     most_images: ClassVar[int | None] = 1

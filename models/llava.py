@@ -6,8 +6,13 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit import ADAPTERS, CdkitError, ImageGrid
-from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size, rows_of_images
+from cdkit import ADAPTERS, CdkitError, ImageGrid, TokenGrid
+from cdkit.models.layouts.padded_images import (
+    grids_of_sizes,
+    joined_by_size,
+    pixels_by_size,
+    rows_of_images,
+)
 from cdkit.models.layouts.standard import StandardAdapter, groups_of
 
 SQUARE = ("clip_vision_model", "siglip_vision_model")
@@ -52,6 +57,14 @@ class Llava(StandardAdapter):
         if model.config.vision_config.model_type in ANY_SIZE:
             return [None] * len(tokens)  # as many tokens as a square is no proof of one
         return super().image_grids(model, given, tokens)
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        vision = model.config.vision_config
+        if vision.model_type in ANY_SIZE:
+            return grids_of_sizes(given, tokens, vision.patch_size, self.no_places)
+        return super().token_grids(model, given, tokens)
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]

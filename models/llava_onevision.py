@@ -1,5 +1,6 @@
 """LLaVA-OneVision: LLaVA-NeXT's tiles with a SigLIP tower and a Qwen2 decoder."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,6 +20,12 @@ class LlavaOnevision(PaddedTilesOfSizesAdapter):
 
     example: ClassVar[str] = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
     videos: ClassVar[VideoLayout | None] = FrameVideos()
+
+    def shrunk(self, model: Any, height: int, width: int) -> tuple[int, int]:
+        """Where a picture has more tokens than `vision_aspect_ratio` allows, by 1.1 in a side."""
+        most = int(model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(height * width / (most * self.tile_side(model) ** 2))
+        return (int(height // ratio), int(width // ratio)) if ratio > 1.1 else (height, width)
 
     def tiles(self, model: Any, given: Mapping[str, Any]) -> list[int]:
         config, sizes = model.config, given["image_sizes"]

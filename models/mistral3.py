@@ -6,8 +6,13 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from cdkit import ADAPTERS
-from cdkit.models.layouts.padded_images import joined_by_size, pixels_by_size, rows_of_images
+from cdkit import ADAPTERS, TokenGrid
+from cdkit.models.layouts.padded_images import (
+    grids_of_sizes,
+    joined_by_size,
+    pixels_by_size,
+    rows_of_images,
+)
 from cdkit.models.layouts.standard import StandardAdapter
 
 
@@ -35,3 +40,9 @@ class Mistral3(StandardAdapter):
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         return joined_by_size(images, given)
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        side = model.config.vision_config.patch_size * model.config.spatial_merge_size
+        return grids_of_sizes(given, tokens, side, self.no_places)

@@ -31,6 +31,9 @@ class Molmo2(StandardAdapter):
         "image_num_crops",
         "mm_token_type_ids",
     )
+    no_places: ClassVar[str] = (
+        "its crops overlap, and what its processor returns does not say where each one was cut"
+    )
     placeholder: ClassVar[str] = "<|image|>"
     fallback: ClassVar[str] = (
         "<|im_start|>user\n{images}{question}<|im_end|>\n<|im_start|>assistant\n"

@@ -35,27 +35,13 @@ def rewritten(
     features: Sequence[Float[Tensor, "_ hidden"]] | None,
 ) -> Rewritten:
     """A branch whose prompts are distorted: its own tokens, its own padding, its own positions."""
-
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     prompts: list[Prompt] = []
     aligned = shared = ids.shape[1]
     for row in range(0, ids.shape[0], expand):
         token_mask = original.token_mask[row]
         is_image = (original.image_index[row][token_mask] >= 0).tolist()
         tokens = ids[row][token_mask].tolist()
-        slot = adapter.system_slot(tokens, tokenizer)
-        after_image = len(is_image) - is_image[::-1].index(True) if any(is_image) else 0
-        prompt = Prompt(
-            ids=tuple(tokens),
-            is_image=tuple(is_image),
-            system_slot=slot,
-            question_slot=max(slot, after_image),  # a first token of the text may follow the image
-            encode=encode,
-        )
-        for distortion in branch.prompt:
-            prompt = distortion.distort(prompt)
+        prompt = distorted_prompt(tokens, is_image, branch, adapter=adapter, tokenizer=tokenizer)
         if not prompt.ids:
             raise CdkitError(f"branch {branch.name!r} leaves nothing of prompt {row // expand}")
         prompts += [prompt] * expand
@@ -91,6 +77,41 @@ def rewritten(
         },
     )
     return Rewritten(rows, aligned, shared)
+
+
+def distorted_prompt(
+    ids: Sequence[int],
+    is_image: Sequence[bool],
+    branch: Branch,
+    *,
+    adapter: ModelAdapter,
+    tokenizer: Any,
+) -> Prompt:
+    """What a branch makes of one prompt.
+
+    Args:
+        ids: The prompt's token ids, without padding.
+        is_image: For each token whether it is an image token.
+        branch: The branch.
+        adapter: Says where an instruction can stand.
+        tokenizer: The model's; may be None where no distortion writes text.
+    """
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    slot, flags = adapter.system_slot(ids, tokenizer), list(is_image)
+    after_image = len(flags) - flags[::-1].index(True) if any(flags) else 0
+    prompt = Prompt(
+        ids=tuple(ids),
+        is_image=tuple(flags),
+        system_slot=slot,
+        question_slot=max(slot, after_image),  # a first token of the text may follow the image
+        encode=encode,
+    )
+    for distortion in branch.prompt:
+        prompt = distortion.distort(prompt)
+    return prompt
 
 
 def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[int, ...]:

@@ -120,10 +120,12 @@ def first_columns(session: Session, kwargs: Mapping[str, Any]) -> FirstColumns:
         positions = positions.movedim(0, -1)
     if positions.is_floating_point() and positions.equal(positions.round()):
         positions = positions.long()  # Qwen3-Omni counts in float32
+    positions = positions.expand(rows, *positions.shape[1:])
+    session.positions = positions[:, :prompt] if given >= prompt else None
     return FirstColumns(
         embeds=embeds,
         mask=mask,
-        positions=positions.expand(rows, *positions.shape[1:]),
+        positions=positions,
         ids=session.ids.repeat_interleave(expand, dim=0),
         image_index=session.image_index.repeat_interleave(expand, dim=0),
         token_mask=token_mask,

@@ -22,6 +22,8 @@ from cdkit.generation.guard import (
 )
 from cdkit.generation.hooks import Hooks
 from cdkit.generation.prompts import Session
+from cdkit.generation.trace import FREE
+from cdkit.generation.traced_inputs import trace_inputs
 from cdkit.interfaces.cache_names import CACHE
 
 WAITS_FOR_NOTHING = frozenset({"cpu"})
@@ -57,12 +59,17 @@ def run_generate(
     try:
         engine.session = session
         engine.trace.steps.clear()
+        engine.trace.inputs = engine.trace.sequences = None
         if session.compile_config is not None:
             engine.compile_steps(session)
         made = _guard(guards, engine, session, given)
         output = generate(*args, **kwargs)
         for guard in made:
             guard.check()
+        if engine.trace.wanted - FREE:
+            engine.trace.sequences = getattr(output, "sequences", output)
+        if "inputs" in engine.trace.wanted:
+            engine.trace.inputs = trace_inputs(engine.attached, session, given)
     finally:
         guards.undo()
         engine.end_call()

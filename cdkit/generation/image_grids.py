@@ -13,6 +13,15 @@ from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import kind_of
 
 
+def tokens_of_images(layout: Layout) -> list[int]:
+    """How many image tokens each image of the prompts has, in their order."""
+    return [
+        count
+        for index, row in zip(layout.image_index, layout.row_stats, strict=True)
+        for count in torch.bincount(index[index >= 0], minlength=row.images).tolist()
+    ]
+
+
 def image_grids(
     attached: AttachedMethod,
     calibrator: PositionCalibrator,
@@ -32,11 +41,7 @@ def image_grids(
     Raises:
         CdkitError: Where a calibrator needs a grid that the family does not say.
     """
-    tokens = [
-        count
-        for index, row in zip(layout.image_index, layout.row_stats, strict=True)
-        for count in torch.bincount(index[index >= 0], minlength=row.images).tolist()
-    ]
+    tokens = tokens_of_images(layout)
     pictures = [n for n, kind in zip(tokens, kinds, strict=True) if kind == "image"]
     told = iter(attached.adapter.image_grids(attached.model, given, pictures))
     every = iter([next(told) if kind == "image" else None for kind in kinds])

@@ -47,6 +47,7 @@ def open_plain(engine: AttachedEngine, given: dict[str, Any]) -> None:
     config = engine.attached.model.config
     if not isinstance(given_cache(given), MethodCache):
         engine.trace.steps.clear()
+        engine.trace.inputs = engine.trace.sequences = None
         engine.session = open_session(engine.attached, given, defaults=[config], plain=True)
         return
     check_arguments(given, [config], method, plain=True)

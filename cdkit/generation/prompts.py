@@ -82,6 +82,9 @@ class Session:
     """Branch, the original one too -> what deeper layers add to the image tokens."""
     prepared: Prepared | None = None
     """What state interventions made of the prompts' states, of each sample; None before that."""
+    positions: Int[Tensor, "rows tokens *axes"] | None = None
+    """The positions of the prompts' tokens as the decoder was given them, of all beams; None before
+    that, and where a call had a chunk of the prompts alone."""
     attended_features: dict[str, list[Tensor]] = field(default_factory=dict)
     """Branch -> each sample's features, made from what the original branch attends to."""
 

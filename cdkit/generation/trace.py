@@ -4,13 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cdkit.errors import CdkitError
+from cdkit.generation.traced_inputs import TracedInputs
 from cdkit.registry import UnknownNameError, unknown
 
-Wanted = Literal["logits", "last_logits", "image_attention", "mask"]
+Wanted = Literal["logits", "last_logits", "image_attention", "mask", "inputs"]
 """What a trace can record."""
 FREE = frozenset({"last_logits"})
 """What a trace records at no cost: it is computed anyway and kept until the next step, so a branch
@@ -64,6 +65,11 @@ class Trace:
     """What is recorded: names of `Wanted`."""
     steps: list[Step] = field(default_factory=list)
     """The recorded steps, in order; the latest one alone where only "last_logits" is recorded."""
+    inputs: TracedInputs | None = None
+    """What each branch was given, where "inputs" is recorded and `generate` was called."""
+    sequences: Int[Tensor, "answers tokens"] | None = None
+    """The prompts with their answers, as `generate` returned them; None after a plain call, and
+    where nothing or only "last_logits" is recorded."""
 
     def __repr__(self) -> str:
         recorded = ", ".join(sorted(self.wanted)) or "nothing"
@@ -101,7 +107,8 @@ def make_trace(wanted: Collection[str]) -> Trace:
 
     Args:
         wanted: What to record: "logits" of every step, "last_logits" (those of the latest step
-            alone), "image_attention", "mask".
+            alone), "image_attention", "mask", "inputs" (pixels, prompts and positions of each
+            branch).
 
     Returns:
         The trace, without steps.

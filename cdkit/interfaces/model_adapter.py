@@ -14,6 +14,7 @@ from cdkit.errors import CdkitError
 from cdkit.functional.rope import Rotary
 from cdkit.interfaces.former_names import FormerNames
 from cdkit.interfaces.position_calibrator import ImageGrid
+from cdkit.interfaces.token_grid import TokenGrid, frame_grid
 from cdkit.interfaces.video_layout import VideoLayout
 from cdkit.registry import Registry
 
@@ -42,6 +43,9 @@ class ModelAdapter(FormerNames, abc.ABC):
     square_grid: ClassVar[bool] = False
     """Whether the tokens of a square picture are a square grid of it, row by row: then a report may
     draw attention over it. False where an image is cut into tiles, or read by queries."""
+    no_places: ClassVar[str] = "its adapter does not say where image tokens stand in the picture"
+    """Why the tokens of an image have no place in its pixels, in words that end a sentence; read
+    where `token_grids` finds none."""
     example: ClassVar[str]
     """The name on the hub, OWNER/NAME, of a checkpoint that this adapter runs."""
     pixel_argument: ClassVar[str] = "pixel_values"
@@ -365,6 +369,27 @@ class ModelAdapter(FormerNames, abc.ABC):
             for side, count in zip(sides, tokens, strict=True)
         ]
 
+    def token_grids(
+        self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        """Say where the tokens of each picture stand in its pixels, for pages that draw over them.
+
+        The default follows `image_grids`: a tile is a frame of `split_pixels`.
+
+        Args:
+            model: The model.
+            given: The arguments of `generate` or forward.
+            tokens: How many image tokens each picture has, in the order of the prompts.
+
+        Returns:
+            For each picture its grids, several where it is cut into tiles; or why there is none,
+            in words that end a sentence.
+        """
+        return [
+            self.no_places if grid is None or grid.tokens != count else _tiles_of(grid)
+            for grid, count in zip(self.image_grids(model, given, tokens), tokens, strict=True)
+        ]
+
     @abc.abstractmethod
     def embed(
         self, model: nn.Module, ids: Int[Tensor, "rows tokens"]
@@ -434,6 +459,21 @@ class ModelAdapter(FormerNames, abc.ABC):
             CdkitError: Where a prompt of the family cannot have as many images, or no system
                 message.
         """
+
+
+def _tiles_of(grid: ImageGrid) -> tuple[TokenGrid, ...]:
+    """The grids of an image whose tiles follow each other, each on a frame of its own."""
+    each = grid.height * grid.width
+    return tuple(
+        frame_grid(
+            grid.height,
+            grid.width,
+            first=number * each,
+            frame=number,
+            name=f"tile {number + 1}" if grid.tiles > 1 else "",
+        )
+        for number in range(grid.tiles)
+    )
 
 
 ADAPTERS = Registry[ModelAdapter](

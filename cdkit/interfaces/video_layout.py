@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from cdkit.interfaces.token_grid import TokenGrid
+
 
 class VideoLayout(abc.ABC):
     """Says where the videos of a prompt stand, and which pixels are theirs. It has no state.
@@ -84,3 +86,19 @@ class VideoLayout(abc.ABC):
         Returns:
             What replaces `given["pixel_values_videos"]`, in its shape.
         """
+
+    def token_grids(
+        self, model: nn.Module, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        """As `ModelAdapter.token_grids`, of runs of video tokens: a grid a frame, say.
+
+        Args:
+            model: The model.
+            given: The arguments of `generate` or forward.
+            tokens: How many tokens each run of video tokens has, in the order of the prompts.
+
+        Returns:
+            For each run its grids; or why there is none, in words that end a sentence.
+        """
+        why = "its adapter does not say where the tokens of a video stand in the frames"
+        return [why] * len(tokens)

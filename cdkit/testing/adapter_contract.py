@@ -77,6 +77,7 @@ def _check(model: Any, processor: Any, inputs: Mapping[str, Any] | None) -> None
             encoders = check_stock_run(adapter, model, prompt)
             check_logits(adapter, model, prompt)
             ordered = not check_pixels(adapter, model, prompt, encoders)
+            _check_grids(adapter, model, prompt)
             _check_slot(adapter, model, prompt, processor)
         _check_padding(adapter, model, one, other, pad)
         check_rotary(adapter, model)
@@ -124,6 +125,38 @@ def _check_declarations(adapter: ModelAdapter) -> None:
         causal,
         todo="set it in the class: True only if no state up to the image depends on later ones",
     )
+
+
+def _check_grids(adapter: ModelAdapter, model: Any, prompt: Inputs) -> None:
+    """Grids have tokens and frames that are there; an image without grids has a reason."""
+    if "pixel_values" not in prompt or "pixel_values_videos" in prompt:
+        return
+    index = adapter.image_index(model, prompt["input_ids"])
+    tokens = [int((row == n).sum()) for row in index for n in range(int(row.max()) + 1)]
+    told = list(adapter.token_grids(model, prompt, tokens))
+    require(
+        len(told) == len(tokens) and all(told),
+        adapter,
+        "token_grids has grids, or words that say why there are none, for each image",
+        told,
+        todo="return a tuple of cdkit.TokenGrid or a text for each picture",
+    )
+    if all(isinstance(own, str) for own in told):
+        return
+    images = adapter.split_pixels(model, prompt, tokens)
+    for grids, count, image in zip(told, tokens, images, strict=True):
+        for grid in () if isinstance(grids, str) else grids:
+            cells, frames = grid.tokens.flatten(), grid.frames
+            there = 0 <= int(cells.min()) and int(cells.max()) < count
+            there = there and len(cells.unique()) == len(cells)
+            there = there and 0 <= int(frames.min()) and int(frames.max()) < len(image)
+            require(
+                there,
+                adapter,
+                "a token grid has tokens of its image, each once, and frames of split_pixels",
+                f"{grid} of an image with {count} tokens and {len(image)} frames",
+                todo="number tokens and frames within their image, from 0",
+            )
 
 
 # ---- prompts -------------------------------------------------------------------------------------

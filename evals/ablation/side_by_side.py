@@ -20,6 +20,7 @@ from cdkit.evals.runner.chosen_model import AUTO, ChosenModel
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.shared_passes import Variant
+from cdkit.explanation.explanation import Explanation
 from cdkit.methods.method import Method
 from cdkit.processors import check_positions
 from cdkit.registry import in_any_case
@@ -136,6 +137,57 @@ def answer(
             found[name] = error
     _check_some(found, methods)
     return {name: found[name] for name in methods}
+
+
+def explained(
+    chosen: ChosenModel,
+    methods: Mapping[str, Method],
+    prompt: str,
+    images: Sequence[Path],
+    *,
+    max_new_tokens: int,
+    temperature: float | None,
+    beams: int,
+    seed: int,
+    layers: Sequence[int] | None,
+    device: str = AUTO,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Explanation:
+    """The same answers as `answer` gives, explained.
+
+    Other arguments are those of `answer` and of `cdkit.explain`.
+    """
+    mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
+    for name, method in methods.items():
+        if len(methods) == 1:
+            check_mode(Variant(name, method), mode)
+    pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
+    model, processor = chosen.load(device)
+    engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
+    inputs = engine.encode([pictures], [prompt])
+    length = inputs["input_ids"].shape[1]
+    check_positions(length, model.config)
+    for line in (chosen.told(model), *notes(model, beams=mode == BEAM)):
+        tell(line)
+    sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
+    options: dict[str, Any] = {}
+    words = None
+    if temperature is not None:  # the draws of `cdkit generate`
+        options["logits_processor"] = engine.sampling(seed, [sample_id], length)
+        words = f"tokens drawn at temperature {temperature:g}, seed {seed}"
+    return cdkit.explain(
+        model,
+        inputs,
+        methods,
+        processor=processor,
+        max_new_tokens=max_new_tokens,
+        beams=beams,
+        seed=seed,
+        sample_id=sample_id,
+        options=options,
+        how=words,
+        layers=layers,
+    )
 
 
 def _check_some(found: Mapping[str, Generated | CdkitError], methods: Mapping[str, Method]) -> None:

@@ -2,8 +2,8 @@
 
 # ruff: noqa: F401, I001
 # Importing a command's file adds it to the application; --help lists them in this order.
-from cdkit.evals.cli import eval_, ablate, compare, generate, score, data, list_, cite, bench
-from cdkit.evals.cli import vectors, export_hub, train_micro, convert_qwen_vl
+from cdkit.evals.cli import eval_, ablate, compare, generate, explain, score, data, list_
+from cdkit.evals.cli import cite, bench, vectors, export_hub, train_micro, convert_qwen_vl
 from cdkit.evals.cli.app import app, write_in_any_encoding
 from cdkit.evals.cli.list_ import Topic
 from cdkit.evals.cli.usage import refuse_repeats

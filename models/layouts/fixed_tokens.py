@@ -7,10 +7,12 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from cdkit import TokenGrid
 from cdkit.models.layouts.standard import (
     StandardAdapter,
     joined_entries,
     one_entry_each,
+    square_tiles,
     visual_runs,
 )
 
@@ -38,3 +40,8 @@ class FixedTokensAdapter(StandardAdapter, abc.ABC):
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         return joined_entries(images, given)
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        return square_tiles(tokens, self.tokens_an_image(model), self.no_places)

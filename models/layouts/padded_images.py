@@ -5,7 +5,8 @@ depend on the sizes of the other images in the batch.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -13,8 +14,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    unpad_image,
+)
 
-from cdkit import CdkitError
+from cdkit import CdkitError, TokenGrid, frame_grid
 from cdkit.models.layouts.standard import StandardAdapter, visual_runs
 
 
@@ -58,6 +63,81 @@ class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
         pairs = zip(given[self.pixel_argument], images, strict=True)
         return torch.stack([torch.cat((image, entry[len(image) :])) for entry, image in pairs])
 
+    def tile_side(self, model: Any) -> int:
+        """How many tokens high and wide the features of a tile are."""
+        vision = model.config.vision_config
+        side: int = vision.image_size // vision.patch_size
+        return side
+
+    def shrunk(self, model: Any, height: int, width: int) -> tuple[int, int]:
+        """The size of the tiles' grid of tokens after the family has interpolated it, if it does.
+
+        Args:
+            model: The model.
+            height: Rows of tokens before.
+            width: Tokens in a row before.
+        """
+        return height, width
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        """The whole picture, small; and its tiles as one picture, without the padding around it."""
+        grids = getattr(model.config, "image_grid_pinpoints", None)
+        if grids is None:
+            return [self.no_places] * len(tokens)  # its tiles are laid out by another rule
+        side, size = self.tile_side(model), model.config.vision_config.image_size
+        found = list[tuple[TokenGrid, ...] | str]()
+        for count, own, tiles in zip(
+            tokens, given["image_sizes"], self.tiles(model, given), strict=True
+        ):
+            whole = frame_grid(side, side, first=0, name="whole picture" if tiles > 1 else "")
+            if tiles == 1:
+                found.append((whole,) if 0 <= count - side**2 <= 1 else self.no_places)
+                continue
+            shape = get_anyres_image_grid_shape(own, grids, size)
+            cut = _without_padding(side, shape, own, count, functools.partial(self.shrunk, model))
+            found.append(self.no_places if cut is None else (whole, cut))
+        return found
+
+
+def _without_padding(
+    side: int,
+    shape: tuple[int, int],
+    size: Any,
+    count: int,
+    shrunk: Callable[[int, int], tuple[int, int]],
+) -> TokenGrid | None:
+    """The grid of a picture's tiles; its rows end with a token that has no place.
+
+    Args:
+        side: How many tokens high and wide a tile is.
+        shape: How many tiles are below and beside each other.
+        size: Height and width of the picture in the file.
+        count: How many image tokens the image has, the small whole picture with it.
+        shrunk: Height and width of the grid -> those after the family has interpolated it.
+
+    Returns:
+        The grid; None where the tokens are not as many as it has cells.
+    """
+    rows, columns = shape
+    cells = torch.arange(rows * side * columns * side).view(1, rows * side, columns * side)
+    left = unpad_image(cells, [int(length) for length in size])[0]
+    height, width = left.shape
+    top, first = divmod(int(left[0, 0]), columns * side)
+    box = (
+        top / (rows * side),
+        first / (columns * side),
+        (top + height) / (rows * side),
+        (first + width) / (columns * side),
+    )
+    height, width = shrunk(height, width)
+    if count - side**2 != height * (width + 1):
+        return None
+    tokens = side**2 + torch.arange(height * (width + 1)).view(height, width + 1)[:, :-1]
+    frames = 1 + torch.arange(rows * columns).view(rows, columns)
+    return TokenGrid(tokens, frames, box, "its tiles")
+
 
 def pixels_by_size(given: Mapping[str, Any]) -> list[Tensor]:
     """Cut images out of the upper left corner of their entry.
@@ -97,6 +177,25 @@ def _corner(entry: Tensor, image: Tensor) -> Bool[Tensor, "channels height width
     """Which pixels of `entry` are those of the image."""
     below, beside = entry.shape[-2] - image.shape[-2], entry.shape[-1] - image.shape[-1]
     return pad(torch.ones_like(image[0], dtype=torch.bool), (0, beside, 0, below))
+
+
+def grids_of_sizes(
+    given: Mapping[str, Any], tokens: Sequence[int], side: int, why: str
+) -> list[tuple[TokenGrid, ...] | str]:
+    """The grids of images of any size, each a token for so many pixels, row by row.
+
+    Args:
+        given: The arguments of `generate`; without `image_sizes` an image fills its entry.
+        tokens: How many image tokens each image has.
+        side: Height and width of a token in pixels.
+        why: What stands for the grid of an image whose tokens are not as many.
+    """
+    found = list[tuple[TokenGrid, ...] | str]()
+    for count, image in zip(tokens, pixels_by_size(given), strict=True):
+        height, width = image.shape[-2] // side, image.shape[-1] // side
+        fits = height * width == count
+        found.append((frame_grid(height, width, first=0),) if fits else why)
+    return found
 
 
 def rows_of_images(

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cdkit import CdkitError
-from cdkit.models.layouts.standard import StandardAdapter
+from cdkit import CdkitError, TokenGrid
+from cdkit.models.layouts.standard import StandardAdapter, square_tiles
 
 
 class PaddedTilesAdapter(StandardAdapter, abc.ABC):
@@ -56,6 +56,11 @@ class PaddedTilesAdapter(StandardAdapter, abc.ABC):
         tiles = tiles.masked_fill(black, torch.finfo(tiles.dtype).tiny)  # zeros would be dropped
         whole = pixels.flatten(0, 1).index_put((_is_tile(pixels),), tiles)
         return whole.view_as(pixels)
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        return square_tiles(tokens, self.tokens_a_tile(model), self.no_places)
 
 
 def _is_tile(

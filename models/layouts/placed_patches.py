@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cdkit import CdkitError
+from cdkit import CdkitError, TokenGrid, frame_grid
 from cdkit.models.layouts.standard import StandardAdapter, runs
 
 PLACES = "image_position_ids"
@@ -53,6 +53,19 @@ class PlacedPatchesAdapter(StandardAdapter, abc.ABC):
             there = at[:, 0] >= 0
             joined.append(patches.index_put((there,), _patches(image, patches, at[there])))
         return torch.stack(joined)
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        """A token for so many patches below and beside each other, row by row."""
+        found = list[tuple[TokenGrid, ...] | str]()
+        for count, at in zip(tokens, given[PLACES], strict=True):
+            width, height = (int(last) + 1 for last in at.amax(dim=0))
+            pooled = max(1, math.isqrt(height * width // count))
+            height, width = height // pooled, width // pooled
+            fits = height * width == count
+            found.append((frame_grid(height, width, first=0),) if fits else self.no_places)
+        return found
 
 
 def _side(patches: Float[Tensor, "patches values"]) -> int:

@@ -1,6 +1,7 @@
 """What most families share: a Llama-like decoder behind an image encoder."""
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cdkit import CdkitError, ModelAdapter, chat_prompt, observe_layers
+from cdkit import CdkitError, ModelAdapter, TokenGrid, chat_prompt, frame_grid, observe_layers
 from cdkit.functional import Rotary
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
@@ -279,6 +280,37 @@ def joined_entries(images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor
     """The inverse of `one_entry_each`."""
     pixels: Tensor = given["pixel_values"]
     return torch.stack([image.view(pixels.shape[1:]) for image in images])
+
+
+def square_tiles(
+    tokens: Sequence[int], tokens_a_tile: int, why: str
+) -> list[tuple[TokenGrid, ...] | str]:
+    """The grids of images whose tiles follow each other, each a square of tokens, row by row.
+
+    Args:
+        tokens: How many image tokens each image has.
+        tokens_a_tile: How many of them a tile has.
+        why: What stands for the grids of an image whose tokens are no squares.
+    """
+    side, found = math.isqrt(tokens_a_tile), list[tuple[TokenGrid, ...] | str]()
+    for count in tokens:
+        tiles = count // tokens_a_tile
+        if side**2 != tokens_a_tile or tiles * tokens_a_tile != count:
+            found.append(why)
+            continue
+        found.append(
+            tuple(
+                frame_grid(
+                    side,
+                    side,
+                    first=tile * tokens_a_tile,
+                    frame=tile,
+                    name=f"tile {tile + 1}" if tiles > 1 else "",
+                )
+                for tile in range(tiles)
+            )
+        )
+    return found
 
 
 def tiles_by_tokens(

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdkit.models.layouts.standard import StandardAdapter, tiles_by_tokens
+from cdkit import TokenGrid
+from cdkit.models.layouts.standard import StandardAdapter, square_tiles, tiles_by_tokens
 
 
 class TilesAdapter(StandardAdapter, abc.ABC):
@@ -27,3 +28,8 @@ class TilesAdapter(StandardAdapter, abc.ABC):
 
     def join_pixels(self, model: Any, images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         return torch.cat(list(images))
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        return square_tiles(tokens, self.tokens_a_tile(model), self.no_places)

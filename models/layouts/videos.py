@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from cdkit import VideoLayout
+from cdkit import TokenGrid, VideoLayout, frame_grid
 from cdkit.models.layouts.patches import frames_of_patches, patches_of_frames, sizes_of
 
 
@@ -72,6 +72,34 @@ class PatchVideos(StandardVideos):
 
     def join_pixels(self, model: Any, runs: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         return torch.cat([patches_of_frames(run, sizes_of(model)) for run in runs])
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        """A patch in time has several frames, of which the first one is the picture."""
+        sizes, runs = sizes_of(model), list[tuple[TokenGrid, ...]]()
+        grids: list[list[int]] = given["video_grid_thw"].tolist()
+        for times, high, wide in grids:
+            height, width = high // sizes["a"], wide // sizes["b"]
+            for start, stop in _runs_in_time(times, each=1 if self.timestamps else times):
+                runs.append(
+                    tuple(
+                        frame_grid(
+                            height,
+                            width,
+                            first=(time - start) * height * width,
+                            frame=(time - start) * sizes["q"],
+                            name=f"frame {time * sizes['q'] + 1}",
+                        )
+                        for time in range(start, stop)
+                    )
+                )
+        return runs
+
+
+def _runs_in_time(times: int, *, each: int) -> list[tuple[int, int]]:
+    """The first patch in time of each run of tokens, and the first after it."""
+    return [(start, start + each) for start in range(0, times, each)]
 
 
 @dataclass(frozen=True)

@@ -316,6 +316,27 @@ class Marked(Llava):
         return super().embed(model, ids)
 
 
+class FarTokens(Llava):
+    """A grid that counts the tokens of the whole prompt."""
+
+    def token_grids(self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]) -> Any:
+        return [(cdkit.frame_grid(3, 3, first=4),) for _ in tokens]
+
+
+class LaterFrames(Llava):
+    """A frame for each image of the prompt."""
+
+    def token_grids(self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]) -> Any:
+        return [(cdkit.frame_grid(3, 3, first=0, frame=1),) for _ in tokens]
+
+
+class NoReason(Llava):
+    """No grid, and no word about it."""
+
+    def token_grids(self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]) -> Any:
+        return [()] * len(tokens)
+
+
 class Remembers(Llava):
     """Keeps state."""
 
@@ -362,6 +383,9 @@ BROKEN: list[tuple[type[Llava], str]] = [
     (StillLayer, "rotating keys by rotary gives the model's keys at the moved position"),
     (SlowLayer, "rotating keys by rotary gives the model's keys at the moved position"),
     (NotShared, "with causal_prefix = False states of the image depend on the text"),
+    (FarTokens, "a token grid has tokens of its image, each once, and frames of split_pixels"),
+    (LaterFrames, "a token grid has tokens of its image, each once, and frames of split_pixels"),
+    (NoReason, "token_grids has grids, or words that say why there are none, for each image"),
     (Marked, "the model is left as it was"),
     (Remembers, "it keeps no state"),
 ]

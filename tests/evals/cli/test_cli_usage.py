@@ -63,6 +63,7 @@ def test_an_option_of_several_values_is_given_often(tmp_path: Path) -> None:
         ("eval", "--resume"),
         ("generate",),
         ("generate", "--prompt", "p"),
+        ("explain", "--prompt", "p"),
         ("compare",),
         ("compare", "runs/a"),
         ("score", "pope", "--questions", "x"),

@@ -1,0 +1,75 @@
+"""`cdkit explain`: the page that it writes, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+from evals.command_line import refused, run
+from PIL import Image
+
+PROMPT = "is there a cat ?"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    return path
+
+
+def test_it_writes_the_page_and_says_what_happened(picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    result = run(
+        "explain", "--image", picture, "--prompt", PROMPT, "--method", "cmac,vcd,opera",
+        "--max-new-tokens", "3", "--layers", "1,3", "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 3, result.output  # opera searches with beams
+    assert result.stderr == "model: micro on cpu in float32\n"
+    first = result.stdout.splitlines()
+    assert first[0].startswith("cmac changed ") and first[1].startswith("vcd changed ")
+    assert first[2].startswith("opera did not run: ") and first[3] == f"The page: {out}"
+    page = out.read_text(encoding="utf-8")
+    assert "What cmac, vcd and opera did to one answer" in page
+    assert "2 of 4 layers are drawn" in page and "[image: 64 tokens]" in page
+
+
+@pytest.mark.parametrize("mode", [("--sample", "--seed", "3"), ("--beams", "2")])
+def test_the_answer_is_that_of_generate(
+    picture: Path, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    asked = ("--image", picture, "--prompt", PROMPT, "--method", "vcd", *mode)
+    answer = run("generate", *asked).stdout.splitlines()[3].strip(" │")
+    result = run("explain", *asked, "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    body = page[page.index("<legend>vcd</legend>") :]
+    words = [part.split("<")[0].split(">")[1] for part in body.split("<label ")[1:]]
+    words = [part for part in words if part != "</s>"][: len(answer.split())]
+    assert answer.split() == words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--layers", "0,x"), "--layers takes numbers with commas between them, got '0,x'"),
+        (("--method", ","), "--method names no method"),
+        (("--method", "cmac,vcd", "--set", "alpha=1"), "--set belongs to one --method"),
+        (("--temperature", "1"), "--temperature belongs to --sample"),
+        (("--sample", "--beams", "2"), "--beams searches and --sample draws"),
+        (("--out", "."), "--out is a file such as page.html, but . is a folder"),
+    ],
+)
+def test_wrong_usage(picture: Path, arguments: tuple[str, ...], words: str) -> None:
+    given = ("explain", "--image", picture, "--prompt", PROMPT, *arguments)
+    assert words in refused(*given, status=2)
+
+
+def test_what_is_refused(picture: Path, tmp_path: Path) -> None:
+    given = ("explain", "--image", picture, "--prompt", PROMPT, "--out", tmp_path / "p.html")
+    strange = run(*given, "--layers", "4")  # known once the model is loaded, which is told
+    assert strange.exit_code == 1 and "Traceback" not in strange.output
+    assert "error: layer 4 is not there: the decoder's layers with" in strange.stderr
+    assert "Did you mean" in refused(*given, "--method", "cmacc")
+    assert "no such image" in refused(
+        "explain", "--image", tmp_path / "none.png", "--prompt", PROMPT
+    )
+    assert not (tmp_path / "p.html").exists()
