@@ -148,7 +148,7 @@ def _check_grids(adapter: ModelAdapter, model: Any, prompt: Inputs) -> None:
         for grid in () if isinstance(grids, str) else grids:
             cells, frames = grid.tokens.flatten(), grid.frames
             there = 0 <= int(cells.min()) and int(cells.max()) < count
-            there = there and len(cells.unique()) == len(cells)
+            there = there and len(set(cells.tolist())) == len(cells)
             there = there and 0 <= int(frames.min()) and int(frames.max()) < len(image)
             require(
                 there,

@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    unpad_image,
-)
+from transformers.models.llava_next import modeling_llava_next
 
 from cdkit import CdkitError, TokenGrid, frame_grid
 from cdkit.models.layouts.standard import StandardAdapter, visual_runs
+
+llava_next: Any = modeling_llava_next  # its functions have no types
 
 
 class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
@@ -95,7 +94,7 @@ class PaddedTilesOfSizesAdapter(StandardAdapter, abc.ABC):
             if tiles == 1:
                 found.append((whole,) if 0 <= count - side**2 <= 1 else self.no_places)
                 continue
-            shape = get_anyres_image_grid_shape(own, grids, size)
+            shape = llava_next.get_anyres_image_grid_shape(own, grids, size)
             cut = _without_padding(side, shape, own, count, functools.partial(self.shrunk, model))
             found.append(self.no_places if cut is None else (whole, cut))
         return found
@@ -122,7 +121,7 @@ def _without_padding(
     """
     rows, columns = shape
     cells = torch.arange(rows * side * columns * side).view(1, rows * side, columns * side)
-    left = unpad_image(cells, [int(length) for length in size])[0]
+    left = llava_next.unpad_image(cells, [int(length) for length in size])[0]
     height, width = left.shape
     top, first = divmod(int(left[0, 0]), columns * side)
     box = (

@@ -36,7 +36,15 @@ def test_it_writes_the_page_and_says_what_happened(picture: Path, tmp_path: Path
 def test_the_answer_is_that_of_generate(
     picture: Path, tmp_path: Path, mode: tuple[str, ...]
 ) -> None:
-    asked = ("--image", picture, "--prompt", PROMPT, "--method", "vcd", *mode)
+    asked: tuple[str | Path, ...] = (
+        "--image",
+        picture,
+        "--prompt",
+        PROMPT,
+        "--method",
+        "vcd",
+        *mode,
+    )
     answer = run("generate", *asked).stdout.splitlines()[3].strip(" │")
     result = run("explain", *asked, "--out", tmp_path / "page.html")
     assert result.exit_code == 0, result.output
@@ -59,7 +67,7 @@ def test_the_answer_is_that_of_generate(
     ],
 )
 def test_wrong_usage(picture: Path, arguments: tuple[str, ...], words: str) -> None:
-    given = ("explain", "--image", picture, "--prompt", PROMPT, *arguments)
+    given: tuple[str | Path, ...] = ("explain", "--image", picture, "--prompt", PROMPT, *arguments)
     assert words in refused(*given, status=2)
 
 
