@@ -18,6 +18,7 @@ from cdkit.evals.cli.app import (
     quiet,
     say,
 )
+from cdkit.evals.cli.prompt_options import Images, Model, Prompt, Sample, Seed, Set, Temperature
 from cdkit.evals.cli.usage import usage
 
 
@@ -32,14 +33,9 @@ from cdkit.evals.cli.usage import usage
 )
 @guarded
 def explain(
-    prompt: Annotated[str, typer.Option(help="The question, without a chat template.")],
-    image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several images.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="micro (the model in the package), a checkpoint's folder, or a name on the hub."
-        ),
-    ] = "micro",
+    prompt: Prompt,
+    image: Images,
+    model: Model = "micro",
     method: Annotated[
         str,
         typer.Option(
@@ -47,12 +43,7 @@ def explain(
             "model is always there to compare with."
         ),
     ] = "cmac",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Set a parameter of --method, such as alpha=1.0; repeat it for more."
-        ),
-    ] = None,
+    set_: Set = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explanation.html"),
     layers: Annotated[
         str | None,
@@ -62,17 +53,12 @@ def explain(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw tokens at random instead of taking the best.")
-    ] = False,
+    sample: Sample = False,
     beams: Annotated[
         int, typer.Option(min=1, help="Number of beams; 1 is greedy search. Not with --sample.")
     ] = 1,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Sampling: what logits are divided by.", show_default="1"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of sampling and of noise.")] = 0,
+    temperature: Temperature = None,
+    seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
     load_in_4bit: FourBit = False,

@@ -1,6 +1,5 @@
 """`cdkit generate`: one prompt under one method, or under several side by side."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from cdkit.evals.cli.app import (
     quiet,
     say,
 )
+from cdkit.evals.cli.prompt_options import Images, Model, Prompt, Sample, Seed, Set, Temperature
 from cdkit.evals.cli.usage import usage
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 
@@ -38,14 +38,9 @@ from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 )
 @guarded
 def generate(
-    prompt: Annotated[str, typer.Option(help="The question, without a chat template.")],
-    image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several images.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="micro (the model in the package), a checkpoint's folder, or a name on the hub."
-        ),
-    ] = "micro",
+    prompt: Prompt,
+    image: Images,
+    model: Model = "micro",
     method: Annotated[
         str | None,
         typer.Option(
@@ -58,12 +53,7 @@ def generate(
             help="More methods to compare with, as in plain,vcd,cmac.", show_default=False
         ),
     ] = "",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="Set a parameter of --method, such as alpha=1.0; repeat it for more."
-        ),
-    ] = None,
+    set_: Set = None,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -75,20 +65,15 @@ def generate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer.", show_default="64")
     ] = None,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw tokens at random instead of taking the best.")
-    ] = False,
+    sample: Sample = False,
     beams: Annotated[
         int | None,
         typer.Option(
             min=1, help="Number of beams; 1 is greedy search. Not with --sample.", show_default="1"
         ),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Sampling: what logits are divided by.", show_default="1"),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of sampling and of noise.")] = 0,
+    temperature: Temperature = None,
+    seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = None,
     load_in_4bit: FourBit = False,

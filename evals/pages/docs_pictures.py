@@ -1,4 +1,4 @@
-"""The pictures of docs/: `python -m cdkit.evals.pages.pictures`, where Chromium is installed.
+"""The pictures of docs/: `python -m cdkit.evals.pages.docs_pictures`, where Chromium is installed.
 
 Each shows a page that cdkit makes for the embedded model, as a browser shows it.
 """
