@@ -186,6 +186,19 @@ def test_show_has_the_numbers_of_each_prompt(
     assert run.show()._repr_png_().startswith(b"\x89PNG")
 
 
+def test_show_knows_the_prompt_of_each_of_several_answers(
+    model: Any, processor: Any, make_inputs: MakeInputs
+) -> None:
+    inputs = make_inputs(QUESTION, "<image> w3 <image> w4 in the image ?")
+    with cdkit.attach(
+        model, cdkit.load("cmac"), processor=processor, trace=("logits", "image_attention", "inputs")
+    ) as run:  # fmt: skip
+        model.generate(**inputs, max_new_tokens=1, do_sample=True, num_return_sequences=2)
+    assert [len(run.show(row=row).views) for row in range(4)] == [1, 1, 2, 2]
+    shares = [run.show(row=row).answers[0].maps["original"].attention.shape[-1] for row in (1, 2)]
+    assert shares == [9, 18]
+
+
 def test_show_with_logits_alone_says_what_is_missing(
     model: Any, processor: Any, make_inputs: MakeInputs
 ) -> None:
@@ -214,11 +227,13 @@ def test_what_show_refuses(
         run.show()
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 def test_a_row_that_is_not_there(model: Any, make_inputs: MakeInputs) -> None:
     with cdkit.attach(model, cdkit.load("vcd"), trace=("logits",)) as run:
         model.generate(**make_inputs(QUESTION), max_new_tokens=1)
-    with pytest.raises(cdkit.CdkitError, match=r"row must be in 0 \.\. 0, .* got 1"):
-        run.show(row=1)
+    for row, given in ((1, "1"), (-1, "-1"), (0.5, "0.5"), ("0", "'0'"), (True, "True")):
+        with pytest.raises(cdkit.CdkitError, match=rf"row must be in 0 \.\. 0, .* got {given}"):
+            run.show(row=row)  # type: ignore[arg-type]
 
 
 # ---- other ways to decode, and bad input ---------------------------------------------------------
