@@ -97,11 +97,11 @@ if TYPE_CHECKING:
     from cdkit.interfaces.state_intervention import StateIntervention as StateIntervention
     from cdkit.interfaces.state_intervention import StateReading as StateReading
     from cdkit.interfaces.state_intervention import StateSegment as StateSegment
-    from cdkit.interfaces.token_grid import TokenGrid as TokenGrid
-    from cdkit.interfaces.token_grid import frame_grid as frame_grid
     from cdkit.interfaces.stream_readout import AttentionRow as AttentionRow
     from cdkit.interfaces.stream_readout import StreamReadout as StreamReadout
     from cdkit.interfaces.stream_readout import Sublayers as Sublayers
+    from cdkit.interfaces.token_grid import TokenGrid as TokenGrid
+    from cdkit.interfaces.token_grid import frame_grid as frame_grid
     from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
     from cdkit.methods.composition import compose as compose
     from cdkit.methods.method import ORIGINAL as ORIGINAL

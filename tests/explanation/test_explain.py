@@ -1,6 +1,7 @@
 """`cdkit.explain` and `run.show`: their numbers are those of an independent computation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit.explanation.explained import COMBINED, PLAIN, ExplainedAnswer
+from cdkit.explanation.summary import why
 
 MakeInputs = Callable[..., dict[str, Tensor]]
 QUESTION = "is there a cat ?"
@@ -191,7 +193,8 @@ def test_show_knows_the_prompt_of_each_of_several_answers(
 ) -> None:
     inputs = make_inputs(QUESTION, "<image> w3 <image> w4 in the image ?")
     with cdkit.attach(
-        model, cdkit.load("cmac"), processor=processor, trace=("logits", "image_attention", "inputs")
+        model, cdkit.load("cmac"), processor=processor,
+        trace=("logits", "image_attention", "inputs"),
     ) as run:  # fmt: skip
         model.generate(**inputs, max_new_tokens=1, do_sample=True, num_return_sequences=2)
     assert [len(run.show(row=row).views) for row in range(4)] == [1, 1, 2, 2]
@@ -263,6 +266,40 @@ def test_samples_are_those_of_the_seed(model: Any, processor: Any, make_inputs: 
     first = run(0)
     assert first == run(0) != run(1)
     assert torch.random.get_rng_state().equal(state)
+
+
+def test_draws_are_not_called_changed_tokens(
+    model: Any, processor: Any, make_inputs: MakeInputs
+) -> None:
+    found = cdkit.explain(
+        model, make_inputs(QUESTION), "vcd", processor=processor, max_new_tokens=6, temperature=5.0
+    )
+    answer = named(found, "vcd")
+    assert any(step.token != step.favourites[answer.last] for step in answer.steps)
+    (words,) = found.sentences()
+    count = len(answer.changed) or "none"
+    assert words.startswith(f"vcd changed the most probable token at {count} of 6 tokens: ")
+
+
+def test_a_contrast_of_weight_0_pushes_nothing(found: cdkit.Explanation) -> None:
+    answer = named(found, "vcd")
+    old, new = answer.steps[0].candidates[:2]
+    ways = {PLAIN: (0.6, 0.3), "original": (0.3, 0.6), "distorted": (0.6, 0.3)}
+
+    def words(after: tuple[float, float]) -> str:
+        each = [
+            replace(one, probabilities={n: p[i] for n, p in (ways | {COMBINED: after}).items()},
+                    removed_by="")
+            for i, one in enumerate((old, new))
+        ]  # fmt: skip
+        favourites = {PLAIN: old.token, "original": new.token, COMBINED: new.token}
+        step = replace(answer.steps[0], candidates=tuple(each), favourites=favourites)
+        return why(replace(answer, steps=(step,)), 0)
+
+    assert "pushes" not in words((0.3, 0.6)) and "that alone changes the choice" in words(
+        (0.3, 0.6)
+    )
+    assert "so the contrast pushes towards" in words((0.1, 0.8))
 
 
 def test_a_loop_has_the_plain_numbers_along_its_answer(
