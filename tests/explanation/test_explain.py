@@ -370,11 +370,26 @@ def test_bad_input(model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     refused("inputs must be what the processor returns", given={})
     refused(r"layer 7 is not there: the decoder's layers with attention are 0 to 2", layers=[0, 7])
     refused("layers must name one layer at least", layers=[])
-    refused("max_new_tokens must be 1 or more, got 0", max_new_tokens=0)
+    refused(r"layers is a list of numbers, such as \[0, 3\], got 1", layers=1)
+    for name in ("max_new_tokens", "beams", "top"):
+        for wrong in (0, 1.5, "1", True):
+            refused(rf"{name} must be a whole number of 1 or more, got {wrong!r}", **{name: wrong})
+    refused("seed must be a whole number, got 'a'", seed="a")
+    refused("options has do_sample, which explain decides", options={"do_sample": True})
     refused("give one of them", beams=2, temperature=1.0)
     refused("Did you mean 'cmac'", "cmacc")
-    refused("methods are names of presets or cdkit.Method", [3])
+    for methods in (3, [3], {"a": 3}):
+        refused("methods are names of presets or cdkit.Method, got 3", methods)
     refused("needs a processor|processor", "icd", processor=None)
+
+
+def test_names_in_a_mapping_any_seed_and_options(model: Any, make_inputs: MakeInputs) -> None:
+    found = cdkit.explain(
+        model, make_inputs(QUESTION), {"mine": "vcd"}, max_new_tokens=1, seed=2**70,
+        options={"repetition_penalty": 1.5},
+    )  # fmt: skip
+    assert [answer.name for answer in found.answers] == [PLAIN, "mine"]
+    assert found.how.endswith("; generate was also given repetition_penalty")
 
 
 def test_without_a_processor_tokens_are_numbers(model: Any, make_inputs: MakeInputs) -> None:
