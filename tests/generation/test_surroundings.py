@@ -274,6 +274,7 @@ def test_what_is_no_model_and_no_method() -> None:
     [
         (lambda: cdkit.load("cmac_cmpc", alpha=3.0), "so alpha=3.0 would do nothing"),
         (lambda: cdkit.load("cmac", alphas=[["distorted", 1.0]] * 2), "names a branch twice"),
+        (lambda: cdkit.load("cmac", alphas=[1, 2]), "each item of alphas must be a list, got 1"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(
