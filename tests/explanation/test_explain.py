@@ -129,6 +129,8 @@ def test_pixels_and_prompts_are_what_branches_get(
     assert added.split()[:4] == ["you", "are", "a", "confused"]
     assert "[image: 9 tokens]" in "".join(text for _, text in given.prompt)
     assert [own.has_pixels for own in named(found, "vcd").given] == [True]
+    assert named(found, "vcd").given[0].words.startswith("The image noised by 500 of 1000 steps")
+    assert "in the cells that above_mean chooses" in named(found, "cmac").given[0].words
     assert named(found, "cmac").given[0].changes == (
         "the values that text takes from image tokens",
     )

@@ -4,7 +4,7 @@ import copy
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -282,6 +282,12 @@ def test_a_setting_that_would_be_ignored_is_refused(
 ) -> None:
     with pytest.raises(cdkit.CdkitError, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred"])
+def test_a_name_that_a_table_cannot_show(name: str) -> None:
+    with pytest.raises(cdkit.CdkitError, match="one line of visible characters, got"):
+        replace(CMAC, name=name)
 
 
 def test_numbers_of_numpy_become_plain_ones() -> None:
