@@ -292,7 +292,8 @@ class Attachment(BoundToModel):
         with the plain model as well.
 
         Args:
-            row: The prompt, from 0.
+            row: The answer, from 0: the prompt's number, but with `num_return_sequences=n` each
+                prompt has n answers, one after the other.
             top: How many candidates of each branch are shown.
 
         Raises:

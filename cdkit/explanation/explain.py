@@ -32,12 +32,21 @@ from cdkit.methods.presets import load
 
 TEXT_ALONE = ("logits", "inputs")
 """What is recorded where a model's attention cannot be."""
+DECIDED = (
+    "do_sample",
+    "max_new_tokens",
+    "num_beams",
+    "num_return_sequences",
+    "return_dict_in_generate",
+    "temperature",
+)
+"""Arguments of `generate` that follow from those of `explain`."""
 
 
 def explain(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    methods: str | Method | Sequence[str | Method] | Mapping[str, Method] = "cmac",
+    methods: str | Method | Sequence[str | Method] | Mapping[str, str | Method] = "cmac",
     *,
     processor: Any = None,
     max_new_tokens: int = 64,
@@ -149,10 +158,15 @@ class Decoding:
     options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise CdkitError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
-        if self.beams < 1:
-            raise CdkitError(f"beams must be 1 or more, got {self.beams}")
+        _check_whole("max_new_tokens", self.max_new_tokens)
+        _check_whole("beams", self.beams)
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise CdkitError(f"seed must be a whole number, got {self.seed!r}")
+        if decided := [name for name in DECIDED if name in self.options]:
+            raise CdkitError(
+                f"options has {', '.join(decided)}, which explain decides: give it temperature, "
+                "beams and max_new_tokens instead; it shows one answer"
+            )
         if self.temperature is not None:
             check_temperature("temperature", self.temperature)
             if self.beams > 1:
@@ -160,11 +174,13 @@ class Decoding:
 
     @property
     def words(self) -> str:
+        found = "greedy decoding: the most probable token is taken"
         if self.temperature is not None:
-            return f"tokens drawn at temperature {self.temperature:g}, seed {self.seed}"
-        if self.beams > 1:
-            return f"beam search with {self.beams} beams"
-        return "greedy decoding: the most probable token is taken"
+            found = f"tokens drawn at temperature {self.temperature:g}, seed {self.seed}"
+        elif self.beams > 1:
+            found = f"beam search with {self.beams} beams"
+        given = ", ".join(self.options)
+        return f"{found}; generate was also given {given}" if given else found
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -211,18 +227,24 @@ class KnownAnswer(LogitsProcessor):
 
 
 def _methods(
-    given: str | Method | Sequence[str | Method] | Mapping[str, Method],
+    given: str | Method | Sequence[str | Method] | Mapping[str, str | Method],
 ) -> dict[str, Method]:
     """The methods beside the plain one, each once, by what the page calls them."""
+    each: list[Any] = [given]
     if isinstance(given, Mapping):
-        return {name: method for name, method in given.items() if name != PLAIN}
-    found: dict[str, Method] = {}
-    for one in [given] if isinstance(given, str | Method) else given:
+        each = list(given.values())
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        each = list(given)
+    methods = list[Method]()
+    for one in each:
         if not isinstance(one, str | Method):
             raise CdkitError(f"methods are names of presets or cdkit.Method, got {one!r}")
-        method = load(one) if isinstance(one, str) else one
-        if method.name != PLAIN:
-            found.setdefault(method.name, method)
+        methods.append(load(one) if isinstance(one, str) else one)
+    names = list(given) if isinstance(given, Mapping) else [method.name for method in methods]
+    found: dict[str, Method] = {}
+    for name, method in zip(names, methods, strict=True):
+        if name != PLAIN:
+            found.setdefault(name, method)
     return found
 
 
@@ -239,20 +261,26 @@ def _check(given: Mapping[str, Any], top: int) -> None:
         )
     if len(ids) != 1:
         raise CdkitError(f"explain shows one answer, but inputs has {len(ids)} prompts: pass one")
-    if top < 1:
-        raise CdkitError(f"top must be 1 or more, got {top}")
+    _check_whole("top", top)
+
+
+def _check_whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CdkitError(f"{name} must be a whole number of 1 or more, got {value!r}")
 
 
 def _checked_layers(asked: Sequence[int] | None, there: Sequence[int]) -> tuple[int, ...] | None:
     if asked is None:
         return None
+    if isinstance(asked, int | str):
+        raise CdkitError(f"layers is a list of numbers, such as [0, 3], got {asked!r}")
     for layer in asked:
         if layer not in there:
             known = f"{there[0]} to {there[-1]}" if there else "none"
             if there and len(there) != there[-1] - there[0] + 1:
                 known = ", ".join(map(str, there))
             raise CdkitError(
-                f"layer {layer} is not there: the decoder's layers with attention are {known}"
+                f"layer {layer!r} is not there: the decoder's layers with attention are {known}"
             )
     if not asked:
         raise CdkitError("layers must name one layer at least; leave it out for a choice")
@@ -323,7 +351,7 @@ def _generate(
         **arguments,
     }
     with torch.random.fork_rng():
-        torch.manual_seed(how.seed)
+        torch.manual_seed(how.seed % 2**63)  # torch takes no larger one
         ids = model.generate(**given, **asked)
     new: list[int] = ids[0, given["input_ids"].shape[1] :].tolist()
     return new

@@ -115,6 +115,14 @@ class ExplainedAnswer:
         return self.columns[-1]
 
     @property
+    def takes_the_best(self) -> bool:
+        """Whether each token is the most probable one, as under greedy decoding.
+
+        Draws, beams and logits processors take others, too.
+        """
+        return all(step.token == step.favourites[self.last] for step in self.steps)
+
+    @property
     def changed(self) -> tuple[int, ...]:
         """The steps at which the most probable token is not that of the `base` column, given the
         same words before."""

@@ -9,7 +9,8 @@ from typing import Any, get_args
 from cdkit.explanation.explained import BranchInput, DescribedPart
 from cdkit.generation.traced_inputs import TracedInputs
 from cdkit.interfaces.distortion import Modified
-from cdkit.methods.method import Branch, Method, describe
+from cdkit.interfaces.part import Part
+from cdkit.methods.method import Branch, Method, describe, kind_of
 
 CHANGES: Mapping[Modified, str] = {
     "pixels": "the pixels of the image",
@@ -24,10 +25,21 @@ assert CHANGES.keys() == set(get_args(Modified))
 
 
 def first_sentence(part: object) -> str:
-    """What a part does: the first sentence of its docstring, as plain text."""
+    """What a part does: the first sentence of its docstring, with its parameters' values."""
     text = " ".join((inspect.getdoc(type(part)) or "").split("\n\n")[0].split())
     found = re.match(r"(.+?\.)(?:\s|$)", text)
-    return (found[1] if found else text).rstrip(":.").replace("`", "")
+    words = (found[1] if found else text).rstrip(":.")
+    return re.sub(r"`(\w+)`(?!-)", lambda name: _value(part, name[1]), words).replace("`", "")
+
+
+def _value(part: object, name: str) -> str:
+    """A parameter's value, or the kind of the part that it is; the name where neither is short."""
+    value = getattr(part, name, None)
+    if isinstance(value, Part):
+        return kind_of(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return name
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def described_parts(method: Method) -> tuple[DescribedPart, ...]:

@@ -20,6 +20,8 @@ ACTS_IN_THE_MODEL = frozenset(
 """Places of parts that act in the original branch, too, or beside it."""
 MOVED = 0.005
 """Probabilities that differ by less are called equal."""
+PUSHED = 1e-3
+"""Odds that grow by a smaller share were not pushed: logits are rounded."""
 
 
 def sentences(found: ExplainedPrompt) -> list[str]:
@@ -37,16 +39,17 @@ def paragraph(answer: ExplainedAnswer) -> str:
     if answer.columns == (PLAIN,):
         return f"{answer.name} answered with {_tokens(count)}. {' '.join(answer.notes)}"
     base = "the plain model" if answer.base == PLAIN else "its original branch"
+    what = "" if answer.takes_the_best else "the most probable token at "
     if not changed:
         return (
-            f"{answer.name} changed none of {_tokens(count)}: given the same words before, {base} "
-            f"prefers the same token each time. {_largest_shift(answer)}"
+            f"{answer.name} changed {what}none of {_tokens(count)}: given the same words before, "
+            f"{base} prefers the same token each time. {_largest_shift(answer)}"
         )
     words = [_became(answer, number) for number in changed[:NAMED]]
     rest = len(changed) - NAMED
     named = ", ".join(words) + (f" and {rest} more" if rest > 0 else "")
     return (
-        f"{answer.name} changed {len(changed)} of {_tokens(count)}: {named}. "
+        f"{answer.name} changed {what}{len(changed)} of {_tokens(count)}: {named}. "
         f"{why(answer, changed[0])}"
     )
 
@@ -106,6 +109,11 @@ def _by_contrast(answer: ExplainedAnswer, step: ExplainedStep) -> str:
         told.append(f"the {name} branch {' and '.join(pair(gave, too))}")
         # what a contrast adds to the logits' difference has this sign
         leans.append(gave * new.probabilities[ORIGINAL] > too * old.probabilities[ORIGINAL])
+    # an alpha of 0 adds nothing
+    pushed = (
+        new.probabilities[COMBINED] * old.probabilities[ORIGINAL]
+        > (1 + PUSHED) * new.probabilities[ORIGINAL] * old.probabilities[COMBINED]
+    )
     what = "the contrast" if answer.contrastive and told else "it"
     end, first = pair(*(one.probabilities[COMBINED] for one in (old, new)))
     after = f"After {what} {quoted(old.text)} has {end} and {quoted(new.text)} {first}."
@@ -116,7 +124,7 @@ def _by_contrast(answer: ExplainedAnswer, step: ExplainedStep) -> str:
         return after.replace("After it", "In the end")
     gave_words = "; ".join(told[:SHOWN_BRANCHES]).replace("branch ", "branch gave them ", 1)
     begin = gave_words[:1].upper() + gave_words[1:]
-    if answer.contrastive and leans == [True] and not old.removed_by:
+    if answer.contrastive and leans == [True] and pushed and not old.removed_by:
         begin += (
             f": it leans to {quoted(old.text)} more than the original branch does, so the contrast "
             f"pushes towards {quoted(new.text)}"

@@ -248,13 +248,14 @@ def explain_call(
     assert trace.sequences is not None
     tokens = trace.sequences[row, -len(trace.steps) :].tolist()
     tokens = until_end(tokens, end_tokens(model))
+    sample = _prompt_of(row, trace)
     answer = explained_answer(
         method.name,
         method,
         trace,
         tokens,
         row=row,
-        sample=row,
+        sample=sample,
         processor=processor,
         plain=None,
         top=top,
@@ -262,10 +263,10 @@ def explain_call(
     )
     views, notes = tuple[PictureView, ...](), tuple[str, ...]()
     if trace.inputs is not None:
-        views, notes = picture_views(trace.inputs, row, processor, {method.name: trace.inputs})
+        views, notes = picture_views(trace.inputs, sample, processor, {method.name: trace.inputs})
     return Explanation(
         model=model_name(model),
-        prompt=prompt_text(trace.inputs, row, processor),
+        prompt=prompt_text(trace.inputs, sample, processor),
         how="as the call of generate asked for",
         answers=(answer,),
         layers=layers_of(trace),
@@ -273,6 +274,14 @@ def explain_call(
         views=views,
         notes=(*notes, *_missing(trace)),
     )
+
+
+def _prompt_of(row: int, trace: Trace) -> int:
+    """The prompt of an answer: with `num_return_sequences` a prompt has several, side by side."""
+    if trace.inputs is None:
+        return row
+    assert trace.sequences is not None
+    return row // (len(trace.sequences) // len(trace.inputs.ids))
 
 
 def layers_of(trace: Trace) -> tuple[int, ...]:
@@ -313,8 +322,8 @@ def _check(method: Method, trace: Trace, row: int) -> None:
             "so no row belongs to one answer: use cdkit.explain(..., beams=5), which computes the "
             "numbers along the answer anew"
         )
-    if not 0 <= row < rows:
-        raise CdkitError(f"row must be in 0 .. {rows - 1}, the answers of the call, got {row}")
+    if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < rows:
+        raise CdkitError(f"row must be in 0 .. {rows - 1}, the answers of the call, got {row!r}")
 
 
 def _missing(trace: Trace) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class Method:
     """
 
     name: str
-    """The method's name, used in messages and tables."""
+    """The method's name, used in messages and tables: one line."""
     combiner: LogitCombiner
     """How the logits of all branches become those that `generate` reads."""
     branches: tuple[Branch, ...] = ()
@@ -131,6 +131,10 @@ class Method:
     """Where a preset's parameters come from."""
 
     def __post_init__(self) -> None:
+        if not self.name.isprintable():
+            raise CdkitError(
+                f"a method's name must be one line of visible characters, got {self.name!r}"
+            )
         names = [branch.name for branch in self.branches]
         every = [*names, *(branch.name for branch in self.prompt_branches)]
         if len(set(every)) < len(every):

@@ -563,7 +563,11 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
             raise CdkitError(f"{name} must have {len(kinds)} items, got {value!r}")
-        return tuple(_convert(v, kind, name) for v, kind in zip(value, kinds, strict=True))
+        item = f"each item of {name}"
+        return tuple(
+            _convert(v, kind, item if get_origin(kind) is tuple else name)
+            for v, kind in zip(value, kinds, strict=True)
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wrong = isinstance(hint, type) and (

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from cdkit.errors import CdkitError, check_temperature
 from cdkit.evals.ablation.grid_checks import (
+    LARGEST_SEED,
     MOST_THREADS,
     WHY_THREADS,
     check_integer,
@@ -29,7 +30,6 @@ from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, Dtype
 from cdkit.evals.runner.modes import DECODE, GREEDY, PLAIN, SAMPLE, Decode
 
 WORLD_PREFIX = "world:"
-LARGEST_SEED = 2**63 - 1
 
 Options = Mapping[str, Any]  # keyword arguments of classes that check them themselves
 

@@ -65,6 +65,7 @@ def check_share(where: str, given: object) -> None:
         raise CdkitError(f"{where} must be in (0, 1], got {given!r}")
 
 
+LARGEST_SEED = 2**63 - 1
 MOST_THREADS = 1024
 WHY_THREADS = "torch starts them all, and dies where the system has no more"
 

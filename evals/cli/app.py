@@ -16,6 +16,7 @@ import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
@@ -244,6 +245,12 @@ def names_in(
 
     known = list(known)
     return [in_any_case(name, known) or name for name in names]
+
+
+def check_parent(option: str, out: Path) -> None:
+    """Raise before the work where a file could not be written for want of its folder."""
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise CdkitError(f"{option} {out}: {out.parent} is no folder that can be written to")
 
 
 def say(message: str) -> None:

@@ -13,6 +13,7 @@ from cdkit.evals.cli.app import (
     FourBit,
     Revision,
     app,
+    check_parent,
     examples,
     guarded,
     quiet,
@@ -20,6 +21,9 @@ from cdkit.evals.cli.app import (
 )
 from cdkit.evals.cli.prompt_options import Images, Model, Prompt, Sample, Seed, Set, Temperature
 from cdkit.evals.cli.usage import usage
+
+PAGES = (".html", ".htm")
+"""Names of files that a new page may replace."""
 
 
 @app.command(
@@ -94,8 +98,7 @@ def explain(
             raise CdkitError("--set belongs to one --method: give one, or write a .toml file")
         shown = None if layers is None else _numbers(layers)
         check_text("--prompt", prompt)
-        if out.is_dir():
-            raise CdkitError(f"--out is a file such as page.html, but {out} is a folder")
+        _check_out(out)
         chosen = ChosenModel(model, dtype or "auto", revision, load_in_4bit)
     found = side_by_side.explained(
         chosen,
@@ -116,6 +119,15 @@ def explain(
     typer.echo(f"The page: {out}")
     if any(answer.refused for answer in found.answers):
         raise typer.Exit(FAILED)
+
+
+def _check_out(out: Path) -> None:
+    """Raise before the work where the page could not be written, or would replace another file."""
+    if out.is_dir():
+        raise CdkitError(f"--out is a file such as page.html, but {out} is a folder")
+    if out.is_file() and out.suffix.lower() not in PAGES:
+        raise CdkitError(f"--out {out} is there and no page (.html): name a new file")
+    check_parent("--out", out)
 
 
 def _numbers(given: str) -> list[int]:

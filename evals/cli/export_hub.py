@@ -1,5 +1,6 @@
 """`cdkit export-hub`: a method as a repository for `generate(custom_generate=...)`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +47,9 @@ def export_hub(
     with usage():
         parameters = overrides(set_ or [])
     write_repository(cdkit.load(method, **parameters), folder)
+    named = json.dumps(str(folder), ensure_ascii=False)  # a string of Python, in one line
     console().print(
-        f'wrote {folder}: model.generate(..., custom_generate="{folder}", trust_remote_code=True)',
+        f"wrote {folder}: model.generate(..., custom_generate={named}, trust_remote_code=True)",
         highlight=False,
         soft_wrap=True,
         markup=False,

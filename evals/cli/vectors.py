@@ -1,7 +1,6 @@
 """`cdkit vectors`: directions of a model's hidden states, computed from demonstrations."""
 
 import functools
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from cdkit.evals.cli.app import (
     FourBit,
     Revision,
     app,
+    check_parent,
     console,
     examples,
     guarded,
@@ -104,5 +104,4 @@ def check_new(out: Path) -> None:
     if out.suffix != ".safetensors" or out.exists():
         why = "is there" if out.exists() else "does not end in .safetensors"
         raise CdkitError(f"--out {out} {why}: name a new .safetensors file")
-    if not os.access(out.parent, os.W_OK):
-        raise CdkitError(f"--out {out}: {out.parent} is no folder that can be written to")
+    check_parent("--out", out)

@@ -77,7 +77,7 @@ def _findings(cells: dict[str, Cell], metric: str, base: str) -> Iterator[str]:
     if one and not better and not worse:
         told = cells[name].difference
         assert told is not None
-        yield f"{name} does not differ from {base} ({_signed(told, metric)})"
+        yield f"{name} does not differ significantly from {base} ({_signed(told, metric)})"
         return
     if better:
         yield f"{_names(better)} beat{'s' * (len(better) == 1)} {base} {_by(better, metric)}"
@@ -96,9 +96,9 @@ def _of_controls(cells: dict[str, Cell], metric: str, base: str) -> str:
     if found:
         return f"of the controls, {' and '.join(found)}"
     return (
-        f"no control differs from {base}"
+        f"no control differs significantly from {base}"
         if len(cells) > 1
-        else (f"the control {next(iter(cells))} does not differ from {base}")
+        else (f"the control {next(iter(cells))} does not differ significantly from {base}")
     )
 
 

@@ -6,7 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.grid_checks import MOST_THREADS, WHY_THREADS, check_integer
+from cdkit.evals.ablation.grid_checks import (
+    LARGEST_SEED,
+    MOST_THREADS,
+    WHY_THREADS,
+    check_integer,
+)
 from cdkit.evals.runner.chosen_model import AUTO, ChosenModel, check_dtype
 from cdkit.evals.runner.modes import PLAIN
 from cdkit.execution.optimizations import ALL, WHAT
@@ -82,6 +87,7 @@ class BenchSettings:
         _at_least(2, "--new-tokens", (self.new_tokens,))
         _at_least(1, "--rounds", (self.rounds,))
         _at_least(0, "--seed", (self.seed,))
+        check_integer("--seed", self.seed, low=0, high=LARGEST_SEED, why="63 bits")
         if self.threads is not None:
             _at_least(1, "--threads", (self.threads,))
             check_integer("--threads", self.threads, low=1, high=MOST_THREADS, why=WHY_THREADS)

@@ -1,6 +1,7 @@
 """`cdkit.explain` and `run.show`: their numbers are those of an independent computation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit.explanation.explained import COMBINED, PLAIN, ExplainedAnswer
+from cdkit.explanation.summary import why
 
 MakeInputs = Callable[..., dict[str, Tensor]]
 QUESTION = "is there a cat ?"
@@ -127,6 +129,8 @@ def test_pixels_and_prompts_are_what_branches_get(
     assert added.split()[:4] == ["you", "are", "a", "confused"]
     assert "[image: 9 tokens]" in "".join(text for _, text in given.prompt)
     assert [own.has_pixels for own in named(found, "vcd").given] == [True]
+    assert named(found, "vcd").given[0].words.startswith("The image noised by 500 of 1000 steps")
+    assert "in the cells that above_mean chooses" in named(found, "cmac").given[0].words
     assert named(found, "cmac").given[0].changes == (
         "the values that text takes from image tokens",
     )
@@ -186,6 +190,20 @@ def test_show_has_the_numbers_of_each_prompt(
     assert run.show()._repr_png_().startswith(b"\x89PNG")
 
 
+def test_show_knows_the_prompt_of_each_of_several_answers(
+    model: Any, processor: Any, make_inputs: MakeInputs
+) -> None:
+    inputs = make_inputs(QUESTION, "<image> w3 <image> w4 in the image ?")
+    with cdkit.attach(
+        model, cdkit.load("cmac"), processor=processor,
+        trace=("logits", "image_attention", "inputs"),
+    ) as run:  # fmt: skip
+        model.generate(**inputs, max_new_tokens=1, do_sample=True, num_return_sequences=2)
+    assert [len(run.show(row=row).views) for row in range(4)] == [1, 1, 2, 2]
+    shares = [run.show(row=row).answers[0].maps["original"].attention.shape[-1] for row in (1, 2)]
+    assert shares == [9, 18]
+
+
 def test_show_with_logits_alone_says_what_is_missing(
     model: Any, processor: Any, make_inputs: MakeInputs
 ) -> None:
@@ -214,11 +232,13 @@ def test_what_show_refuses(
         run.show()
 
 
+@pytest.mark.usefixtures("as_for_a_user")
 def test_a_row_that_is_not_there(model: Any, make_inputs: MakeInputs) -> None:
     with cdkit.attach(model, cdkit.load("vcd"), trace=("logits",)) as run:
         model.generate(**make_inputs(QUESTION), max_new_tokens=1)
-    with pytest.raises(cdkit.CdkitError, match=r"row must be in 0 \.\. 0, .* got 1"):
-        run.show(row=1)
+    for row, given in ((1, "1"), (-1, "-1"), (0.5, "0.5"), ("0", "'0'"), (True, "True")):
+        with pytest.raises(cdkit.CdkitError, match=rf"row must be in 0 \.\. 0, .* got {given}"):
+            run.show(row=row)  # type: ignore[arg-type]
 
 
 # ---- other ways to decode, and bad input ---------------------------------------------------------
@@ -248,6 +268,40 @@ def test_samples_are_those_of_the_seed(model: Any, processor: Any, make_inputs: 
     first = run(0)
     assert first == run(0) != run(1)
     assert torch.random.get_rng_state().equal(state)
+
+
+def test_draws_are_not_called_changed_tokens(
+    model: Any, processor: Any, make_inputs: MakeInputs
+) -> None:
+    found = cdkit.explain(
+        model, make_inputs(QUESTION), "vcd", processor=processor, max_new_tokens=6, temperature=5.0
+    )
+    answer = named(found, "vcd")
+    assert any(step.token != step.favourites[answer.last] for step in answer.steps)
+    (words,) = found.sentences()
+    count = len(answer.changed) or "none"
+    assert words.startswith(f"vcd changed the most probable token at {count} of 6 tokens: ")
+
+
+def test_a_contrast_of_weight_0_pushes_nothing(found: cdkit.Explanation) -> None:
+    answer = named(found, "vcd")
+    old, new = answer.steps[0].candidates[:2]
+    ways = {PLAIN: (0.6, 0.3), "original": (0.3, 0.6), "distorted": (0.6, 0.3)}
+
+    def words(after: tuple[float, float]) -> str:
+        each = [
+            replace(one, probabilities={n: p[i] for n, p in (ways | {COMBINED: after}).items()},
+                    removed_by="")
+            for i, one in enumerate((old, new))
+        ]  # fmt: skip
+        favourites = {PLAIN: old.token, "original": new.token, COMBINED: new.token}
+        step = replace(answer.steps[0], candidates=tuple(each), favourites=favourites)
+        return why(replace(answer, steps=(step,)), 0)
+
+    assert "pushes" not in words((0.3, 0.6)) and "that alone changes the choice" in words(
+        (0.3, 0.6)
+    )
+    assert "so the contrast pushes towards" in words((0.1, 0.8))
 
 
 def test_a_loop_has_the_plain_numbers_along_its_answer(
@@ -318,11 +372,26 @@ def test_bad_input(model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     refused("inputs must be what the processor returns", given={})
     refused(r"layer 7 is not there: the decoder's layers with attention are 0 to 2", layers=[0, 7])
     refused("layers must name one layer at least", layers=[])
-    refused("max_new_tokens must be 1 or more, got 0", max_new_tokens=0)
+    refused(r"layers is a list of numbers, such as \[0, 3\], got 1", layers=1)
+    for name in ("max_new_tokens", "beams", "top"):
+        for wrong in (0, 1.5, "1", True):
+            refused(rf"{name} must be a whole number of 1 or more, got {wrong!r}", **{name: wrong})
+    refused("seed must be a whole number, got 'a'", seed="a")
+    refused("options has do_sample, which explain decides", options={"do_sample": True})
     refused("give one of them", beams=2, temperature=1.0)
     refused("Did you mean 'cmac'", "cmacc")
-    refused("methods are names of presets or cdkit.Method", [3])
+    for methods in (3, [3], {"a": 3}):
+        refused("methods are names of presets or cdkit.Method, got 3", methods)
     refused("needs a processor|processor", "icd", processor=None)
+
+
+def test_names_in_a_mapping_any_seed_and_options(model: Any, make_inputs: MakeInputs) -> None:
+    found = cdkit.explain(
+        model, make_inputs(QUESTION), {"mine": "vcd"}, max_new_tokens=1, seed=2**70,
+        options={"repetition_penalty": 1.5},
+    )  # fmt: skip
+    assert [answer.name for answer in found.answers] == [PLAIN, "mine"]
+    assert found.how.endswith("; generate was also given repetition_penalty")
 
 
 def test_without_a_processor_tokens_are_numbers(model: Any, make_inputs: MakeInputs) -> None:

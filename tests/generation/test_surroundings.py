@@ -4,7 +4,7 @@ import copy
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -274,6 +274,7 @@ def test_what_is_no_model_and_no_method() -> None:
     [
         (lambda: cdkit.load("cmac_cmpc", alpha=3.0), "so alpha=3.0 would do nothing"),
         (lambda: cdkit.load("cmac", alphas=[["distorted", 1.0]] * 2), "names a branch twice"),
+        (lambda: cdkit.load("cmac", alphas=[1, 2]), "each item of alphas must be a list, got 1"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(
@@ -281,6 +282,12 @@ def test_a_setting_that_would_be_ignored_is_refused(
 ) -> None:
     with pytest.raises(cdkit.CdkitError, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred"])
+def test_a_name_that_a_table_cannot_show(name: str) -> None:
+    with pytest.raises(cdkit.CdkitError, match="one line of visible characters, got"):
+        replace(CMAC, name=name)
 
 
 def test_numbers_of_numpy_become_plain_ones() -> None:

@@ -71,6 +71,15 @@ def test_wrong_usage(picture: Path, arguments: tuple[str, ...], words: str) -> N
     assert words in refused(*given, status=2)
 
 
+def test_out_is_checked_before_the_work(picture: Path, tmp_path: Path) -> None:
+    given = ("explain", "--image", picture, "--prompt", PROMPT, "--out")
+    nowhere = refused(*given, tmp_path / "none" / "page.html", status=2)
+    assert "none is no folder that can be written to" in nowhere
+    before = picture.read_bytes()
+    assert "photo.png is there and no page (.html)" in refused(*given, picture, status=2)
+    assert picture.read_bytes() == before
+
+
 def test_what_is_refused(picture: Path, tmp_path: Path) -> None:
     given = ("explain", "--image", picture, "--prompt", PROMPT, "--out", tmp_path / "p.html")
     strange = run(*given, "--layers", "4")  # known once the model is loaded, which is told

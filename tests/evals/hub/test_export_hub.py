@@ -1,5 +1,6 @@
 """`cdkit export-hub`: what Hugging Face's own generate makes of the folder, and what is refused."""
 
+import json
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -190,6 +191,13 @@ class NobodysCombiner(cdkit.LogitCombiner):
     @property
     def is_identity(self) -> bool:
         return True
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names of folders there")
+def test_the_line_that_is_printed_is_python(tmp_path: Path) -> None:
+    folder = tmp_path / 'a "quoted" it\'s'
+    done = run("cmac", folder)
+    assert f"custom_generate={json.dumps(str(folder))}, trust_remote_code=True" in done.stdout
 
 
 def test_what_is_refused(tmp_path: Path, model: Any, inputs: dict[str, Tensor]) -> None:

@@ -104,6 +104,6 @@ def test_one_sample_tells_nothing_and_says_so() -> None:
     )
     assert made.tests == 1 and all([*row.cells] == ["accuracy"] for row in made.rows.values())
     page = report.render(Results((made,)), MANIFEST)
-    assert "other does not differ from plain" in page
+    assert "other does not differ significantly from plain" in page
     assert "the one image detects no difference of any size" in page
     assert "plain, other has no lost" in page

@@ -56,7 +56,7 @@ def test_controls_are_named_as_controls() -> None:
     assert "cmac beats plain by 5.0 [3.0, 7.0]; " in told
     assert "of the controls, sharpening is better by 6.0 [4.0, 8.0]; " in told
     calm = sentence(table({"cmac": (0.05, "better"), "same": (0.0, "")}), {"same"})
-    assert "the control same does not differ from plain" in calm
+    assert "the control same does not differ significantly from plain" in calm
     alone = sentence(table({"same": (0.0, "")}), {"same"})
     assert "only controls were run" in alone
 
@@ -75,7 +75,7 @@ def test_an_interval_that_crosses_zero_is_shown_as_it_is() -> None:
 def test_one_method_without_a_finding_has_its_difference() -> None:
     told = sentence(table({"cmac": (0.01, "")}, mode="sample"))
     assert told.startswith(
-        "Under sampling on popular (accuracy), cmac does not differ from plain ("
+        "Under sampling on popular (accuracy), cmac does not differ significantly from plain ("
     )
     assert "+1.0 [\N{MINUS SIGN}1.0, 3.0]" in told
 
