@@ -183,7 +183,7 @@ def check_attentions(
 
 
 def _searches_contrastively(given: Mapping[str, Any], defaults: Sequence[object]) -> bool:
-    """Whether stock `generate` would heed penalty_alpha: without beams or sampling alone."""
+    """Whether stock `generate` would follow penalty_alpha: without beams or sampling alone."""
     top_k = setting("top_k", given, defaults)
     return mode_of(given, defaults) == "greedy" and (top_k is None or top_k > 1)
 

@@ -91,7 +91,7 @@ def write_repository(method: Method, folder: Path) -> None:
 
     Raises:
         CdkitError: The folder is not empty, the method reads a file, or one of its parts is in no
-            installed package, so that nobody else could load it.
+            installed package, so that no one else could load it.
     """
     files = repository(method)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -157,7 +157,7 @@ def _other_packages(method: Method) -> Iterator[str]:
         if package not in holders:
             raise CdkitError(
                 f"{kind} of {method.name} is a class of {package}, which no installed package "
-                "holds, so nobody else could load it: put it into a package with an entry point "
+                "holds, so no one else could load it: put it into a package with an entry point "
                 "(docs/own_strategy.md)"
             )
         holder = holders[package][0]
