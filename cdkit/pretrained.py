@@ -47,7 +47,7 @@ def example_image() -> Image.Image:
     Returns:
         An RGB image of 64 x 64 pixels. It shows a chair, a person and a spoon.
     """
-    with Image.open(micro_path() / "example.png") as image:
+    with Image.open(micro_path().parent / "example.png") as image:
         return image.convert("RGB")
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from covers import covering
 from parity.against import assert_close, generate, tolerance
 from parity.tiny import Sample, sample, tiny
 
@@ -33,8 +34,7 @@ def packed_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("samples", [EQUAL, PADDED, TWO_IMAGES], ids=["equal", "padded", "images"])
+@pytest.mark.parametrize(("samples", "kv_heads"), covering([EQUAL, PADDED, TWO_IMAGES], [1, 2, 4]))
 @pytest.mark.parametrize("name", ["cmac", "value_noise", "attention_mask", "pai"])
 def test_full_buffers_grow(
     name: str,

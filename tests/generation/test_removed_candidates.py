@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from covers import covering
 from torch import Tensor
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
@@ -168,8 +169,9 @@ def test_no_repeat_ngrams(model: Any, make_inputs: MakeInputs, mode: dict[str, A
         assert len(set(row)) == len(row) == 30
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize("name", ["cmac", "vcd", "plausibility"])
+@pytest.mark.parametrize(
+    ("name", "beta"), covering(["cmac", "vcd", "plausibility"], [0.1, 0.5, 1.0])
+)
 def test_no_token_is_arbitrary(
     name: str,
     beta: float,

@@ -29,8 +29,8 @@ from .modes import MODES, PRESETS, STEPS, generated
 from .tiny import Words, made
 
 QUICK = [
-    *((name, preset) for name in ("cohere2_vision", "lighton_ocr") for preset in PRESETS),
-    *((name, "cmac") for name in ("got_ocr2", "aria", "tiles", "paddleocr_vl")),
+    *(("cohere2_vision", preset) for preset in PRESETS),
+    *((name, "cmac") for name in ("lighton_ocr", "aria", "paddleocr_vl")),
     ("got_ocr2", "vcd"),
     ("video_llama_3", "icd"),
     ("deepseek_vl_hybrid", "vcd"),

@@ -253,6 +253,7 @@ def test_a_bench_of_all_default_variants(tmp_path: Path) -> None:
     assert "| two-pass | vcd |" in (folder / "bench.md").read_text()
 
 
+@pytest.mark.slow  # as a bench of the default variants, over fourteen
 def test_each_optimisation_by_itself_as_json() -> None:
     result = bench(*QUICK, "--method", "icd", "--variant", "cdkit", "--each", "--json")
     assert result.exit_code == 0, result.output

@@ -95,6 +95,7 @@ def test_a_difference_as_large_as_the_least_is_found_four_times_in_five() -> Non
     assert power(shifting(least / 2), images, level, 50) < 0.4  # the mutation: half is not found
 
 
+@pytest.mark.slow  # twenty seconds of simulation
 def test_of_answers_that_change_together_in_an_image_too() -> None:
     """The true difference is given; so many images are drawn that it is the least to be shown."""
     many = 200
