@@ -39,6 +39,7 @@ def check(found: dict[str, list[dict[str, Any]]]) -> None:
             assert prompt["error"] < 1e-9, name
 
 
+@pytest.mark.slow  # it compiles for half a minute
 def test_graphs_do_not_grow_with_the_lengths() -> None:
     check(compiled("eager", *QUICK))
 

@@ -22,7 +22,15 @@ TORCH = ("Error", "Traceback", "size of tensor", "has no attribute", "expected",
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.wide) for n in TYPES]
+    "name",
+    [
+        # half of the rest is tried by CI, the other half by hand
+        pytest.param(
+            name,
+            marks=() if name in QUICK else pytest.mark.wide if place % 2 else pytest.mark.slow,
+        )
+        for place, name in enumerate(TYPES)
+    ],
 )
 def test_the_table_is_what_runs(name: str) -> None:
     if every_type.is_missing(package := every_type.NEEDS.get(name)):

@@ -422,14 +422,8 @@ def test_the_contract_with_frames(name: str, row: int) -> None:
     check_adapter(flat_tiny.tiny(name), inputs=frames(name, row))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=() if n == "qwen2_5_vl" else pytest.mark.slow)
-        for n in GRID
-        if n != SHARED
-    ],
-)
+@pytest.mark.slow  # half a minute each
+@pytest.mark.parametrize("name", [n for n in GRID if n != SHARED])
 def test_the_contract_with_patches(name: str) -> None:
     for prompt in (FILM_TWO, MIXED):
         check_adapter(tiny(name), inputs=inputs(name, prompt))

@@ -42,6 +42,7 @@ def test_interpreted(tmp_path: Path) -> None:
 
 
 @needs_triton
+@pytest.mark.slow  # the interpreted kernels are quick
 def test_compiled(tmp_path: Path) -> None:
     run_files("0", "compiled_rows.py", cache=tmp_path)
 

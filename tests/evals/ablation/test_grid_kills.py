@@ -178,6 +178,7 @@ def by_a_launcher(grid: Grid, folder: Path) -> list[int]:
     return [ended(rank) for rank in ranks]
 
 
+@pytest.mark.slow  # two processes import torch
 def test_ranks_that_a_launcher_started(
     models: tuple[str, str], whole: dict[str, bytes], tmp_path: Path
 ) -> None:
