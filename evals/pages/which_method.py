@@ -131,7 +131,7 @@ def _row(entry: Entry, known: Evidence | None) -> PresetCosts:
 
 def _rows(method: Method) -> str:
     alone = len(method.prompt_branches)
-    return f"{1 + len(method.live_branches)}" + (f" (+{alone} for the prompt)" if alone else "")
+    return f"{1 + len(method.live_branches)}" + (f" (+{alone})" if alone else "")
 
 
 def _needs(method: Method) -> Iterator[str]:
