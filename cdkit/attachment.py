@@ -83,7 +83,7 @@ def attach(
     Without `with` the method does not act, and the first `generate` warns of it.
 
     Args:
-        model: A Hugging Face model in eval mode; a PEFT wrapper around it will do.
+        model: A Hugging Face model in eval mode, or a PEFT wrapper around one.
         method: The method, such as `cdkit.load("cmac")`.
         processor: The model's processor. Methods that write text into the prompt need it.
         seed: All noise is drawn from (seed, sample id).
@@ -158,7 +158,7 @@ class NotEntered(BoundToModel):
 
 
 class Attachment(BoundToModel):
-    """A method on a model, made by `attach`: a context manager. `trace` holds what is recorded."""
+    """A method attached to a model: a context manager. `trace` holds what is recorded."""
 
     def __init__(
         self,

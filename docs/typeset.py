@@ -27,5 +27,7 @@ def on_page_content(text: str, **_: Any) -> str:
 
 
 def _typeset(found: re.Match[str]) -> str:
-    display = "block" if found["tag"] == "div" else "inline"
-    return str(convert(html.unescape(found["tex"]), display=display))
+    tex = html.unescape(found["tex"])
+    if found["tag"] == "div":  # one that is wider than a phone scrolls by itself
+        return f'<div class="formula">{convert(tex, display="block")}</div>'
+    return str(convert(tex, display="inline"))

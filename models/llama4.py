@@ -19,7 +19,7 @@ class Llama4(TilesAdapter):
 
     Most layers see the present chunk of the text alone (8192 tokens): for methods that change the
     attention, prompt and answer must fit into one. The other layers have no RoPE, and a calibrator
-    moves nothing there. transformers itself runs it neither in 5.24 nor with beams.
+    moves nothing there. transformers 5.24 itself cannot run it, and no version runs it with beams.
     """
 
     example: ClassVar[str] = "meta-llama/Llama-4-Scout-17B-16E-Instruct"

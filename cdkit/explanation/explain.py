@@ -66,8 +66,8 @@ def explain(
         found.save("page.html")
 
     In a notebook the result shows the page. Each method's answer is compared with the plain model
-    given the same words before each token. That takes two plain answers of time beside the
-    method's own.
+    given the same words before each token. This adds the time of two plain answers to that of
+    the methods.
 
     Args:
         model: A Hugging Face model in eval mode.
@@ -75,7 +75,7 @@ def explain(
         methods: Names of presets, or methods; or what the page calls each method -> the method.
         processor: The model's processor: without it tokens are numbers, and methods that write
             text are refused.
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Token limit of an answer.
         temperature: Draw tokens at this temperature; None takes the most probable one.
         beams: Beams of a beam search; not with a temperature.
         seed: The seed of noise and of draws.

@@ -32,9 +32,9 @@ class Explanation(ExplainedPrompt):
         """The numbers of the page, as rows that `pandas.DataFrame` takes.
 
         Returns:
-            "tokens", a row a chosen token; "candidates", a row a token, candidate and column;
-            "attention", a row a token, branch and layer; "positions", a row an image token, axis
-            and layer.
+            "tokens" has a row for each chosen token; "candidates" one for each token, candidate
+            and column; "attention" one for each token, branch and layer; "positions" one for each
+            image token, axis and layer.
         """
         return tables(self)
 
@@ -45,7 +45,7 @@ class Explanation(ExplainedPrompt):
         return render(self)
 
     def to_png(self) -> bytes:
-        """A picture of the answers and of the most telling token, for what shows no HTML."""
+        """A picture of the answers and of the most telling token, for viewers without HTML."""
         from cdkit.explanation.png_card import draw
 
         return draw(self)

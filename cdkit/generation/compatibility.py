@@ -35,16 +35,16 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "num_beam_groups": (lambda v: v not in (None, 1), FOREIGN_LOOP),
     "force_words_ids": (_is_given, FOREIGN_LOOP),
     "constraints": (_is_given, FOREIGN_LOOP),
-    "generation_mode": (lambda v: v not in (None, "text"), "methods act on the text of an answer"),
+    "generation_mode": (lambda v: v not in (None, "text"), "methods need an answer of text"),
     "dola_layers": (_is_given, "it brings its own contrast"),
     "penalty_alpha": (bool, "contrastive search re-ranks with hidden states"),
-    "guidance_scale": (lambda v: v not in (None, 1, 1.0), "it runs the model once more by itself"),
+    "guidance_scale": (lambda v: v not in (None, 1, 1.0), "it adds a second pass of its own"),
     "cache_implementation": (
         # stock generate reads "hybrid" as "nothing was said"
         lambda v: v not in (None, "dynamic", "static", "hybrid"),
         "the branches need the dynamic cache or the static one",
     ),
-    "output_router_logits": (bool, "they would hold the rows of every branch"),
+    "output_router_logits": (bool, "the router logits would hold the rows of every branch"),
     "token_healing": (bool, "it rewrites the prompt"),
     "inputs_embeds": (_is_given, "image tokens are found by their ids; pass input_ids"),
     "labels": (

@@ -21,11 +21,10 @@ DEFAULT_BRANCH = re.compile(r"distorted(_\d+)?")
 def compose(*methods: Method, name: str | None = None) -> Method:
     """Put methods together: all of their branches, interventions, schedules and other parts.
 
-    Two contrasts become one, with each branch's own alpha. A combiner that reads no branch, as FLB,
-    acts on what the other one makes. One that reads inner layers, as VISTA or DoLa, acts first, and
-    the other one's branches are contrasted with what it makes. Branches without a name of their own
-    are called after their method where names would clash. What has no effect in one of the methods
-    is left out.
+    Two contrasts become one, in which each branch has its own alpha. A combiner that reads no
+    branch (FLB) acts on the result of the other one. One that reads inner layers (VISTA, DoLa) acts
+    first, and branches are contrasted with its result. Where names would clash, branches without a
+    name of their own are called after their method. Parts without an effect are left out.
 
     Args:
         methods: The methods; at least one.

@@ -200,7 +200,7 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        help="auto (the accelerator there is, else the CPU), cpu, cuda, cuda:1, xpu or mps.",
+        help="auto (an accelerator if there is one, else the CPU), cpu, cuda, cuda:1, xpu or mps.",
     ),
 ]
 Dtype = Annotated[

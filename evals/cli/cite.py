@@ -20,7 +20,7 @@ def cite(
         ),
     ],
 ) -> None:
-    """Print the BibTeX of methods and benchmarks: of each of their parts, every paper once."""
+    """Print the BibTeX of methods and benchmarks, with all their parts; each paper once."""
     quiet()
     from cdkit.evals.cli.list_ import Topic
     from cdkit.evals.pages import listing

@@ -145,7 +145,7 @@ def eval_(
     limit: Limit = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Most tokens of an answer.", show_default="as the benchmark says"),
+        typer.Option(help="Token limit of an answer.", show_default="as the benchmark says"),
     ] = None,
     first_token: Annotated[
         bool,

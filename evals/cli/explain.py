@@ -56,7 +56,7 @@ def explain(
             show_default="as many as the page can hold, evenly spread",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Token limit of an answer.")] = 64,
     sample: Sample = False,
     beams: Annotated[
         int, typer.Option(min=1, help="Number of beams; 1 is greedy search. Not with --sample.")

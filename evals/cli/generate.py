@@ -63,7 +63,7 @@ def generate(
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer.", show_default="64")
+        int | None, typer.Option(min=1, help="Token limit of an answer.", show_default="64")
     ] = None,
     sample: Sample = False,
     beams: Annotated[
@@ -81,8 +81,8 @@ def generate(
 ) -> None:
     """Answer a prompt about images, under one method or under several side by side.
 
-    Of a protocol the suffix of questions, the conversation, the images, the decode mode, the token
-    limit and the methods' parameters are followed; what is about whole benchmarks has no effect.
+    Of a protocol, the suffix of questions, the conversation, the images, the decode mode, the token
+    limit and the methods' parameters are used; settings of whole benchmarks have no effect.
 
     If one of several methods is refused (because the model cannot run it, say), the reason stands
     in place of its answer, and the exit status is 3.

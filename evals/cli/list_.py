@@ -61,7 +61,7 @@ def list_(
         bool, typer.Option("--json", help="Print all facts as JSON: topic, then a list of entries.")
     ] = False,
 ) -> None:
-    """List all methods, strategies, calibrators, models, benchmarks and protocols, a line each."""
+    """List methods, strategies, calibrators, models, benchmarks and protocols, one line each."""
     quiet()
     from cdkit.evals.pages import listing, type_table
     from cdkit.registry import in_any_case

@@ -11,8 +11,8 @@ ProtocolOption = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="What stands around the methods, as a paper ran it (see: cdkit list protocols), or a "
-        ".toml file. Options beside it win.",
+        help="Ask as a paper does: a protocol (see: cdkit list protocols) or a .toml file. Options "
+        "given beside it win.",
         rich_help_panel=PANEL,
         show_default=False,
     ),

@@ -25,7 +25,7 @@ def train_micro(
         ),
     ] = False,
 ) -> None:
-    """Train the small model of the package anew, by the recipe of the checkpoint in it.
+    """Train the embedded model again, by the recipe of the packaged checkpoint.
 
     An earlier checkpoint in the folder is replaced; a folder that holds anything else is refused.
 

@@ -150,11 +150,12 @@ def working_parts(method: Method) -> Iterator[tuple[str, Any]]:
     live = {branch.name for branch in method.live_branches}
     dead = {branch.name for branch in method.branches} - live
     for place, part in method.parts():
-        where = place.split(".")[0]
+        where, *inner = place.split(".")
         # A combiner may be the identity without other logits, and work as soon as there are some.
         fed = part is method.combiner and (live or method.readout is not None)
         if where not in dead and (fed or not getattr(part, "is_identity", False)):
-            yield (f"branch {where}" if where in live else where), part
+            parameter = inner[1:]  # of a part, such as its selector
+            yield ", ".join([f"branch {where}" if where in live else where, *parameter]), part
 
 
 def class_entry(name: str, cls: type, what: str) -> Entry:
@@ -191,7 +192,12 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value much as TOML writes it; a word stands without quotes, as `--set` takes it."""
+    """A value much as TOML writes it; a word stands without quotes, as `--set` takes it.
+
+    Of a part, such as a selector, its name: its own parameters are listed with it.
+    """
+    if isinstance(value, Part):
+        return kind_of(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_plain, value))}]"
     if isinstance(value, bool):

@@ -39,13 +39,13 @@ TABLES: Mapping[str, str] = {
 }
 """The table of a part in a configuration -> what it changes or reads."""
 GROUPS: Mapping[str, str] = {
-    "hidden states": "hooks in decoder layers: hidden states, or the outputs of heads",
+    "hidden states": "hidden states or outputs of heads, by hooks in decoder layers",
     "attention": "the attention inside decoder layers",
     "positions": "the position indices of rotary embeddings",
-    "image": "the image, before or after its encoder; the decoder stays as it is",
-    "prompt": "the prompt: another instruction, or no image; the decoder stays as it is",
-    "inner layers": "nothing: logits are read out of inner layers as well",
-    "search": "the search: tokens may be taken back",
+    "image": "the image, before or after its encoder",
+    "prompt": "the prompt: another instruction, or no image",
+    "inner layers": "nothing; logits of inner layers are read",
+    "search": "the search; tokens may be taken back",
     "logits": "the logits alone",
 }
 """What a method changes -> what must be allowed for it. A method stands in the first group that
@@ -131,7 +131,7 @@ def _row(entry: Entry, known: Evidence | None) -> PresetCosts:
 
 def _rows(method: Method) -> str:
     alone = len(method.prompt_branches)
-    return f"{1 + len(method.live_branches)}" + (f" (+{alone} for the prompt)" if alone else "")
+    return f"{1 + len(method.live_branches)}" + (f" (+{alone})" if alone else "")
 
 
 def _needs(method: Method) -> Iterator[str]:

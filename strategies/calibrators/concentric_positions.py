@@ -1,4 +1,4 @@
-"""CCA: image tokens stand by rings, from the border of the picture inwards."""
+"""CCA: image tokens stand in rings, from the border of the picture inwards."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""ONLY: each token adds other logits where they agree with the original ones, else contrasts."""
+"""ONLY: at each token other logits are added if they agree with the original, else contrasted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from cdkit.strategies.papers.only import ONLY
 @COMBINERS.register("distance_switch")
 @dataclass(frozen=True)
 class DistanceSwitch(LogitCombiner):
-    """Each token decides by the distance of the two distributions: below `threshold`, a sum.
+    """At each token: a sum if the two distributions are closer than `threshold`, else a contrast.
 
     The distance is the sum of the absolute differences of the probabilities, from 0 to 2: the
     authors' variable is called total variation, which would be half of it. As in the ensemble of

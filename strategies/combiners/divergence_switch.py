@@ -1,4 +1,4 @@
-"""MoD: another branch is added where it agrees with the original one, and contrasted else."""
+"""MoD: another branch is added if it agrees with the original one, else contrasted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

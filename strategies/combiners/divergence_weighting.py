@@ -1,4 +1,4 @@
-"""IBD: a branch is leaned on as far as it, and an inner layer, differ from the original."""
+"""IBD: logits move towards a branch, as far as it and an inner layer differ from the original."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from cdkit.strategies.papers.ibd import IBD
 @COMBINERS.register("divergence_weighting")
 @dataclass(frozen=True)
 class DivergenceWeighting(LogitCombiner):
-    """Moves the logits towards a branch, by the least divergence of all that it is given.
+    """Moves the logits towards a branch, in proportion to the least divergence that it is given.
 
     Where the branch says the same as the original one, the difference is noise; where an inner
     layer already says the same as the last one, the token is an easy one, such as a function word.

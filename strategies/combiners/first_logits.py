@@ -14,7 +14,7 @@ from cdkit import COMBINERS, LogitCombiner, State, check_finite
 @COMBINERS.register("first_logits")
 @dataclass(frozen=True)
 class FirstLogits(LogitCombiner):
-    """Adds what the model said of the image before it had an answer to go on from.
+    """Adds the logits of the answer's first token to those of later tokens.
 
     The weight is 0 at the first token, so an answer of one word is the model's own. With the
     defaults it is 0.015 at the second token, 0.12 at the eleventh and 0.3 in the end. No second

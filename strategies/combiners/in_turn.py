@@ -1,4 +1,4 @@
-"""Two combiners, the second on what the first one made: composed methods have it."""
+"""Two combiners, the second on the result of the first: composed methods have it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

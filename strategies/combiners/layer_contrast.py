@@ -19,7 +19,7 @@ and Hugging Face's, has KL(M || .) ("reversed"); their paper has KL(. || M)."""
 @COMBINERS.register("layer_contrast")
 @dataclass(frozen=True)
 class LayerContrast(LogitCombiner):
-    """The log-probabilities less those of the premature layer that diverges most.
+    """The log-probabilities minus those of the premature layer that diverges most.
 
     Every other logits it is given is a candidate; the first one wins a tie. The layer is chosen
     anew at each step and, ours, for each row: the authors average the divergence over the batch,

@@ -1,4 +1,4 @@
-"""A control of ours: sharper logits without any second branch."""
+"""A control: sharper logits without any second branch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A control of ours: a distorted branch that is not distorted."""
+"""A control: a distorted branch that is not distorted."""
 
 from dataclasses import dataclass
 from typing import ClassVar

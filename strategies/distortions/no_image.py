@@ -10,7 +10,7 @@ from cdkit.strategies.papers.vdd import VDD
 @DISTORTIONS.register("no_image")
 @dataclass(frozen=True)
 class NoImage(PromptDistortion):
-    """The prompt with its image tokens taken out: the contrast removes the language prior alone."""
+    """The prompt without its image tokens: the contrast removes the language prior alone."""
 
     formula: ClassVar[str] = "prompt~ = prompt without its image tokens"
     source: ClassVar[str] = (

@@ -1,4 +1,4 @@
-"""CMAC's ablation of the distortion: the values behind chosen cells are noised."""
+"""CMAC's ablation of the distortion: noise on the values of chosen cells."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""GIFT: what the question made the prompt look at is looked at more, at every step."""
+"""GIFT: image tokens to which the question shifted attention get more of it at every step."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""OPERA: beam search that penalises leaning on one earlier token, and takes tokens back."""
+"""OPERA: beam search that penalises over-trust in one earlier token, and rolls back."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +33,7 @@ LARGEST = 65504.0
 @LOOPS.register("over_trust")
 @dataclass(frozen=True)
 class OverTrust(DecodingLoop):
-    """Beam search over the best candidates of each beam, less a penalty for over-trust.
+    """Beam search over the best candidates of each beam, with a penalty for over-trust.
 
     Each candidate is fed to the model, which gives its attention row in the last layer: the largest
     weight of all heads, divided by the row's sum. The column product of a generated token

@@ -1,4 +1,4 @@
-"""The paper of both ways to raise the attention to generated text."""
+"""The paper of IAT and AdaIAT, which raise the attention to generated text."""
 
 ADAIAT = """@inproceedings{zhong2026adaiat,
   title     = {{AdaIAT}: Adaptively Increasing Attention to Generated Text to Alleviate

@@ -1,4 +1,4 @@
-"""The paper behind two schedules of this folder, which it puts together."""
+"""The paper of two schedules, which it puts together: growth and a confidence gate."""
 
 M3ID = """@inproceedings{favero2024m3id,
   title     = {Multi-Modal Hallucination Control by Visual Information Grounding},

@@ -1,4 +1,4 @@
-"""The paper behind the two ways to take the image out of the prompt."""
+"""The paper of two ways to take the image out of the prompt: no image, an unknown word."""
 
 VDD = """@misc{zhang2024vdd,
   title  = {Debiasing Multimodal Large Language Models},

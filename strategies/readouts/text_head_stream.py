@@ -1,4 +1,4 @@
-"""ONLY: the heads of one layer that spread over text, sent straight to the last feed-forward."""
+"""ONLY: the text-oriented heads of one layer, sent straight to the last feed-forward network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ TINY = 1e-6
 @READOUTS.register("text_head_stream")
 @dataclass(frozen=True)
 class TextHeadStream(StreamReadout):
-    """Logits of a stream that takes one layer's attention, and of the last layer the rest.
+    """Logits of a stream from one layer's attention straight to the last feed-forward network.
 
     In one layer the weights of each head that stand out are cut: those more than a standard
     deviation above the mean of the image tokens, and likewise of the text tokens, the prompt's

@@ -1,4 +1,4 @@
-"""The gate of M3ID's paper: where the model is sure, it is left alone."""
+"""The gate of M3ID's paper: no contrast where the model is confident."""
 
 from dataclasses import dataclass
 from typing import ClassVar

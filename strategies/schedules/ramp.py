@@ -1,4 +1,4 @@
-"""A schedule of ours: alpha from one value to another over the first steps."""
+"""A schedule of cdkit: alpha goes from one value to another over the first steps."""
 
 from dataclasses import dataclass
 from typing import ClassVar

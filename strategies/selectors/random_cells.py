@@ -1,4 +1,4 @@
-"""A control of ours: random cells, as many as the mask of CMAC has."""
+"""A control: random cells, as many as the mask of CMAC has."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -23,7 +23,7 @@ from cdkit import (
 @STATE_INTERVENTIONS.register("head_suppression")
 @dataclass(frozen=True)
 class HeadSuppression(StateIntervention):
-    """Scales the outputs of all heads but those that attend most to the image.
+    """Scales down the outputs of all heads but those that attend most to the image.
 
     It acts on the tokens that predict the next one: each layer and row ranks its heads by the sum
     of their attention logits on all image tokens, before the softmax, as the public code does.

@@ -1,4 +1,4 @@
-"""Nullu: what feed-forward networks write along hallucinated directions is taken off."""
+"""Nullu: hallucinated directions are projected out of what feed-forward networks return."""
 
 from dataclasses import dataclass
 from pathlib import Path

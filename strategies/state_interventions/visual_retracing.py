@@ -1,4 +1,4 @@
-"""MemVR's second look: where a layer is unsure, a feed-forward network recalls the image."""
+"""MemVR's second look: where a layer is uncertain, a feed-forward network gets the image again."""
 
 import math
 from dataclasses import dataclass

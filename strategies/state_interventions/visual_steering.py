@@ -1,4 +1,4 @@
-"""VISTA's visual steering: states turned towards what the image adds to the prompt's last token."""
+"""VISTA's visual steering: states move towards what the image adds to the prompt's last token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from cdkit import (
 @STATE_INTERVENTIONS.register("visual_steering")
 @dataclass(frozen=True)
 class VisualSteering(StateIntervention):
-    """Turns the feed-forward output of every token towards the image's share of the prompt.
+    """Moves the feed-forward output of every token towards what the image adds to the prompt.
 
     That share is the layer's output in the prompt's last token with the image, less the one without
     it. The output keeps its length; it is turned more where it points away from the share. Only the

@@ -1,4 +1,4 @@
-"""VTI's textual half: the output of each feed-forward network is turned to truthful captions."""
+"""VTI's textual half: feed-forward outputs move towards truthful captions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ STEP = 0.1
 @STATE_INTERVENTIONS.register("vti")
 @dataclass(frozen=True)
 class Vti(DirectionSteering):
-    """Turns the output of the feed-forward network towards a direction; its length stays.
+    """Moves the output of the feed-forward network towards a direction and keeps its length.
 
     The direction of a layer is the mean difference of its states at the last token of truthful and
     of hallucinated captions, plus the first principal component of these differences. The states

@@ -31,7 +31,7 @@ def test_it_has_every_method_and_its_links_lead_somewhere() -> None:
         assert all(page.count(paper) == 1 for paper in entry.papers)
     rows = [line for line in page.splitlines() if line.startswith("| [")]
     assert len(rows) == len(cdkit.presets())
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows)
 
 
 def test_plain_text_stays_plain() -> None:

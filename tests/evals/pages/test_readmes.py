@@ -34,8 +34,9 @@ def test_the_page_is_not_stale(module: ModuleType) -> None:
 @PAGES
 def test_its_links_lead_somewhere(module: ModuleType) -> None:
     page, folder = module.page(), (ROOT / module.PAGE).parent
-    headings = {line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")}
-    assert {link[1:] for link in links(page) if link.startswith("#")} <= headings
+    headings = re.findall(r"^##+ (.+)$", page, re.MULTILINE)
+    own = {heading.lower().replace(" ", "-") for heading in headings}
+    assert {link[1:] for link in links(page) if link.startswith("#")} <= own
     assert all((folder / link.partition("#")[0]).exists() for link in links(page))
     anchors = {link.partition("#")[2] for link in links(page) if "methods.md#" in link}
     methods = (ROOT / methods_page.PAGE).read_text("utf-8")
