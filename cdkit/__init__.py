@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cdkit.functional.logits import contrast as contrast
     from cdkit.functional.logits import plausible as plausible
     from cdkit.functional.rope import Rotary as Rotary
+    from cdkit.interfaces.adapter_lookup import HOW_TO_ADD as HOW_TO_ADD
+    from cdkit.interfaces.adapter_lookup import adapter_for as adapter_for
     from cdkit.interfaces.benchmark import BENCHMARKS as BENCHMARKS
     from cdkit.interfaces.benchmark import Answer as Answer
     from cdkit.interfaces.benchmark import Benchmark as Benchmark
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from cdkit.interfaces.cache_names import CACHE as CACHE
     from cdkit.interfaces.cache_names import OLD_CACHE as OLD_CACHE
     from cdkit.interfaces.cell_change import CellChange as CellChange
+    from cdkit.interfaces.chat_prompt import chat_prompt as chat_prompt
     from cdkit.interfaces.combiner import COMBINERS as COMBINERS
     from cdkit.interfaces.combiner import LogitCombiner as LogitCombiner
     from cdkit.interfaces.combiner import State as State
@@ -66,12 +69,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.intervention import Intervention as Intervention
     from cdkit.interfaces.model_adapter import ADAPTERS as ADAPTERS
     from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS as GENERIC_ADAPTERS
-    from cdkit.interfaces.model_adapter import HOW_TO_ADD as HOW_TO_ADD
     from cdkit.interfaces.model_adapter import ModelAdapter as ModelAdapter
     from cdkit.interfaces.model_adapter import SeesAhead as SeesAhead
     from cdkit.interfaces.model_adapter import UnmatchedPixelsError as UnmatchedPixelsError
-    from cdkit.interfaces.model_adapter import adapter_for as adapter_for
-    from cdkit.interfaces.model_adapter import chat_prompt as chat_prompt
     from cdkit.interfaces.part import Part as Part
     from cdkit.interfaces.position_calibrator import CALIBRATORS as CALIBRATORS
     from cdkit.interfaces.position_calibrator import NOTHING_KNOWN as NOTHING_KNOWN
@@ -141,6 +141,10 @@ _HOMES = {
         "plausible",
     ),
     "functional.rope": ("Rotary",),
+    "interfaces.adapter_lookup": (
+        "HOW_TO_ADD",
+        "adapter_for",
+    ),
     "interfaces.benchmark": (
         "BENCHMARKS",
         "Answer",
@@ -157,6 +161,7 @@ _HOMES = {
         "OLD_CACHE",
     ),
     "interfaces.cell_change": ("CellChange",),
+    "interfaces.chat_prompt": ("chat_prompt",),
     "interfaces.combiner": (
         "COMBINERS",
         "LogitCombiner",
@@ -204,12 +209,9 @@ _HOMES = {
     "interfaces.model_adapter": (
         "ADAPTERS",
         "GENERIC_ADAPTERS",
-        "HOW_TO_ADD",
         "ModelAdapter",
         "SeesAhead",
         "UnmatchedPixelsError",
-        "adapter_for",
-        "chat_prompt",
     ),
     "interfaces.part": ("Part",),
     "interfaces.position_calibrator": (
@@ -248,14 +250,14 @@ _HOMES = {
         "StateReading",
         "StateSegment",
     ),
-    "interfaces.token_grid": (
-        "TokenGrid",
-        "frame_grid",
-    ),
     "interfaces.stream_readout": (
         "AttentionRow",
         "StreamReadout",
         "Sublayers",
+    ),
+    "interfaces.token_grid": (
+        "TokenGrid",
+        "frame_grid",
     ),
     "interfaces.video_layout": ("VideoLayout",),
     "methods.composition": ("compose",),
@@ -268,7 +270,10 @@ _HOMES = {
         "load",
         "presets",
     ),
-    "pretrained": ("example_image", "load_model"),
+    "pretrained": (
+        "example_image",
+        "load_model",
+    ),
     "probing.observed_layers": (
         "ObservedLayers",
         "observe_layers",

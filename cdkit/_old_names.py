@@ -15,7 +15,12 @@ from types import ModuleType
 from typing import Any
 
 MOVED: Mapping[str, tuple[str, ...]] = {
-    "adapter": ("interfaces.model_adapter", "probing.rotary"),
+    "adapter": (
+        "interfaces.model_adapter",
+        "interfaces.adapter_lookup",
+        "interfaces.chat_prompt",
+        "probing.rotary",
+    ),
     "benchmark": ("interfaces.benchmark",),
     "calibrator": ("interfaces.position_calibrator",),
     "combiner": ("interfaces.combiner", "interfaces.readout", "interfaces.constraint"),

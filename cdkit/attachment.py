@@ -42,8 +42,9 @@ from cdkit.generation.readouts import hook_readout
 from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
+from cdkit.interfaces.adapter_lookup import adapter_for, unwrap
 from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import adapter_for, attentions_of, unwrap
+from cdkit.interfaces.model_adapter import attentions_of
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method

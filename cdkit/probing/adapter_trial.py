@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.generation.compatibility import sliding_window
+from cdkit.interfaces.adapter_lookup import HOW_TO_ADD
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import DistortionStrategy
-from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.interfaces.model_adapter import ModelAdapter, UnmatchedPixelsError
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.probing.adapter_checks import (

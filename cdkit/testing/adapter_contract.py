@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from cdkit.errors import CdkitError
-from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
+from cdkit.interfaces.adapter_lookup import adapter_for, unwrap
+from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
     check_logits,

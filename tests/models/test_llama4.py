@@ -19,7 +19,7 @@ from parity.families import Prompt, answered, check, differs, wanted
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 import cdkit
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
     check_logits,
