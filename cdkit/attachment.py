@@ -21,21 +21,20 @@ from cdkit.explanation.explanation import Explanation
 from cdkit.explanation.traced_answer import explain_call
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine
-from cdkit.generation.compatibility import (
-    check_attachable,
-    check_eval,
-    has_plain_cache,
-    refuse_compiled,
-    refuse_foreign_loop,
-    refuse_own_generate,
-    refuse_virtual_tokens,
-    sliding_window,
-)
+from cdkit.generation.call_compatibility import check_eval, refuse_foreign_loop
 from cdkit.generation.decode import decode
 from cdkit.generation.encode import encode_images
 from cdkit.generation.engine import Engine
 from cdkit.generation.generate import run_generate
 from cdkit.generation.hooks import BoundToModel, Hooks
+from cdkit.generation.model_compatibility import (
+    check_attachable,
+    has_plain_cache,
+    refuse_compiled,
+    refuse_own_generate,
+    refuse_virtual_tokens,
+    sliding_window,
+)
 from cdkit.generation.plain_call import outer_forward
 from cdkit.generation.prompts import open_session
 from cdkit.generation.readouts import hook_readout

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cdkit.errors import CdkitError
-from cdkit.generation.compatibility import setting
+from cdkit.generation.call_compatibility import setting
 from cdkit.interfaces.adapter_lookup import HOW_TO_ADD
 from cdkit.interfaces.model_adapter import UnmatchedPixelsError
 from cdkit.interfaces.pixel_source import Kind, PixelSource

@@ -32,15 +32,11 @@ from cdkit.generation.branch_prompts import (
     prompt_alone,
     uses_cache,
 )
+from cdkit.generation.call_compatibility import check_alignment, refuse_adapter
 from cdkit.generation.combine import Noted, combine_call
-from cdkit.generation.compatibility import (
-    ATTENTION_ARGUMENTS,
-    check_alignment,
-    refuse_adapter,
-    unknown_attention_argument,
-)
 from cdkit.generation.encode import embed_tokens
 from cdkit.generation.hooks import BoundToModel
+from cdkit.generation.model_compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.plain_call import check_last_column, forward_call
 from cdkit.generation.prompts import Session
 from cdkit.generation.reference_attention import (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdkit.errors import CdkitError, CdkitWarning
-from cdkit.generation.compatibility import sliding_window
+from cdkit.generation.model_compatibility import sliding_window
 from cdkit.interfaces.adapter_lookup import HOW_TO_ADD
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import DistortionStrategy

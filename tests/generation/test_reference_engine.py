@@ -14,7 +14,7 @@ import cdkit
 from cdkit import CACHE
 from cdkit.generation import reference
 from cdkit.generation.branch_prompts import BranchPrompts, branch_rows
-from cdkit.generation.compatibility import mode_of
+from cdkit.generation.call_compatibility import mode_of
 from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.reference_cache import ReferenceCache
 
