@@ -24,7 +24,7 @@ MOVED: Mapping[str, tuple[str, ...]] = {
     "benchmark": ("interfaces.benchmark",),
     "calibrator": ("interfaces.position_calibrator",),
     "combiner": ("interfaces.combiner", "interfaces.readout", "interfaces.constraint"),
-    "config": ("methods.presets",),
+    "config": ("methods.presets", "methods.plain_data", "methods.overrides"),
     "depth": ("interfaces.depth",),
     "logits": ("functional.logits",),
     "loop": ("interfaces.decoding_loop",),

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, final, get_args, get_type_hints
 import cdkit
 from cdkit.errors import CdkitError, check_temperature, check_text
 from cdkit.evals.runner.modes import BEAM, DECODE, SAMPLE
-from cdkit.methods.presets import build
+from cdkit.methods.plain_data import build
 from cdkit.registry import UnknownNameError, unknown
 
 Preprocessing = Literal["crop", "pad", "squash"]

@@ -14,7 +14,7 @@ from cdkit.evals.runner.predictions import ADVICE, Answerer, Parts, Prediction, 
 from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.runner.run_folder import MANIFEST, PREDICTIONS, SETTINGS
 from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, sha256
-from cdkit.methods.presets import build
+from cdkit.methods.plain_data import build
 
 MANIFEST_TYPES: Mapping[str, str] = {
     "settings": TABLE,

@@ -11,7 +11,7 @@ import pytest
 
 import cdkit
 from cdkit.methods.method import REGISTRIES, Branch, Method
-from cdkit.methods.presets import parse_method
+from cdkit.methods.plain_data import parse_method
 
 PRESETS = list(cdkit.presets())
 PROMISED = (
