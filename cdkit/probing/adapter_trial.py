@@ -28,8 +28,6 @@ from cdkit.probing.adapter_checks import (
     check_causal_prefix,
     check_logits,
     check_modules,
-    check_pixels,
-    check_rotary,
     check_stock_run,
     images_see_ahead,
     tokens_of_images,
@@ -43,7 +41,9 @@ from cdkit.probing.identical_branch import (
     check_identical_branch,
 )
 from cdkit.probing.padding import ignores_padding
+from cdkit.probing.pixel_checks import check_pixels
 from cdkit.probing.promises import precision
+from cdkit.probing.rotary_checks import check_rotary
 from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
 STEPS = 2

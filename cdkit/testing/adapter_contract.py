@@ -15,11 +15,11 @@ from cdkit.probing.adapter_checks import (
     check_causal_prefix,
     check_logits,
     check_modules,
-    check_pixels,
-    check_rotary,
     check_stock_run,
 )
+from cdkit.probing.pixel_checks import check_pixels
 from cdkit.probing.promises import name_of, require
+from cdkit.probing.rotary_checks import check_rotary
 from cdkit.probing.stock_generate import Inputs, generate_tokens
 from cdkit.testing.adapter_prompts import QUESTION, batched, encoded, longer, prepared
 from cdkit.testing.decode_modes import check_decode_modes
