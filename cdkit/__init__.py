@@ -25,14 +25,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.adapter_lookup import HOW_TO_ADD as HOW_TO_ADD
     from cdkit.interfaces.adapter_lookup import adapter_for as adapter_for
     from cdkit.interfaces.benchmark import BENCHMARKS as BENCHMARKS
-    from cdkit.interfaces.benchmark import Answer as Answer
     from cdkit.interfaces.benchmark import Benchmark as Benchmark
-    from cdkit.interfaces.benchmark import OfSums as OfSums
-    from cdkit.interfaces.benchmark import Sample as Sample
-    from cdkit.interfaces.benchmark import Tally as Tally
     from cdkit.interfaces.benchmark import check_limit as check_limit
     from cdkit.interfaces.benchmark import sha256 as sha256
-    from cdkit.interfaces.benchmark import share as share
     from cdkit.interfaces.cache_names import CACHE as CACHE
     from cdkit.interfaces.cache_names import OLD_CACHE as OLD_CACHE
     from cdkit.interfaces.cell_change import CellChange as CellChange
@@ -80,6 +75,8 @@ if TYPE_CHECKING:
     from cdkit.interfaces.position_calibrator import PositionContext as PositionContext
     from cdkit.interfaces.readout import READOUTS as READOUTS
     from cdkit.interfaces.readout import LayerReadout as LayerReadout
+    from cdkit.interfaces.sample import Answer as Answer
+    from cdkit.interfaces.sample import Sample as Sample
     from cdkit.interfaces.schedule import SCHEDULES as SCHEDULES
     from cdkit.interfaces.schedule import AlphaSchedule as AlphaSchedule
     from cdkit.interfaces.schedule import Signals as Signals
@@ -100,6 +97,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.stream_readout import AttentionRow as AttentionRow
     from cdkit.interfaces.stream_readout import StreamReadout as StreamReadout
     from cdkit.interfaces.stream_readout import Sublayers as Sublayers
+    from cdkit.interfaces.tally import OfSums as OfSums
+    from cdkit.interfaces.tally import Tally as Tally
+    from cdkit.interfaces.tally import share as share
     from cdkit.interfaces.token_grid import TokenGrid as TokenGrid
     from cdkit.interfaces.token_grid import frame_grid as frame_grid
     from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
@@ -147,14 +147,9 @@ _HOMES = {
     ),
     "interfaces.benchmark": (
         "BENCHMARKS",
-        "Answer",
         "Benchmark",
-        "OfSums",
-        "Sample",
-        "Tally",
         "check_limit",
         "sha256",
-        "share",
     ),
     "interfaces.cache_names": (
         "CACHE",
@@ -225,6 +220,10 @@ _HOMES = {
         "READOUTS",
         "LayerReadout",
     ),
+    "interfaces.sample": (
+        "Sample",
+        "Answer",
+    ),
     "interfaces.schedule": (
         "SCHEDULES",
         "AlphaSchedule",
@@ -254,6 +253,11 @@ _HOMES = {
         "AttentionRow",
         "StreamReadout",
         "Sublayers",
+    ),
+    "interfaces.tally": (
+        "OfSums",
+        "Tally",
+        "share",
     ),
     "interfaces.token_grid": (
         "TokenGrid",

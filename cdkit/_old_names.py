@@ -21,7 +21,7 @@ MOVED: Mapping[str, tuple[str, ...]] = {
         "interfaces.chat_prompt",
         "probing.rotary",
     ),
-    "benchmark": ("interfaces.benchmark",),
+    "benchmark": ("interfaces.benchmark", "interfaces.sample", "interfaces.tally"),
     "calibrator": ("interfaces.position_calibrator",),
     "combiner": ("interfaces.combiner", "interfaces.readout", "interfaces.constraint"),
     "config": ("methods.presets", "methods.plain_data", "methods.overrides"),
