@@ -22,18 +22,16 @@ if TYPE_CHECKING:
     from cdkit.functional.logits import contrast as contrast
     from cdkit.functional.logits import plausible as plausible
     from cdkit.functional.rope import Rotary as Rotary
+    from cdkit.interfaces.adapter_lookup import HOW_TO_ADD as HOW_TO_ADD
+    from cdkit.interfaces.adapter_lookup import adapter_for as adapter_for
     from cdkit.interfaces.benchmark import BENCHMARKS as BENCHMARKS
-    from cdkit.interfaces.benchmark import Answer as Answer
     from cdkit.interfaces.benchmark import Benchmark as Benchmark
-    from cdkit.interfaces.benchmark import OfSums as OfSums
-    from cdkit.interfaces.benchmark import Sample as Sample
-    from cdkit.interfaces.benchmark import Tally as Tally
     from cdkit.interfaces.benchmark import check_limit as check_limit
     from cdkit.interfaces.benchmark import sha256 as sha256
-    from cdkit.interfaces.benchmark import share as share
     from cdkit.interfaces.cache_names import CACHE as CACHE
     from cdkit.interfaces.cache_names import OLD_CACHE as OLD_CACHE
     from cdkit.interfaces.cell_change import CellChange as CellChange
+    from cdkit.interfaces.chat_prompt import chat_prompt as chat_prompt
     from cdkit.interfaces.combiner import COMBINERS as COMBINERS
     from cdkit.interfaces.combiner import LogitCombiner as LogitCombiner
     from cdkit.interfaces.combiner import State as State
@@ -66,12 +64,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.intervention import Intervention as Intervention
     from cdkit.interfaces.model_adapter import ADAPTERS as ADAPTERS
     from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS as GENERIC_ADAPTERS
-    from cdkit.interfaces.model_adapter import HOW_TO_ADD as HOW_TO_ADD
     from cdkit.interfaces.model_adapter import ModelAdapter as ModelAdapter
     from cdkit.interfaces.model_adapter import SeesAhead as SeesAhead
     from cdkit.interfaces.model_adapter import UnmatchedPixelsError as UnmatchedPixelsError
-    from cdkit.interfaces.model_adapter import adapter_for as adapter_for
-    from cdkit.interfaces.model_adapter import chat_prompt as chat_prompt
     from cdkit.interfaces.part import Part as Part
     from cdkit.interfaces.position_calibrator import CALIBRATORS as CALIBRATORS
     from cdkit.interfaces.position_calibrator import NOTHING_KNOWN as NOTHING_KNOWN
@@ -80,6 +75,8 @@ if TYPE_CHECKING:
     from cdkit.interfaces.position_calibrator import PositionContext as PositionContext
     from cdkit.interfaces.readout import READOUTS as READOUTS
     from cdkit.interfaces.readout import LayerReadout as LayerReadout
+    from cdkit.interfaces.sample import Answer as Answer
+    from cdkit.interfaces.sample import Sample as Sample
     from cdkit.interfaces.schedule import SCHEDULES as SCHEDULES
     from cdkit.interfaces.schedule import AlphaSchedule as AlphaSchedule
     from cdkit.interfaces.schedule import Signals as Signals
@@ -100,6 +97,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.stream_readout import AttentionRow as AttentionRow
     from cdkit.interfaces.stream_readout import StreamReadout as StreamReadout
     from cdkit.interfaces.stream_readout import Sublayers as Sublayers
+    from cdkit.interfaces.tally import OfSums as OfSums
+    from cdkit.interfaces.tally import Tally as Tally
+    from cdkit.interfaces.tally import share as share
     from cdkit.interfaces.token_grid import TokenGrid as TokenGrid
     from cdkit.interfaces.token_grid import frame_grid as frame_grid
     from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
@@ -141,22 +141,22 @@ _HOMES = {
         "plausible",
     ),
     "functional.rope": ("Rotary",),
+    "interfaces.adapter_lookup": (
+        "HOW_TO_ADD",
+        "adapter_for",
+    ),
     "interfaces.benchmark": (
         "BENCHMARKS",
-        "Answer",
         "Benchmark",
-        "OfSums",
-        "Sample",
-        "Tally",
         "check_limit",
         "sha256",
-        "share",
     ),
     "interfaces.cache_names": (
         "CACHE",
         "OLD_CACHE",
     ),
     "interfaces.cell_change": ("CellChange",),
+    "interfaces.chat_prompt": ("chat_prompt",),
     "interfaces.combiner": (
         "COMBINERS",
         "LogitCombiner",
@@ -204,12 +204,9 @@ _HOMES = {
     "interfaces.model_adapter": (
         "ADAPTERS",
         "GENERIC_ADAPTERS",
-        "HOW_TO_ADD",
         "ModelAdapter",
         "SeesAhead",
         "UnmatchedPixelsError",
-        "adapter_for",
-        "chat_prompt",
     ),
     "interfaces.part": ("Part",),
     "interfaces.position_calibrator": (
@@ -222,6 +219,10 @@ _HOMES = {
     "interfaces.readout": (
         "READOUTS",
         "LayerReadout",
+    ),
+    "interfaces.sample": (
+        "Sample",
+        "Answer",
     ),
     "interfaces.schedule": (
         "SCHEDULES",
@@ -248,14 +249,19 @@ _HOMES = {
         "StateReading",
         "StateSegment",
     ),
-    "interfaces.token_grid": (
-        "TokenGrid",
-        "frame_grid",
-    ),
     "interfaces.stream_readout": (
         "AttentionRow",
         "StreamReadout",
         "Sublayers",
+    ),
+    "interfaces.tally": (
+        "OfSums",
+        "Tally",
+        "share",
+    ),
+    "interfaces.token_grid": (
+        "TokenGrid",
+        "frame_grid",
     ),
     "interfaces.video_layout": ("VideoLayout",),
     "methods.composition": ("compose",),
@@ -268,7 +274,10 @@ _HOMES = {
         "load",
         "presets",
     ),
-    "pretrained": ("example_image", "load_model"),
+    "pretrained": (
+        "example_image",
+        "load_model",
+    ),
     "probing.observed_layers": (
         "ObservedLayers",
         "observe_layers",

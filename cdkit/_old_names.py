@@ -15,11 +15,16 @@ from types import ModuleType
 from typing import Any
 
 MOVED: Mapping[str, tuple[str, ...]] = {
-    "adapter": ("interfaces.model_adapter", "probing.rotary"),
-    "benchmark": ("interfaces.benchmark",),
+    "adapter": (
+        "interfaces.model_adapter",
+        "interfaces.adapter_lookup",
+        "interfaces.chat_prompt",
+        "probing.rotary",
+    ),
+    "benchmark": ("interfaces.benchmark", "interfaces.sample", "interfaces.tally"),
     "calibrator": ("interfaces.position_calibrator",),
     "combiner": ("interfaces.combiner", "interfaces.readout", "interfaces.constraint"),
-    "config": ("methods.presets",),
+    "config": ("methods.presets", "methods.plain_data", "methods.overrides"),
     "depth": ("interfaces.depth",),
     "logits": ("functional.logits",),
     "loop": ("interfaces.decoding_loop",),

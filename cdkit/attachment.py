@@ -6,53 +6,40 @@ import threading
 import warnings
 import weakref
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from torch import nn
-from transformers import DynamicCache
 
-from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.execution.optimizations import chosen
-from cdkit.execution.plan import sees_chunks
 from cdkit.explanation.explanation import Explanation
 from cdkit.explanation.traced_answer import explain_call
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine
-from cdkit.generation.compatibility import (
-    check_attachable,
-    check_eval,
-    has_plain_cache,
-    refuse_compiled,
-    refuse_foreign_loop,
-    refuse_own_generate,
-    refuse_virtual_tokens,
-    sliding_window,
-)
+from cdkit.generation.call_compatibility import check_eval, refuse_foreign_loop
 from cdkit.generation.decode import decode
 from cdkit.generation.encode import encode_images
 from cdkit.generation.engine import Engine
 from cdkit.generation.generate import run_generate
 from cdkit.generation.hooks import BoundToModel, Hooks
+from cdkit.generation.model_compatibility import (
+    check_attachable,
+    refuse_compiled,
+    refuse_own_generate,
+    refuse_virtual_tokens,
+)
 from cdkit.generation.plain_call import outer_forward
 from cdkit.generation.prompts import open_session
 from cdkit.generation.readouts import hook_readout
 from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
-from cdkit.interfaces.distortion import PixelDistortion
-from cdkit.interfaces.model_adapter import adapter_for, attentions_of, unwrap
-from cdkit.interfaces.pixel_source import sources_of
-from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Branch, Method
+from cdkit.interfaces.adapter_lookup import unwrap
+from cdkit.interfaces.model_adapter import attentions_of
+from cdkit.method_on_model import method_on_model, with_colours_of
+from cdkit.methods.method import Method
 from cdkit.probing.adapter_trial import is_due, refuse_unfit, try_adapter
-from cdkit.probing.observed_layers import ObservedLayers, observe_layers
-from cdkit.probing.padding import ignores_padding
-from cdkit.row_kernels.choice import find_kernels
-from cdkit.states.attached_states import attach_states
-from cdkit.states.attached_stream import attach_stream
 from cdkit.states.state_call import hook_sites
 
 ATTACHED = "_cdkit_attached"
@@ -184,7 +171,7 @@ class Attachment(BoundToModel):
                 "pass its .model"
             )
         if processor is not None:
-            method = _with_colours(method, processor)
+            method = with_colours_of(method, processor)
         refuse_compiled(model)
         refuse_virtual_tokens(model)
         refuse_own_generate(unwrap(model))
@@ -194,7 +181,7 @@ class Attachment(BoundToModel):
         self._model = unwrap(model)
         optimizations = chosen(optimize)
         self._forced = "skip_identity" not in optimizations or bool(trace.wanted - FREE)
-        attached = _attached(
+        attached = method_on_model(
             self._model,
             model,
             method,
@@ -408,106 +395,3 @@ class Attachment(BoundToModel):
                 return run_generate(engine, session, generate, given, *args, **kwargs)
         model: Any = self._model  # the block ended before this thread's turn came
         return model.generate(*args, **kwargs)
-
-
-def _attached(
-    model: nn.Module,
-    given: nn.Module,
-    method: Method,
-    *,
-    processor: Any,
-    seed: int,
-    sample_ids: tuple[str, ...] | None,
-    traced: frozenset[str],
-    forced: bool,
-    takes_kernels: bool,
-) -> AttachedMethod:
-    """The method on this model, with the branches and parts that have something to do."""
-    adapter = adapter_for(given)
-    if not forced and method.calibrator is not None and method.calibrator.is_identity:
-        method = replace(method, calibrator=None)
-    branches = method.branches if forced else method.live_branches
-    states = attach_states(method, adapter, model)
-    stream = attach_stream(method, adapter, model, forced=forced)
-    every = branches if states is None else branches + states.prompt_branches
-    hooked = bool(
-        method.calibrator is not None
-        or method.interventions
-        or method.loop is not None
-        or any(branch.attention or branch.feature for branch in every)
-        or (states is not None and states.reading("image_attention"))
-        or stream is not None
-        or any(schedule.reads_attention for schedule in method.schedules)
-        or traced & {"image_attention", "mask"}
-    )
-    decoder: Any = adapter.decoder(model)
-    window, attentions = sliding_window(decoder), attentions_of(adapter, model)
-    observed = ObservedLayers(None, caches_keys=False)
-    if hooked:
-        observed = observe_layers(
-            decoder, list(attentions.values()), adapter.kwargs_of_one_token(model)
-        )
-    kept = sum(map(keeps_keys, DynamicCache(config=decoder.config).layers))
-    sources = observed.key_sources
-    unknown = hooked and not sources and kept < len(attentions)
-    if len(sources) != len(attentions):
-        sources = tuple(range(len(attentions)))
-    kernels = None
-    # layers with windows or chunks have masks that only the model makes
-    if takes_kernels and hooked and window is None and not sees_chunks(decoder):
-        words = decoder.get_input_embeddings().weight
-        kernels = find_kernels(words.device, words.dtype, observed.head_dims)
-    return AttachedMethod(
-        model=model,
-        adapter=adapter,
-        sources=sources_of(adapter),
-        method=method,
-        processor=processor,
-        seed=seed,
-        sample_ids=sample_ids,
-        branches=branches,
-        rotary=None if method.calibrator is None else adapter.rotary(model),
-        hooked=hooked,
-        sees_ahead=adapter.sees_ahead_in(model),
-        counts_padding_from=adapter.counts_padding_from(model),
-        rope_limit=adapter.rope_limit(model),
-        has_plain_cache=has_plain_cache(decoder) and not unknown,
-        caches_keys=observed.caches_keys,
-        key_sources=sources,
-        has_sliding_window=window is not None,
-        window=window if hooked else None,
-        ignores_padding=ignores_padding(decoder),
-        token_arguments=tuple(adapter.token_arguments(model)),
-        traced=traced,
-        decoder=decoder,
-        lm_module=adapter.lm_module(model),
-        attention_layers=tuple(attentions),
-        row_kernels=kernels,
-        states=states,
-        stream=stream,
-    )
-
-
-def _with_colours(method: Method, processor: Any) -> Method:
-    """The method with the processor's mean and deviation in pixel distortions that need colours."""
-    images = getattr(processor, "image_processor", processor)
-    means: Any = getattr(images, "image_mean", None)
-    spreads: Any = getattr(images, "image_std", None)
-    if means is None or spreads is None:
-        return method
-    mean, std = tuple(map(float, means)), tuple(map(float, spreads))
-
-    def filled(part: Any) -> Any:
-        if not (isinstance(part, PixelDistortion) and part.needs_colours):
-            return part
-        told: Any = part
-        return replace(told, mean=told.mean or mean, std=told.std or std)
-
-    def with_colours(branches: Sequence[Branch]) -> tuple[Branch, ...]:
-        return tuple(replace(b, distortions=tuple(map(filled, b.distortions))) for b in branches)
-
-    return replace(
-        method,
-        branches=with_colours(method.branches),
-        prompt_branches=with_colours(method.prompt_branches),
-    )

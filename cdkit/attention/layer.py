@@ -19,8 +19,8 @@ from cdkit.attention.softmax_form import SoftmaxForm, attention_with_weights
 from cdkit.attention.text_rows import attend
 from cdkit.errors import CdkitError
 from cdkit.execution.packing import PackedLayer
-from cdkit.generation.compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.hooks import BoundToModel
+from cdkit.generation.model_compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 
 KEY = "cdkit"
 """The name in Hugging Face's attention registries: the one trace that cdkit leaves in a process."""

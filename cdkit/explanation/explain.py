@@ -26,7 +26,7 @@ from cdkit.explanation.traced_answer import (
     until_end,
 )
 from cdkit.generation.trace import Trace
-from cdkit.interfaces.model_adapter import unwrap
+from cdkit.interfaces.adapter_lookup import unwrap
 from cdkit.methods.method import ORIGINAL, Method
 from cdkit.methods.presets import load
 

@@ -2,6 +2,7 @@
 
 from cdkit.functional.directions import difference_subspace, shifted_component
 from cdkit.functional.logits import (
+    add_or_contrast,
     check_beta,
     contrast,
     implausible_everywhere,
@@ -20,6 +21,7 @@ from cdkit.functional.rope import Rotary, rotate
 __all__ = [
     "DIFFUSION_STEPS",
     "Rotary",
+    "add_or_contrast",
     "cell_normal",
     "cell_uniform",
     "check_beta",

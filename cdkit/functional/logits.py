@@ -101,6 +101,29 @@ def scale_difference(
     return original + factor[:, None] * (other - original)
 
 
+def add_or_contrast(
+    original: Float[Tensor, "rows vocab"],
+    other: Float[Tensor, "rows vocab"],
+    *,
+    agrees: Bool[Tensor, " rows"],
+    gain: float,
+    alpha: float,
+) -> Float[Tensor, "rows vocab"]:
+    """What another branch adds to the logits: `gain l~` where it agrees, else `alpha (l - l~)`.
+
+    Args:
+        original: Next-token logits `l` of the original branch.
+        other: Next-token logits `l~` of the other branch.
+        agrees: Whether the two agree, for each row.
+        gain: The weight of a branch that agrees.
+        alpha: The strength of the contrast with one that does not.
+
+    Returns:
+        What is added to the original logits.
+    """
+    return torch.where(agrees[:, None], gain * other, alpha * (original - other))
+
+
 def implausible_everywhere(scores: Float[Tensor, "rows vocab"]) -> Bool[Tensor, " rows"]:
     """Find rows in which no token is left.
 

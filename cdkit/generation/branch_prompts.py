@@ -11,7 +11,7 @@ from torch import Tensor
 from cdkit.branches.inputs import PromptRows, features_of_rows, place_features
 from cdkit.branches.rewritten_prompts import rewritten
 from cdkit.errors import CdkitError
-from cdkit.generation.compatibility import check_rope
+from cdkit.generation.call_compatibility import check_rope
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch

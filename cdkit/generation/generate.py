@@ -12,7 +12,7 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.execution.static_cache import static_cache
 from cdkit.generation.arguments import Forward
 from cdkit.generation.attached_engine import AttachedEngine
-from cdkit.generation.compatibility import refuse_foreign_loop
+from cdkit.generation.call_compatibility import refuse_foreign_loop
 from cdkit.generation.custom_loop import of_each_prompt, run_loop, unexpanded
 from cdkit.generation.guard import (
     GuardedProcessors,

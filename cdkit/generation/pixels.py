@@ -9,8 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cdkit.errors import CdkitError
-from cdkit.generation.compatibility import setting
-from cdkit.interfaces.model_adapter import HOW_TO_ADD, UnmatchedPixelsError
+from cdkit.generation.call_compatibility import setting
+from cdkit.interfaces.adapter_lookup import HOW_TO_ADD
+from cdkit.interfaces.model_adapter import UnmatchedPixelsError
 from cdkit.interfaces.pixel_source import Kind, PixelSource
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import kind_of

@@ -8,7 +8,7 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine
-from cdkit.generation.compatibility import (
+from cdkit.generation.call_compatibility import (
     check_arguments,
     check_attentions,
     refuse_running,

@@ -14,7 +14,7 @@ from cdkit.branches.layout import Layout, make_layout
 from cdkit.branches.positions import Calibration
 from cdkit.errors import CdkitError
 from cdkit.functional.noise import generator, purpose_of, stream
-from cdkit.generation.compatibility import (
+from cdkit.generation.call_compatibility import (
     check_arguments,
     check_attentions,
     check_cache,

@@ -5,7 +5,7 @@ attention weights are made. This is `cdkit.attach(optimize=False)`, with which e
 compared. Read `decode` first: it is one call of the decoder; then `forward_step`, which combines.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,34 +13,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cdkit.branches.inputs import columns_of_values, features_in, place_features
-from cdkit.branches.layout import make_layout
+from cdkit.branches.inputs import columns_of_values, features_in
 from cdkit.branches.method_cache import MethodCache
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
 from cdkit.generation.attached_engine import AttachedEngine, AttentionHandles
 from cdkit.generation.branch_prompts import (
-    branch_rows,
-    deepstack_of,
     features_of,
-    first_columns,
     plain_mask,
     prompt_alone,
     uses_cache,
 )
+from cdkit.generation.call_compatibility import check_alignment, refuse_adapter
 from cdkit.generation.combine import Noted, combine_call
-from cdkit.generation.compatibility import (
-    ATTENTION_ARGUMENTS,
-    check_alignment,
-    refuse_adapter,
-    unknown_attention_argument,
-)
 from cdkit.generation.encode import embed_tokens
 from cdkit.generation.hooks import BoundToModel
+from cdkit.generation.model_compatibility import ATTENTION_ARGUMENTS, unknown_attention_argument
 from cdkit.generation.plain_call import check_last_column, forward_call
 from cdkit.generation.prompts import Session
 from cdkit.generation.reference_attention import (
@@ -51,47 +43,23 @@ from cdkit.generation.reference_attention import (
     Tokens,
     attend,
     plain_attention,
-    stream_heads,
 )
-from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache, append
-from cdkit.generation.reference_states import answer_states, site_call
+from cdkit.generation.reference_branch import BranchCall, note_attention
+from cdkit.generation.reference_cache import Batch, BranchRows, ReferenceCache
+from cdkit.generation.reference_inputs import first_inputs, next_inputs, nothing_kept
+from cdkit.generation.reference_states import site_call
 from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.model_adapter import states_of
 from cdkit.methods.method import ORIGINAL, Branch
 from cdkit.states.answer_states import prepare, prompt_places
-from cdkit.states.state_call import NotedAttention, PromptRecorder
+from cdkit.states.state_call import PromptRecorder
 
 KEY = "cdkit_reference"
 """The name of this attention in Hugging Face's registries."""
 HANDLE = "_cdkit_reference_attention"
 """The attribute of an attention module that holds its `LayerHandle`."""
-
-
-@dataclass(eq=False)
-class BranchCall:
-    """One branch going through the decoder, and what is noted of its attention on the way."""
-
-    name: str
-    branch: BranchRows
-    tokens: Tokens
-    memory: Memory
-    notes_image: bool
-    """Whether schedules, or feature distortions, read the branch's attention to the image."""
-    notes_last_layer: bool
-    """Whether a loop reads the last layer's weights."""
-    handed_down: frozenset[str] = frozenset()
-    """Arguments that the decoder was called with: it hands them to its layers as they are."""
-    layers_run: int = 0
-    image_logits: list[Float[Tensor, " rows"]] = field(default_factory=list)
-    """A layer each: of the row that predicts the next token, see `signals_of`."""
-    image_weights: list[Float[Tensor, "rows image"]] = field(default_factory=list)
-    last_weights: Float[Tensor, "rows heads new columns"] | None = None
-    stream_heads: Float[Tensor, "rows heads value_dim"] | None = None
-    """The predicting row's heads, as a stream readout weighs them."""
-    head_attention: dict[str, NotedAttention] = field(default_factory=dict)
-    """Of the latest layer whose attention to the image a state intervention reads."""
 
 
 @dataclass(eq=False)
@@ -216,12 +184,16 @@ class ReferenceEngine(AttachedEngine):
         if isinstance(cache, MethodCache):
             if not isinstance(cache, ReferenceCache) or cache.owner is not self:
                 raise CdkitError("the cache was made under another cdkit.attach; start anew")
-            call.batch, inputs = cache.batch, self._next_inputs(cache.batch, kwargs)
+            call.batch = cache.batch
+            inputs = next_inputs(self.attached, self.session, kwargs, call.ids, cache.batch)
         else:
             cached = cache is not None or uses_cache(self.attached, kwargs)
             self._distort_features(forward, kwargs)
             self._read_prompts(forward, kwargs)
-            call.batch, inputs = self._first_inputs(kwargs, self.attached.branches, cached=cached)
+            call.batch, inputs, aligned = self._first_inputs(
+                kwargs, self.attached.branches, cached=cached
+            )
+            call.aligned = min(call.aligned, aligned)
         outputs = []
         for name, branch in call.batch.branches.items():
             running = self._branch_call(name, branch, call.batch, inputs[name].shape[1])
@@ -235,9 +207,13 @@ class ReferenceEngine(AttachedEngine):
             setattr(output, CACHE, ReferenceCache(call.batch, owner=self))
         return output
 
-    def _nothing(self) -> dict[int, dict[Hashable, Tensor]]:
-        """What the layers keep, before they keep anything."""
-        return {layer: {} for layer in range(self.attached.depth)}
+    def _first_inputs(
+        self, kwargs: dict[str, Any], branches: Sequence[Branch], *, cached: bool
+    ) -> tuple[Batch, dict[str, Float[Tensor, "rows new hidden"]], int]:
+        """See `first_inputs`."""
+        session, call = self.session, self.call
+        assert session is not None and call is not None
+        return first_inputs(self.attached, session, kwargs, call.ids, branches, cached=cached)
 
     def _branch_call(
         self, name: str, branch: BranchRows, batch: Batch, new: int, *, notes_image: bool = False
@@ -249,7 +225,9 @@ class ReferenceEngine(AttachedEngine):
         whole = branch.columns >= branch.layout.length
         # what is kept of a part of the prompt would not be that of the whole
         answer, remembered = (
-            (branch.answer_cache, branch.memory) if whole else (self._nothing(), self._nothing())
+            (branch.answer_cache, branch.memory)
+            if whole
+            else (nothing_kept(self.attached), nothing_kept(self.attached))
         )
         return BranchCall(
             name=name,
@@ -365,7 +343,8 @@ class ReferenceEngine(AttachedEngine):
             kwargs.get("softcap"),
             kwargs.get("s_aux"),
         )
-        self._note(running, layer, made, value)
+        step = None if self.call is None else self.call.step
+        note_attention(self.attached, running, layer, made, value, step)
         return made
 
     def _changes(self, branch: str, layer: int) -> list[Change]:
@@ -380,65 +359,27 @@ class ReferenceEngine(AttachedEngine):
             do for part, do in changes if layer in layers_within(part.layers, self.attached.depth)
         ]
 
-    def _note(self, running: BranchCall, layer: Layer, made: Attended, value: Tensor) -> None:
-        """Record what traces, schedules, feature distortions and loops read."""
-        prompt, new = running.branch.layout.length, made.weights.shape[2]
-        if running.notes_last_layer and layer.index == layer.depth - 1:
-            predicting = min(new, running.branch.columns - prompt + 1)
-            if predicting > 0:
-                running.last_weights = made.weights[:, :, -predicting:]
-        if made.before is None or made.after is None:
-            return
-        tokens = running.tokens.to(made.weights.device)
-        cells = made.before.cells[:, None]
-        on_image = tokens.at_image(made.weights).masked_fill(~cells, 0)
-        # with padding on the right the last row is not the last column
-        last = torch.arange(new, device=cells.device).mul(tokens.predicts_next).amax(dim=-1)
-        rows = torch.arange(len(last), device=cells.device)
-        if running.notes_image:
-            logits = made.after.logits.masked_fill(~cells, 0)
-            running.image_logits.append(logits[rows, :, last].sum(-1).mean(1))
-            running.image_weights.append(on_image[rows, :, last].mean(1))
-        states, number = self.attached.states, self.attached.attention_layers[layer.index]
-        if states is not None and running.name in states.attention_readers(number):
-            seen = made.after.logits[rows, :, last], on_image[rows, :, last]
-            running.head_attention[running.name] = NotedAttention(*seen, tokens.image_there)
-        stream = self.attached.stream
-        if stream is not None and stream.layer == layer.index and running.name == ORIGINAL:
-            running.stream_heads = stream_heads(stream.part, tokens, layer, made, value, last)
-        if self.call is None:
-            return
-        wanted, step = self.trace.wanted, self.call.step
-        if "image_attention" in wanted:
-            last_row = on_image[:, :, -1].clone()
-            step.image_attention.setdefault(running.name, {})[layer.index] = last_row
-        if "mask" in wanted:
-            cut = made.after.logits.isneginf() & ~made.before.logits.isneginf()
-            mask = cut if made.after.replaced is None else cut | made.after.replaced
-            step.mask.setdefault(running.name, {})[layer.index] = mask
-
     def keep_readout(self, name: str, states: Any) -> None:
         """The last state of the original branch where a layer is read out."""
         if self.call is not None and self.running is not None and self.running.name == ORIGINAL:
             hidden = states_of(self.attached.adapter, states)
             self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 
-    # ---- hidden states ---------------------------------------------------------------------------
+    # ---- the prompt once more, for what is read of it before it is answered ----------------------
 
     def _read_prompts(self, forward: Forward, kwargs: dict[str, Any]) -> None:
         """Read the states of the prompts' last tokens in each branch, without state interventions:
         once for each prompt."""
-        session, call, states = self.session, self.call, self.attached.states
-        assert session is not None and call is not None
+        session, states = self.session, self.attached.states
+        assert session is not None
         if states is None or session.prepared is not None:
             return
         seen = {}
         if states.reading("prompt_states"):
             names = states.prompt_names
             branches = [b for b in self.attached.every_branch if b.name in names]
-            given, aligned = prompt_alone(kwargs, session.ids.shape[1]), call.aligned
-            batch, inputs = self._first_inputs(given, branches, cached=False)
-            call.aligned = aligned  # no token is chosen in branches that run for the prompt alone
+            given = prompt_alone(kwargs, session.ids.shape[1])
+            batch, inputs, _ = self._first_inputs(given, branches, cached=False)
             expand = len(inputs[ORIGINAL]) // len(session.ids)
             for name, branch in batch.branches.items():
                 recorder = PromptRecorder(branch.layout.last_token, prompt_places(states))
@@ -447,8 +388,6 @@ class ReferenceEngine(AttachedEngine):
                 self._run(forward, running, inputs[name], uncached, recorder)
                 seen[name] = {place: kept[::expand] for place, kept in recorder.kept.items()}
         session.prepared = prepare(states, seen)
-
-    # ---- the branches' inputs --------------------------------------------------------------------
 
     def _distort_features(self, forward: Forward, kwargs: dict[str, Any]) -> None:
         """Make features that depend on the original branch's attention: a first pass over the
@@ -464,7 +403,7 @@ class ReferenceEngine(AttachedEngine):
             return
         prompt = session.ids.shape[1]
         of_prompt = prompt_alone(kwargs, prompt)
-        batch, inputs = self._first_inputs(of_prompt, branches=(), cached=False)
+        batch, inputs, _ = self._first_inputs(of_prompt, branches=(), cached=False)
         embeds = inputs[ORIGINAL]
         running = self._branch_call(ORIGINAL, batch.original, batch, prompt, notes_image=True)
         self._run(forward, running, embeds, kwargs | {"use_cache": False})
@@ -475,72 +414,6 @@ class ReferenceEngine(AttachedEngine):
             features = features_of(session, branch, len(embeds)) if branch.pixel else rows
             assert features is not None
             session.distort_features(branch, features[::expand], attention[::expand])
-
-    def _first_inputs(
-        self, kwargs: dict[str, Any], branches: Sequence[Branch], *, cached: bool
-    ) -> tuple[Batch, dict[str, Float[Tensor, "rows new hidden"]]]:
-        """New prompts in every branch. Without a cache, generated tokens may follow them."""
-        session, call = self.session, self.call
-        assert session is not None and call is not None
-        first = first_columns(session, kwargs)
-        rows = branch_rows(self.attached, session, first, branches)
-        call.aligned = min(call.aligned, rows.aligned)
-        names = (ORIGINAL, *(branch.name for branch in branches))
-        prompts = dict(zip(names, rows.blocks, strict=True))
-        whole = make_layout(first.image_index, first.token_mask)
-        expand = len(first.ids) // len(session.ids)
-        calibration = session.calibration(self.attached, expand)
-        batch = Batch({}, session.rng_keys(expand), calibration=calibration)
-        for name, own in prompts.items():
-            layout, deepstack = make_layout(own.image_index, own.token_mask), own.deepstack
-            token_values = own.token_values
-            if first.is_chunk:
-                layout = whole
-                token_values = {
-                    n: values.repeat_interleave(len(first.ids) // len(values), dim=0)
-                    for n, values in session.token_values.items()
-                }
-                deepstack = deepstack_of(session, name, first.embeds, first.image_index)
-            batch.branches[name] = BranchRows(
-                layout=layout,
-                positions=own.positions,
-                token_mask=own.token_mask,
-                deepstack=deepstack,
-                ids=own.ids,
-                token_values=token_values,
-                cache=DynamicCache(config=self.attached.decoder.config) if cached else None,
-                answer_cache=self._nothing(),
-                answer_states=answer_states(self.attached, session, own.embeds, layout),
-                memory=self._nothing(),
-            )
-        here, late = first.here, first.embeds[:, first.here :]
-        if late.shape[1]:
-            mask = None if first.mask is None else first.mask[:, here:]
-            append(batch, first.positions[:, here:], mask, call.ids, late.shape[1])
-            batch.step = late.shape[1]
-        return batch, {n: torch.cat((own.embeds, late), dim=1) for n, own in prompts.items()}
-
-    def _next_inputs(
-        self, batch: Batch, kwargs: dict[str, Any]
-    ) -> dict[str, Float[Tensor, "rows new hidden"]]:
-        """New columns of prompts that have a cache: generated tokens, or more of the prompt."""
-        embeds, mask = kwargs["inputs_embeds"], plain_mask(kwargs.get("attention_mask"))
-        rows, new = embeds.shape[:2]
-        start, layout = batch.original.columns, batch.original.layout
-        token_mask = None if mask is None else mask[:, -new:].bool()
-        positions = kwargs.get("position_ids")
-        if positions is not None and positions.ndim > 2:
-            positions = positions.movedim(0, -1)
-        assert self.call is not None
-        append(batch, positions, token_mask, self.call.ids, new)
-        inputs: dict[str, Tensor] = {name: embeds for name in batch.branches}
-        for branch in self.attached.branches if start < layout.length else ():
-            assert self.session is not None
-            features = features_of(self.session, branch, rows)
-            if features is not None:
-                index = layout.image_index
-                inputs[branch.name] = place_features(embeds, index, features, start=start)
-        return inputs
 
 
 def _last_columns(

@@ -15,7 +15,7 @@ from cdkit.execution.optimizations import Optimization
 from cdkit.execution.plan import plan_prompt, shared_columns
 from cdkit.execution.static_cache import empty_like
 from cdkit.generation.branch_prompts import branch_rows, deepstack_of, first_columns
-from cdkit.generation.compatibility import check_padding
+from cdkit.generation.call_compatibility import check_padding
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, Branch

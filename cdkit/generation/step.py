@@ -6,8 +6,8 @@ import torch
 
 from cdkit.errors import CdkitError
 from cdkit.generation.arguments import Forward, arguments
+from cdkit.generation.call_compatibility import check_alignment, refuse_adapter, refuse_running
 from cdkit.generation.combine import Noted, combine_call
-from cdkit.generation.compatibility import check_alignment, refuse_adapter, refuse_running
 from cdkit.generation.engine import Call, Engine
 from cdkit.generation.plain_call import check_last_column, open_plain
 from cdkit.generation.trace import Step

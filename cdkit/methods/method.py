@@ -419,7 +419,7 @@ class Method:
 
         Returns:
             Dicts, lists and plain values, with all parameters, defaults included;
-            `cdkit.methods.presets.parse_method` reads it back.
+            `cdkit.methods.plain_data.parse_method` reads it back.
         """
         data: dict[str, Any] = {
             "name": self.name,

@@ -5,7 +5,7 @@ adapter (`cdkit.probing.adapter_trial`) on the first prompts of a user. Each che
 AssertionError that names the first promise which does not hold.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,19 +14,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
 from cdkit.branches.recurrent_states import keeps_keys
-from cdkit.functional.rope import Rotary, rotate
-from cdkit.generation.pixels import kinds_of
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.interfaces.model_adapter import (
-    ModelAdapter,
-    UnmatchedPixelsError,
-    attentions_of,
-    states_of,
-)
+from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of, states_of
 from cdkit.interfaces.pixel_source import Kind, PixelSource, sources_of
 from cdkit.probing.images_in_decoder import encoded_before
-from cdkit.probing.observed_layers import axes_of, keys_at
-from cdkit.probing.promises import precision, require, require_close, require_same, tolerance
+from cdkit.probing.promises import require, require_close, require_same, tolerance
 from cdkit.probing.recorded_calls import RecordedCall, recording_calls
 from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
@@ -291,96 +283,6 @@ def tokens_of_images(index: Int[Tensor, "rows tokens"]) -> list[int]:
     return [int(count) for row in index for count in row[row >= 0].bincount()]
 
 
-def check_pixels(adapter: ModelAdapter, model: Any, inputs: Inputs, encoders: Encoders) -> str:
-    """Require that pixels survive splitting and joining, and are split as the model reads them.
-
-    Args:
-        adapter: The adapter under test.
-        model: The stock model.
-        inputs: Prompts, padded on the left.
-        encoders: The calls of the encoders with their images and videos.
-
-    Returns:
-        Why the adapter does not know the order of an image's pixels, only which numbers are an
-        image's; empty where it does.
-
-    Raises:
-        AssertionError: Where a promise is broken.
-        UnmatchedPixelsError: Where the adapter cannot tell which numbers are which image's.
-    """
-    ids = inputs["input_ids"]
-    index = adapter.image_index(model, ids)
-    index = index.masked_fill(~inputs["attention_mask"].bool(), -1)
-    is_video = tokens_of_kinds(adapter, model, ids, index)["video"]
-    kinds, every = kinds_of(index, is_video), tokens_of_images(index)
-    unordered = ""
-    for source in sources_of(adapter):
-        encoder = encoders.get(source.kind)
-        if encoder is not None:
-            counts = [n for n, kind in zip(every, kinds, strict=True) if kind == source.kind]
-            unordered = _check_source(adapter, model, inputs, source, encoder, counts) or unordered
-    return unordered
-
-
-def _check_source(
-    adapter: ModelAdapter,
-    model: Any,
-    inputs: Inputs,
-    source: PixelSource,
-    encoder: RecordedCall,
-    counts: Sequence[int],
-) -> str:
-    """As `check_pixels`, of images or of videos."""
-    given = {**encoder.arguments, **{n: value for n, value in inputs.items() if value is not None}}
-    unordered, what = "", "pixels"
-    try:
-        images = source.split(model, given, counts)
-    except UnmatchedPixelsError as error:
-        unordered, what = str(error), "values"
-        try:
-            images = source.split_values(model, given, counts)
-        except UnmatchedPixelsError:
-            raise error from None  # why their order is not known says more
-    one_each = len(images) == len(counts)
-    require(one_each, adapter, f"split_{what} has an entry for each {source.kind}", len(images))
-    if not unordered:
-        shapes = [tuple(image.shape) for image in images]
-        pictures = all(image.ndim == 4 and image.shape[1] == 3 for image in images)
-        require(pictures, adapter, "an image's pixels are (frames, 3, height, width)", shapes)
-
-    def joined(images: Sequence[Tensor]) -> Mapping[str, Tensor]:
-        if unordered:
-            return source.join_values(model, images, given)
-        return {source.argument: source.join(model, images, given)}
-
-    for name, found in joined(images).items():
-        same = found.shape == given[name].shape
-        require(same, adapter, f"join_{what} gives the shape of {name}", found.shape)
-        require_same(found, given[name], adapter, f"join_{what} undoes split_{what}")
-    if len(images) > 1:
-        changed = joined([images[0].flip(-1) + 1, *images[1:]])
-        _check_other_pixels(adapter, model, changed, source, encoder, counts[0])
-    return unordered
-
-
-def _check_other_pixels(
-    adapter: ModelAdapter,
-    model: Any,
-    changed: Mapping[str, Tensor],
-    source: PixelSource,
-    encoder: RecordedCall,
-    tokens: int,
-) -> None:
-    """Require that other pixels of the first image change its features, and no others."""
-    owner, attribute = source.encoder(model)
-    before = adapter.features(encoder.output)
-    output = getattr(owner, attribute)(**{**encoder.arguments, **changed})
-    moved = (adapter.features(output) - before).abs().amax(dim=-1) > tolerance(before)
-    alone = bool(moved[:tokens].any()) and not bool(moved[tokens:].any())
-    promise = "pixels of an image make the features of its own tokens, and of no others"
-    require(alone, adapter, promise, moved.nonzero()[:, 0].tolist()[:8])
-
-
 def _check_image_index(adapter: ModelAdapter, model: Any, ids: Int[Tensor, "1 tokens"]) -> None:
     index = adapter.image_index(model, ids)
     whole = index.shape == ids.shape and not index.is_floating_point()
@@ -395,63 +297,7 @@ def _check_image_index(adapter: ModelAdapter, model: Any, ids: Int[Tensor, "1 to
     require(bool((none == -1).all()), adapter, "image_index is -1 on text", none)
 
 
-# ---- rotary embedding and causality --------------------------------------------------------------
-
-
-def check_rotary(adapter: ModelAdapter, model: Any) -> None:
-    """Require that `rotary` rotates the keys of each layer as the model itself does."""
-    rotary = adapter.rotary(model)
-    if rotary is None:
-        return
-    each = list(rotary) if isinstance(rotary, Sequence) else [rotary]
-    attentions = list(attentions_of(adapter, model).values())
-    one_each = len(each) == len(attentions) and all(
-        found is None or isinstance(found, Rotary) for found in each
-    )
-    promise = "rotary is None, or has a Rotary or None for each layer with attention"
-    require(one_each, adapter, promise, rotary)
-    decoder: Any = adapter.decoder(model)
-    axes, more = axes_of(decoder.config), adapter.kwargs_of_one_token(model)
-
-    def keys(by: Tensor) -> list[Tensor]:
-        return keys_at(decoder, attentions, by, more)[0]
-
-    def check(by: Tensor, promise: str, within: float | None) -> None:
-        """Tokens at the first positions move by `by`, (rows, axes)."""
-        start = torch.arange(len(by))[:, None].expand(-1, axes)
-        moves = by[:, None] if axes > 1 else by
-        for of_layer, before, after in zip(rotary, keys(start), keys(start + by), strict=True):
-            wide = before.to(torch.promote_types(before.dtype, torch.float32))
-            if of_layer is not None:
-                wide = rotate(wide, moves.to(wide), of_layer)
-            # angles are float32, whatever the model computes in
-            allowed = max(precision(after.dtype), 1e-5) if within is None else within
-            require_close(wide.to(after), after, adapter, promise, within=allowed)
-
-    promise = "rotating keys by rotary gives the model's keys at the moved position"
-    by = torch.tensor([0, 2, 2, 5, 9, 30])[:, None].expand(-1, axes)
-    check(by, promise, None)
-    if axes > 1:
-        check(torch.stack([by[:, 0].roll(2 * axis) for axis in range(axes)], dim=1), promise, None)
-    if _takes_fractions(keys, axes):
-        check(by / 4, promise, None)
-    longest = getattr(decoder.config, "max_position_embeddings", None)
-    limit = adapter.rope_limit(model)
-    if limit is not None:
-        last = limit - len(by)
-        check(torch.full_like(by, last), "rotary is that of all tokens up to rope_limit", 0.05)
-    elif longest is not None and longest <= 2**15:  # beyond, float32 angles say nothing
-        promise = "rotary is None where the frequencies change with the length"
-        check(torch.full_like(by, 3 * longest), promise, 0.05)
-
-
-def _takes_fractions(keys: Callable[[Tensor], list[Tensor]], axes: int) -> bool:
-    """Whether the decoder computes angles of any position, not of whole numbers alone."""
-    try:
-        keys(torch.full((2, axes), 0.5))
-    except Exception:  # an index, for example
-        return False
-    return True
+# ---- causality -----------------------------------------------------------------------------------
 
 
 def check_causal_prefix(adapter: ModelAdapter, model: Any, inputs: Inputs) -> None:

@@ -17,18 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from cdkit.errors import CdkitError, CdkitWarning
-from cdkit.generation.compatibility import sliding_window
+from cdkit.generation.model_compatibility import sliding_window
+from cdkit.interfaces.adapter_lookup import HOW_TO_ADD
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.distortion import DistortionStrategy
-from cdkit.interfaces.model_adapter import HOW_TO_ADD, ModelAdapter, UnmatchedPixelsError
+from cdkit.interfaces.model_adapter import ModelAdapter, UnmatchedPixelsError
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
     check_logits,
     check_modules,
-    check_pixels,
-    check_rotary,
     check_stock_run,
     images_see_ahead,
     tokens_of_images,
@@ -42,7 +41,9 @@ from cdkit.probing.identical_branch import (
     check_identical_branch,
 )
 from cdkit.probing.padding import ignores_padding
+from cdkit.probing.pixel_checks import check_pixels
 from cdkit.probing.promises import precision
+from cdkit.probing.rotary_checks import check_rotary
 from cdkit.probing.stock_generate import Inputs, generate_tokens, with_other_ending
 
 STEPS = 2

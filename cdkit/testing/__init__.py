@@ -22,7 +22,7 @@ from cdkit.testing.distortion_contract import check_strategy as check_strategy
 from cdkit.testing.loop_contract import check_loop as check_loop
 from cdkit.testing.readout_contract import check_readout as check_readout
 from cdkit.testing.schedule_contract import check_schedule as check_schedule
-from cdkit.testing.segment_contract import check_selector as check_selector
+from cdkit.testing.selector_contract import check_selector as check_selector
 from cdkit.testing.state_contract import check_state_intervention as check_state_intervention
 
 

@@ -9,16 +9,17 @@ import torch
 from torch import nn
 
 from cdkit.errors import CdkitError
-from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
+from cdkit.interfaces.adapter_lookup import adapter_for, unwrap
+from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
     check_logits,
     check_modules,
-    check_pixels,
-    check_rotary,
     check_stock_run,
 )
+from cdkit.probing.pixel_checks import check_pixels
 from cdkit.probing.promises import name_of, require
+from cdkit.probing.rotary_checks import check_rotary
 from cdkit.probing.stock_generate import Inputs, generate_tokens
 from cdkit.testing.adapter_prompts import QUESTION, batched, encoded, longer, prepared
 from cdkit.testing.decode_modes import check_decode_modes

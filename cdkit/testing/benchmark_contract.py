@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from cdkit.errors import CdkitError
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, sha256
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, sha256
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally
 from cdkit.probing.promises import require
 from cdkit.testing.values import check_value
 

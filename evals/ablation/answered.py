@@ -10,7 +10,8 @@ from cdkit.evals.runner.modes import Decode
 from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.shared_passes import Variant
 from cdkit.evals.runner.workload import Asked
-from cdkit.interfaces.benchmark import Answer, Tally
+from cdkit.interfaces.sample import Answer
+from cdkit.interfaces.tally import Tally
 
 
 @dataclass(frozen=True, eq=False)

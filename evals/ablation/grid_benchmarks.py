@@ -13,8 +13,9 @@ from cdkit.evals.ablation.grid_checks import check_names
 from cdkit.evals.runner.fingerprints import RunPart
 from cdkit.evals.runner.modes import Decode
 from cdkit.evals.runner.questions import Question, asked_of, asked_samples
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark
-from cdkit.methods.presets import build
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
+from cdkit.interfaces.sample import Answer
+from cdkit.methods.plain_data import build
 from cdkit.registry import UnknownNameError, unknown
 
 Follow = Callable[[Benchmark], Benchmark]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cdkit.errors import CdkitError, check_file
-from cdkit.interfaces.benchmark import Sample
+from cdkit.interfaces.sample import Sample
 
 FORM = '{"IMAGE": {"image_tokens": 64, "objects": [{"category": "cat", "tokens": [0, 1]}]}}'
 """A placement file; `image_tokens` may be missing."""

@@ -9,7 +9,8 @@ from cdkit.evals.ablation.plan import SweepPoint
 from cdkit.evals.benchmarks.yes_no import strict
 from cdkit.evals.reports.results import Curve, Figure, scale
 from cdkit.evals.statistics.bootstrap import Estimate, resample
-from cdkit.interfaces.benchmark import Answer, OfSums, Tally
+from cdkit.interfaces.sample import Answer
+from cdkit.interfaces.tally import OfSums, Tally
 
 SHOWN = ("accuracy", "auc", "yes_ratio")
 """What a sweep shows where the benchmark has it, else its first metric."""

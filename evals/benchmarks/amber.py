@@ -11,13 +11,7 @@ from jaxtyping import Float
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.amber_files import ANNOTATIONS, near, rows_by_id
-from cdkit.evals.benchmarks.benchmark_files import (
-    Source,
-    located,
-    read_source,
-    text_of,
-    yes_or_no,
-)
+from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, text_of, yes_or_no
 from cdkit.evals.benchmarks.data_folders import HELP, first_file
 from cdkit.evals.benchmarks.yes_no import (
     ParsedAnswer,
@@ -27,17 +21,10 @@ from cdkit.evals.benchmarks.yes_no import (
     parser_first,
     strict,
 )
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    check_limit,
-    share,
-)
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally, share
 from cdkit.registry import unknown
 
 KINDS: Mapping[str, str] = {

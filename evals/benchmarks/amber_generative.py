@@ -15,16 +15,10 @@ from cdkit.evals.benchmarks.amber_nouns import SCORERS, Judged, NounScorer, judg
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, text_of
 from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
 from cdkit.evals.benchmarks.data_folders import HELP
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    check_limit,
-)
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally
 from cdkit.registry import unknown
 
 GENERATIVE = "generative"

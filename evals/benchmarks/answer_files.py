@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import answer_of, read_source, rows, text_of
-from cdkit.interfaces.benchmark import Answer, Benchmark, Sample
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Answer, Sample
 
 PROMPTS = ("question", "prompt", "query")
 """Keys under which a row may repeat its question."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from cdkit.errors import CdkitError, check_file
-from cdkit.interfaces.benchmark import Answer, sha256
+from cdkit.interfaces.benchmark import sha256
+from cdkit.interfaces.sample import Answer
 
 MOST = 2**30
 """Bytes of a file, unpacked: the largest annotation file of COCO has less than half of it."""

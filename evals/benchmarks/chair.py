@@ -19,17 +19,10 @@ from cdkit.evals.benchmarks.object_words import SCORERS, SYNONYMS, Synonyms, rea
 from cdkit.evals.benchmarks.repetition import COLUMNS as REPETITION
 from cdkit.evals.benchmarks.repetition import METRICS as REPETITION_METRICS
 from cdkit.evals.benchmarks.repetition import repetition
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    check_limit,
-    share,
-)
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally, share
 from cdkit.registry import unknown
 
 UnfinishedSentence = Literal["kept", "dropped"]

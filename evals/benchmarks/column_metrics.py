@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from cdkit.interfaces.benchmark import OfSums, share
+from cdkit.interfaces.tally import OfSums, share
 
 Sums = Mapping[str, Float[np.ndarray, " resamples"]]
 

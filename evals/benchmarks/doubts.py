@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from cdkit.interfaces.answer_text import has_thought
-from cdkit.interfaces.benchmark import Answer, Tally
+from cdkit.interfaces.sample import Answer
+from cdkit.interfaces.tally import Tally
 
 MOST = 0.05
 """The share of answers above which a warning is given."""

@@ -14,23 +14,11 @@ from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import Source, located, read_source, rows, text_of
 from cdkit.evals.benchmarks.column_metrics import share_of, sum_of
 from cdkit.evals.benchmarks.data_folders import first_file
-from cdkit.evals.benchmarks.yes_no import (
-    Parser,
-    anywhere,
-    check_parsers,
-    parsed_answer,
-    strict,
-)
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    check_limit,
-)
+from cdkit.evals.benchmarks.yes_no import Parser, anywhere, check_parsers, parsed_answer, strict
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally
 
 CATEGORIES = ("VD", "VS")
 """Visual dependent, and visual supplement: the latter can be answered without the figure."""

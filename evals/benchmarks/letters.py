@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cdkit.errors import CdkitError
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 from cdkit.registry import unknown
 
 UNKNOWN = "unknown"

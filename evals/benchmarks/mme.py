@@ -13,17 +13,10 @@ from jaxtyping import Float
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.data_folders import is_micro
 from cdkit.evals.benchmarks.mme_files import MMEQuestion, MMETask, read_tasks
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    check_limit,
-    share,
-)
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally, share
 from cdkit.registry import unknown
 
 PERCEPTION = (

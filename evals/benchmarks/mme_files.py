@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import located, read_source, yes_or_no
-from cdkit.interfaces.benchmark import Sample
+from cdkit.interfaces.sample import Sample
 from cdkit.registry import unknown
 
 QUESTIONS = "questions_answers_YN"

@@ -16,16 +16,9 @@ from cdkit.evals.benchmarks.column_metrics import sum_of
 from cdkit.evals.benchmarks.object_words import SCORERS as WORDS
 from cdkit.evals.benchmarks.object_words import SYNONYMS, Synonyms, read_synonyms
 from cdkit.evals.benchmarks.pope import POPE, yes_no_metrics
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    check_limit,
-    share,
-)
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally, share
 from cdkit.registry import unknown
 
 BETA = 0.2

@@ -29,19 +29,10 @@ from cdkit.evals.benchmarks.yes_no import (
     strict,
 )
 from cdkit.evals.statistics.ranking import image_auc, matched_right, rank_shares
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    Weighed,
-    check_limit,
-    image_index,
-    share,
-)
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally, Weighed, image_index, share
 
 Columns = Mapping[str, Float[np.ndarray, " samples"]]
 

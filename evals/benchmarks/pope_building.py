@@ -16,7 +16,7 @@ import numpy as np
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import located
 from cdkit.evals.benchmarks.coco import Instances
-from cdkit.interfaces.benchmark import Sample
+from cdkit.interfaces.sample import Sample
 
 EACH = 3
 """Questions about present objects of an image; as many are about absent ones."""

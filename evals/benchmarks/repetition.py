@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from cdkit.evals.benchmarks.column_metrics import share_of
 from cdkit.evals.benchmarks.yes_no import WORD
-from cdkit.interfaces.benchmark import OfSums
+from cdkit.interfaces.tally import OfSums
 
 COLUMNS = ("distinct_1", "grams_1", "distinct_2", "grams_2", "repeated_4", "grams_4")
 SPAN = 4

@@ -21,16 +21,10 @@ from cdkit.evals.benchmarks.letters import (
     check_letter_parsers,
     parsed_letter,
 )
-from cdkit.interfaces.benchmark import (
-    BENCHMARKS,
-    Answer,
-    Benchmark,
-    OfSums,
-    Sample,
-    Tally,
-    check_limit,
-)
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, check_limit
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import OfSums, Tally
 from cdkit.registry import unknown
 
 SUBJECTS: Mapping[str, str] = {

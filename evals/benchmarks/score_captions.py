@@ -22,7 +22,7 @@ from cdkit.evals.runner.predictions import Seed, read_predictions
 from cdkit.evals.runner.read_run import read_manifest
 from cdkit.evals.runner.run_answers import RunAnswers, is_predictions, of_answerer
 from cdkit.evals.runner.run_folder import MANIFEST
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 COUNTS = ("unknown", "truncated")
 CAPTIONED = ("chair", "opope")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cdkit.errors import CdkitError
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 from cdkit.registry import unknown
 
 WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")  # "no-one" and "don't" are words of their own

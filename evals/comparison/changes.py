@@ -9,7 +9,7 @@ from cdkit.evals.reports.results import SIGNIFICANT, Table, TextTable, direction
 from cdkit.evals.statistics.power import POWER
 from cdkit.evals.statistics.run_comparison import transitions
 from cdkit.evals.statistics.significance import mcnemar
-from cdkit.interfaces.benchmark import Tally
+from cdkit.interfaces.tally import Tally
 
 
 @dataclass(frozen=True)

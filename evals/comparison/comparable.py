@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison.run_names import NamedRuns, in_all, not_compared
-from cdkit.evals.protocols.protocol import applied, differences
+from cdkit.evals.protocols.protocol_records import applied, differences
 from cdkit.evals.reports.results import MODES
 from cdkit.evals.runner.fingerprints import changed_files, differing
 from cdkit.evals.runner.finished import FinishedRun

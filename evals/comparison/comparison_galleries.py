@@ -19,7 +19,7 @@ from cdkit.evals.runner.fingerprints import changed_files, method_hash, model_fi
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.evals.runner.questions import Question, question_of
 from cdkit.evals.statistics.bootstrap import Estimate
-from cdkit.interfaces.benchmark import Tally
+from cdkit.interfaces.tally import Tally
 from cdkit.methods.method import Method
 
 MACHINE = ("model.dtype", "platform", *comparable.PIECES)

@@ -30,7 +30,7 @@ from cdkit.evals.runner.progress import Stages
 from cdkit.evals.statistics.defaults import RESAMPLES
 from cdkit.evals.statistics.power import POWER
 from cdkit.evals.statistics.significance import checked
-from cdkit.interfaces.benchmark import Tally
+from cdkit.interfaces.tally import Tally
 from cdkit.registry import unknown
 
 TABLES = "intervals and tests"

@@ -7,9 +7,10 @@ import numpy as np
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.column_metrics import share_of
 from cdkit.evals.comparison.run_names import NamedRuns, in_all, not_compared
-from cdkit.evals.protocols.protocol import differences
+from cdkit.evals.protocols.protocol_records import differences
 from cdkit.evals.runner.finished import FinishedRun, LoggedTask
-from cdkit.interfaces.benchmark import Sample, Tally
+from cdkit.interfaces.sample import Sample
+from cdkit.interfaces.tally import Tally
 
 SHARE = (0.0, 1.0)
 ROUNDING = 1e-6

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.runner.finished import FinishedPart
-from cdkit.interfaces.benchmark import Tally
+from cdkit.interfaces.tally import Tally
 
 Seed = int | None
 

@@ -8,16 +8,10 @@ from pathlib import Path
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.data_folders import HELP
 from cdkit.evals.benchmarks.mme import TASKS
-from cdkit.evals.data.files_check import (
-    FEW,
-    FileFound,
-    ImagesFound,
-    examine,
-    examine_images,
-)
+from cdkit.evals.data.files_check import FEW, FileFound, ImagesFound, examine, examine_images
 from cdkit.evals.data.layout import layout_of, layouts, load, located_in
-from cdkit.interfaces.benchmark import Sample
 from cdkit.interfaces.data_folder import LocatedPart
+from cdkit.interfaces.sample import Sample
 
 TYPO = "imange"
 """POPE's script puts "an" for every "a" of its template, and the word "image" has one."""

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from cdkit.errors import CdkitError, check_file
 from cdkit.evals.data.catalogue import KnownFile, known_files
 from cdkit.evals.runner.pictures import BOMBS, load_picture, opened
-from cdkit.interfaces.benchmark import Sample
+from cdkit.interfaces.sample import Sample
 
 FEW = 3
 """Names that are given as examples where many have one fault."""

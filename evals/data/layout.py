@@ -9,7 +9,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.data_folders import HELP
 from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
-from cdkit.methods.presets import build
+from cdkit.methods.plain_data import build
 from cdkit.registry import UnknownNameError, unknown
 
 

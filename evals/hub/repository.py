@@ -17,7 +17,7 @@ import cdkit
 from cdkit.errors import CdkitError
 from cdkit.evals.pages import listing
 from cdkit.evals.pages.generated import rendered
-from cdkit.generation.compatibility import MODE_ARGUMENTS
+from cdkit.generation.call_compatibility import MODE_ARGUMENTS
 from cdkit.interfaces.part import Part
 from cdkit.methods.method import Method, kind_of
 

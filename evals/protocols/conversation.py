@@ -6,7 +6,8 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.evals.protocols.protocol import Protocol, check_template
-from cdkit.interfaces.model_adapter import ModelAdapter, no_system_message
+from cdkit.interfaces.chat_prompt import no_system_message
+from cdkit.interfaces.model_adapter import ModelAdapter
 
 
 def prompt_under(

@@ -3,7 +3,8 @@
 from typing import Any
 
 from cdkit.errors import CdkitError
-from cdkit.evals.protocols.protocol import Preprocessing, check_one_of
+from cdkit.evals.protocols.protocol import check_one_of
+from cdkit.evals.protocols.protocol_settings import Preprocessing
 
 IN_WORDS = {
     "crop": "the shorter side is resized and the middle is cut out",

@@ -5,33 +5,24 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, final, get_args, get_type_hints
+from typing import Any, Final, final, get_args, get_type_hints
 
 import cdkit
 from cdkit.errors import CdkitError, check_temperature, check_text
-from cdkit.evals.runner.modes import BEAM, DECODE, SAMPLE
-from cdkit.methods.presets import build
+from cdkit.evals.protocols.protocol_records import differences as differences  # stood here
+from cdkit.evals.protocols.protocol_settings import (
+    EXCLUDED,
+    MODE_KEYS,
+    MOST_BEAMS,
+    Preprocessing,
+    UnfinishedSentence,
+)
+from cdkit.evals.runner.modes import DECODE
+from cdkit.methods.plain_data import build
 from cdkit.registry import UnknownNameError, unknown
-
-Preprocessing = Literal["crop", "pad", "squash"]
-"""How a picture that is no square becomes one: "crop" resizes the shorter side and cuts the middle
-out; "pad" fills the picture up to a square, then resizes it; "squash" resizes both sides."""
-UnfinishedSentence = Literal["kept", "dropped"]
-MODE_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
-    SAMPLE: ("temperature", "top_k", "top_p"),
-    BEAM: ("beams",),
-}
-"""The settings that belong to one decode mode alone."""
-EXCLUDED: Final[Mapping[str, tuple[str, ...]]] = {
-    "system": ("template",),
-    "template": ("system",),
-    "mode": tuple(key for keys in MODE_KEYS.values() for key in keys),
-}
-"""What a new value of a setting leaves without effect."""
-MOST_BEAMS = 1000
 
 BENCHMARK, MODEL, DECODING = ({"of": name} for name in ("benchmark", "model", "decoding"))
 """What follows a setting: the benchmark, the model with its processor, or the decode loop."""
@@ -317,88 +308,6 @@ def _with_file_names(table: Mapping[str, Any]) -> dict[str, Any]:
     """Where a list of images is one of a record, its file's name."""
     listed = table.get("image_list")
     return {**table, "image_list": listed.get("file")} if isinstance(listed, Mapping) else {**table}
-
-
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Name what differs in two records of protocols, field by field.
-
-    Sources, summaries and names do not count: two protocols with equal settings are the same.
-
-    Args:
-        a: `Protocol.record()` of one, maybe read back from JSON; {} where a run had none.
-        b: That of the other.
-
-    Returns:
-        A sentence for each difference; empty where answers and numbers are made the same way.
-    """
-    return [
-        f"{name} is {_shown(before)} in one and {_shown(now)} in the other"
-        for name, before, now in _differing("", _counted(a), _counted(b))
-    ]
-
-
-def applied(record: Mapping[str, Any], *, model: str, on: str) -> dict[str, Any]:
-    """A record of a protocol as it is for one model and one benchmark.
-
-    Args:
-        record: `Protocol.record()`, maybe read back from JSON; {} where a run had none.
-        model: The type of the model (`config.model_type`).
-        on: The name of the benchmark.
-
-    Returns:
-        The record with the sections of both laid over it, and without sections.
-    """
-    found = {key: value for key, value in record.items() if key not in ("models", "benchmarks")}
-    for of, name in (("models", model), ("benchmarks", on)):
-        section = dict(record.get(of, {}).get(name, {}))
-        lost = {key for setting in section for key in EXCLUDED.get(setting, ())}
-        if section.get("mode") == found.get("mode"):
-            lost -= {*EXCLUDED["mode"]}
-        methods = dict(found.get("methods", {}))
-        for preset, parameters in section.pop("methods", {}).items():
-            methods[preset] = {**methods.get(preset, {}), **parameters}
-        found = {key: value for key, value in found.items() if key not in lost} | section
-        found |= {"methods": methods} if methods else {}
-    return found
-
-
-ABOUT = ("name", "summary", "paper", "source", "unmatched")
-"""Fields that change no number."""
-
-
-def _counted(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _by_content(key, value) for key, value in record.items() if key not in ABOUT}
-
-
-def _by_content(key: str, value: Any) -> Any:
-    """A list of images counts by its content, whatever its name."""
-    if not isinstance(value, Mapping):
-        return value
-    if key == "image_list":
-        return value.get("sha256") or value.get("file")
-    return {name: _by_content(name, item) for name, item in value.items()}
-
-
-def _differing(
-    place: str, a: Mapping[str, Any], b: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted({*a, *b}):
-        before, now = a.get(key), b.get(key)
-        name = f"{place}{key}"
-        tables = [value if value is not None else {} for value in (before, now)]
-        if before == now:
-            continue
-        if all(isinstance(table, Mapping) for table in tables):
-            inner = list(_differing(f"{name}.", *tables))
-            yield from inner or [(name, before, now)]
-        else:
-            yield name, before, now
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not set"
-    return "a table" if isinstance(value, Mapping) else repr(value)
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,9 @@ from PIL.Image import Image
 
 from cdkit.evals.reports.results import AttentionOverlay, Example, SharedAnswer, direction
 from cdkit.evals.runner.modes import PLAIN
-from cdkit.interfaces.benchmark import Answer, Sample, Tally, sha256
+from cdkit.interfaces.benchmark import sha256
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally
 
 KINDS = ("mended", "broken", "reworded")
 THUMBNAIL = 256

@@ -9,7 +9,7 @@ from cdkit.evals.pages import listing
 from cdkit.evals.pages.methods_page import CONTROL
 from cdkit.evals.reports.results import MethodNote, Results
 from cdkit.interfaces.benchmark import Benchmark
-from cdkit.methods.presets import parse_method
+from cdkit.methods.plain_data import parse_method
 
 NO_PAPER = "no paper"
 

@@ -10,7 +10,7 @@ from cdkit.evals.statistics.power import detectable
 from cdkit.evals.statistics.ranking import threshold_curve
 from cdkit.evals.statistics.run_comparison import Comparison, compare
 from cdkit.evals.statistics.significance import holm
-from cdkit.interfaces.benchmark import Tally
+from cdkit.interfaces.tally import Tally
 
 Runs = Mapping[str, Sequence[Tally]]
 """Method -> one tally a seed (greedy: one)."""

@@ -24,13 +24,14 @@ from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.stock_logits import NO_NUMBERS, StockLogits
 from cdkit.generation.guard import prompt_error
 from cdkit.generation.trace import Step, Trace
+from cdkit.interfaces.adapter_lookup import unwrap
 from cdkit.interfaces.answer_text import (
     UNFINISHED,
     has_thought,
     is_thought_mark,
     opens_thought,
 )
-from cdkit.interfaces.model_adapter import ModelAdapter, unwrap
+from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.methods.method import Method
 from cdkit.processors import check_prompt, picture_tokens
 

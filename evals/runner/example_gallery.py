@@ -7,7 +7,8 @@ from cdkit.evals.reports.gallery import Answers
 from cdkit.evals.reports.results import AttentionOverlay, Gallery
 from cdkit.evals.runner.modes import PLAIN
 from cdkit.evals.runner.questions import Question
-from cdkit.interfaces.benchmark import Benchmark, Tally
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.tally import Tally
 
 OverlaySource = Callable[[Sequence[Question]], Mapping[Question, AttentionOverlay] | str]
 """Questions -> the attention over each question's image, or a text that says why there is none.

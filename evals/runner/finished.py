@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdkit.interfaces.benchmark import Answer, Benchmark
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Answer
 
 
 @dataclass(frozen=True, eq=False)

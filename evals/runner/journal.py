@@ -18,7 +18,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.runner.checked import FLAG, NUMBER, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.locking import lock_of, take
 from cdkit.evals.runner.whole_files import as_json
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 ANSWER = ("text", "yes_score", "margin", "truncated", "tokens")
 """The fields of a row that an error does not have."""

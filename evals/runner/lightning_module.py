@@ -28,13 +28,7 @@ from cdkit.evals.runner.batches import BatchPlan, GroupWork, plan_batches, shard
 from cdkit.evals.runner.checkpoint_settings import notes, recorded
 from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.fingerprints import differing
-from cdkit.evals.runner.journal import (
-    VERSION,
-    Journal,
-    JournalRow,
-    JournalWriter,
-    file_name,
-)
+from cdkit.evals.runner.journal import VERSION, Journal, JournalRow, JournalWriter, file_name
 from cdkit.evals.runner.loading import BatchDataset, BatchLoader, PreparedBatch, prompt_lengths
 from cdkit.evals.runner.modes import BEAM
 from cdkit.evals.runner.progress import Stages, progress_bars
@@ -42,7 +36,7 @@ from cdkit.evals.runner.refusals import refusals
 from cdkit.evals.runner.resources import Resources
 from cdkit.evals.runner.stopping import GRACE_OF_STARTED, stopped_by_signals
 from cdkit.evals.runner.workload import Workload
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 STAGE = "answers"
 

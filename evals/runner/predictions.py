@@ -7,7 +7,7 @@ from pathlib import Path
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.benchmark_files import json_rows, located, read_source
 from cdkit.evals.runner.checked import FLAG, NUMBER, TEXT, WHOLE, checked
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 Seed = int | None
 ADVICE = "the file is not as `cdkit eval` wrote it; --resume on the run writes it anew"

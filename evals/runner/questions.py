@@ -7,7 +7,8 @@ from PIL.Image import Image
 
 from cdkit.errors import CdkitError
 from cdkit.evals.runner.pictures import load_picture
-from cdkit.interfaces.benchmark import Benchmark, Sample, check_inside
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Sample, check_inside
 
 
 @dataclass(frozen=True)

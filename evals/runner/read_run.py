@@ -13,8 +13,9 @@ from cdkit.evals.runner.modes import SAMPLE
 from cdkit.evals.runner.predictions import ADVICE, Answerer, Parts, Prediction, read_predictions
 from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.runner.run_folder import MANIFEST, PREDICTIONS, SETTINGS
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, sha256
-from cdkit.methods.presets import build
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark, sha256
+from cdkit.interfaces.sample import Answer
+from cdkit.methods.plain_data import build
 
 MANIFEST_TYPES: Mapping[str, str] = {
     "settings": TABLE,

@@ -18,7 +18,8 @@ from cdkit.evals.runner.predictions import (
 from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.runner.read_run import read_manifest
 from cdkit.evals.runner.run_folder import MANIFEST
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
+from cdkit.interfaces.sample import Answer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cdkit.evals.statistics.bootstrap import Estimate, difference, resample
 from cdkit.evals.statistics.defaults import RESAMPLES
 from cdkit.evals.statistics.power import standard_error
 from cdkit.evals.statistics.significance import DRAWS, Run, checked, mcnemar, paired, swap_tests
-from cdkit.interfaces.benchmark import Tally
+from cdkit.interfaces.tally import Tally
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cdkit.errors import CdkitError
-from cdkit.interfaces.benchmark import Tally
+from cdkit.interfaces.tally import Tally
 
 Run = Sequence[Tally]
 """One tally for each seed; greedy decoding has one."""

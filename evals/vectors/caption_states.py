@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.vectors.pairs import Pair
+from cdkit.interfaces.adapter_lookup import adapter_for, unwrap
 from cdkit.interfaces.demonstrations import DirectionRecipe
-from cdkit.interfaces.model_adapter import ModelAdapter, adapter_for, unwrap
+from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.processors import check_positions
 
 Text = tuple[Pair, str]

@@ -12,8 +12,8 @@ from cdkit.evals.runner.fingerprints import model_files
 from cdkit.evals.vectors.caption_states import Text, states_of
 from cdkit.evals.vectors.pairs import Demonstrations
 from cdkit.functional.directions import check_rank, shuffled_states
+from cdkit.interfaces.adapter_lookup import adapter_for, unwrap
 from cdkit.interfaces.demonstrations import DirectionRecipe
-from cdkit.interfaces.model_adapter import adapter_for, unwrap
 from cdkit.interfaces.vector_file import write_vectors
 from cdkit.pretrained import MICRO, micro_path
 

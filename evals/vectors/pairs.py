@@ -4,15 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdkit.errors import CdkitError
-from cdkit.evals.benchmarks.benchmark_files import (
-    digest,
-    located,
-    read_source,
-    rows,
-    text_of,
-)
+from cdkit.evals.benchmarks.benchmark_files import digest, located, read_source, rows, text_of
 from cdkit.evals.runner.fingerprints import short_hash
-from cdkit.interfaces.benchmark import check_inside
+from cdkit.interfaces.sample import check_inside
 
 PAIRS = "pairs.jsonl"
 """The file of a folder of demonstrations: an object a line."""

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cdkit import COMBINERS, LogitCombiner, State, check_finite
+from cdkit.functional import add_or_contrast
 from cdkit.strategies.papers.only import ONLY
 
 
@@ -71,10 +71,11 @@ class DistanceSwitch(LogitCombiner):
         combined = original
         for logits in others.values():
             distance = (original.softmax(dim=-1) - logits.softmax(dim=-1)).abs().sum(dim=-1)
-            moved = torch.where(
-                distance[:, None] < self.threshold,
-                self.gain * logits,
-                self.alpha * (original - logits),
+            combined = combined + add_or_contrast(
+                original,
+                logits,
+                agrees=distance < self.threshold,
+                gain=self.gain,
+                alpha=self.alpha,
             )
-            combined = combined + moved
         return combined, {}

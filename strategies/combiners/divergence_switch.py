@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cdkit import COMBINERS, LogitCombiner, State, check_finite
+from cdkit.functional import add_or_contrast
 
 SMALLEST = 5e-8
 """Where the authors cut probabilities off, at both ends, before they compare them."""
@@ -80,10 +80,9 @@ class DivergenceSwitch(LogitCombiner):
         for name, logits in others.items():
             if name not in agrees:
                 agrees[name] = divergence(original, logits) < self.threshold
-            moved = torch.where(
-                agrees[name][:, None], self.gain * logits, self.alpha * (original - logits)
+            combined = combined + add_or_contrast(
+                original, logits, agrees=agrees[name], gain=self.gain, alpha=self.alpha
             )
-            combined = combined + moved
         return combined, agrees
 
 

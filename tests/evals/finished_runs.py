@@ -9,7 +9,8 @@ import numpy as np
 
 from cdkit.evals.microworld.world import WORLD
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
-from cdkit.interfaces.benchmark import Answer, Benchmark, Sample
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Answer, Sample
 
 EVERYTHING = " and ".join(f"a {name}" for name in WORLD.categories)
 """A caption that hallucinates in every image."""

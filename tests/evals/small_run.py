@@ -21,7 +21,7 @@ from cdkit.evals.runner.journal import JournalRow, Key
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.resources import Resources
 from cdkit.evals.runner.workload import Workload
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 GRID = """
 decode = ["greedy", "sample", "beam"]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from cdkit.evals.benchmarks.pope import POPE
-from cdkit.interfaces.benchmark import Answer, Benchmark, Sample, Tally
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally
 
 LABELS = ("yes", "no", "no", "no", "yes", "no", "no", "no")
 

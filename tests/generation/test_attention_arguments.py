@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.generation.compatibility import ATTENTION_ARGUMENTS
+from cdkit.generation.model_compatibility import ATTENTION_ARGUMENTS
 
 MakeInputs = Callable[..., dict[str, Tensor]]
 

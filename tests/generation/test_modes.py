@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 import cdkit
-from cdkit.generation.compatibility import mode_of
+from cdkit.generation.call_compatibility import mode_of
 
 from .presets import (
     ACTIVE,

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import cdkit
 from cdkit import CACHE
-from cdkit.generation import reference
+from cdkit.generation import reference_inputs
 from cdkit.generation.branch_prompts import BranchPrompts, branch_rows
-from cdkit.generation.compatibility import mode_of
+from cdkit.generation.call_compatibility import mode_of
 from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.reference_cache import ReferenceCache
 
@@ -92,7 +92,7 @@ def test_a_fault_is_seen(
         original = branch_rows(attached, session, first, ())
         return BranchPrompts(original.blocks * (1 + len(branches)), 1, 0)
 
-    monkeypatch.setattr(reference, "branch_rows", undistorted)
+    monkeypatch.setattr(reference_inputs, "branch_rows", undistorted)
     monkeypatch.setattr(ReferenceEngine, "_changes", lambda *a: [])
     _, wrong = answer(model, processor, name, inputs, optimize=False, do_sample=False)
     with pytest.raises(AssertionError):

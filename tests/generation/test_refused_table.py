@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from cdkit.generation.compatibility import OVERRIDDEN, REFUSED
+from cdkit.generation.call_compatibility import OVERRIDDEN, REFUSED
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "concepts.md"
 

@@ -204,7 +204,7 @@ def test_no_token_is_arbitrary(
 
 
 def test_a_finished_row_is_left_alone(model: Any, make_inputs: MakeInputs) -> None:
-    """Row 0 ends at once; then nothing of its candidates is left, which harms nobody."""
+    """Row 0 ends at once; then it has no candidate left, and the other rows go on."""
     inputs = make_inputs(*QUESTIONS)
     length = inputs["input_ids"].shape[1]
 
@@ -262,7 +262,7 @@ def test_a_row_that_a_criterion_stopped_is_left_alone(model: Any, make_inputs: M
 def test_a_finished_sample_of_a_beam_search_is_left_alone(
     beams: int, model: Any, make_inputs: MakeInputs
 ) -> None:
-    """All that is plausible of prompt 0 ends it; its beams then hold what nobody will choose."""
+    """All that is plausible of prompt 0 ends it; no later candidate of its beams is chosen."""
     inputs = make_inputs(*QUESTIONS)
     length = inputs["input_ids"].shape[1]
 

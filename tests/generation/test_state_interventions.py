@@ -13,7 +13,7 @@ from torch import Tensor
 import cdkit
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.methods.method import Method
-from cdkit.methods.presets import parse_method
+from cdkit.methods.plain_data import parse_method
 
 SAMPLES = (sample(3, 5, seed=51), sample(2, 3, 6, seed=52), sample(0, 4, seed=53, bos=False))
 PLAIN = cdkit.load("plain").combiner

@@ -244,7 +244,8 @@ class TestNames:
 
     def test_two_distortions_of_a_kind_have_a_number(self) -> None:
         noise = {"kind": "diffusion_noise", "step": 1}
-        from cdkit.methods.presets import override, parse_method
+        from cdkit.methods.overrides import override
+        from cdkit.methods.plain_data import parse_method
 
         method = parse_method(
             {

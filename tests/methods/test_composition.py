@@ -12,7 +12,8 @@ from parity.reference import apply_constraint
 from parity.tiny import sample, tiny
 
 import cdkit
-from cdkit.methods.presets import method_files, parse_method
+from cdkit.methods.plain_data import parse_method
+from cdkit.methods.presets import method_files
 
 METHODS = {name: cdkit.load(name) for name in cdkit.presets()}
 SAMPLES = (sample(3, 5, seed=31), sample(2, 4, seed=32))

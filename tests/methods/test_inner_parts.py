@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit.methods.method import Branch, Method, describe
-from cdkit.methods.presets import parse_method
+from cdkit.methods.plain_data import parse_method
 
 SELECTED = """
 [combiner]

@@ -97,14 +97,14 @@ def test_names_of_layers(model: Any) -> None:
     """They are known where the depth is: when the method meets its model."""
     branch = Branch("layer_0", (DiffusionNoise(),))
     clash = Method("x", LayerContrast(), (branch,), readout=PrematureLayers())
-    nobody = Method(
+    unknown = Method(
         "x",
         replace(CONTRAST, alphas=(("layer_9", 1.0),)),  # type: ignore[type-var]
         readout=PrematureLayers(),
     )
     for method, told in (
         (clash, "branch 'layer_0' of x is called like a layer that is read out"),
-        (nobody, "alphas names 'layer_9', but x has layer_0"),
+        (unknown, "alphas names 'layer_9', but x has layer_0"),
     ):
         with pytest.raises(cdkit.CdkitError, match=told), cdkit.attach(model, method):
             pass

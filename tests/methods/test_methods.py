@@ -11,7 +11,7 @@ import pytest
 
 import cdkit
 from cdkit.methods.method import REGISTRIES, Branch, Method
-from cdkit.methods.presets import parse_method
+from cdkit.methods.plain_data import parse_method
 
 PRESETS = list(cdkit.presets())
 PROMISED = (
@@ -207,6 +207,6 @@ def test_bibtex_stands_once_for_each_paper() -> None:
     parts: list[Any] = [part for registry in REGISTRIES.values() for part in registry.values()]
     entries = {part.bibtex for part in parts if part.bibtex}
     keys = {entry.partition(",")[0] for entry in entries}
-    assert len(keys) == len(entries) >= 3  # one text for each paper, whoever shows it
+    assert len(keys) == len(entries) >= 3  # one text for each paper
     for entry in entries:
         assert entry.startswith("@") and entry.count("{") == entry.count("}")

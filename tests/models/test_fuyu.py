@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cdkit
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 
 from . import tiny as families
 from .modes import answered, check_batch, check_off_and_identical, generated

@@ -13,7 +13,7 @@ from covers import covering
 from torch import Tensor, nn
 
 import cdkit
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.testing import check_adapter
 
 from .gemma3n_tiny import FAMILY, SOUND, given, model_of, stock_embeds

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import cdkit
 from cdkit.functional.rope import Rotary
-from cdkit.interfaces.model_adapter import ADAPTERS, GENERIC_ADAPTERS, adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
+from cdkit.interfaces.model_adapter import ADAPTERS, GENERIC_ADAPTERS
 from cdkit.models.generic import Generic
 from cdkit.models.layouts.standard import StandardAdapter, runs
 from cdkit.probing import adapter_trial

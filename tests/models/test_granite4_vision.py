@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.models.granite4_vision import Granite4Vision
 
 from . import tiny as families

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import cdkit
 from cdkit.execution.optimizations import ALL
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.testing import check_adapter
 
 from .grid_tiny import BOS, GRID, IMAGE, ONE, TWO, Prompt, Words, inputs, tiny

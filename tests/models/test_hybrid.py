@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import cdkit
 from cdkit.branches.recurrent_states import copied_layer, keeps_keys, keeps_state
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.models.generic import Generic
 from cdkit.probing.padding import ignores_padding
 

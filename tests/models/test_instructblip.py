@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import cdkit
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.strategies.distortions.instruction_prefix import InstructionPrefix
 from cdkit.testing import check_adapter
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit.branches.layout import make_layout
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.models.aya_vision import AyaVision
 from cdkit.models.layouts.standard import StandardAdapter
 from cdkit.models.ovis2 import Ovis2

@@ -19,22 +19,17 @@ from parity.families import Prompt, answered, check, differs, wanted
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 import cdkit
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.probing.adapter_checks import (
     check_causal_prefix,
     check_logits,
     check_modules,
-    check_pixels,
-    check_rotary,
     check_stock_run,
 )
+from cdkit.probing.pixel_checks import check_pixels
+from cdkit.probing.rotary_checks import check_rotary
 
-from .modes import (
-    PRESETS,
-    check_batch,
-    check_off_and_identical,
-    generated,
-)
+from .modes import PRESETS, check_batch, check_off_and_identical, generated
 from .modes import answered as by_preset
 from .tiny import (
     END,

@@ -17,8 +17,8 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import cdkit
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.interfaces.model_adapter import adapter_for
 from cdkit.strategies.distortions.instruction_prefix import InstructionPrefix
 from cdkit.testing import check_adapter
 

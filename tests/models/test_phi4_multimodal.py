@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.interfaces.model_adapter import ADAPTERS, adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
+from cdkit.interfaces.model_adapter import ADAPTERS
 from cdkit.models.layouts.standard import flat
 from cdkit.testing import check_adapter
 

@@ -14,7 +14,7 @@ from parity.exact import exact
 from parity.families import Prompt, Ran, answered, check, differs, wanted
 from parity.faults import faulty
 
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 
 from . import tiny as families
 from .modes import answered as by_preset

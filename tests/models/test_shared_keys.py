@@ -12,7 +12,8 @@ from torch import Tensor
 import cdkit
 from cdkit import observe_layers
 from cdkit.execution.packing import Packing
-from cdkit.interfaces.model_adapter import adapter_for, attentions_of
+from cdkit.interfaces.adapter_lookup import adapter_for
+from cdkit.interfaces.model_adapter import attentions_of
 from cdkit.probing.promises import tolerance
 
 from .modes import generated

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from cdkit.interfaces.model_adapter import ADAPTERS, adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
+from cdkit.interfaces.model_adapter import ADAPTERS
 
 from .tiny import FAMILIES, inputs, tiny
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.interfaces.token_grid import TokenGrid
 from cdkit.models.layouts.padded_images import _without_padding
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import cdkit
 from cdkit.branches.inputs import columns_of_values
 from cdkit.execution.optimizations import ALL
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.models.generic import Generic
 
 from . import every_type

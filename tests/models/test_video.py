@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 import cdkit
 from cdkit.execution.optimizations import ALL
 from cdkit.functional.noise import generator, purpose_of
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.testing import check_adapter
 
 from . import tiny as flat_tiny

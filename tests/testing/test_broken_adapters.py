@@ -42,7 +42,7 @@ class OtherDecoder(Llava):
 
 
 class OtherReader(Llava):
-    """A module of nobody."""
+    """Names a module that is not in the model."""
 
     def lm_module(self, model: Any) -> nn.Module:
         return nn.ModuleDict({"lm_head": model.lm_head})

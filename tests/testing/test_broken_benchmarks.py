@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally, share
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally, share
 from cdkit.testing import check_benchmark
 
 pytestmark = pytest.mark.contract

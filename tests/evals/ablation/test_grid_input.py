@@ -150,7 +150,7 @@ def test_a_model_without_a_system_message(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its processor's template says so, which is read before its weights."""
-    from cdkit.interfaces.model_adapter import no_system_message
+    from cdkit.interfaces.chat_prompt import no_system_message
     from cdkit.models.llava import Llava
 
     def prompt(self: Llava, *args: object, system: str = "", **kwargs: object) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from cdkit.errors import CdkitError
 from cdkit.evals.ablation.placement import placed
-from cdkit.interfaces.benchmark import Sample
+from cdkit.interfaces.sample import Sample
 
 CAT = {"category": "cat", "tokens": [4, 6]}
 SAMPLES = (

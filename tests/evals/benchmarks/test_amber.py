@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.amber import AMBER, KINDS, PARTS, official
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 
 def answers(*texts: str) -> dict[str, Answer]:

@@ -22,7 +22,7 @@ from cdkit.evals.benchmarks.amber_generative import AMBERGenerative, amber_score
 from cdkit.evals.benchmarks.amber_nouns import Judged, NounScorer, judge, similar
 from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.benchmarks.score_captions import score_amber_generative
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 PAIRS = (("puppy", "dog"), ("seat", "table"), ("water", "ship"), ("mug", "cloud"), ("boat", "bird"))
 ALIKE = {frozenset(pair) for pair in PAIRS}

@@ -12,7 +12,8 @@ from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import PARSERS, POPE
 from cdkit.interfaces.answer_text import THOUGHTS, UNFINISHED, opens_thought, proper_answer
-from cdkit.interfaces.benchmark import Answer, Benchmark
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Answer
 
 
 @pytest.mark.parametrize(("opening", "closing"), THOUGHTS)

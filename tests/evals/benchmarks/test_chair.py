@@ -15,7 +15,7 @@ from cdkit.evals.benchmarks.benchmark_files import read_answers, read_source
 from cdkit.evals.benchmarks.chair import CHAIR, parse
 from cdkit.evals.benchmarks.object_words import SYNONYMS as SHIPPED
 from cdkit.evals.benchmarks.object_words import read_synonyms
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 SYNONYMS = """person, man, woman, child, baby, adult, passenger, rider
 airplane, plane, jet,  air plane

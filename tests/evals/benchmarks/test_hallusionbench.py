@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.hallusionbench import HallusionBench, row_name
 from cdkit.evals.benchmarks.score_choices import score_hallusionbench
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 SAID = ("Yes", "No.", "no", "yes", "Yes it is", "no", "I do not know", "yes", "no", "no")
 OFFICIAL = {

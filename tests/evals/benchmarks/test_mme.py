@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.mme import COGNITION, MME, PERCEPTION, parse
 from cdkit.evals.statistics.run_comparison import compare
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 
 def pair(image: str, first: str = "Yes", second: str = "No") -> str:

@@ -12,7 +12,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.opope import OPOPE, image_number, mentions_any_word
 from cdkit.evals.benchmarks.score_captions import score_opope
 from cdkit.evals.benchmarks.score_files import Picked
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 IMAGES = ("COCO_val2014_000000000007.jpg", "COCO_val2014_000000000042.jpg")
 ASKED = (

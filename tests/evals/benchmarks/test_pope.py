@@ -15,7 +15,8 @@ from cdkit.evals.benchmarks.pope import POPE, reference, vcd
 from cdkit.evals.benchmarks.yes_no import strict
 from cdkit.evals.statistics.ranking import image_auc, matched_right
 from cdkit.evals.statistics.run_comparison import compare
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer
+from cdkit.interfaces.benchmark import BENCHMARKS
+from cdkit.interfaces.sample import Answer
 
 GOOD = {"question_id": 1, "image": "a.jpg", "text": "Is there a cat?", "label": "yes"}
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unknown")

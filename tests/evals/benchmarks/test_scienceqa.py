@@ -17,7 +17,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.letters import letter, llava
 from cdkit.evals.benchmarks.scienceqa import ScienceQA
 from cdkit.evals.benchmarks.score_choices import score_scienceqa
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 SAID = {"4": "B", "5": "C. Iowa", "7": "The answer is A.", "9": "sun", "12": "E"}
 OFFICIAL = 50.00  # "IMG-Accuracy"

@@ -12,7 +12,9 @@ from evals.finished_runs import said
 from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import POPE
-from cdkit.interfaces.benchmark import Answer, Benchmark, Sample, Tally, share
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally, share
 
 GONE = {"3", "16", "17"}
 

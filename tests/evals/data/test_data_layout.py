@@ -21,8 +21,10 @@ from cdkit.evals.data import layout
 from cdkit.evals.data.check import check
 from cdkit.evals.data.layout import parts_in
 from cdkit.evals.microworld import write_benchmarks
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.interfaces.data_folder import FolderLayout, LocatedPart
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_parameters_are_arguments_of_the_call(
         assert found == tokens(model, inputs)
     with cdkit.attach(model, cdkit.load(name), processor=processor, seed=7):
         assert found != tokens(model, inputs)
-    with pytest.raises(ValueError, match="alhpa"):  # generate's own word on what nobody takes
+    with pytest.raises(ValueError, match="alhpa"):  # generate's own error for an unknown argument
         tokens(model, inputs, custom_generate=folder, trust_remote_code=True, alhpa=4.0)
     with pytest.raises(cdkit.CdkitError, match="alpha must be a finite number"):
         tokens(model, inputs, custom_generate=folder, trust_remote_code=True, alpha=-1.0)

@@ -10,7 +10,8 @@ from cdkit.evals.benchmarks.chair import CHAIR
 from cdkit.evals.benchmarks.mme import MME
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.microworld import WORLD, BenchmarkFiles, write_benchmarks
-from cdkit.interfaces.benchmark import Answer, Benchmark
+from cdkit.interfaces.benchmark import Benchmark
+from cdkit.interfaces.sample import Answer
 
 
 @pytest.fixture(scope="module")

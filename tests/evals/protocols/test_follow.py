@@ -23,8 +23,10 @@ from cdkit.evals.protocols.model_type import model_type
 from cdkit.evals.protocols.preprocessing import preprocessing_of, set_preprocessing
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.protocols.read import read_protocol
-from cdkit.interfaces.benchmark import BENCHMARKS, Answer, Benchmark, Sample, Tally
+from cdkit.interfaces.benchmark import BENCHMARKS, Benchmark
 from cdkit.interfaces.model_adapter import ModelAdapter
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally
 from cdkit.processors import load_processor
 
 LLAVA_V1 = (

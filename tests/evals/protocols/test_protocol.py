@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdkit.errors import CdkitError
-from cdkit.evals.protocols.protocol import (
-    MODE_KEYS,
-    SETTINGS,
-    CodeSource,
-    Protocol,
-    differences,
-    protocol_of,
-)
+from cdkit.evals.protocols.protocol import SETTINGS, CodeSource, Protocol, protocol_of
+from cdkit.evals.protocols.protocol_records import differences
+from cdkit.evals.protocols.protocol_settings import MODE_KEYS
 from cdkit.evals.protocols.read import CONFIGS, read_protocol
 
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)

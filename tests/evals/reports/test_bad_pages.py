@@ -14,7 +14,8 @@ from evals.made_results import MANIFEST, METRICS, cell, table
 from cdkit.evals.reports import method_tables, page_files, pdf, report
 from cdkit.evals.reports.results import Cell, MethodRow, Results, Table
 from cdkit.evals.statistics.bootstrap import Estimate
-from cdkit.interfaces.benchmark import Sample, Tally
+from cdkit.interfaces.sample import Sample
+from cdkit.interfaces.tally import Tally
 
 NAN = Estimate(math.nan, math.nan, math.nan)
 MANY = 40

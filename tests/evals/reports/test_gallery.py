@@ -19,7 +19,8 @@ from cdkit.evals.reports.results import AttentionOverlay, LayerHeatmap
 from cdkit.evals.runner import attention_overlays
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.example_gallery import example_gallery
-from cdkit.interfaces.benchmark import Answer, Sample, Tally
+from cdkit.interfaces.sample import Answer, Sample
+from cdkit.interfaces.tally import Tally
 
 WORDS = ("yes", "no")
 

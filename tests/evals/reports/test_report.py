@@ -26,7 +26,8 @@ from cdkit.evals.reports.results import (
 )
 from cdkit.evals.reports.table_layout import overviews, view
 from cdkit.evals.statistics.bootstrap import Estimate
-from cdkit.interfaces.benchmark import Answer, Tally
+from cdkit.interfaces.sample import Answer
+from cdkit.interfaces.tally import Tally
 
 IMAGES = 60
 METRICS = ("accuracy", "yes_ratio", "auc")

@@ -25,7 +25,8 @@ from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.encoder_cache import ENTRIES, PIXELS, EncoderCache
 from cdkit.evals.runner.questions import asked_of
 from cdkit.evals.runner.timing import measure
-from cdkit.interfaces.model_adapter import ADAPTERS, ModelAdapter, adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
+from cdkit.interfaces.model_adapter import ADAPTERS, ModelAdapter
 
 SIZE = 4
 METHODS = ["plain", "vcd", "cmac"]

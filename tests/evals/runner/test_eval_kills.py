@@ -94,7 +94,7 @@ def survives(run: Run, folder: Path, kills: int) -> int:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    """The world, and what a run writes that nobody kills."""
+    """The world, and what a run writes that is not killed."""
     world = tmp_path_factory.mktemp("world")
     outcome = answer(parts_of(draw(world)), world / "run", batch_size=4)
     return world, (outcome.folder / "predictions.jsonl").read_bytes()

@@ -23,7 +23,7 @@ from cdkit.evals.runner.finished import FinishedRun
 from cdkit.evals.runner.questions import asked_of, asked_samples, question_of
 from cdkit.evals.runner.read_run import read_run
 from cdkit.evals.runner.shared_passes import Variant, passes
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 PRIVATE = {"yes_score", "margin"}
 """Of a prediction: what rounding may move when a batch has other mates."""

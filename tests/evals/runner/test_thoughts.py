@@ -12,7 +12,7 @@ from PIL import Image
 import cdkit
 from cdkit.evals.runner.answer_engine import AnswerEngine, Generated
 from cdkit.evals.runner.questions import Question
-from cdkit.interfaces.benchmark import Answer
+from cdkit.interfaces.sample import Answer
 
 WORDS = ("<eos>", "<think>", "</think>", "Yes", "No", "hm", "USER:")
 END = 0

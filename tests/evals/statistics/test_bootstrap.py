@@ -15,7 +15,8 @@ from cdkit.evals.statistics import significance
 from cdkit.evals.statistics.bootstrap import difference, resample
 from cdkit.evals.statistics.run_comparison import compare
 from cdkit.evals.statistics.significance import holm, mcnemar, swap_test, swap_tests
-from cdkit.interfaces.benchmark import Sample, Tally, share
+from cdkit.interfaces.sample import Sample
+from cdkit.interfaces.tally import Tally, share
 
 Row = tuple[int, int, int]  # image, label, said
 

@@ -12,7 +12,8 @@ from cdkit.errors import CdkitError
 from cdkit.evals.statistics.power import detectable, standard_error
 from cdkit.evals.statistics.run_comparison import compare, transitions
 from cdkit.evals.statistics.significance import swap_test
-from cdkit.interfaces.benchmark import Sample, Tally, share
+from cdkit.interfaces.sample import Sample
+from cdkit.interfaces.tally import Tally, share
 
 QUESTIONS = 4
 DRAWS = 399

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cdkit.evals.benchmarks.pope import POPE
 from cdkit.evals.statistics.ranking import rank_shares
 from cdkit.evals.statistics.significance import swap_test
-from cdkit.interfaces.benchmark import Answer, Tally
+from cdkit.interfaces.sample import Answer
+from cdkit.interfaces.tally import Tally
 
 IMAGES = 40
 Scale = Callable[[np.ndarray], np.ndarray]
