@@ -43,6 +43,7 @@ from cdkit.generation.reference import ReferenceEngine
 from cdkit.generation.step import forward_step
 from cdkit.generation.trace import FREE, Trace, make_trace
 from cdkit.interfaces.distortion import PixelDistortion
+from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.model_adapter import adapter_for, attentions_of, unwrap
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
@@ -429,6 +430,9 @@ def _attached(
     branches = method.branches if forced else method.live_branches
     states = attach_states(method, adapter, model)
     stream = attach_stream(method, adapter, model, forced=forced)
+    image_readout = method.readout if isinstance(method.readout, ImageReadout) else None
+    if image_readout and not (forced or method.combiner.uses(image_readout.name)):
+        image_readout = None
     every = branches if states is None else branches + states.prompt_branches
     hooked = bool(
         method.calibrator is not None
@@ -485,6 +489,7 @@ def _attached(
         row_kernels=kernels,
         states=states,
         stream=stream,
+        image_readout=image_readout,
     )
 
 
