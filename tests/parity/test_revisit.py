@@ -92,8 +92,21 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("optimize", [True, False])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "optimize"),
+    [
+        ("default", True),
+        ("few", False),
+        ("every", True),
+        ("inner", True),
+        # the rest of the product takes as long again
+        *(
+            pytest.param(case, False, marks=pytest.mark.slow)
+            for case in ("default", "every", "inner", "embeddings")
+        ),
+        *(pytest.param(case, True, marks=pytest.mark.slow) for case in ("few", "embeddings")),
+    ],
+)
 def test_against_the_formula(case: str, optimize: bool) -> None:
     """Left-padded, with unequal images, at the prompt and three later steps."""
     given = CASES[case]
