@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cdkit.attention.context import AttentionRecord, LayerWork
+from cdkit.attention.context import AttentionRecord, DecoderContext, LayerWork
 from cdkit.attention.layer import HANDLE, KEY, CurrentCall, LayerAttention
 from cdkit.branches.state import BranchState
 from cdkit.execution.compiled_steps import CompiledSteps, compiled_steps
@@ -101,9 +101,10 @@ class Engine(AttachedEngine):
 
     def keep_image(self, states: Any) -> None:
         context = self.current.context
-        if self.call is None or context is None or ORIGINAL not in context.branches:
+        # rows are not packed where a readout is
+        if self.call is None or not isinstance(context, DecoderContext):
             return
-        if not context.chunk.generated:
+        if ORIGINAL in context.branches and not context.chunk.generated:
             own = states_of(self.attached.adapter, states)[: context.rows_per_branch]
             self.call.images = ImageStates.at(own, context.chunk.layout)
 

@@ -28,7 +28,7 @@ def nothing(logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
 
 
 def now_and_then(logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
-    return whole(logits) | ({"more": torch.ones(5)} if len(logits) == 5 else {})
+    return {**whole(logits), **({"more": torch.ones(5)} if len(logits) == 5 else {})}
 
 
 def vanishing(logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
