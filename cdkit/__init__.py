@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.distortion import PixelDistortion as PixelDistortion
     from cdkit.interfaces.distortion import Prompt as Prompt
     from cdkit.interfaces.distortion import PromptDistortion as PromptDistortion
+    from cdkit.interfaces.image_readout import ImageLogits as ImageLogits
+    from cdkit.interfaces.image_readout import ImageReadout as ImageReadout
+    from cdkit.interfaces.image_readout import ImageStep as ImageStep
     from cdkit.interfaces.intervention import INTERVENTIONS as INTERVENTIONS
     from cdkit.interfaces.intervention import Intervention as Intervention
     from cdkit.interfaces.model_adapter import ADAPTERS as ADAPTERS
@@ -196,6 +199,11 @@ _HOMES = {
         "Prompt",
         "PromptDistortion",
         "Modified",
+    ),
+    "interfaces.image_readout": (
+        "ImageLogits",
+        "ImageReadout",
+        "ImageStep",
     ),
     "interfaces.intervention": (
         "INTERVENTIONS",

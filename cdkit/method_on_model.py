@@ -12,6 +12,7 @@ from cdkit.execution.plan import sees_chunks
 from cdkit.generation.model_compatibility import has_plain_cache, sliding_window
 from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.interfaces.distortion import PixelDistortion
+from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.model_adapter import attentions_of
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
@@ -57,6 +58,9 @@ def method_on_model(
     branches = method.branches if forced else method.live_branches
     states = attach_states(method, adapter, model)
     stream = attach_stream(method, adapter, model, forced=forced)
+    image_readout = method.readout if isinstance(method.readout, ImageReadout) else None
+    if image_readout and not (forced or method.combiner.uses(image_readout.name)):
+        image_readout = None
     every = branches if states is None else branches + states.prompt_branches
     hooked = bool(
         method.calibrator is not None
@@ -113,6 +117,7 @@ def method_on_model(
         row_kernels=kernels,
         states=states,
         stream=stream,
+        image_readout=image_readout,
     )
 
 

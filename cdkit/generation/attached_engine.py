@@ -90,6 +90,10 @@ class AttachedEngine(abc.ABC):
         """Keep the original branch's last row of a layer that is read out."""
 
     @abc.abstractmethod
+    def keep_image(self, states: Any) -> None:
+        """Keep the original branch's image tokens of a layer, in a call that runs the prompts."""
+
+    @abc.abstractmethod
     def compile_steps(self, session: Session) -> None:
         """Prepare the compiled steps of a `generate` call that has a `session.compile_config`."""
 

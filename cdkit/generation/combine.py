@@ -9,14 +9,16 @@ from torch import Tensor
 
 from cdkit.functional.logits import scale_difference
 from cdkit.generation.attached_engine import AttachedEngine, StepLogits
-from cdkit.generation.readouts import readout_logits
+from cdkit.generation.readouts import image_logits, kept_of_images, readout_logits
 from cdkit.generation.trace import Step
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import Signals
 from cdkit.methods.method import ORIGINAL, Method
+from cdkit.states.image_lens import ImageStates
 
 States = Mapping[str, State]
-"""What the combiner and each schedule carry from step to step, by their place in the method."""
+"""What the combiner, each schedule and an image readout carry from step to step, by their place in
+the method."""
 
 
 @runtime_checkable
@@ -41,6 +43,9 @@ class Noted(NamedTuple):
     """Attention weights of the last layer, where a loop reads them."""
     stream_heads: Float[Tensor, "rows heads value_dim"] | None = None
     """The original branch's heads as a stream readout weighs them; None where there is none."""
+    images: ImageStates | None = None
+    """The states of the original branch's image tokens, where an image readout reads them, in a
+    call that ran the prompts."""
 
 
 class Combined(NamedTuple):
@@ -79,8 +84,15 @@ def combine_call(
     if noted.readouts:
         states = {name: hidden[:rows] for name, hidden in noted.readouts.items()}
         others |= readout_logits(attached, states, noted.stream_heads, original)
+    kept = state.states.get("readout", {})
+    if attached.image_readout is not None:
+        kept = kept_of_images(attached, noted.images, kept)
+        others |= image_logits(attached.image_readout, kept, original)
     made = combine(attached.method, original, others, noted, step=state.step, states=state.states)
-    state.step, state.states = state.step + 1, made.states
+    state.step, state.states = (
+        state.step + 1,
+        {**made.states, **({"readout": kept} if kept else {})},
+    )
     engine.last_original, engine.last_weights = original, noted.last_weights
     is_original = made.logits is original and not distorted
     engine.last_logits = StepLogits(branches, raw, made.logits, is_original)

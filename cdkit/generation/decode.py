@@ -85,6 +85,8 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         if attached.states is not None:
             run = functools.partial(_call_decoder, engine, forward)
             read_prompts(engine, attached.states, run, kwargs)
+        # what layers give is read by columns: every row has all of its prompt's
+        by_column = gives_layers or attached.image_readout is not None
         if cache is None and uses_cache(attached, kwargs):
             cache = DynamicCache(config=attached.decoder.config)
         call.state, embeds, call.aligned = state, _, _ = start(
@@ -93,8 +95,7 @@ def decode(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -> Any:
             kwargs,
             cache,
             branches=attached.branches,
-            # what each layer gives is read by columns: every row has all of its prompt's
-            optimizations=engine.optimizations - SHARING if gives_layers else engine.optimizations,
+            optimizations=engine.optimizations - SHARING if by_column else engine.optimizations,
             compiled=engine.compiled is not None,
             works=engine.works,
             ids=call.ids,

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cdkit.attention.context import AttentionRecord, LayerWork
+from cdkit.attention.context import AttentionRecord, DecoderContext, LayerWork
 from cdkit.attention.layer import HANDLE, KEY, CurrentCall, LayerAttention
 from cdkit.branches.state import BranchState
 from cdkit.execution.compiled_steps import CompiledSteps, compiled_steps
@@ -19,6 +19,7 @@ from cdkit.generation.trace import Step
 from cdkit.interfaces.model_adapter import states_of
 from cdkit.methods.method import ORIGINAL
 from cdkit.states.attached_states import Place, SiteEdit
+from cdkit.states.image_lens import ImageStates
 
 
 @dataclass(eq=False)
@@ -34,6 +35,8 @@ class Call:
     aligned: int = 0
     """The last columns of the decoder's input in which every branch has the same token."""
     readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
+    images: ImageStates | None = None
+    """The states of the original branch's image tokens, where a readout reads them."""
     record: AttentionRecord | None = None
     """What was noted of the original branch's attention."""
 
@@ -95,6 +98,15 @@ class Engine(AttachedEngine):
         hidden = states_of(self.attached.adapter, states)
         if self.call is not None and context is not None and ORIGINAL in context.branches:
             self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
+
+    def keep_image(self, states: Any) -> None:
+        context = self.current.context
+        # rows are not packed where a readout is
+        if self.call is None or not isinstance(context, DecoderContext):
+            return
+        if ORIGINAL in context.branches and not context.chunk.generated:
+            own = states_of(self.attached.adapter, states)[: context.rows_per_branch]
+            self.call.images = ImageStates.at(own, context.chunk.layout)
 
     def compile_steps(self, session: Session) -> None:
         self.compiled = compiled_steps(

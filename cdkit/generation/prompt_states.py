@@ -15,7 +15,7 @@ from cdkit.generation.branch_prompts import prompt_alone
 from cdkit.generation.engine import Engine
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE
-from cdkit.states.answer_states import AnswerStates, prepare, prompt_places
+from cdkit.states.answer_states import AnswerStates, prepare
 from cdkit.states.attached_states import AttachedStates
 from cdkit.states.state_call import PromptRecorder, SiteCall, StateCall
 from cdkit.states.token_kinds import TokenKinds
@@ -27,7 +27,7 @@ def read_prompts(
     run: Callable[..., Any],
     kwargs: Mapping[str, Any],
 ) -> None:
-    """Read the states of the prompts' last tokens, once a prompt, where the method reads them.
+    """Read states of the prompts, once a prompt, where the method reads them.
 
     The branches run once more, uncached and without state interventions.
 
@@ -41,8 +41,8 @@ def read_prompts(
     assert session is not None and engine.call is not None
     if session.prepared is not None:
         return
-    if not states.reading("prompt_states"):
-        session.prepared = prepare(states, {})
+    if not states.reads_prompts:
+        session.prepared = prepare(attached, {})
         return
     names, prompt = states.prompt_names, session.ids.shape[1]
     state, embeds, _ = start(
@@ -57,15 +57,16 @@ def read_prompts(
         ids=engine.call.ids,
     )
     (group,), plan = state.plan.groups, state.plan
-    recorder = PromptRecorder(plan.layout.last_token, prompt_places(states))
+    layer_states = attached.adapter.layer_states
+    recorder = PromptRecorder(plan.layout, plan.rows, states, layer_states)
     uncached = {**kwargs, CACHE: None, "use_cache": False}
     record = AttentionRecord(recorder=recorder)
     run(state, group, 0, plan.layout.length, embeds, uncached, record)
     expand, seen = plan.rows // session.ids.shape[0], {}
     for index, name in enumerate(plan.branches):
         rows = slice(index * plan.rows, (index + 1) * plan.rows, expand)
-        seen[name] = {place: kept[rows] for place, kept in recorder.kept.items()}
-    session.prepared = prepare(states, seen)
+        seen[name] = recorder.shown(rows)
+    session.prepared = prepare(attached, seen)
 
 
 def keep_prompts(

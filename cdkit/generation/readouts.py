@@ -1,17 +1,26 @@
-"""Logits of the original branch's inner layers, and of a stream that leaves it in one of them."""
+"""Logits of the original branch's inner layers, of a stream that leaves it in one of them, and of
+the prompts' image tokens."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdkit.errors import CdkitError
 from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.hooks import Hooks
+from cdkit.interfaces.combiner import State
+from cdkit.interfaces.image_readout import ImageReadout, ImageStep
 from cdkit.interfaces.stream_readout import StreamReadout
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method
+from cdkit.states.attached_states import check_image_layer
+from cdkit.states.image_lens import ImageStates, read_images
+
+VALID = "valid image tokens"
+"""Where the state of a batch keeps which entries of an image readout are image tokens."""
 
 
 def hook_readout(hooks: Hooks, engine: AttachedEngine, *, forced: bool) -> None:
@@ -31,6 +40,12 @@ def hook_readout(hooks: Hooks, engine: AttachedEngine, *, forced: bool) -> None:
         return
     layers = attached.adapter.layers(attached.model)
     kept = readout.layers(len(layers))
+    if isinstance(readout, ImageReadout):
+        _check_names(attached.method, kept)
+        if attached.image_readout is not None:
+            passed = check_image_layer(readout.layer(len(layers)), len(layers), readout)
+            _hook(hooks, layers, passed, engine.keep_image)
+        return
     if isinstance(readout, StreamReadout):
         _check_names(attached.method, (readout.name,))
         kept = kept if attached.stream is not None else {}
@@ -38,11 +53,52 @@ def hook_readout(hooks: Hooks, engine: AttachedEngine, *, forced: bool) -> None:
         _check_names(attached.method, kept)
         kept = {name: own for name, own in kept.items() if forced or combiner.uses(name)}
     for name, passed in kept.items():
-        keep = functools.partial(engine.keep_readout, name)
-        if passed == 0:
-            hooks.before(layers[0], keep)
-        else:
-            hooks.after(layers[passed - 1], keep)
+        _hook(hooks, layers, passed, functools.partial(engine.keep_readout, name))
+
+
+def _hook(
+    hooks: Hooks, layers: Sequence[nn.Module], passed: int, keep: Callable[[Any], None]
+) -> None:
+    """Show states that have passed so many layers."""
+    if passed == 0:
+        hooks.before(layers[0], keep)
+    else:
+        hooks.after(layers[passed - 1], keep)
+
+
+def kept_of_images(attached: AttachedMethod, seen: ImageStates | None, before: State) -> State:
+    """What an image readout keeps of the prompts, for the rows of one step.
+
+    Args:
+        attached: The method on its model; it has an image readout.
+        seen: The image tokens' states, in a call that ran the prompts.
+        before: What the step before had; empty at the first step.
+    """
+    if seen is None:
+        return before
+    part = attached.image_readout
+    assert part is not None
+    kept = read_images(attached.adapter, attached.model, part, seen)
+    return {**{_kept(name): x for name, x in kept.values.items()}, VALID: kept.valid}
+
+
+def image_logits(
+    part: ImageReadout, kept: State, original: Float[Tensor, "rows vocab"]
+) -> dict[str, Float[Tensor, "rows vocab"]]:
+    """The logits that the combiner gets of an image readout.
+
+    Args:
+        part: The readout.
+        kept: As `kept_of_images` gives it.
+        original: The original branch's logits, in float32 or better.
+    """
+    values = {name: x for name, x in kept.items() if name != VALID}
+    step = ImageStep(
+        original,
+        {name.removeprefix(_kept("")): x.to(original.device) for name, x in values.items()},
+        kept[VALID].to(original.device),
+    )
+    return {part.name: part.step_logits(step).to(original)}
 
 
 def readout_logits(
@@ -51,7 +107,7 @@ def readout_logits(
     heads: Float[Tensor, "rows heads value_dim"] | None,
     original: Float[Tensor, "rows vocab"],
 ) -> dict[str, Float[Tensor, "rows vocab"]]:
-    """The logits that the combiner gets of a readout, by name.
+    """The logits that the combiner gets of a layer readout or of a stream, by name.
 
     Args:
         attached: The method on its model.
@@ -69,6 +125,10 @@ def readout_logits(
         for name, own in states.items()
     }
     return {name: own + share * original for name, own in made.items()} if share else made
+
+
+def _kept(name: str) -> str:
+    return f"kept {name}"
 
 
 def _check_names(method: Method, layers: Collection[str]) -> None:

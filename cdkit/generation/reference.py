@@ -53,7 +53,8 @@ from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.model_adapter import states_of
 from cdkit.methods.method import ORIGINAL, Branch
-from cdkit.states.answer_states import prepare, prompt_places
+from cdkit.states.answer_states import prepare
+from cdkit.states.image_lens import ImageStates
 from cdkit.states.state_call import PromptRecorder
 
 KEY = "cdkit_reference"
@@ -75,6 +76,8 @@ class ForwardCall:
     aligned: int = 0
     """In how many last columns every branch has the same token."""
     readouts: dict[str, Float[Tensor, "rows hidden"]] = field(default_factory=dict)
+    images: ImageStates | None = None
+    """The states of the original branch's image tokens, where a readout reads them."""
     seen: BranchCall | None = None
     """The original branch's."""
 
@@ -136,7 +139,7 @@ class ReferenceEngine(AttachedEngine):
                     columns=call.columns,
                     returned=output.logits.shape[1],
                     aligned=call.aligned,
-                    reads_layers=bool(call.readouts),
+                    reads_layers=bool(call.readouts) or self.attached.image_readout is not None,
                 )
             logits = output.logits if plain else output.logits[:, -1:]
             output.logits = self._combined(call, call.batch, call.seen, logits)
@@ -162,6 +165,7 @@ class ReferenceEngine(AttachedEngine):
             seen.image_weights,
             seen.last_weights,
             seen.stream_heads,
+            call.images,
         )
         return combine_call(self, logits, branches, batch, noted, call.step)
 
@@ -365,29 +369,39 @@ class ReferenceEngine(AttachedEngine):
             hidden = states_of(self.attached.adapter, states)
             self.call.readouts[name] = hidden[:, -1].clone()  # a view would keep all of it
 
+    def keep_image(self, states: Any) -> None:
+        """The original branch's image tokens where they are read out."""
+        running = self.running
+        if self.call is None or running is None or running.name != ORIGINAL:
+            return
+        own = states_of(self.attached.adapter, states)
+        if own.shape[1] == running.branch.columns:
+            self.call.images = ImageStates.at(own, running.branch.layout)
+
     # ---- the prompt once more, for what is read of it before it is answered ----------------------
 
     def _read_prompts(self, forward: Forward, kwargs: dict[str, Any]) -> None:
-        """Read the states of the prompts' last tokens in each branch, without state interventions:
-        once for each prompt."""
+        """Read states of the prompts in each branch, without state interventions: once for each
+        prompt."""
         session, states = self.session, self.attached.states
         assert session is not None
         if states is None or session.prepared is not None:
             return
         seen = {}
-        if states.reading("prompt_states"):
-            names = states.prompt_names
+        if states.reads_prompts:
+            names, adapter = states.prompt_names, self.attached.adapter
             branches = [b for b in self.attached.every_branch if b.name in names]
             given = prompt_alone(kwargs, session.ids.shape[1])
             batch, inputs, _ = self._first_inputs(given, branches, cached=False)
             expand = len(inputs[ORIGINAL]) // len(session.ids)
             for name, branch in batch.branches.items():
-                recorder = PromptRecorder(branch.layout.last_token, prompt_places(states))
+                rows = branch.layout.rows if name == ORIGINAL else 0
+                recorder = PromptRecorder(branch.layout, rows, states, adapter.layer_states)
                 running = self._branch_call(name, branch, batch, inputs[name].shape[1])
                 uncached = kwargs | {"use_cache": False}
                 self._run(forward, running, inputs[name], uncached, recorder)
-                seen[name] = {place: kept[::expand] for place, kept in recorder.kept.items()}
-        session.prepared = prepare(states, seen)
+                seen[name] = recorder.shown(slice(None, None, expand))
+        session.prepared = prepare(self.attached, seen)
 
     def _distort_features(self, forward: Forward, kwargs: dict[str, Any]) -> None:
         """Make features that depend on the original branch's attention: a first pass over the

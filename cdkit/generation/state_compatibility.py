@@ -1,13 +1,15 @@
-"""What state interventions cannot run with: said before anything is changed, or before the first
-token."""
+"""What state interventions and image readouts cannot run with: said before anything is changed, or
+before the first token."""
 
 from cdkit.errors import CdkitError
+from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Method, kind_of
 
 WHOLE_PROMPT = {
     "prompt_states": "reads the states of the prompt's last token, before the prompt goes in",
     "image_features": "reads the image tokens' embeddings, which come with the prompt",
+    "image_readout": "reads the image tokens out, before the prompt goes in",
 }
 """What an intervention reads -> why the prompt must come whole."""
 
@@ -26,6 +28,11 @@ def check_state_split(chunk: int, method: Method) -> None:
                     f"{method.name} cannot run with prefill_chunk_size={chunk}: {kind_of(part)} "
                     f"{why}. Leave it out"
                 )
+    if isinstance(method.readout, ImageReadout):
+        raise CdkitError(
+            f"{method.name} cannot run with prefill_chunk_size={chunk}: {kind_of(method.readout)} "
+            "reads out the image tokens of the whole prompt. Leave it out"
+        )
 
 
 def check_states(attached: AttachedMethod) -> None:

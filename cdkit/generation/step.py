@@ -57,7 +57,7 @@ def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -
                 columns=call.columns,
                 returned=logits.shape[1],
                 aligned=call.aligned,
-                reads_layers=bool(call.readouts),
+                reads_layers=bool(call.readouts) or engine.attached.image_readout is not None,
             )
         else:  # some models hand out more columns than `generate` reads
             logits = logits if logits.shape[1] == 1 else logits[:, -1:]
@@ -72,6 +72,7 @@ def _forward_step(engine: Engine, forward: Forward, *args: Any, **kwargs: Any) -
                 record.image_weights,
                 record.last_weights,
                 record.stream_heads,
+                call.images,
             )
             output.logits = combine_call(engine, logits, plan.branches, state, noted, call.step)
     finally:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdkit.interfaces.depth import EVERY_LAYER, Depth
+from cdkit.interfaces.image_readout import ImageLogits
 from cdkit.interfaces.part import Part
 from cdkit.registry import Registry
 
@@ -26,13 +27,19 @@ EditedRows = Literal["every", "text", "predicting", "generated"]
 which are the last one of the prompt and each generated one. `generated`: generated tokens.
 """
 StateReading = Literal[
-    "prompt_states", "image_features", "image_attention", "module_input", "layer_logits"
+    "prompt_states",
+    "image_features",
+    "image_readout",
+    "image_attention",
+    "module_input",
+    "layer_logits",
 ]
 """What a state intervention is told besides the states.
 
 `prompt_states`: states of the last prompt token, in branches of its choice: `prepare` gets them.
-`image_features`: the embeddings of the image tokens, as the decoder gets them. `image_attention`:
-the attention of each head to the image tokens, in the token that predicts the next one.
+`image_features`: the embeddings of the image tokens, as the decoder gets them. `image_readout`:
+what `read_image` makes of the next-token logits of the image tokens. `image_attention`: the
+attention of each head to the image tokens, in the token that predicts the next one.
 `module_input`: what the feed-forward network, or the layer, gets. `layer_logits`: next-token logits
 read out of the state before this layer.
 """
@@ -102,6 +109,11 @@ class StateSegment:
     image_valid: Bool[Tensor, "rows image"] | None = None
     """True where `image_features` and `image_logits` hold an image token, False on their padding;
     None where neither is there."""
+    image_readout: Mapping[str, Float[Tensor, "rows image ..."]] = field(default_factory=dict)
+    """What `read_image` made of each row's prompt, padded with zeros at the end; empty unless it is
+    declared. In every branch it is that of the original branch."""
+    readout_valid: Bool[Tensor, "rows image"] | None = None
+    """True where `image_readout` holds an image token, False on its padding; None without it."""
     image_logits: Float[Tensor, "rows heads image"] | None = None
     """Attention logits on the image tokens, before the softmax, of the token that predicts the next
     one: -inf where it may not attend. None unless `image_attention` is declared."""
@@ -204,6 +216,31 @@ class StateIntervention(Part, abc.ABC):
         Returns:
             Name -> a tensor whose first axes are the samples and `prompt.layers`. A sample's values
             must not depend on another sample.
+        """
+        return {}
+
+    def image_layer(self, count: int) -> int:
+        """Choose after how many layers the image tokens are read out for `image_readout`.
+
+        Args:
+            count: How many layers the decoder has.
+
+        Returns:
+            0 for the embeddings, `count`, the default, for the output of the last layer.
+        """
+        return count
+
+    def read_image(self, logits: ImageLogits) -> Mapping[str, Float[Tensor, "image ..."]]:
+        """Reduce the logits of a prompt's image tokens to what `intervene` uses; a pure function.
+
+        Called once for each prompt, where `image_readout` is declared, with the states of the
+        original branch before any state intervention changes them.
+
+        Args:
+            logits: Of one prompt.
+
+        Returns:
+            Name -> a tensor whose first axis is the image tokens.
         """
         return {}
 

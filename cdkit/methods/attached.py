@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from cdkit.functional.rope import Rotary
+from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.model_adapter import ModelAdapter, SeesAhead
 from cdkit.interfaces.pixel_source import PixelSource
 from cdkit.methods.method import ORIGINAL, Branch, Method
@@ -72,6 +73,9 @@ class AttachedMethod:
     """What changes hidden states; None where nothing does."""
     stream: AttachedStream | None
     """The stream that logits are read from; None where the method has none."""
+    image_readout: ImageReadout | None = None
+    """What reads the prompts' image tokens out; None where the method has none, or nothing uses
+    it."""
 
     @property
     def depth(self) -> int:
@@ -105,12 +109,11 @@ class AttachedMethod:
         """Whether a readout or a state intervention reads the image, or states of branches'
         prompts."""
         states = self.states
-        return self.stream is not None or (
-            states is not None
-            and any(
-                states.reading(what)
-                for what in ("prompt_states", "image_features", "image_attention")
-            )
+        reads = ("prompt_states", "image_features", "image_readout", "image_attention")
+        return bool(
+            self.stream is not None
+            or self.image_readout is not None
+            or (states is not None and any(states.reading(what) for what in reads))
         )
 
     @property

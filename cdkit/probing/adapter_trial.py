@@ -127,7 +127,9 @@ def refuse_unfit(attached: AttachedMethod) -> None:
             f"{method.name} moves positions, and how {name} rotates its keys was not found out: "
             f"{found.rotary}; use a method without a calibrator"
         )
-    if found.readout and method.readout is not None:
+    states = method.live_state_interventions
+    reads = any(part.reads & {"layer_logits", "image_readout"} for part in states)
+    if found.readout and (reads or method.readout is not None):
         raise CdkitError(
             f"{method.name} reads layers out, and how {name} makes logits of their states was not "
             f"found out: {found.readout}; use a method without a readout"

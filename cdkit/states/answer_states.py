@@ -10,12 +10,32 @@ from torch import Tensor
 from cdkit.branches.layout import Layout
 from cdkit.errors import CdkitError
 from cdkit.interfaces.state_intervention import PromptStates
-from cdkit.methods.method import kind_of
-from cdkit.states.attached_states import AttachedStates, Place
+from cdkit.methods.attached import AttachedMethod
+from cdkit.methods.method import ORIGINAL, kind_of
+from cdkit.states.attached_states import ActiveIntervention, AttachedStates, Place
+from cdkit.states.image_lens import ImageStates, KeptOfImages, read_images
 from cdkit.states.token_kinds import by_head
 
-Prepared = Sequence[Mapping[str, Float[Tensor, "samples _layers ..."]]]
-"""For each state intervention what its `prepare` gave; empty where it reads no prompt states."""
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What state interventions made of a batch of prompts, before these go in."""
+
+    states: Sequence[Mapping[str, Float[Tensor, "samples _layers ..."]]]
+    """For each state intervention what its `prepare` gave; empty where it reads no prompt states.
+    """
+    images: Sequence[KeptOfImages | None]
+    """For each what its `read_image` gave, a row for each sample; None where it reads none."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptShown:
+    """What the prompt of one branch showed."""
+
+    last: Mapping[Place, Float[Tensor, "samples width"]]
+    """The states of the last token."""
+    images: Mapping[int, ImageStates]
+    """After how many layers -> the states of the image tokens, a row for each sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +45,8 @@ class AnswerStates:
     prepared: Sequence[Mapping[int, Mapping[str, Float[Tensor, "rows ..."]]]]
     """For each state intervention: layer -> its entries, for the rows of one branch: those of every
     branch are alike."""
+    images: Sequence[KeptOfImages | None]
+    """For each what it keeps of the image tokens' logits, likewise; None where it reads none."""
     features: Float[Tensor, "rows image hidden"] | None
     """The embeddings of the image tokens, of the rows of all of the branches; None where nothing
     reads them."""
@@ -52,13 +74,14 @@ class AnswerStates:
                 }
                 for row, layer in enumerate(part.layers)
             }
-            for part, own in zip(states.parts, prepared, strict=True)
+            for part, own in zip(states.parts, prepared.states, strict=True)
         ]
+        images = [None if own is None else own.repeated(expand) for own in prepared.images]
         if not states.reading("image_features"):
-            return cls(each, None, None)
+            return cls(each, images, None, None)
         columns = layout.columns[..., None].expand(-1, -1, embeds.shape[-1])
         features = embeds.gather(1, columns).masked_fill(~layout.valid[..., None], 0)
-        return cls(each, features, layout.valid)
+        return cls(each, images, features, layout.valid)
 
     def prepared_of(self, part: int, layer: int, device: torch.device) -> Mapping[str, Tensor]:
         """A part's entries for one layer."""
@@ -90,48 +113,53 @@ class AnswerStates:
                 }
                 for part in self.prepared
             ],
+            [None if own is None else own.select(rows) for own in self.images],
             chosen(self.features, every),
             chosen(self.image_valid, every),
         )
 
 
-def prompt_places(states: AttachedStates) -> frozenset[Place]:
-    """Where the states of the prompts' last tokens are read."""
-    return frozenset(
-        (own.part.prompt_site, layer)
-        for own in states.reading("prompt_states")
-        for layer in own.layers
-    )
+def prepare(attached: AttachedMethod, seen: Mapping[str, PromptShown]) -> Prepared:
+    """What the interventions make of the prompts.
 
-
-def prepare(
-    states: AttachedStates, seen: Mapping[str, Mapping[Place, Float[Tensor, "samples width"]]]
-) -> Prepared:
-    """What the interventions make of the prompts' states, of each branch and place.
+    Args:
+        attached: The method on its model.
+        seen: What the prompts of each branch showed; empty where nothing reads it.
 
     Raises:
         CdkitError: Where one gives another shape than it may.
     """
-    made: list[Mapping[str, Tensor]] = []
+    states = attached.states
+    assert states is not None
+    made, images = list[Mapping[str, Tensor]](), list[KeptOfImages | None]()
     for own in states.parts:
         part = own.part
-        if "prompt_states" not in part.reads:
-            made.append({})
-            continue
-        found: dict[str, Tensor] = {}
-        for name in part.prompt_branches:
-            places = [seen[name][part.prompt_site, layer] for layer in own.layers]
-            whole = torch.stack([x.to(places[0].device) for x in places], dim=1)
-            if part.prompt_site == "heads":
-                whole = by_head(whole, states.heads)
-            found[name] = whole
-        prepared = part.prepare(PromptStates(found, own.layers, states.depth))
-        samples = len(next(iter(found.values())))
-        for name, values in prepared.items():
-            if values.shape[:2] != (samples, len(own.layers)):
-                raise CdkitError(
-                    f"{kind_of(part)} prepared {name} of shape {tuple(values.shape)}; its first "
-                    f"axes must be {samples} samples and {len(own.layers)} layers"
-                )
-        made.append(prepared)
-    return made
+        made.append(_prepared(own, states, seen) if "prompt_states" in part.reads else {})
+        kept = None
+        if "image_readout" in part.reads:
+            shown = seen[ORIGINAL].images[part.image_layer(states.depth)]
+            kept = read_images(attached.adapter, attached.model, part, shown)
+        images.append(kept)
+    return Prepared(made, images)
+
+
+def _prepared(
+    own: ActiveIntervention, states: AttachedStates, seen: Mapping[str, PromptShown]
+) -> Mapping[str, Tensor]:
+    """What one makes of the last tokens' states."""
+    part, found = own.part, dict[str, Tensor]()
+    for name in part.prompt_branches:
+        places = [seen[name].last[part.prompt_site, layer] for layer in own.layers]
+        whole = torch.stack([x.to(places[0].device) for x in places], dim=1)
+        if part.prompt_site == "heads":
+            whole = by_head(whole, states.heads)
+        found[name] = whole
+    prepared = part.prepare(PromptStates(found, own.layers, states.depth))
+    samples = len(next(iter(found.values())))
+    for name, values in prepared.items():
+        if values.shape[:2] != (samples, len(own.layers)):
+            raise CdkitError(
+                f"{kind_of(part)} prepared {name} of shape {tuple(values.shape)}; its first axes "
+                f"must be {samples} samples and {len(own.layers)} layers"
+            )
+    return prepared

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ class AttachedStates:
     edited: Mapping[Place, nn.Module]
     """The module of each place whose states are changed or read."""
     entered: Mapping[int, nn.Module]
-    """The layers whose input is read."""
+    """After how many layers states are read -> the layer that gets them; the last layer, which
+    gives them, after all."""
     prompt_branches: tuple[Branch, ...]
     """The branches that run for the prompt alone."""
 
@@ -66,6 +68,30 @@ class AttachedStates:
     def keeps_prefix(self) -> bool:
         """Whether none of them changes anything before the last token of a prompt."""
         return all(own.part.keeps_prefix for own in self.parts)
+
+    @cached_property
+    def logit_layers(self) -> frozenset[int]:
+        """The layers before which the predicting token's logits are read out."""
+        return frozenset(n for own in self.reading("layer_logits") for n in own.layers)
+
+    @cached_property
+    def prompt_places(self) -> frozenset["Place"]:
+        """Where the states of the prompts' last tokens are read."""
+        return frozenset(
+            (own.part.prompt_site, layer)
+            for own in self.reading("prompt_states")
+            for layer in own.layers
+        )
+
+    @cached_property
+    def image_layers(self) -> frozenset[int]:
+        """After how many layers the prompts' image tokens are read out."""
+        return frozenset(own.part.image_layer(self.depth) for own in self.reading("image_readout"))
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the prompts run once more, before they go in, so that states can be read."""
+        return bool(self.reading("prompt_states") or self.reading("image_readout"))
 
     @property
     def prompt_names(self) -> tuple[str, ...]:
@@ -132,6 +158,9 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
                 edited[site, number] = module
             if "layer_logits" in own.part.reads:
                 entered[number] = layers[number]
+        if "image_readout" in own.part.reads:
+            passed = check_image_layer(own.part.image_layer(len(layers)), len(layers), own.part)
+            entered[passed] = layers[min(passed, len(layers) - 1)]
     wanted_names = {name for own in parts for name in own.part.prompt_branches}
     return AttachedStates(
         parts=tuple(parts),
@@ -141,3 +170,19 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
         entered=entered,
         prompt_branches=tuple(b for b in method.prompt_branches if b.name in wanted_names),
     )
+
+
+def check_image_layer(passed: int, count: int, part: object) -> int:
+    """Raise where a part reads image tokens out after more layers than there are.
+
+    Args:
+        passed: After how many layers.
+        count: How many there are.
+        part: The part.
+    """
+    if not 0 <= passed <= count:
+        raise CdkitError(
+            f"{kind_of(part)} reads image tokens out after {passed} layers, but the decoder has "
+            f"{count}; give it a number from 0 to {count}"
+        )
+    return passed

@@ -5,15 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cdkit.branches.layout import Layout
 from cdkit.errors import CdkitError
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.state_intervention import StateSegment
 from cdkit.methods.method import kind_of
-from cdkit.states.answer_states import AnswerStates
+from cdkit.states.answer_states import AnswerStates, PromptShown
 from cdkit.states.attached_states import AttachedStates, Place, SiteEdit
+from cdkit.states.image_lens import ImageStates
 from cdkit.states.token_kinds import TokenKinds, at_columns, by_head
 
 
@@ -31,7 +33,7 @@ class SiteCall(Protocol):
     """What the hooks at the sites of a model call while its decoder runs."""
 
     def enter(self, layer: int, states: Float[Tensor, "rows tokens hidden"]) -> None:
-        """See the input of a layer."""
+        """See the input of a layer, or, with the number of layers, the output of the last one."""
 
     def edit(
         self,
@@ -77,7 +79,8 @@ class StateCall:
     """`kinds` on other devices."""
 
     def enter(self, layer: int, states: Float[Tensor, "rows tokens hidden"]) -> None:
-        self.entered[layer] = self._kinds(states.device).last(states)
+        if layer in self.states.logit_layers:
+            self.entered[layer] = self._kinds(states.device).last(states)
 
     def edit(
         self,
@@ -126,6 +129,10 @@ class StateCall:
             more["image_features"] = answer.features[rows].to(device)
             assert answer.image_valid is not None
             more["image_valid"] = answer.image_valid[rows].to(device)
+        kept = answer.images[one.own.index]
+        if kept is not None:
+            more["image_readout"] = {name: x.to(device) for name, x in kept.values.items()}
+            more["readout_valid"] = kept.valid.to(device)
         if "image_attention" in part.reads:
             seen = self.attention[branch]
             more["image_logits"], more["image_weights"] = seen.logits, seen.weights
@@ -174,16 +181,24 @@ class StateCall:
 
 @dataclass(frozen=True, eq=False)
 class PromptRecorder:
-    """Keeps the states of each row's last prompt token, and changes nothing."""
+    """Keeps states of prompts, and changes nothing."""
 
-    columns: Int[Tensor, " rows"]
-    """Where that token is."""
-    places: frozenset[Place]
-    """Where its states are kept."""
+    layout: Layout
+    """Of the prompts of all rows."""
+    image_rows: int
+    """Of how many first rows the image tokens are kept: those of the original branch."""
+    states: AttachedStates
+    layer_states: Callable[[Tensor], Tensor]
+    """As `ModelAdapter.layer_states`."""
     kept: dict[Place, Float[Tensor, "rows width"]] = field(default_factory=dict)
+    """The states of each row's last token."""
+    images: dict[int, ImageStates] = field(default_factory=dict)
+    """After how many layers -> the states of the image tokens."""
 
     def enter(self, layer: int, states: Float[Tensor, "rows tokens hidden"]) -> None:
-        pass
+        if self.image_rows and layer in self.states.image_layers:
+            own = self.layer_states(states)[: self.image_rows]
+            self.images[layer] = ImageStates.at(own, self.layout)
 
     def edit(
         self,
@@ -191,15 +206,24 @@ class PromptRecorder:
         states: Float[Tensor, "rows tokens width"],
         given: Float[Tensor, "rows tokens hidden"],
     ) -> Float[Tensor, "rows tokens width"]:
-        if place in self.places:
-            self.kept[place] = at_columns(states, self.columns)
+        if place in self.states.prompt_places:
+            self.kept[place] = at_columns(states, self.layout.last_token)
         return states
+
+    def shown(self, rows: slice) -> PromptShown:
+        """What one branch showed, whose rows these are."""
+        last = {place: x[rows] for place, x in self.kept.items()}
+        step = rows.step or 1
+        return PromptShown(last, {n: own.every(step) for n, own in self.images.items()})
 
 
 def hook_sites(hooks: Hooks, states: AttachedStates, current: CurrentSites) -> None:
     """Put a hook at each site, for the time that the method is attached."""
     for layer, module in states.entered.items():
-        hooks.before(module, _Entered(layer, current), first=True)
+        if layer < states.depth:
+            hooks.before(module, _Entered(layer, current), first=True)
+        else:
+            hooks.after(module, _Entered(layer, current))
     for place, module in states.edited.items():
         if place[0] == "heads":
             hooks.change_input(module, _Edited(place, current))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cdkit.interfaces.depth import layers_within
+from cdkit.interfaces.image_readout import ImageLogits
 from cdkit.interfaces.state_intervention import (
     ModelFacts,
     PromptStates,
@@ -17,11 +18,13 @@ from cdkit.interfaces.state_intervention import (
     StateIntervention,
     StateSegment,
 )
+from cdkit.states.image_lens import KeptOfImages
 from cdkit.testing.values import normal
 
 DEPTH, HIDDEN, HEADS, VOCAB, IMAGE = 4, 12, 3, 16, 5
 """Those of the decoder of the examples, and how many image tokens a prompt has at most."""
 ROWS, TOKENS = 3, 9
+IMAGE_TOKENS = (5, 5, 2)
 """Three samples: two images, one image, and one beside padding; two of the tokens are generated."""
 
 
@@ -50,6 +53,17 @@ def example_prompts(part: StateIntervention, model: ModelFacts) -> PromptStates:
     shape = ROWS, len(model.layers), *_width(part.prompt_site, model)
     states = {name: normal(70 + i, *shape) for i, name in enumerate(part.prompt_branches)}
     return PromptStates(states, model.layers, model.depth)
+
+
+def example_image_logits(
+    hidden: int = HIDDEN, vocabulary: int = VOCAB, dtype: torch.dtype = torch.float64
+) -> list[ImageLogits]:
+    """Those of the image tokens of the three prompts: of two images, of one, and of a small one."""
+    head = normal(81, vocabulary, hidden).to(dtype)
+    return [
+        ImageLogits(3 * normal(82 + row, count, hidden).to(dtype), lambda states: states @ head.T)
+        for row, count in enumerate(IMAGE_TOKENS)
+    ]
 
 
 Memory = Mapping[int, dict[Hashable, Tensor]]
@@ -97,7 +111,7 @@ class ExampleCall:
 
     def to(self, dtype: torch.dtype) -> "ExampleCall":
         """As a model of another precision computes it: attention and logits stay wide."""
-        wide = {"image_logits", "image_weights", "layer_logits"}
+        wide = {"image_logits", "image_weights", "layer_logits", "image_readout"}
         return self._each(
             lambda name, x: (
                 x.to(torch.float32 if name in wide else dtype) if x.is_floating_point() else x
@@ -113,9 +127,9 @@ class ExampleCall:
                 value = getattr(segment, field.name)
                 if isinstance(value, Tensor):
                     new[field.name] = change(field.name, value)
-            new["prepared"] = {
-                name: change("prepared", own) for name, own in segment.prepared.items()
-            }
+            for field_name in ("prepared", "image_readout"):
+                values: Mapping[str, Tensor] = getattr(segment, field_name)
+                new[field_name] = {n: change(field_name, own) for n, own in values.items()}
             if constants is not None:
                 new["constants"] = {n: constants(own) for n, own in segment.constants.items()}
             made.append(dataclasses.replace(segment, **new))
@@ -133,8 +147,13 @@ def example_call(
     model: ModelFacts,
     constants: Mapping[str, Tensor],
     prepared: Mapping[str, Tensor],
+    images: KeptOfImages | None = None,
 ) -> ExampleCall:
-    """A call for three rows of seven prompt tokens and two generated ones."""
+    """A call for three rows of seven prompt tokens and two generated ones.
+
+    `images` is what the intervention keeps of the image tokens' logits, as `example_image_logits`
+    gives these.
+    """
     token_mask = torch.ones(ROWS, TOKENS, dtype=torch.bool)
     token_mask[2, :2] = False
     is_image = torch.zeros_like(token_mask)
@@ -147,6 +166,8 @@ def example_call(
         if "image_features" in reads:
             features = normal(seed, ROWS, IMAGE, model.hidden_size)
             more["image_features"] = features.masked_fill(~valid[..., None], 0)
+        if images is not None:
+            more["image_readout"], more["readout_valid"] = images.values, images.valid
         if "image_attention" in reads:
             logits = normal(seed + 1, ROWS, model.heads, IMAGE)
             logits = logits.masked_fill(~valid[:, None], -torch.inf)

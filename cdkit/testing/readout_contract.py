@@ -2,16 +2,18 @@
 
 from typing import Any
 
+from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.readout import LayerReadout
 from cdkit.interfaces.stream_readout import StreamReadout
 from cdkit.methods.method import ORIGINAL
 from cdkit.probing.promises import require
+from cdkit.testing.image_readout_contract import check_image_readout
 from cdkit.testing.stream_contract import check_stream
 from cdkit.testing.values import check_value
 
 
 def check_readout(readout: Any) -> None:
-    """Check the promises of a layer readout, or of a stream readout.
+    """Check the promises of a layer readout, a stream readout or an image readout.
 
     Args:
         readout: An instance of a subclass of `cdkit.LayerReadout`.
@@ -50,3 +52,5 @@ def check_readout(readout: Any) -> None:
         )
     if isinstance(readout, StreamReadout):
         check_stream(readout)
+    if isinstance(readout, ImageReadout):
+        check_image_readout(readout)

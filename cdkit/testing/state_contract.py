@@ -27,6 +27,7 @@ from cdkit.testing.example_states import (
     example_model,
     example_prompts,
 )
+from cdkit.testing.image_readout_contract import check_read_image
 from cdkit.testing.state_memory_contract import check_state_memory
 from cdkit.testing.values import check_value, pure, takes
 
@@ -63,7 +64,10 @@ def check_state_intervention(part: Any, *, model: ModelFacts | None = None) -> N
     model = example_model(part) if model is None else model
     constants = _constants(part, model)
     prepared = _prepared(part, example_prompts(part, model))
-    call = example_call(part, model, constants, prepared)
+    images = None
+    if "image_readout" in part.reads:
+        images = check_read_image(part, model.hidden_size, model.vocabulary)
+    call = example_call(part, model, constants, prepared, images)
     _check_states(part, call)
     check_state_memory(part, call)
     if part.switch:
@@ -124,6 +128,15 @@ def _check_declared(part: StateIntervention) -> None:
         part.prompt_branches,
         todo='declare reads = frozenset({"prompt_states"}) and return the names of the branches',
     )
+    for count in (1, 8, 32):
+        passed = part.image_layer(count)
+        require(
+            isinstance(passed, int) and 0 <= passed <= count,
+            part,
+            f"image tokens are read out after 0 to {count} layers",
+            passed,
+            todo="count layers from 0 (the embeddings) to the depth in image_layer",
+        )
     fields = {field.name for field in dataclasses.fields(part)}  # type: ignore[arg-type]
     require(
         not part.switch or part.switch in fields,
@@ -216,6 +229,13 @@ def _check_states(part: StateIntervention, call: ExampleCall) -> None:
         for new, own in zip(other, whole, strict=True):
             promise = "nothing depends on padding"
             require_same(new[~padding], own[~padding], part, promise, todo=TOKEN_BY_TOKEN)
+    no_token = call.segments[0].readout_valid
+    if no_token is not None:
+        other = _changed(part, call.replaced("image_readout", ~no_token, 7.0))
+        for new, own in zip(other, whole, strict=True):
+            promise = "nothing depends on the padding of image_readout"
+            todo = "leave out what states.readout_valid says is no image token"
+            require_same(new, own, part, promise, todo=todo)
     if not part.needs_whole_prompt:
         for tokens in ([0, 1, 2, 3], [6], [5, 8]):
             some = _changed(part, call.tokens(tokens))
