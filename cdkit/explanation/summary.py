@@ -32,7 +32,10 @@ def sentences(found: ExplainedPrompt) -> list[str]:
 def paragraph(answer: ExplainedAnswer) -> str:
     """What one method did."""
     if answer.refused:
-        return f"{answer.name} did not run: {answer.refused.rstrip('.')}."
+        reason = answer.refused.rstrip(".")
+        if reason.startswith(f"{answer.name} "):
+            reason = f"it {reason.removeprefix(answer.name).strip()}"
+        return f"{answer.name} did not run: {reason}."
     if not answer.steps:
         return f"{answer.name} gave no token."
     count, changed = len(answer.steps), answer.changed
