@@ -27,9 +27,7 @@ class Gemma3n(StandardAdapter):
     example: ClassVar[str] = "google/gemma-3n-E2B-it"
     caps_logits: ClassVar[bool] = True
     reads_ids: ClassVar[bool] = True
-    no_places: ClassVar[str] = (
-        "its encoder is a convolutional network whose tokens' order has not been tried out"
-    )
+    square_grid: ClassVar[bool] = True
     placeholder: ClassVar[str] = "<image_soft_token>"
     fallback: ClassVar[str] = (
         "<start_of_turn>user\n{images}{question}<end_of_turn>\n<start_of_turn>model\n"

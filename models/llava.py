@@ -13,7 +13,7 @@ from cdkit.models.layouts.padded_images import (
     pixels_by_size,
     rows_of_images,
 )
-from cdkit.models.layouts.standard import StandardAdapter, groups_of
+from cdkit.models.layouts.standard import StandardAdapter, groups_of, one_square
 
 SQUARE = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose images are one square grid of patches each."""
@@ -64,7 +64,7 @@ class Llava(StandardAdapter):
         vision = model.config.vision_config
         if vision.model_type in ANY_SIZE:
             return grids_of_sizes(given, tokens, vision.patch_size, self.no_places)
-        return super().token_grids(model, given, tokens)
+        return [one_square(count, self.no_places) for count in tokens]
 
     def split_pixels(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]

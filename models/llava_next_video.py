@@ -17,7 +17,7 @@ class LlavaNextVideo(PaddedTilesOfSizesAdapter):
     """LlavaNextVideoForConditionalGeneration: one run of tokens a picture, and one a video."""
 
     example: ClassVar[str] = "llava-hf/LLaVA-NeXT-Video-7B-hf"
-    videos: ClassVar[VideoLayout | None] = FrameVideos()
+    videos: ClassVar[VideoLayout | None] = FrameVideos(pooled_by="spatial_pool_stride")
 
     def tiles(self, model: Any, given: Mapping[str, Any]) -> list[int]:
         config = model.config

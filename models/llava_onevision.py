@@ -19,7 +19,7 @@ class LlavaOnevision(PaddedTilesOfSizesAdapter):
     """
 
     example: ClassVar[str] = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
-    videos: ClassVar[VideoLayout | None] = FrameVideos()
+    videos: ClassVar[VideoLayout | None] = FrameVideos(after=1)
 
     def shrunk(self, model: Any, height: int, width: int) -> tuple[int, int]:
         """Where a picture has more tokens than `vision_aspect_ratio` allows, by 1.1 in a side."""

@@ -1,7 +1,7 @@
 """Ovis2: tiles between marks, whose embeddings come from the image side."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ class Ovis2(TilesAdapter):
     """
 
     example: ClassVar[str] = "thisisiron/Ovis2-1B-hf"
+    whole_picture: ClassVar[Literal["first", "last"]] = "first"
 
     def tokens_a_tile(self, model: Any) -> int:
         vision = model.config.vision_config

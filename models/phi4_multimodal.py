@@ -1,9 +1,11 @@
 """Phi-4 multimodal: crops of a picture, which the decoder itself encodes in its forward."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from jaxtyping import Float
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
@@ -11,7 +13,7 @@ from transformers import (
     Phi4MultimodalForCausalLM,
 )
 
-from cdkit import ADAPTERS, CdkitError
+from cdkit import ADAPTERS, CdkitError, TokenGrid
 from cdkit.models.layouts.padded_images import PaddedTilesOfSizesAdapter
 from cdkit.models.layouts.standard import flat
 
@@ -75,3 +77,53 @@ class Phi4Multimodal(PaddedTilesOfSizesAdapter):
 
     def features(self, output: Any) -> Float[Tensor, "tokens hidden"]:
         return flat(output)
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        """The whole picture, small; and its crops as one picture, without the padding around it.
+
+        A token is 2 x 2 patches. A row ends with a token that has no place.
+        """
+        vision = model.config.vision_config
+        patches = vision.image_size // vision.patch_size
+        side, crop = patches // 2, vision.crop_size
+        if patches % 2:  # each crop ends with a row of tokens about half as much as the others
+            return [self.no_places] * len(tokens)
+        found = list[tuple[TokenGrid, ...] | str]()
+        for count, size, mask in zip(
+            tokens,
+            given["image_sizes"].view(-1, 2).tolist(),
+            given["image_attention_mask"],
+            strict=True,
+        ):
+            rows, columns = (length // crop for length in size)
+            seen = rearrange(
+                mask[1 : 1 + rows * columns, ::2, ::2], "(a b) y x -> (a y) (b x)", a=rows
+            )
+            height, width = int(seen[:, 0].sum()), int(seen[0].sum())
+            first = height * (width + 1) + 1
+            if not height * width or count != first + side * (side + 1):
+                found.append(self.no_places)
+                continue
+            found.append(
+                (
+                    TokenGrid(
+                        first + _without_ends(side, side),
+                        torch.tensor([[0]]),
+                        name="whole picture",
+                    ),
+                    TokenGrid(
+                        _without_ends(height, width),
+                        1 + torch.arange(rows * columns).view(rows, columns),
+                        (0.0, 0.0, height / (rows * side), width / (columns * side)),
+                        "its crops",
+                    ),
+                )
+            )
+        return found
+
+
+def _without_ends(height: int, width: int) -> Int[Tensor, "{height} {width}"]:
+    """The numbers of tokens in rows that end with one more."""
+    return torch.arange(height * (width + 1)).view(height, width + 1)[:, :-1]

@@ -12,7 +12,7 @@ class VideoLlava(FixedTokensAdapter):
     """VideoLlavaForConditionalGeneration: a token a patch, of frames the class token as well."""
 
     example: ClassVar[str] = "LanguageBind/Video-LLaVA-7B-hf"
-    videos: ClassVar[VideoLayout | None] = FrameVideos()
+    videos: ClassVar[VideoLayout | None] = FrameVideos(before=1)
 
     def tokens_an_image(self, model: Any) -> int:
         vision = model.config.vision_config

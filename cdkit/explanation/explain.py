@@ -106,7 +106,7 @@ def explain(
     ends = end_tokens(unwrap(model))
     plain = _run(model, _plain(), given, decoding, processor)
     shown = _checked_layers(layers, every := layers_of(plain.trace))
-    answers = [_explained(PLAIN, plain, None, processor, top, decoding)]
+    answers = [_explained(PLAIN, plain, None, processor, top, decoding.notes)]
     traced = {PLAIN: plain.trace}
     refused = list[CdkitError]()
     for name, method in wanted.items():
@@ -118,14 +118,16 @@ def explain(
                 along = _along(model, _plain(), given, run.tokens, decoding, processor)
         except CdkitError as error:
             refused.append(error)
-            answers.append(_without_steps(name, method, str(error)))
+            # what is missing says what to do; that it cannot run yet is plain from the page
+            answers.append(refused_answer(name, method, method.lacks or str(error)))
             continue
         if method.loop is not None:
-            answers.append(_of_a_loop(name, run, along, processor, top))
+            numbers = _explained(name, along, None, processor, top)
+            answers.append(_along_a_loop(name, method, numbers))
             traced[name] = along.trace
             continue
         logits = [step.logits[ORIGINAL][0] for step in along.trace.steps]
-        answers.append(_explained(name, run, logits, processor, top, decoding))
+        answers.append(_explained(name, run, logits, processor, top, decoding.notes))
         traced[name] = run.trace
     if refused and len(refused) == len(wanted):
         raise refused[0]
@@ -183,6 +185,16 @@ class Decoding:
         return f"{found}; generate was also given {given}" if given else found
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of the numbers."""
+        if self.beams == 1:
+            return ()
+        return (
+            "The answer is the best of a beam search. The numbers are computed along it, token by "
+            "token; the search also kept answers whose first tokens were less probable.",
+        )
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """Those of `generate`."""
         drawn = self.temperature is not None
@@ -229,7 +241,7 @@ class KnownAnswer(LogitsProcessor):
 def _methods(
     given: str | Method | Sequence[str | Method] | Mapping[str, str | Method],
 ) -> dict[str, Method]:
-    """The methods beside the plain one, each once, by what the page calls them."""
+    """The methods beside the plain one, by what the page calls them."""
     each: list[Any] = [given]
     if isinstance(given, Mapping):
         each = list(given.values())
@@ -243,8 +255,14 @@ def _methods(
     names = list(given) if isinstance(given, Mapping) else [method.name for method in methods]
     found: dict[str, Method] = {}
     for name, method in zip(names, methods, strict=True):
-        if name != PLAIN:
-            found.setdefault(name, method)
+        if name == PLAIN:
+            continue
+        if name in found:
+            raise CdkitError(
+                f"two methods are called {name!r}: give each once, or name them in a mapping, such "
+                f'as {{"weak": cdkit.load({name!r}, alpha=0.5), "strong": cdkit.load({name!r})}}'
+            )
+        found[name] = method
     return found
 
 
@@ -363,14 +381,8 @@ def _explained(
     plain: Sequence[Float[Tensor, " vocab"]] | None,
     processor: Any,
     top: int,
-    how: Decoding,
+    notes: Sequence[str] = (),
 ) -> ExplainedAnswer:
-    notes = list(run.notes)
-    if how.beams > 1:
-        notes.append(
-            "The answer is the best of a beam search. The numbers are computed along it, token by "
-            "token; the search also kept answers whose first tokens were less probable."
-        )
     return explained_answer(
         name,
         run.method,
@@ -382,37 +394,28 @@ def _explained(
         plain=plain,
         top=top,
         text=decoded(run.tokens, processor),
-        notes=notes,
+        notes=(*run.notes, *notes),
     )
 
 
-def _of_a_loop(
-    name: str, run: TracedRun, along: TracedRun, processor: Any, top: int
-) -> ExplainedAnswer:
-    """A method with a loop of its own: its answer with the numbers of the plain model along it."""
-    plain = explained_answer(
-        name,
-        along.method,
-        along.trace,
-        run.tokens,
-        row=0,
-        sample=0,
-        processor=processor,
-        plain=None,
-        top=top,
-        text=decoded(run.tokens, processor),
-    )
+def _along_a_loop(name: str, method: Method, plain: ExplainedAnswer) -> ExplainedAnswer:
+    """The plain model's numbers along the answer of a method with a loop of its own."""
     words = (
         f"{name} decides over several unfinished answers at once and may take tokens back, so no "
         "step has numbers of its own. The numbers here are those of the plain model along its "
         "answer."
     )
-    return replace(
-        plain, summary=run.method.summary, parts=described_parts(run.method), notes=(words,)
-    )
+    return replace(plain, summary=method.summary, parts=described_parts(method), notes=(words,))
 
 
-def _without_steps(name: str, method: Method, why: str) -> ExplainedAnswer:
+def refused_answer(name: str, method: Method, why: str) -> ExplainedAnswer:
+    """What a page says of a method that could not answer.
+
+    Args:
+        name: What the page calls the method.
+        method: The method.
+        why: The reason, and what to do.
+    """
     return ExplainedAnswer(
         name, method.summary, "", (), (), (), {}, (), described_parts(method), (), (), refused=why
     )

@@ -206,13 +206,28 @@ class ExplainedPrompt:
     """Why something is not shown."""
 
 
+def parts_at(plain: ExplainedAnswer, answer: ExplainedAnswer) -> int | None:
+    """The first token of an answer that is not that of the plain one; None where none is."""
+    if plain.name != PLAIN or answer.name == PLAIN:
+        return None
+    mine, its = ([step.token for step in own.steps] for own in (answer, plain))
+    for number, token in enumerate(mine):
+        if number >= len(its) or its[number] != token:
+            return number
+    return None
+
+
 def most_telling(answers: Sequence[ExplainedAnswer]) -> tuple[int, int]:
     """(answer, step) that a reader wants to see first: the first token that a method changed.
 
-    Where none did: the first token of the last answer that has one.
+    Where none did: the first one that is not that of the plain answer; else the first token of the
+    last answer that has one.
     """
     for number, answer in enumerate(answers):
         if answer.name != PLAIN and answer.changed:
             return number, answer.changed[0]
+    for number, answer in enumerate(answers):
+        if (at := parts_at(answers[0], answer)) is not None:
+            return number, at
     with_steps = [number for number, answer in enumerate(answers) if answer.steps]
     return (with_steps[-1] if with_steps else 0), 0

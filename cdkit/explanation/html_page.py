@@ -24,6 +24,7 @@ from cdkit.explanation.explained import (
     ExplainedStep,
     PictureView,
     most_telling,
+    parts_at,
 )
 from cdkit.explanation.sprites import data_uri, photo, pooled, spread, sprite
 from cdkit.methods.method import ORIGINAL
@@ -71,6 +72,19 @@ class AnswerView:
     def changed(self) -> frozenset[int]:
         return frozenset(self.answer.changed)
 
+    def column(self, name: str) -> str:
+        """What the page calls a column, or a branch."""
+        return summary.column_name(self.answer, name)
+
+    @property
+    def caption(self) -> str:
+        """What the columns of a token's table are."""
+        if COMBINED not in self.answer.columns:
+            return ", without the method and with it" if len(self.answer.columns) > 1 else ""
+        if self.answer.contrastive and self.answer.branches:
+            return ", before the contrast and after it"
+        return ", before the method combines its predictions and after it"
+
     def rows(self, step: ExplainedStep) -> list[Candidate]:
         """The candidates that the table shows."""
         return step.shown(self.columns, ROWS)
@@ -114,14 +128,13 @@ def render(found: ExplainedPrompt) -> str:
     )
     environment.filters["quoted"] = summary.quoted
     environment.filters["share"] = summary.share
-    environment.filters["column"] = column_name
     layers, panels, note = drawn(found)
     views = [_view(found, number, panels[number]) for number in range(len(found.answers))]
     answer, step = most_telling(found.answers)
     return environment.get_template(TEMPLATE).render(
         found=found,
         paragraphs=[
-            (summary.paragraph(own), summary.mechanism(own))
+            (summary.paragraph(own, found.answers[0]), summary.mechanism(own))
             for own in found.answers
             if own.name != PLAIN
         ],
@@ -139,11 +152,6 @@ def render(found: ExplainedPrompt) -> str:
         ORIGINAL=ORIGINAL,
         COMBINED=COMBINED,
     )
-
-
-def column_name(name: str) -> str:
-    """What the page calls a column."""
-    return {COMBINED: "after", ORIGINAL: "original"}.get(name, name)
 
 
 def _title(answers: Sequence[ExplainedAnswer]) -> str:
@@ -168,22 +176,11 @@ def _view(found: ExplainedPrompt, number: int, panels: tuple[AttentionPanel, ...
         answer,
         tuple(shown),
         len(answer.columns) - len(shown),
-        _parts_at(found.answers[0], answer),
+        parts_at(found.answers[0], answer),
         panels,
         position_charts(answer.positions),
         tuple(_profiles(answer)),
     )
-
-
-def _parts_at(plain: ExplainedAnswer, answer: ExplainedAnswer) -> int | None:
-    """The first token that is not that of the plain answer."""
-    if plain.name != PLAIN or answer.name == PLAIN or not answer.steps:
-        return None
-    mine, its = ([step.token for step in own.steps] for own in (answer, plain))
-    for number, token in enumerate(mine):
-        if number >= len(its) or its[number] != token:
-            return number
-    return None
 
 
 def _profiles(answer: ExplainedAnswer) -> Iterator[dict[str, str]]:
@@ -259,7 +256,8 @@ def _panels(
                 sheet = sprite(values[:, indices], cells, mask=kind == "mask")
                 size += len(sheet.png)
                 style = _style(found.views[number], sheet.steps, sheet.layers, sheet.png)
-                panels.append(AttentionPanel(title, kind, number, style))
+                shown = summary.column_name(answer, title)
+                panels.append(AttentionPanel(shown, kind, number, style))
         made.append(tuple(panels))
     return made, size
 

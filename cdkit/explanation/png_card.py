@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cdkit.explanation.explained import ExplainedPrompt, most_telling
-from cdkit.explanation.html_page import column_name
 from cdkit.explanation.sprites import ATTENTION, MASK, STRONGEST
-from cdkit.explanation.summary import quoted, sentences
+from cdkit.explanation.summary import column_name, quoted, sentences
 
 WIDTH, MARGIN, LINE = 1000, 28, 27
 INK, SOFT, BAR, CARD = (27, 31, 38), (92, 99, 112), (143, 180, 232), (245, 246, 248)
@@ -67,7 +66,7 @@ def _table(pen: Any, answer: Any, at: int, y: int, body: Any, small: Any) -> int
     pen.text((MARGIN, y), head, fill=INK, font=body)
     y += LINE + 4
     for i, name in enumerate(columns):
-        pen.text((MARGIN + (i + 1) * wide, y), column_name(name), fill=SOFT, font=small)
+        pen.text((MARGIN + (i + 1) * wide, y), column_name(answer, name), fill=SOFT, font=small)
     y += LINE - 4
     for one in step.shown(columns, ROWS):
         mark = " > chosen" if one.token == step.token else " x removed" if one.removed_by else ""
@@ -105,7 +104,12 @@ def _maps(
                 own = np.sqrt(own / max(float(own.max()), 1e-12))
             shown = _over(view.pixels, own[cells], grid.box, colour)
             canvas.paste(shown, (x, y + LINE))
-            pen.text((x, y), f"{branch}: {kind}, layer {layer}", fill=SOFT, font=font)
+            pen.text(
+                (x, y),
+                f"{column_name(answer, branch)}: {kind}, layer {layer}",
+                fill=SOFT,
+                font=font,
+            )
             x += SIDE + 16
     return y + LINE + SIDE
 

@@ -114,8 +114,7 @@ def shown(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The frames of a grid as one picture in colours from 0 to 255."""
     mean, std = colours
-    rows = [torch.cat([pixels[i] for i in row], dim=-1) for row in grid.frames.tolist()]
-    whole = torch.cat(rows, dim=-2).detach().float().cpu() * std + mean
+    whole = grid.picture(pixels).detach().float().cpu() * std + mean
     if whole.shape[0] == 1:
         whole = whole.expand(3, -1, -1)
     numbers: UInt8[np.ndarray, "height width 3"] = (

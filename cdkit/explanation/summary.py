@@ -7,6 +7,7 @@ from cdkit.explanation.explained import (
     ExplainedAnswer,
     ExplainedPrompt,
     ExplainedStep,
+    parts_at,
 )
 from cdkit.methods.method import ORIGINAL
 
@@ -24,20 +25,33 @@ PUSHED = 1e-3
 """Odds that grow by a smaller share were not pushed: logits are rounded."""
 
 
+def column_name(answer: ExplainedAnswer, name: str) -> str:
+    """What a page calls a column of an answer, or a branch: of a method that has one alone, the
+    method's name."""
+    if name == ORIGINAL and answer.last in (ORIGINAL, PLAIN):
+        return answer.name if answer.last == ORIGINAL else PLAIN
+    return "after" if name == COMBINED else name
+
+
 def sentences(found: ExplainedPrompt) -> list[str]:
     """A paragraph for each method, the plain one left out."""
-    return [paragraph(answer) for answer in found.answers if answer.name != PLAIN]
+    plain = found.answers[0]
+    return [paragraph(answer, plain) for answer in found.answers if answer.name != PLAIN]
 
 
-def paragraph(answer: ExplainedAnswer) -> str:
-    """What one method did."""
+def paragraph(answer: ExplainedAnswer, plain: ExplainedAnswer) -> str:
+    """What one method did, beside the first answer of its page, which may be its own."""
     if answer.refused:
-        return f"{answer.name} did not run: {answer.refused.rstrip('.')}."
+        reason = answer.refused.rstrip(".")
+        if reason.startswith(f"{answer.name} "):
+            reason = f"it {reason.removeprefix(answer.name).strip()}"
+        return f"{answer.name} did not run: {reason}."
     if not answer.steps:
         return f"{answer.name} gave no token."
     count, changed = len(answer.steps), answer.changed
     if answer.columns == (PLAIN,):
-        return f"{answer.name} answered with {_tokens(count)}. {' '.join(answer.notes)}"
+        told = f"{answer.name} answered with {_tokens(count)}{_parts(answer, plain)}."
+        return f"{told} {' '.join(answer.notes)}"
     base = "the plain model" if answer.base == PLAIN else "its original branch"
     what = "" if answer.takes_the_best else "the most probable token at "
     if not changed:
@@ -52,6 +66,17 @@ def paragraph(answer: ExplainedAnswer) -> str:
         f"{answer.name} changed {what}{len(changed)} of {_tokens(count)}: {named}. "
         f"{why(answer, changed[0])}"
     )
+
+
+def _parts(answer: ExplainedAnswer, plain: ExplainedAnswer) -> str:
+    """Where an answer without numbers of its own parts from the plain one."""
+    at = parts_at(plain, answer)
+    if at is None:
+        return ", and they are those of the plain model's answer" if plain.steps else ""
+    instead = f"has {quoted(plain.steps[at].text)}" if at < len(plain.steps) else "has ended"
+    mine = quoted(answer.steps[at].text)
+    where = f"at token {at + 1}: {mine}, where that {instead}"
+    return f". It parts from the plain model's answer {where}"
 
 
 def mechanism(answer: ExplainedAnswer) -> str:
@@ -88,9 +113,11 @@ def why(answer: ExplainedAnswer, number: int) -> str:
         if moved > MOVED:
             chooses = step.favourites[ORIGINAL] == after and COMBINED in answer.columns
             now, other = pair(*(one.probabilities[ORIGINAL] for one in (old, new)))
+            where = "The method changes its original branch, too: there"
+            if COMBINED not in answer.columns:
+                where = f"With {answer.name}"
             told.append(
-                f"The method changes its original branch, too: there {quoted(old.text)} has {now} "
-                f"and {quoted(new.text)} {other}"
+                f"{where} {quoted(old.text)} has {now} and {quoted(new.text)} {other}"
                 + ("; that alone changes the choice." if chooses else ".")
             )
     told.append(_by_contrast(answer, step))

@@ -20,6 +20,8 @@ from cdkit.evals.runner.chosen_model import AUTO, ChosenModel
 from cdkit.evals.runner.modes import BEAM, GREEDY, SAMPLE
 from cdkit.evals.runner.pictures import load_picture
 from cdkit.evals.runner.shared_passes import Variant
+from cdkit.explanation.explain import refused_answer
+from cdkit.explanation.explained import PLAIN
 from cdkit.explanation.explanation import Explanation
 from cdkit.methods.method import Method
 from cdkit.processors import check_positions
@@ -60,7 +62,11 @@ def methods(
 ) -> dict[str, Method]:
     """The methods to compare by what the table calls them: --method first, with its parameters.
 
-    A protocol's parameters hold where `parameters` names no other value.
+    A file's method has the name that stands in it. A protocol's parameters hold where `parameters`
+    names no other value.
+
+    Raises:
+        CdkitError: Where a method is given twice.
     """
 
     def load(method: str, **given: Any) -> Method:
@@ -68,13 +74,16 @@ def methods(
         return cdkit.load(method, **{**under, **given})
 
     known = cdkit.presets()
-    name, more = in_any_case(name, known) or name, [in_any_case(m, known) or m for m in more]
     found: dict[str, Method] = {}
-    if name is not None:
-        words = ", ".join(f"{key} {value}" for key, value in parameters.items())
-        found[f"{name}, {words}" if words else name] = load(name, **parameters)
-    for other in more:
-        found.setdefault(other, load(other))
+    given = [] if name is None else [(name, parameters)]
+    for one, values in (*given, *((other, {}) for other in more)):
+        source = in_any_case(one, known) or one
+        method = load(source, **values)
+        shown = method.name if source.endswith(".toml") else source
+        words = ", ".join((shown, *(f"{key} {value}" for key, value in values.items())))
+        if words in found:
+            raise CdkitError(f"{words} is given twice: give each method once")
+        found[words] = method
     if len(found) == 1:  # of several, an answer says what one lacks
         next(iter(found.values())).check_complete()
     return found
@@ -105,12 +114,7 @@ def answer(
         check_temperature("--temperature", temperature)
     check_text("--prompt", prompt)
     mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
-    found: dict[str, Generated | CdkitError] = {}
-    for name, method in methods.items():
-        try:
-            check_mode(Variant(name, method), mode)
-        except CdkitError as error:
-            found[name] = error
+    found: dict[str, Generated | CdkitError] = {**_of_other_modes(methods, mode)}
     _check_some(found, methods)
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
     model, processor = chosen.load(device)
@@ -158,9 +162,11 @@ def explained(
     Other arguments are those of `answer` and of `cdkit.explain`.
     """
     mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
+    refused = _of_other_modes(methods, mode)
     for name, method in methods.items():
-        if len(methods) == 1:
-            check_mode(Variant(name, method), mode)
+        if method.lacks:
+            refused[name] = CdkitError(method.lacks)
+    _check_some(refused, methods)
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
     model, processor = chosen.load(device)
     engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
@@ -175,10 +181,10 @@ def explained(
     if temperature is not None:  # the draws of `cdkit generate`
         options["logits_processor"] = engine.sampling(seed, [sample_id], length)
         words = f"tokens drawn at temperature {temperature:g}, seed {seed}"
-    return cdkit.explain(
+    found = cdkit.explain(
         model,
         inputs,
-        methods,
+        {name: method for name, method in methods.items() if name not in refused},
         processor=processor,
         max_new_tokens=max_new_tokens,
         beams=beams,
@@ -188,6 +194,22 @@ def explained(
         how=words,
         layers=layers,
     )
+    answers = {answer.name: answer for answer in found.answers} | {
+        name: refused_answer(name, methods[name], str(error)) for name, error in refused.items()
+    }
+    order = [PLAIN, *(name for name in methods if name != PLAIN)]
+    return replace(found, answers=tuple(answers[name] for name in order))
+
+
+def _of_other_modes(methods: Mapping[str, Method], mode: str) -> dict[str, CdkitError]:
+    """The methods that are not defined for the mode, and why."""
+    refused = dict[str, CdkitError]()
+    for name, method in methods.items():
+        try:
+            check_mode(Variant(name, method), mode)
+        except CdkitError as error:
+            refused[name] = error
+    return refused
 
 
 def _check_some(found: Mapping[str, Generated | CdkitError], methods: Mapping[str, Method]) -> None:

@@ -114,6 +114,9 @@ def explain(
         tell=say,
     )
     found.save(out)
+    for answer in found.answers:
+        if not answer.refused:
+            typer.echo(f"{answer.name}: {answer.text or '(no words)'}")
     for paragraph in found.sentences():
         typer.echo(paragraph)
     typer.echo(f"The page: {out}")

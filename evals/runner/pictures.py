@@ -1,5 +1,6 @@
 """Images from files: whole, in RGB, or one clear error."""
 
+import re
 import struct
 import warnings
 import zlib
@@ -14,6 +15,8 @@ from PIL.ExifTags import Base
 from cdkit.errors import CdkitError, check_file
 
 ORIENTATION = Base.Orientation.value
+ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf|file):/|data:image/", re.IGNORECASE)
+"""How an address begins, also one that a path has taken a slash from."""
 BROKEN = (OSError, EOFError, SyntaxError, ValueError, OverflowError, struct.error, zlib.error)
 """What Pillow and its decoders raise where a file is not what it says."""
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -27,6 +30,11 @@ def load_picture(path: Path) -> Image.Image:
             upright = ImageOps.exif_transpose(image)  # reads it all: a truncated file fails here
             return _eight_bits(upright).convert("RGB")
     except FileNotFoundError:
+        if ADDRESS.match(str(path)):
+            raise CdkitError(
+                f"an image is a file on this machine, and {path} is an address: download it first, "
+                "and give the file"
+            ) from None
         raise CdkitError(f"no such image: {path}") from None
     except UnidentifiedImageError:
         raise CdkitError(f"{path} is not an image that Pillow can read") from None

@@ -12,7 +12,7 @@ from cdkit.models.layouts.standard import (
     StandardAdapter,
     joined_entries,
     one_entry_each,
-    square_tiles,
+    one_square,
     visual_runs,
 )
 
@@ -44,4 +44,5 @@ class FixedTokensAdapter(StandardAdapter, abc.ABC):
     def token_grids(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> Sequence[tuple[TokenGrid, ...] | str]:
-        return square_tiles(tokens, self.tokens_an_image(model), self.no_places)
+        square = one_square(self.tokens_an_image(model), self.no_places)
+        return [square] * len(tokens)

@@ -5,7 +5,7 @@ Prompts with fewer tiles than others are padded with tiles of zeros, which the m
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,8 @@ class PaddedTilesAdapter(StandardAdapter, abc.ABC):
     placeholder: ClassVar[str] = "<image>"
     fallback: ClassVar[str] = "User:{images}{question}<end_of_utterance>\nAssistant:"
 
+    whole_picture: ClassVar[Literal["first", "last"]] = "last"
+    """Where the whole picture stands, small, among several tiles."""
     tiles_an_image: ClassVar[tuple[int, ...]] = ()
     """How many tiles an image may have, where marks alone cannot tell two pictures apart; empty
     where they can."""
@@ -60,7 +62,9 @@ class PaddedTilesAdapter(StandardAdapter, abc.ABC):
     def token_grids(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> Sequence[tuple[TokenGrid, ...] | str]:
-        return square_tiles(tokens, self.tokens_a_tile(model), self.no_places)
+        return square_tiles(
+            tokens, self.tokens_a_tile(model), self.no_places, whole=self.whole_picture
+        )
 
 
 def _is_tile(

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -282,15 +282,30 @@ def joined_entries(images: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor
     return torch.stack([image.view(pixels.shape[1:]) for image in images])
 
 
+def one_square(count: int, why: str) -> tuple[TokenGrid, ...] | str:
+    """The grid of a picture with a token a patch, row by row; a class token may stand before them.
+
+    Args:
+        count: How many tokens the picture has.
+        why: What stands for the grid where they are no square.
+    """
+    side = math.isqrt(count)
+    classes = count - side**2
+    return why if classes > 1 else (frame_grid(side, side, first=classes),)
+
+
 def square_tiles(
-    tokens: Sequence[int], tokens_a_tile: int, why: str
+    tokens: Sequence[int], tokens_a_tile: int, why: str, *, whole: Literal["first", "last"]
 ) -> list[tuple[TokenGrid, ...] | str]:
     """The grids of images whose tiles follow each other, each a square of tokens, row by row.
+
+    The small picture of the whole comes first, as a page shows no more than some of them.
 
     Args:
         tokens: How many image tokens each image has.
         tokens_a_tile: How many of them a tile has.
         why: What stands for the grids of an image whose tokens are no squares.
+        whole: Where the whole picture stands among the tiles, if there are several.
     """
     side, found = math.isqrt(tokens_a_tile), list[tuple[TokenGrid, ...] | str]()
     for count in tokens:
@@ -298,16 +313,14 @@ def square_tiles(
         if side**2 != tokens_a_tile or tiles * tokens_a_tile != count:
             found.append(why)
             continue
+        small = 0 if whole == "first" else tiles - 1
+        cut = [tile for tile in range(tiles) if tile != small]
+        names = {small: "whole picture"} if cut else {small: ""}
+        names |= {tile: f"tile {number}" for number, tile in enumerate(cut, start=1)}
         found.append(
             tuple(
-                frame_grid(
-                    side,
-                    side,
-                    first=tile * tokens_a_tile,
-                    frame=tile,
-                    name=f"tile {tile + 1}" if tiles > 1 else "",
-                )
-                for tile in range(tiles)
+                frame_grid(side, side, first=tile * tokens_a_tile, frame=tile, name=names[tile])
+                for tile in (small, *cut)
             )
         )
     return found

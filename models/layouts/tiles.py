@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from cdkit.models.layouts.standard import StandardAdapter, square_tiles, tiles_b
 
 class TilesAdapter(StandardAdapter, abc.ABC):
     """Each tile has an entry of `pixel_values`, and the same number of tokens."""
+
+    whole_picture: ClassVar[Literal["first", "last"]] = "last"
+    """Where the whole picture stands, small, among several tiles."""
 
     @abc.abstractmethod
     def tokens_a_tile(self, model: Any) -> int:
@@ -32,4 +35,6 @@ class TilesAdapter(StandardAdapter, abc.ABC):
     def token_grids(
         self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
     ) -> Sequence[tuple[TokenGrid, ...] | str]:
-        return square_tiles(tokens, self.tokens_a_tile(model), self.no_places)
+        return square_tiles(
+            tokens, self.tokens_a_tile(model), self.no_places, whole=self.whole_picture
+        )

@@ -1,8 +1,10 @@
 """Where videos stand in prompts, and how their pixels come: the forms that families share."""
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -24,8 +26,22 @@ class StandardVideos(VideoLayout, abc.ABC):
         return ids == token
 
 
+@dataclass(frozen=True)
 class FrameVideos(StandardVideos):
-    """`pixel_values_videos` is (videos, frames, 3, height, width); a video is one run of tokens."""
+    """`pixel_values_videos` is (videos, frames, 3, height, width); a video is one run of tokens.
+
+    Each frame has a square of tokens, row by row.
+
+    Args:
+        before: How many tokens of a frame, as a class token, stand before its square.
+        after: How many tokens stand after the last frame.
+        pooled_by: Where the config says how many patches high and wide a token is, if a row or a
+            column that fills no token is left out; None where tokens cover the whole frame.
+    """
+
+    before: int = 0
+    after: int = 0
+    pooled_by: str | None = None
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -38,6 +54,43 @@ class FrameVideos(StandardVideos):
 
     def join_pixels(self, model: Any, runs: Sequence[Tensor], given: Mapping[str, Any]) -> Tensor:
         return torch.stack(list(runs))
+
+    def token_grids(
+        self, model: Any, given: Mapping[str, Any], tokens: Sequence[int]
+    ) -> Sequence[tuple[TokenGrid, ...] | str]:
+        """A grid for each frame."""
+        found = list[tuple[TokenGrid, ...] | str]()
+        for count, video in zip(tokens, given["pixel_values_videos"], strict=True):
+            each, rest = divmod(count - self.after, len(video))
+            side = math.isqrt(max(0, each - self.before))
+            if rest or side**2 != each - self.before:
+                found.append("its tokens are not the same square of them for each frame")
+                continue
+            box = (0.0, 0.0, self._covered(model, side), self._covered(model, side))
+            found.append(
+                tuple(
+                    replace(
+                        frame_grid(
+                            side,
+                            side,
+                            first=frame * each + self.before,
+                            frame=frame,
+                            name=f"frame {frame + 1}",
+                        ),
+                        box=box,
+                    )
+                    for frame in range(len(video))
+                )
+            )
+        return found
+
+    def _covered(self, model: Any, side: int) -> float:
+        """The share of a frame's height that so many tokens below each other cover."""
+        if self.pooled_by is None:
+            return 1.0
+        vision = model.config.vision_config
+        patches = vision.image_size // vision.patch_size
+        return float(min(1.0, side * attrgetter(self.pooled_by)(model.config) / patches))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from cdkit import READOUTS, CdkitError, Depth, LayerReadout, check_depth, layers
 @READOUTS.register("premature_layers")
 @dataclass(frozen=True)
 class PrematureLayers(LayerReadout):
-    """The states after every `stride`-th layer of a part of the depth, put through the output head.
+    """The states after one layer in `stride`, of a part of the depth, put through the output head.
 
     With the defaults these are 0, 2, .., 14 of 32 layers. Where input and output embeddings are
     tied, an exit at 0 predicts only the current token; Hugging Face's DoLa begins at 2 there, which

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.explanation.explained import COMBINED, PLAIN, ExplainedAnswer
+from cdkit.explanation.explained import COMBINED, PLAIN, ExplainedAnswer, most_telling
 from cdkit.explanation.summary import why
+from cdkit.methods.method import ORIGINAL
 
 MakeInputs = Callable[..., dict[str, Tensor]]
 QUESTION = "is there a cat ?"
@@ -313,7 +314,20 @@ def test_a_loop_has_the_plain_numbers_along_its_answer(
     answer = named(found, "opera")
     assert answer.columns == (PLAIN,) and len(answer.steps) == 3
     assert "no step has numbers of its own" in found.sentences()[0]
-    assert "no step has numbers of its own" in found.to_html()
+    page = found.to_html()
+    assert "no step has numbers of its own" in page and "plain: attention" in page
+    plain = named(found, PLAIN)
+    first = replace(answer.steps[0], token=answer.steps[0].token + 1)
+    other = replace(plain, steps=(plain.steps[0], first))
+    parts = replace(found, answers=(other, answer)).sentences()[0]
+    assert (
+        "opera answered with 3 tokens. It parts from the plain model's answer at token 2" in parts
+    )
+    short = replace(found, answers=(replace(plain, steps=answer.steps[:2]), answer))
+    assert "at token 3" in short.sentences()[0] and "where that has ended" in short.sentences()[0]
+    assert most_telling(short.answers) == (1, 2)
+    same = replace(found, answers=(replace(plain, steps=answer.steps), answer))
+    assert "and they are those of the plain model's answer" in same.sentences()[0]
 
 
 def test_plain_alone(model: Any, processor: Any, make_inputs: MakeInputs) -> None:
@@ -334,7 +348,11 @@ def test_methods_of_other_kinds(
     answer = named(found, name)
     assert len(answer.steps) == 2 and not answer.refused
     assert len(found.sentences()[0]) > 40 and answer.parts
-    assert f"What {name} did to one answer" in found.to_html()
+    page = found.to_html()
+    assert f"What {name} did to one answer" in page
+    alone = answer.columns == (PLAIN, ORIGINAL)  # then its numbers stand under its name
+    assert (f'<th scope="col">{name}</th>' in page) == alone
+    assert (", without the method and with it" in page) == alone == (name == "cmac_cmpc")
 
 
 def test_an_answer_without_words(
@@ -382,6 +400,7 @@ def test_bad_input(model: Any, processor: Any, make_inputs: MakeInputs) -> None:
     refused("Did you mean 'cmac'", "cmacc")
     for methods in (3, [3], {"a": 3}):
         refused("methods are names of presets or cdkit.Method, got 3", methods)
+    refused("two methods are called 'vcd': give each once, or name them", ["vcd", "vcd"])
     refused("needs a processor|processor", "icd", processor=None)
 
 

@@ -1,4 +1,4 @@
-"""Fuyu: a token a patch, a mark after each row; noise on numbers whose places are not known.
+"""Fuyu: a token a patch, a mark after each row, by which patches are put together to a picture.
 
 Not in tiny.py, as transformers' own beam search fails on its images.
 """
@@ -6,8 +6,10 @@ Not in tiny.py, as transformers' own beam search fails on its images.
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 
 import cdkit
 from cdkit.interfaces.adapter_lookup import adapter_for
@@ -47,7 +49,7 @@ def inputs(*rows: int) -> families.Inputs:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", ["cmac", "vcd", "icd"])
+@pytest.mark.parametrize("preset", ["cmac", "vcd", "icd", "ritual"])
 @pytest.mark.parametrize("mode", ["greedy", "sampling"])
 def test_a_batch_of_unequal_images_is_each_prompt_alone(preset: str, mode: str) -> None:
     def run(rows: tuple[int, ...], *, optimize: bool, **how: Any) -> Any:
@@ -80,14 +82,33 @@ def test_cmac_is_its_definition(optimize: bool) -> None:
     check_cmac(tiny(), inputs, (0, 1), optimize=optimize, close=close, seen=1e-3, mark=MARK)
 
 
-def test_pixels_cannot_be_moved() -> None:
+def test_pictures_are_those_of_the_processor() -> None:
+    """Patches as its image processor cuts them, put together again, are the picture."""
+    picture = np.arange(1 * 3 * 12 * 16, dtype=np.float64).reshape(1, 3, 12, 16)
+    side: Any = {"height": 4, "width": 4}
+    cut = FuyuImageProcessorPil(patch_size=side).patchify_image(picture)
+    model, adapter, given = tiny(), adapter_for(tiny()), inputs(1)
+    given["pixel_values"] = torch.from_numpy(np.ascontiguousarray(cut)).view(12, 48)
+    (found,) = adapter.split_pixels(model, given, [12])
+    assert found.equal(torch.from_numpy(picture))
+    assert adapter.join_pixels(model, [found], given).equal(given["pixel_values"])
+    (grid,) = adapter.image_grids(model, given, [12])
+    assert grid is not None and (grid.height, grid.width) == (3, 4)
+
+
+def test_pixels_that_do_not_fit() -> None:
     model, given = tiny(), inputs(0)
-    words = "random_transform needs them as pictures: nothing says how many patches are in a row"
-    with cdkit.attach(model, cdkit.load("ritual")), pytest.raises(cdkit.CdkitError, match=words):
-        generated(model, given)
-    given["pixel_values"] = given["pixel_values"][:-1]
+    short = given | {"pixel_values": given["pixel_values"][:-1]}
     with (
         cdkit.attach(model, cdkit.load("vcd")),
         pytest.raises(cdkit.CdkitError, match="8 image tokens, but pixel_values 7 patches"),
     ):
-        generated(model, given)
+        generated(model, short)
+    ids = given["input_ids"].clone()
+    first = int((ids[0] == MARK).nonzero()[0])
+    ids[0, first - 1], ids[0, first] = MARK, families.IMAGE  # rows of three and of five
+    with (
+        cdkit.attach(model, cdkit.load("ritual")),
+        pytest.raises(cdkit.CdkitError, match="needs them as pictures: the rows of a picture are"),
+    ):
+        generated(model, given | {"input_ids": ids})

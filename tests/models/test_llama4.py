@@ -31,6 +31,7 @@ from cdkit.probing.rotary_checks import check_rotary
 
 from .modes import PRESETS, check_batch, check_off_and_identical, generated
 from .modes import answered as by_preset
+from .moved_tokens import follows, grids_of
 from .tiny import (
     END,
     IMAGE,
@@ -101,6 +102,15 @@ def model_of(**more: Any) -> Any:
 
 def given(*rows: int) -> Inputs:
     return laid_out(FAMILY, *rows)
+
+
+@pytest.mark.usefixtures("repaired")
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_token_follows_its_cell(row: int) -> None:
+    found = grids_of(model_of(), given(row))
+    assert not isinstance(found, str)
+    assert [grid.name for grid in found] == (["whole picture", "tile 1", "tile 2"], [""])[row]
+    assert follows(model_of(), given(row), found) == []
 
 
 LAYERS: dict[str, dict[str, Any]] = {

@@ -493,12 +493,16 @@ def _molmo2() -> dict[str, Any]:
 def _low_and_high(row: int) -> tuple[list[int], Inputs]:
     """The whole picture, pooled to 2 x 2, then one crop or two of as many tokens."""
     crops = (1, 2)[row]
-    patches = torch.arange(16 * (1 + crops)).view(1 + crops, 2, 2, 2, 2).transpose(2, 3)
+    whole, *cut = torch.arange(16 * (1 + crops)).view(1 + crops, 4, 4)
+    patches = [
+        picture.view(2, 2, -1, 2).transpose(1, 2).reshape(-1, 4)
+        for picture in (whole, torch.cat(cut, dim=1))
+    ]
     low = [TAG, *[IMAGE, IMAGE, NEWLINE] * 2, END]
     high = [START, *[*[IMAGE] * 2 * crops, NEWLINE] * 2, END]
     return around(row, *low, *high), {
         "pixel_values": pixels(row, 1 + crops, 16, 12),
-        "image_token_pooling": patches.reshape(-1, 4),
+        "image_token_pooling": torch.cat(patches),
         "image_grids": torch.tensor([[2, 2, 2, 2 * crops]]),
         "image_num_crops": torch.tensor([1 + crops]),
     }

@@ -24,12 +24,38 @@ def test_it_writes_the_page_and_says_what_happened(picture: Path, tmp_path: Path
     )  # fmt: skip
     assert result.exit_code == 3, result.output  # opera searches with beams
     assert result.stderr == "model: micro on cpu in float32\n"
-    first = result.stdout.splitlines()
-    assert first[0].startswith("cmac changed ") and first[1].startswith("vcd changed ")
-    assert first[2].startswith("opera did not run: ") and first[3] == f"The page: {out}"
+    *answers, cmac, vcd, opera, last = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in answers] == ["plain", "cmac", "vcd"]
+    assert cmac.startswith("cmac changed ") and vcd.startswith("vcd changed ")
+    assert opera.startswith("opera did not run: it is not defined for greedy")
+    assert "give --beams 5" in opera and last == f"The page: {out}"
     page = out.read_text(encoding="utf-8")
     assert "What cmac, vcd and opera did to one answer" in page
     assert "2 of 4 layers are drawn" in page and "[image: 64 tokens]" in page
+
+
+def test_a_file_has_the_name_that_stands_in_it(picture: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file.toml"
+    file.write_text('name = "mine"\ncompose = ["vcd", "cmac_cmpc"]\n')
+    out = tmp_path / "page.html"
+    result = run(
+        "explain", "--image", picture, "--prompt", PROMPT, "--method", f"nullu,{file}",
+        "--max-new-tokens", "1", "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 3, result.output
+    plain, mine, lacks, changed, _ = result.stdout.splitlines()
+    assert plain.startswith("plain: ") and mine.startswith("mine: ")
+    assert changed.startswith("mine changed ") and "1 token:" in changed.replace(
+        " none of 1 token", " 1 token"
+    )
+    assert lacks.startswith("nullu did not run: it needs a file of directions: compute it (cdkit")
+    assert "What nullu and mine did to one answer" in out.read_text(encoding="utf-8")
+
+
+def test_plain_alone_prints_its_answer(picture: Path, tmp_path: Path) -> None:
+    given = ("--image", picture, "--prompt", PROMPT, "--method", "plain", "--max-new-tokens", "1")
+    result = run("explain", *given, "--out", tmp_path / "page.html")
+    assert result.stdout.splitlines() == ["plain: no", f"The page: {tmp_path / 'page.html'}"]
 
 
 @pytest.mark.parametrize("mode", [("--sample", "--seed", "3"), ("--beams", "2")])
@@ -86,6 +112,9 @@ def test_what_is_refused(picture: Path, tmp_path: Path) -> None:
     assert strange.exit_code == 1 and "Traceback" not in strange.output
     assert "error: layer 4 is not there: the decoder's layers with" in strange.stderr
     assert "Did you mean" in refused(*given, "--method", "cmacc")
+    assert "vcd is given twice: give each method once" in refused(*given, "--method", "vcd,VCD")
+    address = refused("explain", "--image", "https://x.org/a.png", "--prompt", PROMPT)
+    assert "is an address: download it first, and give the file" in address
     assert "no such image" in refused(
         "explain", "--image", tmp_path / "none.png", "--prompt", PROMPT
     )

@@ -13,6 +13,7 @@ import cdkit
 from cdkit.models.qwen_vl import QwenVLForConditionalGeneration
 from cdkit.testing import check_adapter
 
+from ..moved_tokens import grids_of, reads_everywhere
 from .published import END, IMAGE, IMAGE_START
 
 TOKENS = 9
@@ -76,6 +77,15 @@ def test_the_contract(ready: tuple[Any, Any]) -> None:
     model, processor = ready
     assert type(cdkit.adapter_for(model)) is cdkit.ADAPTERS["qwen_vl"]
     check_adapter(model, processor=processor)
+
+
+def test_a_token_has_no_place(ready: tuple[Any, Any]) -> None:
+    """As many as a square, and each reads the whole picture."""
+    model, _ = ready
+    inputs = asked(ready, 1)
+    found = grids_of(model, inputs)
+    assert isinstance(found, str) and "resampler" in found
+    assert reads_everywhere(model, inputs)
 
 
 def test_images_are_told_apart(ready: tuple[Any, Any]) -> None:
