@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdkit.interfaces.model_adapter import adapter_for
+from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.interfaces.token_grid import TokenGrid
 
 WEAK = re.compile(r"(attn|attention)\.(out_proj|o_proj|proj|projection_layer)\.weight")
