@@ -14,6 +14,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.comparison import (
     changes,
+    common_facts,
     comparable,
     comparison_galleries,
     lmms_logs,
@@ -227,6 +228,7 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
     models = dict.fromkeys(comparable.model_of(run) for run in runs.values())
     names = list(runs)[1:]
     others = ", ".join(names) if len(names) <= NAMED else f"{len(names)} runs"
+    common, own = common_facts.split({name: run.manifest for name, run in runs.items()})
     return {
         "kind": "comparison",
         "name": name,
@@ -241,8 +243,9 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
         ),
         "common_numbers": comparable.same_seeds(runs),
         "benchmarks": dict(compared.benchmarks),
+        "manifest of every run": common,
         "runs": {
-            name: {**run_facts, "manifest": dict(runs[name].manifest)}
+            name: {**run_facts, "manifest beside that": own[name]}
             for name, run_facts in _runs(runs).items()
         },
         "statistics": _statistics(compared),
