@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable, Sequence
 
-CELL = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: anywhere"
+CELL = "text-align: left; vertical-align: top; white-space: normal; overflow-wrap: break-word"
 
 
 def html_table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

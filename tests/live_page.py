@@ -93,10 +93,16 @@ class LivePage:
 
     def wait_for(self, expression: str) -> None:
         """Wait until a JavaScript expression is true."""
-        end = time.time() + PATIENCE
+        assert self.becomes(expression), f"never true: {expression}; errors: {self.errors}"
+
+    def becomes(self, expression: str, seconds: float = PATIENCE) -> bool:
+        """Whether a JavaScript expression is true before so many seconds are over."""
+        end = time.time() + seconds
         while not self.value(expression):
-            assert time.time() < end, f"never true: {expression}; errors: {self.errors}"
+            if time.time() > end:
+                return False
             time.sleep(0.2)
+        return True
 
     def lay_out(self, width: int, *, paper: bool = False, dark: bool = False) -> None:
         """Take a width, as a screen or as paper, in light or dark colours."""

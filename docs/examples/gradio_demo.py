@@ -32,10 +32,11 @@ def answers(image, question, methods):
 
 runnable = [each for each in cdkit.presets() if not cdkit.load(each).lacks]
 asked = [
-    gr.Image(cdkit.example_image(), type="pil", label="Image"),
+    gr.Image(cdkit.example_image(), type="pil", format="png", label="Image"),
     gr.Textbox("Please describe this image in detail.", label="Question"),
     gr.Dropdown(runnable, value=["plain", "vcd", "cmac"], multiselect=True, label="Methods"),
 ]
-table = gr.Dataframe(headers=["method", "answer"], wrap=True, label="Answers")
+heads, widths = ["method", "answer"], ["25%", "75%"]
+table = gr.Dataframe(headers=heads, column_widths=widths, wrap=True, label="Answers")
 title = f"Contrastive decoding: {name}"
 gr.Interface(answers, asked, table, title=title, flagging_mode="never").launch()

@@ -73,26 +73,31 @@ def test_the_answers_stand_side_by_side(url: str, tmp_path: Path) -> None:
 
 FILLED = "document.body.innerText.includes('Submit')"
 ASK = "[...document.querySelectorAll('button')].find(e => e.innerText === 'Submit').click()"
-ROWS = "[...document.querySelectorAll('td')].map(e => e.innerText.trim()).filter(e => e)"
-ANSWERED = f"{ROWS}.includes('plain')"
+ANSWERED = "/plain\\s+a photo.*vcd\\s+a photo.*cmac\\s+a photo/s.test(document.body.innerText)"
+CUT_OFF = """[...document.querySelectorAll('.block *')].filter(e => !e.children.length
+  && e.textContent.startsWith('a photo') && e.clientWidth
+  && e.getBoundingClientRect().right > e.closest('.block').getBoundingClientRect().right + 1).length
+"""
 
 
 @in_a_browser
-@pytest.mark.parametrize("width", [DESKTOP, PHONE, PAPER])
-def test_the_page_opens_and_answers(url: str, tmp_path: Path, width: int) -> None:
-    """On a desktop, a phone and paper: the question is asked, and no part is cut off."""
+def test_the_page_opens_and_answers(url: str, tmp_path: Path) -> None:
+    """The question is asked; on a desktop, a phone and paper no part is cut off."""
     with live_page(tmp_path) as page:
-        page.lay_out(width, paper=width == PAPER)
+        page.lay_out(DESKTOP)
         page.open(url, FILLED)
         text = page.value("document.body.innerText")
         for word in ("Contrastive decoding: micro", "Question", "Methods", "cmac"):
             assert word in text
-        page.value(ASK)
-        page.wait_for(ANSWERED)
-        rows = page.value(ROWS)
-        assert {"plain", "vcd", "cmac"} <= {*rows} and any("photo" in row for row in rows)
-        assert page.sticks_out() == [] and page.errors == []
-        assert page.value("document.documentElement.scrollWidth") == width
+        for _ in range(4):  # a click is lost while the page's scripts still start
+            page.value(ASK)
+            if page.becomes(ANSWERED, 20):
+                break
+        for width in (DESKTOP, PHONE, PAPER):
+            page.lay_out(width, paper=width == PAPER)
+            assert page.becomes(ANSWERED) and page.value(CUT_OFF) == 0
+            assert page.sticks_out() == [] and page.errors == []
+            assert page.value("document.documentElement.scrollWidth") == width
         assert page.print_to_pdf().startswith(b"%PDF")
 
 
