@@ -252,11 +252,25 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
         "notes": list(compared.notes),
         "summary": {
             "base": compared.base,
-            **{f"run {name}": str(run.folder) for name, run in runs.items()},
+            **_places(runs),
             "beside the method": "; ".join(compared.notes) or "nothing differs that was recorded",
             "statistics": "; ".join(f"{k}: {v}" for k, v in _statistics(compared).items()),
         },
     }
+
+
+def _places(runs: NamedRuns) -> dict[str, str]:
+    """Which runs are of which folder, a line for each folder."""
+    names: dict[Path, list[str]] = {}
+    for name, run in runs.items():
+        names.setdefault(run.folder, []).append(name)
+    found = dict[str, str]()
+    for folder, of_folder in names.items():
+        if len(of_folder) == 1:
+            found[f"run {of_folder[0]}"] = str(folder)
+        else:
+            found[f"runs of {folder}"] = ", ".join(of_folder)
+    return found
 
 
 def _shown(parts: Sequence[_Part], base: str, metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:
