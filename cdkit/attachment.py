@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import html
 import threading
 import warnings
 import weakref
@@ -209,6 +210,9 @@ class Attachment(BoundToModel):
         state = "attached" if self._engine.is_attached else "not attached"
         recorded = f", trace={sorted(self.trace.wanted)}" if self.trace.wanted else ""
         return f"<{self.method.name} on {type(self._model).__name__}, {state}{recorded}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>{self.method._repr_html_()}"
 
     def await_block(self) -> None:
         """Let the first `generate` warn, if it comes before the block of an attachment."""

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -13,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from cdkit.errors import CdkitError
+from cdkit.html_table import html_table
 
 T = TypeVar("T")
 Class = TypeVar("Class", bound=type[Any])  # so that a decorated class keeps its own type
@@ -140,6 +142,11 @@ class Registry(Mapping[str, type[T]], Generic[T]):
 
     def __repr__(self) -> str:
         return f"<registry of {len(self)} {self.what}: {', '.join(sorted(self))}>"
+
+    def _repr_html_(self) -> str:
+        first = ((name, inspect.cleandoc(cls.__doc__ or "")) for name, cls in self.items())
+        rows = ((name, " ".join(words.split("\n\n")[0].split())) for name, words in first)
+        return html_table(f"Registered: {self.what}", ("name", "what it is"), rows)
 
     def __iter__(self) -> Iterator[str]:
         self.load()

@@ -1,8 +1,10 @@
 """What a session shows of cdkit's objects: short, and what a reader wants to know."""
 
+import html
 from typing import Any
 
 import cdkit
+from cdkit.html_table import html_table
 from cdkit.interfaces.combiner import COMBINERS
 
 
@@ -34,3 +36,16 @@ def test_attachments_and_traces_are_short(model: Any, processor: Any, make_input
     assert "steps" in repr(run.trace)
     assert "distorted" in repr(run.trace)
     assert len(repr(run.trace)) < 600
+
+
+def test_a_notebook_shows_tables(model: Any, processor: Any) -> None:
+    """The same in HTML, every name and formula escaped."""
+    method = cdkit.load("cmac", alpha=1.5)
+    shown = method._repr_html_()
+    assert "<td" in shown and "value_mean_mask" in shown and "alpha=1.5" in shown
+    assert method.summary in html.unescape(shown) and "(1 + alpha) l - alpha l~" in shown
+    kinds = COMBINERS._repr_html_()
+    assert kinds.count("<tr>") == 1 + len(COMBINERS) and "contrast" in kinds
+    attached = cdkit.attach(model, method, processor=processor)._repr_html_()
+    assert "not attached" in attached and shown in attached
+    assert "<script>" not in html_table("<script>", ["<script>"], [["<script>"]])

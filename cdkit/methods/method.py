@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cdkit.errors import CdkitError
+from cdkit.html_table import html_table
 from cdkit.interfaces.combiner import COMBINERS, LogitCombiner, State
 from cdkit.interfaces.constraint import CONSTRAINTS, Constraint
 from cdkit.interfaces.decoding_loop import LOOPS, MODES, DecodingLoop, Mode
@@ -261,6 +262,17 @@ class Method:
             if getattr(part, "formula", ""):
                 told.append(f"    {part.formula}")
         return "\n".join(told) + ">"
+
+    def _repr_html_(self) -> str:
+        rows = list[tuple[str, ...]]()
+        for place, part in self._outer_parts():
+            values = describe(part)
+            kind = values.pop("kind")
+            given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            formula = str(getattr(part, "formula", ""))
+            rows.append((place.removesuffix(f".{kind}"), kind, given, formula))
+        caption = f"Method {self.name}" + (f": {self.summary}" if self.summary else "")
+        return html_table(caption, ("place", "part", "parameters", "formula"), rows)
 
     @property
     def live_branches(self) -> tuple[Branch, ...]:

@@ -1,6 +1,7 @@
 """The galleries of a run: what its greedy answers differ in."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from cdkit.evals.ablation.answered import Answered
 from cdkit.evals.ablation.prepared import PreparedRun
@@ -8,10 +9,12 @@ from cdkit.evals.reports.results import AttentionOverlay, Gallery
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.attention_overlays import changes_attention, collect_overlays
 from cdkit.evals.runner.example_gallery import example_gallery
+from cdkit.evals.runner.explain_command import explain_command
 from cdkit.evals.runner.modes import GREEDY, Decode
 from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.shared_passes import Variant
+from cdkit.interfaces.sample import Sample
 
 GALLERY = "gallery"
 
@@ -66,10 +69,18 @@ def galleries(
                         v.name: answered.tally(item, v.name, Decode(), failed) for v in greedy
                     },
                     overlays=overlays,
+                    commands=partial(_commands, run, answered, item.name),
                 )
             )
         stages.advance(GALLERY)
     return tuple(found)
+
+
+def _commands(
+    run: PreparedRun, answered: Answered, part: str, sample: Sample, methods: Sequence[str]
+) -> tuple[str, ...]:
+    model = answered.model if answered.several else None
+    return (explain_command(run.folder, part, sample.id, methods, model=model),)
 
 
 def _is_drawn(variant: Variant, base: str) -> bool:

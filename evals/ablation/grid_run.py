@@ -127,7 +127,7 @@ def run_grid(
         kept = make_loggers(options.loggers, folder)
         found: list[grid_results.OfModel] = []
         for model, run in runs.items():
-            engines = _engines(run, resources)
+            engines = run.engines(resources.device_map)
             if started_outside() or _lacking(asked[model], model, journal, options):
                 predict(_job(engines, asked[model], resources, run, options, journal), kept)
                 journal = _journal(asked, folder, mend=False)
@@ -172,23 +172,11 @@ def _follow(grid: Grid, resources: Resources, folder: Path, options: RunOptions)
     """What a process does that another one leads: it is sent the questions."""
     for model in grid.models:
         run = without_benchmarks(grid, folder, model)
-        engines = _engines(run, resources)
+        engines = run.engines(resources.device_map)
         methods = {run.hashes[variant.name]: variant.method for variant in run.all_variants}
         asked = Workload(methods, {}, grid.first_token, folder)
         predict(_job(engines, asked, resources, run, options, None), ())
         engines.forget()
-
-
-def _engines(run: PreparedRun, resources: Resources) -> Engines:
-    grid = run.grid
-    decoding = {
-        "temperature": grid.temperature,
-        "top_k": grid.top_k,
-        "top_p": grid.top_p,
-        "num_beams": grid.num_beams,
-    }
-    chosen = grid.chosen(run.model)
-    return Engines(chosen, decoding, resources.device_map, run.protocol)
 
 
 def _job(

@@ -20,6 +20,7 @@ from cdkit.evals.ablation.plan import SweepPoint
 from cdkit.evals.protocols.follow import apply
 from cdkit.evals.protocols.model_type import check_model, model_type
 from cdkit.evals.protocols.protocol import Protocol
+from cdkit.evals.runner.engines import Engines
 from cdkit.evals.runner.fingerprints import RunPart, method_hash
 from cdkit.evals.runner.run_folder import WORLD
 from cdkit.evals.runner.shared_passes import Variant
@@ -62,6 +63,23 @@ class PreparedRun:
     def hashes(self) -> Mapping[str, str]:
         """Variant's name -> hash of its method."""
         return {variant.name: method_hash(variant.method) for variant in self.all_variants}
+
+    def engines(self, device_map: str | None = None) -> Engines:
+        """The model, which is loaded where it is first asked for, decoding as the grid says.
+
+        Args:
+            device_map: As in `from_pretrained`: how one model lies on several devices.
+
+        Returns:
+            The model under the protocol.
+        """
+        decoding = {
+            "temperature": self.grid.temperature,
+            "top_k": self.grid.top_k,
+            "top_p": self.grid.top_p,
+            "num_beams": self.grid.num_beams,
+        }
+        return Engines(self.grid.chosen(self.model), decoding, device_map, self.protocol)
 
 
 def prepare_all(

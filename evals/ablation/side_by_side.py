@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from rich.markup import escape
 from rich.table import Table
 
@@ -162,33 +163,75 @@ def explained(
     Other arguments are those of `answer` and of `cdkit.explain`.
     """
     mode = BEAM if beams > 1 else GREEDY if temperature is None else SAMPLE
-    refused = _of_other_modes(methods, mode)
-    for name, method in methods.items():
-        if method.lacks:
-            refused[name] = CdkitError(method.lacks)
-    _check_some(refused, methods)
+    _check_some(_refused(methods, mode), methods)
     pictures = [load_picture(path) for path in images]  # before the seconds that a model takes
     model, processor = chosen.load(device)
-    engine = AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams)
+    return explained_by(
+        chosen,
+        AnswerEngine(model, processor, temperature or 1.0, noise_seed=seed, num_beams=beams),
+        methods,
+        prompt,
+        pictures,
+        sample_id=f"{', '.join(path.name for path in images)}: {prompt}",
+        max_new_tokens=max_new_tokens,
+        mode=mode,
+        seed=seed if mode == SAMPLE else None,
+        layers=layers,
+        tell=tell,
+    )
+
+
+def explained_by(
+    chosen: ChosenModel,
+    engine: AnswerEngine,
+    methods: Mapping[str, Method],
+    prompt: str,
+    pictures: Sequence[Image],
+    *,
+    sample_id: str,
+    max_new_tokens: int,
+    mode: str,
+    seed: int | None,
+    layers: Sequence[int] | None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Explanation:
+    """The answers of an engine, explained.
+
+    Args:
+        chosen: The model as it was asked for.
+        engine: The model, and how it decodes.
+        methods: What the page calls each method -> the method.
+        prompt: The question, without a chat template.
+        pictures: Its images.
+        sample_id: The name by which noise and draws are made.
+        max_new_tokens: Most tokens of an answer.
+        mode: The decode mode: greedy, sample or beam.
+        seed: The seed of draws; None where nothing is drawn.
+        layers: As in `cdkit.explain`.
+        tell: Is given lines for the user once the prompt is known to fit.
+    """
+    refused = _refused(methods, mode)
+    model = engine.model
     inputs = engine.encode([pictures], [prompt])
     length = inputs["input_ids"].shape[1]
     check_positions(length, model.config)
     for line in (chosen.told(model), *notes(model, beams=mode == BEAM)):
         tell(line)
-    sample_id = f"{', '.join(path.name for path in images)}: {prompt}"
     options: dict[str, Any] = {}
     words = None
-    if temperature is not None:  # the draws of `cdkit generate`
+    if seed is not None:  # the draws of `cdkit generate` and of runs
         options["logits_processor"] = engine.sampling(seed, [sample_id], length)
-        words = f"tokens drawn at temperature {temperature:g}, seed {seed}"
+        kept = {"top_k": engine.top_k, "top_p": engine.top_p}
+        more = "".join(f", {name} {value:g}" for name, value in kept.items() if value is not None)
+        words = f"tokens drawn at temperature {engine.temperature:g}{more}, seed {seed}"
     found = cdkit.explain(
         model,
         inputs,
         {name: method for name, method in methods.items() if name not in refused},
-        processor=processor,
+        processor=engine.processor,
         max_new_tokens=max_new_tokens,
-        beams=beams,
-        seed=seed,
+        beams=engine.num_beams if mode == BEAM else 1,
+        seed=engine.noise_seed,
         sample_id=sample_id,
         options=options,
         how=words,
@@ -199,6 +242,12 @@ def explained(
     }
     order = [PLAIN, *(name for name in methods if name != PLAIN)]
     return replace(found, answers=tuple(answers[name] for name in order))
+
+
+def _refused(methods: Mapping[str, Method], mode: str) -> dict[str, CdkitError]:
+    """The methods that cannot run, and why."""
+    lacking = {name: CdkitError(each.lacks) for name, each in methods.items() if each.lacks}
+    return _of_other_modes(methods, mode) | lacking
 
 
 def _of_other_modes(methods: Mapping[str, Method], mode: str) -> dict[str, CdkitError]:

@@ -1,12 +1,12 @@
 """Beside a comparison's tables: answers that differ, the methods' attention, and costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from cdkit.errors import CdkitError
-from cdkit.evals.ablation.grid import Grid
-from cdkit.evals.ablation.grid_toml import parse
-from cdkit.evals.ablation.plan import method_of
+from cdkit.evals.ablation.rerun import engine_again, method_again, prepared_again
 from cdkit.evals.comparison import comparable
 from cdkit.evals.comparison.run_names import NamedRuns
 from cdkit.evals.comparison.tallies import seeds
@@ -14,11 +14,12 @@ from cdkit.evals.reports.results import MODES, AttentionOverlay, Costs, Gallery
 from cdkit.evals.runner.answer_engine import AnswerEngine
 from cdkit.evals.runner.attention_overlays import changes_attention, collect_overlays
 from cdkit.evals.runner.chosen_model import AUTO
-from cdkit.evals.runner.example_gallery import OverlaySource, example_gallery
-from cdkit.evals.runner.fingerprints import changed_files, method_hash, model_files
+from cdkit.evals.runner.example_gallery import CommandSource, OverlaySource, example_gallery
+from cdkit.evals.runner.explain_command import explain_command
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.evals.runner.questions import Question, question_of
 from cdkit.evals.statistics.bootstrap import Estimate
+from cdkit.interfaces.sample import Sample
 from cdkit.interfaces.tally import Tally
 from cdkit.methods.method import Method
 
@@ -53,6 +54,7 @@ def galleries(
                     base=base,
                     tallies={name: of_seeds[0] for name, of_seeds in of_runs.items()},
                     overlays=overlays,
+                    commands=_commands(runs, part, first),
                 )
             )
         except CdkitError as error:
@@ -62,6 +64,34 @@ def galleries(
         text = f"Answers by {MODES[runs[base].mode]}" + f", seed {drawn}" * bool(drawn)
         found[-1] = replace(found[-1], answered=f"{text}.")
     return tuple(found)
+
+
+def _commands(runs: NamedRuns, part: str, seeds: Mapping[str, int | None]) -> CommandSource:
+    """For a sample and names of runs: a command for each folder of theirs."""
+
+    def commands(sample: Sample, names: Sequence[str]) -> tuple[str, ...]:
+        places: dict[tuple[Path, str, int | None], list[FinishedRun]] = {}
+        for run, seed in ((runs[name], seeds[name]) for name in names):
+            places.setdefault((run.folder, run.model, seed), []).append(run)
+        return tuple(
+            explain_command(
+                folder,
+                part,
+                sample.id,
+                [run.method for run in found],
+                model=model if _has_several_models(found[0]) else None,
+                mode=found[0].mode,
+                seed=seed,
+            )
+            for (folder, model, seed), found in places.items()
+        )
+
+    return commands
+
+
+def _has_several_models(run: FinishedRun) -> bool:
+    models = run.manifest.get("models")
+    return isinstance(models, Mapping) and len(models) > 1
 
 
 def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
@@ -74,25 +104,27 @@ def overlay_source(runs: NamedRuns, *, device: str = AUTO) -> OverlaySource:
         raise CdkitError(
             "--attention needs the images, and logs of lmms-eval hold none: leave it out"
         )
-    grids = {name: _grid(run) for name, run in runs.items()}
     base = next(iter(runs))
-    models = {grids[name].chosen(run.model) for name, run in runs.items()}
-    if len(models) > 1:
-        text = ", ".join(sorted({f"{each.name} in {each.dtype}" for each in models}))
-        raise CdkitError(f"--attention draws one model, and the runs are of {text}: leave it out")
-    methods = {name: _method(name, run, grids[name]) for name, run in runs.items()}
-    drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
-    (chosen,) = models
-    model, processor = chosen.load(device)
-    ran_on = runs[base].manifest.get("model")
-    now = model_files(str(model.name_or_path), chosen.revision)
-    before = ran_on.get("files") if isinstance(ran_on, Mapping) else None
-    if isinstance(before, Mapping) and (others := changed_files(before, now)):
-        raise CdkitError(
-            f"--attention: configs or weights of {chosen.name} are not those of the "
-            f"runs ({', '.join(others)}); restore them, or leave it out"
-        )
-    return _Traced(AnswerEngine(model, processor), drawn)
+    with _asked_for():
+        folders = {(run.folder, run.model): run for run in runs.values()}
+        asked = {key: prepared_again(run) for key, run in folders.items()}
+        every = {name: asked[run.folder, run.model] for name, run in runs.items()}
+        models = {each.grid.chosen(each.model) for each in every.values()}
+        if len(models) > 1:
+            text = ", ".join(sorted({f"{each.name} in {each.dtype}" for each in models}))
+            raise CdkitError(f"it draws one model, and the runs are of {text}: give runs of one")
+        methods = {name: method_again(run, every[name], name) for name, run in runs.items()}
+        drawn = {n: m for n, m in methods.items() if n == base or changes_attention(m)}
+        return _Traced(engine_again(runs[base], every[base], device), drawn)
+
+
+@contextmanager
+def _asked_for() -> Iterator[None]:
+    """Errors say which option asked for what is refused."""
+    try:
+        yield
+    except CdkitError as error:
+        raise CdkitError(f"--attention: {error}; or leave --attention out") from None
 
 
 def costs(runs: NamedRuns) -> Costs | None:
@@ -122,26 +154,6 @@ class _Traced:
 def _questions(part: FinishedPart, kept: Tally) -> dict[str, Question]:
     limit = part.benchmark.max_new_tokens
     return {s.id: question_of(s, part.images, limit) for s in kept.samples}
-
-
-def _grid(run: FinishedRun) -> Grid:
-    given = run.manifest.get("settings")
-    if not isinstance(given, Mapping):
-        raise CdkitError(f"{run.folder} does not say how it was made: --attention needs that")
-    return parse(dict(given))
-
-
-def _method(name: str, run: FinishedRun, grid: Grid) -> Method:
-    """The method that a run names, if it is still the one that it ran."""
-    spec = grid.methods[run.method]
-    method = method_of(spec)
-    ran = run.manifest.get("method")
-    if isinstance(ran, Mapping) and ran.get("hash") != method_hash(method):
-        raise CdkitError(
-            f"--attention: {run.method} is no longer the method that {name} ran; run it again, or "
-            "leave --attention out"
-        )
-    return method
 
 
 def _machine(run: FinishedRun) -> dict[str, object]:

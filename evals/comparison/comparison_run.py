@@ -14,6 +14,7 @@ from cdkit.errors import CdkitError
 from cdkit.evals.benchmarks.doubts import doubts
 from cdkit.evals.comparison import (
     changes,
+    common_facts,
     comparable,
     comparison_galleries,
     lmms_logs,
@@ -227,6 +228,7 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
     models = dict.fromkeys(comparable.model_of(run) for run in runs.values())
     names = list(runs)[1:]
     others = ", ".join(names) if len(names) <= NAMED else f"{len(names)} runs"
+    common, own = common_facts.split({name: run.manifest for name, run in runs.items()})
     return {
         "kind": "comparison",
         "name": name,
@@ -241,19 +243,34 @@ def manifest(compared: ComparedRuns, name: str) -> dict[str, object]:
         ),
         "common_numbers": comparable.same_seeds(runs),
         "benchmarks": dict(compared.benchmarks),
+        "manifest of every run": common,
         "runs": {
-            name: {**run_facts, "manifest": dict(runs[name].manifest)}
+            name: {**run_facts, "manifest beside that": own[name]}
             for name, run_facts in _runs(runs).items()
         },
         "statistics": _statistics(compared),
         "notes": list(compared.notes),
         "summary": {
             "base": compared.base,
-            **{f"run {name}": str(run.folder) for name, run in runs.items()},
+            **_places(runs),
             "beside the method": "; ".join(compared.notes) or "nothing differs that was recorded",
             "statistics": "; ".join(f"{k}: {v}" for k, v in _statistics(compared).items()),
         },
     }
+
+
+def _places(runs: NamedRuns) -> dict[str, str]:
+    """Which runs are of which folder, a line for each folder."""
+    names: dict[Path, list[str]] = {}
+    for name, run in runs.items():
+        names.setdefault(run.folder, []).append(name)
+    found = dict[str, str]()
+    for folder, of_folder in names.items():
+        if len(of_folder) == 1:
+            found[f"run {of_folder[0]}"] = str(folder)
+        else:
+            found[f"runs of {folder}"] = ", ".join(of_folder)
+    return found
 
 
 def _shown(parts: Sequence[_Part], base: str, metrics: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -23,6 +23,8 @@ from cdkit.interfaces.tally import Tally
 KINDS = ("mended", "broken", "reworded")
 THUMBNAIL = 256
 """Pixels of the longer side, at most."""
+EXPLAINED = 3
+"""Methods of an example whose answers its command explains, at most."""
 ALL_ALIKE = "No question is answered differently by any two methods."
 
 Answers = Mapping[str, Mapping[str, Answer]]
@@ -109,6 +111,11 @@ def shared_answers(
         SharedAnswer(text, tuple(names), verdict, notes.get(text, ""))
         for (text, verdict), names in found.items()
     )
+
+
+def one_of_each(answers: Sequence[SharedAnswer], base: str) -> tuple[str, ...]:
+    """The first method of each answer that is not the base's: `EXPLAINED` of them at most."""
+    return tuple(each.methods[0] for each in answers if base not in each.methods)[:EXPLAINED]
 
 
 def make_example(

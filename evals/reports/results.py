@@ -207,6 +207,8 @@ class Example:
     media_type: str
     answers: tuple[SharedAnswer, ...]
     overlay: AttentionOverlay | None = None
+    commands: tuple[str, ...] = ()
+    """What to type in a shell to have answers explained."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evals.browser import browse, in_a_browser, measured
+from browser import browse, in_a_browser, measured
 from PIL import Image
 from torch import Tensor
 

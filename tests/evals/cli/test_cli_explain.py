@@ -97,6 +97,21 @@ def test_wrong_usage(picture: Path, arguments: tuple[str, ...], words: str) -> N
     assert words in refused(*given, status=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--prompt", PROMPT), "--image is missing: give --image and --prompt, or --run and"),
+        (("--run", "x"), "--question is missing"),
+        (("--mode", "greedy"), "--run is missing"),
+        (("--run", "x", "--question", "a/1", "--prompt", PROMPT), "--prompt is what the run says"),
+        (("--run", "x", "--question", "a/1", "--beams", "2"), "--beams is what the run says"),
+        (("--run", "x", "--question", "a/1", "--mode", "beams"), "Did you mean 'beam'?"),
+    ],
+)
+def test_one_answer_is_meant(arguments: tuple[str, ...], words: str) -> None:
+    assert words in refused("explain", *arguments, status=2)
+
+
 def test_out_is_checked_before_the_work(picture: Path, tmp_path: Path) -> None:
     given = ("explain", "--image", picture, "--prompt", PROMPT, "--out")
     nowhere = refused(*given, tmp_path / "none" / "page.html", status=2)

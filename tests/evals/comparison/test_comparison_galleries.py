@@ -1,6 +1,7 @@
 """What a comparison shows beside its tables: pictures and answers, attention, costs."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def test_answers_that_differ_are_shown_with_their_pictures(two: list[FinishedRun
             for text in texts.values()
         }
         assert len(shown.answers) == 2 and shown.picture
+        (command,) = (shlex.split(line) for line in shown.commands)  # the base is always there
+        assert command == [
+            *("cdkit", "explain", "--run", str(runs["cmac"].folder)),
+            *("--question", f"{PART}/{shown.sample}", "--method", "cmac"),
+        ]
     assert comparison_galleries.galleries(runs, of_parts(runs), count=0) == ()
 
 

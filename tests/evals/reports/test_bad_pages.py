@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evals.browser import in_a_browser, measured
+from browser import in_a_browser, measured
 from evals.made_results import MANIFEST, METRICS, cell, table
 
 from cdkit.evals.reports import method_tables, page_files, pdf, report

@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from evals.browser import browse, in_a_browser, measured
+from browser import browse, in_a_browser, measured
 from evals.made_results import MANIFEST, METHODS, SCRIPT, results
 from markupsafe import escape
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evals.browser import in_a_browser, measured
+from browser import in_a_browser, measured
 from rich.console import Console
 
 from cdkit.evals.benchmarks.pope import POPE
