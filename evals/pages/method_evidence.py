@@ -125,9 +125,9 @@ def main(arguments: list[str]) -> None:
     run, bench = map(Path, arguments) if len(arguments) == 2 else (Path(), Path())
     if not (run / "tables" / "tables.csv").is_file() or not bench.is_file():
         sys.exit(
-            "usage: python -m cdkit.evals.pages.method_evidence RUN BENCH, from the root of a checkout; "
-            "RUN is the folder of a finished `cdkit ablate methods`, BENCH the bench.json "
-            "of a `cdkit bench` with every preset"
+            "usage: python -m cdkit.evals.pages.method_evidence RUN BENCH, from the root of a "
+            "checkout; RUN is the folder of a finished `cdkit ablate methods`, BENCH the "
+            "bench.json of a `cdkit bench` with every preset"
         )
     names = [entry.name for entry in presets_of_cdkit()]
     counts, seconds, shown = operators(names), seconds_in(bench), shown_in(run)
