@@ -51,10 +51,6 @@ class WorldSpec:
         check_integer("images of [world]", self.images, low=2)
         check_integer("exam_images of [world]", self.exam_images, low=2)
         check_integer("seed of [world]", self.seed, low=0)
-        if not isinstance(self.confirmation, bool):
-            raise CdkitError(
-                f"confirmation of [world] must be true or false, got {self.confirmation!r}"
-            )
 
 
 @dataclass(frozen=True)
