@@ -267,14 +267,20 @@ def unknown(
         broken: Plug-ins that could not be imported: they may have it.
 
     Returns:
-        `no WHAT is called GIVEN`, with the most similar name and the list of all names.
+        `no WHAT is called GIVEN`, with the most similar name and the list of all names; of more
+        than 100, the command that prints them.
     """
     names = sorted(known)
     folded = {name.casefold(): name for name in reversed(names)}
     near = difflib.get_close_matches(given.casefold(), folded, n=1)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     missing = "".join(f" Also, {each}." for each in broken)
-    return f"no {what} is called {given!r}.{hint} There is: {', '.join(names) or 'none'}.{missing}"
+    there = (
+        f"There is: {', '.join(names) or 'none'}."
+        if len(names) <= 100
+        else f"There are {len(names)} names; `cdkit list` prints them."
+    )
+    return f"no {what} is called {given!r}.{hint} {there}{missing}"
 
 
 def _where(cls: type) -> str:

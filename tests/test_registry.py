@@ -78,6 +78,11 @@ def test_a_misspelt_name_gets_a_hint(registry: Registry[DistortionStrategy]) -> 
         registry.name_of(Other)
 
 
+def test_a_long_list_of_names_is_left_to_the_command_that_prints_it() -> None:
+    told = unknown("entry", "name7x", [f"name{i}" for i in range(101)])
+    assert told.endswith("Did you mean 'name7'? There are 101 names; `cdkit list` prints them.")
+
+
 def test_files_of_the_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cdkit_some_folder"
     folder.mkdir()

@@ -38,12 +38,14 @@ Options = Mapping[str, Any]  # keyword arguments of classes that check them them
 class WorldSpec:
     """The micro-world that a grid draws: `images` photographs from `seed`.
 
-    `exam_images` more are drawn for each subset of MME.
+    `exam_images` more are drawn for each subset of MME. `confirmation` draws the confirmation
+    world, for a model that was trained on it.
     """
 
     images: int = 150
     exam_images: int = 60
     seed: int = 2026
+    confirmation: bool = False
 
     def __post_init__(self) -> None:
         check_integer("images of [world]", self.images, low=2)

@@ -54,10 +54,14 @@ class LoadedBenchmark:
 
 def draw_world(world: WorldSpec, folder: Path) -> object:
     """The world's files in `folder`: an object whose attributes are what `world:NAME` names."""
-    from cdkit.evals.microworld import write_benchmarks  # torch: seconds
+    from cdkit.evals.microworld import CONFIRMATION_WORLD, WORLD, write_benchmarks  # torch: seconds
 
     return write_benchmarks(
-        folder, images=world.images, exam_images=world.exam_images, seed=world.seed
+        folder,
+        world=CONFIRMATION_WORLD if world.confirmation else WORLD,
+        images=world.images,
+        exam_images=world.exam_images,
+        seed=world.seed,
     )
 
 

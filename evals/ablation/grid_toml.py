@@ -270,6 +270,10 @@ def _section(where: str, kind: type[Section], table: object) -> Section:
     for field in fields(kind):
         if field.type is str and given.get(field.name, field.default) != field.default:
             check_text(f"{field.name} of {where}", given[field.name])
+        if field.type is bool and not isinstance(given.get(field.name, field.default), bool):
+            raise CdkitError(
+                f"{field.name} of {where} must be true or false, got {given[field.name]!r}"
+            )
     if "methods" in given:
         given["methods"] = as_tuple(f"methods of {where}", given["methods"])
     return kind(**given)

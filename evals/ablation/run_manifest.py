@@ -268,7 +268,8 @@ def _summary(
         for name, why in each.answered.refused.items():
             summary[f"refused by {each.answered.model}: {name}"] = why
     if grid.world is not None:
-        summary["world"] = f"{grid.world.images} images, seed {grid.world.seed}"
+        of = " of the confirmation world" if grid.world.confirmation else ""
+        summary["world"] = f"{grid.world.images} images{of}, seed {grid.world.seed}"
     for each in found:
         proof = each.proof
         if proof is not None and proof.questions:

@@ -1,7 +1,7 @@
-"""What each preset costs and shows: `python -m cdkit.evals.pages.method_evidence RUN`.
+"""What each preset costs and shows: `python -m cdkit.evals.pages.method_evidence RUN BENCH`.
 
-RUN is a finished `cdkit ablate methods`. The operators of a token are counted on the embedded
-model. No time is measured, so any machine gives the same file for the same versions.
+RUN is the folder of a finished `cdkit ablate methods`, BENCH the `bench.json` of a `cdkit bench`
+with every preset. The operators of a token are counted on the embedded model while this runs.
 """
 
 import csv
@@ -17,8 +17,9 @@ import torch
 
 import cdkit
 from cdkit.evals.pages.methods_page import presets_of_cdkit
+from cdkit.evals.runner.modes import PLAIN
 from cdkit.evals.speed.bench_runners import GenerateRunner
-from cdkit.evals.speed.bench_settings import MICRO, BenchSettings
+from cdkit.evals.speed.bench_settings import CDKIT, MICRO, BenchSettings
 from cdkit.evals.speed.counting import counted
 from cdkit.evals.speed.prompts import make_prompts
 from cdkit.evals.speed.shapes import build
@@ -52,6 +53,9 @@ class Evidence:
     operators: float | None
     """PyTorch operators that Python calls for one token, over those of plain decoding; None where
     the preset does not decode greedily, or needs a file."""
+    seconds: float | None
+    """The time of a token over that of plain decoding, in the bench; None where it was not
+    measured."""
     shown: Mapping[str, ShownDifference]
     """Key of `METRICS` -> what the grid found; without those that it did not run."""
 
@@ -61,7 +65,9 @@ def evidence() -> Mapping[str, Evidence]:
     text = (resources.files("cdkit.evals.pages") / FILE).read_text("utf-8")
     return {
         name: Evidence(
-            own["operators"], {key: ShownDifference(**cell) for key, cell in own["shown"].items()}
+            own["operators"],
+            own["seconds"],
+            {key: ShownDifference(**cell) for key, cell in own["shown"].items()},
         )
         for name, own in json.loads(text)["presets"].items()
     }
@@ -84,6 +90,13 @@ def operators(names: Iterable[str]) -> dict[str, float | None]:
         runs = "greedy" in method.modes and not method.lacks
         found[name] = round(of(method) / plain, 2) if runs else None
     return found
+
+
+def seconds_in(bench: Path) -> dict[str, float]:
+    """The time of a token over that of plain decoding, by preset."""
+    (section,) = json.loads(bench.read_text("utf-8"))["sections"]
+    rows = [row for row in section["rows"] if row["variant"] in (PLAIN, CDKIT)]
+    return {row["method"] or PLAIN: round(row["ratio"]["per_token"]["value"], 2) for row in rows}
 
 
 def shown_in(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -109,15 +122,22 @@ def shown_in(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def main(arguments: list[str]) -> None:
     """Write the file."""
-    if len(arguments) != 1 or not (Path(arguments[0]) / "tables" / "tables.csv").is_file():
+    run, bench = map(Path, arguments) if len(arguments) == 2 else (Path(), Path())
+    if not (run / "tables" / "tables.csv").is_file() or not bench.is_file():
         sys.exit(
-            "usage: python -m cdkit.evals.pages.method_evidence RUN, from the root of a checkout; "
-            "RUN is the folder of a finished `cdkit ablate methods`"
+            "usage: python -m cdkit.evals.pages.method_evidence RUN BENCH, from the root of a "
+            "checkout; RUN is the folder of a finished `cdkit ablate methods`, BENCH the "
+            "bench.json of a `cdkit bench` with every preset"
         )
     names = [entry.name for entry in presets_of_cdkit()]
-    counts, shown = operators(names), shown_in(Path(arguments[0]))
+    counts, seconds, shown = operators(names), seconds_in(bench), shown_in(run)
     presets = {
-        name: {"operators": counts[name], "shown": shown.get(name, {})} for name in sorted(names)
+        name: {
+            "operators": counts[name],
+            "seconds": seconds.get(name),
+            "shown": shown.get(name, {}),
+        }
+        for name in sorted(names)
     }
     if not PAGE.parent.is_dir():
         sys.exit(f"error: {PAGE} is written from the root of a checkout; {Path.cwd()} is none")

@@ -64,6 +64,7 @@ class PresetCosts:
     rows: str
     """The decoder's rows for each sample and token."""
     operators: str
+    seconds: str
     needs: str
     shown: tuple[str, ...]
     """A cell for each of `METRICS`."""
@@ -117,13 +118,13 @@ def _groups(entries: Sequence[Entry], known: Mapping[str, Evidence]) -> Iterator
 
 def _row(entry: Entry, known: Evidence | None) -> PresetCosts:
     method = cdkit.load(entry.name)
-    counted = None if known is None else known.operators
     return PresetCosts(
         name=entry.name,
         summary=entry.summary,
         changes=changes_of(method),
         rows=_rows(method),
-        operators=NONE if counted is None else f"{counted:.2f}",
+        operators=_ratio(None if known is None else known.operators),
+        seconds=_ratio(None if known is None else known.seconds),
         needs=", ".join(_needs(method)) or NONE,
         shown=tuple(_cell(None if known is None else known.shown.get(m)) for m in METRICS),
     )
@@ -142,6 +143,10 @@ def _needs(method: Method) -> Iterator[str]:
             yield "a processor"
     if method.lacks:
         yield "[a file](vectors.md)"
+
+
+def _ratio(cost: float | None) -> str:
+    return NONE if cost is None else f"{cost:.2f}"
 
 
 def _cell(shown: ShownDifference | None) -> str:

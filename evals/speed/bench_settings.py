@@ -100,7 +100,7 @@ class BenchSettings:
                 )
         if PLAIN in self.methods:
             raise CdkitError(
-                f"--method {PLAIN} is what all is measured against: leave it out, it always runs"
+                f"--method {PLAIN} always runs, since every ratio is to it: leave it out"
             )
         if len(set(self.methods)) < len(self.methods):
             raise CdkitError(f"--method is given twice with the same value: {list(self.methods)}")

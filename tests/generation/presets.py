@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -63,6 +64,7 @@ def decoded(method: cdkit.Method, **asked: Any) -> dict[str, Any]:
     return asked if "greedy" in method.modes else {**asked, "num_beams": 3}
 
 
+@cache  # asked hundreds of times while tests are collected
 def by_row(name: str) -> cdkit.Method:
     """The preset; with a threshold for each row where it has one for the whole prompt."""
     method = cdkit.load(name)

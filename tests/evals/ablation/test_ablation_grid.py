@@ -128,6 +128,7 @@ def test_any_grid_reads_back(
         ({"benchmarks": {}}, "at least one decode mode and one [benchmarks.NAME] or [bench.NAME]"),
         ({"benchmarks": {"pope": {"type": "pope"}}}, "needs the key 'image_folder'"),
         ({"world": {"image": 3}}, "[world]: no key is called 'image'. Did you mean 'images'?"),
+        ({"world": {"confirmation": "yes"}}, "must be true or false, got 'yes'"),
         ({"world": {"images": 1}}, "images of [world] must be a whole number from 2 on, got 1"),
         ({"tables": {"mine": ["cmak"]}}, "no method of the grid is called 'cmak'. Did you mean"),
         ({"sweeps": {"cmak": {"benchmarks": []}}}, "no method of the grid is called 'cmak'"),

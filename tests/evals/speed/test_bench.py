@@ -295,7 +295,7 @@ def test_the_command_measures_nothing_where_a_variant_differs(
         (["--seed", "-1"], "--seed is -1: give 0 or more"),
         (["--seed", str(2**63)], "--seed must be at most 9223372036854775807 (63 bits)"),
         (["--image-tokens", "50"], "--image-tokens is 50: an image is a square of tokens"),
-        (["--method", "plain"], "--method plain is what all is measured against"),
+        (["--method", "plain"], "--method plain always runs"),
         (["--method", "vcd", "--method", "vcd"], "--method is given twice"),
     ],
 )
