@@ -157,8 +157,8 @@ def _grid(
     heights, widths = (_lengths(line) for line in (crop[:, 0], crop[0]))
     frames, parts = [], []
     for block, at in zip(
-        (part for band in crop.split(heights) for part in band.split(widths, dim=1)),
-        (part for band in place.split(heights) for part in band.split(widths, dim=1)),
+        (part for band in torch.split(crop, heights) for part in torch.split(band, widths, dim=1)),
+        (part for band in torch.split(place, heights) for part in torch.split(band, widths, dim=1)),
         strict=True,
     ):
         y, x = divmod(int(at[0, 0]), sides[1])
@@ -183,5 +183,5 @@ def _grid(
 
 def _lengths(numbers: Int[Tensor, " n"]) -> list[int]:
     """How many numbers that follow each other are equal."""
-    lengths: list[int] = numbers.unique_consecutive(return_counts=True)[1].tolist()
+    lengths: list[int] = torch.unique_consecutive(numbers, return_counts=True)[1].tolist()
     return lengths

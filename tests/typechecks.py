@@ -77,4 +77,4 @@ def _is_due(code: CodeType) -> bool:
     return count == 2 or (count.bit_count() == 1 and count.bit_length() % 3 == 1)
 
 
-jaxtyping.jaxtyped = jaxtyped
+jaxtyping.jaxtyped = jaxtyped  # type: ignore[assignment]

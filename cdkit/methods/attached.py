@@ -10,9 +10,18 @@ from cdkit.functional.rope import Rotary
 from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.model_adapter import ModelAdapter, SeesAhead
 from cdkit.interfaces.pixel_source import PixelSource
+from cdkit.interfaces.state_intervention import StateReading
 from cdkit.methods.method import ORIGINAL, Branch, Method
 from cdkit.states.attached_states import AttachedStates
 from cdkit.states.attached_stream import AttachedStream
+
+OF_THE_IMAGE: tuple[StateReading, ...] = (
+    "prompt_states",
+    "image_features",
+    "image_readout",
+    "image_attention",
+)
+"""What a state intervention reads of the image, or of a prompt that has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +118,12 @@ class AttachedMethod:
         """Whether a readout or a state intervention reads the image, or states of branches'
         prompts."""
         states = self.states
-        reads = ("prompt_states", "image_features", "image_readout", "image_attention")
+        reads: tuple[StateReading, ...] = (
+            "prompt_states",
+            "image_features",
+            "image_readout",
+            "image_attention",
+        )
         return bool(
             self.stream is not None
             or self.image_readout is not None

@@ -90,7 +90,8 @@ def weights_of(model: Any, one: Any, passed: int) -> Tensor:
     best = chances.sort(-1, descending=True).values[:, :TOP]
     weights = -(best * best.log()).sum(-1) / math.log(TOP)
     weights = weights * (1 + torch.maximum(chances[:, WORDS[0]], chances[:, WORDS[1]]))
-    return weights / weights.sum()
+    shares: Tensor = weights / weights.sum()
+    return shares
 
 
 @pytest.mark.parametrize("passed", [1, 3])
