@@ -1,16 +1,18 @@
-"""What each preset costs and shows: `python -m cdkit.evals.pages.method_evidence RUN BENCH`.
+"""What each preset costs and shows: `python -m cdkit.evals.pages.method_evidence RUN`.
 
-RUN is the folder of a finished `cdkit ablate methods`, BENCH the `bench.json` of a `cdkit bench`
-with every preset. The operators of a token are counted on the embedded model while this runs.
+RUN is the folder of a finished `cdkit ablate methods`. The operators of a token are counted on the
+embedded model, and its time is measured on a deep and narrow one, which takes ten minutes of a
+machine that does nothing else.
 """
 
 import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,11 +20,13 @@ import torch
 import cdkit
 from cdkit.evals.pages.methods_page import presets_of_cdkit
 from cdkit.evals.runner.modes import PLAIN
-from cdkit.evals.speed.bench_runners import GenerateRunner
-from cdkit.evals.speed.bench_settings import CDKIT, MICRO, BenchSettings
+from cdkit.evals.speed.bench_runners import BenchRunner, GenerateRunner
+from cdkit.evals.speed.bench_settings import CDKIT, DEEP, MICRO, BenchSettings
 from cdkit.evals.speed.counting import counted
+from cdkit.evals.speed.measuring import measure
 from cdkit.evals.speed.prompts import make_prompts
 from cdkit.evals.speed.shapes import build
+from cdkit.evals.speed.variants import PLAIN_NAME, VariantName
 from cdkit.methods.method import Method
 
 FILE = "method_evidence.json"
@@ -33,6 +37,9 @@ METRICS: Mapping[str, tuple[str, str]] = {
 }
 """Name in the file -> benchmark and metric of the grid."""
 TEXT_TOKENS, NEW_TOKENS = 24, 9
+TIMED_TOKENS = 25
+TOGETHER = 6
+"""So many methods are timed in turn beside plain decoding."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,7 @@ class Evidence:
     """PyTorch operators that Python calls for one token, over those of plain decoding; None where
     the preset does not decode greedily, or needs a file."""
     seconds: float | None
-    """The time of a token over that of plain decoding, in the bench; None where it was not
-    measured."""
+    """The time of a token over that of plain decoding; None as for the operators."""
     shown: Mapping[str, ShownDifference]
     """Key of `METRICS` -> what the grid found; without those that it did not run."""
 
@@ -92,11 +98,36 @@ def operators(names: Iterable[str]) -> dict[str, float | None]:
     return found
 
 
-def seconds_in(bench: Path) -> dict[str, float]:
-    """The time of a token over that of plain decoding, by preset."""
-    (section,) = json.loads(bench.read_text("utf-8"))["sections"]
-    rows = [row for row in section["rows"] if row["variant"] in (PLAIN, CDKIT)]
-    return {row["method"] or PLAIN: round(row["ratio"]["per_token"]["value"], 2) for row in rows}
+def seconds(names: Sequence[str], *, rounds: int = 5) -> dict[str, float]:
+    """Measure the time of a token after the first over that of plain decoding, for each preset.
+
+    On the shape `deep` of `cdkit bench`, where calls are the cost, with one prompt and one thread.
+    The median of the rounds; plain decoding runs anew in every round of a few methods.
+    """
+    settings = BenchSettings(shape=DEEP, methods=())
+    model, processor = build(settings, torch.float32, torch.device("cpu"))
+    prompts = make_prompts(model, batch=1, text_tokens=TEXT_TOKENS, new_tokens=TIMED_TOKENS, seed=0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found: dict[str, float] = {}
+    try:
+        for start in range(0, len(names), TOGETHER):
+            group = names[start : start + TOGETHER]
+            runners: dict[VariantName, BenchRunner] = {
+                VariantName(CDKIT, name): GenerateRunner(
+                    model, prompts, cdkit.load(name), processor, True
+                )
+                for name in group
+            }
+            runners[PLAIN_NAME] = GenerateRunner(model, prompts)
+            taken = measure(runners, model, new_tokens=TIMED_TOKENS, rounds=rounds)
+            stock = taken.pop(PLAIN_NAME).times
+            for own, name in zip(taken.values(), group, strict=True):
+                ratios = (a.per_token / b.per_token for a, b in zip(own.times, stock, strict=True))
+                found[name] = round(median(ratios), 2)
+    finally:
+        torch.set_num_threads(before)
+    return found
 
 
 def shown_in(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -122,19 +153,18 @@ def shown_in(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def main(arguments: list[str]) -> None:
     """Write the file."""
-    run, bench = map(Path, arguments) if len(arguments) == 2 else (Path(), Path())
-    if not (run / "tables" / "tables.csv").is_file() or not bench.is_file():
+    if len(arguments) != 1 or not (Path(arguments[0]) / "tables" / "tables.csv").is_file():
         sys.exit(
-            "usage: python -m cdkit.evals.pages.method_evidence RUN BENCH, from the root of a "
-            "checkout; RUN is the folder of a finished `cdkit ablate methods`, BENCH the "
-            "bench.json of a `cdkit bench` with every preset"
+            "usage: python -m cdkit.evals.pages.method_evidence RUN, from the root of a checkout; "
+            "RUN is the folder of a finished `cdkit ablate methods`"
         )
     names = [entry.name for entry in presets_of_cdkit()]
-    counts, seconds, shown = operators(names), seconds_in(bench), shown_in(run)
+    counts, shown = operators(names), shown_in(Path(arguments[0]))
+    times = {PLAIN: 1.0} | seconds([n for n in names if counts[n] is not None and n != PLAIN])
     presets = {
         name: {
             "operators": counts[name],
-            "seconds": seconds.get(name),
+            "seconds": times.get(name),
             "shown": shown.get(name, {}),
         }
         for name in sorted(names)

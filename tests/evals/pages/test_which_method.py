@@ -1,9 +1,7 @@
 """docs/which_method.md: each preset once, under what it changes, with what it costs."""
 
 import csv
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,7 +35,7 @@ def test_what_a_method_changes(preset: str, changes: tuple[str, ...]) -> None:
 def test_the_file_knows_every_preset_and_no_other() -> None:
     known = method_evidence.evidence()
     assert set(known) == {entry.name for entry in presets_of_cdkit()}, (
-        "run `cdkit ablate methods`, then `python -m cdkit.evals.pages.method_evidence RUN BENCH`"
+        "run `cdkit ablate methods`, then `python -m cdkit.evals.pages.method_evidence RUN`"
     )
     assert known["plain"].operators == known["plain"].seconds == 1
     for name, own in known.items():
@@ -51,13 +49,11 @@ def test_operators_are_counted_not_timed() -> None:
     assert (one["identical"] or 0) > 1
 
 
-def test_times_of_a_bench(tmp_path: Path) -> None:
-    def row(variant: str, method: str | None, ratio: float) -> dict[str, Any]:
-        return {"variant": variant, "method": method, "ratio": {"per_token": {"value": ratio}}}
-
-    rows = [row("plain", None, 1), row("cdkit", "vcd", 1.234), row("textbook", "vcd", 1.9)]
-    (tmp_path / "bench.json").write_text(json.dumps({"sections": [{"rows": rows}]}), "utf-8")
-    assert method_evidence.seconds_in(tmp_path / "bench.json") == {"plain": 1, "vcd": 1.23}
+@pytest.mark.slow  # half a minute: 32 layers, and several answers of each
+def test_each_preset_gets_a_time() -> None:
+    found = method_evidence.seconds(["vcd", "cmac"], rounds=1)
+    assert found.keys() == {"vcd", "cmac"}
+    assert all(ratio > 0 for ratio in found.values())
 
 
 def test_numbers_of_a_run(tmp_path: Path) -> None:
