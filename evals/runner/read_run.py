@@ -10,6 +10,7 @@ from cdkit.evals.benchmarks.benchmark_files import read_source as read_text
 from cdkit.evals.runner.checked import NUMBER, ROWS, TABLE, TEXT, WHOLE, checked
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
 from cdkit.evals.runner.modes import SAMPLE
+from cdkit.evals.runner.moved_folder import with_paths_of_now
 from cdkit.evals.runner.predictions import ADVICE, Answerer, Parts, Prediction, read_predictions
 from cdkit.evals.runner.questions import asked_samples
 from cdkit.evals.runner.run_folder import MANIFEST, PREDICTIONS, SETTINGS
@@ -45,7 +46,7 @@ def read_run(folder: Path) -> tuple[FinishedRun, ...]:
         CdkitError: The folder holds no finished run, or a benchmark's file is gone or has changed
             since, so that metrics would not be those of the answers.
     """
-    recorded = read_manifest(folder)
+    recorded = with_paths_of_now(read_manifest(folder), folder)
     read = read_predictions(folder / PREDICTIONS)
     benchmarks = {n: _benchmark(n, p["benchmark"], folder) for n, p in recorded["parts"].items()}
     found = []

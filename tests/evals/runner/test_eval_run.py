@@ -371,6 +371,34 @@ def test_a_file_that_changed_is_told(files: BenchmarkFiles, tmp_path: Path) -> N
         read_run(outcome.folder)
 
 
+def test_a_folder_that_was_moved_with_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a grid's world is; and from another working directory than that of a relative path."""
+    monkeypatch.chdir(tmp_path)
+    first = answer(parts_of(draw(Path("world"), images=1))[:1], Path("run"))
+    Path("world").rename(Path("run", "world"))
+    manifest = Path("run", "manifest.json")
+    text = manifest.read_text("utf-8")
+    text = text.replace('"world', '"run/world').replace(
+        f"{tmp_path}/world", f"{tmp_path}/run/world"
+    )
+    manifest.write_text(text, encoding="utf-8")
+    before = read_run(first.folder)
+    (tmp_path / "elsewhere").mkdir()
+    Path("run").rename(Path("elsewhere", "other"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (now,), (then,) = read_run(Path("other")), before
+    ((name, part),) = now.parts.items()
+    assert part.answers == then.parts[name].answers
+    assert part.images == Path("other", "world", "images")
+    assert all(Path(path).is_file() for path in part.benchmark.sources())
+    source = next(iter(part.benchmark.sources()))
+    Path(source).write_text(Path(source).read_text("utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(CdkitError, match="which has changed since"):
+        read_run(Path("other"))
+
+
 def test_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(CdkitError, match="holds no run of cdkit eval"):
         read_run(tmp_path)
