@@ -14,6 +14,7 @@ from cdkit.interfaces.position_calibrator import (
     PositionCalibrator,
     PositionContext,
 )
+from cdkit.methods.method import checked_result
 
 STILL = 1e-9
 """Positions that differ by less count as equal: sums of thirds round differently."""
@@ -64,13 +65,12 @@ def calibrated(
     positions: Int[Tensor, "rows tokens *axes"],
     image_index: Int[Tensor, "rows tokens"],
     context: PositionContext,
-) -> Tensor:
-    """What a calibrator makes of positions; it gets the context if it takes one."""
+) -> Any:
+    """What a calibrator returns of positions, unchecked; it gets the context if it takes one."""
     calibrate: Any = calibrator.calibrate
     takes_context = calibrator.needs_grid or calibrator.depends_on_layer
     told = {"context": context} if takes_context else {}
-    new: Tensor = calibrate(positions, image_index, **told)
-    return new
+    return calibrate(positions, image_index, **told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +99,12 @@ class Calibration:
         contexts = [PositionContext(grids)]
         if calibrator.depends_on_layer:
             contexts = [PositionContext(grids, n, self.depth) for n in range(self.depth)]
-        return Offsets(
-            tuple(calibrated(calibrator, turning, index, c) - turning.double() for c in contexts)
-        )
+        offsets = []
+        for context in contexts:
+            made = calibrated(calibrator, turning, index, context)
+            new = checked_result(calibrator, "calibrate", made, turning.shape, "check_calibrator")
+            offsets.append(new - turning.double())
+        return Offsets(tuple(offsets))
 
     def select(self, rows: Sequence[int]) -> "Calibration":
         """For a batch of copies of these rows."""

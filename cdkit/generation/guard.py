@@ -236,14 +236,29 @@ def check_numbers(
                 return (
                     f"the model's logits are not numbers ({what}) in the {branch} branch; check "
                     "its weights, its pixel_values and its dtype (float16 overflows where bfloat16 "
-                    "and float32 do not)"
+                    f"and float32 do not){_or_parts(_changing(method, branch))}"
                 )
+        parts = [part for part in (method.combiner, method.readout) if part is not None]
         return (
             "the combined logits are not numbers, though the largest logit of every branch is; use "
-            "a smaller alpha, and check the model for logits of -inf"
+            f"a smaller alpha, and check the model for logits of -inf{_or_parts(parts)}"
         )
 
     raise prompt_error(method.name, wrong, reason, rows_per_prompt=rows_per_prompt)
+
+
+def _changing(method: Method, branch: str) -> list[object]:
+    """The parts that may change a branch's logits: NaN can be theirs, and not the model's."""
+    found: list[object] = [*method.interventions]
+    found += [] if method.calibrator is None else [method.calibrator]
+    found += [part for part in method.state_interventions if branch in part.branches]
+    return found + [x for own in method.branches if own.name == branch for x in own.distortions]
+
+
+def _or_parts(parts: Sequence[object]) -> str:
+    names = dict.fromkeys(map(kind_of, parts))
+    verb = "returns" if len(names) == 1 else "return"
+    return f"; if they are sound, check what {' and '.join(names)} {verb}" if names else ""
 
 
 class RecordingCriteria(StoppingCriteriaList):

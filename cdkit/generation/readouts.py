@@ -15,7 +15,7 @@ from cdkit.interfaces.combiner import State
 from cdkit.interfaces.image_readout import ImageReadout, ImageStep
 from cdkit.interfaces.stream_readout import StreamReadout
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Method
+from cdkit.methods.method import Method, checked_result
 from cdkit.states.attached_states import check_image_layer
 from cdkit.states.image_lens import ImageStates, read_images
 
@@ -98,7 +98,10 @@ def image_logits(
         {name.removeprefix(_kept("")): x.to(original.device) for name, x in values.items()},
         kept[VALID].to(original.device),
     )
-    return {part.name: part.step_logits(step).to(original)}
+    made = checked_result(
+        part, "step_logits", part.step_logits(step), original.shape, "check_readout"
+    )
+    return {part.name: made.to(original)}
 
 
 def readout_logits(

@@ -361,7 +361,17 @@ class Method:
         Returns:
             The combined logits, -inf on tokens that are ruled out; and the combiner's new state.
         """
-        combined, state = self.combiner.combine(original, others, step=step, state=state)
+        made: Any = self.combiner.combine(original, others, step=step, state=state)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise CdkitError(
+                f"combine of {kind_of(self.combiner)} returned {type(made).__name__}, and must "
+                "return two things: the logits and the state; hold it to "
+                "cdkit.testing.check_combiner"
+            )
+        combined = checked_result(
+            self.combiner, "combine", made[0], original.shape, "check_combiner"
+        )
+        state = made[1]
         if self.constraint is not None and not self.constraint.is_identity:
             combined = combined.masked_fill(~self.constraint.allowed(original), -math.inf)
         return combined, state
@@ -535,3 +545,30 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def checked_result(
+    part: object, function: str, value: object, shape: Sequence[int], check: str
+) -> Tensor:
+    """Check what a part returned, before it is used: one of another shape could be broadcast.
+
+    Args:
+        part: The part.
+        function: Which of its functions returned it.
+        value: What it returned.
+        shape: The shape that it must have.
+        check: The function of `cdkit.testing` that tests such parts.
+
+    Returns:
+        The value.
+
+    Raises:
+        CdkitError: The value is no tensor, or has another shape.
+    """
+    if isinstance(value, Tensor) and value.shape == tuple(shape):
+        return value
+    what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise CdkitError(
+        f"{function} of {kind_of(part)} returned {what}, and must return a tensor of shape "
+        f"{tuple(shape)}; hold it to cdkit.testing.{check}"
+    )

@@ -172,15 +172,15 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
     )
 
 
-def check_image_layer(passed: int, count: int, part: object) -> int:
-    """Raise where a part reads image tokens out after more layers than there are.
+def check_image_layer(passed: object, count: int, part: object) -> int:
+    """Raise where a part reads image tokens out after a layer that there is not.
 
     Args:
         passed: After how many layers.
         count: How many there are.
         part: The part.
     """
-    if not 0 <= passed <= count:
+    if not isinstance(passed, int) or not 0 <= passed <= count:
         raise CdkitError(
             f"{kind_of(part)} reads image tokens out after {passed} layers, but the decoder has "
             f"{count}; give it a number from 0 to {count}"

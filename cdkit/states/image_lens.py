@@ -87,17 +87,36 @@ def read_images(
     each: list[Mapping[str, Tensor]] = []
     for states, valid in zip(seen.states, seen.valid, strict=True):
         own = states[valid]
-        made = part.read_image(ImageLogits(own, read_out))
-        for name, value in made.items():
-            if value.shape[:1] != own.shape[:1]:
-                raise CdkitError(
-                    f"{kind_of(part)} made {name} of shape {tuple(value.shape)} out of {len(own)} "
-                    "image tokens; its first axis must be these tokens"
-                )
-        each.append(made)
+        each.append(_checked(part, part.read_image(ImageLogits(own, read_out)), len(own)))
+        if each[-1].keys() != each[0].keys():
+            raise CdkitError(
+                f"read_image of {kind_of(part)} kept {', '.join(each[-1])} of one prompt and "
+                f"{', '.join(each[0])} of another; it must keep the same names of every prompt"
+            )
     return KeptOfImages(
         {name: stacked([own[name] for own in each]) for name in each[0]}, seen.valid
     )
+
+
+def _checked(part: ImageReadout | StateIntervention, made: Any, count: int) -> Mapping[str, Tensor]:
+    """What `read_image` returned of a prompt with so many image tokens, if it is sound."""
+    if not isinstance(made, Mapping):
+        raise CdkitError(
+            f"read_image of {kind_of(part)} returned {type(made).__name__}, and must return a "
+            "mapping of names to tensors"
+        )
+    for name, value in made.items():
+        if not isinstance(value, Tensor):
+            raise CdkitError(
+                f"{kind_of(part)} made {name} a {type(value).__name__}; it must be a tensor whose "
+                "first axis is the image tokens"
+            )
+        if value.shape[:1] != (count,):
+            raise CdkitError(
+                f"{kind_of(part)} made {name} of shape {tuple(value.shape)} out of {count} "
+                "image tokens; its first axis must be these tokens"
+            )
+    return made
 
 
 def _read_out(

@@ -12,7 +12,7 @@ from cdkit.branches.layout import Layout
 from cdkit.errors import CdkitError
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.state_intervention import StateSegment
-from cdkit.methods.method import kind_of
+from cdkit.methods.method import checked_result, kind_of
 from cdkit.states.answer_states import AnswerStates, PromptShown
 from cdkit.states.attached_states import AttachedStates, Place, SiteEdit
 from cdkit.states.image_lens import ImageStates
@@ -157,12 +157,9 @@ class StateCall:
             layer_state=self.layer_state[branch],
             **more,
         )
-        new = part.intervene(segment)
-        if new.shape != states.shape:
-            raise CdkitError(
-                f"{kind_of(part)} made states of shape {tuple(new.shape)} out of "
-                f"{tuple(states.shape)}; hold it to cdkit.testing.check_state_intervention"
-            )
+        new = checked_result(
+            part, "intervene", part.intervene(segment), states.shape, "check_state_intervention"
+        )
         new = new if new.dtype == states.dtype else new.to(states.dtype)
         chosen = kinds.changed(part.rows)
         if chosen is None:

@@ -209,6 +209,74 @@ class OneNumber(Guided):
         return {"mean": logits.each(lambda piece: piece.amax(-1)).mean()[None]}
 
 
+@dataclass(frozen=True)
+class Faulty(Guided):
+    """Returns what it is given, whatever that is."""
+
+    layer: Any = 3
+    keeps: Any = None
+    makes: Any = None
+
+    def image_layer(self, count: int) -> int:
+        return self.layer
+
+    def read_image(self, logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
+        made: Mapping[str, Tensor] = (self.keeps or super().read_image)(logits)
+        return made
+
+    def intervene(self, states: cdkit.StateSegment) -> Tensor:
+        return super().intervene(states) if self.makes is None else self.makes
+
+
+@dataclass(frozen=True)
+class Shown(cdkit.ImageReadout):
+    """Gives what `change` makes of the first image token's logits."""
+
+    name: ClassVar[str] = "image"
+
+    change: Any = None
+
+    def layer(self, count: int) -> int:
+        return count
+
+    def read_image(self, logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
+        return {"logits": logits.each(lambda piece: piece)}
+
+    def step_logits(self, step: cdkit.ImageStep) -> Tensor:
+        return self.change(step.kept["logits"][:, 0])
+
+
+def names_by_length(logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
+    return {f"of {len(logits)}": logits.each(lambda piece: piece)}
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        (Faulty(layer=1.5), "after 1.5 layers, but the decoder has 3"),
+        (
+            Faulty(keeps=lambda logits: [1]),
+            "read_image of Faulty returned list, and must",
+        ),
+        (Faulty(keeps=lambda logits: {"a": [1]}), "Faulty made a a list; it must be a tensor"),
+        (Faulty(keeps=names_by_length), "kept of [0-9]+ of one prompt and of [0-9]+ of another"),
+        (Faulty(makes=3), "intervene of Faulty returned int, and must return a tensor of shape"),
+        (Shown(lambda x: x[:1, :1]), r"step_logits of Shown returned shape \(1, 1\), and must"),
+        (Shown(lambda x: x.mean(0)), "step_logits of Shown returned shape"),
+        (Shown(lambda x: x[:, None]), "step_logits of Shown returned shape"),
+        (Shown(lambda x: x.tolist()), "step_logits of Shown returned list"),
+        (Shown(lambda x: x * math.nan), "are not numbers, .* what ensemble and Shown return"),
+    ],
+)
+def test_what_a_faulty_part_returns(part: Any, why: str) -> None:
+    """Never an error from within, and never another row's numbers by broadcasting."""
+    method = (
+        replace(cdkit.load("revisit"), readout=part) if isinstance(part, Shown) else alone(part)
+    )
+    with pytest.raises(cdkit.CdkitError, match=why):
+        generate(tiny(2), method, SAMPLES)
+
+
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """One error each, before the first token."""
     model = tiny(2)
