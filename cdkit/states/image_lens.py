@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from cdkit.interfaces.image_readout import ImageLogits, ImageReadout
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.state_intervention import StateIntervention
 from cdkit.methods.method import kind_of
-from cdkit.probing.observed_layers import UNFIT
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +122,7 @@ def _read_out(
 ) -> Float[Tensor, "tokens vocab"]:
     try:
         return adapter.logits(model, states, norm=norm)
-    except torch.OutOfMemoryError:
-        raise
-    except UNFIT as error:
+    except (AttributeError, LookupError, TypeError, CdkitError) as error:  # no such path; no others
         own = "" if isinstance(error, CdkitError) else f"{type(error).__name__}: "
         raise CdkitError(
             f"{kind} reads image tokens out through the final norm and the output head, which does "

@@ -51,7 +51,12 @@ def check_read_image(
             valid.append(torch.ones(len(logits), dtype=torch.bool))
     require(bool(each[0]), part, "read_image keeps something", todo="return at least one tensor")
     same = all(own.keys() == each[0].keys() for own in each)
-    require(same, part, "read_image keeps the same of every prompt", todo="return equal names")
+    require(
+        same,
+        part,
+        "read_image keeps the same of every prompt",
+        todo="return the same names each time",
+    )
     halves = example_image_logits(hidden, vocabulary, torch.bfloat16)
     with takes(part, "logits in bfloat16", todo="use logits.each, which widens them"):
         for logits in halves:

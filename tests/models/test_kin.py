@@ -254,7 +254,7 @@ def test_sizes_must_be_as_many_as_images() -> None:
 
 
 def test_janus_draws_no_picture_with_a_method() -> None:
-    words = re.escape("cannot run with generation_mode='image': methods act on the text")
+    words = re.escape("cannot run with generation_mode='image': methods need an answer of text")
     with (
         cdkit.attach(tiny("janus"), cdkit.load("vcd")),
         pytest.raises(cdkit.CdkitError, match=words),

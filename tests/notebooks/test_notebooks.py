@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "notebooks"
+pytestmark = pytest.mark.usefixtures("registries")
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
