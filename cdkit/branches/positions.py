@@ -14,7 +14,7 @@ from cdkit.interfaces.position_calibrator import (
     PositionCalibrator,
     PositionContext,
 )
-from cdkit.methods.method import checked_result
+from cdkit.methods.method import wrong_result
 
 STILL = 1e-9
 """Positions that differ by less count as equal: sums of thirds round differently."""
@@ -101,8 +101,9 @@ class Calibration:
             contexts = [PositionContext(grids, n, self.depth) for n in range(self.depth)]
         offsets = []
         for context in contexts:
-            made = calibrated(calibrator, turning, index, context)
-            new = checked_result(calibrator, "calibrate", made, turning.shape, "check_calibrator")
+            new: object = calibrated(calibrator, turning, index, context)
+            if not isinstance(new, Tensor) or new.shape != turning.shape:
+                raise wrong_result(calibrator, "calibrate", new, turning.shape, "check_calibrator")
             offsets.append(new - turning.double())
         return Offsets(tuple(offsets))
 

@@ -15,7 +15,7 @@ from cdkit.interfaces.combiner import State
 from cdkit.interfaces.image_readout import ImageReadout, ImageStep
 from cdkit.interfaces.stream_readout import StreamReadout
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Method, checked_result
+from cdkit.methods.method import Method, wrong_result
 from cdkit.states.attached_states import check_image_layer
 from cdkit.states.image_lens import ImageStates, read_images
 
@@ -98,9 +98,9 @@ def image_logits(
         {name.removeprefix(_kept("")): x.to(original.device) for name, x in values.items()},
         kept[VALID].to(original.device),
     )
-    made = checked_result(
-        part, "step_logits", part.step_logits(step), original.shape, "check_readout"
-    )
+    made: object = part.step_logits(step)
+    if not isinstance(made, Tensor) or made.shape != original.shape:
+        raise wrong_result(part, "step_logits", made, original.shape, "check_readout")
     return {part.name: made.to(original)}
 
 

@@ -368,10 +368,9 @@ class Method:
                 "return two things: the logits and the state; hold it to "
                 "cdkit.testing.check_combiner"
             )
-        combined = checked_result(
-            self.combiner, "combine", made[0], original.shape, "check_combiner"
-        )
-        state = made[1]
+        combined, state = made
+        if not isinstance(combined, Tensor) or combined.shape != original.shape:
+            raise wrong_result(self.combiner, "combine", combined, original.shape, "check_combiner")
         if self.constraint is not None and not self.constraint.is_identity:
             combined = combined.masked_fill(~self.constraint.allowed(original), -math.inf)
         return combined, state
@@ -547,28 +546,25 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def checked_result(
+def wrong_result(
     part: object, function: str, value: object, shape: Sequence[int], check: str
-) -> Tensor:
-    """Check what a part returned, before it is used: one of another shape could be broadcast.
+) -> CdkitError:
+    """Make the error of a part that returned something else than a tensor of a shape.
+
+    Callers compare before they use a value, since one of another shape could be broadcast.
 
     Args:
         part: The part.
-        function: Which of its functions returned it.
+        function: Which of its functions returned the value.
         value: What it returned.
         shape: The shape that it must have.
         check: The function of `cdkit.testing` that tests such parts.
 
     Returns:
-        The value.
-
-    Raises:
-        CdkitError: The value is no tensor, or has another shape.
+        The error, to be raised.
     """
-    if isinstance(value, Tensor) and value.shape == tuple(shape):
-        return value
     what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise CdkitError(
+    return CdkitError(
         f"{function} of {kind_of(part)} returned {what}, and must return a tensor of shape "
         f"{tuple(shape)}; hold it to cdkit.testing.{check}"
     )

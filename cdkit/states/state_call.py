@@ -12,7 +12,7 @@ from cdkit.branches.layout import Layout
 from cdkit.errors import CdkitError
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.state_intervention import StateSegment
-from cdkit.methods.method import checked_result, kind_of
+from cdkit.methods.method import kind_of, wrong_result
 from cdkit.states.answer_states import AnswerStates, PromptShown
 from cdkit.states.attached_states import AttachedStates, Place, SiteEdit
 from cdkit.states.image_lens import ImageStates
@@ -157,9 +157,9 @@ class StateCall:
             layer_state=self.layer_state[branch],
             **more,
         )
-        new = checked_result(
-            part, "intervene", part.intervene(segment), states.shape, "check_state_intervention"
-        )
+        new: object = part.intervene(segment)
+        if not isinstance(new, Tensor) or new.shape != states.shape:
+            raise wrong_result(part, "intervene", new, states.shape, "check_state_intervention")
         new = new if new.dtype == states.dtype else new.to(states.dtype)
         chosen = kinds.changed(part.rows)
         if chosen is None:

@@ -136,7 +136,8 @@ def check_calibrator(calibrator: Any) -> None:
 def _call(calibrator: PositionCalibrator, prompts: PlacedPrompts, layer: int | None) -> Tensor:
     depth = None if layer is None else DEPTH
     context = PositionContext(prompts.grids, layer, depth)
-    return calibrated(calibrator, prompts.positions, prompts.image_index, context)
+    positions: Tensor = calibrated(calibrator, prompts.positions, prompts.image_index, context)
+    return positions
 
 
 def _cut(prompts: PlacedPrompts, row: int, stop: int) -> PlacedPrompts:

@@ -217,7 +217,7 @@ class Faulty(Guided):
     keeps: Any = None
     makes: Any = None
 
-    def image_layer(self, count: int) -> int:
+    def image_layer(self, count: int) -> Any:
         return self.layer
 
     def read_image(self, logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
@@ -242,7 +242,7 @@ class Shown(cdkit.ImageReadout):
     def read_image(self, logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
         return {"logits": logits.each(lambda piece: piece)}
 
-    def step_logits(self, step: cdkit.ImageStep) -> Tensor:
+    def step_logits(self, step: cdkit.ImageStep) -> Any:
         return self.change(step.kept["logits"][:, 0])
 
 
