@@ -98,7 +98,7 @@ def operators(names: Iterable[str]) -> dict[str, float | None]:
     return found
 
 
-def seconds(names: Sequence[str], *, rounds: int = 5) -> dict[str, float]:
+def seconds(names: Sequence[str], *, rounds: int = 9) -> dict[str, float]:
     """Measure the time of a token after the first over that of plain decoding, for each preset.
 
     On the shape `deep` of `cdkit bench`, where calls are the cost, with one prompt and one thread.
