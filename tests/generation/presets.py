@@ -46,13 +46,12 @@ none."""
 def in_turn(cases: Iterable[Any], turn: int) -> list[Any]:
     """Names of presets, or tuples that begin with one, as parameters.
 
-    Those of the chief presets and, by turn, of a quarter of the others are quick; the rest is
-    `slow`. With four turns in four tests each preset is quick in one of them.
+    Those of the chief presets and, by turn, of half of the others are quick; the rest is `slow`.
+    With four turns in four tests each preset is quick in two of them.
     """
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]
-    quick = {
-        name for place, name in enumerate(dict.fromkeys(r[0] for r in rows)) if place % 4 == turn
-    }
+    names = dict.fromkeys(row[0] for row in rows)
+    quick = {name for place, name in enumerate(names) if (place - turn) % 4 < 2}
     return [
         pytest.param(*row, marks=() if row[0] in quick.union(CHIEF) else pytest.mark.slow)
         for row in rows

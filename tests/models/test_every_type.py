@@ -23,14 +23,7 @@ TORCH = ("Error", "Traceback", "size of tensor", "has no attribute", "expected",
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",
-    [
-        # half of the rest is tried by CI, the other half by hand
-        pytest.param(
-            name,
-            marks=() if name in QUICK else pytest.mark.wide if place % 2 else pytest.mark.slow,
-        )
-        for place, name in enumerate(TYPES)
-    ],
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.wide) for name in TYPES],
 )
 def test_the_table_is_what_runs(name: str) -> None:
     if every_type.is_missing(package := every_type.NEEDS.get(name)):
