@@ -1,4 +1,4 @@
-"""A product of many cases: a cover of it in the quick tests, the rest by `pytest -m slow`."""
+"""A product of many cases: a cover of it in the quick tests, the rest `wide`, for CI."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def covering(rows: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
     always = 0 if len(rows) < len(columns) else None
     return [
         pytest.param(
-            row, column, marks=() if at in (always, place % len(columns)) else pytest.mark.slow
+            row, column, marks=() if at in (always, place % len(columns)) else pytest.mark.wide
         )
         for place, row in enumerate(rows, start=1)
         for at, column in enumerate(columns)
@@ -25,6 +25,6 @@ def covering(rows: Sequence[Any], columns: Sequence[Any]) -> list[Any]:
 def a_third(rows: Iterable[Any]) -> list[Any]:
     """The rows as parameters, one of three quick: other tests take each row too."""
     return [
-        pytest.param(row, marks=() if place % 3 == 0 else pytest.mark.slow)
+        pytest.param(row, marks=() if place % 3 == 0 else pytest.mark.wide)
         for place, row in enumerate(rows)
     ]

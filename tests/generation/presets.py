@@ -46,14 +46,14 @@ none."""
 def in_turn(cases: Iterable[Any], turn: int) -> list[Any]:
     """Names of presets, or tuples that begin with one, as parameters.
 
-    Those of the chief presets and, by turn, of half of the others are quick; the rest is `slow`.
+    Those of the chief presets and, by turn, of half of the others are quick; the rest is `wide`.
     With four turns in four tests each preset is quick in two of them.
     """
     rows = [case if isinstance(case, tuple) else (case,) for case in cases]
     names = dict.fromkeys(row[0] for row in rows)
     quick = {name for place, name in enumerate(names) if (place - turn) % 4 < 2}
     return [
-        pytest.param(*row, marks=() if row[0] in quick.union(CHIEF) else pytest.mark.slow)
+        pytest.param(*row, marks=() if row[0] in quick.union(CHIEF) else pytest.mark.wide)
         for row in rows
     ]
 
@@ -85,6 +85,7 @@ def splits_prompts(method: cdkit.Method) -> bool:
     inputs = any(branch.prompt or branch.feature for branch in method.branches)
     reads = (part.reads for part in method.live_state_interventions)
     inputs = inputs or any("prompt_states" in own or "image_features" in own for own in reads)
+    inputs = inputs or isinstance(method.readout, cdkit.ImageReadout)
     return not inputs and not method.whole_prompt_parts
 
 

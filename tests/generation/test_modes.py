@@ -60,7 +60,7 @@ CASES = [
         mode,
         marks=()
         if name in EVERYWHERE or at in (0, 1 + place % (len(MODES) - 1))
-        else pytest.mark.slow,
+        else pytest.mark.wide,
     )
     for place, name in enumerate(STOCK)
     for at, mode in enumerate(MODES)

@@ -36,7 +36,7 @@ QUICK = [
     ("deepseek_vl_hybrid", "vcd"),
 ]
 CASES = [
-    pytest.param(name, preset, marks=() if (name, preset) in QUICK else pytest.mark.slow)
+    pytest.param(name, preset, marks=() if (name, preset) in QUICK else pytest.mark.wide)
     for name in FULL
     for preset in PRESETS
 ]
@@ -117,7 +117,7 @@ def test_a_method_that_changes_nothing_is_noticed() -> None:
             same_answer(wrong, greedy, 0)
 
 
-@pytest.mark.parametrize("name", ["got_ocr2", pytest.param("lighton_ocr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["got_ocr2", pytest.param("lighton_ocr", marks=pytest.mark.wide)])
 def test_the_contract(name: str) -> None:
     checked(name)
     check_adapter(tiny(name), inputs=inputs(name, 0))

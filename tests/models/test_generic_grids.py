@@ -31,14 +31,14 @@ from .tiny import END, IMAGE, START, Words, around
 NAMES = ("kimi_k25", "minimax_m3_vl", "muse_glimmer")
 ALIKE = "muse_spark"
 """Muse Glimmer with experts."""
-EACH = [*NAMES, pytest.param(ALIKE, marks=pytest.mark.slow)]
+EACH = [*NAMES, pytest.param(ALIKE, marks=pytest.mark.wide)]
 WAYS = sorted(
     itertools.product(MODES, PRESETS),
     key=lambda way: way not in {("beams", "cmac"), ("sampling", "vcd"), ("greedy", "icd")},
 )
 CASES = [
     *covering(NAMES, WAYS),
-    *(pytest.param(ALIKE, way, marks=pytest.mark.slow) for way in WAYS),
+    *(pytest.param(ALIKE, way, marks=pytest.mark.wide) for way in WAYS),
 ]
 GRIDS = ((1, 4, 6), (1, 8, 4))
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}

@@ -27,10 +27,10 @@ from .plain_cmac import check_cmac
 NAMES = {ONE: "one", TWO: "two"}
 ALIKE = "qwen3_5_moe"
 """It differs from Qwen3.5 in what other families with experts have."""
-EACH = [pytest.param(n, marks=pytest.mark.slow if n == ALIKE else ()) for n in GRID]
+EACH = [pytest.param(n, marks=pytest.mark.wide if n == ALIKE else ()) for n in GRID]
 CASES = [
     *covering([name for name in GRID if name != ALIKE], PRESETS),
-    *(pytest.param(ALIKE, preset, marks=pytest.mark.slow) for preset in PRESETS),
+    *(pytest.param(ALIKE, preset, marks=pytest.mark.wide) for preset in PRESETS),
 ]
 
 
