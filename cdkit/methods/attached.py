@@ -118,16 +118,10 @@ class AttachedMethod:
         """Whether a readout or a state intervention reads the image, or states of branches'
         prompts."""
         states = self.states
-        reads: tuple[StateReading, ...] = (
-            "prompt_states",
-            "image_features",
-            "image_readout",
-            "image_attention",
-        )
         return bool(
             self.stream is not None
             or self.image_readout is not None
-            or (states is not None and any(states.reading(what) for what in reads))
+            or (states is not None and any(map(states.reading, OF_THE_IMAGE)))
         )
 
     @property

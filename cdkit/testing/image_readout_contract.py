@@ -7,7 +7,6 @@ from torch import Tensor
 
 from cdkit.interfaces.image_readout import ImageReadout, ImageStep
 from cdkit.interfaces.state_intervention import StateIntervention
-from cdkit.methods.method import ORIGINAL
 from cdkit.probing.promises import require, require_same
 from cdkit.states.image_lens import KeptOfImages, stacked
 from cdkit.testing.example_states import HIDDEN, VOCAB, example_image_logits
@@ -74,13 +73,6 @@ def check_image_readout(readout: ImageReadout) -> None:
     Raises:
         AssertionError: Where a promise is broken.
     """
-    require(
-        bool(readout.name) and readout.name != ORIGINAL,
-        readout,
-        f"its logits have a name other than {ORIGINAL!r}",
-        readout.name,
-        todo="write name: ClassVar[str] = 'image', say",
-    )
     kept = check_read_image(readout)
     step = ImageStep(3 * normal(90, len(kept.valid), VOCAB), kept.values, kept.valid)
     with takes(readout, "one step of three rows", todo="return (rows, vocab)"):

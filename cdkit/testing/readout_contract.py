@@ -50,6 +50,14 @@ def check_readout(readout: Any) -> None:
             layers,
             todo="count layers from 0 (the embeddings) to the depth",
         )
+    if isinstance(readout, StreamReadout | ImageReadout):
+        require(
+            bool(readout.name) and readout.name != ORIGINAL,
+            readout,
+            f"its logits have a name other than {ORIGINAL!r}",
+            readout.name,
+            todo="write a class variable such as name: ClassVar[str] = 'image'",
+        )
     if isinstance(readout, StreamReadout):
         check_stream(readout)
     if isinstance(readout, ImageReadout):

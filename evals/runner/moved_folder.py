@@ -47,7 +47,7 @@ def _moved(value: Any, former: str, folder: str) -> Any:
     if isinstance(value, list):
         return [_moved(each, former, folder) for each in value]
     if isinstance(value, str):
-        # a relative path may stand in the manifest whole, too
+        # where files have relative paths, the folder of images may have an absolute one
         before, found, rest = f"{os.sep}{value}".partition(
             f"{os.sep}{former.lstrip(os.sep)}{os.sep}"
         )
