@@ -34,6 +34,14 @@ class CdkitWarning(UserWarning):
     """Something that a user should know but need not correct; the command line prints one line."""
 
 
+def failure(error: Exception) -> str:
+    """What went wrong where a model was tried; of other libraries' errors, which speak of tensors
+    that no user knows, the name alone."""
+    if isinstance(error, CdkitError):
+        return f"{error}"
+    return f"the check fails with {type(error).__name__}"
+
+
 def check_text(name: str, text: str) -> None:
     """Raise where `text` holds half of a surrogate pair, which is no character and has no bytes."""
     if any("\ud800" <= c <= "\udfff" for c in text):

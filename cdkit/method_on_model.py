@@ -18,7 +18,7 @@ from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method
 from cdkit.probing.observed_layers import ObservedLayers, observe_layers
-from cdkit.probing.padding import ignores_padding
+from cdkit.probing.padding import why_padding_matters
 from cdkit.row_kernels.choice import find_kernels
 from cdkit.states.attached_states import attach_states
 from cdkit.states.attached_stream import attach_stream
@@ -99,6 +99,7 @@ def method_on_model(
         sample_ids=sample_ids,
         branches=branches,
         rotary=None if method.calibrator is None else adapter.rotary(model),
+        unobserved=observed.failure,
         hooked=hooked,
         sees_ahead=adapter.sees_ahead_in(model),
         counts_padding_from=adapter.counts_padding_from(model),
@@ -108,7 +109,7 @@ def method_on_model(
         key_sources=sources,
         has_sliding_window=window is not None,
         window=window if hooked else None,
-        ignores_padding=ignores_padding(decoder),
+        why_padding_matters=why_padding_matters(decoder),
         token_arguments=tuple(adapter.token_arguments(model)),
         traced=traced,
         decoder=decoder,

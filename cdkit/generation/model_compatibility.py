@@ -62,18 +62,20 @@ def check_attachable(attached: AttachedMethod) -> None:
                     "cdkit.attach"
                 )
     if method.calibrator is not None and attached.rotary is None:
+        name = type(decoder).__name__
+        why = f"{name} has no rotary embedding of fixed frequencies that explains the keys of its "
+        why += "layers"
+        if attached.unobserved:
+            why = f"how {name} rotates its keys was not found out: {attached.unobserved}"
         raise CdkitError(
-            f"{method.name} moves positions by RoPE, but {type(decoder).__name__} has no rotary "
-            "embedding of fixed frequencies that explains the keys of its layers; use a method "
-            "without a calibrator"
+            f"{method.name} moves positions by RoPE, but {why}; use a method without a calibrator"
         )
     rewrites = [branch.name for branch in attached.every_branch if branch.prompt]
-    if rewrites and not attached.ignores_padding:
+    if rewrites and attached.why_padding_matters:
         raise CdkitError(
             f"branch {rewrites[0]!r} of {method.name} has prompts of its own, which are padded to "
-            f"the length of the original ones; but padding changes the recurrent state in layers "
-            f"of {type(decoder).__name__}. Use a method that leaves the prompt as it is, such as "
-            "vcd"
+            f"the length of the original ones; but {attached.why_padding_matters}. Use a method "
+            "that leaves the prompt as it is, such as vcd"
         )
     distorted = [distortion for branch in attached.every_branch for distortion in branch.feature]
     if distorted and attached.adapter.features_in_layers:

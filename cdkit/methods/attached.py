@@ -40,6 +40,8 @@ class AttachedMethod:
     """The distorted branches that run."""
     rotary: Sequence[Rotary | None] | None
     """That of each layer with attention, where the method has a calibrator."""
+    unobserved: str
+    """What went wrong where it was tried what the layers do with keys; empty where nothing did."""
     hooked: bool
     """Whether the decoder's attention goes through `cdkit.attention`."""
     sees_ahead: SeesAhead
@@ -63,9 +65,9 @@ class AttachedMethod:
     window: int | None
     """How many tokens the decoder's sliding layers keep; None where there are none, or the method
     does not need image tokens there."""
-    ignores_padding: bool
-    """Whether padding before a prompt changes nothing in it: a decoder's recurrent layers may let
-    it into their states."""
+    why_padding_matters: str
+    """Why no padding may be added before a prompt, which a decoder's recurrent layers may let into
+    their states; empty where it may."""
     token_arguments: tuple[str, ...]
     """As `ModelAdapter.token_arguments`."""
     traced: frozenset[str]

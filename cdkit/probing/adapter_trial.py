@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from cdkit.errors import CdkitError, CdkitWarning
+from cdkit.errors import CdkitError, CdkitWarning, failure
 from cdkit.generation.model_compatibility import sliding_window
 from cdkit.interfaces.adapter_lookup import HOW_TO_ADD
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
@@ -40,7 +40,7 @@ from cdkit.probing.identical_branch import (
     Unchanged,
     check_identical_branch,
 )
-from cdkit.probing.padding import ignores_padding
+from cdkit.probing.padding import why_padding_matters
 from cdkit.probing.pixel_checks import check_pixels
 from cdkit.probing.promises import precision
 from cdkit.probing.rotary_checks import check_rotary
@@ -257,7 +257,7 @@ def _run_checks(
                 )
         # where padding matters no branch has a prompt of its own: those methods are refused
         rows: DistortionStrategy = SamePrompt()
-        if not ignores_padding(adapter.decoder(model)):
+        if why_padding_matters(adapter.decoder(model)):
             rows = SamePixels()
         if attention and not (unmatched and isinstance(rows, SamePixels)):
             check_identical_branch(
@@ -276,8 +276,7 @@ def _run_checks(
     except (AssertionError, CdkitError) as error:
         raise _unfit(adapter, name, _words(error)) from None
     except Exception as error:  # an unknown model may fail in any way
-        what = f"{checked}: the check fails with {type(error).__name__}"
-        raise _unfit(adapter, name, what) from error
+        raise _unfit(adapter, name, f"{checked}: {failure(error)}") from error
 
 
 def _words(error: Exception) -> str:
@@ -297,7 +296,7 @@ def _why_not(check: Callable[..., None], *arguments: Any) -> str:
     except (AssertionError, CdkitError) as error:
         return _words(error)
     except Exception as error:  # an unknown model may fail in any way
-        return f"the check fails with {type(error).__name__}"
+        return failure(error)
     return ""
 
 

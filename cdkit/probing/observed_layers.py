@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import sdpa_mask
 
 from cdkit.branches.recurrent_states import keeps_keys
-from cdkit.errors import CdkitError
+from cdkit.errors import CdkitError, failure
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.probing.promises import precision
@@ -63,6 +63,8 @@ class ObservedLayers:
     head_dims: frozenset[int] = frozenset()
     """The dimensions of a key of one head, in all of these layers; empty where they are not
     known."""
+    failure: str = ""
+    """What went wrong, where the decoder does not run like this."""
 
 
 _FOUND: WeakKeyDictionary[nn.Module, ObservedLayers] = WeakKeyDictionary()
@@ -87,8 +89,8 @@ def observe_layers(
         token_kwargs: What the decoder gets of a token besides its embedding, (1, 1, ...) each.
 
     Returns:
-        What was observed. Where the decoder does not run like this, nothing is known: `rotary` is
-        None and `caches_keys` is False, which is the safe assumption.
+        What was observed. Where the decoder does not run like this, nothing is known but the
+        `failure`: `rotary` is None and `caches_keys` is False, which is the safe assumption.
     """
     if decoder not in _FOUND:
         try:
@@ -96,8 +98,9 @@ def observe_layers(
                 _FOUND[decoder] = _observe(decoder, attentions, token_kwargs or {})
         except torch.OutOfMemoryError:
             raise
-        except UNFIT:  # not kept: what a user has hooked into the model may be taken out again
-            return ObservedLayers(None, caches_keys=False)
+        except UNFIT as error:
+            # not kept: what a user has hooked into the model may be taken out again
+            return ObservedLayers(None, caches_keys=False, failure=failure(error))
     return _FOUND[decoder]
 
 

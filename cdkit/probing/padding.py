@@ -7,15 +7,16 @@ import torch
 from torch import nn
 
 from cdkit.branches.recurrent_states import has_recurrent_layers
+from cdkit.errors import failure
 from cdkit.probing.promises import precision
 
 TOKENS, PADDING = 6, 4
 _FOUND: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Decoder -> what was found; once, not at each attach."""
+"""Decoder -> whether it ignores padding; found out once, not at each attach."""
 
 
-def ignores_padding(decoder: Any) -> bool:
-    """Whether a decoder gives the states of a prompt whatever padding stands before it.
+def why_padding_matters(decoder: Any) -> str:
+    """Why padding before a prompt must not be added; empty where it changes no state of the prompt.
 
     A mask hides padding from attention. A recurrent layer goes over it, and is right only if what
     it makes of a masked token is nothing; a bias may spoil that. Such a decoder runs some random
@@ -24,17 +25,18 @@ def ignores_padding(decoder: Any) -> bool:
     Args:
         decoder: The text decoder.
     """
+    changes = f"padding changes the recurrent state in layers of {type(decoder).__name__}"
     if not has_recurrent_layers(decoder.config):
-        return True
+        return ""
     if decoder not in _FOUND:
         try:
             with torch.no_grad():
                 _FOUND[decoder] = _ignores(decoder)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # an unknown decoder may fail in any way; then nothing is known
-            _FOUND[decoder] = False
-    return _FOUND[decoder]
+        except Exception as error:  # an unknown decoder may fail in any way
+            return f"whether {changes} was not found out: {failure(error)}"
+    return "" if _FOUND[decoder] else changes
 
 
 def _ignores(decoder: Any) -> bool:

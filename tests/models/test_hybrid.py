@@ -1,5 +1,6 @@
 """Hybrid decoders: layers with a recurrent state beside layers with keys and values."""
 
+import copy
 import functools
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import cdkit
 from cdkit.branches.recurrent_states import copied_layer, keeps_keys, keeps_state
 from cdkit.interfaces.adapter_lookup import adapter_for
 from cdkit.models.generic import Generic
-from cdkit.probing.padding import ignores_padding
+from cdkit.probing.padding import why_padding_matters
 
 from . import every_type, generic_tiny, grid_tiny
 from .generic_tiny import UNKNOWN, told
@@ -282,11 +283,33 @@ def test_padding_that_matters_and_an_attention_that_is_not_known() -> None:
     assert generated(model, given).logits[0].equal(stock.logits[0])
 
 
+def test_a_check_that_fails_is_not_told_as_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an operator of the model has no kernel on this device: then nothing is known."""
+    model = copy.deepcopy(tiny("lfm2_vl"))
+    decoder = model.model.language_model
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("no kernel for this type")
+
+    inner = next(m for m in decoder.modules() if isinstance(m, torch.nn.Linear))
+    monkeypatch.setattr(inner, "forward", fails)
+    asked = (
+        ("cmac_cmpc", "how Lfm2Model rotates its keys was not found out: the check fails with"),
+        ("icd", "whether padding changes .* was not found out: the check fails with"),
+    )
+    for preset, why in asked:
+        with pytest.raises(cdkit.CdkitError, match=f"{why} NotImplementedError"):
+            cdkit.attach(model, cdkit.load(preset), processor=Words())
+    monkeypatch.undo()
+    for preset, _ in asked:  # nothing of it is remembered
+        cdkit.attach(model, cdkit.load(preset), processor=Words())
+
+
 def test_padding_that_changes_a_state_is_not_put_before_prompts() -> None:
     model, given = with_a_bias(), inputs("lfm2_vl", 0)
-    assert not ignores_padding(model.model.language_model)
-    assert ignores_padding(tiny("lfm2_vl").model.language_model)
-    assert ignores_padding(generic_tiny.tiny("got_ocr2").model.language_model)
+    assert why_padding_matters(model.model.language_model)
+    assert not why_padding_matters(tiny("lfm2_vl").model.language_model)
+    assert not why_padding_matters(generic_tiny.tiny("got_ocr2").model.language_model)
     words = "prompts of its own.*padding changes the recurrent state in layers of Lfm2Model"
     for preset in ("icd", "no_image"):
         with pytest.raises(cdkit.CdkitError, match=words):
