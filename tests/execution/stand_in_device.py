@@ -113,7 +113,8 @@ def computed(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         stays = isinstance(args[0], Held)
     if kwargs.get("device") is not None:
         stays = torch.device(kwargs["device"]).type == DEVICE.type
-        kwargs = kwargs | {"device": CPU}
+        if stays:
+            kwargs = kwargs | {"device": CPU}
     same = {id(x): x for x in others} | {id(x.content): x for x in held}
     args, kwargs = tree_map(lambda x: x.content if isinstance(x, Held) else x, (args, kwargs))
     compute: Any = SUBSTITUTES.get(operator) or operator
