@@ -6,6 +6,7 @@ one line of JSON: method -> an entry for each prompt, see `Counted`.
 
 import json
 import sys
+import warnings
 from typing import Any, TypedDict
 
 import torch
@@ -22,6 +23,8 @@ STEPS = 20
 class Counted(TypedDict):
     graphs: int
     """Made up to and with this prompt."""
+    refused: bool
+    """Whether a warning said that nothing is compiled."""
     same_tokens: bool
     """As without compilation, with the dynamic cache."""
     error: float
@@ -48,13 +51,16 @@ def counted(name: str, backend: str, *, beams: int = 1, alone: bool = False) -> 
             inputs = batch([sample(*lengths), sample(7, 2, seed=1)][: 1 if alone else 2])
             outs, logits = [], []
             for how in ({}, compiled):
-                outs.append(model.generate(**inputs, **asked, **how))
+                with warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always", cdkit.CdkitWarning)
+                    outs.append(model.generate(**inputs, **asked, **how))
                 steps = run.trace.steps
                 seen = [x for step in steps for x in step.logits.values()]
                 logits.append(torch.stack(seen or [torch.zeros(1)]))
             found.append(
                 Counted(
                     graphs=len(graphs),
+                    refused=any("compile_config changes nothing" in f"{x.message}" for x in said),
                     same_tokens=outs[0].equal(outs[1]),
                     error=float((logits[0] - logits[1]).abs().max()),
                 )

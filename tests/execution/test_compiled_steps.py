@@ -32,7 +32,11 @@ def compiled(backend: str, *names: str) -> dict[str, list[dict[str, Any]]]:
 def check(found: dict[str, list[dict[str, Any]]]) -> None:
     for name, prompts in found.items():
         graphs = [prompt["graphs"] for prompt in prompts]
-        assert graphs[0] == 1, f"{name}: 19 steps of growing length took {graphs[0]} graphs"
+        refused = [prompt["refused"] for prompt in prompts]
+        assert any(refused) == all(refused), name
+        assert graphs[0] == (not refused[0]), (
+            f"{name}: 19 steps of growing length took {graphs[0]} graphs"
+        )
         assert graphs[-1] <= GRAPHS, f"{name}: prompts of other lengths took {graphs[-1]} graphs"
         for prompt in prompts:
             assert prompt["same_tokens"], name
@@ -51,7 +55,14 @@ def test_graphs_of_beams() -> None:
 
 @pytest.mark.slow  # two minutes on one core
 def test_graphs_of_all_methods() -> None:
-    check(compiled("eager", *(n for n in ACTIVE if cdkit.load(n).loop is None)))
+    found = compiled("eager", *(n for n in ACTIVE if cdkit.load(n).loop is None))
+    check(found)
+    for name, prompts in found.items():
+        if name != "alone":  # changes of hidden states, and what steps remember, have no graph
+            method = cdkit.load(name)
+            stream = isinstance(method.readout, cdkit.StreamReadout)
+            outside = method.state_interventions or method.remembering or stream
+            assert prompts[0]["refused"] == bool(outside), name
 
 
 @pytest.mark.slow  # a minute on one core, with a C++ compiler
@@ -60,10 +71,17 @@ def test_inductor() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"graphs": 19}, {"same_tokens": False}, {"error": 1e-6}, {"error": float("nan")}]
+    "wrong",
+    [
+        {"graphs": 19},
+        {"refused": True},
+        {"same_tokens": False},
+        {"error": 1e-6},
+        {"error": float("nan")},
+    ],
 )
 def test_what_the_checks_above_find(wrong: dict[str, Any]) -> None:
-    right = {"graphs": 1, "same_tokens": True, "error": 0.0}
+    right = {"graphs": 1, "refused": False, "same_tokens": True, "error": 0.0}
     check({"cmac": [right, right]})
     with pytest.raises(AssertionError, match="cmac"):
         check({"cmac": [right | wrong, right]})
