@@ -22,6 +22,7 @@ from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
 from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.stock_logits import NO_NUMBERS, StockLogits
+from cdkit.generation.call_compatibility import check_arguments
 from cdkit.generation.guard import prompt_error
 from cdkit.generation.trace import Step, Trace
 from cdkit.interfaces.adapter_lookup import unwrap
@@ -184,7 +185,8 @@ class AnswerEngine:
             logits that `generate` chose from.
         """
         with self._attached(method, inputs, sample_ids, trace=("logits",)) as run:
-            out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
+            asked = {"output_logits": True, "return_dict_in_generate": True}
+            out = self._generate(method, inputs, 1, **asked)
             step = run.trace.steps[0]
         return scheduled(step), out.logits[0].float()
 
@@ -195,7 +197,7 @@ class AnswerEngine:
         """The image attention and the masks of the step that predicts the first token."""
         traced = ("image_attention", "mask")
         with self._attached(method, inputs, sample_ids, trace=traced) as run:
-            self._generate(inputs, 1)
+            self._generate(method, inputs, 1)
             step: Step = run.trace.steps[0]
         return step
 
@@ -317,7 +319,8 @@ class AnswerEngine:
             self._attached(method, inputs, sample_ids, trace=trace) as run,
             self._watched(stock) if method.is_identity else nullcontext(),
         ):
-            ids = self._generate(inputs, limit, logits_processor=processors(run.trace), **options)
+            asked = {"logits_processor": processors(run.trace), **options}
+            ids = self._generate(method, inputs, limit, **asked)
             rows: list[list[int]] = ids[:, length:].tolist()
         stock.check(method.name, [self._steps(row) for row in rows])
         return rows, stock
@@ -430,9 +433,14 @@ class AnswerEngine:
             return nullcontext()
         return self.encoder_cache.serving(*self._adapter.encoder(unwrap(self.model)), pixels)
 
-    def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
-        options = {**PINNED, **options}
-        return self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, **options)
+    def _generate(
+        self, method: Method, inputs: Mapping[str, Tensor], limit: int, **options: Any
+    ) -> Any:
+        # a checkpoint's stop_strings are read with the tokenizer
+        pinned = {**PINNED, "do_sample": False, "tokenizer": self.processor.tokenizer, **options}
+        # attached methods refuse a checkpoint's settings; rows of methods with no effect do so, too
+        pinned |= check_arguments(pinned, [self.model.generation_config], method, plain=False)
+        return self.model.generate(**inputs, max_new_tokens=limit, **pinned)
 
     def until_end(self, ids: list[int]) -> list[int]:
         """New tokens up to the first that ends an answer; all of them where none does."""
