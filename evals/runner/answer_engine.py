@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import cdkit
+from cdkit.errors import CdkitError
 from cdkit.evals.protocols.conversation import prompt_under
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.checkpoint_settings import moving
@@ -440,7 +442,16 @@ class AnswerEngine:
         pinned = {**PINNED, "do_sample": False, "tokenizer": self.processor.tokenizer, **options}
         # attached methods refuse a checkpoint's settings; rows of methods with no effect do so, too
         pinned |= check_arguments(pinned, [self.model.generation_config], method, plain=False)
-        return self.model.generate(**inputs, max_new_tokens=limit, **pinned)
+        try:
+            return self.model.generate(**inputs, max_new_tokens=limit, **pinned)
+        except ValueError as error:
+            if isinstance(error, CdkitError) or not _is_of_transformers(error):
+                raise
+            said = str(error).strip().rstrip(".")
+            raise CdkitError(
+                f"{type(self.model).__name__} does not take this prompt: {said}. Check that the "
+                "processor and generation_config.json are those of this checkpoint"
+            ) from error
 
     def until_end(self, ids: list[int]) -> list[int]:
         """New tokens up to the first that ends an answer; all of them where none does."""
@@ -470,6 +481,13 @@ class AnswerEngine:
             text = tokenizer.decode(kept, skip_special_tokens=True)
         text = before + text
         return Generated(text.strip(), len(kept), truncated=len(kept) == len(ids) >= limit)
+
+
+def _is_of_transformers(error: BaseException) -> bool:
+    """Whether transformers found a fault in what it was given, by itself or by torch's checks."""
+    frames = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)]
+    raised = [name.partition(".")[0] for name in frames]
+    return next((name for name in reversed(raised) if name != "torch"), "") == "transformers"
 
 
 def _to(tensor: Tensor, model: Any) -> Tensor:

@@ -208,6 +208,29 @@ def test_stop_strings_are_read_with_the_tokenizer() -> None:
     assert asked_of_generate("plain", "stop_strings", ["cat"])["tokenizer"] is not None
 
 
+def test_a_prompt_that_the_model_does_not_take_is_one_error() -> None:
+    """Not a traceback: the processor makes fewer image tokens than the model has features."""
+    model, processor = cdkit.load_model("micro")
+    engine = AnswerEngine(model, processor)
+    inputs = engine.encode([[Image.new("RGB", (64, 64))]], ["is there a cat ?"])
+    model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(cdkit.CdkitError, match=r"does not take this prompt: Image features and im"):
+        engine.answers(cdkit.load("plain"), inputs, ["a"], limit=1, seed=None)
+
+
+def test_a_fault_of_a_plug_in_stays_its_own() -> None:
+    model, processor = cdkit.load_model("micro")
+
+    def broken(module: Any, given: Any) -> None:
+        raise ValueError("of a plug-in")
+
+    model.register_forward_pre_hook(broken)
+    engine = AnswerEngine(model, processor)
+    inputs = engine.encode([[Image.new("RGB", (64, 64))]], ["is there a cat ?"])
+    with pytest.raises(ValueError, match=r"^of a plug-in$"):
+        engine.answers(cdkit.load("plain"), inputs, ["a"], limit=1, seed=None)
+
+
 def asked_of_generate(method: str, name: str, value: object) -> dict[str, Any]:
     """The arguments of `generate` under a checkpoint that has this setting."""
     model, processor = cdkit.load_model("micro")
