@@ -44,8 +44,23 @@ def load_processor(path: str | Path, model: nn.Module, source: Source) -> Any:
     if tokenizer is not None:
         tokenizer.padding_side = "left"  # generation continues at the right end
         if tokenizer.pad_token is None:  # masked wherever it stands: any token will do
-            tokenizer.pad_token = tokenizer.eos_token
+            tokenizer.pad_token = tokenizer.eos_token or _end_of_config(tokenizer, model, path)
     return processor
+
+
+def _end_of_config(tokenizer: Any, model: Any, path: str | Path) -> str:
+    """The token that pads or ends a text by the model's configs, where the tokenizer's own file is
+    gone."""
+    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
+        for name in ("pad_token_id", "eos_token_id"):
+            found = getattr(config, name, None)
+            token = found[0] if isinstance(found, list) and found else found
+            if isinstance(token, int) and 0 <= token < len(tokenizer):
+                return str(tokenizer.convert_ids_to_tokens(token))
+    raise CdkitError(
+        f"the tokenizer in {str(path)!r} has no pad_token and no eos_token, and the model's config "
+        "names none: add the tokenizer_config.json of the model that it was tuned from"
+    )
 
 
 VISUAL = ("image", "img", "video", "vision")

@@ -70,7 +70,7 @@ class Molmo2(StandardAdapter):
         self, model: Any, features: Float[Tensor, "tokens hidden"]
     ) -> Float[Tensor, "tokens hidden"]:
         embeddings = model.get_input_embeddings()
-        token = torch.tensor(model.config.image_token_id, device=embeddings.weight.device)
+        token = torch.tensor(model.config.image_token_id, device=features.device)
         added: Tensor = embeddings(token)
         return features + added.to(features)
 

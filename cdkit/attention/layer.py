@@ -270,6 +270,7 @@ def _attention(
         if argument is not None and name not in ATTENTION_ARGUMENTS and name not in known:
             raise unknown_attention_argument(module, name)
     out, weights = layer(module, query, key, value, attention_mask, **kwargs)
+    out = out.contiguous()  # as stock attention gives it: some models take views of it
     if weights is None or not layer.current.gives_weights:
         return out, None
     return out, weights.to(query.dtype)

@@ -11,6 +11,7 @@ from cdkit.errors import CdkitError
 from cdkit.generation.call_compatibility import FOREIGN_LOOP
 from cdkit.generation.state_compatibility import check_states
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
+from cdkit.interfaces.model_adapter import attentions_of
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import kind_of
 
@@ -85,6 +86,7 @@ def check_attachable(attached: AttachedMethod) -> None:
             "that changes pixels, attention or the prompt, such as vcd"
         )
     check_states(attached)
+    _check_causal(attached)
     if not attached.hooked:
         return
     if not attached.attention_layers:
@@ -105,6 +107,21 @@ def check_attachable(attached: AttachedMethod) -> None:
             f"attention interface, which {method.name} needs; use a method that changes only "
             "the inputs, such as vcd"
         )
+
+
+def _check_causal(attached: AttachedMethod) -> None:
+    """Raise where a checkpoint's config has its text attend to what follows, which its family does
+    not: attention and masks, and what branches share, would be others than the stock model's."""
+    if attached.sees_ahead == "in prompts" or not (attached.hooked or attached.branches):
+        return
+    for layer in attentions_of(attached.adapter, attached.model).values():
+        if getattr(layer, "is_causal", True) is False:
+            raise CdkitError(
+                f"{type(layer).__name__} of this checkpoint attends to tokens that follow, too (in "
+                "its config, use_bidirectional_attention or the like), as text encoders do, and "
+                f"{attached.method.name} is defined for decoders that are causal on text; load a "
+                "checkpoint that writes text, or set that back"
+            )
 
 
 def sliding_window(decoder: Any) -> int | None:

@@ -191,7 +191,9 @@ def pixels_of_images(
             return None, frozenset()
         if len(pixels) != len(tokens):
             raise CdkitError(
-                f"the prompts have {len(tokens)} {source.kind}s but {len(pixels)} were passed"
+                f"the prompts have {len(tokens)} {source.kind}s but {len(pixels)} were passed, by "
+                f"the {sum(tokens)} tokens that stand for them; pass one for each, and check that "
+                "the processor's settings are those of this model"
             )
         split[source.kind] = iter(pixels)
         if not ordered:

@@ -459,10 +459,11 @@ def _attention(
         plain = of_softmax["softcap"] is None and of_softmax["s_aux"] is None
         if plain:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return plain_attention(query, key, value, attention_mask, **of_softmax), None
+        out = plain_attention(query, key, value, attention_mask, **of_softmax)
+        return out.contiguous(), None
     made = handle.engine.attend(handle.layer, running, query, key, value, attention_mask, kwargs)
     weights = made.weights.to(query.dtype) if handle.engine.gives_weights else None
-    return made.out, weights
+    return made.out.contiguous(), weights  # as stock attention gives it
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -1,6 +1,7 @@
 """The adapter of a model: that of its type, or a generic one."""
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.model_adapter import ADAPTERS, GENERIC_ADAPTERS, ModelAdapter
@@ -23,6 +24,7 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
     Raises:
         CdkitError: Where no adapter supports the model; it says why.
     """
+    _refuse_wrapper(unwrap(model))
     config = getattr(unwrap(model), "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type is None:
@@ -42,6 +44,18 @@ def adapter_for(model: nn.Module) -> ModelAdapter:
     adapter = ADAPTERS[model_type]()
     adapter.check(unwrap(model))
     return adapter
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    """Raise for a module around a model, such as DataParallel: its child is to be attached to."""
+    if isinstance(model, PreTrainedModel):
+        return
+    for name, child in model.named_children():
+        if isinstance(child, PreTrainedModel) and child.can_generate():
+            raise CdkitError(
+                f"{type(model).__name__} is a wrapper around {type(child).__name__}, which cdkit "
+                f"cannot see through: attach to model.{name}, and call model.{name}.generate"
+            )
 
 
 def _fallback(model: nn.Module, model_type: str) -> ModelAdapter:

@@ -317,8 +317,8 @@ class ModelAdapter(FormerNames, abc.ABC):
         if not self.reads_ids:
             return {}
         decoder: Any = self.decoder(model)
-        device = decoder.get_input_embeddings().weight.device
-        return self.token_kwargs(model, torch.zeros(1, 1, dtype=torch.long, device=device))
+        ids = torch.zeros(1, 1, dtype=torch.long, device=input_device(decoder))
+        return self.token_kwargs(model, ids)
 
     def token_arguments(self, model: nn.Module) -> Sequence[str]:
         """The arguments that a decoder gets of a prompt as `generate` does: a value for each token.
@@ -495,6 +495,14 @@ GENERIC_ADAPTERS = Registry[ModelAdapter](
 
 class UnmatchedPixelsError(CdkitError):
     """Nothing says which pixels are which image's; only methods that change pixels are refused."""
+
+
+def input_device(decoder: Any) -> torch.device:
+    """Where a decoder's inputs may be: with its embeddings, or where these are offloaded, with
+    another tensor of it that is there. accelerate brings inputs to where a layer runs."""
+    own: Tensor = decoder.get_input_embeddings().weight
+    there = (x.device for x in (own, *decoder.parameters(), *decoder.buffers()) if not x.is_meta)
+    return next(there, torch.device("cpu"))
 
 
 def attentions_of(adapter: ModelAdapter, model: nn.Module) -> dict[int, nn.Module]:

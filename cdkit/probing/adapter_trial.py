@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cdkit.errors import CdkitError, CdkitWarning, failure
 from cdkit.generation.model_compatibility import sliding_window
@@ -56,6 +57,11 @@ TESTED_DECODERS = frozenset(
 )
 """The text decoders, by `model_type`, with which cdkit's tests run its adapters. A family whose
 decoder's `model_type` begins with its own has no other decoder."""
+KNOWN_KERNELS = frozenset(
+    {"eager", "sdpa", "flex_attention", *(f"flash_attention_{n}" for n in (2, 3, 4))}
+)
+"""Attention functions, by `attn_implementation`, that compute what cdkit's attention computes. One
+that a user registered may compute anything."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,26 @@ def is_due(adapter: ModelAdapter, model: nn.Module) -> bool:
 def _is_untested(adapter: ModelAdapter, model: Any) -> bool:
     decoder: Any = adapter.decoder(model)
     kind = getattr(decoder.config, "model_type", "")
+    if (_kernel(decoder) or "eager") not in KNOWN_KERNELS:
+        return True
     return kind not in TESTED_DECODERS and not kind.startswith(model.config.model_type)
 
 
 def _place(adapter: ModelAdapter, model: Any) -> tuple[type[ModelAdapter], type[nn.Module], str]:
     decoder: Any = adapter.decoder(model)
-    kernel = getattr(decoder.config, "_attn_implementation", None)
-    return type(adapter), type(model), f"{kernel} {model.dtype} {model.config.to_json_string()}"
+    kernel = _kernel(decoder)
+    function = None if kernel is None else ALL_ATTENTION_FUNCTIONS.get(kernel)
+    return (
+        type(adapter),
+        type(model),
+        f"{kernel} {function} {model.dtype} {model.config.to_json_string()}",
+    )
+
+
+def _kernel(decoder: Any) -> str | None:
+    """The decoder's `attn_implementation`."""
+    kernel: str | None = getattr(decoder.config, "_attn_implementation", None)
+    return kernel
 
 
 def refuse_unfit(attached: AttachedMethod) -> None:

@@ -20,6 +20,7 @@ from cdkit.branches.recurrent_states import keeps_keys
 from cdkit.errors import CdkitError, failure
 from cdkit.functional.rope import Rotary, rotate
 from cdkit.interfaces.cache_names import CACHE
+from cdkit.interfaces.model_adapter import input_device
 from cdkit.probing.promises import precision
 
 UNFIT = (
@@ -251,7 +252,7 @@ def _run_shell(
     token_kwargs: Mapping[str, Tensor],
 ) -> Any:
     """Run one token at these positions through a copy of the decoder; returns its cache."""
-    device = decoder.get_input_embeddings().weight.device
+    device = input_device(decoder)
     random = torch.Generator().manual_seed(0)
     embeds = torch.randn(1, 1, decoder.config.hidden_size, generator=random)
     cache = DynamicCache(config=decoder.config)

@@ -8,6 +8,7 @@ from torch import nn
 
 from cdkit.branches.recurrent_states import has_recurrent_layers
 from cdkit.errors import failure
+from cdkit.interfaces.model_adapter import input_device
 from cdkit.probing.promises import precision
 
 TOKENS, PADDING = 6, 4
@@ -40,7 +41,7 @@ def why_padding_matters(decoder: Any) -> str:
 
 
 def _ignores(decoder: Any) -> bool:
-    device = decoder.get_input_embeddings().weight.device
+    device = input_device(decoder)
     random = torch.Generator().manual_seed(0)
     embeds = torch.randn(1, PADDING + TOKENS, decoder.config.hidden_size, generator=random)
     embeds = embeds.to(device, decoder.dtype)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import cdkit
+from cdkit.errors import CdkitError
 from cdkit.evals.protocols.conversation import prompt_under
 from cdkit.evals.protocols.protocol import Protocol
 from cdkit.evals.runner.checkpoint_settings import moving
@@ -22,6 +24,7 @@ from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, scheduled
 from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.stock_logits import NO_NUMBERS, StockLogits
+from cdkit.generation.call_compatibility import check_arguments
 from cdkit.generation.guard import prompt_error
 from cdkit.generation.trace import Step, Trace
 from cdkit.interfaces.adapter_lookup import unwrap
@@ -184,7 +187,8 @@ class AnswerEngine:
             logits that `generate` chose from.
         """
         with self._attached(method, inputs, sample_ids, trace=("logits",)) as run:
-            out = self._generate(inputs, 1, output_logits=True, return_dict_in_generate=True)
+            asked = {"output_logits": True, "return_dict_in_generate": True}
+            out = self._generate(method, inputs, 1, **asked)
             step = run.trace.steps[0]
         return scheduled(step), out.logits[0].float()
 
@@ -195,7 +199,7 @@ class AnswerEngine:
         """The image attention and the masks of the step that predicts the first token."""
         traced = ("image_attention", "mask")
         with self._attached(method, inputs, sample_ids, trace=traced) as run:
-            self._generate(inputs, 1)
+            self._generate(method, inputs, 1)
             step: Step = run.trace.steps[0]
         return step
 
@@ -317,7 +321,8 @@ class AnswerEngine:
             self._attached(method, inputs, sample_ids, trace=trace) as run,
             self._watched(stock) if method.is_identity else nullcontext(),
         ):
-            ids = self._generate(inputs, limit, logits_processor=processors(run.trace), **options)
+            asked = {"logits_processor": processors(run.trace), **options}
+            ids = self._generate(method, inputs, limit, **asked)
             rows: list[list[int]] = ids[:, length:].tolist()
         stock.check(method.name, [self._steps(row) for row in rows])
         return rows, stock
@@ -430,9 +435,23 @@ class AnswerEngine:
             return nullcontext()
         return self.encoder_cache.serving(*self._adapter.encoder(unwrap(self.model)), pixels)
 
-    def _generate(self, inputs: Mapping[str, Tensor], limit: int, **options: Any) -> Any:
-        options = {**PINNED, **options}
-        return self.model.generate(**inputs, max_new_tokens=limit, do_sample=False, **options)
+    def _generate(
+        self, method: Method, inputs: Mapping[str, Tensor], limit: int, **options: Any
+    ) -> Any:
+        # a checkpoint's stop_strings are read with the tokenizer
+        pinned = {**PINNED, "do_sample": False, "tokenizer": self.processor.tokenizer, **options}
+        # attached methods refuse a checkpoint's settings; rows of methods with no effect do so, too
+        pinned |= check_arguments(pinned, [self.model.generation_config], method, plain=False)
+        try:
+            return self.model.generate(**inputs, max_new_tokens=limit, **pinned)
+        except ValueError as error:
+            if isinstance(error, CdkitError) or not _is_of_transformers(error):
+                raise
+            said = str(error).strip().rstrip(".")
+            raise CdkitError(
+                f"{type(self.model).__name__} does not take this prompt: {said}. Check that the "
+                "processor and generation_config.json are those of this checkpoint"
+            ) from error
 
     def until_end(self, ids: list[int]) -> list[int]:
         """New tokens up to the first that ends an answer; all of them where none does."""
@@ -462,6 +481,13 @@ class AnswerEngine:
             text = tokenizer.decode(kept, skip_special_tokens=True)
         text = before + text
         return Generated(text.strip(), len(kept), truncated=len(kept) == len(ids) >= limit)
+
+
+def _is_of_transformers(error: BaseException) -> bool:
+    """Whether transformers found a fault in what it was given, by itself or by torch's checks."""
+    frames = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__)]
+    raised = [name.partition(".")[0] for name in frames]
+    return next((name for name in reversed(raised) if name != "torch"), "") == "transformers"
 
 
 def _to(tensor: Tensor, model: Any) -> Tensor:

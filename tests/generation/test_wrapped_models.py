@@ -13,6 +13,9 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import cdkit
 
@@ -85,6 +88,45 @@ def test_prompt_tuning_is_refused(own: Any) -> None:
         cdkit.attach(wrapped, cdkit.load("cmac"))
 
 
+class Wrapper(torch.nn.Module):
+    """As users write them: it looks like the model inside."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.config, self.generate = inner, inner.config, inner.generate
+
+
+def test_a_wrapper_names_the_model_inside(own: Any) -> None:
+    for wrapped, name in ((Wrapper(own), "inner"), (torch.nn.DataParallel(own), "module")):
+        asked = rf"a wrapper around Llava.*: attach to model\.{name}, and call"
+        with pytest.raises(cdkit.CdkitError, match=asked):
+            cdkit.attach(wrapped, cdkit.load("vcd"))
+
+
+def test_a_users_own_attention_is_not_replaced(
+    own: Any, make_inputs: MakeInputs, logits_of: Run
+) -> None:
+    """It may compute anything, so it is held against cdkit's first."""
+
+    def sharper(module: Any, query: Tensor, *given: Any, **kwargs: Any) -> Any:
+        return sdpa_attention_forward(module, 1.5 * query, *given, **kwargs)
+
+    transformers.AttentionInterface.register("sharper", sharper)
+    transformers.AttentionMaskInterface.register("sharper", sdpa_mask)
+    try:
+        own.set_attn_implementation("sharper")
+        with (
+            cdkit.attach(own, cdkit.load("cmac")),
+            pytest.raises(cdkit.CdkitError, match=r"attention is not that of Llava.* as vcd$"),
+        ):
+            logits_of(own, make_inputs(*QUESTIONS))
+        with cdkit.attach(own, cdkit.load("vcd")):
+            assert logits_of(own, make_inputs(*QUESTIONS)).isfinite().any()
+    finally:
+        for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+            registry._global_mapping.pop("sharper")
+
+
 class Counting(accelerate.hooks.ModelHook):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
@@ -118,10 +160,10 @@ def test_accelerate_hooks_go_on(
 
 
 def test_weights_offloaded_by_accelerate(own: Any, make_inputs: MakeInputs, logits_of: Run) -> None:
-    inputs = make_inputs(*QUESTIONS)
+    inputs, whole = make_inputs(*QUESTIONS), copy.deepcopy(own)  # nothing is known of `own` yet
     stock = logits_of(own, inputs)
-    with cdkit.attach(own, cdkit.load("cmac")):
-        wanted = logits_of(own, inputs)
+    with cdkit.attach(whole, cdkit.load("cmac")):
+        wanted = logits_of(whole, inputs)
     accelerate.cpu_offload(own, execution_device=torch.device("cpu"))
     assert own.lm_head.weight.device.type == "meta"
     with cdkit.attach(own, cdkit.load("cmac")):

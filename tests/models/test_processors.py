@@ -48,6 +48,21 @@ def asked(model: Any, processor: Any) -> dict[str, Any]:
     return dict(processor(images=images, text=texts, return_tensors="pt", padding=True))
 
 
+def test_what_pads_is_taken_from_the_config_of_a_model(tmp_path: Path) -> None:
+    """Its tokenizer_config.json is gone, and no file of the tokenizer names a pad or an end."""
+    model, processor = cdkit.load_model("micro")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert cdkit.load_model(tmp_path)[1].tokenizer.pad_token_id == 0
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / name
+        text = path.read_text("utf-8")
+        path.write_text(re.sub(r'"(pad|eos)_token_id": \d+', r'"\1_token_id": null', text), "utf-8")
+    with pytest.raises(cdkit.CdkitError, match=r"no pad_token and no eos_token, .*: add the token"):
+        cdkit.load_model(tmp_path)
+
+
 def test_from_a_folder_to_an_answer(folder: Path) -> None:
     """Hugging Face's own way fails, and cdkit's gives what a method needs."""
     with pytest.raises((ImportError, AttributeError, ValueError)):

@@ -87,6 +87,13 @@ def test_a_hybrid_has_heads_where_it_has_attention() -> None:
         cdkit.attach(model, alone(part))
 
 
+def test_a_hybrid_remembers_by_the_number_of_the_layer() -> None:
+    """Attention counts the layers that have some, state interventions count them all."""
+    method = cdkit.load("vhr")
+    fast, plain = (combined("qwen3_5", method, optimize) for optimize in (True, False))
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+
+
 def test_features_that_layers_add_cannot_be_read() -> None:
     with pytest.raises(cdkit.CdkitError, match="its layers add the features"):
         cdkit.attach(tiny("granite4_vision"), alone(LookBack()))

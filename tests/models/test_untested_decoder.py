@@ -43,7 +43,12 @@ DECODERS: dict[str, dict[str, Any]] = {
     "smollm3": {"head_dim": None, "no_rope_layers": [1, 0, 1]},
     "phi": {"head_dim": None},
     "diffllama": {"head_dim": None},
-}
+    "afmoe": WINDOWS | {
+        "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2,
+        "num_shared_experts": 1, "num_dense_layers": 1,
+    },
+    "gemma": {"use_bidirectional_attention": True},
+}  # fmt: skip
 
 
 @functools.cache
@@ -98,8 +103,9 @@ MODES: list[dict[str, Any]] = [{}, {"num_beams": 2}, {"do_sample": True}]
 CASES = [(name, MODES[0]) for name in RIGHT] + [("deepseek_v3", mode) for mode in MODES[1:]]
 
 
-@pytest.mark.parametrize("decoder", RIGHT)
+@pytest.mark.parametrize("decoder", [*RIGHT, "afmoe"])
 def test_an_identical_branch_is_the_stock_model(decoder: str) -> None:
+    """AFMoE takes views of what attention returns, so that must be contiguous."""
     model = llava(decoder)
     stock = answer(model)
     for optimize in (True, False):
@@ -162,6 +168,15 @@ def test_methods_inside_another_attention_are_refused() -> None:
     with pytest.raises(cdkit.CdkitError, match=r"^pai changes or reads attention, and"):
         cdkit.attach(model, cdkit.load("pai"))
     assert under(model, cdkit.load("vcd")).sequences.shape[1] == prompts()["input_ids"].shape[1] + 4
+
+
+def test_a_text_encoder_is_refused() -> None:
+    """Gemma's config can have its text attend to what follows, although its tests never do."""
+    model = llava("gemma")
+    for name in ("vcd", "cmac"):
+        with pytest.raises(cdkit.CdkitError, match=r"^GemmaAttention of this .* tokens that follo"):
+            cdkit.attach(model, cdkit.load(name))
+    assert under(model, cdkit.load("plain")).sequences.equal(answer(model).sequences)
 
 
 def test_layers_are_read_out_behind_any_norm() -> None:

@@ -187,6 +187,67 @@ def test_a_margin_is_right_or_absent(setting: dict[str, Any], known: bool, metho
     assert (answer.margin is not None) is known and answer.yes_score is not None
 
 
+@pytest.mark.parametrize("method", ["plain", "cmac"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dola_layers", "low"), ("penalty_alpha", 0.6), ("assistant_early_exit", 1)],
+)
+def test_what_no_method_runs_with_is_the_same_error_for_plain(
+    name: str, value: object, method: str
+) -> None:
+    with pytest.raises(cdkit.CdkitError, match=f"^{method} cannot run with {name}={value!r}, whi"):
+        asked_of_generate(method, name, value)
+
+
+def test_plain_takes_the_cache_that_methods_take() -> None:
+    asked = asked_of_generate("plain", "cache_implementation", "quantized")
+    assert asked["cache_implementation"] is None
+
+
+def test_stop_strings_are_read_with_the_tokenizer() -> None:
+    assert asked_of_generate("plain", "stop_strings", ["cat"])["tokenizer"] is not None
+
+
+def test_a_prompt_that_the_model_does_not_take_is_one_error() -> None:
+    """Not a traceback: the processor makes fewer image tokens than the model has features."""
+    model, processor = cdkit.load_model("micro")
+    engine = AnswerEngine(model, processor)
+    inputs = engine.encode([[Image.new("RGB", (64, 64))]], ["is there a cat ?"])
+    model.config.vision_feature_select_strategy = "full"
+    with pytest.raises(cdkit.CdkitError, match=r"does not take this prompt: Image features and im"):
+        engine.answers(cdkit.load("plain"), inputs, ["a"], limit=1, seed=None)
+
+
+def test_a_fault_of_a_plug_in_stays_its_own() -> None:
+    model, processor = cdkit.load_model("micro")
+
+    def broken(module: Any, given: Any) -> None:
+        raise ValueError("of a plug-in")
+
+    model.register_forward_pre_hook(broken)
+    engine = AnswerEngine(model, processor)
+    inputs = engine.encode([[Image.new("RGB", (64, 64))]], ["is there a cat ?"])
+    with pytest.raises(ValueError, match=r"^of a plug-in$"):
+        engine.answers(cdkit.load("plain"), inputs, ["a"], limit=1, seed=None)
+
+
+def asked_of_generate(method: str, name: str, value: object) -> dict[str, Any]:
+    """The arguments of `generate` under a checkpoint that has this setting."""
+    model, processor = cdkit.load_model("micro")
+    setattr(model.generation_config, name, value)
+    engine, asked = AnswerEngine(model, processor), dict[str, Any]()
+
+    def generate(**given: Any) -> Any:
+        asked.update(given)
+        return given["input_ids"]
+
+    if method == "plain":
+        model.generate = generate
+    inputs = engine.encode([[Image.new("RGB", (64, 64))]], ["is there a cat ?"])
+    engine.answers(cdkit.load(method), inputs, ["a"], limit=1, seed=None)
+    return asked
+
+
 def plain_answers(run: Path) -> dict[str, str]:
     lines = (run / "predictions.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
