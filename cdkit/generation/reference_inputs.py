@@ -25,8 +25,10 @@ from cdkit.methods.method import ORIGINAL, Branch
 
 
 def nothing_kept(attached: AttachedMethod) -> dict[int, dict[Hashable, Tensor]]:
-    """What the layers keep, before they keep anything."""
-    return {layer: {} for layer in range(attached.depth)}
+    """What the layers keep, before they keep anything: attention counts those that have some, and
+    state interventions count them all."""
+    depth = attached.depth if attached.states is None else attached.states.depth
+    return {layer: {} for layer in range(depth)}
 
 
 def first_inputs(
