@@ -230,21 +230,15 @@ Revision = Annotated[
 def names_in(
     option: str, given: str | None, known: Iterable[str] | None = None
 ) -> list[str] | None:
-    """The names that an option lists with commas; None where it is not given.
-
-    Those of `known` are found in upper and lower case.
-    """
+    """The names that an option lists with commas, as `listed_names`; None where it is not given."""
     if given is None:
         return None
-    names = [name.strip() for name in given.split(",")]
+    from cdkit.evals.runner.listed_names import listed_names
+
+    names = listed_names(given, list(known or ()))
     if "" in names:
         raise CdkitError(f"{option} takes names with commas between them, got {given!r}")
-    if known is None:
-        return names
-    from cdkit.registry import in_any_case
-
-    known = list(known)
-    return [in_any_case(name, known) or name for name in names]
+    return names
 
 
 def check_parent(option: str, out: Path) -> None:
