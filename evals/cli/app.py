@@ -11,6 +11,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import unicodedata
@@ -39,6 +40,7 @@ QUIET = (
     "torch.multiprocessing.spawn",
 )
 """Loggers that say nothing below an error."""
+ERRNO = re.compile(r"\[Errno \d+\] ")
 FAILED = 3
 """The exit status of a command that finished, but in which a sample or a method failed."""
 WIDTH = 160
@@ -111,7 +113,8 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             with stopped_by_signals():
                 command(*args, **kwargs)
         except (CdkitError, OSError) as error:
-            _complain(f"error: {_one_line(error)}")
+            # as words: the number of an error says nothing to a user
+            _complain(f"error: {ERRNO.sub('', _one_line(error))}")
             raise typer.Exit(USAGE if isinstance(error, UsageError) else 1) from None
         except (KeyboardInterrupt, Stopped) as stopped:
             code = stopped.exit_status if isinstance(stopped, Stopped) else ENDED_BY + signal.SIGINT

@@ -47,6 +47,7 @@ def explain(
         list[Path] | None,
         typer.Option(
             "--image",
+            metavar="FILE",
             help="An image file; repeat it for several images.",
             show_default=False,
         ),

@@ -145,6 +145,7 @@ def test_what_is_refused(picture: Path, tmp_path: Path) -> None:
     assert strange.exit_code == 1 and "Traceback" not in strange.output
     assert "error: layer 4 is not there: the decoder's layers with" in strange.stderr
     assert "Did you mean" in refused(*given, "--method", "cmacc")
+    assert "none.toml: No such file or directory" in refused(*given, "--method", "none.toml")
     assert "vcd is given twice: give each method once" in refused(*given, "--method", "vcd,VCD")
     address = refused("explain", "--image", "https://x.org/a.png", "--prompt", PROMPT)
     assert "is an address: download it first, and give the file" in address
