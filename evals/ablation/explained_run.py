@@ -9,12 +9,13 @@ from cdkit.evals.ablation import side_by_side
 from cdkit.evals.ablation.rerun import engine_again, method_again, prepared_again
 from cdkit.evals.runner.chosen_model import AUTO
 from cdkit.evals.runner.finished import FinishedPart, FinishedRun
+from cdkit.evals.runner.listed_names import listed_names
 from cdkit.evals.runner.modes import GREEDY
 from cdkit.evals.runner.questions import question_of
 from cdkit.evals.runner.read_run import read_run
 from cdkit.explanation.explanation import Explanation
 from cdkit.interfaces.sample import Sample
-from cdkit.registry import in_any_case, unknown
+from cdkit.registry import unknown
 
 MOST = 6
 """Methods of a run that are explained where none is named, at most."""
@@ -39,7 +40,8 @@ def explained_answer_of_run(
         folder: The run's folder.
         question: The question: its benchmark's name in the run, a slash and its id; the id alone
             where only one benchmark has it.
-        methods: Names of the run's methods; empty for all, where they are few.
+        methods: Names of the run's methods, each alone or several with commas between them; empty
+            for all, where they are few.
         model: One of the run's models; None where it has one.
         mode: The decode mode; None for greedy decoding, or the only one that there is.
         seed: The seed of sampled answers; None for the run's first.
@@ -110,11 +112,11 @@ def _chosen(
             f"{folder} has {len(there)} methods, too many for a page: say which by --method"
         )
     found = []
-    for name in methods or there:
-        meant = in_any_case(name, there)
-        if meant is None:
+    named = [name for given in methods for name in listed_names(given, there)]
+    for name in named or there:
+        if name not in there:
             raise CdkitError(f"--method: {unknown('method of the run', name, there)}")
-        found.append(there[meant])
+        found.append(there[name])
     return found
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import unicodedata
@@ -39,6 +40,7 @@ QUIET = (
     "torch.multiprocessing.spawn",
 )
 """Loggers that say nothing below an error."""
+ERRNO = re.compile(r"\[Errno \d+\] ")
 FAILED = 3
 """The exit status of a command that finished, but in which a sample or a method failed."""
 WIDTH = 160
@@ -111,7 +113,8 @@ def guarded(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
             with stopped_by_signals():
                 command(*args, **kwargs)
         except (CdkitError, OSError) as error:
-            _complain(f"error: {_one_line(error)}")
+            # as words: the number of an error says nothing to a user
+            _complain(f"error: {ERRNO.sub('', _one_line(error))}")
             raise typer.Exit(USAGE if isinstance(error, UsageError) else 1) from None
         except (KeyboardInterrupt, Stopped) as stopped:
             code = stopped.exit_status if isinstance(stopped, Stopped) else ENDED_BY + signal.SIGINT
@@ -230,21 +233,15 @@ Revision = Annotated[
 def names_in(
     option: str, given: str | None, known: Iterable[str] | None = None
 ) -> list[str] | None:
-    """The names that an option lists with commas; None where it is not given.
-
-    Those of `known` are found in upper and lower case.
-    """
+    """The names that an option lists with commas, as `listed_names`; None where it is not given."""
     if given is None:
         return None
-    names = [name.strip() for name in given.split(",")]
+    from cdkit.evals.runner.listed_names import listed_names
+
+    names = listed_names(given, list(known or ()))
     if "" in names:
         raise CdkitError(f"{option} takes names with commas between them, got {given!r}")
-    if known is None:
-        return names
-    from cdkit.registry import in_any_case
-
-    known = list(known)
-    return [in_any_case(name, known) or name for name in names]
+    return names
 
 
 def check_parent(option: str, out: Path) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdkit.errors import CdkitError
-from cdkit.evals.cli.app import Device, app, console, examples, guarded, names_in, quiet
+from cdkit.evals.cli.app import Device, app, console, examples, guarded, quiet
 from cdkit.evals.cli.usage import UsageError, check_name, usage
 from cdkit.evals.runner.modes import DECODE
 from cdkit.evals.statistics.defaults import RESAMPLES
@@ -129,14 +129,15 @@ def compare(
     with usage():
         if mode is not None:
             check_name("decode mode", mode, DECODE)
-        wanted = names_in("--methods", methods) or ()
+        if methods is not None and not all(map(str.strip, methods.split(","))):
+            raise CdkitError(f"--methods takes names with commas between them, got {methods!r}")
         if len(runs) < 2 and not runs[0].is_dir():
             raise CdkitError(
                 f"a comparison needs two runs or more, and {runs[0]} is no folder: give the "
                 "folders that `cdkit eval` or `cdkit ablate` wrote"
             )
     folder = comparison_run.new_folder(output)
-    found = read_runs(runs, mode=mode, methods=wanted)
+    found = read_runs(runs, mode=mode, methods=methods)
     if len(found) < 2:
         raise UsageError(f"a comparison needs two runs or more, got {len(found)}")
     chosen = name_runs(found, names.split(",") if names is not None else None, base)

@@ -24,7 +24,7 @@ from cdkit.evals.cli.prompt_options import Sample, Set, Temperature
 from cdkit.evals.cli.usage import check_name, usage
 
 PAGES = (".html", ".htm")
-"""Names of files that a new page may replace."""
+"""How the name of a page ends: browsers show another file as its source."""
 
 
 @app.command(
@@ -47,6 +47,7 @@ def explain(
         list[Path] | None,
         typer.Option(
             "--image",
+            metavar="FILE",
             help="An image file; repeat it for several images.",
             show_default=False,
         ),
@@ -80,15 +81,18 @@ def explain(
         ),
     ] = None,
     method: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Presets (see: cdkit list methods) or .toml files, as in cmac,vcd. With --run, "
-            "methods of the run. The plain model is always there to compare with.",
+            help="Presets (see: cdkit list methods) or .toml files, as in cmac,vcd; or repeat the "
+            "option. With --run, methods of the run. The plain model is always there to compare "
+            "with.",
             show_default="cmac; with --run, all of the run",
         ),
     ] = None,
     set_: Set = None,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explanation.html"),
+    out: Annotated[Path, typer.Option(help="The page to write, a name that ends in .html.")] = Path(
+        "explanation.html"
+    ),
     layers: Annotated[
         str | None,
         typer.Option(
@@ -139,8 +143,10 @@ def explain(
     in place of its answer, and the exit status is 3.
     """
     quiet()
+    import cdkit
     from cdkit.evals.ablation import explained_run, side_by_side
     from cdkit.evals.runner.chosen_model import ChosenModel
+    from cdkit.evals.runner.listed_names import listed_names
     from cdkit.evals.runner.modes import DECODE
 
     with usage():
@@ -158,8 +164,8 @@ def explain(
                 "--revision": revision,
             },
         )
-        names = [name.strip() for name in (method or "").split(",") if name.strip()]
-        if method is not None and not names:
+        given = [text.strip(", ") for text in method or ()]
+        if "" in given:
             raise CdkitError("--method names no method: give one, such as cmac, or plain")
         shown = None if layers is None else _numbers(layers)
         _check_out(out)
@@ -170,7 +176,7 @@ def explain(
         found = explained_run.explained_answer_of_run(
             run,
             question or "",
-            names,
+            given,
             model=model,
             mode=mode,
             seed=seed,
@@ -187,11 +193,14 @@ def explain(
                 check_temperature("--temperature", temperature)
             if sample and beams is not None and beams > 1:
                 raise CdkitError("--beams searches and --sample draws: give one of them")
+            names = [name for text in given for name in listed_names(text, cdkit.presets())]
             parameters = side_by_side.overrides(set_ or [])
             if parameters and len(names) > 1:
                 raise CdkitError("--set belongs to one --method: give one, or write a .toml file")
             check_text("--prompt", prompt or "")
-            chosen = ChosenModel(model or "micro", dtype or "auto", revision, load_in_4bit)
+            chosen = ChosenModel(
+                "micro" if model is None else model, dtype or "auto", revision, load_in_4bit
+            )
         first, *others = names or ["cmac"]
         found = side_by_side.explained(
             chosen,
@@ -234,6 +243,11 @@ def _check_source(
     """
     by_run = mode is not None or any(value is not None for value in of_run.values())
     said = [name for name, value in {**of_prompt, **decided}.items() if value is not None]
+    if mode is not None and said and not any(value is not None for value in of_run.values()):
+        raise CdkitError(
+            f"--mode chooses among the answers of a run, and {said[0]} is given without --run: "
+            "give --sample or --beams in its place, or --run and --question"
+        )
     if by_run and said:
         raise CdkitError(f"{said[0]} is what the run says: leave it out beside --run")
     for name, value in (of_run if by_run else of_prompt).items():
@@ -249,6 +263,8 @@ def _check_out(out: Path) -> None:
         raise CdkitError(f"--out is a file such as page.html, but {out} is a folder")
     if out.is_file() and out.suffix.lower() not in PAGES:
         raise CdkitError(f"--out {out} is there and no page (.html): name a new file")
+    if not out.exists() and out.suffix.lower() not in PAGES:
+        raise CdkitError(f"--out {out} is no name of a page: end it in .html, as in page.html")
     check_parent("--out", out)
 
 

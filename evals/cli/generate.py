@@ -88,14 +88,16 @@ def generate(
     in place of its answer, and the exit status is 3.
     """
     quiet()
+    import cdkit
     from cdkit.evals.ablation import side_by_side
     from cdkit.evals.ablation.grid_options import BEAMS
     from cdkit.evals.protocols.follow import not_their_papers
     from cdkit.evals.protocols.model_type import model_type
     from cdkit.evals.protocols.read import read_protocol
     from cdkit.evals.runner.chosen_model import ChosenModel
+    from cdkit.evals.runner.listed_names import listed_names
 
-    names = [name.strip() for name in compare.split(",") if name.strip()]
+    names = [name for name in listed_names(compare, cdkit.presets()) if name]
     if method is None and not names:
         method = "cmac"
     with usage():

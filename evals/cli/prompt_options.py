@@ -7,7 +7,8 @@ import typer
 
 Prompt = Annotated[str, typer.Option(help="The question, without a chat template.")]
 Images = Annotated[
-    list[Path], typer.Option("--image", help="An image file; repeat it for several images.")
+    list[Path],
+    typer.Option("--image", metavar="FILE", help="An image file; repeat it for several images."),
 ]
 Model = Annotated[
     str,

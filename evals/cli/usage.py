@@ -48,8 +48,19 @@ def check_name(what: str, given: str, known: Iterable[str]) -> None:
 class OnceCommand(TyperCommand):
     """A command that refuses an option of one value that is given twice.
 
-    Click takes the last one and says nothing.
+    Click takes the last one and says nothing. Its help names no value for an option that takes
+    none, and no Python type for one that is repeated (Typer: `<bool>`, `<list[str]>`).
     """
+
+    def get_params(self, ctx: Any) -> Any:
+        found: list[Any] = super().get_params(ctx)
+        for option in found:
+            if option.param_type_name == "option" and option.metavar is None:
+                if getattr(option, "is_flag", False):
+                    option.metavar = ""
+                elif option.multiple:
+                    option.metavar = "TEXT"
+        return found
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]

@@ -6,10 +6,11 @@ from pathlib import Path
 from cdkit.errors import CdkitError
 from cdkit.evals.comparison.lmms_logs import is_log, read_log
 from cdkit.evals.runner.finished import FinishedRun
+from cdkit.evals.runner.listed_names import listed_names
 
 
 def read_runs(
-    folders: Sequence[Path], *, mode: str | None = None, methods: Sequence[str] = ()
+    folders: Sequence[Path], *, mode: str | None = None, methods: str | None = None
 ) -> list[FinishedRun]:
     """Each folder of `cdkit eval` and `cdkit ablate`, or each log of lmms-eval, read back.
 
@@ -17,7 +18,7 @@ def read_runs(
         folders: The folders; one may hold several models, methods and decode modes. Of lmms-eval a
             folder or a results file, with the logs of its documents beside it.
         mode: The decode mode to compare in; None: the one that there is.
-        methods: The methods to compare; empty: all.
+        methods: The methods to compare, with commas between them; None: all.
 
     Returns:
         A run for each model and method.
@@ -51,7 +52,8 @@ def read_runs(
             raise CdkitError(f"{folder} has no answers in the mode {mode}, but {', '.join(modes)}")
         found += [run for run in runs if mode in (None, run.mode)]
     there = list(dict.fromkeys(run.method for run in found))
-    for name in methods:
+    wanted = there if methods is None else listed_names(methods, there)
+    for name in wanted:
         if name not in there:
             raise CdkitError(f"no run has the method {name}: there are {', '.join(there)}")
-    return [run for run in found if not methods or run.method in methods]
+    return [run for run in found if run.method in wanted]

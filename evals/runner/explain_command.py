@@ -23,7 +23,7 @@ def explain_command(
         folder: The run's folder, as it was given: the command works where that path does.
         part: The benchmark's name in the run.
         sample: The question's id.
-        methods: The methods, as the run calls them. A name with a comma cannot be asked for.
+        methods: The methods, as the run calls them.
         model: The model; None where the run has one.
         mode: The decode mode of the answers.
         seed: The seed of sampled answers.
@@ -32,8 +32,7 @@ def explain_command(
         A line for a shell.
     """
     words = ["cdkit", "explain", "--run", str(folder), "--question", f"{part}/{sample}"]
-    named = [name for name in methods if "," not in name]
-    words += ["--method", ",".join(named)] if named else []
+    words += ["--method", ",".join(methods)] if methods else []
     words += ["--model", model] if model is not None else []
     words += ["--mode", mode] if mode != GREEDY else []
     words += ["--seed", str(seed)] if seed is not None else []

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,24 @@ def test_arrow_keys_move_over_tokens_and_layers(page: str, tmp_path: Path) -> No
       return [...document.querySelectorAll('input:checked')].map(e => e.id);
     })()"""
     assert dump(tmp_path, page, keys) == '["a0t1","l2"]'
+
+
+@in_a_browser
+def test_arrow_keys_that_have_nothing_to_move_scroll(tmp_path: Path) -> None:
+    """No layer was traced. A prompt of any length leaves the answers on the screen."""
+    bare = large(1, 1, 1)
+    bare = replace(
+        bare,
+        answers=tuple(replace(answer, maps={}) for answer in bare.answers),
+        layers=(),
+        prompt="cat " * 4000,
+    )
+    asked = """(() => {
+      const key = new KeyboardEvent('keydown', {key: 'ArrowDown', cancelable: true});
+      return [dispatchEvent(key), document.querySelector('.prompt').offsetHeight < 400];
+    })()"""
+    page = bare.to_html()
+    assert dump(tmp_path, page, asked) == "[true,true]" and "↑ ↓" not in page
 
 
 @in_a_browser

@@ -52,7 +52,7 @@ def test_a_command_is_one_line_of_a_shell() -> None:
         Path("my runs/a"), "pope", "it's", ["a", "b,c"], model="m", mode="sample", seed=1
     )
     assert shlex.split(line)[2:] == [
-        *("--run", "my runs/a", "--question", "pope/it's", "--method", "a"),
+        *("--run", "my runs/a", "--question", "pope/it's", "--method", "a,b,c"),
         *("--model", "m", "--mode", "sample", "--seed", "1"),
     ]
 

@@ -52,6 +52,20 @@ def test_a_file_has_the_name_that_stands_in_it(picture: Path, tmp_path: Path) ->
     assert "What nullu and mine did to one answer" in out.read_text(encoding="utf-8")
 
 
+def test_methods_in_several_options_and_a_file_with_a_comma(picture: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a, b.toml"
+    file.write_text('name = "mine, too"\ncompose = ["vcd"]\n')
+    result = run(
+        "explain", "--image", picture, "--prompt", PROMPT, "--method", f"ICD,{file},nullu",
+        "--method", "opera", "--max-new-tokens", "1", "--out", tmp_path / "page.html",
+    )  # fmt: skip
+    assert result.exit_code == 3, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["plain", "icd", "mine, too"]
+    assert any(line.startswith("nullu did not run") for line in lines)
+    assert any(line.startswith("opera did not run") for line in lines)
+
+
 def test_plain_alone_prints_its_answer(picture: Path, tmp_path: Path) -> None:
     given = ("--image", picture, "--prompt", PROMPT, "--method", "plain", "--max-new-tokens", "1")
     result = run("explain", *given, "--out", tmp_path / "page.html")
@@ -86,10 +100,13 @@ def test_the_answer_is_that_of_generate(
     [
         (("--layers", "0,x"), "--layers takes numbers with commas between them, got '0,x'"),
         (("--method", ","), "--method names no method"),
+        (("--method", "vcd", "--method", " "), "--method names no method"),
         (("--method", "cmac,vcd", "--set", "alpha=1"), "--set belongs to one --method"),
         (("--temperature", "1"), "--temperature belongs to --sample"),
         (("--sample", "--beams", "2"), "--beams searches and --sample draws"),
         (("--out", "."), "--out is a file such as page.html, but . is a folder"),
+        (("--out", "page"), "--out page is no name of a page: end it in .html"),
+        (("--out", "page.pdf"), "--out page.pdf is no name of a page: end it in .html"),
     ],
 )
 def test_wrong_usage(picture: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -103,6 +120,7 @@ def test_wrong_usage(picture: Path, arguments: tuple[str, ...], words: str) -> N
         (("--prompt", PROMPT), "--image is missing: give --image and --prompt, or --run and"),
         (("--run", "x"), "--question is missing"),
         (("--mode", "greedy"), "--run is missing"),
+        (("--mode", "greedy", "--prompt", PROMPT), "--mode chooses among the answers of a run"),
         (("--run", "x", "--question", "a/1", "--prompt", PROMPT), "--prompt is what the run says"),
         (("--run", "x", "--question", "a/1", "--beams", "2"), "--beams is what the run says"),
         (("--run", "x", "--question", "a/1", "--mode", "beams"), "Did you mean 'beam'?"),
@@ -127,6 +145,7 @@ def test_what_is_refused(picture: Path, tmp_path: Path) -> None:
     assert strange.exit_code == 1 and "Traceback" not in strange.output
     assert "error: layer 4 is not there: the decoder's layers with" in strange.stderr
     assert "Did you mean" in refused(*given, "--method", "cmacc")
+    assert "none.toml: No such file or directory" in refused(*given, "--method", "none.toml")
     assert "vcd is given twice: give each method once" in refused(*given, "--method", "vcd,VCD")
     address = refused("explain", "--image", "https://x.org/a.png", "--prompt", PROMPT)
     assert "is an address: download it first, and give the file" in address

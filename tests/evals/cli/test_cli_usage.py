@@ -134,3 +134,10 @@ def test_a_file_for_a_model_is_called_so(tmp_path: Path) -> None:
     asked = asking(tmp_path)
     told = refused(*asked, "--model", tmp_path / "a.png")
     assert "it is a file, and a model is a folder" in told
+
+
+def test_help_has_no_types_of_python() -> None:
+    """An option without a value shows none: `--sample <bool>` reads as if it took one."""
+    text = run("explain", "--help").stdout
+    assert "<bool>" not in text and "list[" not in text
+    assert "--sample" in text and "FILE" in text

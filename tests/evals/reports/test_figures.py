@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import zlib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -196,6 +197,31 @@ def test_svg_files_are_sound_run_nothing_and_keep_names_as_text(tmp_path: Path) 
         assert "var(" not in file.read_text("utf-8")  # its colours are its own
         told += "".join(root.itertext())
     assert len(files) == 6 and all(n in told for n in ("=1+1", "_hidden", "[a]*"))
+
+
+@pytest.mark.skipif(not pdf.available(), reason="needs matplotlib: pip install 'cdkit[plots]'")
+def test_a_pdf_draws_its_shapes_in_their_order(tmp_path: Path) -> None:
+    """Lines of the grid stand behind areas and text, as in the SVG."""
+    canvas = Canvas(40.0, 10.0, "all kinds")
+    canvas.line([(0.0, 5.0), (40.0, 5.0)], "c0")
+    canvas.area([(0.0, 0.0), (20.0, 0.0), (20.0, 9.0)], "c1")
+    canvas.text(1.0, 9.0, "a", "c2")
+    canvas.line([(3.0, 0.0), (3.0, 9.0)], "c3")
+    pdf.write(tmp_path / "a.pdf", canvas)
+    data = (tmp_path / "a.pdf").read_bytes()
+    drawn = b"".join(
+        zlib.decompress(stream)
+        for stream in re.findall(
+            rb"FlateDecode[^>]*>>\s*stream\r?\n(.*?)endstream", data, re.DOTALL
+        )
+    ).decode("latin1")
+    numbers = {
+        tuple(round(int(PALETTE[f"c{i}"][0][at : at + 2], 16) / 255, 3) for at in (1, 3, 5)): i
+        for i in range(4)
+    }
+    told = re.findall(r"([\d.]+)\s+([\d.]+)\s+([\d.]+)\s+(?:rg|RG)", drawn)
+    found = [numbers.get(tuple(round(float(v), 3) for v in colour)) for colour in told]
+    assert list(dict.fromkeys(n for n in found if n is not None)) == [0, 1, 2, 3]
 
 
 @pytest.mark.skipif(not pdf.available(), reason="needs matplotlib: pip install 'cdkit[plots]'")
