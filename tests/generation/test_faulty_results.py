@@ -363,7 +363,7 @@ def test_a_faulty_declaration_is_refused(make: Callable[[], object], why: str) -
 def test_a_part_in_another_place_is_refused(fields: Mapping[str, Any], why: str) -> None:
     """A stand-in, since this suite checks the types of the real class already."""
     with pytest.raises(cdkit.CdkitError, match=why):
-        check_fields_of(SimpleNamespace(**vars(PLAIN) | {"name": "x"} | fields))
+        check_fields_of(SimpleNamespace(**{**vars(PLAIN), "name": "x", **fields}))
 
 
 def test_a_part_without_the_decorator_is_refused() -> None:
