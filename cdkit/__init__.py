@@ -303,6 +303,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # else `from cdkit import *` gives what happens to be imported already
+        return sorted(n for names in _HOMES.values() for n in names)
     for module, names in _HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f"cdkit.{module}"), name)

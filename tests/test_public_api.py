@@ -30,6 +30,15 @@ def test_every_public_name_is_there() -> None:
             assert getattr(cdkit, name) is getattr(importlib.import_module(f"cdkit.{home}"), name)
 
 
+def test_a_star_import_gives_every_public_name() -> None:
+    """Also of a name that nothing has used yet, which is not in the module's dictionary."""
+    cdkit.__dict__.pop("PositionCalibrator", None)
+    given: dict[str, object] = {}
+    exec("from cdkit import *", given)
+    public = {name for names in cdkit._HOMES.values() for name in names}
+    assert given.keys() - {"__builtins__"} == public
+
+
 def test_no_public_name_is_hidden_by_a_module_of_that_name() -> None:
     modules = {file.stem for file in SOURCE.parent.glob("*.py")}
     assert not modules & {name for names in cdkit._HOMES.values() for name in names}

@@ -15,6 +15,7 @@ from cdkit.interfaces.position_calibrator import (
     PositionContext,
 )
 from cdkit.methods.method import wrong_result
+from cdkit.methods.part_results import result_error, said_of, unwritten
 
 STILL = 1e-9
 """Positions that differ by less count as equal: sums of thirds round differently."""
@@ -101,9 +102,13 @@ class Calibration:
             contexts = [PositionContext(grids, n, self.depth) for n in range(self.depth)]
         offsets = []
         for context in contexts:
-            new: object = calibrated(calibrator, turning, index, context)
+            with unwritten(calibrator, "calibrate", turning, index):
+                new: object = calibrated(calibrator, turning, index, context)
             if not isinstance(new, Tensor) or new.shape != turning.shape:
                 raise wrong_result(calibrator, "calibrate", new, turning.shape, "check_calibrator")
+            if new.dtype == torch.bool or new.dtype.itemsize < 4:
+                must = "positions of torch.float32 or a wider type"
+                raise result_error(calibrator, "calibrate", said_of(new), must, "check_calibrator")
             offsets.append(new - turning.double())
         return Offsets(tuple(offsets))
 

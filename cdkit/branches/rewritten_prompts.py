@@ -13,6 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.distortion import Prompt
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.methods.method import Branch
+from cdkit.methods.part_results import check_prompt
 
 
 class Rewritten(NamedTuple):
@@ -37,11 +38,20 @@ def rewritten(
     """A branch whose prompts are distorted: its own tokens, its own padding, its own positions."""
     prompts: list[Prompt] = []
     aligned = shared = ids.shape[1]
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary: int | None = getattr(embedding, "num_embeddings", None)
     for row in range(0, ids.shape[0], expand):
         token_mask = original.token_mask[row]
         is_image = (original.image_index[row][token_mask] >= 0).tolist()
         tokens = ids[row][token_mask].tolist()
-        prompt = distorted_prompt(tokens, is_image, branch, adapter=adapter, tokenizer=tokenizer)
+        prompt = distorted_prompt(
+            tokens,
+            is_image,
+            branch,
+            adapter=adapter,
+            tokenizer=tokenizer,
+            vocabulary=vocabulary,
+        )
         if not prompt.ids:
             raise CdkitError(f"branch {branch.name!r} leaves nothing of prompt {row // expand}")
         prompts += [prompt] * expand
@@ -86,6 +96,7 @@ def distorted_prompt(
     *,
     adapter: ModelAdapter,
     tokenizer: Any,
+    vocabulary: int | None = None,
 ) -> Prompt:
     """What a branch makes of one prompt.
 
@@ -95,6 +106,7 @@ def distorted_prompt(
         branch: The branch.
         adapter: Says where an instruction can stand.
         tokenizer: The model's; may be None where no distortion writes text.
+        vocabulary: How many tokens the model has; None where that is not known.
     """
 
     def encode(text: str) -> tuple[int, ...]:
@@ -110,7 +122,7 @@ def distorted_prompt(
         encode=encode,
     )
     for distortion in branch.prompt:
-        prompt = distortion.distort(prompt)
+        prompt = check_prompt(distortion, distortion.distort(prompt), prompt, vocabulary)
     return prompt
 
 
@@ -127,7 +139,7 @@ def rewritten_text(ids: Sequence[int], branch: Branch, tokenizer: Any) -> tuple[
 
     prompt = Prompt(tuple(ids), (False,) * len(ids), system_slot=1, question_slot=1, encode=encode)
     for distortion in branch.prompt:
-        prompt = distortion.distort(prompt)
+        prompt = check_prompt(distortion, distortion.distort(prompt), prompt)
     return prompt.ids
 
 

@@ -23,6 +23,7 @@ from cdkit.interfaces.distortion import AttentionDistortion
 from cdkit.interfaces.intervention import Intervention
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL
+from cdkit.methods.part_results import CheckedChange
 
 MIN_SHARED_FRACTION = 0.1
 """The share of all prompts' tokens that sharing must save: another call reads all weights again.
@@ -161,8 +162,8 @@ def layer_works(
         distortions = [d for b in attached.every_branch if b.name == name for d in b.attention]
         interventions = [i for i in method.interventions if name in i.branches]
         acting[name] = [
-            *((d, d.distort) for d in distortions),
-            *((i, i.intervene) for i in interventions),
+            *((d, CheckedChange(d, d.distort)) for d in distortions),
+            *((i, CheckedChange(i, i.intervene)) for i in interventions),
         ]
     works = []
     for layer in range(depth):

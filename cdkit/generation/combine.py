@@ -12,8 +12,9 @@ from cdkit.generation.attached_engine import AttachedEngine, StepLogits
 from cdkit.generation.readouts import image_logits, kept_of_images, readout_logits
 from cdkit.generation.trace import Step
 from cdkit.interfaces.combiner import State
-from cdkit.interfaces.schedule import Signals
-from cdkit.methods.method import ORIGINAL, Method
+from cdkit.interfaces.schedule import AlphaSchedule, Signals
+from cdkit.methods.method import ORIGINAL, Method, wrong_result
+from cdkit.methods.part_results import check_kept, result_error, said_of, unwritten
 from cdkit.states.image_lens import ImageStates
 
 States = Mapping[str, State]
@@ -127,13 +128,31 @@ def combine(
         scale = original.new_ones(original.shape[0])
         for index, schedule in enumerate(method.schedules):
             place = f"schedules.{index}"
-            factor, new[place] = schedule.scale(signals, step=step, state=states.get(place, {}))
+            factor, new[place] = _factor(schedule, signals, step, states.get(place, {}))
             scale = scale * factor.to(scale)
         others = {name: scale_difference(original, own, scale) for name, own in others.items()}
     logits, new["combiner"] = method.combine(
         original, others, step=step, state=states.get("combiner", {})
     )
     return Combined(logits, new, scale)
+
+
+def _factor(
+    schedule: AlphaSchedule, signals: Signals, step: int, state: State
+) -> tuple[Float[Tensor, " rows"], State]:
+    """One schedule's factor and new state, held to their shapes."""
+    rows = signals.logits.shape[:1]
+    seen = (signals.logits, signals.image_logits, signals.image_mass, *state.values())
+    with unwritten(schedule, "scale", *seen):
+        made: object = schedule.scale(signals, step=step, state=state)
+    if not isinstance(made, tuple) or len(made) != 2:
+        must = "two things: the factors and the state"
+        raise result_error(schedule, "scale", said_of(made), must, "check_schedule")
+    factor, new = made
+    if not isinstance(factor, Tensor) or factor.shape != rows:
+        raise wrong_result(schedule, "scale", factor, rows, "check_schedule")
+    check_kept(schedule, new, rows[0], "the state")
+    return factor, new
 
 
 def _signals(original: Float[Tensor, "rows vocab"], noted: Noted) -> Signals:

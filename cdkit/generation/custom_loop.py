@@ -18,6 +18,7 @@ from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.guard import check_numbers
 from cdkit.interfaces.cache_names import CACHE
 from cdkit.interfaces.decoding_loop import DecodingContext, Hypothesis, Mode, Rows
+from cdkit.methods.part_results import check_answers, said_of
 
 STOCK: Mapping[Mode, GenerationMode] = {
     "greedy": GenerationMode.GREEDY_SEARCH,
@@ -46,6 +47,11 @@ class ModelDecoding(DecodingContext):
         *,
         parents: Int[Tensor, " chosen"] | None = None,
     ) -> Rows:
+        if tokens.ndim != 2 or tokens.dtype.is_floating_point or tokens.dtype.is_complex:
+            raise CdkitError(
+                "extend takes whole numbers of shape (rows, new tokens), got "
+                f"{said_of(tokens)}: write tokens[:, None] for one new token of each row"
+            )
         # the model writes into the cache that it is given
         cache = _cache(rows).fork() if parents is None else _cache(rows).select(parents)
         output = self.model(
@@ -145,6 +151,7 @@ def run_loop(
         )
         try:
             answers = loop.run(decoding)
+            check_answers(loop, answers, prompts.logits.shape[-1], decoding.max_new_tokens)
         except PromptError as error:  # its rows are those of this one prompt
             raise PromptError(str(error), {sample: next(iter(error.reasons.values()))}) from None
         name = engine.attached.method.name

@@ -121,7 +121,14 @@ class GuardedProcessors(LogitsProcessorList):
         spoilt = best.isnan() & ~finished
         step = input_ids.shape[1] - self._prompt_length
         if bool(spoilt.any()):
-            raise self._error(spoilt, step, each, lambda row: SPOILT)
+            # beam search makes NaN of a row in which the method rules everything out
+            ruled_out = [] if logits is None else logits.combined.isneginf().all(-1).tolist()
+            raise self._error(
+                spoilt,
+                step,
+                each,
+                lambda row: self._none_left() if any(ruled_out[row : row + 1]) else SPOILT,
+            )
         empty = best.isneginf()
         original = self._original()
         constraint = self._method.constraint
@@ -141,6 +148,8 @@ class GuardedProcessors(LogitsProcessorList):
 
             def reason(row: int) -> str:
                 removed = scores[row].isneginf()  # before the processors: by combiner or constraint
+                if bool(removed.all()):
+                    return self._none_left()
                 cut = original is not None and bool((removed & original[row].isfinite()).any())
                 return self._removed(cut=cut)
 
@@ -156,6 +165,16 @@ class GuardedProcessors(LogitsProcessorList):
     ) -> PromptError:
         return prompt_error(
             f"{self._method.name}, step {step}", rows, reason, rows_per_prompt=rows_per_prompt
+        )
+
+    def _none_left(self) -> str:
+        """The reason where nothing is left before the processors."""
+        constraint, chooses = self._method.constraint, self._method.loop or self._method.combiner
+        if constraint is None or constraint.is_identity:
+            return f"{kind_of(chooses)} rules every token out; it must leave one at least"
+        return (
+            f"{constraint.description} and {kind_of(chooses)} rule every token out; they must "
+            "leave one at least"
         )
 
     def _removed(self, *, cut: bool) -> str:
@@ -238,7 +257,8 @@ def check_numbers(
                     "its weights, its pixel_values and its dtype (float16 overflows where bfloat16 "
                     f"and float32 do not){_or_parts(_changing(method, branch))}"
                 )
-        parts = [part for part in (method.combiner, method.readout) if part is not None]
+        parts = [method.combiner, *method.schedules]
+        parts += [] if method.readout is None else [method.readout]
         return (
             "the combined logits are not numbers, though the largest logit of every branch is; use "
             f"a smaller alpha, and check the model for logits of -inf{_or_parts(parts)}"

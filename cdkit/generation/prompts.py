@@ -36,6 +36,7 @@ from cdkit.interfaces.pixel_source import Kind
 from cdkit.interfaces.position_calibrator import ImageGrid
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import Branch, Method
+from cdkit.methods.part_results import check_features, unwritten
 from cdkit.states.answer_states import Prepared
 
 
@@ -147,7 +148,9 @@ class Session:
             seen = seen[:, : own.shape[0]]
             for distortion in branch.feature:
                 random = generator(self.seed, name, purpose_of(distortion))
-                own = distortion.distort(own, seen, generator=random)
+                with unwritten(distortion, "distort", own, seen):
+                    made_of: object = distortion.distort(own, seen, generator=random)
+                own = check_features(distortion, made_of, own)
             made.append(own)
         self.attended_features[branch.name] = made
 
@@ -178,7 +181,10 @@ def _distorted(
     """
     new = list[Tensor]()
     for group in _groups(images, kinds):
-        together = distortion.distort(torch.cat(group), generator=random)
+        given = torch.cat(group)
+        with unwritten(distortion, "distort", given):
+            made: object = distortion.distort(given, generator=random)
+        together = check_features(distortion, made, given)
         new += torch.split(together, [image.shape[0] for image in group])
     return new
 

@@ -13,9 +13,11 @@ from cdkit.generation.attached_engine import AttachedEngine
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.image_readout import ImageReadout, ImageStep
+from cdkit.interfaces.readout import LayerReadout
 from cdkit.interfaces.stream_readout import StreamReadout
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Method, wrong_result
+from cdkit.methods.method import ORIGINAL, Method, wrong_result
+from cdkit.methods.part_results import check_float, result_error, unwritten
 from cdkit.states.attached_states import check_image_layer
 from cdkit.states.image_lens import ImageStates, read_images
 
@@ -39,7 +41,7 @@ def hook_readout(hooks: Hooks, engine: AttachedEngine, *, forced: bool) -> None:
     if readout is None:
         return
     layers = attached.adapter.layers(attached.model)
-    kept = readout.layers(len(layers))
+    kept = _chosen_layers(readout, len(layers))
     if isinstance(readout, ImageReadout):
         _check_names(attached.method, kept)
         if attached.image_readout is not None:
@@ -54,6 +56,21 @@ def hook_readout(hooks: Hooks, engine: AttachedEngine, *, forced: bool) -> None:
         kept = {name: own for name, own in kept.items() if forced or combiner.uses(name)}
     for name, passed in kept.items():
         _hook(hooks, layers, passed, functools.partial(engine.keep_readout, name))
+
+
+def _chosen_layers(readout: LayerReadout, count: int) -> Mapping[str, int]:
+    """Which layers a readout reads, each of which there is."""
+    chosen: object = readout.layers(count)
+    if not isinstance(chosen, Mapping) or not (chosen or isinstance(readout, StreamReadout)):
+        must = "a mapping of names to how many layers were passed, with one at least"
+        raise result_error(readout, "layers", repr(chosen), must, "check_readout")
+    for name, passed in chosen.items():
+        named = isinstance(name, str) and name not in ("", ORIGINAL)
+        if not named:
+            must = f"names that are texts other than {ORIGINAL!r}"
+            raise result_error(readout, "layers", repr(name), must, "check_readout")
+        check_image_layer(passed, count, readout, what=name)
+    return chosen
 
 
 def _hook(
@@ -98,9 +115,11 @@ def image_logits(
         {name.removeprefix(_kept("")): x.to(original.device) for name, x in values.items()},
         kept[VALID].to(original.device),
     )
-    made: object = part.step_logits(step)
+    with unwritten(part, "step_logits", original, *step.kept.values()):
+        made: object = part.step_logits(step)
     if not isinstance(made, Tensor) or made.shape != original.shape:
         raise wrong_result(part, "step_logits", made, original.shape, "check_readout")
+    check_float(part, "step_logits", made, "check_readout")
     return {part.name: made.to(original)}
 
 

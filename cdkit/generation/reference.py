@@ -53,6 +53,7 @@ from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.model_adapter import states_of
 from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.methods.part_results import CheckedChange
 from cdkit.states.answer_states import prepare
 from cdkit.states.image_lens import ImageStates
 from cdkit.states.state_call import PromptRecorder
@@ -357,8 +358,8 @@ class ReferenceEngine(AttachedEngine):
             d for own in self.attached.every_branch if own.name == branch for d in own.attention
         ]
         acting = [i for i in self.attached.method.interventions if branch in i.branches]
-        changes: list[tuple[Any, Change]] = [(d, d.distort) for d in distortions]
-        changes += [(i, i.intervene) for i in acting]
+        changes: list[tuple[Any, Change]] = [(d, CheckedChange(d, d.distort)) for d in distortions]
+        changes += [(i, CheckedChange(i, i.intervene)) for i in acting]
         return [
             do for part, do in changes if layer in layers_within(part.layers, self.attached.depth)
         ]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cdkit.errors import CdkitError
@@ -29,6 +30,14 @@ from cdkit.interfaces.readout import READOUTS, LayerReadout
 from cdkit.interfaces.schedule import SCHEDULES, AlphaSchedule
 from cdkit.interfaces.selector import SELECTORS
 from cdkit.interfaces.state_intervention import STATE_INTERVENTIONS, StateIntervention
+from cdkit.methods.declarations import check_distortions_of, check_fields_of
+from cdkit.methods.part_results import (
+    check_float,
+    check_kept,
+    result_error,
+    said_of,
+    unwritten,
+)
 from cdkit.registry import Registry
 
 ORIGINAL = "original"
@@ -61,6 +70,7 @@ class Branch:
                 f"branch {self.name!r} has no distortion; use the distortion 'identical' for a "
                 "branch that is not distorted"
             )
+        check_distortions_of(self)
         removing = [d for d in self.prompt if d.removes_image]
         others = [d for d in self.distortions if not isinstance(d, PromptDistortion)]
         if removing and others:
@@ -136,6 +146,7 @@ class Method:
             raise CdkitError(
                 f"a method's name must be one line of visible characters, got {self.name!r}"
             )
+        check_fields_of(self)
         names = [branch.name for branch in self.branches]
         every = [*names, *(branch.name for branch in self.prompt_branches)]
         if len(set(every)) < len(every):
@@ -361,7 +372,9 @@ class Method:
         Returns:
             The combined logits, -inf on tokens that are ruled out; and the combiner's new state.
         """
-        made: Any = self.combiner.combine(original, others, step=step, state=state)
+        before = state.values() if isinstance(state, Mapping) else ()
+        with unwritten(self.combiner, "combine", original, *others.values(), *before):
+            made: Any = self.combiner.combine(original, others, step=step, state=state)
         if not isinstance(made, tuple) or len(made) != 2:
             raise CdkitError(
                 f"combine of {kind_of(self.combiner)} returned {type(made).__name__}, and must "
@@ -371,9 +384,31 @@ class Method:
         combined, state = made
         if not isinstance(combined, Tensor) or combined.shape != original.shape:
             raise wrong_result(self.combiner, "combine", combined, original.shape, "check_combiner")
+        check_float(self.combiner, "combine", combined, "check_combiner", like=original)
+        check_kept(self.combiner, state, original.shape[0], "the state")
+        if state and not self.combiner.stateful:
+            raise CdkitError(
+                f"{kind_of(self.combiner)} returns a state, but does not declare stateful = True: "
+                "declare it, or return the state that it was given"
+            )
         if self.constraint is not None and not self.constraint.is_identity:
-            combined = combined.masked_fill(~self.constraint.allowed(original), -math.inf)
+            combined = combined.masked_fill(~self._allowed(original), -math.inf)
         return combined, state
+
+    def _allowed(self, original: Float[Tensor, "rows vocab"]) -> Bool[Tensor, "rows vocab"]:
+        """What the constraint allows, held to the shape of the logits."""
+        assert self.constraint is not None
+        with unwritten(self.constraint, "allowed", original):
+            allowed: object = self.constraint.allowed(original)
+        if not isinstance(allowed, Tensor) or allowed.shape != original.shape:
+            raise wrong_result(
+                self.constraint, "allowed", allowed, original.shape, "check_constraint"
+            )
+        if allowed.dtype != torch.bool:
+            raise result_error(
+                self.constraint, "allowed", said_of(allowed), "True or False", "check_constraint"
+            )
+        return allowed
 
     def parts(self) -> Iterator[tuple[str, Any]]:
         """Go through all parts, the combiner first.

@@ -12,6 +12,7 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.state_intervention import PromptStates
 from cdkit.methods.attached import AttachedMethod
 from cdkit.methods.method import ORIGINAL, kind_of
+from cdkit.methods.part_results import result_error, said_of, unwritten
 from cdkit.states.attached_states import ActiveIntervention, AttachedStates, Place
 from cdkit.states.image_lens import ImageStates, KeptOfImages, read_images
 from cdkit.states.token_kinds import by_head
@@ -154,9 +155,16 @@ def _prepared(
         if part.prompt_site == "heads":
             whole = by_head(whole, states.heads)
         found[name] = whole
-    prepared = part.prepare(PromptStates(found, own.layers, states.depth))
+    with unwritten(part, "prepare", *found.values()):
+        prepared: object = part.prepare(PromptStates(found, own.layers, states.depth))
     samples = len(next(iter(found.values())))
+    if not isinstance(prepared, Mapping):
+        must = "a mapping of names to tensors"
+        raise result_error(part, "prepare", said_of(prepared), must, "check_state_intervention")
     for name, values in prepared.items():
+        if not isinstance(values, Tensor):
+            must = f"a tensor for {name}"
+            raise result_error(part, "prepare", said_of(values), must, "check_state_intervention")
         if values.shape[:2] != (samples, len(own.layers)):
             raise CdkitError(
                 f"{kind_of(part)} prepared {name} of shape {tuple(values.shape)}; its first axes "

@@ -12,6 +12,7 @@ from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.state_intervention import Site, StateIntervention, StateReading
 from cdkit.methods.method import ORIGINAL, Branch, Method, kind_of
+from cdkit.methods.part_results import result_error, said_of
 from cdkit.states.sites import acting_layers, heads_of, model_facts, site_module
 
 Place = tuple[Site, int]
@@ -136,7 +137,17 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
         kind, wanted = kind_of(part), layers_within(part.layers, len(layers))
         acting = acting_layers(adapter, model, part, wanted, kind)
         constants = part.constants(model_facts(adapter, model, acting))
+        if not isinstance(constants, Mapping):
+            must = "a mapping of names to tensors"
+            raise result_error(
+                part, "constants", said_of(constants), must, "check_state_intervention"
+            )
         for name, values in constants.items():
+            if not isinstance(values, Tensor):
+                must = f"a tensor for {name}"
+                raise result_error(
+                    part, "constants", said_of(values), must, "check_state_intervention"
+                )
             if values.ndim == 0 or len(values) != len(acting):
                 raise CdkitError(
                     f"{kind} gives {name} of shape {tuple(values.shape)}; its first axis must be "
@@ -172,17 +183,20 @@ def attach_states(method: Method, adapter: ModelAdapter, model: nn.Module) -> At
     )
 
 
-def check_image_layer(passed: object, count: int, part: object) -> int:
-    """Raise where a part reads image tokens out after a layer that there is not.
+def check_image_layer(
+    passed: object, count: int, part: object, *, what: str = "image tokens"
+) -> int:
+    """Raise where a part reads logits out after a layer that there is not.
 
     Args:
         passed: After how many layers.
         count: How many there are.
         part: The part.
+        what: What it reads out.
     """
-    if not isinstance(passed, int) or not 0 <= passed <= count:
+    if not isinstance(passed, int) or isinstance(passed, bool) or not 0 <= passed <= count:
         raise CdkitError(
-            f"{kind_of(part)} reads image tokens out after {passed} layers, but the decoder has "
+            f"{kind_of(part)} reads {what} out after {passed} layers, but the decoder has "
             f"{count}; give it a number from 0 to {count}"
         )
     return passed

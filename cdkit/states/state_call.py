@@ -13,6 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.state_intervention import StateSegment
 from cdkit.methods.method import kind_of, wrong_result
+from cdkit.methods.part_results import check_float, check_kept, undeclared_memory, unwritten
 from cdkit.states.answer_states import AnswerStates, PromptShown
 from cdkit.states.attached_states import AttachedStates, Place, SiteEdit
 from cdkit.states.image_lens import ImageStates
@@ -157,9 +158,17 @@ class StateCall:
             layer_state=self.layer_state[branch],
             **more,
         )
-        new: object = part.intervene(segment)
+        given_states = states, segment.module_input, segment.image_features
+        with unwritten(part, "intervene", *given_states, *segment.constants.values()):
+            new: object = part.intervene(segment)
         if not isinstance(new, Tensor) or new.shape != states.shape:
             raise wrong_result(part, "intervene", new, states.shape, "check_state_intervention")
+        check_float(part, "intervene", new, "check_state_intervention")
+        if segment.memory and not part.remembers:
+            raise undeclared_memory(part)
+        if part.remembers:
+            kept = {key: x for key, x in segment.memory.items() if key == part}
+            check_kept(part, kept, states.shape[0], "the memory")
         new = new if new.dtype == states.dtype else new.to(states.dtype)
         chosen = kinds.changed(part.rows)
         if chosen is None:

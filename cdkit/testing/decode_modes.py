@@ -53,6 +53,7 @@ class WithoutImage(PromptDistortion):
     """The prompt without its image tokens."""
 
     needs_text: ClassVar[bool] = False
+    removes_image: ClassVar[bool] = True
 
     def distort(self, prompt: Prompt) -> Prompt:
         return prompt.without_image()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from parity.against import generate
@@ -17,6 +17,8 @@ SAMPLES = (sample(3, 5, seed=51), sample(2, 3, 6, seed=52))
 @dataclass(frozen=True)
 class FaultyCombiner(cdkit.LogitCombiner):
     """Returns what `make` makes of the original logits."""
+
+    stateful: ClassVar[bool] = False
 
     make: Callable[[Tensor], Any]
 
