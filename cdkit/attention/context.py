@@ -34,7 +34,9 @@ class LayerWork:
     rotary: Rotary | None
     """The layer's rotary embedding, where the method has a calibrator."""
     changes: Mapping[str, tuple[Change, ...]]
-    """Branch -> what is done to its segments, in order."""
+    """Branch -> what is done to its segments, in order, and held to what it may return."""
+    unchecked_changes: Mapping[str, tuple[Change, ...]]
+    """The same without a check: for packed steps behind one that was checked, as all are alike."""
     segments: frozenset[str]
     """The branches whose cross-modal segment is built, since it is changed, recorded or traced."""
     records_image: bool

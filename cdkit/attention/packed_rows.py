@@ -147,12 +147,13 @@ def attend_packed(
         views = RowViews(samples, heads, tokens, each, scores.shape[-1])
         context.steps.kept[heads] = views
     changed = list[tuple[PackedSegment, CrossModalSegment]]()
-    for name in work.changes:
+    checked = context.steps.done < 2
+    for name, changes in (work.changes if checked else work.unchecked_changes).items():
         own = context.segments[name]
         source = _PackedSource(context.steps, own, query, scores, views)
         before: CrossModalSegment = _segment(context, work, name, source, layer, form)
         after = before
-        for change in work.changes[name]:
+        for change in changes:
             after = change(after)
         if changes_field(before, after, "logits") or changes_field(before, after, "text_logits"):
             scores = scores.clone()  # the method may hold on to what it was given

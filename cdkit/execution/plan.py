@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from cdkit.attention.context import Change, LayerWork
+from cdkit.attention.context import LayerWork
 from cdkit.attention.fused_rows import FusedRows, RowChanges
 from cdkit.attention.image_columns import ImageColumnIndex
 from cdkit.branches.layout import Layout
@@ -157,7 +157,7 @@ def layer_works(
     method, depth = attached.method, attached.depth
     if not attached.hooked:
         return ()
-    acting: dict[str, list[tuple[AttentionDistortion | Intervention, Change]]] = {}
+    acting: dict[str, list[tuple[AttentionDistortion | Intervention, CheckedChange]]] = {}
     for name in branches:
         distortions = [d for b in attached.every_branch if b.name == name for d in b.attention]
         interventions = [i for i in method.interventions if name in i.branches]
@@ -187,6 +187,9 @@ def layer_works(
                 depth=depth,
                 rotary=None if attached.rotary is None else attached.rotary[layer],
                 changes={name: own for name, own in changes.items() if own},
+                unchecked_changes={
+                    name: tuple(one.change for one in own) for name, own in changes.items() if own
+                },
                 segments=frozenset(segments),
                 records_image=records_image,
                 records_weights=last,
@@ -202,7 +205,7 @@ def layer_works(
 
 def _row_changes(
     branches: Sequence[str],
-    acting: Mapping[str, Sequence[tuple[AttentionDistortion | Intervention, Change]]],
+    acting: Mapping[str, Sequence[tuple[AttentionDistortion | Intervention, CheckedChange]]],
 ) -> RowChanges | None:
     """What a layer changes in generated rows, where each branch has one change of cells above a
     mean, or none; None for all else."""

@@ -114,19 +114,13 @@ def check_kept(part: object, kept: object, rows: int, where: str) -> None:
             )
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class CheckedChange:
-    """A distortion or an intervention of the attention in one layer, held to what it may return.
-
-    It is checked in each call of a prompt and in the first step behind it: the steps that follow
-    are alike, and a check would be a share of what a step costs.
-    """
+    """A distortion or an intervention of the attention, held to what it may return."""
 
     part: AttentionDistortion | Intervention
     change: Callable[[CrossModalSegment], CrossModalSegment]
     """Its function."""
-    step_is_due: bool = True
-    """Whether no step behind the latest prompt was checked."""
 
     def __call__(self, segment: CrossModalSegment) -> CrossModalSegment:
         """Change a segment.
@@ -140,9 +134,8 @@ class CheckedChange:
         Raises:
             CdkitError: If that is not a segment that differs as it may.
         """
-        if torch.compiler.is_compiling() or (segment.generated and not self.step_is_due):
+        if torch.compiler.is_compiling():
             return self.change(segment)
-        self.step_is_due = not segment.generated
         before = len(segment.memory)
         if segment.generated:
             after: object = self.change(segment)

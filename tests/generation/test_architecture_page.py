@@ -19,7 +19,7 @@ import cdkit
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 PROMPT, TOKEN, END = "The prompt", "A further token", "The end"
-MOST_SWITCHES = {PROMPT: 75, TOKEN: 20}
+MOST_SWITCHES = {PROMPT: 85, TOKEN: 22}
 
 Function = tuple[str, str]
 """A file, relative to cdkit/, and the qualified name of a function in it."""
@@ -105,7 +105,7 @@ def walk(**parameters: float) -> Walk:
 
     def generate() -> None:
         model.generate(
-            **inputs, do_sample=False, eos_token_id=None, pad_token_id=0, max_new_tokens=3
+            **inputs, do_sample=False, eos_token_id=None, pad_token_id=0, max_new_tokens=4
         )
 
     with cdkit.attach(model, cdkit.load("cmac", **parameters)), torch.inference_mode():
@@ -154,8 +154,8 @@ def test_rows_are_called_in_the_order_of_the_page(section: str) -> None:
     steps = [i for i, call in enumerate(calls) if call[1] == "forward_step"]
     begin, stop = {
         PROMPT: (0, steps[1]),
-        TOKEN: (steps[1], steps[2]),
-        END: (steps[2], len(calls)),
+        TOKEN: (steps[2], steps[3]),
+        END: (steps[3], len(calls)),
     }[section]
     assert not out_of_order(rows()[section], calls[begin:stop])
 
@@ -169,8 +169,8 @@ def test_every_file_that_is_called_is_on_the_page() -> None:
 def test_a_call_switches_seldom_between_files(section: str) -> None:
     """Counted without the plausibility constraint, so that figures of older versions compare."""
     calls, decoder = walk(beta=0.0)
-    assert len(decoder) == 3
-    part = calls[: decoder[1]] if section == PROMPT else calls[decoder[1] : decoder[2]]
+    assert len(decoder) == 4
+    part = calls[: decoder[1]] if section == PROMPT else calls[decoder[2] : decoder[3]]
     assert switches(part) <= MOST_SWITCHES[section]
 
 
