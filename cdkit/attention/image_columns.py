@@ -94,6 +94,14 @@ class CachedImageColumns(ImageColumns):
     def values(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._read(self.__dict__["_values"])
 
+    def held_tensors(self) -> tuple[Tensor, ...]:
+        index: ImageColumnIndex = self.__dict__["_index"]
+        if index.span is None:  # what is read is a copy
+            return (self.values,)
+        columns: tuple[Columns, ...] = self.__dict__["_keys"], self.__dict__["_values"]
+        every = (x for each in columns for x in (each.prefix, each.suffix))
+        return tuple(x for x in every if x is not None)
+
     def _read(self, columns: Columns) -> Tensor:
         index: ImageColumnIndex = self.__dict__["_index"]
         columns = columns.of(self.__dict__["_rows"])

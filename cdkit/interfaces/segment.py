@@ -65,6 +65,10 @@ class ImageColumns:
     complete: bool = False
     """Whether every column of every row is known to hold an image token."""
 
+    def held_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that hold keys and values: whether a part writes there can be seen."""
+        return self.keys, self.values
+
     def cached(self, key: Hashable, compute: Callable[["ImageColumns"], Tensor]) -> Tensor:
         """Compute a tensor at the first step and keep it for the whole answer.
 

@@ -140,8 +140,8 @@ class CheckedChange:
         if segment.generated:
             after: object = self.change(segment)
         else:  # the prompt's rows show whether it writes into what it gets
-            image = segment.image
-            with unwritten(self.part, self._name, segment.logits, image.values):
+            held = segment.image.held_tensors()
+            with unwritten(self.part, self._name, segment.logits, *held):
                 after = self.change(segment)
         if not isinstance(after, CrossModalSegment):
             must = "a segment, such as dataclasses.replace(segment, logits=...)"
@@ -151,7 +151,7 @@ class CheckedChange:
             raise undeclared_memory(self.part)
         if self.part.remembers:
             own = {key: x for key, x in segment.memory.items() if key == self.part}
-            check_kept(self.part, own, segment.cells.shape[0], "the memory")
+            check_kept(self.part, own, segment.logits.shape[0], "the memory")
         return after
 
     @property
@@ -168,7 +168,7 @@ class CheckedChange:
                 same = isinstance(new, Tensor) and new.shape == own.shape
                 if not same or new.dtype != own.dtype:
                     raise self._error(name, new, f"shape {tuple(own.shape)} and type {own.dtype}")
-        rows, text, image = before.cells.shape
+        rows, _, text, image = before.logits.shape
         new: Any = after.replaced
         if new is not None and new is not before.replaced:
             fits = isinstance(new, Tensor) and new.ndim == 4 and new.dtype == torch.bool
@@ -195,8 +195,9 @@ class CheckedChange:
                 must = "none, unless the strategy declares keeps_prefix = False"
                 raise result_error(self.part, self._name, "pruned tokens", must, "check_strategy")
         if not before.generated:
-            for name in FIXED:
-                if changes_field(before, after, name):
+            own, others = vars(before), vars(after)
+            for name in FIXED:  # what was not read is not computed
+                if name in own and name in others and own[name] is not others[name]:
                     must = f"that field as it was: only {', '.join(CHANGEABLE)} may differ"
                     raise result_error(
                         self.part, self._name, f"another {name}", must, "check_strategy"
