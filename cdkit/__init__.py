@@ -106,9 +106,9 @@ if TYPE_CHECKING:
     from cdkit.interfaces.token_grid import TokenGrid as TokenGrid
     from cdkit.interfaces.token_grid import frame_grid as frame_grid
     from cdkit.interfaces.video_layout import VideoLayout as VideoLayout
+    from cdkit.methods.branch import ORIGINAL as ORIGINAL
+    from cdkit.methods.branch import Branch as Branch
     from cdkit.methods.composition import compose as compose
-    from cdkit.methods.method import ORIGINAL as ORIGINAL
-    from cdkit.methods.method import Branch as Branch
     from cdkit.methods.method import Method as Method
     from cdkit.methods.presets import load as load
     from cdkit.methods.presets import presets as presets
@@ -272,12 +272,12 @@ _HOMES = {
         "frame_grid",
     ),
     "interfaces.video_layout": ("VideoLayout",),
-    "methods.composition": ("compose",),
-    "methods.method": (
+    "methods.branch": (
         "ORIGINAL",
         "Branch",
-        "Method",
     ),
+    "methods.composition": ("compose",),
+    "methods.method": ("Method",),
     "methods.presets": (
         "load",
         "presets",

@@ -28,7 +28,11 @@ MOVED: Mapping[str, tuple[str, ...]] = {
     "depth": ("interfaces.depth",),
     "logits": ("functional.logits",),
     "loop": ("interfaces.decoding_loop",),
-    "method": ("methods.method",),
+    "method": (
+        "methods.method",
+        "methods.branch",
+        "methods.part_kinds",
+    ),
     "noise": ("functional.noise",),
     "part": ("interfaces.part",),
     "rotary": ("functional.rope", "probing.rotary"),

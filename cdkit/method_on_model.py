@@ -16,7 +16,8 @@ from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.model_adapter import attentions_of
 from cdkit.interfaces.pixel_source import sources_of
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
 from cdkit.probing.observed_layers import ObservedLayers, observe_layers
 from cdkit.probing.padding import why_padding_matters
 from cdkit.row_kernels.choice import find_kernels

@@ -16,7 +16,7 @@ from cdkit.attention.softmax_form import SoftmaxForm
 from cdkit.functional.rope import rotate
 from cdkit.interfaces.segment import CrossModalSegment, softmax
 from cdkit.interfaces.stream_readout import AttentionRow
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 from cdkit.states.state_call import NotedAttention
 
 

@@ -14,8 +14,7 @@ from cdkit.interfaces.position_calibrator import (
     PositionCalibrator,
     PositionContext,
 )
-from cdkit.methods.method import wrong_result
-from cdkit.methods.part_results import result_error, said_of, unwritten
+from cdkit.methods.part_results import result_error, said_of, unwritten, wrong_result
 
 STILL = 1e-9
 """Positions that differ by less count as equal: sums of thirds round differently."""

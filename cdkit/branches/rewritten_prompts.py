@@ -12,7 +12,7 @@ from cdkit.branches.inputs import PromptRows, features_in, left_pad, place_featu
 from cdkit.errors import CdkitError
 from cdkit.interfaces.distortion import Prompt
 from cdkit.interfaces.model_adapter import ModelAdapter
-from cdkit.methods.method import Branch
+from cdkit.methods.branch import Branch
 from cdkit.methods.part_results import check_prompt
 
 

@@ -15,7 +15,7 @@ from cdkit.branches.state import BranchState
 from cdkit.errors import CdkitWarning
 from cdkit.execution.static_cache import FixedLayer, is_fixed
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import kind_of
+from cdkit.methods.part_kinds import kind_of
 
 Forward = Callable[..., Any]
 

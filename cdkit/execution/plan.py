@@ -22,7 +22,7 @@ from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.distortion import AttentionDistortion
 from cdkit.interfaces.intervention import Intervention
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 from cdkit.methods.part_results import CheckedChange
 
 MIN_SHARED_FRACTION = 0.1

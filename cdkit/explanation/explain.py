@@ -27,7 +27,8 @@ from cdkit.explanation.traced_answer import (
 )
 from cdkit.generation.trace import Trace
 from cdkit.interfaces.adapter_lookup import unwrap
-from cdkit.methods.method import ORIGINAL, Method
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.method import Method
 from cdkit.methods.presets import load
 
 TEXT_ALONE = ("logits", "inputs")

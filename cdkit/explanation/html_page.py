@@ -27,7 +27,7 @@ from cdkit.explanation.explained import (
     parts_at,
 )
 from cdkit.explanation.sprites import data_uri, photo, pooled, spread, sprite
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 TEMPLATE = "explanation.html"
 PIXELS = 4_000_000

@@ -10,7 +10,9 @@ from cdkit.explanation.explained import BranchInput, DescribedPart
 from cdkit.generation.traced_inputs import TracedInputs
 from cdkit.interfaces.distortion import Modified
 from cdkit.interfaces.part import Part
-from cdkit.methods.method import Branch, Method, describe, kind_of
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import describe, kind_of
 
 CHANGES: Mapping[Modified, str] = {
     "pixels": "the pixels of the image",

@@ -11,7 +11,7 @@ from torch import Tensor
 from cdkit.explanation.explained import PictureView
 from cdkit.generation.traced_inputs import TracedInputs
 from cdkit.interfaces.token_grid import TokenGrid
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 MOST_VIEWS = 12
 """Pictures that a page shows; a video has more frames."""

@@ -9,7 +9,7 @@ from cdkit.explanation.explained import (
     ExplainedStep,
     parts_at,
 )
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 NAMED = 3
 """Changed tokens that a sentence names."""

@@ -15,7 +15,8 @@ from cdkit.explanation.explained import (
     ExplainedStep,
 )
 from cdkit.generation.trace import Step
-from cdkit.methods.method import ORIGINAL, Method
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.method import Method
 
 MANY = 4
 """Beside more columns than these, inner layers that are read out propose no candidates."""

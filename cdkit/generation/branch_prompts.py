@@ -14,7 +14,7 @@ from cdkit.errors import CdkitError
 from cdkit.generation.call_compatibility import check_rope
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.methods.branch import ORIGINAL, Branch
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,9 @@ from cdkit.interfaces.decoding_loop import Mode
 from cdkit.interfaces.model_adapter import SeesAhead
 from cdkit.interfaces.part import inner_parts
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, Method, kind_of
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 
 ASSISTED = "assisted decoding checks tokens in chunks"
 FOREIGN_LOOP = "a custom loop may not keep to HF's contract"

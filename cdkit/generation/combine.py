@@ -13,8 +13,9 @@ from cdkit.generation.readouts import image_logits, kept_of_images, readout_logi
 from cdkit.generation.trace import Step
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import AlphaSchedule, Signals
-from cdkit.methods.method import ORIGINAL, Method, wrong_result
-from cdkit.methods.part_results import check_kept, result_error, said_of, unwritten
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.method import Method
+from cdkit.methods.part_results import check_kept, result_error, said_of, unwritten, wrong_result
 from cdkit.states.image_lens import ImageStates
 
 States = Mapping[str, State]

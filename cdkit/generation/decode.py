@@ -33,7 +33,7 @@ from cdkit.generation.prompt_states import keep_prompts, read_prompts, site_call
 from cdkit.generation.start import start
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 Forward = Callable[..., Any]
 PER_LAYER = ("output_hidden_states", "output_attentions")

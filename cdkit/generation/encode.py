@@ -17,7 +17,7 @@ from cdkit.generation.prompts import Session
 from cdkit.interfaces.cache_names import given_cache
 from cdkit.interfaces.pixel_source import Kind, PixelSource
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.methods.branch import ORIGINAL, Branch
 
 
 def encode_images(

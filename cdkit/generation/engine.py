@@ -17,7 +17,7 @@ from cdkit.generation.attached_engine import AttachedEngine, AttentionHandles
 from cdkit.generation.prompts import Session
 from cdkit.generation.trace import Step
 from cdkit.interfaces.model_adapter import states_of
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 from cdkit.states.attached_states import Place, SiteEdit
 from cdkit.states.image_lens import ImageStates
 

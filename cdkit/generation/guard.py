@@ -12,7 +12,8 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from cdkit.errors import PromptError
 from cdkit.generation.attached_engine import StepLogits
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 
 SPOILT = (
     "the logits processors make NaN of logits that are numbers; check the processors that generate "

@@ -10,7 +10,7 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.pixel_source import Kind
 from cdkit.interfaces.position_calibrator import ImageGrid, PositionCalibrator
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import kind_of
+from cdkit.methods.part_kinds import kind_of
 
 
 def tokens_of_images(layout: Layout) -> list[int]:

@@ -13,7 +13,7 @@ from cdkit.generation.state_compatibility import check_states
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE
 from cdkit.interfaces.model_adapter import attentions_of
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import kind_of
+from cdkit.methods.part_kinds import kind_of
 
 ATTENTION_ARGUMENTS = frozenset(
     {

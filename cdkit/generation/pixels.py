@@ -14,7 +14,7 @@ from cdkit.interfaces.adapter_lookup import HOW_TO_ADD
 from cdkit.interfaces.model_adapter import UnmatchedPixelsError
 from cdkit.interfaces.pixel_source import Kind, PixelSource
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import kind_of
+from cdkit.methods.part_kinds import kind_of
 
 
 def check_videos(attached: AttachedMethod, given: Mapping[str, Any]) -> None:

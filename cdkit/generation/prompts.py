@@ -35,7 +35,8 @@ from cdkit.interfaces.distortion import PixelDistortion
 from cdkit.interfaces.pixel_source import Kind
 from cdkit.interfaces.position_calibrator import ImageGrid
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
 from cdkit.methods.part_results import check_features, unwritten
 from cdkit.states.answer_states import Prepared
 

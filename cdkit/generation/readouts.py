@@ -16,8 +16,9 @@ from cdkit.interfaces.image_readout import ImageReadout, ImageStep
 from cdkit.interfaces.readout import LayerReadout
 from cdkit.interfaces.stream_readout import StreamReadout
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, Method, wrong_result
-from cdkit.methods.part_results import check_float, result_error, unwritten
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.method import Method
+from cdkit.methods.part_results import check_float, result_error, unwritten, wrong_result
 from cdkit.states.attached_states import check_image_layer
 from cdkit.states.image_lens import ImageStates, read_images
 

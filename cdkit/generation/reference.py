@@ -52,7 +52,7 @@ from cdkit.generation.trace import Step
 from cdkit.interfaces.cache_names import CACHE, OLD_CACHE, given_cache
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.model_adapter import states_of
-from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.methods.branch import ORIGINAL, Branch
 from cdkit.methods.part_results import CheckedChange
 from cdkit.states.answer_states import prepare
 from cdkit.states.image_lens import ImageStates

@@ -11,7 +11,7 @@ from cdkit.generation.reference_attention import Attended, Layer, Memory, Tokens
 from cdkit.generation.reference_cache import BranchRows
 from cdkit.generation.trace import Step
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 from cdkit.states.state_call import NotedAttention
 
 

@@ -15,7 +15,7 @@ from cdkit.branches.method_cache import MethodCache
 from cdkit.branches.positions import Calibration
 from cdkit.branches.recurrent_states import copied_layer
 from cdkit.generation.combine import States
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 from cdkit.states.answer_states import AnswerStates
 
 

@@ -21,7 +21,7 @@ from cdkit.generation.prompts import Session
 from cdkit.generation.reference_cache import Batch, BranchRows, append
 from cdkit.generation.reference_states import answer_states
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.methods.branch import ORIGINAL, Branch
 
 
 def nothing_kept(attached: AttachedMethod) -> dict[int, dict[Hashable, Tensor]]:

@@ -18,7 +18,7 @@ from cdkit.generation.branch_prompts import branch_rows, deepstack_of, first_col
 from cdkit.generation.call_compatibility import check_padding
 from cdkit.generation.prompts import Session
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, Branch
+from cdkit.methods.branch import ORIGINAL, Branch
 
 
 def start(

@@ -4,7 +4,8 @@ before the first token."""
 from cdkit.errors import CdkitError
 from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 
 WHOLE_PROMPT = {
     "prompt_states": "reads the states of the prompt's last token, before the prompt goes in",

@@ -19,7 +19,7 @@ from cdkit.interfaces.model_adapter import UnmatchedPixelsError
 from cdkit.interfaces.pixel_source import Kind
 from cdkit.interfaces.token_grid import TokenGrid
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 
 @dataclass(frozen=True, eq=False)

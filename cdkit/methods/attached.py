@@ -11,7 +11,8 @@ from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.model_adapter import ModelAdapter, SeesAhead
 from cdkit.interfaces.pixel_source import PixelSource
 from cdkit.interfaces.state_intervention import StateReading
-from cdkit.methods.method import ORIGINAL, Branch, Method
+from cdkit.methods.branch import ORIGINAL, Branch
+from cdkit.methods.method import Method
 from cdkit.states.attached_states import AttachedStates
 from cdkit.states.attached_stream import AttachedStream
 

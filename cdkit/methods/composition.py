@@ -10,7 +10,9 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.combiner import COMBINERS, LogitCombiner
 from cdkit.interfaces.intervention import Intervention
 from cdkit.interfaces.state_intervention import StateIntervention
-from cdkit.methods.method import Branch, Method, kind_of
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 
 Changes = TypeVar("Changes", Intervention, StateIntervention)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,98 +12,31 @@ from torch import Tensor
 
 from cdkit.errors import CdkitError
 from cdkit.html_table import html_table
-from cdkit.interfaces.combiner import COMBINERS, LogitCombiner, State
-from cdkit.interfaces.constraint import CONSTRAINTS, Constraint
-from cdkit.interfaces.decoding_loop import LOOPS, MODES, DecodingLoop, Mode
+from cdkit.interfaces.combiner import LogitCombiner, State
+from cdkit.interfaces.constraint import Constraint
+from cdkit.interfaces.decoding_loop import MODES, DecodingLoop, Mode
 from cdkit.interfaces.distortion import (
-    DISTORTIONS,
     AttentionDistortion,
-    DistortionStrategy,
-    FeatureDistortion,
-    PixelDistortion,
-    PromptDistortion,
 )
-from cdkit.interfaces.intervention import INTERVENTIONS, Intervention
-from cdkit.interfaces.part import Part, inner_parts
-from cdkit.interfaces.position_calibrator import CALIBRATORS, PositionCalibrator
-from cdkit.interfaces.readout import READOUTS, LayerReadout
-from cdkit.interfaces.schedule import SCHEDULES, AlphaSchedule
-from cdkit.interfaces.selector import SELECTORS
-from cdkit.interfaces.state_intervention import STATE_INTERVENTIONS, StateIntervention
-from cdkit.methods.declarations import check_distortions_of, check_fields_of
+from cdkit.interfaces.intervention import Intervention
+from cdkit.interfaces.position_calibrator import PositionCalibrator
+from cdkit.interfaces.readout import LayerReadout
+from cdkit.interfaces.schedule import AlphaSchedule
+from cdkit.interfaces.state_intervention import StateIntervention
+from cdkit.methods.branch import ORIGINAL, Branch
+from cdkit.methods.declarations import check_fields_of
+from cdkit.methods.part_kinds import describe, kind_of, numbered, with_inner
 from cdkit.methods.part_results import (
     check_float,
     check_kept,
     result_error,
     said_of,
     unwritten,
+    wrong_result,
 )
-from cdkit.registry import Registry
 
-ORIGINAL = "original"
-"""The name of the branch that is not distorted."""
 NO_CONSTRAINT = "none"
 """What a configuration has in place of the constraint's table if it rules no token out."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One distorted branch.
-
-    Raises:
-        CdkitError: If the name is not allowed, there is no distortion, or one distortion takes out
-            the image on which another one would act.
-    """
-
-    name: str
-    """The branch's name: not empty, not "original", and without dots."""
-    distortions: tuple[DistortionStrategy, ...]
-    """What makes it differ from the original branch, applied in this order; at least one."""
-
-    def __post_init__(self) -> None:
-        if not self.name or self.name == ORIGINAL or "." in self.name:
-            raise CdkitError(
-                f"a branch needs a name without dots other than {ORIGINAL!r}, got {self.name!r}"
-            )
-        if not self.distortions:
-            raise CdkitError(
-                f"branch {self.name!r} has no distortion; use the distortion 'identical' for a "
-                "branch that is not distorted"
-            )
-        check_distortions_of(self)
-        removing = [d for d in self.prompt if d.removes_image]
-        others = [d for d in self.distortions if not isinstance(d, PromptDistortion)]
-        if removing and others:
-            raise CdkitError(
-                f"branch {self.name!r}: {kind_of(removing[0])} takes the image out, so "
-                f"{kind_of(others[0])} would do nothing there; give each a branch of its own"
-            )
-
-    @property
-    def pixel(self) -> tuple[PixelDistortion, ...]:
-        """The distortions of pixels."""
-        return tuple(d for d in self.distortions if isinstance(d, PixelDistortion))
-
-    @property
-    def feature(self) -> tuple[FeatureDistortion, ...]:
-        """The distortions of image features."""
-        return tuple(d for d in self.distortions if isinstance(d, FeatureDistortion))
-
-    @property
-    def prompt(self) -> tuple[PromptDistortion, ...]:
-        """The distortions of the prompt."""
-        return tuple(d for d in self.distortions if isinstance(d, PromptDistortion))
-
-    @property
-    def keeps_prefix(self) -> bool:
-        """Whether hidden states up to the first image's last token are the original branch's."""
-        inputs = self.pixel or self.feature or self.prompt
-        return not inputs and all(distortion.keeps_prefix for distortion in self.attention)
-
-    @property
-    def attention(self) -> tuple[AttentionDistortion, ...]:
-        """The distortions of the cross-modal attention."""
-        return tuple(d for d in self.distortions if isinstance(d, AttentionDistortion))
 
 
 @dataclass(frozen=True, repr=False)
@@ -420,7 +353,7 @@ class Method:
             The part's place as a dotted name, such as "noise.diffusion_noise"; and the part.
         """
         for place, part in self._outer_parts():
-            yield from _with_inner(place, part)
+            yield from with_inner(place, part)
 
     def _outer_parts(self) -> Iterator[tuple[str, Any]]:
         yield "combiner", self.combiner
@@ -432,11 +365,11 @@ class Method:
             yield "readout", self.readout
         if self.loop is not None:
             yield "loop", self.loop
-        yield from _numbered("schedules", self.schedules)
-        yield from _numbered("interventions", self.interventions)
-        yield from _numbered("state_interventions", self.state_interventions)
+        yield from numbered("schedules", self.schedules)
+        yield from numbered("interventions", self.interventions)
+        yield from numbered("state_interventions", self.state_interventions)
         for branch in (*self.branches, *self.prompt_branches):
-            yield from _numbered(branch.name, branch.distortions)
+            yield from numbered(branch.name, branch.distortions)
 
     def with_parts(self, change: Callable[[str, Any], Any]) -> "Method":
         """Replace the parts.
@@ -507,99 +440,3 @@ def _described(branches: Sequence[Branch]) -> list[dict[str, Any]]:
         {"name": branch.name, "distortions": [describe(part) for part in branch.distortions]}
         for branch in branches
     ]
-
-
-REGISTRIES: Mapping[str, Registry[Any]] = {
-    "combiner": COMBINERS,
-    "constraint": CONSTRAINTS,
-    "calibrator": CALIBRATORS,
-    "readout": READOUTS,
-    "loop": LOOPS,
-    "schedules": SCHEDULES,
-    "interventions": INTERVENTIONS,
-    "state_interventions": STATE_INTERVENTIONS,
-    "distortions": DISTORTIONS,
-    "selector": SELECTORS,
-}
-"""The name of a table in a method's configuration, or of a parameter that is a part -> the registry
-in which its `kind` is searched."""
-
-
-def kind_of(part: object) -> str:
-    """Find the name of a part's class.
-
-    Args:
-        part: The part.
-
-    Returns:
-        The name under which the class is registered; the Python name of a class that is not.
-    """
-    for registry in REGISTRIES.values():
-        if type(part) in registry.values():
-            return registry.name_of(type(part))
-    return type(part).__name__
-
-
-def _with_inner(place: str, part: Any) -> Iterator[tuple[str, Any]]:
-    yield place, part
-    for name, inner in inner_parts(part):
-        yield from _with_inner(f"{place}.{name}", inner)
-
-
-def _numbered(place: str, parts: Sequence[object]) -> Iterator[tuple[str, Any]]:
-    """`place.kind` of each part; the second of a kind is `place.kind_2`."""
-    seen: dict[str, int] = {}
-    for part in parts:
-        kind = kind_of(part)
-        seen[kind] = seen.get(kind, 0) + 1
-        yield f"{place}.{kind}" + (f"_{seen[kind]}" if seen[kind] > 1 else ""), part
-
-
-def describe(part: object) -> dict[str, Any]:
-    """Write a part as plain data.
-
-    Args:
-        part: The part, a frozen dataclass.
-
-    Returns:
-        Its `kind` and all of its parameters, by name.
-
-    Raises:
-        TypeError: If the part is no dataclass.
-    """
-    if not is_dataclass(part):
-        raise TypeError(f"{type(part).__name__} must be a frozen dataclass to be described")
-    values = {field.name: getattr(part, field.name) for field in fields(part)}
-    return {"kind": kind_of(part)} | {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
-        return describe(value)
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def wrong_result(
-    part: object, function: str, value: object, shape: Sequence[int], check: str
-) -> CdkitError:
-    """Make the error of a part that returned something else than a tensor of a shape.
-
-    Callers compare before they use a value, since one of another shape could be broadcast.
-
-    Args:
-        part: The part.
-        function: Which of its functions returned the value.
-        value: What it returned.
-        shape: The shape that it must have.
-        check: The function of `cdkit.testing` that tests such parts.
-
-    Returns:
-        The error, to be raised.
-    """
-    what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    return CdkitError(
-        f"{function} of {kind_of(part)} returned {what}, and must return a tensor of shape "
-        f"{tuple(shape)}; hold it to cdkit.testing.{check}"
-    )

@@ -7,7 +7,8 @@ from typing import Any
 
 from cdkit.errors import CdkitError
 from cdkit.interfaces.part import Part
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 from cdkit.methods.plain_data import build, warn_of_former
 from cdkit.registry import UnknownNameError, unknown
 

@@ -18,6 +18,7 @@ from cdkit.interfaces.decoding_loop import Hypothesis
 from cdkit.interfaces.distortion import AttentionDistortion, Prompt, PromptDistortion
 from cdkit.interfaces.intervention import Intervention
 from cdkit.interfaces.segment import CrossModalSegment, changes_field
+from cdkit.methods.part_kinds import kind_of
 
 CHANGEABLE = ("logits", "text_logits", "replaced", "replacement", "pruned")
 """The fields of a segment that a part may change."""
@@ -42,8 +43,32 @@ def result_error(part: object, function: str, found: str, must: str, check: str)
         The error, to be raised.
     """
     return CdkitError(
-        f"{function} of {type(part).__name__} returned {found}, and must return {must}; hold it to "
+        f"{function} of {kind_of(part)} returned {found}, and must return {must}; hold it to "
         f"cdkit.testing.{check}"
+    )
+
+
+def wrong_result(
+    part: object, function: str, value: object, shape: Sequence[int], check: str
+) -> CdkitError:
+    """Make the error of a part that returned something else than a tensor of a shape.
+
+    Callers compare before they use a value, since one of another shape could be broadcast.
+
+    Args:
+        part: The part.
+        function: Which of its functions returned the value.
+        value: What it returned.
+        shape: The shape that it must have.
+        check: The function of `cdkit.testing` that tests such parts.
+
+    Returns:
+        The error, to be raised.
+    """
+    what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return CdkitError(
+        f"{function} of {kind_of(part)} returned {what}, and must return a tensor of shape "
+        f"{tuple(shape)}; hold it to cdkit.testing.{check}"
     )
 
 
@@ -70,7 +95,7 @@ def unwritten(part: object, function: str, *given: Tensor | None) -> Iterator[No
     yield
     if any(x._version != version for x, version in watched):
         raise CdkitError(
-            f"{function} of {type(part).__name__} writes into a tensor that it was given, which "
+            f"{function} of {kind_of(part)} writes into a tensor that it was given, which "
             "others read, too: make a new one, such as x * 2 in place of x.mul_(2)"
         )
 
@@ -102,15 +127,17 @@ def check_kept(part: object, kept: object, rows: int, where: str) -> None:
         rows: How many rows there are.
         where: What messages call the mapping, such as "the state".
     """
-    name = type(part).__name__
     if not isinstance(kept, Mapping):
-        raise CdkitError(f"{where} of {name} must be a mapping of tensors, got {said_of(kept)}")
+        raise CdkitError(
+            f"{where} of {kind_of(part)} must be a mapping of tensors, got {said_of(kept)}"
+        )
     for key, value in kept.items():
         if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != rows:
             what = repr(key) if isinstance(key, str) else "an entry"
             raise CdkitError(
-                f"{where} of {name} holds {said_of(value)} as {what}, and must hold tensors whose "
-                f"first axis is the {rows} rows of the batch: they are reordered with the beams"
+                f"{where} of {kind_of(part)} holds {said_of(value)} as {what}, and must hold "
+                f"tensors whose first axis is the {rows} rows of the batch: they are reordered "
+                "with the beams"
             )
 
 
@@ -211,7 +238,7 @@ class CheckedChange:
 def undeclared_memory(part: object) -> CdkitError:
     """The error of a part that writes into a memory that it has not asked for."""
     return CdkitError(
-        f"{type(part).__name__} writes into the memory, which is kept only for parts that declare "
+        f"{kind_of(part)} writes into the memory, which is kept only for parts that declare "
         "remembers = True: declare it"
     )
 
@@ -274,7 +301,7 @@ def check_prompt(
         raise result_error(part, "distort", found, must, "check_strategy")
     if all_of_them and not left and not part.removes_image:
         raise CdkitError(
-            f"{type(part).__name__} takes the image out of the prompt: declare removes_image = "
+            f"{kind_of(part)} takes the image out of the prompt: declare removes_image = "
             "True, so that nothing else is asked to act on the image there"
         )
     return value

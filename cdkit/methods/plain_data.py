@@ -11,7 +11,9 @@ import numpy as np
 
 from cdkit.errors import CdkitError, CdkitWarning
 from cdkit.interfaces.part import Part
-from cdkit.methods.method import NO_CONSTRAINT, REGISTRIES, Branch, Method, kind_of
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import NO_CONSTRAINT, Method
+from cdkit.methods.part_kinds import REGISTRIES, kind_of
 from cdkit.registry import Registry, UnknownNameError, unknown
 
 

@@ -23,7 +23,8 @@ from cdkit.interfaces.distortion import (
 )
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.segment import CrossModalSegment
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
 from cdkit.probing.promises import precision, require_close
 from cdkit.probing.stock_generate import Inputs, generate_tokens
 

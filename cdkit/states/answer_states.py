@@ -11,7 +11,8 @@ from cdkit.branches.layout import Layout
 from cdkit.errors import CdkitError
 from cdkit.interfaces.state_intervention import PromptStates
 from cdkit.methods.attached import AttachedMethod
-from cdkit.methods.method import ORIGINAL, kind_of
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.part_kinds import kind_of
 from cdkit.methods.part_results import result_error, said_of, unwritten
 from cdkit.states.attached_states import ActiveIntervention, AttachedStates, Place
 from cdkit.states.image_lens import ImageStates, KeptOfImages, read_images

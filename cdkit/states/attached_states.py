@@ -11,7 +11,9 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.depth import layers_within
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.state_intervention import Site, StateIntervention, StateReading
-from cdkit.methods.method import ORIGINAL, Branch, Method, kind_of
+from cdkit.methods.branch import ORIGINAL, Branch
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 from cdkit.methods.part_results import result_error, said_of
 from cdkit.states.sites import acting_layers, heads_of, model_facts, site_module
 

@@ -14,7 +14,8 @@ from cdkit.errors import CdkitError
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.model_adapter import ModelAdapter, attentions_of
 from cdkit.interfaces.stream_readout import StreamReadout, Sublayers
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 from cdkit.probing.observed_layers import UNFIT, hands_heads_on
 from cdkit.states.sites import site_module
 

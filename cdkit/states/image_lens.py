@@ -13,7 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.interfaces.image_readout import ImageLogits, ImageReadout
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.state_intervention import StateIntervention
-from cdkit.methods.method import kind_of
+from cdkit.methods.part_kinds import kind_of
 
 
 @dataclass(frozen=True, eq=False)

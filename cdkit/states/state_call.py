@@ -12,8 +12,14 @@ from cdkit.branches.layout import Layout
 from cdkit.errors import CdkitError
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.state_intervention import StateSegment
-from cdkit.methods.method import kind_of, wrong_result
-from cdkit.methods.part_results import check_float, check_kept, undeclared_memory, unwritten
+from cdkit.methods.part_kinds import kind_of
+from cdkit.methods.part_results import (
+    check_float,
+    check_kept,
+    undeclared_memory,
+    unwritten,
+    wrong_result,
+)
 from cdkit.states.answer_states import AnswerStates, PromptShown
 from cdkit.states.attached_states import AttachedStates, Place, SiteEdit
 from cdkit.states.image_lens import ImageStates

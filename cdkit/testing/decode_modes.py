@@ -20,7 +20,8 @@ from cdkit.interfaces.distortion import (
 )
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.segment import CrossModalSegment
-from cdkit.methods.method import ORIGINAL, Method
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.method import Method
 from cdkit.probing.identical_branch import (
     BRANCH,
     ONE_BATCH,

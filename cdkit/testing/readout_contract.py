@@ -5,7 +5,7 @@ from typing import Any
 from cdkit.interfaces.image_readout import ImageReadout
 from cdkit.interfaces.readout import LayerReadout
 from cdkit.interfaces.stream_readout import StreamReadout
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 from cdkit.probing.promises import require
 from cdkit.testing.image_readout_contract import check_image_readout
 from cdkit.testing.stream_contract import check_stream

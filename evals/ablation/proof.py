@@ -20,7 +20,7 @@ from cdkit.evals.runner.progress import Stages
 from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.shared_passes import SharedPass, Variant, passes
 from cdkit.evals.runner.workload import Workload
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 STAGE = "checks against generate"
 

@@ -19,7 +19,8 @@ from cdkit.evals.pages import listing
 from cdkit.evals.pages.generated import rendered
 from cdkit.generation.call_compatibility import MODE_ARGUMENTS
 from cdkit.interfaces.part import Part
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 
 hf: Any = transformers  # much of it is not typed
 OF_ATTACH = ("processor", "seed", "sample_ids")

@@ -24,7 +24,8 @@ import cdkit
 from cdkit.evals.protocols.read import packaged, read_protocol
 from cdkit.interfaces.model_adapter import GENERIC_ADAPTERS
 from cdkit.interfaces.part import Part
-from cdkit.methods.method import REGISTRIES, Method, kind_of
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import REGISTRIES, kind_of
 from cdkit.methods.presets import broken_presets
 from cdkit.registry import Registry
 

@@ -13,7 +13,8 @@ from cdkit.evals.pages.method_evidence import METRICS, Evidence, ShownDifference
 from cdkit.evals.pages.methods_page import is_control, order, presets_of_cdkit
 from cdkit.interfaces.decoding_loop import MODES
 from cdkit.interfaces.distortion import DistortionStrategy
-from cdkit.methods.method import REGISTRIES, Method
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import REGISTRIES
 
 PAGE = Path("docs/which_method.md")
 COMMAND = "python -m cdkit.evals.pages.which_method"

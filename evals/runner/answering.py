@@ -22,7 +22,7 @@ from cdkit.evals.runner.modes import BEAM, Decode
 from cdkit.evals.runner.questions import Question
 from cdkit.evals.runner.shared_passes import SharedPass, Variant, passes
 from cdkit.evals.runner.unconstrained import continued
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 Place = tuple[int, int]
 """(index of a question in its batch, index of a method with its decode in its group)."""

@@ -13,7 +13,7 @@ from cdkit.functional.logits import scale_difference
 from cdkit.generation.trace import Step, Trace
 from cdkit.interfaces.combiner import LogitCombiner
 from cdkit.interfaces.constraint import Constraint
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 2e-3, torch.float64: 1e-8}
 HALF_TOLERANCE = 0.5

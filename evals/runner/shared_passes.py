@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cdkit.evals.runner.modes import DECODE, GREEDY, SAMPLE
 from cdkit.interfaces.position_calibrator import PositionCalibrator
-from cdkit.methods.method import ORIGINAL, Branch, Method
+from cdkit.methods.branch import ORIGINAL, Branch
+from cdkit.methods.method import Method
 from cdkit.strategies.combiners.contrast import Contrast
 
 

@@ -14,7 +14,8 @@ from cdkit.errors import CdkitError
 from cdkit.evals.speed.bench_runners import BenchRunner, Logits, Tokens
 from cdkit.evals.speed.prompts import Prompts
 from cdkit.evals.speed.variants import VariantName
-from cdkit.methods.method import ORIGINAL, Method
+from cdkit.methods.branch import ORIGINAL
+from cdkit.methods.method import Method
 
 STEPS = 8
 """So many tokens of an answer are compared, if it has them: the prompt's logits, and those of steps

@@ -10,7 +10,8 @@ from cdkit.evals.speed.bench_runners import BenchRunner, GenerateRunner
 from cdkit.evals.speed.bench_settings import CDKIT, TEXTBOOK, optimizations
 from cdkit.evals.speed.prompts import Prompts
 from cdkit.evals.speed.textbook import TextbookRunner, has_textbook
-from cdkit.methods.method import Method, kind_of
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import kind_of
 
 
 @dataclass(frozen=True)

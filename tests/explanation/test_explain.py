@@ -11,7 +11,7 @@ from torch import Tensor
 import cdkit
 from cdkit.explanation.explained import COMBINED, PLAIN, ExplainedAnswer, most_telling
 from cdkit.explanation.summary import why
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 MakeInputs = Callable[..., dict[str, Tensor]]
 QUESTION = "is there a cat ?"

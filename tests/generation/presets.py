@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cdkit
 from cdkit import layers_within
-from cdkit.methods.method import describe
+from cdkit.methods.part_kinds import describe
 from cdkit.testing.example_segments import example_segment, example_segments
 
 

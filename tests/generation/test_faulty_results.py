@@ -12,8 +12,9 @@ from parity.tiny import WordTokenizer, batch, sample, tiny
 from torch import Tensor
 
 import cdkit
+from cdkit.methods.branch import Branch
 from cdkit.methods.declarations import check_fields_of
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.method import Method
 
 SAMPLES = (sample(3, 5, seed=51), sample(2, 3, 6, seed=52))
 PLAIN, VCD = cdkit.load("plain"), cdkit.load("vcd")

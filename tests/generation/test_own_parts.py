@@ -12,7 +12,8 @@ from torch import Tensor
 import cdkit
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.segment import CrossModalSegment
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
 from cdkit.testing import check_combiner, check_readout, check_strategy
 
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")

@@ -12,7 +12,8 @@ from torch import Tensor
 import cdkit
 from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import AlphaSchedule, Signals
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
 
 QUESTIONS = ("is there a cat ?", "<image> w3 <image> w4 in the image ?")
 VCD = cdkit.load("vcd", beta=0.05)

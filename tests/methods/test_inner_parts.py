@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import cdkit
-from cdkit.methods.method import Branch, Method, describe
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import describe
 from cdkit.methods.plain_data import parse_method
 
 SELECTED = """

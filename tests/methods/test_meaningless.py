@@ -12,7 +12,8 @@ from torch import Tensor
 
 import cdkit
 from cdkit.functional.noise import purpose_of
-from cdkit.methods.method import Branch, Method
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
 from cdkit.strategies.combiners.layer_contrast import LayerContrast
 from cdkit.strategies.combiners.sharpen import Sharpen
 from cdkit.strategies.distortions.diffusion_noise import DiffusionNoise

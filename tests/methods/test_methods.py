@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import cdkit
-from cdkit.methods.method import REGISTRIES, Branch, Method
+from cdkit.methods.branch import Branch
+from cdkit.methods.method import Method
+from cdkit.methods.part_kinds import REGISTRIES
 from cdkit.methods.plain_data import parse_method
 
 PRESETS = list(cdkit.presets())

@@ -17,7 +17,7 @@ from cdkit.evals.runner.answer_engine import AnswerEngine, Logits
 from cdkit.evals.runner.answering import Answering, FirstStep
 from cdkit.evals.runner.shared_passes import SharedPass, Variant, passes
 from cdkit.evals.runner.unconstrained import continued
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 
 
 def test_each_set_of_branches_runs_once() -> None:

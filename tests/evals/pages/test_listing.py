@@ -14,7 +14,7 @@ import cdkit
 from cdkit.evals import cli
 from cdkit.evals.pages import listing
 from cdkit.interfaces.part import Part
-from cdkit.methods.method import REGISTRIES
+from cdkit.methods.part_kinds import REGISTRIES
 from cdkit.methods.plain_data import parse_method
 
 TOPICS = [topic.value for topic in cli.Topic]

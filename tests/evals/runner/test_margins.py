@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 from cdkit.evals.runner.gumbel import GumbelSampling
 from cdkit.evals.runner.margins import MarginRecorder, tolerance_of
 from cdkit.generation.trace import Step, Trace
-from cdkit.methods.method import ORIGINAL
+from cdkit.methods.branch import ORIGINAL
 from cdkit.strategies.combiners.contrast import Contrast
 from cdkit.strategies.constraints.plausibility import Plausibility
 
