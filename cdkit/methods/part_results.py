@@ -191,10 +191,11 @@ class CheckedChange:
             return
         for name in ("logits", "text_logits"):
             if changes_field(before, after, name):
-                own, new = getattr(before, name), getattr(after, name)
-                same = isinstance(new, Tensor) and new.shape == own.shape
-                if not same or new.dtype != own.dtype:
-                    raise self._error(name, new, f"shape {tuple(own.shape)} and type {own.dtype}")
+                old, changed = getattr(before, name), getattr(after, name)
+                same = isinstance(changed, Tensor) and changed.shape == old.shape
+                if not same or changed.dtype != old.dtype:
+                    must = f"shape {tuple(old.shape)} and type {old.dtype}"
+                    raise self._error(name, changed, must)
         rows, _, text, image = before.logits.shape
         new: Any = after.replaced
         if new is not None and new is not before.replaced:

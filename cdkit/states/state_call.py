@@ -173,8 +173,8 @@ class StateCall:
         if segment.memory and not part.remembers:
             raise undeclared_memory(part)
         if part.remembers:
-            kept = {key: x for key, x in segment.memory.items() if key == part}
-            check_kept(part, kept, states.shape[0], "the memory")
+            own = {key: x for key, x in segment.memory.items() if key == part}
+            check_kept(part, own, states.shape[0], "the memory")
         new = new if new.dtype == states.dtype else new.to(states.dtype)
         chosen = kinds.changed(part.rows)
         if chosen is None:
