@@ -223,9 +223,10 @@ class CheckedChange:
                 must = "none, unless the strategy declares keeps_prefix = False"
                 raise result_error(self.part, self._name, "pruned tokens", must, "check_strategy")
         if not before.generated:
-            own, others = vars(before), vars(after)
+            given, returned = vars(before), vars(after)
             for name in FIXED:  # what was not read is not computed
-                if name in own and name in others and own[name] is not others[name]:
+                both = name in given and name in returned
+                if both and given[name] is not returned[name]:
                     must = f"that field as it was: only {', '.join(CHANGEABLE)} may differ"
                     raise result_error(
                         self.part, self._name, f"another {name}", must, "check_strategy"
