@@ -38,6 +38,7 @@ class ModelDecoding(DecodingContext):
     stopping_criteria: StoppingCriteriaList
 
     def select(self, rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:
+        _check_rows("indices", indices, rows)
         return _select(rows, indices)
 
     def extend(
@@ -52,6 +53,8 @@ class ModelDecoding(DecodingContext):
                 "extend takes whole numbers of shape (rows, new tokens), got "
                 f"{said_of(tokens)}: write tokens[:, None] for one new token of each row"
             )
+        if parents is not None:
+            _check_rows("parents", parents, rows)
         # the model writes into the cache that it is given
         cache = _cache(rows).fork() if parents is None else _cache(rows).select(parents)
         output = self.model(
@@ -183,6 +186,15 @@ def _rows(engine: AttachedEngine, output: Any) -> Rows:
     assert isinstance(cache, MethodCache) and weights is not None and original is not None
     logits, seen = output.logits[:, -1], cache.original_columns(weights)
     return Rows(logits, original, seen.to(logits.device), cache)
+
+
+def _check_rows(name: str, chosen: Int[Tensor, " chosen"], rows: Rows) -> None:
+    """Raise where a loop continues with rows that there are not."""
+    count = rows.logits.shape[0]
+    if not chosen.numel() or not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
+        raise CdkitError(
+            f"{name} are rows from 0 to {count - 1}, one at least, got {chosen.tolist()}"
+        )
 
 
 def _select(rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:

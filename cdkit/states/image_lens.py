@@ -14,6 +14,7 @@ from cdkit.interfaces.image_readout import ImageLogits, ImageReadout
 from cdkit.interfaces.model_adapter import ModelAdapter
 from cdkit.interfaces.state_intervention import StateIntervention
 from cdkit.methods.part_kinds import kind_of
+from cdkit.methods.part_results import said_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,13 @@ def read_images(
                 f"read_image of {kind_of(part)} kept {', '.join(each[-1])} of one prompt and "
                 f"{', '.join(each[0])} of another; it must keep the same names of every prompt"
             )
+        for name, kept in each[-1].items():
+            first = each[0][name]
+            if (kept.shape[1:], kept.dtype) != (first.shape[1:], first.dtype):
+                raise CdkitError(
+                    f"read_image of {kind_of(part)} kept {name} as {said_of(first)} of one prompt "
+                    f"and {said_of(kept)} of another; behind the tokens, the shapes must be alike"
+                )
     return KeptOfImages(
         {name: stacked([own[name] for own in each]) for name in each[0]}, seen.valid
     )

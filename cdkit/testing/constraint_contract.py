@@ -11,6 +11,9 @@ from cdkit.testing.values import check_value, normal, pure
 
 OWN_ROW = "reduce over the vocabulary (dim=-1, keepdim=True), never over the rows of the batch"
 
+VOCABULARY = 200
+"""More tokens than a constraint of a fixed number keeps."""
+
 
 def check_constraint(constraint: Any) -> None:
     """Check the promises of a constraint.
@@ -42,7 +45,7 @@ def check_constraint(constraint: Any) -> None:
         todo="describe in words, with its parameters, what it keeps",
     )
     for seed in range(4):
-        logits = 3 * normal(seed, 3, 11)
+        logits = 3 * normal(seed, 3, VOCABULARY)
         allowed: Tensor = pure(constraint, constraint.allowed, logits)
         mask = allowed.dtype == torch.bool and allowed.shape == logits.shape
         require(

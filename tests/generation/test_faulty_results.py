@@ -291,6 +291,16 @@ FAULTY: tuple[tuple[Any, str], ...] = (
     (ReturnsLayers(lambda p, n: {"original": 1}), "texts other than 'original'"),
     (ReturnsPositions(lambda p, x: x.add_(1).double()), WRITES),
     (ReturnsPositions(lambda p, x: x.half()), "positions of torch.float32 or a wider type"),
+    (
+        ReturnsAnswers(lambda p, d: d.select(d.prompt, torch.tensor([3])) and []),
+        r"indices are rows from 0 to 0, one at least, got \[3\]",
+    ),
+    (
+        ReturnsAnswers(
+            lambda p, d: d.extend(d.prompt, torch.tensor([[1]]), parents=torch.tensor([-1])) and []
+        ),
+        r"parents are rows from 0 to 0, one at least, got \[-1\]",
+    ),
     (ReturnsAnswers(lambda p, d: None), "run of ReturnsAnswers returned NoneType"),
     (ReturnsAnswers(lambda p, d: [cdkit.Hypothesis((-3,), 0.0)]), "the token -3"),
     (ReturnsAnswers(lambda p, d: [cdkit.Hypothesis((1,) * 99, 0.0)]), "an answer of 99 tokens"),

@@ -250,6 +250,10 @@ def names_by_length(logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
     return {f"of {len(logits)}": logits.each(lambda piece: piece)}
 
 
+def width_by_length(logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
+    return {"first": logits.each(lambda piece: piece[:, : len(logits)])}
+
+
 @pytest.mark.parametrize(
     ("part", "why"),
     [
@@ -259,6 +263,7 @@ def names_by_length(logits: cdkit.ImageLogits) -> Mapping[str, Tensor]:
             "read_image of Faulty returned list, and must",
         ),
         (Faulty(keeps=lambda logits: {"a": [1]}), "Faulty made a a list; it must be a tensor"),
+        (Faulty(keeps=width_by_length), "kept first as a tensor of .* of one prompt and a tensor"),
         (Faulty(keeps=names_by_length), "kept of [0-9]+ of one prompt and of [0-9]+ of another"),
         (Faulty(makes=3), "intervene of Faulty returned int, and must return a tensor of shape"),
         (Shown(lambda x: x[:1, :1]), r"step_logits of Shown returned shape \(1, 1\), and must"),
