@@ -440,12 +440,21 @@ class AnswerEngine:
     ) -> Any:
         # a checkpoint's stop_strings are read with the tokenizer
         pinned = {**PINNED, "do_sample": False, "tokenizer": self.processor.tokenizer, **options}
-        # attached methods refuse a checkpoint's settings; rows of methods with no effect do so, too
-        pinned |= check_arguments(pinned, [self.model.generation_config], method, plain=False)
+        refusal = None
+        try:
+            pinned |= check_arguments(pinned, [self.model.generation_config], method, plain=False)
+        except CdkitError as error:
+            if not method.is_identity:
+                raise
+            refusal = error  # the stock model may take what no method runs with
         try:
             return self.model.generate(**inputs, max_new_tokens=limit, **pinned)
-        except ValueError as error:
-            if isinstance(error, CdkitError) or not _is_of_transformers(error):
+        except (CdkitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if refusal is not None:
+                raise refusal from error
+            if not isinstance(error, ValueError) or not _is_of_transformers(error):
                 raise
             said = str(error).strip().rstrip(".")
             raise CdkitError(

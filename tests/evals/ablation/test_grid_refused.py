@@ -122,7 +122,7 @@ def test_the_plain_model_that_does_not_run(
 ) -> None:
     """What transformers refuses is no traceback: one error, or a row of one of several models."""
     other = checkpoint(**DOLA)
-    with pytest.raises(CdkitError, match=r"cannot run plain, which every .*: Dola Generation"):
+    with pytest.raises(CdkitError, match=r"cannot run plain, which every .* dola_layers"):
         run(grid_of(data, other), tmp_path / "alone")
     outcome = run(grid_of(data, other, MICRO), tmp_path / "both")
     assert outcome.refused.keys() == {other} and outcome.refused[other].keys() == {"plain", "cmac"}

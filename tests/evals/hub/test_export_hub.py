@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -181,6 +181,8 @@ def test_the_requirements_are_cdkits_own_and_hugging_face_reads_each(tmp_path: P
 @dataclass(frozen=True)
 class NobodysCombiner(cdkit.LogitCombiner):
     """In no package."""
+
+    stateful: ClassVar[bool] = False
 
     def combine(self, original: Any, others: Any, *, step: int, state: Any) -> Any:
         return original, state

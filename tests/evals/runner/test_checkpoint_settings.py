@@ -195,7 +195,10 @@ def test_a_margin_is_right_or_absent(setting: dict[str, Any], known: bool, metho
 def test_what_no_method_runs_with_is_the_same_error_for_plain(
     name: str, value: object, method: str
 ) -> None:
+    """Where stock `generate` fails on it; else plain runs, as without cdkit."""
     with pytest.raises(cdkit.CdkitError, match=f"^{method} cannot run with {name}={value!r}, whi"):
+        asked_of_generate(method, name, value, error=AttributeError("'NoneType' object has no ..."))
+    if method == "plain":
         asked_of_generate(method, name, value)
 
 
@@ -231,7 +234,9 @@ def test_a_fault_of_a_plug_in_stays_its_own() -> None:
         engine.answers(cdkit.load("plain"), inputs, ["a"], limit=1, seed=None)
 
 
-def asked_of_generate(method: str, name: str, value: object) -> dict[str, Any]:
+def asked_of_generate(
+    method: str, name: str, value: object, *, error: Exception | None = None
+) -> dict[str, Any]:
     """The arguments of `generate` under a checkpoint that has this setting."""
     model, processor = cdkit.load_model("micro")
     setattr(model.generation_config, name, value)
@@ -239,6 +244,8 @@ def asked_of_generate(method: str, name: str, value: object) -> dict[str, Any]:
 
     def generate(**given: Any) -> Any:
         asked.update(given)
+        if error is not None:
+            raise error
         return given["input_ids"]
 
     if method == "plain":
