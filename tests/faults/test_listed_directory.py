@@ -3,6 +3,7 @@
 `random.shuffle(os.listdir(folder))` gives each machine, and each run, another test set.
 """
 
+import glob
 import json
 import os
 import random
@@ -65,6 +66,10 @@ def listed(seed: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "scandir", scan)
+        # pathlib's, from Python 3.13 on
+        globber = getattr(glob, "_StringGlobber", None)
+        if globber is not None:
+            patch.setattr(globber, "scandir", staticmethod(scan))
         patch.setattr(os, "listdir", lambda path=".": shuffled(sorted(listdir(path))))
         yield
 
