@@ -139,7 +139,7 @@ def attend_packed(
         )
         if groups > 1:
             out = out.view(samples, heads, tokens, -1)
-        return out.transpose(1, 2)
+        return torch.transpose_copy(out, 1, 2)  # a copy, as some models take views of it
     scores = _scores(context, query.reshape(samples * kv, groups * tokens, dim), kv, layer, form)
     views = context.steps.kept.get(heads)
     if views is None:
@@ -169,7 +169,7 @@ def attend_packed(
     out = torch.bmm(_as(weights, layer.values.dtype), layer.flat_values)
     for (own, after), weight in zip(changed, taken, strict=True):
         _add_replacement(out, weight, after, own.place, views, kv)
-    return out.view(samples, heads, tokens, -1).transpose(1, 2)
+    return torch.transpose_copy(out.view(samples, heads, tokens, -1), 1, 2)
 
 
 class RowViews:

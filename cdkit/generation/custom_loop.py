@@ -38,7 +38,6 @@ class ModelDecoding(DecodingContext):
     stopping_criteria: StoppingCriteriaList
 
     def select(self, rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:
-        _check_rows("indices", indices, rows)
         return _select(rows, indices)
 
     def extend(
@@ -53,10 +52,8 @@ class ModelDecoding(DecodingContext):
                 "extend takes whole numbers of shape (rows, new tokens), got "
                 f"{said_of(tokens)}: write tokens[:, None] for one new token of each row"
             )
-        if parents is not None:
-            _check_rows("parents", parents, rows)
         # the model writes into the cache that it is given
-        cache = _cache(rows).fork() if parents is None else _cache(rows).select(parents)
+        cache = _cache(rows).fork() if parents is None else _cache_of(rows, parents)
         output = self.model(
             input_ids=tokens,
             **{CACHE: cache},
@@ -188,17 +185,18 @@ def _rows(engine: AttachedEngine, output: Any) -> Rows:
     return Rows(logits, original, seen.to(logits.device), cache)
 
 
-def _check_rows(name: str, chosen: Int[Tensor, " chosen"], rows: Rows) -> None:
-    """Raise where a loop continues with rows that there are not."""
-    count = rows.logits.shape[0]
-    if not chosen.numel() or not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
+def _cache_of(rows: Rows, chosen: Int[Tensor, " chosen"]) -> MethodCache:
+    """The cache of these rows."""
+    try:
+        return _cache(rows).select(chosen)
+    except IndexError:  # asked before, it would be a wait for the device
         raise CdkitError(
-            f"{name} are rows from 0 to {count - 1}, one at least, got {chosen.tolist()}"
-        )
+            f"a loop chooses among rows 0 to {rows.logits.shape[0] - 1}, got {chosen.tolist()}"
+        ) from None
 
 
 def _select(rows: Rows, indices: Int[Tensor, " chosen"]) -> Rows:
-    cache = _cache(rows).select(indices)
+    cache = _cache_of(rows, indices)
     return Rows(rows.logits[indices], rows.original[indices], rows.weights[indices], cache)
 
 

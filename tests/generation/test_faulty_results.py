@@ -293,13 +293,13 @@ FAULTY: tuple[tuple[Any, str], ...] = (
     (ReturnsPositions(lambda p, x: x.half()), "positions of torch.float32 or a wider type"),
     (
         ReturnsAnswers(lambda p, d: d.select(d.prompt, torch.tensor([3])) and []),
-        r"indices are rows from 0 to 0, one at least, got \[3\]",
+        r"a loop chooses among rows 0 to 0, got \[3\]",
     ),
     (
         ReturnsAnswers(
-            lambda p, d: d.extend(d.prompt, torch.tensor([[1]]), parents=torch.tensor([-1])) and []
+            lambda p, d: d.extend(d.prompt, torch.tensor([[1]]), parents=torch.tensor([5])) and []
         ),
-        r"parents are rows from 0 to 0, one at least, got \[-1\]",
+        r"a loop chooses among rows 0 to 0, got \[5\]",
     ),
     (ReturnsAnswers(lambda p, d: None), "run of ReturnsAnswers returned NoneType"),
     (ReturnsAnswers(lambda p, d: [cdkit.Hypothesis((-3,), 0.0)]), "the token -3"),

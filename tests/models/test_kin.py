@@ -1,5 +1,6 @@
 """LLaVA's kin: pictures as tiles, of any shape, with marks inside; layers without RoPE."""
 
+import copy
 import functools
 import re
 from collections.abc import Sequence
@@ -186,13 +187,9 @@ def test_elsewhere_every_layer_turns(name: str) -> None:
 
 
 def test_bfloat16_and_an_attachment_in_force_do_not_matter() -> None:
-    model = tiny("aya_vision")
-    try:
-        model.to(torch.bfloat16)
-        with cdkit.attach(model, cdkit.load("cmac")):
-            rotary = adapter_for(model).rotary(model)
-    finally:
-        model.double()
+    model = copy.deepcopy(tiny("aya_vision")).to(torch.bfloat16)
+    with cdkit.attach(model, cdkit.load("cmac")):
+        rotary = adapter_for(model).rotary(model)
     assert rotary is not None and [own is None for own in rotary] == [False, False, False, True]
 
 
