@@ -15,7 +15,7 @@ from cdkit.interfaces.combiner import State
 from cdkit.interfaces.schedule import AlphaSchedule, Signals
 from cdkit.methods.branch import ORIGINAL
 from cdkit.methods.method import Method
-from cdkit.methods.part_results import check_kept, result_error, said_of, unwritten, wrong_result
+from cdkit.methods.part_results import check_kept, tensor_and_state, unwritten
 from cdkit.states.image_lens import ImageStates
 
 States = Mapping[str, State]
@@ -146,12 +146,7 @@ def _factor(
     seen = (signals.logits, signals.image_logits, signals.image_mass, *state.values())
     with unwritten(schedule, "scale", *seen):
         made: object = schedule.scale(signals, step=step, state=state)
-    if not isinstance(made, tuple) or len(made) != 2:
-        must = "two things: the factors and the state"
-        raise result_error(schedule, "scale", said_of(made), must, "check_schedule")
-    factor, new = made
-    if not isinstance(factor, Tensor) or factor.shape != rows:
-        raise wrong_result(schedule, "scale", factor, rows, "check_schedule")
+    factor, new = tensor_and_state(schedule, "scale", made, rows, "check_schedule", what="factors")
     check_kept(schedule, new, rows[0], "the state")
     return factor, new
 

@@ -31,6 +31,7 @@ from cdkit.methods.part_results import (
     check_kept,
     result_error,
     said_of,
+    tensor_and_state,
     unwritten,
     wrong_result,
 )
@@ -305,18 +306,11 @@ class Method:
         Returns:
             The combined logits, -inf on tokens that are ruled out; and the combiner's new state.
         """
-        before = state.values() if isinstance(state, Mapping) else ()
-        with unwritten(self.combiner, "combine", original, *others.values(), *before):
-            made: Any = self.combiner.combine(original, others, step=step, state=state)
-        if not isinstance(made, tuple) or len(made) != 2:
-            raise CdkitError(
-                f"combine of {kind_of(self.combiner)} returned {type(made).__name__}, and must "
-                "return two things: the logits and the state; hold it to "
-                "cdkit.testing.check_combiner"
-            )
-        combined, state = made
-        if not isinstance(combined, Tensor) or combined.shape != original.shape:
-            raise wrong_result(self.combiner, "combine", combined, original.shape, "check_combiner")
+        with unwritten(self.combiner, "combine", original, *others.values(), *state.values()):
+            made: object = self.combiner.combine(original, others, step=step, state=state)
+        combined, state = tensor_and_state(
+            self.combiner, "combine", made, original.shape, "check_combiner", what="logits"
+        )
         check_float(self.combiner, "combine", combined, "check_combiner", like=original)
         check_kept(self.combiner, state, original.shape[0], "the state")
         if state and not self.combiner.stateful:

@@ -4,7 +4,7 @@ The contract suite (`cdkit.testing`) finds more than this. These checks look at 
 alone, which the host knows, and wait for no device.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +18,7 @@ from cdkit.interfaces.decoding_loop import Hypothesis
 from cdkit.interfaces.distortion import AttentionDistortion, Prompt, PromptDistortion
 from cdkit.interfaces.intervention import Intervention
 from cdkit.interfaces.segment import CrossModalSegment, changes_field
+from cdkit.interfaces.state_intervention import StateIntervention
 from cdkit.methods.part_kinds import kind_of
 
 CHANGEABLE = ("logits", "text_logits", "replaced", "replacement", "pruned")
@@ -65,11 +66,36 @@ def wrong_result(
     Returns:
         The error, to be raised.
     """
-    what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    return CdkitError(
-        f"{function} of {kind_of(part)} returned {what}, and must return a tensor of shape "
-        f"{tuple(shape)}; hold it to cdkit.testing.{check}"
-    )
+    found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return result_error(part, function, found, f"a tensor of shape {tuple(shape)}", check)
+
+
+def tensor_and_state(
+    part: object, function: str, made: object, shape: Sequence[int], check: str, *, what: str
+) -> tuple[Tensor, Any]:
+    """Hold what a part with a state returned to its shape; the state is not looked at.
+
+    Args:
+        part: The part.
+        function: The name of its function.
+        made: What it returned.
+        shape: The shape that the tensor must have.
+        check: The function of `cdkit.testing` that tests such parts.
+        what: What the tensor is, such as "logits".
+
+    Returns:
+        The tensor and the state.
+
+    Raises:
+        CdkitError: If it is no pair, or the tensor is none of that shape.
+    """
+    if not isinstance(made, tuple) or len(made) != 2:
+        must = f"two things: the {what} and the state"
+        raise result_error(part, function, type(made).__name__, must, check)
+    value, state = made
+    if not isinstance(value, Tensor) or value.shape != shape:
+        raise wrong_result(part, function, value, shape, check)
+    return value, state
 
 
 def said_of(value: object) -> str:
@@ -141,6 +167,31 @@ def check_kept(part: object, kept: object, rows: int, where: str) -> None:
             )
 
 
+def check_memory(
+    part: AttentionDistortion | Intervention | StateIntervention,
+    memory: Mapping[Hashable, object],
+    rows: int,
+    *,
+    before: int = 0,
+) -> None:
+    """Raise where a part writes into a memory undeclared, or keeps no entry for each row there.
+
+    Args:
+        part: The part.
+        memory: What its segment has as memory, after it ran.
+        rows: How many rows there are.
+        before: How many entries the memory had before.
+    """
+    if part.remembers:
+        own = {key: value for key, value in memory.items() if key == part}
+        check_kept(part, own, rows, "the memory")
+    elif len(memory) > before:
+        raise CdkitError(
+            f"{kind_of(part)} writes into the memory, which is kept only for parts that declare "
+            "remembers = True: declare it"
+        )
+
+
 @dataclass(frozen=True)
 class CheckedChange:
     """A distortion or an intervention of the attention, held to what it may return."""
@@ -173,12 +224,8 @@ class CheckedChange:
         if not isinstance(after, CrossModalSegment):
             must = "a segment, such as dataclasses.replace(segment, logits=...)"
             raise result_error(self.part, self._name, said_of(after), must, "check_strategy")
+        check_memory(self.part, segment.memory, segment.logits.shape[0], before=before)
         self._check(segment, after)
-        if not self.part.remembers and len(segment.memory) > before:
-            raise undeclared_memory(self.part)
-        if self.part.remembers:
-            own = {key: x for key, x in segment.memory.items() if key == self.part}
-            check_kept(self.part, own, segment.logits.shape[0], "the memory")
         return after
 
     @property
@@ -235,14 +282,6 @@ class CheckedChange:
     def _error(self, name: str, value: object, must: str) -> CdkitError:
         found = f"{name} that are {said_of(value)}"
         return result_error(self.part, self._name, found, f"{name} of {must}", "check_strategy")
-
-
-def undeclared_memory(part: object) -> CdkitError:
-    """The error of a part that writes into a memory that it has not asked for."""
-    return CdkitError(
-        f"{kind_of(part)} writes into the memory, which is kept only for parts that declare "
-        "remembers = True: declare it"
-    )
 
 
 def check_features(part: object, value: object, like: Float[Tensor, "*shape"]) -> Tensor:

@@ -13,13 +13,7 @@ from cdkit.errors import CdkitError
 from cdkit.generation.hooks import Hooks
 from cdkit.interfaces.state_intervention import StateSegment
 from cdkit.methods.part_kinds import kind_of
-from cdkit.methods.part_results import (
-    check_float,
-    check_kept,
-    undeclared_memory,
-    unwritten,
-    wrong_result,
-)
+from cdkit.methods.part_results import check_float, check_memory, unwritten, wrong_result
 from cdkit.states.answer_states import AnswerStates, PromptShown
 from cdkit.states.attached_states import AttachedStates, Place, SiteEdit
 from cdkit.states.image_lens import ImageStates
@@ -170,11 +164,7 @@ class StateCall:
         if not isinstance(new, Tensor) or new.shape != states.shape:
             raise wrong_result(part, "intervene", new, states.shape, "check_state_intervention")
         check_float(part, "intervene", new, "check_state_intervention")
-        if segment.memory and not part.remembers:
-            raise undeclared_memory(part)
-        if part.remembers:
-            own = {key: x for key, x in segment.memory.items() if key == part}
-            check_kept(part, own, states.shape[0], "the memory")
+        check_memory(part, segment.memory, states.shape[0])
         new = new if new.dtype == states.dtype else new.to(states.dtype)
         chosen = kinds.changed(part.rows)
         if chosen is None:

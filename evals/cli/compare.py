@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdkit.errors import CdkitError
-from cdkit.evals.cli.app import Device, app, console, examples, guarded, quiet
+from cdkit.evals.cli.app import Device, app, console, examples, guarded, names_in, quiet
 from cdkit.evals.cli.usage import UsageError, check_name, usage
 from cdkit.evals.runner.modes import DECODE
 from cdkit.evals.statistics.defaults import RESAMPLES
@@ -129,8 +129,7 @@ def compare(
     with usage():
         if mode is not None:
             check_name("decode mode", mode, DECODE)
-        if methods is not None and not all(map(str.strip, methods.split(","))):
-            raise CdkitError(f"--methods takes names with commas between them, got {methods!r}")
+        names_in("--methods", methods)  # which of them there are, the runs will say
         if len(runs) < 2 and not runs[0].is_dir():
             raise CdkitError(
                 f"a comparison needs two runs or more, and {runs[0]} is no folder: give the "

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 class NoDevices:
-    """What torch asks a backend for; nobody else is to find it."""
+    """What torch asks of a backend. It counts no devices, so that no library takes one of them."""
 
     is_initialized = is_available = is_in_bad_fork = staticmethod(lambda: False)
     device_count = current_device = staticmethod(lambda: 0)
